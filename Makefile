@@ -1,0 +1,58 @@
+# `make setup` makes .venv; the other targets call it. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-cuda check format clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(STAMP)  ## Make .venv with everything installed, in the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Thousandfold needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "setup: installing into $(VENV) (torch and its libraries are large: minutes on a slow line)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e ".[train,dev]"
+	@touch $@
+	@echo "setup: done; the command line is $(BIN)/pipeline"
+
+demo: setup  ## Teacher to ONNX policy on the point maze, a few minutes on a CPU; results in demo/
+	@echo "demo: the quickstart preset, every stage; results in $(DEMO)/runs"
+	@$(BIN)/pipeline --workspace $(DEMO) run --preset quickstart
+	@echo "demo: artifacts lie in $(DEMO)/runs; $(BIN)/pipeline --workspace $(DEMO) ui shows the runs"
+
+test: setup  ## Run the fast tests, on two processes
+	@echo "test: the fast tests"
+	@$(BIN)/python -m pytest -q -m "not slow and not cuda" -n 2 --dist loadfile
+
+test-all: setup  ## Run every test that needs no GPU, the slow ones too
+	@echo "test-all: every test but those that need CUDA"
+	@$(BIN)/python -m pytest -q -m "not cuda"
+
+test-cuda: setup  ## Run the tests that need a CUDA device (each says why where it is skipped)
+	@echo "test-cuda: the tests that need a CUDA device"
+	@$(BIN)/python -m pytest -q -m cuda -rs
+
+check: setup  ## Check style, formatting, types and who imports whom
+	@echo "check: ruff, pyright, import directions"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest -q tests/test_import_direction.py
+
+format: setup  ## Put the code in order with ruff
+	@echo "format: ruff"
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## Remove caches and build outputs (not .venv, not results)
+	@echo "clean: caches and build outputs"
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

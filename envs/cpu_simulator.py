@@ -1,0 +1,158 @@
+"""The simulator on CPU threads: `mujoco.batch.Batch`, read into float32 NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+
+import mujoco
+import numpy as np
+from mujoco import batch as mujoco_batch
+
+from envs.compiled_task import CompiledTask
+from envs.mujoco_log import quiet_mujoco
+from envs.simulator import Simulator, StepResult, check_state, pack_generator, unpack_generator
+
+_COUNT = 1  # a warning is (last info, count)
+_NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
+_VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
+_FORWARD_STAGE = int(mujoco.mjtStage.mjSTAGE_ACC)
+# MuJoCo resets a world that diverged: state finite, status 0. These counters are the only trace. Contacts or
+# constraints that found no room are lost physics just as well.
+_DIVERGED = [
+    int(warning)
+    for warning in (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+        mujoco.mjtWarning.mjWARN_BADCTRL,
+        mujoco.mjtWarning.mjWARN_CONTACTFULL,
+        mujoco.mjtWarning.mjWARN_CNSTRFULL,
+    )
+]
+
+
+class CpuSimulator(Simulator):
+    """Worlds of one task on a thread pool; bit-identical at any number of threads.
+
+    Args:
+        task: the compiled task.
+        num_worlds: how many worlds to run.
+        seed: seed of the resets' generator.
+        distribution: episode distribution that resets draw from.
+        num_threads: threads to step on; 0 takes as many as this process may use.
+    """
+
+    def __init__(
+        self,
+        task: CompiledTask,
+        num_worlds: int,
+        *,
+        seed: int | np.random.SeedSequence = 0,
+        distribution: str = "training",
+        num_threads: int = 0,
+    ) -> None:
+        task.task.distribution(distribution)
+        if num_worlds < 1:
+            raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
+        self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        self.rng = np.random.Generator(np.random.PCG64(seed))
+        self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or available_threads())
+        self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in task.fields}
+        self._stage = _VELOCITY_STAGE if task.needs_derived_fields else _NO_STAGE
+        self.observation = np.zeros((num_worlds, task.observation_dim), np.float32)
+        self.achieved_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
+        self.desired_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
+        self.episode_step = np.zeros(num_worlds, np.int64)
+        self.unstable_count = 0
+        self.reset()
+
+    def reset(self, worlds: np.ndarray | None = None) -> None:
+        """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
+        ids = np.arange(self.num_worlds) if worlds is None else np.flatnonzero(np.asarray(worlds))
+        if len(ids) == 0:
+            return
+        qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
+        self._batch.reset(ids, stage=_NO_STAGE)
+        self._qpos[ids], self._qvel[ids], self._ctrl[ids] = qpos, qvel, 0.0
+        self.desired_goal[ids] = goal
+        self.episode_step[ids] = 0
+        self._refresh(ids)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Advance every world by one control step; see `Simulator.step`."""
+        self._ctrl[:] = self.task.control_from_action(np.asarray(action))
+        unstable = self._advance()
+        self.unstable_count += int(unstable.sum())
+        self.episode_step += 1
+        self._read()
+        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
+        ended = self.task.ended_early(self._fields)
+        terminated = np.zeros(self.num_worlds, bool) if ended is None else ended & ~unstable
+        return StepResult(success, terminated, self.episode_step >= self.task.task.episode_steps, unstable)
+
+    def world_data(self, world: int) -> mujoco.MjData:
+        """Return one world as an `MjData` of its own, with everything computed that a picture needs."""
+        data = self._batch.get_data(world)
+        with quiet_mujoco():
+            mujoco.mj_forward(self.task.model, data)
+        return data
+
+    def _advance(self) -> np.ndarray:
+        """Run the physics of one control step; return which worlds diverged, (num_worlds,) bool."""
+        # MuJoCo zeroes a world's counters as it resets it, then counts to 1: only counts from zero tell.
+        self._batch.warning[:, _DIVERGED, _COUNT] = 0
+        unstable = np.zeros(self.num_worlds, bool)
+        try:
+            with quiet_mujoco():
+                self._batch.step(nstep=self.task.frame_skip, stage=self._stage)
+        except mujoco_batch.SimulationError as error:
+            unstable[error.ids] = True
+        return unstable | (self._batch.warning[:, _DIVERGED, _COUNT] > 0).any(1)
+
+    def set_goal(self, goal: np.ndarray, worlds: np.ndarray | None = None) -> None:
+        """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
+        chosen = slice(None) if worlds is None else worlds
+        self.desired_goal[chosen] = np.broadcast_to(goal, self.desired_goal.shape)[chosen]
+
+    def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Put every world into a state and refresh the observation."""
+        self._qpos[:], self._qvel[:] = qpos, qvel
+        self._refresh(None)
+
+    def _refresh(self, ids: np.ndarray | None) -> None:
+        if self._stage != _NO_STAGE:
+            # All of mj_forward: a field that the call left out would hold another world's numbers.
+            with quiet_mujoco():
+                self._batch.forward(ids, stage=_FORWARD_STAGE)
+        self._read()
+
+    def _read(self) -> None:
+        self.task.read_observation(self._fields, self.observation)
+        self.task.read_achieved_goal(self._fields, self.achieved_goal)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return everything that the next step depends on."""
+        return {
+            "state": self._batch.state.copy(),
+            "observation": self.observation.copy(),
+            "achieved_goal": self.achieved_goal.copy(),
+            "desired_goal": self.desired_goal.copy(),
+            "episode_step": self.episode_step.copy(),
+            "unstable_count": np.array(self.unstable_count),
+            "generator": pack_generator(self.rng),
+        }
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned."""
+        check_state(self.state_dict(), state)
+        self._batch.state[:] = state["state"]
+        for name in ("observation", "achieved_goal", "desired_goal", "episode_step"):
+            getattr(self, name)[:] = state[name]
+        self.unstable_count = int(state["unstable_count"])
+        self.rng = unpack_generator(state["generator"])
+
+
+def available_threads() -> int:
+    """Return how many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

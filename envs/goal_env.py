@@ -1,0 +1,368 @@
+"""Goal-reaching tasks as Gymnasium environments: thin adapters over the simulator, for strangers' code.
+
+Both follow the conventions of goal-conditioned environments: observations are dictionaries with
+``observation``, ``achieved_goal`` and ``desired_goal``; the reward is −1 until success and 0 at it; success
+does not end the episode; `compute_reward`, `compute_terminated` and `compute_truncated` take batches, so that
+a replay buffer can relabel goals. What they return is the caller's to keep: a copy of the simulator's arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
+from envs.registry import compile_task
+from envs.simulator import StepResult
+
+Observation = Mapping[str, np.ndarray]
+_FRAME_PIXELS = 480
+
+
+class _GoalContract:
+    """What the single and the vector environment share: reward and ends as functions of goals and info."""
+
+    task: CompiledTask
+    _simulator: CpuSimulator
+
+    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
+        """Return 0 where the achieved goal is a success for the desired one, −1 elsewhere.
+
+        Args:
+            achieved_goal: (..., goal_dim).
+            desired_goal: (..., goal_dim).
+            info: not needed; part of the contract.
+
+        Returns:
+            (...,) float64; a float for a single pair of goals.
+        """
+        return _reward(self.task.is_success(_as_goal(achieved_goal), _as_goal(desired_goal)))
+
+    def compute_terminated(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
+        """Return whether the episode terminated, (...,) bool: as `info` says, for no goal ends one."""
+        return self._from_info("ended_early", achieved_goal, info)
+
+    def compute_truncated(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
+        """Return whether the episode was truncated, (...,) bool: out of time or unstable, as `info` says."""
+        return self._from_info("out_of_time", achieved_goal, info) | self._from_info(
+            "unstable", achieved_goal, info
+        )
+
+    @staticmethod
+    def _from_info(name: str, achieved_goal: np.ndarray, info: Any) -> Any:
+        """Return `name` of an info, or of a list of infos, in the shape of a reward."""
+        flags = (
+            info.get(name, False) if isinstance(info, Mapping) else [each.get(name, False) for each in info]
+        )
+        result = np.broadcast_to(np.asarray(flags, bool), np.shape(achieved_goal)[:-1]).copy()
+        return result if result.ndim else bool(result)
+
+    def _copy_observation(self) -> Observation:
+        simulator = self._simulator
+        return {
+            "observation": simulator.observation.copy(),
+            "achieved_goal": simulator.achieved_goal.copy(),
+            "desired_goal": simulator.desired_goal.copy(),
+        }
+
+    def _reset_info(self) -> dict[str, np.ndarray]:
+        """Return the info of an episode that starts, arrays (num_worlds,) of bool."""
+        never = np.zeros(self._simulator.num_worlds, bool)
+        reached = self.task.is_success(self._simulator.achieved_goal, self._simulator.desired_goal)
+        return {
+            "is_success": reached,
+            "unstable": never.copy(),
+            "ended_early": never.copy(),
+            "out_of_time": never.copy(),
+        }
+
+    @staticmethod
+    def _step_info(result: StepResult) -> dict[str, np.ndarray]:
+        return {
+            "is_success": result.success,
+            "unstable": result.unstable,
+            "ended_early": result.terminated,
+            "out_of_time": result.truncated,
+        }
+
+
+class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray]):
+    """Many copies of a task, stepped together.
+
+    A world that ended, or whose physics diverged (truncated, with ``unstable`` in its final info), is reset
+    within the same step: the observation returned starts its next episode, and ``info["final_obs"]`` and
+    ``info["final_info"]`` hold how the last one ended.
+
+    Args:
+        num_envs: how many worlds to run.
+        task: a built-in task's name, or a compiled task.
+        distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
+        num_threads: threads to step on; 0 takes as many as this process may use.
+
+    Raises:
+        TaskError: no such task or distribution.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        task: str | CompiledTask,
+        distribution: str = "training",
+        num_threads: int = 0,
+    ) -> None:
+        self.task = compile_task(task) if isinstance(task, str) else task
+        self.num_envs = num_envs
+        self._simulator = CpuSimulator(
+            self.task, num_envs, distribution=distribution, num_threads=num_threads
+        )
+        self._started = False
+        self.single_observation_space, self.single_action_space = goal_spaces(self.task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start a fresh episode in every world.
+
+        Args:
+            seed: seeds starts and goals, from here on; None goes on with the generator as it is.
+            options: ``goal``, (goal_dim,) or (num_envs, goal_dim), commands goals for these episodes instead
+                of drawing them; ``reset_mask``, (num_envs,) bool, resets these worlds alone.
+
+        Raises:
+            ValueError: a goal or mask of the wrong shape.
+        """
+        super().reset(seed=seed)
+        options = _checked(options, ("goal", "reset_mask"))
+        mask = _mask(options.get("reset_mask"), self.num_envs)
+        self._simulator.rng = self.np_random
+        self._simulator.reset(mask)
+        self._started = self._started or mask is None
+        if options.get("goal") is not None:
+            self._simulator.set_goal(_goal(options["goal"], self.task, self.num_envs), mask)
+        return self._copy_observation(), _with_masks(self._reset_info())
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance every world by one control step, and reset the worlds that ended.
+
+        Args:
+            actions: (num_envs, action_dim), clipped to [−1, 1].
+
+        Returns:
+            observations, rewards (float64), terminations, truncations, info; the first dimension is num_envs.
+
+        Raises:
+            ResetNeeded: `reset` was never called.
+            ValueError: actions of the wrong shape.
+        """
+        if not self._started:
+            raise gymnasium.error.ResetNeeded("Call reset before the first step.")
+        result = self._simulator.step(_action(actions, (self.num_envs, self.task.action_dim)))
+        info = self._step_info(result)
+        truncated = result.truncated | result.unstable
+        done = result.terminated | truncated
+        infos = _with_masks(info)
+        if done.any():
+            infos = self._autoreset(done, info)
+        return self._copy_observation(), _reward(result.success), result.terminated, truncated, infos
+
+    def _autoreset(self, done: np.ndarray, info: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Reset the worlds that ended; return the infos with the ends filed as Gymnasium's own vectors do."""
+        final = self._copy_observation()
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for world in np.flatnonzero(done):
+            final_obs[world] = {name: rows[world].copy() for name, rows in final.items()}
+        final_info = {name: flags & done for name, flags in info.items()}
+        self._simulator.reset(done)
+        fresh = self._reset_info()
+        return {
+            **_with_masks({name: np.where(done, fresh[name], info[name]) for name in info}),
+            "final_obs": final_obs,
+            "_final_obs": done.copy(),
+            "final_info": {**final_info, **{f"_{name}": done.copy() for name in final_info}},
+            "_final_info": done.copy(),
+        }
+
+
+class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
+    """One world of a task.
+
+    The episode is truncated after the task's number of steps, or when the physics diverged
+    (``info["unstable"]``).
+
+    Args:
+        task: a built-in task's name, or a compiled task.
+        distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
+        render_mode: ``rgb_array`` or None.
+
+    Raises:
+        TaskError: no such task or distribution.
+        ValueError: another render mode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012, as Gymnasium declares it
+
+    def __init__(
+        self, *, task: str | CompiledTask, distribution: str = "training", render_mode: str | None = None
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode {render_mode!r}; valid: None, 'rgb_array'")
+        self.task = compile_task(task) if isinstance(task, str) else task
+        self.metadata = {**self.metadata, "render_fps": round(1 / self.task.task.control_dt_s)}
+        self.render_mode = render_mode
+        self._simulator = CpuSimulator(self.task, 1, distribution=distribution, num_threads=1)
+        self._started = False
+        self._renderer: mujoco.Renderer | None = None
+        self.observation_space, self.action_space = goal_spaces(self.task)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start a fresh episode.
+
+        Args:
+            seed: seeds starts and goals, from here on; None goes on with the generator as it is.
+            options: ``goal``, (goal_dim,), commands a goal for this episode instead of drawing one.
+
+        Raises:
+            ValueError: a goal of the wrong shape.
+        """
+        super().reset(seed=seed)
+        options = _checked(options, ("goal",))
+        self._simulator.rng = self.np_random
+        self._simulator.reset()
+        self._started = True
+        if options.get("goal") is not None:
+            self._simulator.set_goal(_goal(options["goal"], self.task, 1))
+        return self._first_observation(), _first(self._reset_info())
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Advance by one control step.
+
+        Args:
+            action: (action_dim,), clipped to [−1, 1].
+
+        Raises:
+            ResetNeeded: `reset` was never called.
+            ValueError: an action of the wrong shape.
+        """
+        if not self._started:
+            raise gymnasium.error.ResetNeeded("Call reset before the first step.")
+        result = self._simulator.step(_action(action, (self.task.action_dim,))[None])
+        info = _first(self._step_info(result))
+        truncated = info["out_of_time"] or info["unstable"]
+        return self._first_observation(), _reward(result.success[0]), info["ended_early"], truncated, info
+
+    def render(self) -> np.ndarray | None:
+        """Return a picture of the world, (480, 480, 3) uint8; None without a render mode.
+
+        Raises:
+            RuntimeError: there is no OpenGL to draw with.
+        """
+        if self.render_mode is None:
+            return None
+        renderer = self._renderer = self._renderer or _make_renderer(self.task.model)
+        renderer.update_scene(self._simulator.world_data(0))
+        return renderer.render()
+
+    def close(self) -> None:
+        """Free the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _first_observation(self) -> Observation:
+        return {name: rows[0] for name, rows in self._copy_observation().items()}
+
+
+def goal_spaces(task: CompiledTask) -> tuple[spaces.Space[Any], spaces.Box]:
+    """Return the dictionary space of observations and the box of actions of one world."""
+
+    def unbounded(size: int) -> spaces.Box:
+        return spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    observation = spaces.Dict(
+        {
+            "observation": unbounded(task.observation_dim),
+            "achieved_goal": unbounded(task.goal_dim),
+            "desired_goal": unbounded(task.goal_dim),
+        }
+    )
+    return observation, spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
+
+
+def _reward(success: Any) -> Any:
+    """Return 0 at success and −1 elsewhere, float64; a float for a single flag."""
+    reward = np.asarray(success, np.float64) - 1.0
+    return reward if reward.ndim else float(reward)
+
+
+def _as_goal(goal: Any) -> np.ndarray:
+    """Return a goal at the simulator's precision, so that success is judged as in a step."""
+    return np.asarray(goal, np.float32)
+
+
+def _action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    action = np.asarray(action, np.float32)
+    if action.shape != shape:
+        raise ValueError(f"an action of shape {action.shape}, not {shape}")
+    return action
+
+
+def _goal(goal: Any, task: CompiledTask, num_worlds: int) -> np.ndarray:
+    goal = _as_goal(goal)
+    if goal.shape not in ((task.goal_dim,), (num_worlds, task.goal_dim)) or not np.isfinite(goal).all():
+        raise ValueError(
+            f"options['goal'] must be {task.goal_dim} finite numbers (a world), not {goal.tolist()}"
+        )
+    return goal
+
+
+def _mask(mask: Any, num_worlds: int) -> np.ndarray | None:
+    if mask is None:
+        return None
+    mask = np.asarray(mask)
+    if mask.shape != (num_worlds,) or mask.dtype != bool:
+        raise ValueError(f"options['reset_mask'] must be {num_worlds} bools, not {mask.dtype} {mask.shape}")
+    return mask
+
+
+def _checked(options: dict[str, Any] | None, valid: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options, warning of those that nothing reads: wrappers may pass options of their own."""
+    unknown = [name for name in options or {} if name not in valid]
+    if unknown:
+        gymnasium.logger.warn(f"reset ignores the options {unknown}; it reads {list(valid)}")
+    return options or {}
+
+
+def _with_masks(info: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return a vector environment's info: each entry with ``_name``, which worlds have it."""
+    return {**info, **{f"_{name}": np.ones(len(flags), bool) for name, flags in info.items()}}
+
+
+def _first(info: dict[str, np.ndarray]) -> dict[str, bool]:
+    return {name: bool(flags[0]) for name, flags in info.items()}
+
+
+def _make_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
+    try:
+        return mujoco.Renderer(model, _FRAME_PIXELS, _FRAME_PIXELS)
+    except Exception as error:  # what is raised depends on the platform's OpenGL binding
+        raise RuntimeError(
+            "render needs OpenGL, and none could be opened: on a machine without a display set MUJOCO_GL=egl "
+            f"(or osmesa) before Python starts ({type(error).__name__}: {error})"
+        ) from error

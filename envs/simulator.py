@@ -1,0 +1,131 @@
+"""What a simulator must do: many worlds of one task, stepped together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.compiled_task import CompiledTask
+
+
+class StepResult(NamedTuple):
+    """What a control step ended in; each an array (num_worlds,) of bool."""
+
+    success: Any
+    """The achieved goal lies within the success region of the desired goal."""
+    terminated: Any
+    """The task's early end holds."""
+    truncated: Any
+    """The episode has had its number of steps."""
+    unstable: Any
+    """The physics diverged in this world: its episode must be dropped and the world reset."""
+
+
+class Simulator(ABC):
+    """Many worlds of one task. Never resets by itself: whoever steps it resets what ended.
+
+    Arrays are float32, NumPy or torch as the simulator says, and are overwritten by the next call:
+    copy what must last.
+
+    Attributes:
+        task: the compiled task.
+        num_worlds: how many worlds run.
+        distribution: the episode distribution that resets draw from.
+        observation: (num_worlds, observation_dim).
+        achieved_goal: (num_worlds, goal_dim).
+        desired_goal: (num_worlds, goal_dim), the commanded goal.
+        episode_step: (num_worlds,) int, control steps since the last reset.
+        unstable_count: worlds that diverged since the simulator was made.
+        rng: the generator that resets draw from.
+    """
+
+    task: CompiledTask
+    num_worlds: int
+    distribution: str
+    observation: Any
+    achieved_goal: Any
+    desired_goal: Any
+    episode_step: Any
+    unstable_count: int
+    rng: np.random.Generator
+
+    @abstractmethod
+    def reset(self, worlds: Any = None) -> None:
+        """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
+
+    @abstractmethod
+    def step(self, action: Any) -> StepResult:
+        """Advance every world by one control step.
+
+        Args:
+            action: (num_worlds, action_dim), clipped to [−1, 1].
+        """
+
+    @abstractmethod
+    def set_goal(self, goal: Any, worlds: Any = None) -> None:
+        """Command goals, (num_worlds, goal_dim) or broadcastable, in the worlds of the mask."""
+
+    @abstractmethod
+    def set_state(self, qpos: Any, qvel: Any) -> None:
+        """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return everything that the next step depends on, as arrays; the generator's state included."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned; raise ValueError when it is of another size or task."""
+
+
+def check_state(expected: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError, naming the entry, unless `state` has the names and shapes of `expected`."""
+    for name, array in expected.items():
+        if name not in state:
+            raise ValueError(f"a simulator state without {name!r}")
+        shape = np.shape(state[name])
+        if shape != array.shape:
+            raise ValueError(f"a simulator state with {name!r} of shape {shape}, not {array.shape}")
+
+
+def pack_generator(rng: np.random.Generator) -> np.ndarray:
+    """Return a PCG64 generator's state as 6 unsigned 64-bit numbers (two 128-bit words, then the buffer)."""
+    state = rng.bit_generator.state
+    low = (1 << 64) - 1
+    words = [state["state"]["state"], state["state"]["inc"]]
+    halves = [half for word in words for half in (word & low, word >> 64)]
+    return np.array([*halves, state["has_uint32"], state["uinteger"]], dtype=np.uint64)
+
+
+def unpack_generator(packed: np.ndarray) -> np.random.Generator:
+    """Return the generator whose state `pack_generator` packed."""
+    numbers = [int(number) for number in packed]
+    rng = np.random.Generator(np.random.PCG64())
+    rng.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": numbers[0] | numbers[1] << 64, "inc": numbers[2] | numbers[3] << 64},
+        "has_uint32": numbers[4],
+        "uinteger": numbers[5],
+    }
+    return rng
+
+
+def make_simulator(
+    task: CompiledTask,
+    num_worlds: int,
+    *,
+    device: str,
+    seed: int | np.random.SeedSequence,
+    distribution: str,
+) -> Simulator:
+    """Return the simulator of a device: MuJoCo Warp on ``cuda``, CPU threads on ``cpu``."""
+    if device == "cpu":
+        from envs.cpu_simulator import CpuSimulator
+
+        return CpuSimulator(task, num_worlds, seed=seed, distribution=distribution)
+    from envs.warp_simulator import WarpSimulator
+
+    return WarpSimulator(task, num_worlds, seed=seed, distribution=distribution, device=device)

@@ -1,0 +1,91 @@
+"""What leaves for the robot: normaliser, actor, tanh and the map to actuator units, as one module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.goal_actor import Gaussian, GoalActor
+
+# A number that never varies in the data keeps its scale instead of being divided by nearly nothing.
+MIN_STD = 1e-6
+
+
+class Normalizer(nn.Module):
+    """Subtracts a mean and divides by a standard deviation; the identity until it is fitted.
+
+    Args:
+        size: how many numbers it normalises.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    def fit(self, data: Tensor) -> None:
+        """Take mean and standard deviation over the rows of `data`, (rows, size)."""
+        std = data.std(0, correction=0)
+        self.mean.copy_(data.mean(0))
+        self.std.copy_(torch.where(std < MIN_STD, torch.ones_like(std), std))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Return the normalised value, (..., size)."""
+        return (value - self.mean) / self.std
+
+
+class NormalizedActor(nn.Module):
+    """An actor behind normalisers of its state and its goal. A teacher's are the identity.
+
+    Args:
+        actor: the goal-conditioned actor.
+        observation_dim, goal_dim: sizes of its inputs.
+    """
+
+    def __init__(self, actor: GoalActor, observation_dim: int, goal_dim: int) -> None:
+        super().__init__()
+        self.actor = actor
+        self.observation_normalizer = Normalizer(observation_dim)
+        self.goal_normalizer = Normalizer(goal_dim)
+
+    def forward(self, observation: Tensor, goal: Tensor) -> Gaussian:
+        """Return the Gaussian before the tanh for (batch, observation_dim) and (batch, goal_dim)."""
+        return self.actor(self.observation_normalizer(observation), self.goal_normalizer(goal))
+
+
+class PolicyOutput(NamedTuple):
+    """What a deployed policy returns."""
+
+    action: Tensor
+    """(batch, action_dim) in [−1, 1]"""
+    control: Tensor
+    """(batch, action_dim) in actuator units"""
+
+
+class DeployablePolicy(nn.Module):
+    """Normaliser → actor → tanh → actuator range.
+
+    Args:
+        actor: the normalised actor.
+        control_low, control_high: actuator units at action −1 and +1, (action_dim,).
+    """
+
+    control_low: Tensor
+    control_high: Tensor
+
+    def __init__(self, actor: NormalizedActor, control_low: Tensor, control_high: Tensor) -> None:
+        super().__init__()
+        self.actor = actor
+        self.register_buffer("control_low", control_low)
+        self.register_buffer("control_high", control_high)
+
+    def forward(self, observation: Tensor, goal: Tensor) -> PolicyOutput:
+        """Return action and control for observations (batch, observation_dim) and goals (batch, goal_dim)."""
+        action = torch.tanh(self.actor(observation, goal).mean)
+        control = self.control_low + 0.5 * (action + 1.0) * (self.control_high - self.control_low)
+        return PolicyOutput(action, control)

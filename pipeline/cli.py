@@ -1,0 +1,281 @@
+"""The command line: commands parse, call a stage, and print. Stages are imported when they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.core.console import error_boundary
+from pipeline.core.errors import MissingArtifactError, SettingsError
+from pipeline.session import CommonOptions, Session, describe, stage_command
+
+
+class OrderedGroup(click.Group):
+    """Lists commands in the order of the chain, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands as they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--workspace", metavar="DIR", help="Folder of artifacts and tracking [THOUSANDFOLD_WORKSPACE, or .]."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results as JSON on the last line.")
+@click.version_option(package_name="thousandfold", prog_name="pipeline")
+@click.pass_context
+def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
+    """Thousandfold: train a very deep goal-reaching teacher, distil it, and deploy it as one ONNX file.
+
+    train-teacher → generate-dataset → distill → export-onnx → benchmark, each on the newest artifact
+    before it; `run` does all of them.
+    """
+    context.obj = Session(workspace, as_json)
+
+
+@cli.command()
+@stage_command
+def run(session: Session, common: CommonOptions) -> None:
+    """Run every stage, from teacher to benchmark, in one chain run.
+
+    --set takes the stage too: --set train_teacher.depth=32.
+    """
+    from pipeline.run import resolve_chain, run_chain
+
+    settings = resolve_chain(common)
+    if common.dry_run:
+        session.show_settings(settings)
+        return
+    session.announce(common)
+    artifacts = run_chain(settings, session.context)
+    session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})
+
+
+@cli.command("train-teacher")
+@click.option("--task", help="Task to learn; `pipeline tasks` lists them.")
+@click.option("--depth", type=int, help="Layers of every network, a multiple of 4.")
+@click.option("--width", type=int, help="Units of a layer.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[TEACHER]",
+    help="Go on with an unfinished teacher: the newest, or the one named.",
+)
+@stage_command
+def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:
+    """Train a contrastive teacher without rewards or demonstrations."""
+    from stages import train_teacher as stage
+
+    if resume is not None:
+        given = [
+            flag for flag, value in (flags | {"preset": common.preset, "seed": common.seed}).items() if value
+        ]
+        if given or common.overrides:
+            named = ", ".join(f"--{flag}" for flag in given) or "--set"
+            raise SettingsError(f"--resume goes on with the run's own settings: leave {named} out.")
+        settings, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)
+    else:
+        settings, artifact = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags), None
+    if common.dry_run:
+        session.show_settings({"train_teacher": settings})
+        return
+    if artifact is None:
+        session.announce(common)
+    session.report(stage.run(settings, session.context, artifact))
+
+
+@cli.command("generate-dataset")
+@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
+@click.option("--episodes", type=int, help="Episodes to record.")
+@click.option(
+    "--action-noise", type=float, help="Standard deviation of the noise on noisy episodes' actions."
+)
+@stage_command
+def generate_dataset(session: Session, common: CommonOptions, teacher: str | None, **flags: Any) -> None:
+    """Record the teacher's episodes, with its mean and log-std in every row, as a Minari dataset."""
+    from stages import generate_dataset as stage
+
+    settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
+    if common.dry_run:
+        session.show_settings({"generate_dataset": settings})
+        return
+    session.report(stage.run(settings, session.context, session.take("teacher", teacher)))
+
+
+@cli.command()
+@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
+@click.option(
+    "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
+)
+@click.option("--student-depth", type=int, help="Layers of the student.")
+@click.option("--student-width", type=int, help="Units of a layer.")
+@click.option("--student-kind", type=click.Choice(["auto", "residual", "plain"]), help="Form of the student.")
+@click.option("--objective", type=click.Choice(["kl", "mse"]), help="What the student minimises.")
+@stage_command
+def distill(
+    session: Session, common: CommonOptions, teacher: str | None, dataset: str | None, **flags: Any
+) -> None:
+    """Distil a teacher into a student of a few layers."""
+    from stages import distill as stage
+    from stages import generate_dataset
+
+    settings = common.resolve(stage.DistillSettings, "distill", flags)
+    if common.dry_run:
+        session.show_settings({"distill": settings})
+        return
+    source = session.take("teacher", teacher)
+    try:
+        data = session.take("dataset", dataset, where=lambda found: _made_from(found, source, "teacher"))
+    except MissingArtifactError:
+        if dataset is not None:
+            raise
+        session.console.say(f"No dataset of teacher {source.name} yet: making one first.")
+        first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
+        data_settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
+        data = generate_dataset.run(data_settings, session.context, source)
+    session.report(stage.run(settings, session.context, source, data))
+
+
+@cli.command("export-onnx")
+@click.option("--student", metavar="STUDENT", help="Name or path [the newest].")
+@click.option("--teacher", metavar="TEACHER", help="Export a teacher instead.")
+@stage_command
+def export_onnx(session: Session, common: CommonOptions, student: str | None, teacher: str | None) -> None:
+    """Write the policy as one ONNX file, checked against torch before it counts as done."""
+    from stages import export_onnx as stage
+
+    settings = common.resolve(stage.ExportOnnxSettings, "export_onnx")
+    if common.dry_run:
+        session.show_settings({"export_onnx": settings})
+        return
+    if teacher is not None:
+        source = session.take_one_of({"student": student, "teacher": teacher})
+    else:
+        source = session.take("student", student)
+    parents = {role: _parent(session, source, role) for role in ("teacher", "dataset")}
+    session.report(stage.run(settings, session.context, source, **parents))
+
+
+@cli.command()
+@click.option("--policy", metavar="POLICY", help="Name or path [the newest].")
+@stage_command
+def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
+    """Measure the policy's latency on one thread, back to back and at its control rate."""
+    from stages import benchmark as stage
+
+    settings = common.resolve(stage.BenchmarkSettings, "benchmark")
+    if common.dry_run:
+        session.show_settings({"benchmark": settings})
+        return
+    session.report(stage.run(settings, session.context, session.take("policy", policy)))
+
+
+@cli.command()
+@click.option("--policy", metavar="POLICY", help="Evaluate a policy [the newest].")
+@click.option("--student", metavar="STUDENT", help="Evaluate a student.")
+@click.option("--teacher", metavar="TEACHER", help="Evaluate a teacher.")
+@click.option("--episodes", type=int, help="Fresh episodes to run.")
+@stage_command
+def evaluate(
+    session: Session,
+    common: CommonOptions,
+    policy: str | None,
+    student: str | None,
+    teacher: str | None,
+    **flags: Any,
+) -> None:
+    """Run fresh closed-loop episodes of a policy, a student or a teacher."""
+    from stages import evaluate as stage
+
+    settings = common.resolve(stage.EvaluateSettings, "evaluate", flags)
+    if common.dry_run:
+        session.show_settings({"evaluate": settings})
+        return
+    source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
+    session.report(stage.run(settings, session.context, source))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def tasks(session: Session, as_json: bool) -> None:
+    """List the tasks with their sizes."""
+    from pipeline import listing
+
+    session.as_json |= as_json
+    with session.open():
+        listing.show_tasks(session.console)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def presets(session: Session, as_json: bool) -> None:
+    """List the presets."""
+    from pipeline import listing
+
+    session.as_json |= as_json
+    with session.open():
+        listing.show_presets(session.console)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def runs(session: Session, as_json: bool) -> None:
+    """List the artifacts of the workspace, newest first."""
+    from pipeline import listing
+
+    session.as_json |= as_json
+    with session.open():
+        listing.show_runs(session.console, session.workspace)
+
+
+@cli.command()
+@click.argument("artifact", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_obj
+def info(session: Session, artifact: str | None, as_json: bool) -> None:
+    """Show an artifact's results, settings and parents; without one, the versions in use."""
+    from pipeline import listing
+
+    session.as_json |= as_json
+    with session.open():
+        listing.show_info(session.console, session.workspace, artifact)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port.")
+@click.pass_obj
+def ui(session: Session, host: str, port: int) -> None:
+    """Open the tracking store in MLflow's web page."""
+    import subprocess
+    import sys
+
+    from pipeline.core.tracking import ui_command
+
+    with error_boundary(session.workspace.runs):
+        command = ui_command(session.workspace.root, host, port)
+        click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it).")
+        sys.exit(subprocess.run(command, check=False).returncode)
+
+
+def _made_from(artifact: Any, parent: Any, role: str) -> bool:
+    entry = artifact.manifest.parents.get(role)
+    return entry is not None and entry.hash == parent.manifest.hash
+
+
+def _parent(session: Session, artifact: Any, role: str) -> Any:
+    """Return the parent of an artifact in `role`, or None where it has none or it is gone."""
+    entry = artifact.manifest.parents.get(role)
+    if entry is None:
+        return None
+    try:
+        return session.workspace.open(entry.name, entry.kind)
+    except MissingArtifactError:
+        session.console.warn(f"{role} {entry.name} of {artifact.name} is no longer in the workspace.")
+        return None

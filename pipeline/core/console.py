@@ -1,0 +1,278 @@
+"""What the user sees: text, tables, progress, one JSON result, and errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import numbers
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+import rich.box
+import rich.console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.core.atomic import plain_json
+from pipeline.core.errors import StoppedByUser, UserError
+
+EXTRA_OF_PACKAGE = {
+    "h5py": "train",
+    "imageio": "train",
+    "matplotlib": "train",
+    "minari": "train",
+    "mlflow": "train",
+    "mujoco_warp": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "safetensors": "train",
+    "torch": "train",
+    "warp": "train",
+}
+"""The extra of thousandfold that brings a package, by the name under which it is imported."""
+
+
+class Console:
+    """The one place that prints. With `json_output`, stdout holds a JSON object alone and stderr the rest.
+
+    Used as a context manager it prints the result at the end, unless an exception passes.
+    """
+
+    def __init__(self, json_output: bool = False, interval_s: float = 5.0) -> None:
+        """Choose the streams; `interval_s` is the time between progress lines outside a terminal."""
+        self.last_result: dict[str, Any] = {}
+        self._json_output = json_output
+        self._interval_s = interval_s
+        self._human = rich.console.Console(
+            stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
+        if not self._human.is_terminal:
+            self._human.width = 10_000  # nothing to fit into: a pipe must not get shortened cells
+
+    def __enter__(self) -> Console:
+        """Return the console itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Print the result of a command that succeeded."""
+        if kind is None:
+            self.print_result()
+
+    def say(self, text: str) -> None:
+        """Print text as it is, without wrapping."""
+        self._human.print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning to stderr."""
+        # Named, because under a bar rich replaces sys.stderr, which click's err=True would bypass.
+        click.secho(f"Warning: {text}", fg="yellow", file=sys.stderr)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table; columns of numbers are aligned on the right and None is shown as a dash."""
+        rows = [list(row) for row in rows]
+        table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], numbers.Real | None) for row in rows)
+            table.add_column(Text(column), justify="right" if numeric else "left")
+        for row in rows:
+            table.add_row(*(Text("-" if cell is None else _format(cell)) for cell in row))
+        self._human.print(table, soft_wrap=False)
+
+    @contextlib.contextmanager
+    def progress(
+        self, description: str, total: int, *, unit: str = "steps", completed: int = 0
+    ) -> Iterator[Progress]:
+        """Show how far a loop is: a bar on a terminal, elsewhere a line every few seconds and one at the end.
+
+        Args:
+            description: What is being done.
+            total: Where the count ends.
+            unit: What is counted; the rate is shown as `unit/s`.
+            completed: Where the count starts, for work that is resumed.
+        """
+        progress = Progress(description, total, unit, completed)
+        shown = self._bar(progress) if self._human.is_terminal else self._lines(progress)
+        with shown:
+            yield progress
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """Remember what the command found; the last call counts."""
+        self.last_result = dict(values)
+
+    def print_result(self) -> None:
+        """With `json_output`, print the remembered result as one line of JSON on stdout."""
+        if self._json_output:
+            print(json.dumps(plain_json(self.last_result), allow_nan=False), flush=True)
+
+    @contextlib.contextmanager
+    def _bar(self, progress: Progress) -> Iterator[None]:
+        """Show `progress` as a rich bar."""
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}", markup=False),
+        )
+        with RichProgress(*columns, console=self._human) as bar:
+            task = bar.add_task(progress.description, total=progress.total, status=progress.status())
+
+            def show() -> None:
+                bar.update(task, completed=progress.completed, status=progress.status())
+
+            show()
+            progress.on_change = show
+            yield
+
+    @contextlib.contextmanager
+    def _lines(self, progress: Progress) -> Iterator[None]:
+        """Show `progress` as plain lines, at most one every `interval_s` and one at the end."""
+        next_line, shown = time.monotonic() + self._interval_s, -1
+
+        def show() -> None:
+            nonlocal next_line, shown
+            self.say(f"{progress.description}: {progress.status()}")
+            next_line, shown = time.monotonic() + self._interval_s, progress.completed
+
+        def show_when_due() -> None:
+            if time.monotonic() >= next_line:
+                show()
+
+        progress.on_change = show_when_due
+        yield
+        if shown != progress.completed:
+            show()
+
+
+class Progress:
+    """A count with its rate, its remaining time and the caller's own fields; made by `Console.progress`."""
+
+    def __init__(self, description: str, total: int, unit: str, completed: int) -> None:
+        """Start the clock."""
+        self.description = description
+        self.total = total
+        self.completed = completed
+        self.on_change: Callable[[], None] = lambda: None
+        self._unit = unit
+        self._start = completed
+        self._started_s = time.monotonic()
+        self._fields: dict[str, object] = {}
+
+    def advance(self, count: int = 1, **fields: object) -> None:
+        """Add to the count; `fields` such as `success=0.5` are shown until they change."""
+        self.update(self.completed + count, **fields)
+
+    def update(self, completed: int, **fields: object) -> None:
+        """Set the count; `fields` as in `advance`."""
+        self.completed = completed
+        self._fields.update(fields)
+        self.on_change()
+
+    def status(self) -> str:
+        """Return for example `1,200/5,000 steps, 310 steps/s, success 0.42, ETA 0:00:12`."""
+        parts = [f"{self.completed:,}/{self.total:,} {self._unit}"]
+        elapsed_s = time.monotonic() - self._started_s
+        done = self.completed - self._start
+        if done > 0 and elapsed_s > 0:
+            parts.append(f"{_format(done / elapsed_s)} {self._unit}/s")
+        parts += [f"{name.replace('_', ' ')} {_format(value)}" for name, value in self._fields.items()]
+        if done > 0 and self.completed < self.total:
+            remaining_s = (self.total - self.completed) * elapsed_s / done
+            parts.append(f"ETA {timedelta(seconds=round(remaining_s))}")
+        return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def error_boundary(log_folder: Path | None = None) -> Iterator[None]:
+    """Turn exceptions of a command into one line on stderr and an exit code (SystemExit).
+
+    Errors of users exit with their own code, Ctrl-C with 130, the unexpected with 1 after its traceback was
+    written to `log_folder`, or to the folder for temporary files where that one cannot be written.
+    Click's own exceptions pass, and with THOUSANDFOLD_TRACEBACK=1 all but Ctrl-C. Works as a decorator too.
+    """
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get("THOUSANDFOLD_TRACEBACK") == "1":
+            raise
+        message, code = _describe(error, log_folder)
+        message = " ".join(message.split())
+        click.echo(message if isinstance(error, StoppedByUser) else f"Error: {message}", err=True)
+        raise SystemExit(code) from None
+
+
+def _describe(error: Exception, log_folder: Path | None) -> tuple[str, int]:
+    """Return an error's line and its exit code; the traceback of an unexpected one is written to a file."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if _is_disk_full(error):
+        path = getattr(error, "filename", None)
+        where = f" while writing {path}" if path else ""
+        return f"The disk is full{where}: free some space or choose another --workspace DIR.", 2
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"No access to {error.filename or 'a file'} ({error.strerror}): check its permissions.", 2
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in EXTRA_OF_PACKAGE:
+        install = f'pip install "thousandfold[{EXTRA_OF_PACKAGE[package]}]"'
+        return f"This command needs {package}, which is not installed: {install}", 2
+    log = _write_traceback(error, log_folder)
+    where = f"the traceback is in {log}" if log else "set THOUSANDFOLD_TRACEBACK=1 to see the traceback"
+    return f"{type(error).__name__}: {str(error)[:500]} (unexpected; {where})", 1
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Tell a full disk by its number, or by the words of libraries that hide it (SQLite, safetensors)."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "disk is full"))
+
+
+def _write_traceback(error: Exception, log_folder: Path | None) -> Path | None:
+    """Write the traceback to the first folder that takes it; None where none does."""
+    name = f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    text = "".join([" ".join(sys.argv), "\n\n", *traceback.format_exception(error)])
+    for folder in (log_folder, Path(tempfile.gettempdir())):
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                (folder / name).write_text(text, encoding="utf-8")
+                return folder / name
+    return None
+
+
+def figure(value: object) -> str:
+    """Return a measured value as text: fractions to three places, counts with commas, None as undefined."""
+    if value is None:
+        return "undefined"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(figure(item) for item in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _format(value: object) -> str:
+    """Return a number in a readable length, anything else as text."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return str(value)
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}"
+    number = float(value)
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

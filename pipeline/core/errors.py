@@ -1,0 +1,56 @@
+"""Errors that a user can act on. The command line prints them as one line and exits with their code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something a user can put right. The message is one line: what is wrong and what to do."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError):
+    """An unknown setting or a value out of bounds."""
+
+
+class MissingArtifactError(UserError):
+    """An artifact that a command needs does not exist; the message names the command that makes it."""
+
+
+class DamagedFileError(UserError):
+    """A file is truncated, foreign, or differs from its recorded hash."""
+
+
+class WorkspaceError(UserError):
+    """The workspace cannot be read or written."""
+
+
+class NonFiniteError(UserError):
+    """A loss or a simulation became NaN or infinite; the last good checkpoint is kept."""
+
+
+class MissingExtraError(UserError):
+    """A command needs packages of an extra that is not installed."""
+
+
+class StoppedByUser(UserError):
+    """Ctrl-C: the state was saved and the message says how to go on."""
+
+    exit_code = 130
+
+
+def nearest_name(name: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name closest to `name`, or None when nothing is near."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return the message for an unknown name: the nearest valid one, or all of them."""
+    valid = sorted(valid)
+    nearest = nearest_name(name, valid)
+    hint = f"did you mean {nearest!r}?" if nearest else f"valid: {', '.join(valid)}."
+    return f"Unknown {kind} {name!r}: {hint}"

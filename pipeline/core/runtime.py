@@ -1,0 +1,205 @@
+"""What every stage runs in: workspace, console, tracking, device, threads, seeds and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.console import Console
+from pipeline.core.errors import NonFiniteError, SettingsError, StoppedByUser, UserError
+from pipeline.core.settings import StageSettings, dump_settings
+from pipeline.core.tracking import StageRun, Tracker
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class StopRequest:
+    """Set by the first Ctrl-C; a stage that can save its state asks for it and stops."""
+
+    requested: bool = False
+
+
+@dataclass
+class StageContext:
+    """What a stage is given besides its settings.
+
+    Attributes:
+        workspace: where artifacts lie.
+        console: what the user sees.
+        tracker: MLflow, or a stand-in that does nothing.
+        chain_run_id: the chain run that stages nest under; None: the one of the artifact they take.
+        command: the command as typed, for messages that say how to resume.
+        stop: Ctrl-C.
+    """
+
+    workspace: Workspace
+    console: Console
+    tracker: Tracker
+    chain_run_id: str | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @contextlib.contextmanager
+    def stage(
+        self,
+        kind: str,
+        stage: str,
+        *,
+        task: str,
+        settings: StageSettings,
+        parents: Mapping[str, Artifact] | None = None,
+        resumed: Artifact | None = None,
+        selectable: bool = True,
+    ) -> Iterator[StageWork]:
+        """Create the stage's artifact and its tracking run; close both with what became of them.
+
+        Args:
+            kind: kind of the artifact.
+            stage: name of the command.
+            task, settings: written to the manifest.
+            parents: artifacts that this one is made from, by role.
+            resumed: the artifact to go on with, instead of a new one.
+            selectable: whether the artifact may be picked as the newest of its kind.
+        """
+        parents = parents or {}
+        artifact = resumed or self.workspace.create(
+            kind,
+            task=task,
+            settings=dump_settings(settings),
+            parents={role: parent.parent_entry() for role, parent in parents.items()},
+            selectable=selectable,
+        )
+        chain, opened = self._chain(artifact, parents)
+        run_id = artifact.manifest.tracking.get("run_id")
+        tags = {"task": task, "artifact": artifact.name}
+        tracked = self.tracker.stage(stage, name=artifact.name, chain_run_id=chain, run_id=run_id, tags=tags)
+        succeeded = False
+        try:
+            with tracked as run:
+                artifact.update(tracking={"run_id": run.run_id, "chain_run_id": chain}, status="running")
+                run.log_settings(dump_settings(settings))
+                yield StageWork(artifact, run)
+            succeeded = True
+        except StoppedByUser:
+            raise
+        except BaseException as error:
+            _record_failure(artifact, error)
+            raise
+        finally:
+            if opened:
+                self.tracker.close_chain(chain, ok=succeeded)
+
+    def _chain(self, artifact: Artifact, parents: Mapping[str, Artifact]) -> tuple[str | None, bool]:
+        """Return the chain run to nest under, and whether it was opened here."""
+        known = [self.chain_run_id, artifact.manifest.tracking.get("chain_run_id")]
+        known += [parent.manifest.tracking.get("chain_run_id") for parent in parents.values()]
+        for chain in known:
+            if chain:
+                return chain, False
+        return self.tracker.open_chain(f"chain of {artifact.name}", {"task": artifact.manifest.task}), True
+
+
+@dataclass
+class StageWork:
+    """The artifact being made and the tracking run that records it."""
+
+    artifact: Artifact
+    run: StageRun
+
+    def log_files(self, *names: str) -> None:
+        """Send files of the artifact to the tracking store, where they exist."""
+        for name in names:
+            if self.artifact.file(name).exists():
+                self.run.log_file(self.artifact.file(name))
+
+
+def _record_failure(artifact: Artifact, error: BaseException) -> None:
+    """Mark an unfinished artifact as failed; a full disk must not hide the error that led here."""
+    if artifact.manifest.status == "running":
+        with contextlib.suppress(OSError):
+            artifact.fail(str(error) or type(error).__name__)
+
+
+def resolve_device(name: str) -> str:
+    """Return ``cpu`` or ``cuda`` for a device setting.
+
+    Raises:
+        SettingsError: CUDA is asked for and not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device cuda: torch sees no CUDA device here; use --device cpu or --device auto.")
+    return name
+
+
+def seed_sequence(seed: int, *stream: int) -> np.random.SeedSequence:
+    """Return the seed of one named stream of randomness, independent of all others."""
+    return np.random.SeedSequence([seed, *stream])
+
+
+def torch_seed(seed: int, *stream: int) -> int:
+    """Return a 63-bit seed for a torch generator, from the same tree of streams."""
+    return int(seed_sequence(seed, *stream).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def as_user_error(call: Callable[[], Result], *errors: type[Exception]) -> Result:
+    """Return what `call` returns; turn `errors` of the ground-floor packages into one line for the user."""
+    try:
+        return call()
+    except errors as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def require_finite(values: Mapping[str, float], where: str, kept: Path | None = None) -> None:
+    """Raise NonFiniteError naming the first value that is NaN or infinite, and what was kept."""
+    for name, value in values.items():
+        if not np.isfinite(value):
+            rest = f" The last good checkpoint is kept in {kept}." if kept else ""
+            raise NonFiniteError(f"{name} became {value} at {where}.{rest}")
+
+
+def describe_host() -> dict[str, Any]:
+    """Return facts of the machine that a measurement needs beside it."""
+    import os
+    import platform
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": model, "usable_cpus": usable, "system": platform.platform()}

@@ -1,0 +1,179 @@
+"""What the commands share: options, settings, the stage's context, and which artifact to take."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import click
+
+from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.console import Console, error_boundary
+from pipeline.core.errors import MissingArtifactError, UserError
+from pipeline.core.runtime import StageContext
+from pipeline.core.settings import StageSettings, resolve_settings, settings_to_yaml
+from pipeline.core.tracking import open_tracker
+
+DEFAULT_PRESET = "quickstart"
+Settings = TypeVar("Settings", bound=StageSettings)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options that every stage command takes.
+
+    Attributes:
+        preset: name of a preset; None takes the default one.
+        overrides: ``key=value`` pairs of --set.
+        seed, device: flags of the same names; None where they were not given.
+        dry_run: print the resolved settings and stop.
+    """
+
+    preset: str | None
+    overrides: tuple[str, ...]
+    seed: int | None
+    device: str | None
+    dry_run: bool
+
+    def resolve(self, cls: type[Settings], section: str, flags: Mapping[str, Any] | None = None) -> Settings:
+        """Return the stage's settings: defaults < preset < flags < --set."""
+        given = {"seed": self.seed, "device": self.device, **(flags or {})}
+        preset = self.preset or DEFAULT_PRESET
+        return resolve_settings(cls, section, preset=preset, overrides=self.overrides, flags=given)
+
+
+def stage_command(command: Command) -> Command:
+    """Add the options of every stage command; they arrive as one `CommonOptions` named `common`."""
+
+    @click.pass_context
+    def gathered(
+        context: click.Context,
+        preset: str | None,
+        overrides: tuple[str, ...],
+        seed: int | None,
+        device: str | None,
+        dry_run: bool,
+        as_json: bool,
+        **rest: Any,
+    ) -> Any:
+        session = context.find_object(Session) or Session(None)
+        session.as_json |= as_json
+        common = CommonOptions(preset, overrides, seed, device, dry_run)
+        with session.open():
+            return command(session=session, common=common, **rest)
+
+    options = (
+        click.option(
+            "--preset", help=f"Preset of settings; `pipeline presets` lists them [{DEFAULT_PRESET}]."
+        ),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
+        click.option("--seed", type=int, help="Seed of all randomness."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
+        click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line."),
+    )
+    gathered.__doc__, gathered.__name__ = command.__doc__, command.__name__
+    gathered.__click_params__ = getattr(command, "__click_params__", [])  # pyright: ignore
+    wrapped: Any = gathered
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+class Session:
+    """One invocation of the command line: the workspace, the console, and a context made when needed.
+
+    Args:
+        workspace: the --workspace option.
+        as_json: whether the result goes to standard output as JSON.
+    """
+
+    def __init__(self, workspace: str | None, as_json: bool = False) -> None:
+        self._option, self.as_json = workspace, as_json
+        self.console = Console(as_json)
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The workspace of the option, the environment or the current folder."""
+        return Workspace.resolve(self._option)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Turn errors into one line and an exit code, and print the result at the end."""
+        self.console = Console(self.as_json)
+        with error_boundary(self.workspace.runs), self.console:
+            yield
+
+    @cached_property
+    def context(self) -> StageContext:
+        """The context of a stage; made once, when a stage is about to run."""
+        self.workspace.ensure_writable()
+        return StageContext(
+            self.workspace, self.console, open_tracker(self.workspace.root, self.console.warn)
+        )
+
+    def announce(self, common: CommonOptions) -> None:
+        """Say which preset is used and why."""
+        why = "as asked" if common.preset else "the default"
+        self.console.say(
+            f"Preset {common.preset or DEFAULT_PRESET} ({why}); workspace {self.workspace.root}."
+        )
+
+    def show_settings(self, settings: Mapping[str, StageSettings]) -> None:
+        """Print resolved settings as YAML, for --dry-run; several stages get a heading each."""
+        for section, values in settings.items():
+            text = settings_to_yaml(values).rstrip()
+            if len(settings) > 1:
+                text = f"{section}:\n" + "\n".join(f"  {line}" for line in text.splitlines())
+            self.console.say(text)
+        self.console.result({name: values.model_dump(mode="json") for name, values in settings.items()})
+
+    def take(
+        self, kind: str, reference: str | None, where: Callable[[Artifact], bool] | None = None
+    ) -> Artifact:
+        """Return the artifact named, or the newest completed one of its kind, and say which."""
+        if reference is not None:
+            artifact, why = self.workspace.open(reference, kind), "as asked"
+        else:
+            artifact, why = self.workspace.newest(kind, where), "the newest completed"
+        self.console.say(f"Taking {kind} {artifact.name} ({why}).")
+        return artifact
+
+    def take_one_of(self, references: Mapping[str, str | None]) -> Artifact:
+        """Return the one artifact that is named, or the newest of the first kind that has one.
+
+        Args:
+            references: name or None by kind, in the order in which kinds are tried.
+        """
+        named = {kind: reference for kind, reference in references.items() if reference is not None}
+        if len(named) > 1:
+            raise UserError(f"Give one of {', '.join(f'--{kind}' for kind in named)}, not several.")
+        for kind, reference in (named or references).items():
+            try:
+                return self.take(kind, reference)
+            except MissingArtifactError:
+                if named or kind == list(references)[-1]:
+                    raise
+        raise MissingArtifactError("There is no artifact to take.")
+
+    def report(self, artifact: Artifact) -> None:
+        """Remember the artifact as the command's result."""
+        self.console.result(describe(artifact))
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Return what a script needs to know of an artifact."""
+    return {
+        "kind": artifact.kind,
+        "artifact": artifact.name,
+        "path": str(artifact.path),
+        "hash": artifact.manifest.hash,
+        "task": artifact.manifest.task,
+        "files": {name: str(artifact.file(name)) for name in artifact.manifest.files},
+        "results": artifact.manifest.results,
+        "tracking": artifact.manifest.tracking,
+    }

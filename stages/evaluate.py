@@ -1,0 +1,255 @@
+"""Closed-loop evaluation: fresh episodes, success, time at goal, and honest intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
+from envs.registry import compile_task
+from envs.task import TaskError
+from pipeline.core.artifacts import Artifact
+from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
+from pipeline.core.settings import StageSettings
+
+Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
+
+Z_95 = 1.959963984540054
+MAX_WORLDS = 256
+_BOOTSTRAP_DRAWS = 4000
+_EPISODE_STREAM = 21
+
+
+class EvaluateSettings(StageSettings):
+    """Settings of `pipeline evaluate`."""
+
+    episodes: int = pydantic.Field(1024, ge=1, description="fresh episodes to run")
+    distribution: str = pydantic.Field(
+        "evaluation", description="the task's episode distribution to draw from"
+    )
+    num_paths: int = pydantic.Field(32, ge=0, description="episodes whose path is drawn, for maze tasks")
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Outcomes of closed-loop episodes; episode i has the same start and goal for every policy and seed.
+
+    Attributes:
+        success: (episodes,) bool, at least one step within the success region.
+        time_at_goal: (episodes,) steps within the success region, per 1000 steps.
+        final_distance: (episodes,) distance to the goal after the last step.
+        start: (episodes, goal_dim) what was achieved at the start.
+        goal: (episodes, goal_dim) what was commanded.
+        paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
+        unstable: how many episodes the physics ended; they count as failures.
+    """
+
+    success: np.ndarray
+    time_at_goal: np.ndarray
+    final_distance: np.ndarray
+    start: np.ndarray
+    goal: np.ndarray
+    paths: list[np.ndarray] = field(default_factory=list)
+    unstable: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Return success with its 95 % interval, time at goal, final distance and the episode count."""
+        low, high = wilson_interval(int(self.success.sum()), len(self.success))
+        return {
+            "episodes": len(self.success),
+            "success": float(self.success.mean()),
+            "success_interval": [low, high],
+            "time_at_goal": float(self.time_at_goal.mean()),
+            "final_distance": float(self.final_distance.mean()),
+            "unstable_episodes": self.unstable,
+        }
+
+
+def run_episodes(
+    task: CompiledTask,
+    policy: Policy,
+    *,
+    episodes: int,
+    seed: int | np.random.SeedSequence,
+    distribution: str = "evaluation",
+    num_paths: int = 0,
+) -> Episodes:
+    """Run fresh episodes to their end with `policy`, at most 256 at a time.
+
+    The same seed gives the same starts and goals to every policy, so outcomes can be paired.
+
+    Args:
+        task: the compiled task.
+        policy: maps observations and goals to actions; called with every world at once.
+        episodes: how many to run.
+        seed: seed of starts and goals.
+        distribution: episode distribution to draw from.
+        num_paths: of how many episodes to keep the path.
+    """
+    worlds = min(episodes, MAX_WORLDS)
+    simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution)
+    rounds = []
+    for index in range(math.ceil(episodes / worlds)):
+        if index:
+            simulator.reset()
+        rounds.append(_run_round(simulator, policy, max(num_paths - index * worlds, 0)))
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in rounds])[:episodes]
+        for name in ("success", "time_at_goal", "final_distance", "start", "goal")
+    }
+    paths = [path for part in rounds for path in part.paths][:num_paths]
+    return Episodes(**joined, paths=paths, unstable=sum(part.unstable for part in rounds))
+
+
+def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
+    """Run one episode in every world; a world that ended early stands still in the books."""
+    running = np.ones(simulator.num_worlds, bool)
+    unstable = np.zeros(simulator.num_worlds, bool)
+    at_goal = np.zeros(simulator.num_worlds)
+    start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
+    distance = simulator.task.goal_distance(start, goal)
+    length = np.full(simulator.num_worlds, simulator.task.task.episode_steps)
+    trace = [start[:num_paths]]
+    for step in range(simulator.task.task.episode_steps):
+        result = simulator.step(policy(simulator.observation, simulator.desired_goal))
+        unstable |= running & result.unstable
+        running &= ~result.unstable
+        at_goal += running & result.success
+        reached = simulator.task.goal_distance(simulator.achieved_goal, goal)
+        distance = np.where(running, reached, distance)
+        trace.append(simulator.achieved_goal[:num_paths].copy())
+        ended = running & (result.terminated | result.truncated)
+        length[ended | (result.unstable & unstable)] = step + 1
+        running &= ~ended
+        if not running.any():
+            break
+    paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
+    return Episodes(
+        success=(at_goal > 0) & ~unstable,
+        time_at_goal=1000.0 * at_goal / simulator.task.task.episode_steps,
+        final_distance=distance,
+        start=start,
+        goal=goal,
+        paths=paths,
+        unstable=int(unstable.sum()),
+    )
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, square = successes / trials, Z_95**2
+    centre = (rate + square / (2 * trials)) / (1 + square / trials)
+    half = Z_95 / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Return mean(student) / mean(teacher) over paired episodes, with a 95 % bootstrap interval.
+
+    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7).
+
+    Args:
+        teacher, student: (episodes,) outcomes of the same episodes.
+        seed: seed of the resampling.
+
+    Returns:
+        ``retention`` and ``interval``; None where the teacher's mean is 0.
+    """
+    teacher, student = np.asarray(teacher, float), np.asarray(student, float)
+    if teacher.mean() == 0:
+        return {"retention": None, "interval": None}
+    rng = np.random.default_rng(seed)
+    count = len(teacher)
+    ratios = []
+    for _ in range(_BOOTSTRAP_DRAWS):
+        weights = np.bincount(rng.integers(count, size=count), minlength=count)
+        base = weights @ teacher
+        ratios.append(weights @ student / base if base else math.nan)
+    low, high = np.nanpercentile(ratios, [2.5, 97.5])
+    return {"retention": float(student.mean() / teacher.mean()), "interval": [float(low), float(high)]}
+
+
+def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:
+    """Evaluate a policy, a student or a teacher on fresh episodes and return the evaluation's artifact.
+
+    Args:
+        settings: of the stage.
+        context: workspace, console and tracking.
+        source: what to evaluate.
+
+    Raises:
+        UserError: the task has no such distribution, or the file is damaged.
+    """
+    task, policy = _load_policy(source, settings.device)
+    as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
+    parents = {source.kind: source}
+    with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
+        episodes = run_episodes(
+            task,
+            policy,
+            episodes=settings.episodes,
+            seed=seed_sequence(settings.seed, _EPISODE_STREAM),
+            distribution=settings.distribution,
+            num_paths=settings.num_paths,
+        )
+        results = episodes.summary()
+        _draw_paths(work.artifact, task, episodes, source, context)
+        work.artifact.complete(results)
+        numbers = {name: float(value) for name, value in results.items() if not isinstance(value, list)}
+        work.run.log_metrics(numbers, step=0)
+        work.log_files("rollouts.png", "manifest.json")
+        low, high = results["success_interval"]
+        context.console.say(
+            f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}], time at goal "
+            f"{results['time_at_goal']:.0f} of 1000 steps, over {settings.episodes} episodes."
+        )
+        return work.artifact
+
+
+def _load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
+    """Return task and policy of an artifact; torch is imported for networks alone."""
+    if source.kind == "policy":
+        from stages.onnx_policy import OnnxPolicy
+
+        source.verify()
+        policy = OnnxPolicy(source.file("policy.onnx"))
+        return as_user_error(lambda: compile_task(policy.metadata["task"]), TaskError), policy
+    from pipeline.core.runtime import resolve_device
+    from stages.network_file import load_actor, torch_policy
+
+    trained, place = load_actor(source), resolve_device(device)
+    return trained.task, torch_policy(trained.actor.to(place), place)
+
+
+def _draw_paths(
+    artifact: Artifact, task: CompiledTask, episodes: Episodes, source: Artifact, context: StageContext
+) -> None:
+    """Draw the kept paths of a maze task; without matplotlib say what would bring the picture."""
+    if task.task.maze is None or not episodes.paths:
+        return
+    try:
+        draw_rollouts(artifact.file("rollouts.png"), task, episodes, source.name)
+    except ModuleNotFoundError:
+        context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
+
+
+def draw_rollouts(path: Path, task: CompiledTask, episodes: Episodes, title: str) -> None:
+    """Draw the episodes' paths from above, for maze tasks; other tasks have no such picture."""
+    if task.task.maze is None:
+        return
+    from envs.rendering import draw_maze_paths
+
+    count = len(episodes.paths)
+    share = f"success {episodes.success.mean():.2f} over {len(episodes.success)} episodes"
+    paths = [episode[:, :2] for episode in episodes.paths]
+    draw_maze_paths(path, task, paths, episodes.goal[:count], episodes.success[:count], f"{title}: {share}")

@@ -1,0 +1,371 @@
+"""Generate a dataset: the teacher acts in closed loop; every state that it visits carries its Gaussian."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+
+from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
+from envs.maze_coverage import MazeCoverage
+from pipeline.core.artifacts import Artifact, atomic_file
+from pipeline.core.errors import NonFiniteError
+from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device, seed_sequence
+from pipeline.core.settings import StageSettings
+from replay.goal_dataset import DatasetError, DatasetStatistics, GoalEpisode, dataset_id, write_goal_dataset
+from stages.evaluate import wilson_interval
+from stages.network_file import TrainedActor, load_actor
+
+MINARI_FOLDER = "minari"
+"""Folder of a dataset artifact that MINARI_DATASETS_PATH is set to, to read it with `minari.load_dataset`."""
+
+COVERAGE_PICTURE = "coverage.png"
+
+_EPISODE_STREAM, _NOISE_STREAM = 21, 22
+
+LabelledAction = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The teacher's action tanh(mean), its mean and its log-std, each (num_worlds, action_dim)."""
+
+
+class GenerateDatasetSettings(StageSettings):
+    """Settings of `pipeline generate-dataset`.
+
+    Noise takes the teacher off its own path, so that the dataset also shows how it comes back; clean episodes
+    keep the states that it visits by itself, and say how often it succeeds.
+    """
+
+    episodes: int = pydantic.Field(1000, ge=1)
+    evaluation_fraction: float = pydantic.Field(
+        0.5, ge=0, le=1, description="share of episodes drawn as in evaluation; the rest as in training"
+    )
+    noisy_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of episodes acted with noise")
+    action_noise: float = pydantic.Field(
+        0.2, ge=0, le=2, description="standard deviation of the Gaussian noise on their actions, of [-1, 1]"
+    )
+    num_worlds: int = pydantic.Field(256, ge=1, description="episodes that run at a time")
+
+
+@dataclass(frozen=True)
+class EpisodeGroup:
+    """Episodes that are drawn and acted alike.
+
+    Attributes:
+        index: number of the group, which its random streams go by.
+        distribution: the episode distribution of starts and goals.
+        action_noise: standard deviation of the noise on the actions; 0 for clean episodes.
+        episodes: how many.
+    """
+
+    index: int
+    distribution: str
+    action_noise: float
+    episodes: int
+
+
+def plan_groups(settings: GenerateDatasetSettings) -> list[EpisodeGroup]:
+    """Return the groups of episodes that the settings ask for; together they have `settings.episodes`."""
+    evaluation = round(settings.evaluation_fraction * settings.episodes)
+    groups = []
+    for distribution, count in (("evaluation", evaluation), ("training", settings.episodes - evaluation)):
+        noisy = round(settings.noisy_fraction * count) if settings.action_noise > 0 else 0
+        for noise, episodes in ((0.0, count - noisy), (settings.action_noise, noisy)):
+            groups.append(EpisodeGroup(len(groups), distribution, noise, episodes))
+    return [group for group in groups if group.episodes]
+
+
+# -- rolling out ----------------------------------------------------------------------------------
+
+
+@dataclass
+class RolloutTally:
+    """What a rollout has done so far.
+
+    Attributes:
+        env_steps: control steps of running episodes.
+        unstable: episodes dropped because the physics diverged.
+        coverage: where the episodes went, for maze tasks.
+    """
+
+    env_steps: int = 0
+    unstable: int = 0
+    coverage: MazeCoverage | None = None
+
+
+class TeacherRollout:
+    """Runs the teacher and hands out its episodes, the same ones for the same seed.
+
+    Every world of a round runs one episode to its end, so that short episodes are not favoured.
+
+    Args:
+        trained: the teacher.
+        settings: of the stage.
+        device: where the teacher's network runs.
+    """
+
+    def __init__(self, trained: TrainedActor, settings: GenerateDatasetSettings, device: str) -> None:
+        self.task, self.settings = trained.task, settings
+        self._label = _labeller(trained, device)
+        maze = self.task.task.maze
+        self.tally = RolloutTally(coverage=None if maze is None else MazeCoverage(maze))
+
+    def episodes(self, on_step: Callable[[], None] = lambda: None) -> Iterator[GoalEpisode]:
+        """Yield the episodes of every group; `on_step` is called after each control step of the worlds."""
+        for group in plan_groups(self.settings):
+            for episode in self._group(group, on_step):
+                if self.tally.coverage is not None:
+                    self.tally.coverage.add(episode.achieved_goal[:, :2])
+                yield episode
+
+    def _group(self, group: EpisodeGroup, on_step: Callable[[], None]) -> Iterator[GoalEpisode]:
+        simulator = CpuSimulator(
+            self.task,
+            min(self.settings.num_worlds, group.episodes),
+            seed=seed_sequence(self.settings.seed, _EPISODE_STREAM, group.index),
+            distribution=group.distribution,
+        )
+        rng = np.random.default_rng(seed_sequence(self.settings.seed, _NOISE_STREAM, group.index))
+        for first in range(0, group.episodes, simulator.num_worlds):
+            if first:
+                simulator.reset()
+            episodes = self._round(simulator, group, rng, on_step)
+            wanted = episodes[: group.episodes - first]
+            self.tally.unstable += wanted.count(None)
+            yield from (episode for episode in wanted if episode is not None)
+
+    def _round(
+        self,
+        simulator: CpuSimulator,
+        group: EpisodeGroup,
+        rng: np.random.Generator,
+        on_step: Callable[[], None],
+    ) -> list[GoalEpisode | None]:
+        """Run one episode in every world and return them; None where the physics diverged."""
+        record = RoundRecord(self.task, simulator)
+        action = record.visit(simulator, self._label)
+        while record.running.any():
+            if group.action_noise:
+                noise = group.action_noise * rng.standard_normal(action.shape, np.float32)
+                action = np.clip(action + noise, -1.0, 1.0)
+            self.tally.env_steps += int(record.running.sum())
+            record.act(simulator, action)
+            action = record.visit(simulator, self._label)
+            on_step()
+        return [record.episode(world, group) for world in range(simulator.num_worlds)]
+
+
+class RoundRecord:
+    """One episode of every world, as it happens. What a world does after its episode's end is left out.
+
+    Attributes:
+        running: (num_worlds,) bool, the worlds whose episode has not ended.
+    """
+
+    def __init__(self, task: CompiledTask, simulator: CpuSimulator) -> None:
+        worlds, rows = simulator.num_worlds, task.task.episode_steps + 1
+        sizes = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
+        sizes |= dict.fromkeys(("action", "teacher_mean", "teacher_log_std"), task.action_dim)
+        self._rows = {name: np.zeros((worlds, rows, size), np.float32) for name, size in sizes.items()}
+        self._success = np.zeros((worlds, rows), bool)
+        self._success[:, 0] = task.is_success(simulator.achieved_goal, simulator.desired_goal)
+        self._desired_goal = simulator.desired_goal.copy()
+        self._length, self._step = np.zeros(worlds, np.int64), 0
+        self._terminated, self._truncated, self._unstable = (np.zeros(worlds, bool) for _ in range(3))
+        self.running = np.ones(worlds, bool)
+
+    def visit(self, simulator: CpuSimulator, label: Callable[..., LabelledAction]) -> np.ndarray:
+        """Record every world's state with the teacher's label for it; return the teacher's action."""
+        action, mean, log_std = label(simulator.observation, simulator.desired_goal)
+        self._put(
+            observation=simulator.observation,
+            achieved_goal=simulator.achieved_goal,
+            teacher_mean=mean,
+            teacher_log_std=log_std,
+        )
+        return action
+
+    def act(self, simulator: CpuSimulator, action: np.ndarray) -> None:
+        """Take and record an action in every world, and note which episodes it ended."""
+        self._put(action=action)
+        result = simulator.step(action)
+        self._step += 1
+        self._success[:, self._step] = result.success
+        ended = self.running & (result.terminated | result.truncated | result.unstable)
+        self._terminated[ended] = result.terminated[ended]
+        self._truncated[ended] = result.truncated[ended]
+        self._unstable[ended] = result.unstable[ended]
+        self._length[ended] = self._step
+        self.running &= ~ended
+
+    def _put(self, **columns: np.ndarray) -> None:
+        for name, values in columns.items():
+            self._rows[name][:, self._step] = values
+
+    def episode(self, world: int, group: EpisodeGroup) -> GoalEpisode | None:
+        """Return the episode of a world once it has ended; None where the physics diverged."""
+        if self._unstable[world]:
+            return None
+        stop = int(self._length[world]) + 1
+        rows = {name: values[world, :stop] for name, values in self._rows.items()}
+        rows["action"] = rows["action"][:-1]
+        return GoalEpisode(
+            **rows,
+            desired_goal=self._desired_goal[world],
+            success=self._success[world, :stop],
+            terminated=bool(self._terminated[world]),
+            truncated=bool(self._truncated[world]),
+            distribution=group.distribution,
+            action_noise=group.action_noise,
+        )
+
+
+def _labeller(trained: TrainedActor, device: str) -> Callable[[np.ndarray, np.ndarray], LabelledAction]:
+    """Return a function from observations and goals to the teacher's action, mean and log-std."""
+    actor = trained.actor.to(device)
+
+    @torch.no_grad()
+    def label(observation: np.ndarray, goal: np.ndarray) -> LabelledAction:
+        inputs = (torch.as_tensor(array, device=device) for array in (observation, goal))
+        mean, log_std = actor(*inputs)
+        action, mean, log_std = (tensor.cpu().numpy() for tensor in (mean.tanh(), mean, log_std))
+        if not (np.isfinite(mean).all() and np.isfinite(log_std).all()):
+            raise NonFiniteError("The teacher's output became NaN or infinite: train another teacher.")
+        return action, mean, log_std
+
+    return label
+
+
+def draw_coverage(path: Path, coverage: MazeCoverage, title: str) -> None:
+    """Draw from above how often each patch of the maze was visited, walls in grey; atomic, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap, LogNorm
+    from matplotlib.figure import Figure
+
+    rows, columns = coverage.free.shape
+    scale = coverage.maze.scale
+    extent = (-scale / 2, (rows - 0.5) * scale, -scale / 2, (columns - 0.5) * scale)
+    figure = Figure(figsize=(1.6 + 0.8 * rows, 1.4 + 0.7 * columns), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    walls = np.ma.masked_where(coverage.free, np.ones(coverage.free.shape))
+    axes.imshow(walls.T, cmap=ListedColormap(["#8C96A3"]), origin="lower", extent=extent)
+    visits = np.ma.masked_equal(coverage.visits, 0)
+    norm = LogNorm(1, max(2, int(coverage.visits.max())))
+    image = axes.imshow(visits.T, cmap="viridis", norm=norm, origin="lower", extent=extent)
+    axes.set(xlabel="x (m)", ylabel="y (m)")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    figure.colorbar(image, ax=axes, label="states in a patch", shrink=0.8)
+    with atomic_file(path) as temporary:
+        canvas.print_png(str(temporary))
+
+
+# -- the stage ------------------------------------------------------------------------------------
+
+
+def run(settings: GenerateDatasetSettings, context: StageContext, teacher: Artifact) -> Artifact:
+    """Roll the teacher out and return the artifact of the Minari dataset.
+
+    Args:
+        settings: of the stage.
+        context: workspace, console and tracking.
+        teacher: the teacher to roll out and to label with.
+
+    Raises:
+        DamagedFileError: the teacher's files are damaged.
+        NonFiniteError: the teacher's output is not finite.
+        UserError: the physics diverged in every episode.
+    """
+    trained = load_actor(teacher)
+    rollout = TeacherRollout(trained, settings, resolve_device(settings.device))
+    task, parents = trained.task, {"teacher": teacher}
+    most_steps = settings.episodes * task.task.episode_steps
+    stage = context.stage("dataset", "generate-dataset", task=task.name, settings=settings, parents=parents)
+    with stage as work:
+        context.console.say(
+            f"Dataset: {settings.episodes:,} episodes of teacher {teacher.name} on {task.name}."
+        )
+        started = time.perf_counter()
+        with context.console.progress("generate-dataset", most_steps) as bar:
+            statistics = as_user_error(
+                lambda: write_goal_dataset(
+                    work.artifact.file(MINARI_FOLDER),
+                    task,
+                    rollout.episodes(lambda: bar.update(min(rollout.tally.env_steps, most_steps))),
+                    _metadata(settings, task, teacher, work),
+                ),
+                DatasetError,
+            )
+            bar.update(most_steps)
+        return _finish(statistics, rollout.tally, time.perf_counter() - started, work, context)
+
+
+def _metadata(
+    settings: GenerateDatasetSettings, task: CompiledTask, teacher: Artifact, work: StageWork
+) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "control_dt_s": task.task.control_dt_s,
+        "teacher": {"name": teacher.name, "hash": teacher.manifest.hash},
+        "action_noise": settings.action_noise,
+        "noisy_fraction": settings.noisy_fraction,
+        "evaluation_fraction": settings.evaluation_fraction,
+        "seed": settings.seed,
+        "versions": work.artifact.manifest.versions,
+    }
+
+
+def _summary(statistics: DatasetStatistics, tally: RolloutTally, elapsed_s: float) -> dict[str, Any]:
+    """Return the stage's results: counts, success of all and of the clean episodes, coverage, speed."""
+    results: dict[str, Any] = {
+        "episodes": statistics.episodes,
+        "rows": statistics.rows,
+        "success": statistics.successes / statistics.episodes,
+        "success_interval": list(wilson_interval(statistics.successes, statistics.episodes)),
+        "clean_episodes": statistics.clean_episodes,
+        "unstable_episodes": tally.unstable,
+        "elapsed_s": elapsed_s,
+        "rows_per_s": statistics.rows / elapsed_s,
+    }
+    if statistics.clean_episodes:
+        interval = wilson_interval(statistics.clean_successes, statistics.clean_episodes)
+        results["clean_success"] = statistics.clean_successes / statistics.clean_episodes
+        results["clean_success_interval"] = list(interval)
+    if tally.coverage is not None:
+        results["coverage"] = tally.coverage.share
+    return results
+
+
+def _finish(
+    statistics: DatasetStatistics,
+    tally: RolloutTally,
+    elapsed_s: float,
+    work: StageWork,
+    context: StageContext,
+) -> Artifact:
+    """Draw the coverage, complete the artifact, and say what the dataset is."""
+    artifact, name = work.artifact, dataset_id(work.artifact.manifest.task)
+    results = _summary(statistics, tally, elapsed_s)
+    if tally.coverage is not None:
+        title = f"{results['rows']:,} states, {results['coverage']:.0%} of the free cells"
+        draw_coverage(artifact.file(COVERAGE_PICTURE), tally.coverage, title)
+    artifact.complete(results | {"dataset_id": name})
+    numbers = {key: float(value) for key, value in results.items() if isinstance(value, int | float)}
+    work.run.log_metrics(numbers, step=0)
+    digest = str(artifact.manifest.hash)[:16]
+    work.run.log_dataset(artifact.name, digest, str(artifact.path), statistics.rows, "generated")
+    work.log_files(COVERAGE_PICTURE, "manifest.json")
+    low, high = results["success_interval"]
+    clean = f"; clean episodes {results['clean_success']:.3f}" if "clean_success" in results else ""
+    dropped = f"; {tally.unstable} unstable episodes dropped" if tally.unstable else ""
+    context.console.say(
+        f"Dataset {artifact.name}: {results['rows']:,} rows of {results['episodes']:,} episodes, success "
+        f"{results['success']:.3f} [{low:.3f}, {high:.3f}]{clean}{dropped}. Minari: {name} with "
+        f"MINARI_DATASETS_PATH={artifact.file(MINARI_FOLDER)}"
+    )
+    return artifact

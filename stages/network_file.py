@@ -1,0 +1,134 @@
+"""Trained networks on disk: one safetensors file whose header says how to rebuild them.
+
+Tensors: ``actor.*`` (the actor), ``critic.*`` (a teacher's critic), ``observation_normalizer.*`` and
+``goal_normalizer.*`` (a student's). Header: kind, task, sizes of the spaces, shape of the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.compiled_task import CompiledTask
+from envs.registry import compile_task
+from envs.task import TaskError
+from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.goal_actor import GoalActor
+from models.residual_mlp import NetworkShape
+from pipeline.core.artifacts import Artifact
+from pipeline.core.checkpoint import load_tensors, save_tensors
+from pipeline.core.errors import DamagedFileError
+from pipeline.core.runtime import as_user_error
+from stages.evaluate import Policy
+
+NETWORK_FILE = "network.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedActor:
+    """An actor read back, ready to act.
+
+    Attributes:
+        actor: in evaluation mode, on the CPU unless moved.
+        task: the compiled task that it was trained for.
+        shape: size and form of the network.
+        metadata: the whole header.
+    """
+
+    actor: NormalizedActor
+    task: CompiledTask
+    shape: NetworkShape
+    metadata: dict[str, Any]
+
+    def deployable(self) -> DeployablePolicy:
+        """Return the policy with tanh and actuator range, as it is exported."""
+        low, high = (torch.from_numpy(bound) for bound in (self.task.control_low, self.task.control_high))
+        return DeployablePolicy(self.actor, low, high).eval()
+
+
+def save_network(
+    path: Path,
+    tensors: dict[str, Tensor],
+    *,
+    kind: str,
+    task: CompiledTask,
+    shape: NetworkShape,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a network file.
+
+    Args:
+        path: where to write it.
+        tensors: as in the module's docstring.
+        kind: ``teacher`` or ``student``.
+        task: the task it was trained for.
+        shape: size and form of the actor.
+        extra: more JSON-able facts for the header.
+    """
+    header = {
+        "kind": kind,
+        "task": task.name,
+        "model_sha256": model_sha256(task.model),
+        "observation_dim": task.observation_dim,
+        "goal_dim": task.goal_dim,
+        "action_dim": task.action_dim,
+        "shape": asdict(shape),
+    }
+    save_tensors(path, tensors, header | (extra or {}))
+
+
+def load_actor(artifact: Artifact) -> TrainedActor:
+    """Return the actor of a teacher or student artifact.
+
+    Raises:
+        DamagedFileError: the file is truncated, foreign, of another task, or changed since it was recorded.
+    """
+    path = artifact.file(NETWORK_FILE)
+    artifact.verify()
+    tensors, header = load_tensors(path)
+    try:
+        if header["kind"] != artifact.kind or header["task"] != artifact.manifest.task:
+            raise DamagedFileError(
+                f"{path} holds a {header['kind']} of task {header['task']!r}, "
+                f"not a {artifact.kind} of {artifact.manifest.task!r}."
+            )
+        task = as_user_error(lambda: compile_task(header["task"]), TaskError)
+        dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
+        if dims != (task.observation_dim, task.goal_dim, task.action_dim):
+            raise DamagedFileError(
+                f"{path} was trained for another version of task {task.name!r}: sizes differ."
+            )
+        shape = NetworkShape(**header["shape"])
+        actor = NormalizedActor(GoalActor(*dims, shape), dims[0], dims[1])
+        own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
+        missing, unexpected = actor.load_state_dict(own, strict=False)
+        if unexpected or any(name.startswith("actor.") for name in missing):
+            raise DamagedFileError(f"{path} does not hold the network that its header describes.")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DamagedFileError(f"{path} is no network file of this version ({error}).") from error
+    return TrainedActor(actor.eval(), task, shape, header)
+
+
+def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:
+    """Return the policy tanh(mean) of a module that maps observation and goal to a Gaussian."""
+
+    @torch.no_grad()
+    def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        inputs = (torch.as_tensor(array, device=device) for array in (observation, goal))
+        return torch.tanh(actor(*inputs).mean).cpu().numpy()
+
+    return policy
+
+
+def model_sha256(model: mujoco.MjModel) -> str:
+    """Return the SHA-256 of the compiled model, the same wherever the same model is compiled."""
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return hashlib.sha256(buffer.tobytes()).hexdigest()

@@ -1,0 +1,191 @@
+"""Does an exported policy do what its network does? Compared on states, and in the same episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from envs.compiled_task import CompiledTask
+from models.deployable_policy import DeployablePolicy
+from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import UserError
+from pipeline.core.runtime import as_user_error, seed_sequence
+from replay.goal_dataset import DatasetError, load_goal_dataset
+from stages.evaluate import Episodes, Policy, run_episodes
+from stages.network_file import TrainedActor, torch_policy
+from stages.onnx_policy import OnnxPolicy
+
+_EPISODE_STREAM, _STATE_STREAM, _DATASET_STREAM = 51, 52, 53
+_SHALLOW_DEPTH = 16
+_ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0
+_SINGLE_STEPS = 32
+
+
+@dataclass(frozen=True)
+class GateStates:
+    """States to compare on.
+
+    Attributes:
+        observation: (n, observation_dim), float32.
+        goal: (n, goal_dim), float32.
+        counts: how many of them come from where.
+    """
+
+    observation: np.ndarray
+    goal: np.ndarray
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ActionError:
+    """How far ONNX Runtime is from torch.
+
+    Attributes:
+        largest: largest absolute difference of an action, or of a control as a share of its bound.
+        allowed: what it may be.
+    """
+
+    largest: float
+    allowed: float
+
+
+def roll_out(
+    trained: TrainedActor, *, episodes: int, num_states: int, seed: int, device: str
+) -> tuple[Episodes, GateStates]:
+    """Let torch act in closed loop; return the outcome, and states that it passed through.
+
+    Args:
+        trained: the network; it is on the CPU afterwards.
+        episodes: how many to run; `compare_closed_loop` runs the same ones.
+        num_states: how many states to return, at most.
+        seed: seed of the episodes and of the choice of states.
+        device: where torch acts.
+    """
+    act = torch_policy(trained.actor.to(device), device)
+    rng = np.random.default_rng(seed_sequence(seed, _STATE_STREAM))
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    # A few worlds of every step, so that the states spread over the whole episode.
+    per_step = math.ceil(num_states / trained.task.task.episode_steps)
+
+    def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        chosen = rng.choice(len(observation), min(per_step, len(observation)), replace=False)
+        seen.append((observation[chosen], goal[chosen]))
+        return act(observation, goal)
+
+    outcome = _run(trained.task, policy, episodes, seed)
+    trained.actor.to("cpu")
+    observation, goal = (np.concatenate(part) for part in zip(*seen, strict=True))
+    chosen = rng.permutation(len(observation))[:num_states]
+    return outcome, GateStates(observation[chosen], goal[chosen], {"closed_loop": len(chosen)})
+
+
+def add_dataset_states(
+    states: GateStates, dataset: Artifact, task: CompiledTask, *, num_states: int, seed: int
+) -> GateStates:
+    """Return the states with `num_states` of a dataset beside them, or all of a smaller one.
+
+    Raises:
+        UserError: the dataset is damaged or of another version of the task.
+    """
+    dataset.verify()
+    rows = as_user_error(lambda: load_goal_dataset(dataset.path), DatasetError)
+    if (rows.observation.shape[1], rows.desired_goal.shape[1]) != (task.observation_dim, task.goal_dim):
+        raise UserError(f"{dataset.path} is of another version of task {task.name!r}: sizes differ.")
+    rng = np.random.default_rng(seed_sequence(seed, _DATASET_STREAM))
+    chosen = rng.permutation(len(rows.observation))[:num_states]
+    return GateStates(
+        np.concatenate([states.observation, rows.observation[chosen]]),
+        np.concatenate([states.goal, rows.desired_goal[chosen]]),
+        {**states.counts, "dataset": len(chosen)},
+    )
+
+
+def compare_actions(
+    policy: OnnxPolicy, module: DeployablePolicy, states: GateStates, *, depth: int, max_action_error: float
+) -> ActionError:
+    """Compare both outputs of ONNX Runtime with torch's, as a batch and step by step.
+
+    Rounding errors of single layers are independent, so their sum grows as the root of the depth: allowed is
+    `max_action_error` up to depth 16, and √(depth / 16) times that beyond. A network with large outputs
+    before the tanh is steeper still: where its own `rounding_error` is as large, three times that is allowed,
+    but never more than ten times what the depth allows.
+
+    Args:
+        policy: the exported file.
+        module: the network in torch, on the CPU.
+        states: where to compare.
+        depth: layers of the network.
+        max_action_error: what is allowed to a shallow network.
+
+    Raises:
+        UserError: they differ by more.
+    """
+    largest = _largest_difference(policy, module, states)
+    allowed = max_action_error * math.sqrt(max(1.0, depth / _SHALLOW_DEPTH))
+    if not largest <= allowed:  # NaN is not
+        explained = _ROUNDING_MARGIN * rounding_error(module, states)
+        allowed = min(max(allowed, explained), _ROUNDING_CAP * allowed)
+    if not largest <= allowed:
+        raise UserError(
+            f"The exported file differs from the network by {largest:.2g} in an action, more than the "
+            f"{allowed:.2g} that rounding explains: it was not kept. Try another --set opset=."
+        )
+    return ActionError(largest, allowed)
+
+
+def _largest_difference(policy: OnnxPolicy, module: DeployablePolicy, states: GateStates) -> float:
+    """Return the largest difference over both outputs; NaN where either side gives NaN."""
+    with torch.no_grad():
+        expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
+    bound = torch.maximum(module.control_low.abs(), module.control_high.abs()).numpy()
+    pairs = zip(states.observation[:_SINGLE_STEPS], states.goal[:_SINGLE_STEPS], strict=True)
+    steps = [policy.step(observation, goal) for observation, goal in pairs]
+    one_by_one = (np.stack([step.action for step in steps]), np.stack([step.control for step in steps]))
+    differences = []
+    for action, control in (policy.run(states.observation, states.goal), one_by_one):
+        differences.append(np.abs(action - expected.action.numpy()[: len(action)]).max())
+        differences.append(np.abs((control - expected.control.numpy()[: len(control)]) / bound).max())
+    return float(np.max(differences))
+
+
+@torch.no_grad()
+def rounding_error(module: DeployablePolicy, states: GateStates) -> float:
+    """Return how far torch's own float32 actions are off its float64 ones, at most."""
+    observation, goal = torch.from_numpy(states.observation), torch.from_numpy(states.goal)
+    single = module(observation, goal).action
+    exact = module.double()(observation.double(), goal.double()).action
+    module.float()  # every weight was float32 before, and is the same again
+    return float((single - exact).abs().max())
+
+
+def compare_closed_loop(
+    policy: Policy, task: CompiledTask, reference: Episodes, *, seed: int, max_difference: float
+) -> Episodes:
+    """Let a policy act in the episodes that torch acted in; return its outcome.
+
+    Args:
+        policy: the exported file.
+        task: the task.
+        reference: what `roll_out` returned, of the same seed.
+        seed: seed of the episodes.
+        max_difference: largest difference of the success.
+
+    Raises:
+        UserError: the success differs by more.
+    """
+    outcome = _run(task, policy, len(reference.success), seed)
+    ours, theirs = float(outcome.success.mean()), float(reference.success.mean())
+    if abs(ours - theirs) > max_difference:
+        raise UserError(
+            f"The exported file reaches {ours:.3f} of the goals where torch reaches {theirs:.3f}, over the "
+            f"same {len(outcome.success)} episodes: it was not kept. Try another --set opset=."
+        )
+    return outcome
+
+
+def _run(task: CompiledTask, policy: Policy, episodes: int, seed: int) -> Episodes:
+    return run_episodes(task, policy, episodes=episodes, seed=seed_sequence(seed, _EPISODE_STREAM))

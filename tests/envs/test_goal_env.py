@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import thousandfold  # noqa: F401, registers the environments
+from envs.compiled_task import CompiledTask
+from envs.goal_env import GoalEnv, GoalVectorEnv
+from envs.registry import get_task
+from envs.task import EarlyEnd, TaskError, Term
+
+ID = "thousandfold/PointUMaze-v0"
+ROOT = Path(__file__).resolve().parents[2]
+WORLDS = 5
+
+
+def short_task(**changes: Any) -> CompiledTask:
+    return CompiledTask(dataclasses.replace(get_task("point_u_maze"), **{"episode_steps": 3, **changes}))
+
+
+def vector(**changes: Any) -> GoalVectorEnv:
+    return GoalVectorEnv(WORLDS, task=short_task(**changes))
+
+
+def diverge(env: GoalEnv | GoalVectorEnv, world: int) -> None:
+    simulator = env._simulator
+    velocity = np.zeros((simulator.num_worlds, 2))
+    velocity[world] = np.nan
+    simulator.set_state(simulator.achieved_goal.astype(float), velocity)
+
+
+def still(env: GoalVectorEnv) -> np.ndarray:
+    return np.zeros((env.num_envs, env.task.action_dim), np.float32)
+
+
+# -- the single environment ---------------------------------------------------------------------------
+
+
+def test_check_env_passes() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # State and goals have no bounds to declare; every other warning is an error.
+        warnings.filterwarnings("ignore", message=".*A Box observation space (min|max)imum value is.*")
+        check_env(gymnasium.make(ID).unwrapped, skip_render_check=True)
+
+
+def test_make_wraps_no_second_clock_around_it() -> None:
+    env = gymnasium.make(ID)
+    assert env.spec is not None and env.spec.max_episode_steps is None
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[3] for _ in range(100)]
+    assert ends == [False] * 99 + [True]
+
+
+def test_spaces_are_float32() -> None:
+    env = GoalEnv(task="point_u_maze")
+    assert isinstance(env.observation_space, gymnasium.spaces.Dict)
+    assert {name: box.shape for name, box in env.observation_space.items()} == {
+        "observation": (4,),
+        "achieved_goal": (2,),
+        "desired_goal": (2,),
+    }
+    assert {box.dtype for box in env.observation_space.values()} == {np.dtype(np.float32)}
+    assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def test_seed_reproduces_and_no_seed_goes_on() -> None:
+    env, other = GoalEnv(task="point_u_maze"), GoalEnv(task="point_u_maze")
+
+    def draws(env: GoalEnv, seed: int) -> list[list[float]]:
+        first, _ = env.reset(seed=seed)
+        second, _ = env.reset()
+        return [[*obs["observation"].tolist(), *obs["desired_goal"].tolist()] for obs in (first, second)]
+
+    assert draws(env, 7) == draws(other, 7) == draws(env, 7)
+    assert draws(env, 7) != draws(env, 8)
+    one, two = draws(env, 7)
+    assert one != two
+
+
+def test_environments_without_a_seed_differ() -> None:
+    first, second = (GoalEnv(task="point_u_maze").reset()[0] for _ in range(2))
+    assert not np.array_equal(first["desired_goal"], second["desired_goal"])
+
+
+def test_commanded_goal_lasts_one_episode() -> None:
+    env = GoalEnv(task="point_u_maze")
+    observation, _ = env.reset(seed=0, options={"goal": [3.0, 2.0]})
+    assert observation["desired_goal"].tolist() == [3.0, 2.0]
+    assert env.step(np.zeros(2))[0]["desired_goal"].tolist() == [3.0, 2.0]
+    assert env.reset()[0]["desired_goal"].tolist() != [3.0, 2.0]
+
+
+@pytest.mark.parametrize("goal", [[1.0], [1.0, 2.0, 3.0], [np.nan, 1.0]])
+def test_goal_of_the_wrong_shape_is_refused(goal: list[float]) -> None:
+    with pytest.raises(ValueError, match="must be 2 finite numbers"):
+        GoalEnv(task="point_u_maze").reset(options={"goal": goal})
+
+
+def test_unknown_option_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="ignores the options"):
+        GoalEnv(task="point_u_maze").reset(options={"gaol": [1.0, 1.0]})
+
+
+def test_evaluation_distribution() -> None:
+    env = GoalEnv(task="point_u_maze", distribution="evaluation")
+    goals = {tuple(env.reset(seed=seed)[0]["desired_goal"].tolist()) for seed in range(20)}
+    assert goals == {(3.0, 1.0), (3.0, 2.0), (3.0, 3.0)}
+
+
+def test_reward_is_minus_one_until_success_and_zero_at_it() -> None:
+    env = GoalEnv(task="point_u_maze")
+    observation, _ = env.reset(seed=1)
+    env.reset(seed=1, options={"goal": observation["achieved_goal"]})
+    _, reward, terminated, truncated, info = env.step(np.zeros(2))
+    assert (reward, terminated, truncated, info["is_success"]) == (0.0, False, False, True)
+    env.reset(seed=1, options={"goal": observation["achieved_goal"] + 1.0})
+    _, reward, _, _, info = env.step(np.zeros(2))
+    assert (reward, info["is_success"]) == (-1.0, False)
+
+
+def test_unstable_world_is_truncated_and_says_so() -> None:
+    env = GoalEnv(task="point_u_maze")
+    env.reset(seed=0)
+    diverge(env, 0)
+    observation, reward, terminated, truncated, info = env.step(np.zeros(2))
+    assert (reward, terminated, truncated, info["unstable"]) == (-1.0, False, True, True)
+    assert observation in env.observation_space
+    env.reset()
+    assert not env.step(np.zeros(2))[4]["unstable"]
+
+
+def test_step_before_reset_and_wrong_actions_are_refused() -> None:
+    env = GoalEnv(task="point_u_maze")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(2))
+    env.reset()
+    with pytest.raises(ValueError, match=r"an action of shape \(3,\), not \(2,\)"):
+        env.step(np.zeros(3))
+
+
+def test_unknown_task_and_distribution_are_refused() -> None:
+    with pytest.raises(TaskError, match="did you mean 'point_u_maze'"):
+        GoalEnv(task="point_u_mase")
+    with pytest.raises(TaskError, match="it has evaluation, training"):
+        GoalVectorEnv(2, task="point_u_maze", distribution="test")
+
+
+# -- relabelling --------------------------------------------------------------------------------------
+
+
+def test_computed_reward_and_ends_agree_with_step() -> None:
+    early = (EarlyEnd(Term("qpos", "x"), -np.inf, 2.0),)
+    env = GoalEnv(task=short_task(early_end=early, episode_steps=20))
+    rng, seen = np.random.default_rng(0), set()
+    for episode in range(30):
+        env.reset(seed=episode)
+        for _ in range(20):
+            observation, reward, terminated, truncated, info = env.step(rng.uniform(-1, 1, 2))
+            goals = observation["achieved_goal"], observation["desired_goal"]
+            assert env.compute_reward(*goals, info) == reward
+            assert env.compute_terminated(*goals, info) == terminated
+            assert env.compute_truncated(*goals, info) == truncated
+            seen.add((reward, terminated))
+            if terminated or truncated:
+                break
+    assert seen == {(-1.0, False), (-1.0, True), (0.0, False), (0.0, True)}
+
+
+def test_computations_are_vectorised() -> None:
+    env = GoalEnv(task="point_u_maze")
+    achieved = np.zeros((2, 3, 2))
+    desired = np.zeros((2, 3, 2))
+    desired[0, :, 0] = [0.29, 0.31, 5.0]
+    reward = env.compute_reward(achieved, desired, {})
+    assert reward.tolist() == [[0.0, -1.0, -1.0], [0.0, 0.0, 0.0]]
+    infos = [{"ended_early": False, "out_of_time": True}, {"ended_early": True, "unstable": True}, {}]
+    goals = np.zeros((3, 2)), np.zeros((3, 2))
+    assert env.compute_terminated(*goals, infos).tolist() == [False, True, False]
+    assert env.compute_truncated(*goals, infos).tolist() == [True, True, False]
+    assert env.compute_truncated(*goals, {}).tolist() == [False] * 3
+
+
+def test_vector_rewards_agree_with_computed_ones() -> None:
+    env = GoalVectorEnv(64, task="point_u_maze")
+    observation, _ = env.reset(seed=0)
+    seen = set()
+    for _ in range(30):
+        observation, rewards, *_, info = env.step(env.action_space.sample())
+        computed = env.compute_reward(observation["achieved_goal"], observation["desired_goal"], info)
+        assert np.array_equal(computed, rewards)
+        assert np.array_equal(info["is_success"], rewards == 0)
+        seen |= set(rewards.tolist())
+    assert seen == {-1.0, 0.0}
+
+
+# -- the vector environment ---------------------------------------------------------------------------
+
+
+def test_make_vec_makes_it_with_one_declared_autoreset_mode() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gymnasium.make_vec(ID, num_envs=3, distribution="evaluation")
+    assert isinstance(env.unwrapped, GoalVectorEnv)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+    observation, rewards, terminations, truncations, _ = env.step(env.action_space.sample())
+    assert observation in env.observation_space
+    assert rewards.shape == terminations.shape == truncations.shape == (3,)
+
+
+def test_ends_have_the_form_of_gymnasiums_own_vector_environment() -> None:
+    ours = vector()
+    theirs = SyncVectorEnv([lambda: GoalEnv(task=ours.task)] * WORLDS, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+
+    def form(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: form(each) for name, each in value.items()}
+        if isinstance(value, tuple) or (isinstance(value, np.ndarray) and value.dtype == object):
+            return [form(each) for each in value]
+        return (value.shape, value.dtype)
+
+    assert form(ours.reset(seed=0)) == form(theirs.reset(seed=0))
+    for _ in range(4):
+        assert form(ours.step(still(ours))) == form(theirs.step(still(ours)))
+
+
+def test_worlds_that_ended_start_afresh_in_the_same_step() -> None:
+    env = vector()
+    first, _ = env.reset(seed=0)
+    for _ in range(2):
+        last, *_, info = env.step(still(env))
+        assert "final_obs" not in info
+    fresh, _, terminations, truncations, info = env.step(still(env))
+    assert truncations.all() and not terminations.any()
+    assert info["_final_obs"].all() and info["_final_info"].all()
+    assert info["final_info"]["out_of_time"].all() and not info["out_of_time"].any()
+    for world in range(WORLDS):
+        final = info["final_obs"][world]
+        assert np.array_equal(final["desired_goal"], first["desired_goal"][world])
+        assert np.allclose(final["achieved_goal"], last["achieved_goal"][world], atol=0.05)
+        assert not np.array_equal(fresh["desired_goal"][world], final["desired_goal"])
+        assert not fresh["observation"][world, 2:].any()
+    assert not env.step(still(env))[3].any()
+
+
+def test_one_unstable_world_is_reported_and_reset_alone() -> None:
+    env = vector(episode_steps=50)
+    env.reset(seed=0)
+    before, *_ = env.step(still(env))
+    diverge(env, 2)
+    after, rewards, _, truncations, info = env.step(still(env))
+    only = [False, False, True, False, False]
+    assert truncations.tolist() == info["_final_obs"].tolist() == only
+    assert info["final_info"]["unstable"].tolist() == only
+    assert not info["unstable"].any()
+    assert rewards[2] == -1.0
+    assert [world for world in range(WORLDS) if info["final_obs"][world] is not None] == [2]
+    assert np.array_equal(np.delete(before["desired_goal"], 2, 0), np.delete(after["desired_goal"], 2, 0))
+    assert not np.array_equal(before["desired_goal"][2], after["desired_goal"][2])
+    assert not env.step(still(env))[3].any()
+
+
+def test_vector_seeds_reproduce_through_autoresets() -> None:
+    def rollout(env: GoalVectorEnv) -> list[np.ndarray]:
+        seen = [env.reset(seed=11)[0]]
+        seen += [env.step(still(env))[0] for _ in range(7)]
+        return [np.hstack([observation["observation"], observation["desired_goal"]]) for observation in seen]
+
+    env = vector()
+    once, again, other = rollout(env), rollout(env), rollout(vector())
+    assert np.array_equal(once, again)
+    assert np.array_equal(once, other)
+    assert len(np.unique(once[0][:, 4])) == WORLDS
+
+
+def test_vector_goals_can_be_commanded() -> None:
+    env = vector()
+    goals = np.arange(2 * WORLDS).reshape(WORLDS, 2)
+    assert np.array_equal(env.reset(options={"goal": goals})[0]["desired_goal"], goals)
+    assert (env.reset(options={"goal": [1.0, 3.0]})[0]["desired_goal"] == [1.0, 3.0]).all()
+
+
+def test_reset_mask_resets_these_worlds_alone() -> None:
+    env = vector(episode_steps=50)
+    env.reset(seed=0)
+    before, *_ = env.step(env.action_space.sample())
+    chosen = np.array([True, False, False, True, False])
+    after, _ = env.reset(options={"reset_mask": chosen, "goal": [2.0, 3.0]})
+    assert (after["desired_goal"][chosen] == [2.0, 3.0]).all()
+    assert np.array_equal(before["observation"][~chosen], after["observation"][~chosen])
+    assert np.array_equal(before["desired_goal"][~chosen], after["desired_goal"][~chosen])
+    with pytest.raises(ValueError, match="must be 5 bools"):
+        env.reset(options={"reset_mask": np.ones(3, bool)})
+
+
+def test_vector_step_before_reset_and_wrong_actions_are_refused() -> None:
+    env = vector()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(still(env))
+    env.reset()
+    with pytest.raises(ValueError, match=r"an action of shape \(2,\), not \(5, 2\)"):
+        env.step(np.zeros(2))
+
+
+@pytest.mark.parametrize("make", [vector, lambda: GoalEnv(task=short_task())])
+def test_what_is_returned_does_not_change_under_the_caller(make: Any) -> None:
+    env = make()
+    kept = [env.reset(seed=0), *(env.step(env.action_space.sample()) for _ in range(2))]
+    copies = copy.deepcopy(kept)
+    for _ in range(4):
+        env.step(env.action_space.sample())
+    env.reset()
+    for result, as_it_was in zip(kept, copies, strict=True):
+        for name, array in result[0].items():
+            assert np.array_equal(array, as_it_was[0][name]), name
+        assert all(np.array_equal(a, b) for a, b in zip(result[1:-1], as_it_was[1:-1], strict=True))
+        for name, flags in result[-1].items():
+            assert np.array_equal(flags, as_it_was[-1][name]), name
+
+
+# -- rendering ----------------------------------------------------------------------------------------
+
+_RENDER = """
+import gymnasium, thousandfold
+env = gymnasium.make("thousandfold/PointUMaze-v0", render_mode="rgb_array")
+env.reset(seed=0)
+try:
+    frame = env.render()
+except RuntimeError as error:
+    print("refused:", error)
+else:
+    print(frame.shape, frame.dtype, frame.std() > 1)
+env.close()
+"""
+
+
+@pytest.mark.parametrize("backend", ["egl", "glfw"])
+def test_render_draws_or_says_what_is_missing(backend: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    outcome = subprocess.run(
+        [sys.executable, "-c", _RENDER],
+        cwd=ROOT,
+        env={**environment, "MUJOCO_GL": backend},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    drawn = outcome.stdout.startswith("(480, 480, 3) uint8 True")
+    refused = "refused: render needs OpenGL" in outcome.stdout and "MUJOCO_GL=egl" in outcome.stdout
+    assert refused if backend == "glfw" else drawn or refused
+
+
+def test_without_a_render_mode_nothing_is_drawn() -> None:
+    env = GoalEnv(task="point_u_maze")
+    env.reset()
+    assert env.render() is None
+    with pytest.raises(ValueError, match="render_mode 'human'"):
+        GoalEnv(task="point_u_maze", render_mode="human")

@@ -1,0 +1,83 @@
+"""The residual network: its published form, its parameter count, its options."""
+
+import math
+
+import pytest
+import torch
+
+from models.contrastive_critic import ContrastiveCritic
+from models.goal_actor import GoalActor
+from models.residual_mlp import NetworkShape, ResidualMLP, parameter_count
+
+
+def test_forward_is_the_published_formula():
+    torch.manual_seed(0)
+    network = ResidualMLP(3, NetworkShape(depth=8, width=5))
+    inputs = torch.randn(7, 3)
+
+    def layer(hidden, parts):
+        linear, norm, _ = parts
+        hidden = hidden @ linear.weight.T + linear.bias
+        centred = hidden - hidden.mean(-1, keepdim=True)
+        hidden = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight + norm.bias
+        return hidden * torch.sigmoid(hidden)
+
+    hidden = layer(inputs, network.stem)
+    for block in network.body:
+        branch = hidden
+        for parts in block.layers:
+            branch = layer(branch, parts)
+        hidden = hidden + branch
+    torch.testing.assert_close(network(inputs), hidden)
+
+
+def test_depth_counts_dense_layers_in_blocks_alone():
+    network = ResidualMLP(3, NetworkShape(depth=16, width=5))
+    linear = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == 16 + 1  # the stem is one more
+
+
+def test_initialisation_is_uniform_with_zero_bias():
+    torch.manual_seed(0)
+    network = ResidualMLP(64, NetworkShape(depth=4, width=256))
+    kernel = network.body[0].layers[0][0]
+    bound = 1 / math.sqrt(256)
+    assert kernel.weight.abs().max() <= bound
+    assert kernel.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert kernel.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(4, 0.98), (16, 3.4), (64, 12.9)])
+def test_parameter_counts_match_the_published_humanoid_networks(depth, millions):
+    shape = NetworkShape(depth, 256)
+    networks = GoalActor(268, 3, 17, shape), ContrastiveCritic(268, 3, 17, shape)
+    assert sum(map(parameter_count, networks)) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_inverse_sqrt_scale_divides_each_branch():
+    torch.manual_seed(0)
+    plain = ResidualMLP(3, NetworkShape(depth=16, width=8))
+    scaled = ResidualMLP(3, NetworkShape(depth=16, width=8, residual_scale="inverse_sqrt_blocks"))
+    scaled.load_state_dict(plain.state_dict())
+    hidden = torch.randn(4, 8)
+    branch = plain.body[0](hidden) - hidden
+    torch.testing.assert_close(scaled.body[0](hidden), hidden + branch / 2.0)  # 4 blocks: 1/√4
+
+
+def test_final_norm_normalises_what_the_head_sees():
+    torch.manual_seed(0)
+    hidden = ResidualMLP(3, NetworkShape(depth=32, width=16, final_norm=True))(torch.randn(5, 3))
+    torch.testing.assert_close(hidden.mean(-1), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hidden.var(-1, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def test_plain_network_has_the_named_number_of_layers():
+    network = ResidualMLP(3, NetworkShape(depth=3, width=5, kind="plain"))
+    assert sum(isinstance(m, torch.nn.Linear) for m in network.modules()) == 3
+    assert network(torch.zeros(2, 3)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("depth", "hint"), [(6, "use 4 or 8"), (3, "use 4")])
+def test_depth_off_the_blocks_is_refused_with_the_nearest(depth, hint):
+    with pytest.raises(ValueError, match=hint):
+        NetworkShape(depth, 8)

@@ -1,0 +1,228 @@
+"""The console: where text and JSON go, progress with and without a terminal, and errors as exit codes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import rich.console
+from click.testing import CliRunner
+
+from pipeline.core import console as console_module
+from pipeline.core.console import Console, error_boundary
+from pipeline.core.errors import MissingArtifactError, StoppedByUser
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still unless a test moves `clock[0]`."""
+    now = [100.0]
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def exit_of(error: BaseException, capsys: Capture, log_folder: Path | None = None) -> tuple[int, str]:
+    """Raise an error inside the boundary; return the exit code and the one line on stderr."""
+    with pytest.raises(SystemExit) as caught, error_boundary(log_folder):
+        raise error
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return int(str(caught.value.code)), err.rstrip("\n")
+
+
+class TestStreams:
+    def test_text_is_printed_as_it_is(self, capsys: Capture) -> None:
+        text = "[bold]actions[/] in [−1, 1] :smile: " + "long " * 40
+        Console().say(text)
+        assert capsys.readouterr().out == text + "\n"
+
+    def test_without_json_stdout_has_the_text_alone(self, capsys: Capture) -> None:
+        with Console() as console:
+            console.say("hello")
+            console.result({"success": 0.5})
+        assert capsys.readouterr() == ("hello\n", "")
+
+    def test_with_json_stdout_has_one_object_alone(self, capsys: Capture) -> None:
+        with Console(json_output=True) as console:
+            console.say("hello")
+            console.table("Tasks", ["name"], [["ant"]])
+            console.result({"success": 0.1})
+            with console.progress("collect", 2) as progress:
+                progress.advance(2)
+            console.result({"success": float("nan"), "path": Path("a")})
+        out, err = capsys.readouterr()
+        assert json.loads(out) == {"success": None, "path": "a"}
+        assert out.count("\n") == 1
+        assert "hello" in err
+        assert "ant" in err
+
+    def test_without_a_result_the_object_is_empty(self, capsys: Capture) -> None:
+        with Console(json_output=True):
+            pass
+        assert capsys.readouterr().out == "{}\n"
+
+    def test_a_failed_command_prints_no_result(self, capsys: Capture) -> None:
+        with pytest.raises(RuntimeError), Console(json_output=True) as console:
+            console.result({"success": 1})
+            raise RuntimeError
+        assert capsys.readouterr().out == ""
+
+    def test_warnings_go_to_stderr(self, capsys: Capture) -> None:
+        Console().warn("slow disk")
+        assert capsys.readouterr() == ("", "Warning: slow disk\n")
+
+
+class TestTable:
+    def test_cells_are_whole_outside_a_terminal(self, capsys: Capture) -> None:
+        long = "x" * 150
+        Console().table("Runs", ["name", "steps"], [[long, 1200], ["[red]", None]])
+        out = capsys.readouterr().out
+        assert long in out
+        assert "[red]" in out
+        assert "1,200" in out
+
+    def test_numbers_are_aligned_on_the_right(self, capsys: Capture) -> None:
+        Console().table("", ["name", "steps"], [["a", 1200], ["b", 7]])
+        lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        ends = [len(line) for line in lines if line.strip().startswith(("a", "b"))]
+        assert len(ends) == 2
+        assert ends[0] == ends[1]
+
+    def test_an_empty_table_has_its_head(self, capsys: Capture) -> None:
+        Console().table("Runs", ["name"], [])
+        assert "name" in capsys.readouterr().out
+
+
+class TestProgress:
+    def test_plain_lines_come_at_most_every_interval(self, capsys: Capture, clock: list[float]) -> None:
+        with Console(interval_s=5.0).progress("collect", 1000) as progress:
+            for _ in range(100):
+                clock[0] += 0.1
+                progress.advance(10, success=0.25)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("100 steps/s, success 0.25, ETA 0:00:05")
+        assert 2 <= len(lines) <= 3  # after 5 s, perhaps after 10 s (the sum of a hundred 0.1 s), at the end
+        assert lines[-1] == "collect: 1,000/1,000 steps, 100 steps/s, success 0.25"
+
+    def test_work_that_is_resumed_counts_its_own_rate(self, clock: list[float]) -> None:
+        with Console().progress("train", 3000, unit="updates", completed=2000) as progress:
+            clock[0] += 10
+            progress.update(2500, gradient_norm=1.5)
+            status = progress.status()
+        assert status == "2,500/3,000 updates, 50 updates/s, gradient norm 1.5, ETA 0:00:10"
+
+    def test_an_interrupted_loop_prints_no_last_line(self, capsys: Capture) -> None:
+        with pytest.raises(KeyboardInterrupt), Console().progress("collect", 10):
+            raise KeyboardInterrupt
+        assert capsys.readouterr().out == ""
+
+    def test_a_terminal_gets_a_bar(self) -> None:
+        stream = io.StringIO()
+        console = Console()
+        console._human = rich.console.Console(file=stream, force_terminal=True, width=120)
+        with console.progress("collect", 10) as progress:
+            progress.advance(10, success=1.0)
+        assert "━" in stream.getvalue()
+        assert "10/10 steps" in stream.getvalue()
+        assert "success 1" in stream.getvalue()
+
+
+class TestErrorBoundary:
+    def test_a_users_error_is_one_line(self, capsys: Capture) -> None:
+        code, line = exit_of(MissingArtifactError("No teacher:\n make one."), capsys)
+        assert (code, line) == (2, "Error: No teacher: make one.")
+
+    def test_stopping_keeps_its_own_words(self, capsys: Capture) -> None:
+        code, line = exit_of(StoppedByUser("Stopped; go on with --resume."), capsys)
+        assert (code, line) == (130, "Stopped; go on with --resume.")
+
+    def test_ctrl_c(self, capsys: Capture) -> None:
+        assert exit_of(KeyboardInterrupt(), capsys) == (130, "Stopped.")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device", "/data/a.bin"),
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            RuntimeError("(sqlite3.OperationalError) database or disk is full"),
+        ],
+    )
+    def test_a_full_disk(self, error: Exception, capsys: Capture) -> None:
+        code, line = exit_of(error, capsys)
+        assert code == 2
+        assert line.startswith("Error: The disk is full")
+        assert ("/data/a.bin" in line) == isinstance(error, OSError)
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+    def test_no_access_names_the_path(self, number: int, capsys: Capture) -> None:
+        code, line = exit_of(OSError(number, "refused", "/data/runs"), capsys)
+        assert code == 2
+        assert line == "Error: No access to /data/runs (refused): check its permissions."
+
+    def test_a_missing_extra_is_named(self, capsys: Capture) -> None:
+        code, line = exit_of(ModuleNotFoundError("no", name="mlflow.entities"), capsys)
+        assert code == 2
+        assert "mlflow" in line
+        assert line.endswith('pip install "thousandfold[train]"')
+
+    @pytest.mark.parametrize(
+        "error",
+        [ZeroDivisionError("by\nzero"), ModuleNotFoundError("no", name="numpy"), OSError(errno.EIO, "io")],
+    )
+    def test_the_unexpected_leaves_its_traceback(
+        self, error: Exception, tmp_path: Path, capsys: Capture
+    ) -> None:
+        code, line = exit_of(error, capsys, tmp_path)
+        (log,) = tmp_path.iterdir()
+        assert code == 1
+        assert str(log) in line
+        assert line.startswith(f"Error: {type(error).__name__}: ")
+        assert "Traceback (most recent call last)" in log.read_text()
+
+    def test_the_traceback_goes_to_the_temporary_folder_without_a_workspace(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(console_module.tempfile, "gettempdir", lambda: str(tmp_path))
+        _, line = exit_of(ZeroDivisionError("zero"), capsys, tmp_path / "absent")
+        assert str(tmp_path / "error-") in line
+
+    def test_the_variable_lets_errors_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("THOUSANDFOLD_TRACEBACK", "1")
+        with pytest.raises(ZeroDivisionError), error_boundary():
+            raise ZeroDivisionError
+
+    def test_clicks_own_exceptions_pass(self) -> None:
+        for error in (click.UsageError("x"), click.exceptions.Exit(3), click.Abort(), BrokenPipeError()):
+            with pytest.raises(type(error)), error_boundary():
+                raise error
+
+    def test_it_decorates_a_command(self) -> None:
+        @click.command()
+        @error_boundary()
+        def command() -> None:
+            raise MissingArtifactError("No teacher.")
+
+        for _ in range(2):
+            result = CliRunner().invoke(command)
+            assert result.exit_code == 2
+            assert result.stderr == "Error: No teacher.\n"
+            assert result.stdout == ""
+
+
+def test_the_ground_floor_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.core.console, pipeline.core.settings, pipeline.core.artifacts;"
+        "print(*{'torch', 'mlflow', 'matplotlib', 'numpy', 'mujoco'} & set(sys.modules))"
+    )
+    root = Path(console_module.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

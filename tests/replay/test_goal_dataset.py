@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium
+import h5py
+import minari
+import numpy as np
+import pytest
+
+import thousandfold
+from envs.registry import compile_task
+from replay.goal_dataset import (
+    DatasetError,
+    GoalDataset,
+    GoalEpisode,
+    dataset_id,
+    load_goal_dataset,
+    write_goal_dataset,
+)
+
+REPOSITORY = Path(thousandfold.__file__).parent
+TASK = compile_task("point_u_maze")
+ID = "thousandfold/point_u_maze-v0"
+LENGTHS = (5, 1, 8)
+
+
+def make_episode(
+    length: int, seed: int = 0, *, noise: float = 0.0, goal_at: int | None = None
+) -> GoalEpisode:
+    rng = np.random.default_rng(seed)
+    rows = lambda count, size: rng.standard_normal((count, size)).astype(np.float32)  # noqa: E731
+    return GoalEpisode(
+        observation=rows(length + 1, 4),
+        achieved_goal=rows(length + 1, 2),
+        desired_goal=rows(1, 2)[0],
+        action=np.clip(rows(length, 2), -1, 1),
+        teacher_mean=rows(length + 1, 2),
+        teacher_log_std=rows(length + 1, 2),
+        success=np.arange(length + 1) == (-1 if goal_at is None else goal_at),
+        terminated=False,
+        truncated=True,
+        distribution="evaluation",
+        action_noise=noise,
+    )
+
+
+def make_episodes() -> list[GoalEpisode]:
+    goals = (3, None, 0)  # the last one starts at its goal and leaves it: no success
+    return [
+        make_episode(length, i, noise=0.2 * (i == 2), goal_at=goal)
+        for i, (length, goal) in enumerate(zip(LENGTHS, goals, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset") / "minari"
+    write_goal_dataset(root, TASK, make_episodes(), {"teacher": {"name": "teacher-1", "hash": "ab"}})
+    return root
+
+
+@pytest.fixture
+def copied(written: Path, tmp_path: Path) -> Path:
+    shutil.copytree(written, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rows_file(root: Path) -> Path:
+    return root / ID / "data" / "main_data.hdf5"
+
+
+# -- round trip -----------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(written: Path):
+    data, episodes = load_goal_dataset(written), make_episodes()
+    for name in ("observation", "achieved_goal", "teacher_mean", "teacher_log_std"):
+        rows = np.concatenate([getattr(episode, name)[:-1] for episode in episodes])
+        np.testing.assert_array_equal(getattr(data, name), rows)
+    np.testing.assert_array_equal(data.action, np.concatenate([episode.action for episode in episodes]))
+    goals = np.repeat([episode.desired_goal for episode in episodes], LENGTHS, axis=0)
+    np.testing.assert_array_equal(data.desired_goal, goals)
+    assert data.episode.tolist() == np.repeat(range(3), LENGTHS).tolist()
+    assert data.success.tolist() == [True, False, False]
+    own = data.metadata["thousandfold"]
+    assert own["teacher"] == {"name": "teacher-1", "hash": "ab"}
+    assert (own["episodes"], own["rows"], own["successes"], own["clean_episodes"]) == (3, 14, 1, 2)
+
+
+def test_columns_are_float32_and_one_row_an_action(written: Path):
+    data = load_goal_dataset(written)
+    for field in dataclasses.fields(GoalDataset):
+        column = getattr(data, field.name)
+        if field.name not in ("episode", "success", "metadata"):
+            assert column.dtype == np.float32 and len(column) == sum(LENGTHS), field.name
+
+
+@pytest.mark.parametrize("below", ["", "thousandfold", ID, f"{ID}/data"])
+def test_any_folder_that_holds_one_dataset_will_do(written: Path, below: str):
+    assert len(load_goal_dataset(written / below).action) == sum(LENGTHS)
+
+
+def test_the_same_episodes_give_the_same_bytes(written: Path, tmp_path: Path):
+    write_goal_dataset(tmp_path, TASK, make_episodes(), {"teacher": {"name": "teacher-1", "hash": "ab"}})
+    for name in ("main_data.hdf5", "metadata.json"):
+        again = tmp_path / ID / "data" / name
+        assert again.read_bytes() == (written / ID / "data" / name).read_bytes()
+
+
+def test_an_id_is_one_that_minari_takes():
+    assert dataset_id("point_u_maze") == ID
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    assert parse_dataset_id(dataset_id("my arm.2/ü")) == ("thousandfold", "my_arm_2__", 0)
+
+
+# -- Minari ---------------------------------------------------------------------------------------
+
+READ_WITH_MINARI = """
+import json, sys, minari
+data = minari.load_dataset(sys.argv[1])
+episode = data[0]
+environment = data.recover_environment(eval_env=True)
+observation, _ = environment.reset(seed=0)
+print(json.dumps({
+    "episodes": data.total_episodes, "steps": data.total_steps, "spec": data.env_spec.id,
+    "spaces": data.observation_space == environment.observation_space,
+    "inside": observation in data.observation_space,
+    "observation": episode.observations["observation"].tolist(), "action": episode.actions.tolist(),
+    "goal_rows": len(episode.observations["desired_goal"]), "rewards": episode.rewards.tolist(),
+    "truncations": episode.truncations.tolist(), "terminations": episode.terminations.tolist(),
+    "teacher_mean": episode.infos["teacher_mean"].tolist(), "success": episode.infos["is_success"].tolist(),
+    "options": {k: str(v) for k, v in next(data.storage.get_episode_metadata([2]))["options"].items()},
+}))
+"""
+
+
+def test_minari_reads_it_in_another_process(written: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WITH_MINARI, ID],
+        env={**os.environ, "MINARI_DATASETS_PATH": str(written)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    read, episode = json.loads(done.stdout.splitlines()[-1]), make_episodes()[0]
+    assert (read["episodes"], read["steps"], read["goal_rows"]) == (3, 14, 6)
+    assert read["spec"] == "thousandfold/PointUMaze-v0" and read["spaces"] and read["inside"]
+    np.testing.assert_array_equal(np.float32(read["observation"]), episode.observation)
+    np.testing.assert_array_equal(np.float32(read["action"]), episode.action)
+    np.testing.assert_array_equal(np.float32(read["teacher_mean"]), episode.teacher_mean)
+    assert read["rewards"] == [-1, -1, 0, -1, -1]  # the third action led to the goal
+    assert read["success"] == [False, False, False, True, False, False]
+    assert read["truncations"] == [False] * 4 + [True] and read["terminations"] == [False] * 5
+    assert read["options"] == {"distribution": "evaluation", "action_noise": "0.2"}
+
+
+def test_minari_lists_it_without_complaint(written: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(written))
+    assert list(minari.list_local_datasets()) == [ID]
+
+
+def test_the_environment_is_the_registered_one(written: Path):
+    spec = minari.MinariDataset(written / ID / "data").env_spec
+    registered = gymnasium.spec("thousandfold/PointUMaze-v0")
+    assert spec is not None and spec.entry_point == registered.entry_point
+    assert spec.vector_entry_point == registered.vector_entry_point
+    assert spec.kwargs == {**registered.kwargs, "distribution": "training"}
+
+
+# -- interrupted and damaged ----------------------------------------------------------------------
+
+DIES_WHILE_WRITING = """
+import os, signal, sys
+sys.path.insert(0, "tests/replay")
+from test_goal_dataset import TASK, make_episode
+from pathlib import Path
+from replay.goal_dataset import write_goal_dataset
+
+def episodes():
+    for seed in range(50):
+        yield make_episode(100, seed)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_goal_dataset(Path(sys.argv[1]), TASK, episodes(), {})
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_write_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = [sys.executable, "-c", DIES_WHILE_WRITING, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert any(tmp_path.rglob("main_data.hdf5"))  # it had begun
+    assert not (tmp_path / ID).exists()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert minari.list_local_datasets() == {}
+    with pytest.raises(DatasetError, match="holds no Minari dataset"):
+        load_goal_dataset(tmp_path)
+    write_goal_dataset(tmp_path, TASK, make_episodes(), {})  # what is left is not in the way
+    assert len(load_goal_dataset(tmp_path).action) == sum(LENGTHS)
+
+
+def test_a_failed_write_leaves_nothing_at_all(tmp_path: Path):
+    def episodes() -> Iterator[GoalEpisode]:
+        yield make_episode(5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_goal_dataset(tmp_path, TASK, episodes(), {})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_dataset_is_never_written_over(copied: Path):
+    before = rows_file(copied).read_bytes()
+    with pytest.raises(DatasetError, match="already there"):
+        write_goal_dataset(copied, TASK, make_episodes(), {})
+    assert rows_file(copied).read_bytes() == before
+
+
+def test_a_dataset_has_an_episode(tmp_path: Path):
+    with pytest.raises(DatasetError, match="no episode"):
+        write_goal_dataset(tmp_path, TASK, [], {})
+    assert not (tmp_path / ID).exists()
+
+
+@pytest.mark.parametrize("kept", [0, 100, 4000])
+def test_a_truncated_file_is_named(copied: Path, kept: int):
+    path = rows_file(copied)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DatasetError, match=r"main_data\.hdf5 is damaged"):
+        load_goal_dataset(copied)
+
+
+def test_a_missing_file_is_named(copied: Path):
+    rows_file(copied).unlink()
+    with pytest.raises(DatasetError, match=r"main_data\.hdf5"):
+        load_goal_dataset(copied)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"total_episodes": "many", "total_steps": 3}'])
+def test_damaged_metadata_is_named(copied: Path, text: str):
+    rows_file(copied).with_name("metadata.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"metadata\.json"):
+        load_goal_dataset(copied)
+
+
+def damage_rows(file: h5py.File) -> None:
+    del file["episode_1"]
+
+
+def damage_labels(file: h5py.File) -> None:
+    for episode in file.values():
+        del episode["infos/teacher_mean"]
+
+
+def damage_length(file: h5py.File) -> None:
+    del file["episode_2/observations/observation"]
+    file["episode_2/observations/observation"] = np.zeros((100, 4), np.float32)
+
+
+def damage_width(file: h5py.File) -> None:
+    del file["episode_2/actions"]
+    file["episode_2/actions"] = np.zeros((8, 3), np.float32)
+
+
+def damage_value(file: h5py.File) -> None:
+    file["episode_0/infos/teacher_mean"][2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_rows, damage_labels, damage_length, damage_width, damage_value],
+    ids=lambda f: f.__name__,
+)
+def test_a_foreign_or_inconsistent_file_is_named(copied: Path, damage):
+    with h5py.File(rows_file(copied), "a") as file:
+        damage(file)
+    with pytest.raises(DatasetError, match=r"main_data\.hdf5 is damaged or no dataset") as caught:
+        load_goal_dataset(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_datasets_in_one_folder_are_ambiguous(copied: Path):
+    shutil.copytree(copied / ID, copied / "thousandfold" / "other-v0")
+    with pytest.raises(DatasetError, match="2 Minari datasets"):
+        load_goal_dataset(copied)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(DatasetError, match="nowhere holds no Minari dataset"):
+        load_goal_dataset(tmp_path / "nowhere")

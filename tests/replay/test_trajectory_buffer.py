@@ -1,0 +1,297 @@
+"""The buffer against a plain model of it: one list of rows a world, and what a ring has lost of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+
+DISCOUNT = 0.8
+
+
+@dataclass
+class Row:
+    serial: int
+    episode: int
+
+
+@dataclass
+class World:
+    """What one world should hold: its rows so far, and how many of the first ones were overwritten."""
+
+    rows: list[Row] = field(default_factory=list)
+    lost: int = 0
+    episode: int = 0
+
+    def append(self, serial: int, capacity: int) -> None:
+        self.rows.append(Row(serial, self.episode))
+        self.lost = max(self.lost, len(self.rows) - capacity)
+
+    def drop(self) -> None:
+        self.rows = [row for row in self.rows if row.episode != self.episode]
+        self.lost = min(self.lost, len(self.rows))
+
+    def pairs(self) -> dict[int, list[int]]:
+        """Map each possible start to its possible goals, nearest first."""
+        held = self.rows[self.lost :]
+        goals = {
+            row.serial: [later.serial for later in held[i + 1 :] if later.episode == row.episode]
+            for i, row in enumerate(held)
+        }
+        return {start: later for start, later in goals.items() if later}
+
+
+class Recorder:
+    """Drives a buffer and the model of it; every row carries a serial number in all of its columns."""
+
+    def __init__(self, num_worlds: int, capacity: int) -> None:
+        self.buffer = make_buffer(num_worlds, capacity)
+        self.worlds = [World() for _ in range(num_worlds)]
+        self.serial = 0
+
+    def rows(self) -> torch.Tensor:
+        serials = torch.arange(self.serial, self.serial + len(self.worlds), dtype=torch.float32)
+        self.serial += len(self.worlds)
+        return serials
+
+    def add(self) -> None:
+        serials = self.rows()
+        self.buffer.add(columns(serials, 3), columns(serials, 1), columns(serials, 2))
+        for world, serial in zip(self.worlds, serials.tolist(), strict=True):
+            world.append(int(serial), self.buffer.capacity)
+
+    def end(self, mask: list[bool]) -> None:
+        serials = self.rows()
+        self.buffer.end_episodes(torch.tensor(mask), columns(serials, 3), columns(serials, 2))
+        for world, serial, ended in zip(self.worlds, serials.tolist(), mask, strict=True):
+            if ended:
+                world.append(int(serial), self.buffer.capacity)
+                world.episode += 1
+
+    def drop(self, mask: list[bool]) -> None:
+        self.buffer.drop_episodes(torch.tensor(mask))
+        for world, dropped in zip(self.worlds, mask, strict=True):
+            if dropped:
+                world.drop()
+
+    def play(self, program: list[tuple[str, list[bool]]]) -> None:
+        for operation, mask in program:
+            self.add()
+            if operation != "add":
+                getattr(self, operation)(mask)
+
+    def pairs(self) -> dict[int, list[int]]:
+        return {start: goals for world in self.worlds for start, goals in world.pairs().items()}
+
+
+def make_buffer(num_worlds: int, capacity: int) -> TrajectoryBuffer:
+    return TrajectoryBuffer(num_worlds, capacity, observation_dim=3, goal_dim=2, action_dim=1)
+
+
+def columns(serials: torch.Tensor, width: int) -> torch.Tensor:
+    return serials[:, None] + torch.arange(width) / 8
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def serials(batch: TransitionBatch) -> list[tuple[int, int]]:
+    """Return (start, goal) of each transition, after checking that its columns belong together."""
+    start, goal = batch.observation[:, 0], batch.goal[:, 0]
+    assert torch.equal(batch.observation, columns(start, 3))
+    assert torch.equal(batch.action, columns(start, 1))
+    assert torch.equal(batch.goal, columns(goal, 2))
+    return list(zip(start.int().tolist(), goal.int().tolist(), strict=True))
+
+
+def chi_square(counts: list[float], expected: list[float]) -> float:
+    """Return how many standard deviations the chi-square statistic lies above its mean."""
+    statistic = sum((a - b) ** 2 / b for a, b in zip(counts, expected, strict=True))
+    freedom = len(counts) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+def programs(num_worlds: int, most: int = 40):
+    mask = st.lists(st.booleans(), min_size=num_worlds, max_size=num_worlds)
+    operation = st.sampled_from(["add", "add", "add", "end", "drop"])
+    return st.lists(st.tuples(operation, mask), min_size=1, max_size=most)
+
+
+# -- which transitions there are --------------------------------------------------------------------
+
+
+@given(program=programs(3), capacity=st.integers(2, 12))
+@settings(max_examples=60, deadline=None)
+def test_the_transitions_are_those_of_the_model(program: list, capacity: int):
+    recorder = Recorder(3, capacity)
+    recorder.play(program)
+    pairs = recorder.pairs()
+    if not pairs:
+        with pytest.raises(ValueError, match="no transition"):
+            recorder.buffer.sample(8, DISCOUNT, generator())
+        return
+    drawn = serials(recorder.buffer.sample(3000, 1.0, generator()))
+    assert {start for start, _ in drawn} == set(pairs)
+    assert all(goal in pairs[start] for start, goal in drawn)
+
+
+def test_a_final_observation_is_a_goal_and_never_a_start():
+    recorder = Recorder(1, 16)
+    recorder.play([("add", [False]), ("add", [False]), ("end", [True]), ("add", [False]), ("add", [False])])
+    drawn = serials(recorder.buffer.sample(2000, 1.0, generator()))
+    starts, goals = {start for start, _ in drawn}, {goal for _, goal in drawn}
+    # Serials 0..2 are the first episode's rows and 3 its final observation; 4 and 5 begin the next one.
+    assert starts == {0, 1, 2, 4}
+    assert goals == {1, 2, 3, 5}
+
+
+def test_a_ring_keeps_the_newest_rows_of_an_unfinished_episode():
+    recorder = Recorder(1, 5)
+    recorder.play([("add", [False])] * 12)
+    drawn = serials(recorder.buffer.sample(2000, 1.0, generator()))
+    assert {start for start, _ in drawn} == {7, 8, 9, 10}
+    assert {goal for _, goal in drawn} == {8, 9, 10, 11}
+
+
+def test_a_dropped_episode_is_forgotten_also_after_the_ring_went_round():
+    recorder = Recorder(2, 6)
+    recorder.play([("add", [False, False])] * 2 + [("end", [True, True])] + [("add", [False, False])] * 9)
+    recorder.drop([True, False])
+    drawn = serials(recorder.buffer.sample(500, 1.0, generator()))
+    assert {start % 2 for start, _ in drawn} == {1}  # the first world has nothing left
+    recorder.play([("add", [False, False])] * 3)
+    assert {start for start, _ in serials(recorder.buffer.sample(2000, 1.0, generator()))} == set(
+        recorder.pairs()
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_memory_without_transitions_says_so(rows: int):
+    recorder = Recorder(4, 8)
+    recorder.play([("add", [False] * 4)] * rows)
+    with pytest.raises(ValueError, match="no transition yet"):
+        recorder.buffer.sample(16, DISCOUNT, generator())
+
+
+def test_one_world_with_transitions_among_many_without_is_enough():
+    recorder = Recorder(256, 8)
+    recorder.play([("add", [False] * 256)] * 3)
+    recorder.drop([True] * 255 + [False])
+    assert {start % 256 for start, _ in serials(recorder.buffer.sample(512, DISCOUNT, generator()))} == {255}
+
+
+def test_a_capacity_of_one_row_is_refused():
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        make_buffer(1, 1)
+
+
+# -- how often ------------------------------------------------------------------------------------
+
+
+def uneven_memory() -> Recorder:
+    """Worlds with different numbers of rows and episodes, one of them empty."""
+    recorder = Recorder(3, 40)
+    recorder.play([("end" if i % 5 == 4 else "add", [True, i % 10 == 9, False]) for i in range(20)])
+    recorder.drop([False, False, True])
+    return recorder
+
+
+def test_starts_are_uniform_over_all_worlds():
+    recorder = uneven_memory()
+    pairs, draws = recorder.pairs(), 60_000
+    counts = dict.fromkeys(pairs, 0)
+    for start, _ in serials(recorder.buffer.sample(draws, DISCOUNT, generator())):
+        counts[start] += 1
+    assert abs(chi_square(list(counts.values()), [draws / len(pairs)] * len(pairs))) < 5
+
+
+@pytest.mark.parametrize("discount", [0.5, 0.9, 1.0])
+def test_goals_lie_ahead_with_the_frequencies_of_the_discount(discount: float):
+    recorder = uneven_memory()
+    pairs = recorder.pairs()
+    offsets, expected = [0.0] * 20, [0.0] * 20
+    for start, goal in serials(recorder.buffer.sample(60_000, discount, generator())):
+        offsets[pairs[start].index(goal)] += 1
+        total = sum(discount**k for k in range(len(pairs[start])))
+        for k in range(len(pairs[start])):
+            expected[k] += discount**k / total
+    shown = [k for k in range(20) if expected[k] >= 5]
+    assert len(shown) >= 5
+    assert abs(chi_square([offsets[k] for k in shown], [expected[k] for k in shown])) < 5
+
+
+# -- memory and saving ----------------------------------------------------------------------------
+
+
+def test_inserting_never_copies_the_ring():
+    recorder = Recorder(2, 6)
+    places = {name: column.data_ptr() for name, column in recorder.buffer._columns.items()}
+    recorder.play([("add", [True, True]), ("end", [True, False]), ("drop", [False, True])] * 8)
+    assert {name: column.data_ptr() for name, column in recorder.buffer._columns.items()} == places
+
+
+def test_the_batch_is_the_callers_own():
+    recorder = Recorder(1, 4)
+    recorder.play([("add", [False])] * 4)
+    batch = recorder.buffer.sample(64, DISCOUNT, generator())
+    before = serials(batch)
+    recorder.play([("add", [False])] * 4)
+    assert serials(batch) == before
+
+
+@given(program=programs(3, most=50), capacity=st.integers(2, 12), every=st.integers(1, 17))
+@settings(max_examples=50, deadline=None)
+def test_saved_segments_restore_the_memory_bit_for_bit(program: list, capacity: int, every: int):
+    recorder = Recorder(3, capacity)
+    saved: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(program), every):
+        recorder.play(program[start : start + every])
+        # As checkpoints do: what lies below the oldest row in the memory is not kept.
+        saved = [s for s in saved if int((s["first"] + s["rows"]).max()) > recorder.buffer.oldest_row]
+        saved.append({name: column.clone() for name, column in recorder.buffer.unsaved_segment().items()})
+        recorder.buffer.mark_saved()
+    restored = make_buffer(3, capacity)
+    for segment in saved:
+        restored.load_segment(segment)
+    restored.load_counters(recorder.buffer.counters())
+    assert_same_samples(recorder.buffer, restored)
+    continued = Recorder(3, capacity)
+    continued.buffer, continued.serial = restored, recorder.serial
+    recorder.play(program[:7])
+    continued.play(program[:7])
+    assert_same_samples(recorder.buffer, restored)
+    for one, other in zip(
+        recorder.buffer.unsaved_segment().values(), restored.unsaved_segment().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def assert_same_samples(one: TrajectoryBuffer, other: TrajectoryBuffer) -> None:
+    try:
+        batches = [one.sample(64, DISCOUNT, generator(seed)) for seed in range(3)]
+    except ValueError:
+        with pytest.raises(ValueError, match="no transition"):
+            other.sample(64, DISCOUNT, generator())
+        return
+    for seed, batch in enumerate(batches):
+        copy = other.sample(64, DISCOUNT, generator(seed))
+        for name in ("observation", "action", "goal"):
+            assert torch.equal(getattr(batch, name), getattr(copy, name))
+
+
+def test_a_segment_holds_only_what_is_new():
+    recorder = Recorder(2, 8)
+    recorder.play([("add", [False, False])] * 3)
+    recorder.buffer.mark_saved()
+    recorder.play([("add", [False, False])] * 2)
+    segment = recorder.buffer.unsaved_segment()
+    assert segment["first"].tolist() == [3, 3] and segment["rows"].tolist() == [2, 2]
+    assert segment["observation"][:, 0].tolist() == [6, 8, 7, 9]
+    assert recorder.buffer.rows_per_world == 5

@@ -1,0 +1,81 @@
+"""Closed-loop episodes and their statistics."""
+
+import numpy as np
+import pytest
+
+from envs.registry import compile_task
+from stages.evaluate import retention, run_episodes, wilson_interval
+
+TASK = compile_task("point_u_maze")
+
+
+def towards_goal(observation, goal):
+    return np.clip(5 * (goal - observation[:, :2]), -1, 1)
+
+
+def still(observation, goal):
+    return np.zeros((len(observation), 2), np.float32)
+
+
+def test_wilson_interval_by_hand():
+    low, high = wilson_interval(8, 10)
+    assert (low, high) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_starts_and_goals_are_the_same_for_every_policy():
+    first = run_episodes(TASK, still, episodes=20, seed=3)
+    second = run_episodes(TASK, towards_goal, episodes=20, seed=3)
+    assert np.array_equal(first.start, second.start) and np.array_equal(first.goal, second.goal)
+    assert not np.array_equal(first.goal, run_episodes(TASK, still, episodes=20, seed=4).goal)
+
+
+def test_outcomes_follow_from_the_paths():
+    episodes = run_episodes(TASK, towards_goal, episodes=40, seed=0, distribution="training", num_paths=40)
+    assert 0 < episodes.success.mean() < 1  # goals behind the wall are not met by going straight
+    for i, path in enumerate(episodes.paths):
+        assert path.shape == (101, 2)
+        within = np.linalg.norm(path[1:] - episodes.goal[i], axis=1) < 0.3
+        assert episodes.success[i] == within.any()
+        assert episodes.time_at_goal[i] == pytest.approx(1000 * within.mean())
+        assert episodes.final_distance[i] == pytest.approx(np.linalg.norm(path[-1] - episodes.goal[i]), abs=1e-5)
+
+
+def test_more_episodes_than_worlds_run_in_rounds(monkeypatch):
+    monkeypatch.setattr("stages.evaluate.MAX_WORLDS", 8)
+    episodes = run_episodes(TASK, still, episodes=20, seed=0, num_paths=10)
+    assert len(episodes.success) == 20 and len(episodes.paths) == 10
+    assert len(np.unique(episodes.start, axis=0)) == 20
+
+
+def test_a_diverged_episode_counts_as_a_failure():
+    def poison(observation, goal):
+        action = towards_goal(observation, goal)
+        action[0] = np.nan
+        return action
+
+    episodes = run_episodes(TASK, poison, episodes=8, seed=0, distribution="training")
+    assert episodes.unstable == 1 and not episodes.success[0]
+
+
+def test_summary_reports_the_interval_and_the_count():
+    summary = run_episodes(TASK, towards_goal, episodes=16, seed=0, distribution="training").summary()
+    low, high = summary["success_interval"]
+    assert low <= summary["success"] <= high and summary["episodes"] == 16
+
+
+def test_retention_is_a_ratio_with_a_paired_interval():
+    rng = np.random.default_rng(0)
+    teacher = rng.random(1000) < 0.9
+    assert retention(teacher, teacher) == {"retention": 1.0, "interval": [1.0, 1.0]}
+    student = teacher & (rng.random(1000) < 0.95)
+    measured = retention(teacher, student)
+    low, high = measured["interval"]
+    assert measured["retention"] == pytest.approx(student.sum() / teacher.sum())
+    assert low < measured["retention"] < high < 1 and high - low < 0.04
+
+
+def test_retention_of_a_teacher_without_success_is_undefined():
+    assert retention(np.zeros(4), np.ones(4)) == {"retention": None, "interval": None}

@@ -1,0 +1,244 @@
+"""Who may import whom, read from the sources with `ast`; nothing of the packages is imported here."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pipeline", "models", "envs", "replay", "stages")
+
+# group -> the groups that it may import
+ALLOWED = {
+    "models": {"models"},
+    "envs": {"envs"},
+    "pipeline.core": {"pipeline.core"},
+    "replay": {"replay", "envs"},
+    "stages": {"stages", "replay", "envs", "models", "pipeline.core"},
+    "pipeline": {"pipeline", "stages", "replay", "envs", "models", "pipeline.core", "thousandfold"},
+    "thousandfold": {"envs"},
+}
+SHARED_STAGES = {
+    "stages",
+    "stages.contrastive_learner",
+    "stages.rollout",
+    "stages.evaluate",
+    "stages.network_file",
+    "stages.onnx_policy",
+}
+
+# What the base install lacks, and the modules that must load without it.
+TRAIN_ONLY = {
+    "h5py", "imageio", "imageio_ffmpeg", "matplotlib", "minari", "mlflow",
+    "mujoco_warp", "onnx", "onnxscript", "safetensors", "torch", "warp",
+}  # fmt: skip
+RUNS_ON_BASE_INSTALL = (
+    "thousandfold",
+    "pipeline.__main__",
+    "pipeline.cli",
+    "stages.benchmark",
+    "stages.run_policy",
+)
+PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module; `at_load` is False inside functions and TYPE_CHECKING blocks."""
+
+    target: str
+    line: int
+    at_load: bool
+
+
+def local_modules(root: Path) -> dict[str, Path]:
+    """Map dotted names of the product's modules to their files."""
+    paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    paths += [path for path in [root / "thousandfold.py"] if path.exists()]
+    names = {path: path.relative_to(root).with_suffix("").parts for path in paths}
+    return {".".join(p[:-1] if p[-1] == "__init__" else p): path for path, p in names.items()}
+
+
+def group_of(module: str) -> str | None:
+    """Return the group of a local module, or None for anything else."""
+    if module == "pipeline.core" or module.startswith("pipeline.core."):
+        return "pipeline.core"
+    top = module.partition(".")[0]
+    return top if top in ALLOWED else None
+
+
+def imports_of(name: str, path: Path, known: dict[str, Path]) -> list[Import]:
+    """Return the imports of a module: relative ones resolved, `from a import b` as `a.b` if a module."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found: list[Import] = []
+
+    def visit(node: ast.AST, at_load: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, at_load) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*start, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{source}.{alias.name}"
+                found.append(Import(full if full in known else source, node.lineno, at_load))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            visit_all(node.body, False)
+            visit_all(node.orelse, at_load)
+        else:
+            in_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            visit_all(ast.iter_child_nodes(node), at_load and not in_function)
+
+    def visit_all(nodes: Iterable[ast.AST], at_load: bool) -> None:
+        for node in nodes:
+            visit(node, at_load)
+
+    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)), True)
+    return found
+
+
+def forbidden_arrow(name: str, item: Import) -> str | None:
+    """Say what is wrong with one import of module `name`, or None."""
+    group, target_group, third_party = group_of(name), group_of(item.target), item.target.partition(".")[0]
+    assert group is not None
+    if third_party in PICKLERS:
+        return "nothing is pickled"
+    if target_group is None:
+        if group == "models" and third_party != "torch" and third_party not in sys.stdlib_module_names:
+            return "models import torch alone"
+        if group == "envs" and third_party == "torch" and name != "envs.warp_simulator":
+            return "torch in envs belongs to warp_simulator alone"
+        return None
+    if target_group not in ALLOWED[group]:
+        return f"{group} may not use {target_group}"
+    if group == target_group == "stages" and item.target not in SHARED_STAGES | {name}:
+        return f"stages share only {', '.join(sorted(SHARED_STAGES - {'stages'}))}"
+    if group == "pipeline" and target_group == "stages" and item.at_load:
+        return "stages are imported inside the functions that need them"
+    return None
+
+
+def loaded_with(start: str, imports: dict[str, list[Import]]) -> set[str]:
+    """Return the local modules that importing `start` loads, itself and parent packages included."""
+    reached, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name not in imports:
+            continue
+        reached.add(name)
+        waiting += [item.target for item in imports[name] if item.at_load]
+        waiting += [name.rpartition(".")[0]]
+    return reached
+
+
+def pickling_calls(path: Path) -> Iterator[int]:
+    """Yield the lines that pickle without importing pickle."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        allows = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
+        if allows or ast.unparse(node.func) in ("torch.save", "torch.load"):
+            yield node.lineno
+
+
+def violations(root: Path) -> list[str]:
+    """Return one line for everything below `root` that breaks the import rules."""
+    known = local_modules(root)
+    imports = {name: imports_of(name, path, known) for name, path in known.items()}
+    found = []
+    for name, items in imports.items():
+        for item in items:
+            if reason := forbidden_arrow(name, item):
+                found.append(f"{name}:{item.line} imports {item.target}: {reason}")
+        found += [f"{name}:{line} pickles: nothing is pickled" for line in pickling_calls(known[name])]
+    for start in RUNS_ON_BASE_INSTALL:
+        for name in sorted(loaded_with(start, imports)):
+            for item in imports[name]:
+                if item.at_load and item.target.partition(".")[0] in TRAIN_ONLY:
+                    found.append(f"{name}:{item.line} imports {item.target}: {start} must load without it")
+    init = root / "pipeline" / "__init__.py"
+    if init.exists() and init.read_text():
+        found.append("pipeline/__init__.py is not empty")
+    found += [f"{path.relative_to(root)} shadows the library" for path in (root / "mlflow").rglob("*.py")]
+    return found
+
+
+def test_every_import_follows_the_rules():
+    assert len(local_modules(ROOT)) > len(PACKAGES)  # the checker looks at the real tree
+    assert violations(ROOT) == []
+
+
+def test_every_package_is_listed_for_installation():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    present = {
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for init in (ROOT / package).rglob("__init__.py")
+    }
+    assert set(listed) == present
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"pipeline/__init__.py": "", **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "reason"),
+    [
+        ("models/actor.py", "import numpy", "models import torch alone"),
+        ("models/actor.py", "from envs.task import GoalTask", "models may not use envs"),
+        ("envs/task.py", "def f():\n    import torch", "warp_simulator alone"),
+        ("envs/task.py", "from pipeline.core.errors import UserError", "envs may not use pipeline.core"),
+        ("envs/tasks/ant.py", "from ...models import actor", "envs may not use models"),
+        ("pipeline/core/settings.py", "import pipeline.cli", "pipeline.core may not use pipeline"),
+        ("pipeline/core/settings.py", "from stages import rollout", "pipeline.core may not use stages"),
+        ("replay/hindsight.py", "import models", "replay may not use models"),
+        ("stages/distill.py", "from stages import train_teacher", "stages share only"),
+        ("stages/distill.py", "def f():\n    from .train_teacher import run", "stages share only"),
+        ("stages/distill.py", "from pipeline.cli import main", "stages may not use pipeline"),
+        ("pipeline/cli.py", "from stages import rollout", "inside the functions"),
+        ("pipeline/cli.py", "import mlflow.tracking", "pipeline.cli must load without it"),
+        (
+            "stages/benchmark.py",
+            "try:\n    import torch\nexcept ImportError:\n    pass",
+            "must load without it",
+        ),
+        ("stages/benchmark.py", "from stages.rollout import f", "stages.benchmark must load without it"),
+        ("replay/dataset.py", "import pickle", "nothing is pickled"),
+        ("replay/dataset.py", "numpy.load('a', allow_pickle=True)", "nothing is pickled"),
+        ("pipeline/__init__.py", "import os", "not empty"),
+        ("mlflow/__init__.py", "", "shadows the library"),
+    ],
+)
+def test_a_forbidden_arrow_is_caught(tmp_path: Path, path: str, text: str, reason: str):
+    others = {"stages/train_teacher.py": "", "stages/rollout.py": "import torch", "models/actor.py": ""}
+    found = violations(write_tree(tmp_path, {**others, path: text}))
+    assert found and reason in found[0], found
+
+
+def test_allowed_arrows_pass(tmp_path: Path):
+    tree = {
+        "models/actor.py": "import math\nimport torch.nn\nfrom models.blocks import Block",
+        "models/blocks.py": "from __future__ import annotations\nimport torch",
+        "envs/warp_simulator.py": "import torch\nfrom envs.task import GoalTask",
+        "envs/task.py": "import mujoco",
+        "replay/hindsight.py": "import numpy\nfrom envs import task",
+        "stages/rollout.py": "import torch\nfrom models import actor",
+        "stages/distill.py": "from stages.rollout import f\nfrom pipeline.core import errors",
+        "stages/benchmark.py": (
+            "from typing import TYPE_CHECKING\nfrom pipeline.core.errors import UserError\n"
+            "if TYPE_CHECKING:\n    import torch\ndef f():\n    import mlflow"
+        ),
+        "pipeline/core/errors.py": "",
+        "pipeline/cli.py": "import click\ndef f():\n    from stages import distill",
+    }
+    assert violations(write_tree(tmp_path, tree)) == []

@@ -1,0 +1,33 @@
+"""Thousandfold: its version, and its tasks as Gymnasium environments.
+
+``import thousandfold`` registers every built-in task, so that these work::
+
+    gymnasium.make("thousandfold/PointUMaze-v0")
+    gymnasium.make_vec("thousandfold/PointUMaze-v0", num_envs=64)
+
+No model is compiled before an environment is made.
+"""
+
+from __future__ import annotations
+
+import gymnasium
+
+from envs.registry import environment_id, task_names
+
+__version__ = "0.1.0"
+__all__ = ["__version__"]
+
+
+def _register_environments() -> None:
+    for name in task_names():
+        # No max_episode_steps: the environments truncate themselves. `make` would wrap a second clock around
+        # one, and `make_vec` would hand the number over as an argument.
+        gymnasium.register(
+            id=environment_id(name),
+            entry_point="envs.goal_env:GoalEnv",
+            vector_entry_point="envs.goal_env:GoalVectorEnv",
+            kwargs={"task": name},
+        )
+
+
+_register_environments()
