@@ -36,8 +36,8 @@ _WARM_UP_WORLDS, _WARM_UP_STEPS = 8, 50
 class WarpSimulator(Simulator):
     """Worlds of one task on MuJoCo Warp; every array is a torch tensor on `device`.
 
-    What goes in may be NumPy's too. On CUDA a control step is one captured graph, launched on torch's current stream. A world that diverged or
-    overflowed shows zeros until it is reset; no world resets itself.
+    What goes in may be NumPy's too. On CUDA a control step is one captured graph, launched on torch's current
+    stream. A world that diverged or overflowed shows zeros until it is reset; no world resets itself.
 
     Args:
         task: the compiled task.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.core.console import error_boundary
-from pipeline.core.errors import MissingArtifactError, SettingsError
+from pipeline.core.errors import MissingArtifactError
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
 
@@ -36,21 +36,25 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--resume", is_flag=True, help="Go on with the newest chain that was cut off.")
 @stage_command
-def run(session: Session, common: CommonOptions) -> None:
+def run(session: Session, common: CommonOptions, resume: bool) -> None:
     """Run every stage, from teacher to benchmark, in one chain run.
 
     --set takes the stage too: --set train_teacher.depth=32.
     """
-    from pipeline.run import resolve_chain, run_chain
+    from pipeline.run import resolve_chain, resume_chain, start_chain
 
+    if resume:
+        common.refuse_with_resume()
+        _report_chain(session, resume_chain(session.context))
+        return
     settings = resolve_chain(common)
     if common.dry_run:
         session.show_settings(settings)
         return
     session.announce(common)
-    artifacts = run_chain(settings, session.context)
-    session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})
+    _report_chain(session, start_chain(settings, session.context))
 
 
 @cli.command("train-teacher")
@@ -70,12 +74,7 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
     from stages import train_teacher as stage
 
     if resume is not None:
-        given = [
-            flag for flag, value in (flags | {"preset": common.preset, "seed": common.seed}).items() if value
-        ]
-        if given or common.overrides:
-            named = ", ".join(f"--{flag}" for flag in given) or "--set"
-            raise SettingsError(f"--resume goes on with the run's own settings: leave {named} out.")
+        common.refuse_with_resume(flags)
         settings, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)
     else:
         settings, artifact = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags), None
@@ -99,8 +98,7 @@ def generate_dataset(session: Session, common: CommonOptions, teacher: str | Non
     from stages import generate_dataset as stage
 
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
-    if common.dry_run:
-        session.show_settings({"generate_dataset": settings})
+    if not session.starts(common, "generate_dataset", settings):
         return
     session.report(stage.run(settings, session.context, session.take("teacher", teacher)))
 
@@ -123,8 +121,7 @@ def distill(
     from stages import generate_dataset
 
     settings = common.resolve(stage.DistillSettings, "distill", flags)
-    if common.dry_run:
-        session.show_settings({"distill": settings})
+    if not session.starts(common, "distill", settings):
         return
     source = session.take("teacher", teacher)
     try:
@@ -148,8 +145,7 @@ def export_onnx(session: Session, common: CommonOptions, student: str | None, te
     from stages import export_onnx as stage
 
     settings = common.resolve(stage.ExportOnnxSettings, "export_onnx")
-    if common.dry_run:
-        session.show_settings({"export_onnx": settings})
+    if not session.starts(common, "export_onnx", settings):
         return
     if teacher is not None:
         source = session.take_one_of({"student": student, "teacher": teacher})
@@ -167,8 +163,7 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     from stages import benchmark as stage
 
     settings = common.resolve(stage.BenchmarkSettings, "benchmark")
-    if common.dry_run:
-        session.show_settings({"benchmark": settings})
+    if not session.starts(common, "benchmark", settings):
         return
     session.report(stage.run(settings, session.context, session.take("policy", policy)))
 
@@ -191,8 +186,7 @@ def evaluate(
     from stages import evaluate as stage
 
     settings = common.resolve(stage.EvaluateSettings, "evaluate", flags)
-    if common.dry_run:
-        session.show_settings({"evaluate": settings})
+    if not session.starts(common, "evaluate", settings):
         return
     source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
     session.report(stage.run(settings, session.context, source))
@@ -262,6 +256,10 @@ def ui(session: Session, host: str, port: int) -> None:
         command = ui_command(session.workspace.root, host, port)
         click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it).")
         sys.exit(subprocess.run(command, check=False).returncode)
+
+
+def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
+    session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})
 
 
 def _made_from(artifact: Any, parent: Any, role: str) -> bool:

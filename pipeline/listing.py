@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import KINDS, Artifact, Workspace
+from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
 from pipeline.core.console import Console, figure
-from pipeline.core.errors import MissingArtifactError
+from pipeline.core.errors import MissingArtifactError, nearest_name
 from pipeline.core.manifest import git_state, installed_versions
-from pipeline.core.settings import PRESETS_FOLDER, list_presets
+from pipeline.core.settings import list_presets
 from pipeline.session import describe
 
 _HEADLINES = ("success", "retention", "rows")
@@ -67,7 +68,7 @@ def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
     """Print one artifact in full, or the versions in use."""
     if name is None:
         facts = installed_versions() | {
-            "commit": git_state(PRESETS_FOLDER)["commit"],
+            "commit": git_state(Path(__file__).resolve().parents[1])["commit"],
             "workspace": str(workspace.root),
         }
         console.table("Versions", ("what", "version"), facts.items())
@@ -88,17 +89,20 @@ def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
 
 
 def _find(workspace: Workspace, name: str) -> Artifact:
-    for kind in KINDS:
-        for artifact in workspace.artifacts(kind):
-            if name in (artifact.name, str(artifact.path)):
-                return artifact
-    raise MissingArtifactError(f"No artifact {name!r} in {workspace.runs}: `pipeline runs` lists them.")
+    """Return the artifact of any kind in a folder, or of a name under `runs/`."""
+    for place in (Path(name).expanduser(), workspace.runs / name):
+        if (place / MANIFEST_NAME).is_file():
+            return Artifact.load(place.absolute())
+    nearest = nearest_name(name, [artifact.name for artifact in workspace.artifacts()])
+    hint = f"did you mean {nearest}?" if nearest else "`pipeline runs` lists them."
+    raise MissingArtifactError(f"No artifact {name!r}, neither a folder nor in {workspace.runs}: {hint}")
 
 
 def _headline(artifact: Artifact) -> str | None:
     results = artifact.manifest.results
-    if artifact.kind == "benchmark" and "student" in results:
-        return f"p50 {results['student']['p50_us']:.0f} µs, p99 {results['student']['p99_us']:.0f} µs"
+    if artifact.kind == "benchmark" and results.get("networks"):
+        timing = next(iter(results["networks"].values()))["back_to_back"]
+        return f"p50 {timing['p50_us']:.0f} µs, p99 {timing['p99_us']:.0f} µs"
     found = [f"{key} {figure(results[key])}" for key in _HEADLINES if key in results]
     return ", ".join(found) or None
 

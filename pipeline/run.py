@@ -1,26 +1,43 @@
-"""The whole chain as one run: teacher, dataset, student, policy, benchmark."""
+"""The whole chain as one run: teacher, dataset, student, policy, benchmark; a killed one can go on."""
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact
+from pipeline.core.artifacts import Artifact, Workspace, write_json_atomic
 from pipeline.core.console import figure
+from pipeline.core.errors import DamagedFileError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
-from pipeline.core.settings import StageSettings, split_overrides
+from pipeline.core.settings import StageSettings, dump_settings, split_overrides
 from pipeline.session import CommonOptions
 
 SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark")
 
 
 @dataclass
-class _Timed:
-    """An artifact and the seconds that its stage took."""
+class ChainRecord:
+    """What a chain has made so far, in `runs/chain-<time>.json`.
 
-    artifact: Artifact
-    seconds: float
+    Attributes:
+        settings: resolved settings by section.
+        chain_run_id: the parent run in the tracking store.
+        teacher: name of the teacher's artifact, from the moment its training begins.
+        done: names of the completed artifacts by section.
+        seconds: how long each completed section took.
+        completed: whether every stage is done.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    chain_run_id: str | None = None
+    teacher: str | None = None
+    done: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    completed: bool = False
 
 
 def resolve_chain(common: CommonOptions) -> dict[str, StageSettings]:
@@ -29,15 +46,7 @@ def resolve_chain(common: CommonOptions) -> dict[str, StageSettings]:
     Raises:
         SettingsError: an unknown stage, key or value.
     """
-    from stages import benchmark, distill, export_onnx, generate_dataset, train_teacher
-
-    classes: dict[str, type[StageSettings]] = {
-        "train_teacher": train_teacher.TrainTeacherSettings,
-        "generate_dataset": generate_dataset.GenerateDatasetSettings,
-        "distill": distill.DistillSettings,
-        "export_onnx": export_onnx.ExportOnnxSettings,
-        "benchmark": benchmark.BenchmarkSettings,
-    }
+    classes = _settings_classes()
     overrides = split_overrides(common.overrides, classes)
     return {
         section: replace(common, overrides=overrides[section]).resolve(cls, section)
@@ -45,56 +54,147 @@ def resolve_chain(common: CommonOptions) -> dict[str, StageSettings]:
     }
 
 
-def run_chain(settings: dict[str, Any], context: StageContext) -> dict[str, Artifact]:
-    """Run every stage under one parent run in the tracking store; return the artifacts by section."""
+def _settings_classes() -> dict[str, type[StageSettings]]:
     from stages import benchmark, distill, export_onnx, generate_dataset, train_teacher
 
-    task = settings["train_teacher"].task
-    chain = context.tracker.open_chain(f"chain on {task}", {"task": task})
-    context = replace(context, chain_run_id=chain)
-    made: dict[str, _Timed] = {}
-    succeeded = False
+    return {
+        "train_teacher": train_teacher.TrainTeacherSettings,
+        "generate_dataset": generate_dataset.GenerateDatasetSettings,
+        "distill": distill.DistillSettings,
+        "export_onnx": export_onnx.ExportOnnxSettings,
+        "benchmark": benchmark.BenchmarkSettings,
+    }
 
-    def stage(section: str, module: Any, *sources: Artifact) -> Artifact:
-        context.console.say(f"\n[{len(made) + 1}/{len(SECTIONS)}] {section.replace('_', '-')}")
+
+def start_chain(settings: dict[str, StageSettings], context: StageContext) -> dict[str, Artifact]:
+    """Run every stage under one parent run in the tracking store; return the artifacts by section."""
+    record = ChainRecord({section: dump_settings(values) for section, values in settings.items()})
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    return _Chain(record, settings, context.workspace.runs / f"chain-{stamp}.json", context).run()
+
+
+def resume_chain(context: StageContext) -> dict[str, Artifact]:
+    """Go on with the newest chain that was not completed.
+
+    Raises:
+        SettingsError: there is none.
+        DamagedFileError: its record cannot be read.
+    """
+    for path in sorted(context.workspace.runs.glob("chain-*.json"), reverse=True):
+        record = _read_record(path)
+        if not record.completed:
+            settings = {
+                section: cls.model_validate(record.settings[section])
+                for section, cls in _settings_classes().items()
+            }
+            return _Chain(record, settings, path, context).run()
+    raise SettingsError(
+        f"No unfinished chain in {context.workspace.runs} to resume: start one with `pipeline run`."
+    )
+
+
+def _read_record(path: Path) -> ChainRecord:
+    try:
+        return ChainRecord(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DamagedFileError(f"{path} is truncated or no chain record: delete it and run again.") from error
+
+
+class _Chain:
+    """A chain under way.
+
+    Args:
+        record: what it has made so far.
+        settings: of every stage, by section.
+        path: where the record lies.
+        context: workspace, console and tracking.
+    """
+
+    def __init__(
+        self, record: ChainRecord, settings: dict[str, Any], path: Path, context: StageContext
+    ) -> None:
+        self._record, self._settings, self._path = record, settings, path
+        task = settings["train_teacher"].task
+        if record.chain_run_id is None:
+            record.chain_run_id = context.tracker.open_chain(f"chain on {task}", {"task": task})
+        self._context = replace(context, chain_run_id=record.chain_run_id, chain=path.stem)
+        self._save()
+
+    def run(self) -> dict[str, Artifact]:
+        """Run the stages that are not done; return the artifacts of all."""
+        from stages import benchmark, distill, export_onnx, generate_dataset, train_teacher
+
+        try:
+            teacher = self._teacher(train_teacher)
+            dataset = self._stage("generate_dataset", generate_dataset, teacher)
+            student = self._stage("distill", distill, teacher, dataset)
+            policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
+            latency = self._stage("benchmark", benchmark, policy)
+            self._record.completed = True
+            self._save()
+        finally:
+            self._context.tracker.close_chain(self._record.chain_run_id, ok=self._record.completed)
+        made = dict(zip(SECTIONS, (teacher, dataset, student, policy, latency), strict=True))
+        _summarise(made, self._record.seconds, self._context)
+        return made
+
+    def _teacher(self, module: Any) -> Artifact:
+        """Train the teacher, or go on from its checkpoint where there is one."""
+        resumed = None
+        if self._record.teacher and "train_teacher" not in self._record.done:
+            resumed = self._unfinished(self._context.workspace, self._record.teacher)
+
+        def remember(artifact: Artifact) -> None:
+            self._record.teacher = artifact.name
+            self._save()
+
+        return self._stage("train_teacher", module, resumed, remember)
+
+    @staticmethod
+    def _unfinished(workspace: Workspace, name: str) -> Artifact | None:
+        try:
+            artifact = workspace.find(name, "teacher")
+        except UserError:
+            return None
+        return artifact if artifact.manifest.status != "completed" else None
+
+    def _stage(self, section: str, module: Any, *sources: Any) -> Artifact:
+        """Run one stage, or take what it made before the chain was cut off."""
+        number, command = SECTIONS.index(section) + 1, section.replace("_", "-")
+        self._context.console.say(f"\n[{number}/{len(SECTIONS)}] {command}")
+        if section in self._record.done:
+            kind = {"train_teacher": "teacher", "generate_dataset": "dataset", "distill": "student",
+                    "export_onnx": "policy", "benchmark": "benchmark"}[section]  # fmt: skip
+            artifact = self._context.workspace.open(self._record.done[section], kind)
+            self._context.console.say(f"Done before: {artifact.name}.")
+            return artifact
         started = time.perf_counter()
-        artifact = module.run(settings[section], context, *sources)
-        made[section] = _Timed(artifact, time.perf_counter() - started)
+        artifact = module.run(self._settings[section], self._context, *sources)
+        self._record.done[section] = artifact.name
+        self._record.seconds[section] = time.perf_counter() - started
+        self._save()
         return artifact
 
-    try:
-        teacher = stage("train_teacher", train_teacher)
-        dataset = stage("generate_dataset", generate_dataset, teacher)
-        student = stage("distill", distill, teacher, dataset)
-        policy = stage("export_onnx", export_onnx, student, teacher, dataset)
-        stage("benchmark", benchmark, policy)
-        succeeded = True
-    finally:
-        context.tracker.close_chain(chain, ok=succeeded)
-    _summarise(made, context)
-    return {section: timed.artifact for section, timed in made.items()}
+    def _save(self) -> None:
+        write_json_atomic(self._path, asdict(self._record))
 
 
-def _summarise(made: dict[str, _Timed], context: StageContext) -> None:
+def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: StageContext) -> None:
     """Print what each stage made, what it reached and how long it took."""
-    teacher, dataset, student, policy, latency = (made[name].artifact.manifest.results for name in SECTIONS)
+    teacher, dataset, student, policy, latency = (made[name].manifest.results for name in SECTIONS)
+    timing = latency["networks"]["student"]["back_to_back"]
     reached = {
         "train_teacher": f"success {figure(teacher['success'])}",
         "generate_dataset": f"{figure(dataset['rows'])} transitions",
         "distill": f"success {figure(student['success'])}, retention {figure(student['retention'])}",
         "export_onnx": f"success {figure(policy['success'])}",
-        "benchmark": f"p50 {latency['student']['p50_us']:.0f} µs, p99 {latency['student']['p99_us']:.0f} µs",
+        "benchmark": f"p50 {timing['p50_us']:.0f} µs, p99 {timing['p99_us']:.0f} µs",
     }
     rows = [
-        (
-            section.replace("_", "-"),
-            made[section].artifact.name,
-            reached[section],
-            f"{made[section].seconds:.0f}",
-        )
+        (section.replace("_", "-"), made[section].name, reached[section], f"{seconds[section]:.0f}")
         for section in SECTIONS
     ]
     context.console.say("")
     context.console.table("Chain", ("stage", "artifact", "reached", "seconds"), rows)
-    context.console.say(f"Policy file: {made['export_onnx'].artifact.file('policy.onnx')}")
-    context.console.say("Look at every run with: pipeline ui")
+    context.console.say(f"Policy file: {made['export_onnx'].file('policy.onnx')}")
+    context.console.say(f"Every run in MLflow: pipeline --workspace {context.workspace.root} ui")

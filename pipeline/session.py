@@ -12,7 +12,7 @@ import click
 
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console, error_boundary
-from pipeline.core.errors import MissingArtifactError, UserError
+from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, resolve_settings, settings_to_yaml
 from pipeline.core.tracking import open_tracker
@@ -44,6 +44,16 @@ class CommonOptions:
         given = {"seed": self.seed, "device": self.device, **(flags or {})}
         preset = self.preset or DEFAULT_PRESET
         return resolve_settings(cls, section, preset=preset, overrides=self.overrides, flags=given)
+
+    def refuse_with_resume(self, flags: Mapping[str, Any] | None = None) -> None:
+        """Raise SettingsError where settings are given to a run that goes on with its own."""
+        given = {"preset": self.preset, "seed": self.seed, "device": self.device, **(flags or {})}
+        named = [f"--{flag}" for flag, value in given.items() if value is not None]
+        named += ["--set"] if self.overrides else []
+        if named:
+            raise SettingsError(
+                f"--resume goes on with the run's own settings: leave {', '.join(named)} out."
+            )
 
 
 def stage_command(command: Command) -> Command:
@@ -122,6 +132,14 @@ class Session:
         self.console.say(
             f"Preset {common.preset or DEFAULT_PRESET} ({why}); workspace {self.workspace.root}."
         )
+
+    def starts(self, common: CommonOptions, section: str, settings: StageSettings) -> bool:
+        """Announce a stage and return True; on a dry run print its settings instead and return False."""
+        if common.dry_run:
+            self.show_settings({section: settings})
+        else:
+            self.announce(common)
+        return not common.dry_run
 
     def show_settings(self, settings: Mapping[str, StageSettings]) -> None:
         """Print resolved settings as YAML, for --dry-run; several stages get a heading each."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from replay.hindsight import truncated_geometric
 
 # Rejecting rows that are no start needs few rounds; this bound only stops a loop on a memory without any.
-_MAX_ROUNDS = 64
+# It is high because a large batch must be complete also where only a few rows in a hundred are a start.
+_MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class LearnerSettings(StageSettings):
     average_decay: float = pydantic.Field(
         0.0, ge=0, lt=1, description="of the running average of the actor that is evaluated and kept; 0: none"
     )
+    threads: int = pydantic.Field(0, ge=0, description="CPU threads of torch; 0: every CPU")
     max_gradient_norm: float | None = pydantic.Field(None, gt=0, description="clipping; null: none")
 
     @pydantic.field_validator("depth")

@@ -27,6 +27,7 @@ from pipeline.core.runtime import (
     require_finite,
     resolve_device,
     seed_sequence,
+    set_torch_threads,
     torch_seed,
 )
 from pipeline.core.settings import StageSettings
@@ -55,6 +56,7 @@ class DistillSettings(StageSettings):
     evaluate_every: int = pydantic.Field(500, ge=1, description="updates between evaluations")
     evaluation_episodes: int = pydantic.Field(256, ge=1)
     final_episodes: int = pydantic.Field(1024, ge=1, description="paired episodes that measure retention")
+    threads: int = pydantic.Field(0, ge=0, description="CPU threads of torch; 0: every CPU")
     reproduction_tolerance: float = pydantic.Field(
         0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
     )
@@ -120,6 +122,7 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
     trained = load_actor(teacher)
     data = _load_dataset(dataset, teacher)
     device = resolve_device(settings.device)
+    set_torch_threads(settings.threads)
     task = teacher.manifest.task
     parents = {"teacher": teacher, "dataset": dataset}
     with context.stage("student", "distill", task=task, settings=settings, parents=parents) as work:
@@ -128,8 +131,8 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
         work.run.log_dataset(
             dataset.name, str(dataset.manifest.hash)[:16], str(dataset.path), len(data.action), "training"
         )
-        history = _train(student, data, settings, trained, work, context)
-        return _finish(student, trained, history, settings, work, context)
+        history, kept = _train(student, data, settings, trained, work, context)
+        return _finish(student, trained, history, kept, settings, work, context)
 
 
 def _load_dataset(dataset: Artifact, teacher: Artifact) -> GoalDataset:
@@ -150,13 +153,13 @@ def _require_reproduction(
     """Replay the teacher's recorded evaluation; a wrongly loaded teacher must not be imitated."""
     recorded = teacher.manifest.results
     try:
-        seed, episodes = np.random.SeedSequence(recorded["evaluation_seed"]), int(recorded["episodes"])
+        seed, episodes = seed_sequence(*recorded["evaluation_seed"]), int(recorded["episodes"])
         success = float(recorded["success"])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
     replayed = run_episodes(trained.task, torch_policy(trained.actor), episodes=episodes, seed=seed)
     rate = float(replayed.success.mean())
-    if abs(rate - success) > settings.reproduction_tolerance:
+    if not abs(rate - success) <= settings.reproduction_tolerance:  # NaN is no success either
         raise UserError(
             f"Teacher {teacher.name} reaches {rate:.3f} of the goals of its recorded evaluation, which says "
             f"{success:.3f}: it is not the network that was evaluated. Train it again or choose another."
@@ -224,8 +227,12 @@ def _train(
     trained: TrainedActor,
     work: StageWork,
     context: StageContext,
-) -> list[dict[str, float]]:
-    """Descend the objective along a cosine; leave the student with the weights that acted best."""
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Descend the objective along a cosine; leave the student with the weights that acted best.
+
+    Returns:
+        The history, and its entry whose weights the student was left with.
+    """
     device = next(student.parameters()).device
     training, validation = _split(data, settings, device)
     optimizer = torch.optim.AdamW(
@@ -233,7 +240,7 @@ def _train(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.updates)
     history: list[dict[str, float]] = []
-    best_score, best_weights = (-1.0, -math.inf), copy.deepcopy(student.state_dict())
+    best_score, best_weights, best = (-1.0, -math.inf), copy.deepcopy(student.state_dict()), {}
     with context.console.progress("distill", settings.updates, unit="updates") as bar:
         for update, batch in enumerate(_batches(training, settings), start=1):
             loss, metrics = imitation_loss(
@@ -253,11 +260,11 @@ def _train(
                 work.run.log_metrics(entry, step=update)
                 score = (entry["success"], -entry["validation_loss"])
                 if score > best_score:
-                    best_score, best_weights = score, copy.deepcopy(student.state_dict())
+                    best_score, best_weights, best = score, copy.deepcopy(student.state_dict()), history[-1]
             success = f"{history[-1]['success']:.2f}" if history else "not evaluated yet"
             bar.update(update, success=success)
     student.load_state_dict(best_weights)
-    return history
+    return history, best
 
 
 @torch.no_grad()
@@ -288,6 +295,7 @@ def _finish(
     student: NormalizedActor,
     trained: TrainedActor,
     history: list[dict[str, float]],
+    kept: dict[str, float],
     settings: DistillSettings,
     work: StageWork,
     context: StageContext,
@@ -296,19 +304,20 @@ def _finish(
     artifact, count = work.artifact, settings.final_episodes
     ours = _run(student, trained, count, settings.seed, _FINAL_STREAM)
     theirs = _run(trained.actor, trained, count, settings.seed, _FINAL_STREAM)
-    kept = retention(theirs.success, ours.success)
-    kept_time = retention(theirs.time_at_goal, ours.time_at_goal)
+    retained = retention(theirs.success, ours.success)
+    retained_time = retention(theirs.time_at_goal, ours.time_at_goal)
     results: dict[str, Any] = ours.summary() | {
         "evaluation_seed": [settings.seed, _FINAL_STREAM],
         "teacher_success": float(theirs.success.mean()),
         "teacher_time_at_goal": float(theirs.time_at_goal.mean()),
-        "retention": kept["retention"],
-        "retention_interval": kept["interval"],
-        "time_at_goal_retention": kept_time["retention"],
-        "time_at_goal_retention_interval": kept_time["interval"],
+        "retention": retained["retention"],
+        "retention_interval": retained["interval"],
+        "time_at_goal_retention": retained_time["retention"],
+        "time_at_goal_retention_interval": retained_time["interval"],
         "student_parameters": parameter_count(student),
         "teacher_parameters": parameter_count(trained.actor),
-        "validation_loss": min(entry["validation_loss"] for entry in history),
+        "validation_loss": kept["validation_loss"],
+        "kept_update": int(kept["updates"]),
     }
     save_network(
         artifact.file(NETWORK_FILE),
@@ -327,9 +336,9 @@ def _finish(
         metrics=("success", "validation_loss", "kl", "action_mse"),
     )
     artifact.complete(results)
-    finals = {
-        f"final_{name}": float(results[name]) for name in ("success", "retention", "time_at_goal_retention")
-    }
+    measured = ("success", "retention", "time_at_goal_retention")
+    # Retention is undefined beside a teacher that never succeeds.
+    finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
     work.run.log_metrics(finals, step=settings.updates)
     work.log_files(NETWORK_FILE, "learning_curve.png", "manifest.json")
     work.run.register_model(

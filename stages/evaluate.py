@@ -25,7 +25,7 @@ Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Z_95 = 1.959963984540054
 MAX_WORLDS = 256
 _BOOTSTRAP_DRAWS = 4000
-_EPISODE_STREAM = 21
+_EPISODE_STREAM = 41
 
 
 class EvaluateSettings(StageSettings):
@@ -219,11 +219,11 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
 def _load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
     """Return task and policy of an artifact; torch is imported for networks alone."""
     if source.kind == "policy":
-        from stages.onnx_policy import OnnxPolicy
+        from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
         source.verify()
-        policy = OnnxPolicy(source.file("policy.onnx"))
-        return as_user_error(lambda: compile_task(policy.metadata["task"]), TaskError), policy
+        policy = OnnxPolicy(source.file("policy.onnx"), task=source.manifest.task)
+        return as_user_error(lambda: compile_task(policy.metadata.task), TaskError), policy
     from pipeline.core.runtime import resolve_device
     from stages.network_file import load_actor, torch_policy
 

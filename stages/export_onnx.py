@@ -108,6 +108,7 @@ def run(
             work.artifact.file(POLICY_FILE), source, trained, reference, states, settings
         )
         if teacher is not None:
+            context.console.say(f"Beside it, to be timed: {teacher.name}.")
             results["teacher"] = _export_teacher(work.artifact.file(TEACHER_FILE), teacher, states, settings)
         return _finish(results, source, work, context)
 

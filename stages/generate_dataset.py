@@ -17,7 +17,14 @@ from envs.cpu_simulator import CpuSimulator
 from envs.maze_coverage import MazeCoverage
 from pipeline.core.artifacts import Artifact, atomic_file
 from pipeline.core.errors import NonFiniteError
-from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device, seed_sequence
+from pipeline.core.runtime import (
+    StageContext,
+    StageWork,
+    as_user_error,
+    resolve_device,
+    seed_sequence,
+    set_torch_threads,
+)
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, DatasetStatistics, GoalEpisode, dataset_id, write_goal_dataset
 from stages.evaluate import wilson_interval
@@ -41,15 +48,21 @@ class GenerateDatasetSettings(StageSettings):
     keep the states that it visits by itself, and say how often it succeeds.
     """
 
-    episodes: int = pydantic.Field(1000, ge=1)
+    episodes: int = pydantic.Field(default=1000, ge=1)
     evaluation_fraction: float = pydantic.Field(
-        0.5, ge=0, le=1, description="share of episodes drawn as in evaluation; the rest as in training"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of episodes drawn as in evaluation; the rest as in training",
     )
-    noisy_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of episodes acted with noise")
+    noisy_fraction: float = pydantic.Field(
+        default=0.5, ge=0, le=1, description="share of episodes acted with noise"
+    )
     action_noise: float = pydantic.Field(
-        0.2, ge=0, le=2, description="standard deviation of the Gaussian noise on their actions, of [-1, 1]"
+        default=0.2, ge=0, le=2, description="standard deviation of the Gaussian noise on their actions"
     )
-    num_worlds: int = pydantic.Field(256, ge=1, description="episodes that run at a time")
+    threads: int = pydantic.Field(0, ge=0, description="CPU threads of torch; 0: every CPU")
+    num_worlds: int = pydantic.Field(default=256, ge=1, description="episodes that run at a time")
 
 
 @dataclass(frozen=True)
@@ -282,6 +295,7 @@ def run(settings: GenerateDatasetSettings, context: StageContext, teacher: Artif
         UserError: the physics diverged in every episode.
     """
     trained = load_actor(teacher)
+    set_torch_threads(settings.threads)
     rollout = TeacherRollout(trained, settings, resolve_device(settings.device))
     task, parents = trained.task, {"teacher": teacher}
     most_steps = settings.episodes * task.task.episode_steps
@@ -352,7 +366,7 @@ def _finish(
     artifact, name = work.artifact, dataset_id(work.artifact.manifest.task)
     results = _summary(statistics, tally, elapsed_s)
     if tally.coverage is not None:
-        title = f"{results['rows']:,} states, {results['coverage']:.0%} of the free cells"
+        title = f"{tally.coverage.visits.sum():,} states, {results['coverage']:.0%} of the free cells"
         draw_coverage(artifact.file(COVERAGE_PICTURE), tally.coverage, title)
     artifact.complete(results | {"dataset_id": name})
     numbers = {key: float(value) for key, value in results.items() if isinstance(value, int | float)}

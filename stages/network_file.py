@@ -109,10 +109,13 @@ def load_actor(artifact: Artifact) -> TrainedActor:
         actor = NormalizedActor(GoalActor(*dims, shape), dims[0], dims[1])
         own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
         missing, unexpected = actor.load_state_dict(own, strict=False)
-        if unexpected or any(name.startswith("actor.") for name in missing):
+        # A teacher has no normalisers: those of its actor stay the identity.
+        missing = [name for name in missing if header["kind"] == "student" or name.startswith("actor.")]
+        if unexpected or missing:
             raise DamagedFileError(f"{path} does not hold the network that its header describes.")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DamagedFileError(f"{path} is no network file of this version ({error}).") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{path} is no network file of this version ({reason}).") from error
     return TrainedActor(actor.eval(), task, shape, header)
 
 

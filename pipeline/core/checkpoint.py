@@ -19,7 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.atomic import atomic_file, file_sha256, plain_json, write_json_atomic
+from pipeline.core.atomic import (
+    atomic_file,
+    file_sha256,
+    is_temporary,
+    json_sha256,
+    plain_json,
+    write_json_atomic,
+)
 from pipeline.core.errors import DamagedFileError
 
 if TYPE_CHECKING:
@@ -102,14 +109,17 @@ class CheckpointFolder:
             progress: JSON-able counters and history.
             segment: replay rows written since the last save; `first` and `rows` tell which, world by world.
             oldest_row: the lowest row that the replay memory still holds; older segments are dropped.
+
+        Raises:
+            ValueError: the step did not grow: the files of the checkpoint in place would be overwritten.
+            DamagedFileError: the manifest in place cannot be read.
         """
+        before = self._manifest() if self.exists else {"step": -1, "replay": []}
+        if step <= before["step"]:
+            raise ValueError(f"a checkpoint of step {step} after one of step {before['step']}")
         state, replay = f"state-{step:08d}.safetensors", f"replay-{step:08d}.safetensors"
         save_tensors(self.path / state, tensors, {"step": step})
-        segments = [
-            entry
-            for entry in (self._manifest()["replay"] if self.exists else [])
-            if entry["last_row"] >= oldest_row and entry["file"] != replay
-        ]
+        segments = [entry for entry in before["replay"] if entry["last_row"] >= oldest_row]
         if int(segment["rows"].sum()):
             save_tensors(self.path / replay, segment, {"step": step})
             last_row = int((segment["first"] + segment["rows"]).max()) - 1
@@ -119,9 +129,9 @@ class CheckpointFolder:
             "step": step,
             "state": self._entry(state),
             "replay": segments,
-            "progress": progress,
+            "progress": plain_json(progress),
         }
-        write_json_atomic(self.path / "manifest.json", manifest)
+        write_json_atomic(self.path / "manifest.json", manifest | {"sha256": json_sha256(manifest)})
         self._remove_unnamed({state, *(entry["file"] for entry in segments)})
 
     def load(self) -> Checkpoint:
@@ -138,15 +148,17 @@ class CheckpointFolder:
     def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format_version"] != FORMAT_VERSION:
                 raise DamagedFileError(
                     f"{path} has format {manifest['format_version']}; this version reads {FORMAT_VERSION}."
                 )
+            if manifest.pop("sha256") != json_sha256(manifest):
+                raise DamagedFileError(f"{path} was changed since it was saved.")
             return manifest
         except FileNotFoundError as error:
             raise DamagedFileError(f"{self.path} holds no checkpoint.") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(f"{path} is truncated or no checkpoint manifest.") from error
 
     def _entry(self, name: str) -> dict[str, Any]:
@@ -161,6 +173,6 @@ class CheckpointFolder:
         return load_tensors(path)
 
     def _remove_unnamed(self, named: set[str]) -> None:
-        for path in self.path.glob("*.safetensors"):
-            if path.name not in named:
+        for path in self.path.iterdir():
+            if is_temporary(path) or (path.suffix == ".safetensors" and path.name not in named):
                 path.unlink(missing_ok=True)

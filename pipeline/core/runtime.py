@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ class StageContext:
         console: what the user sees.
         tracker: MLflow, or a stand-in that does nothing.
         chain_run_id: the chain run that stages nest under; None: the one of the artifact they take.
-        command: the command as typed, for messages that say how to resume.
+        chain: name of the chain that the stage is part of, or None where it was called alone.
         stop: Ctrl-C.
     """
 
@@ -46,7 +47,15 @@ class StageContext:
     console: Console
     tracker: Tracker
     chain_run_id: str | None = None
+    chain: str | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with what Ctrl-C stopped."""
+        return (
+            f"pipeline --workspace {self.workspace.root} {'run' if self.chain else 'train-teacher'} --resume"
+        )
 
     @contextlib.contextmanager
     def stage(
@@ -69,7 +78,12 @@ class StageContext:
             parents: artifacts that this one is made from, by role.
             resumed: the artifact to go on with, instead of a new one.
             selectable: whether the artifact may be picked as the newest of its kind.
+
+        Raises:
+            StoppedByUser: Ctrl-C came while the stage before was at its end.
         """
+        if self.stop.requested:
+            raise StoppedByUser(f"Stopped before {stage}. Go on with: {self.resume_command}")
         parents = parents or {}
         artifact = resumed or self.workspace.create(
             kind,
@@ -78,14 +92,15 @@ class StageContext:
             parents={role: parent.parent_entry() for role, parent in parents.items()},
             selectable=selectable,
         )
-        chain, opened = self._chain(artifact, parents)
+        chain, own_chain = self._chain(artifact, parents)
         run_id = artifact.manifest.tracking.get("run_id")
         tags = {"task": task, "artifact": artifact.name}
         tracked = self.tracker.stage(stage, name=artifact.name, chain_run_id=chain, run_id=run_id, tags=tags)
         succeeded = False
         try:
             with tracked as run:
-                artifact.update(tracking={"run_id": run.run_id, "chain_run_id": chain}, status="running")
+                tracking = {"run_id": run.run_id, "chain_run_id": chain, "own_chain": own_chain}
+                artifact.update(tracking=tracking, status="running", finished_at=None, results={})
                 run.log_settings(dump_settings(settings))
                 yield StageWork(artifact, run)
             succeeded = True
@@ -95,16 +110,17 @@ class StageContext:
             _record_failure(artifact, error)
             raise
         finally:
-            if opened:
+            if own_chain:
                 self.tracker.close_chain(chain, ok=succeeded)
 
     def _chain(self, artifact: Artifact, parents: Mapping[str, Artifact]) -> tuple[str | None, bool]:
-        """Return the chain run to nest under, and whether it was opened here."""
-        known = [self.chain_run_id, artifact.manifest.tracking.get("chain_run_id")]
+        """Return the chain run to nest under, and whether this stage opened it and so closes it."""
+        before = artifact.manifest.tracking
+        known = [self.chain_run_id, before.get("chain_run_id")]
         known += [parent.manifest.tracking.get("chain_run_id") for parent in parents.values()]
         for chain in known:
             if chain:
-                return chain, False
+                return chain, chain == before.get("chain_run_id") and before.get("own_chain", False)
         return self.tracker.open_chain(f"chain of {artifact.name}", {"task": artifact.manifest.task}), True
 
 
@@ -144,9 +160,22 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def set_torch_threads(count: int) -> None:
+    """Let torch compute on `count` CPU threads; 0: on every CPU that this process may use."""
+    import torch
+
+    torch.set_num_threads(count or usable_cpus())
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def seed_sequence(seed: int, *stream: int) -> np.random.SeedSequence:
     """Return the seed of one named stream of randomness, independent of all others."""
-    return np.random.SeedSequence([seed, *stream])
+    # As a spawn key: a plain list is padded with zeros, so that (seed, 4) and (seed, 4, 0) would be the same.
+    return np.random.SeedSequence(seed, spawn_key=stream)
 
 
 def torch_seed(seed: int, *stream: int) -> int:
@@ -192,7 +221,6 @@ def require_finite(values: Mapping[str, float], where: str, kept: Path | None = 
 
 def describe_host() -> dict[str, Any]:
     """Return facts of the machine that a measurement needs beside it."""
-    import os
     import platform
 
     model = platform.processor() or platform.machine()
@@ -201,5 +229,4 @@ def describe_host() -> dict[str, Any]:
         model = next(
             (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
         )
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "usable_cpus": usable, "system": platform.platform()}
+    return {"cpu": model, "usable_cpus": usable_cpus(), "system": platform.platform()}

@@ -276,7 +276,9 @@ def damage_width(file: h5py.File) -> None:
 
 
 def damage_value(file: h5py.File) -> None:
-    file["episode_0/infos/teacher_mean"][2, 1] = np.nan
+    labels = file["episode_0/infos/teacher_mean"]
+    assert isinstance(labels, h5py.Dataset)
+    labels[2, 1] = np.nan
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,14 @@ def test_update_is_the_published_formulation_written_out():
     for _ in range(3):
         learner.update(batch, torch.Generator().manual_seed(5))
 
-    optimizers = [torch.optim.Adam(p, lr=3e-4) for p in (actor.parameters(), [log_alpha], critic.parameters())]
+    optimizers = [
+        torch.optim.Adam(p, lr=3e-4) for p in (actor.parameters(), [log_alpha], critic.parameters())
+    ]
     for _ in range(3):
         action, log_prob = sample_action(actor(batch.observation, batch.goal), noise)
-        energy = -(critic.encode_state_action(batch.observation, action) - critic.encode_goal(batch.goal)).norm(dim=1)
+        energy = -(
+            critic.encode_state_action(batch.observation, action) - critic.encode_goal(batch.goal)
+        ).norm(dim=1)
         losses = [
             (log_alpha.exp().detach() * log_prob - energy).mean(),
             log_alpha.exp() * (-log_prob.detach() + 0.5 * 2).mean(),
@@ -89,7 +93,10 @@ def test_gradient_norms_are_those_of_the_losses():
     reference = copy.deepcopy(learner.critic)
     batch = make_batch()
     metrics = learner.update(batch, torch.Generator().manual_seed(0))
-    phi, psi = reference.encode_state_action(batch.observation, batch.action), reference.encode_goal(batch.goal)
+    phi, psi = (
+        reference.encode_state_action(batch.observation, batch.action),
+        reference.encode_goal(batch.goal),
+    )
     contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
     norm = torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
     torch.testing.assert_close(metrics["critic_gradient_norm"], norm)

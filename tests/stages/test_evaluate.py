@@ -40,7 +40,9 @@ def test_outcomes_follow_from_the_paths():
         within = np.linalg.norm(path[1:] - episodes.goal[i], axis=1) < 0.3
         assert episodes.success[i] == within.any()
         assert episodes.time_at_goal[i] == pytest.approx(1000 * within.mean())
-        assert episodes.final_distance[i] == pytest.approx(np.linalg.norm(path[-1] - episodes.goal[i]), abs=1e-5)
+        assert episodes.final_distance[i] == pytest.approx(
+            np.linalg.norm(path[-1] - episodes.goal[i]), abs=1e-5
+        )
 
 
 def test_more_episodes_than_worlds_run_in_rounds(monkeypatch):

@@ -1,0 +1,60 @@
+"""The exported graph: the module's numbers for any batch, in one file, made quietly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from models import onnx_graph
+from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.goal_actor import GoalActor
+from models.onnx_graph import to_onnx
+from models.residual_mlp import NetworkShape
+
+LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 5.0])
+
+
+def make_module() -> DeployablePolicy:
+    torch.manual_seed(0)
+    actor = NormalizedActor(GoalActor(4, 3, 2, NetworkShape(4, 8)), 4, 3)
+    actor.observation_normalizer.fit(5 * torch.randn(100, 4) + 3)
+    return DeployablePolicy(actor, LOW, HIGH).eval()
+
+
+def test_the_graph_is_the_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    module = make_module()
+    before = [weight.clone() for weight in module.state_dict().values()]
+    to_onnx(module, 4, 3, opset=20).save(tmp_path / "policy.onnx", external_data=False)
+    assert capfd.readouterr() == ("", "")
+    assert all(map(torch.equal, before, module.state_dict().values()))
+    assert os.listdir(tmp_path) == ["policy.onnx"]
+
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == ["observation", "goal"]
+    assert [node.name for node in session.get_outputs()] == ["action", "control"]
+    for count in (1, 2, 33):
+        observation, goal = 5 * torch.randn(count, 4) + 3, torch.randn(count, 3)
+        feeds = {"observation": observation.numpy(), "goal": goal.numpy()}
+        action, control = (np.asarray(output) for output in session.run(None, feeds))
+        expected = module(observation, goal)
+        np.testing.assert_allclose(action, expected.action.detach().numpy(), atol=1e-6)
+        np.testing.assert_allclose(control, expected.control.detach().numpy(), atol=1e-5)
+        low, high = LOW.numpy(), HIGH.numpy()
+        np.testing.assert_allclose(control, low + (action + 1) / 2 * (high - low), atol=1e-5)
+
+    model = onnx.load(tmp_path / "policy.onnx")
+    assert model.opset_import[0].version == 20
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(Path(onnx_graph.__file__).parent).encode() not in (tmp_path / "policy.onnx").read_bytes()
+
+
+def test_a_network_that_fits_into_no_file_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_graph, "MAX_WEIGHT_BYTES", 1000)
+    with pytest.raises(ValueError, match="GiB of weights"):
+        to_onnx(make_module(), 4, 3, opset=20)

@@ -1,0 +1,326 @@
+"""Export: complete files that do what their networks do, gates that hold back those that do not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.registry import compile_task
+from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.goal_actor import GoalActor
+from models.residual_mlp import NetworkShape
+from pipeline.core.artifacts import Artifact, Parent, Workspace
+from pipeline.core.console import Console
+from pipeline.core.errors import DamagedFileError, SettingsError, UserError
+from pipeline.core.runtime import StageContext
+from pipeline.core.settings import resolve_settings
+from pipeline.core.tracking import NullTracker
+from replay.goal_dataset import GoalEpisode, write_goal_dataset
+from stages import export_onnx, onnx_gate
+from stages.export_onnx import ExportOnnxSettings
+from stages.network_file import NETWORK_FILE, load_actor, model_sha256, save_network
+from stages.onnx_gate import GateStates, compare_actions, compare_closed_loop, rounding_error
+from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy, PolicyOutputs
+
+TASK = "point_u_maze"
+
+
+def settings(**changes: Any) -> ExportOnnxSettings:
+    return ExportOnnxSettings(**{"gate_states": 64, "closed_loop_episodes": 4, **changes})
+
+
+def context(workspace: Workspace) -> StageContext:
+    return StageContext(workspace, Console(), NullTracker())
+
+
+def make_actor(depth: int, width: int, seed: int = 0) -> NormalizedActor:
+    torch.manual_seed(seed)
+    actor = NormalizedActor(GoalActor(4, 2, 2, NetworkShape(depth, width)), 4, 2)
+    actor.observation_normalizer.fit(torch.randn(100, 4) * torch.tensor([1.0, 2.0, 0.5, 0.5]) + 2)
+    return actor
+
+
+def make_network(workspace: Workspace, kind: str, depth: int = 4, **options: Any) -> Artifact:
+    """Return a completed teacher or student that nobody trained."""
+    task, actor = compile_task(TASK), make_actor(depth, 8, seed=depth)
+    tensors = dict(actor.state_dict())
+    if kind == "teacher":
+        tensors = {f"actor.{name}": value for name, value in actor.actor.state_dict().items()}
+    artifact = workspace.create(kind, task=TASK, settings={}, **options)
+    shape = NetworkShape(depth, 8)
+    save_network(artifact.file(NETWORK_FILE), tensors, kind=kind, task=task, shape=shape)
+    artifact.complete({"success": 0.75, "success_interval": [0.4, 0.9], "episodes": 8})
+    return artifact
+
+
+def make_dataset(workspace: Workspace, teacher: Artifact) -> Artifact:
+    """Return a dataset of two episodes of ten actions, of states that no rollout reaches."""
+    artifact = workspace.create(
+        "dataset", task=TASK, settings={}, parents={"teacher": teacher.parent_entry()}
+    )
+    rows = np.full((11, 4), 50.0, np.float32)
+    episode = GoalEpisode(
+        observation=rows,
+        achieved_goal=rows[:, :2],
+        desired_goal=rows[0, :2],
+        action=np.zeros((10, 2), np.float32),
+        teacher_mean=np.zeros((11, 2), np.float32),
+        teacher_log_std=np.zeros((11, 2), np.float32),
+        success=np.zeros(11, bool),
+        terminated=False,
+        truncated=True,
+        distribution="training",
+        action_noise=0.0,
+    )
+    write_goal_dataset(artifact.path, compile_task(TASK), [episode, episode], {})
+    artifact.complete({})
+    return artifact
+
+
+@dataclasses.dataclass
+class Chain:
+    """A teacher, its dataset, the student of both, and the policy that was exported from it."""
+
+    workspace: Workspace
+    teacher: Artifact
+    dataset: Artifact
+    student: Artifact
+    policy: Artifact
+
+    @property
+    def file(self) -> Path:
+        return self.policy.file(POLICY_FILE)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    teacher = make_network(workspace, "teacher", depth=8)
+    dataset = make_dataset(workspace, teacher)
+    parents = {"teacher": teacher.parent_entry(), "dataset": dataset.parent_entry()}
+    student = make_network(workspace, "student", parents=parents)
+    policy = export_onnx.run(settings(), context(workspace), student)
+    return Chain(workspace, teacher, dataset, student, policy)
+
+
+def test_the_policy_is_complete_and_records_what_was_checked(chain: Chain):
+    manifest, results = chain.policy.manifest, chain.policy.manifest.results
+    assert manifest.status == "completed" and manifest.selectable
+    chain.policy.verify()
+    assert set(manifest.files) == {POLICY_FILE, TEACHER_FILE}
+    assert {role: parent.name for role, parent in manifest.parents.items()} == {
+        "student": chain.student.name,
+        "teacher": chain.teacher.name,
+        "dataset": chain.dataset.name,
+    }
+    assert 0 < results["max_action_error"] <= results["allowed_action_error"] == 1e-5
+    assert results["gate_states"] == {"closed_loop": 64, "dataset": 20}
+    assert results["success"] == results["torch_success"] and results["episodes"] == 4
+    assert results["same_outcome"] == 1.0 and results["opset"] == 20
+    assert results["bytes"] == chain.file.stat().st_size
+    assert results["teacher"]["name"] == chain.teacher.name
+    assert chain.workspace.newest("policy").name == chain.policy.name
+
+
+def test_the_metadata_is_complete(chain: Chain):
+    task = compile_task(TASK)
+    found = OnnxPolicy(chain.file, task=TASK).metadata
+    assert (found.role, found.task, found.control_dt_s, found.episode_steps) == ("student", TASK, 0.1, 100)
+    assert found.model_sha256 == model_sha256(task.model)
+    assert [(e.name, e.unit) for e in found.inputs.observation] == [
+        ("qpos[0]", "m"),
+        ("qpos[1]", "m"),
+        ("qvel[0]", "m/s"),
+        ("qvel[1]", "m/s"),
+    ]
+    assert all(element.low <= element.high for element in (*found.inputs.observation, *found.inputs.goal))
+    assert found.inputs.goal[0].high == 50.0  # the dataset's
+    assert [e.name for e in found.outputs.action] == [e.name for e in found.outputs.control] == ["x", "y"]
+    assert [(e.low, e.high) for e in found.outputs.control] == [(-1.0, 1.0), (-1.0, 1.0)]
+    assert (found.network.depth, found.network.width, found.network.kind) == (4, 8, "residual")
+    assert {role: parent.hash for role, parent in found.parents.items()} == {
+        "student": chain.student.manifest.hash,
+        "teacher": chain.teacher.manifest.hash,
+        "dataset": chain.dataset.manifest.hash,
+    }
+    assert found.evaluation is not None
+    assert (found.evaluation.episodes, found.evaluation.runtime) == (4, "onnxruntime")
+    assert found.evaluation.success == chain.policy.manifest.results["success"]
+    assert found.exporter["torch"] == torch.__version__ and set(found.exporter) >= {"onnx", "onnxruntime"}
+
+
+def test_the_teacher_beside_it_carries_its_own_record(chain: Chain):
+    found = OnnxPolicy(chain.policy.file(TEACHER_FILE), task=TASK).metadata
+    assert (found.role, found.network.depth) == ("teacher", 8)
+    assert found.evaluation is not None
+    assert (found.evaluation.success, found.evaluation.runtime) == (0.75, "torch")
+    assert list(found.parents) == ["teacher"]
+
+
+@pytest.mark.parametrize("count", [1, 5, 300])
+def test_the_file_does_what_the_network_does_for_any_batch(chain: Chain, count: int):
+    policy, module = OnnxPolicy(chain.file), load_actor(chain.student).deployable()
+    observation, goal = torch.randn(count, 4) * 3, torch.randn(count, 2) * 3
+    with torch.no_grad():
+        expected = module(observation, goal)
+    action, control = policy.run(observation.numpy(), goal.numpy())
+    np.testing.assert_allclose(action, expected.action.numpy(), atol=1e-5)
+    np.testing.assert_allclose(control, expected.control.numpy(), atol=1e-5)
+
+
+def leave_out_the_normalizer(module: DeployablePolicy) -> DeployablePolicy:
+    """Return a copy with a mistake that exporters do make."""
+    module = copy.deepcopy(module)
+    module.actor.observation_normalizer.mean.zero_()
+    return module
+
+
+def test_a_graph_that_is_not_the_network_is_held_back(chain: Chain, monkeypatch: pytest.MonkeyPatch):
+    convert = export_onnx.to_onnx
+    monkeypatch.setattr(
+        export_onnx, "to_onnx", lambda module, *sizes: convert(leave_out_the_normalizer(module), *sizes)
+    )
+    with pytest.raises(UserError, match="differs from the network") as caught:
+        export_onnx.run(settings(include_teacher=False), context(chain.workspace), chain.student)
+    failed = chain.workspace.artifacts("policy")[0]
+    assert failed.manifest.status == "failed" and failed.manifest.results["error"] == str(caught.value)
+    assert [path.name for path in failed.path.iterdir()] == ["manifest.json"]
+    assert chain.workspace.newest("policy").name == chain.policy.name
+
+
+def test_a_policy_that_acts_worse_is_held_back(chain: Chain):
+    task = compile_task(TASK)
+    reference = onnx_gate._run(task, lambda observation, goal: np.zeros((len(goal), 2)), 4, seed=0)
+    policy = OnnxPolicy(chain.file)
+    compare_closed_loop(policy, task, reference, seed=0, max_difference=0.02)
+    perfect = dataclasses.replace(reference, success=np.ones(4, bool))
+    with pytest.raises(UserError, match=r"reaches 0\.000 .* torch reaches 1\.000, over the same 4 episodes"):
+        compare_closed_loop(policy, task, perfect, seed=0, max_difference=0.02)
+    compare_closed_loop(policy, task, perfect, seed=0, max_difference=1.0)
+
+
+class ShiftedPolicy:
+    """Torch's own answers, with one action off by `shift`."""
+
+    def __init__(self, module: DeployablePolicy, shift: float, only_in_steps: bool = False) -> None:
+        self.module, self.shift, self.only_in_steps = module, shift, only_in_steps
+
+    @torch.no_grad()
+    def run(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
+        action, control = self.module(torch.from_numpy(observation), torch.from_numpy(goal))
+        action = action.numpy().copy()
+        if not self.only_in_steps:
+            action[-1, -1] += self.shift
+        return PolicyOutputs(action, control.numpy())
+
+    def step(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
+        action, control = self.run(observation[None], goal[None])
+        action[0, 0] += self.shift * self.only_in_steps
+        return PolicyOutputs(action[0], control[0])
+
+
+def gate_states() -> GateStates:
+    draw = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    return GateStates(draw[:, :4].copy(), draw[:, 4:].copy(), {"closed_loop": 40})
+
+
+def compare(shift: float, depth: int, *, only_in_steps: bool = False, head: float = 1.0) -> float:
+    """Return what is allowed to a policy that is off by `shift`; raises UserError if that is less."""
+    actor = make_actor(4, 8)
+    with torch.no_grad():
+        actor.actor.mean_head.weight.mul_(head)
+        actor.actor.mean_head.bias.zero_()
+    bounds = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
+    module = DeployablePolicy(actor, *bounds).eval()
+    policy: Any = ShiftedPolicy(module, shift, only_in_steps)
+    states = gate_states()
+    return compare_actions(policy, module, states, depth=depth, max_action_error=1e-5).allowed
+
+
+def test_the_allowed_error_grows_with_the_root_of_the_depth():
+    assert compare(0.9e-5, depth=4) == compare(0.9e-5, depth=16) == 1e-5
+    assert compare(7e-5, depth=1024) == pytest.approx(8e-5)
+    for depth, shift in ((16, 2e-5), (64, 3e-5), (1024, 2e-4)):
+        with pytest.raises(UserError, match="that rounding explains"):
+            compare(shift, depth=depth)
+
+
+def test_steps_are_compared_too_and_nan_is_no_agreement():
+    with pytest.raises(UserError):
+        compare(2e-5, depth=4, only_in_steps=True)
+    with pytest.raises(UserError):
+        compare(float("nan"), depth=4)
+
+
+def test_a_steep_network_may_differ_by_what_its_own_rounding_leaves_open():
+    steep = compare(2e-5, depth=4, head=100.0)
+    assert 2e-5 <= steep <= 1e-4
+    with pytest.raises(UserError):
+        compare(1.1e-4, depth=4, head=1e5)
+
+
+def test_measuring_the_rounding_leaves_the_network_as_it_was():
+    module = DeployablePolicy(make_actor(4, 8), -torch.ones(2), torch.ones(2)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert 0 < rounding_error(module, gate_states()) < 1e-5
+    after = module.state_dict()
+    assert all(
+        after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items()
+    )
+
+
+def test_an_exported_teacher_is_never_the_newest_policy(chain: Chain):
+    policy = export_onnx.run(settings(opset=18), context(chain.workspace), chain.teacher)
+    assert OnnxPolicy(policy.file(POLICY_FILE)).metadata.role == "teacher"
+    assert set(policy.manifest.files) == {POLICY_FILE} and list(policy.manifest.parents) == ["teacher"]
+    assert policy.manifest.results["opset"] == 18
+    assert chain.workspace.newest("policy").name == chain.policy.name
+
+
+def test_a_student_whose_teacher_is_gone_is_exported_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workspace = Workspace(tmp_path)
+    parents = {"teacher": Parent("teacher", "teacher-1", "0" * 64)}
+    student = make_network(workspace, "student", parents=parents)
+    policy = export_onnx.run(settings(), context(workspace), student)
+    assert set(policy.manifest.files) == {POLICY_FILE}
+    assert "Without the teacher" in capsys.readouterr().out
+
+
+def test_artifacts_that_do_not_belong_together_are_refused(chain: Chain, tmp_path: Path):
+    other = make_network(Workspace(tmp_path), "teacher", depth=12)
+    with pytest.raises(UserError, match="another teacher"):
+        export_onnx.run(settings(), context(chain.workspace), chain.student, other)
+    elsewhere = Workspace(tmp_path).create("dataset", task="point_big_maze", settings={})
+    elsewhere.complete({})
+    with pytest.raises(UserError, match=r"for task 'point_big_maze'.*'point_u_maze'"):
+        export_onnx.run(settings(), context(chain.workspace), chain.student, None, elsewhere)
+
+
+def test_a_damaged_student_is_refused(tmp_path: Path):
+    student = make_network(Workspace(tmp_path), "student")
+    path = student.file(NETWORK_FILE)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DamagedFileError, match="differs from its recorded hash"):
+        export_onnx.run(settings(), context(Workspace(tmp_path)), student)
+
+
+def test_a_damaged_policy_file_is_refused(chain: Chain, tmp_path: Path):
+    path = Path(shutil.copy(chain.file, tmp_path))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DamagedFileError, match="pipeline export-onnx"):
+        OnnxPolicy(path)
+
+
+@pytest.mark.parametrize(("override", "word"), [("opset=17", "opset"), ("gate_state=5", "gate_states")])
+def test_settings_that_make_no_sense_are_refused(override: str, word: str):
+    with pytest.raises(SettingsError, match=word):
+        resolve_settings(ExportOnnxSettings, "export_onnx", overrides=[override])
