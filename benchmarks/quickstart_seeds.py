@@ -73,7 +73,7 @@ def main() -> None:
         cell = cells[-1]
         print(
             f"seed {seed}: teacher {cell['teacher']['success']:.3f} {cell['teacher']['success_interval']} "
-            f"after {cell['teacher']['elapsed_s']:.0f} s; student retention {cell['student']['retention']:.3f} "
+            f"after {cell['teacher']['elapsed_s']:.0f} s; retention {cell['student']['retention']:.3f} "
             f"{cell['student']['retention_interval']}; policy {cell['policy']['success']:.3f}; "
             f"chain {cell['chain_s']:.0f} s",
             flush=True,

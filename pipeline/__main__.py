@@ -15,9 +15,9 @@ def shadowed_packages() -> list[tuple[str, str]]:
     found = []
     for name in _OWN_PACKAGES:
         spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        if not places or Path(places[0]).resolve().parent != home:
-            found.append((name, places[0] if places else "nowhere"))
+        places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
+        if not places or Path(str(places[0])).resolve() != home / name:
+            found.append((name, str(places[0]) if places else "nowhere"))
     return found
 
 

@@ -46,7 +46,7 @@ def run(session: Session, common: CommonOptions, resume: bool) -> None:
     from pipeline.run import resolve_chain, resume_chain, start_chain
 
     if resume:
-        common.refuse_with_resume()
+        common.refuse_with_resume({"dry-run": common.dry_run or None})
         _report_chain(session, resume_chain(session.context))
         return
     settings = resolve_chain(common)
@@ -100,7 +100,8 @@ def generate_dataset(session: Session, common: CommonOptions, teacher: str | Non
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
     if not session.starts(common, "generate_dataset", settings):
         return
-    session.report(stage.run(settings, session.context, session.take("teacher", teacher)))
+    source = session.take("teacher", teacher)
+    session.report(stage.run(settings, session.context, source))
 
 
 @cli.command()
@@ -151,8 +152,7 @@ def export_onnx(session: Session, common: CommonOptions, student: str | None, te
         source = session.take_one_of({"student": student, "teacher": teacher})
     else:
         source = session.take("student", student)
-    parents = {role: _parent(session, source, role) for role in ("teacher", "dataset")}
-    session.report(stage.run(settings, session.context, source, **parents))
+    session.report(stage.run(settings, session.context, source))
 
 
 @cli.command()
@@ -165,7 +165,8 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     settings = common.resolve(stage.BenchmarkSettings, "benchmark")
     if not session.starts(common, "benchmark", settings):
         return
-    session.report(stage.run(settings, session.context, session.take("policy", policy)))
+    source = session.take("policy", policy)
+    session.report(stage.run(settings, session.context, source))
 
 
 @cli.command()
@@ -247,15 +248,12 @@ def info(session: Session, artifact: str | None, as_json: bool) -> None:
 @click.pass_obj
 def ui(session: Session, host: str, port: int) -> None:
     """Open the tracking store in MLflow's web page."""
-    import subprocess
     import sys
 
-    from pipeline.core.tracking import ui_command
+    from pipeline.ui import serve
 
     with error_boundary(session.workspace.runs):
-        command = ui_command(session.workspace.root, host, port)
-        click.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it).")
-        sys.exit(subprocess.run(command, check=False).returncode)
+        sys.exit(serve(session.workspace, host, port, session.console))
 
 
 def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
@@ -265,15 +263,3 @@ def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
 def _made_from(artifact: Any, parent: Any, role: str) -> bool:
     entry = artifact.manifest.parents.get(role)
     return entry is not None and entry.hash == parent.manifest.hash
-
-
-def _parent(session: Session, artifact: Any, role: str) -> Any:
-    """Return the parent of an artifact in `role`, or None where it has none or it is gone."""
-    entry = artifact.manifest.parents.get(role)
-    if entry is None:
-        return None
-    try:
-        return session.workspace.open(entry.name, entry.kind)
-    except MissingArtifactError:
-        session.console.warn(f"{role} {entry.name} of {artifact.name} is no longer in the workspace.")
-        return None

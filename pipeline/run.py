@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -9,14 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact, Workspace, write_json_atomic
+from pipeline.core.artifacts import Artifact, write_json_atomic
 from pipeline.core.console import figure
-from pipeline.core.errors import DamagedFileError, SettingsError, UserError
+from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
 from pipeline.session import CommonOptions
 
-SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark")
+KIND_OF_SECTION = {
+    "train_teacher": "teacher",
+    "generate_dataset": "dataset",
+    "distill": "student",
+    "export_onnx": "policy",
+    "benchmark": "benchmark",
+}
+SECTIONS = tuple(KIND_OF_SECTION)
 
 
 @dataclass
@@ -81,22 +89,20 @@ def resume_chain(context: StageContext) -> dict[str, Artifact]:
         DamagedFileError: its record cannot be read.
     """
     for path in sorted(context.workspace.runs.glob("chain-*.json"), reverse=True):
-        record = _read_record(path)
+        record, settings = _read_record(path)
         if not record.completed:
-            settings = {
-                section: cls.model_validate(record.settings[section])
-                for section, cls in _settings_classes().items()
-            }
             return _Chain(record, settings, path, context).run()
     raise SettingsError(
         f"No unfinished chain in {context.workspace.runs} to resume: start one with `pipeline run`."
     )
 
 
-def _read_record(path: Path) -> ChainRecord:
+def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
     try:
-        return ChainRecord(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        record = ChainRecord(**json.loads(path.read_text()))
+        classes = _settings_classes()
+        return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
+    except (ValueError, TypeError, KeyError) as error:
         raise DamagedFileError(f"{path} is truncated or no chain record: delete it and run again.") from error
 
 
@@ -132,40 +138,38 @@ class _Chain:
             latency = self._stage("benchmark", benchmark, policy)
             self._record.completed = True
             self._save()
+        except KeyboardInterrupt:
+            raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command}") from None
         finally:
             self._context.tracker.close_chain(self._record.chain_run_id, ok=self._record.completed)
-        made = dict(zip(SECTIONS, (teacher, dataset, student, policy, latency), strict=True))
+        made: dict[str, Artifact] = dict(
+            zip(SECTIONS, (teacher, dataset, student, policy, latency), strict=True)
+        )
         _summarise(made, self._record.seconds, self._context)
         return made
 
     def _teacher(self, module: Any) -> Artifact:
         """Train the teacher, or go on from its checkpoint where there is one."""
-        resumed = None
-        if self._record.teacher and "train_teacher" not in self._record.done:
-            resumed = self._unfinished(self._context.workspace, self._record.teacher)
+        record, known = self._record, None
+        if record.teacher and "train_teacher" not in record.done:
+            with contextlib.suppress(UserError):  # the user removed it: train another
+                known = self._context.workspace.find(record.teacher, "teacher")
+        if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
+            record.done["train_teacher"] = known.name
+            record.seconds["train_teacher"] = float(known.manifest.results["elapsed_s"])
 
         def remember(artifact: Artifact) -> None:
-            self._record.teacher = artifact.name
+            record.teacher = artifact.name
             self._save()
 
-        return self._stage("train_teacher", module, resumed, remember)
-
-    @staticmethod
-    def _unfinished(workspace: Workspace, name: str) -> Artifact | None:
-        try:
-            artifact = workspace.find(name, "teacher")
-        except UserError:
-            return None
-        return artifact if artifact.manifest.status != "completed" else None
+        return self._stage("train_teacher", module, known, remember)
 
     def _stage(self, section: str, module: Any, *sources: Any) -> Artifact:
         """Run one stage, or take what it made before the chain was cut off."""
         number, command = SECTIONS.index(section) + 1, section.replace("_", "-")
         self._context.console.say(f"\n[{number}/{len(SECTIONS)}] {command}")
         if section in self._record.done:
-            kind = {"train_teacher": "teacher", "generate_dataset": "dataset", "distill": "student",
-                    "export_onnx": "policy", "benchmark": "benchmark"}[section]  # fmt: skip
-            artifact = self._context.workspace.open(self._record.done[section], kind)
+            artifact = self._context.workspace.open(self._record.done[section], KIND_OF_SECTION[section])
             self._context.console.say(f"Done before: {artifact.name}.")
             return artifact
         started = time.perf_counter()

@@ -115,7 +115,9 @@ class Session:
     def open(self) -> Iterator[None]:
         """Turn errors into one line and an exit code, and print the result at the end."""
         self.console = Console(self.as_json)
-        with error_boundary(self.workspace.runs), self.console:
+        with error_boundary():
+            runs = self.workspace.runs
+        with error_boundary(runs), self.console:
             yield
 
     @cached_property

@@ -44,12 +44,16 @@ class BenchmarkSettings(StageSettings):
     """Settings of `pipeline benchmark`. Durations are for each network: the student and its teacher."""
 
     rate_hz: float | None = pydantic.Field(
-        None, gt=0, le=100_000, description="control rate of the paced run; none: the task's"
+        default=None, gt=0, le=100_000, description="control rate of the paced run; none: the task's"
     )
-    warmup_s: float = pydantic.Field(0.5, ge=0, le=60, description="untimed calls before the first timed one")
-    back_to_back_s: float = pydantic.Field(3.0, gt=0, le=3600, description="one call right after the other")
+    warmup_s: float = pydantic.Field(
+        default=0.5, ge=0, le=60, description="untimed calls before the first timed one"
+    )
+    back_to_back_s: float = pydantic.Field(
+        default=3.0, gt=0, le=3600, description="one call right after the other"
+    )
     paced_s: float = pydantic.Field(
-        5.0, gt=0, le=3600, description="one call at each tick of the control rate"
+        default=5.0, gt=0, le=3600, description="one call at each tick of the control rate"
     )
 
 

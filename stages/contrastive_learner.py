@@ -12,6 +12,7 @@ from typing import Literal
 import pydantic
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from envs.compiled_task import CompiledTask
 from models.contrastive_critic import (
@@ -36,25 +37,32 @@ _INITIALISATION_STREAM = 1
 class LearnerSettings(StageSettings):
     """What shapes the networks and an update."""
 
-    depth: int = pydantic.Field(16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4")
-    width: int = pydantic.Field(256, ge=1, le=8192, description="units of a layer")
+    depth: int = pydantic.Field(
+        default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
+    )
+    width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
     residual_scale: ResidualScale = "none"
     final_norm: bool = False
     energy: Energy = "norm"
     info_nce: InfoNCE = "forward"
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
-    batch_size: int = pydantic.Field(256, ge=2)
-    discount: float = pydantic.Field(0.99, gt=0, le=1)
-    actor_learning_rate: float = pydantic.Field(3e-4, gt=0)
-    critic_learning_rate: float = pydantic.Field(3e-4, gt=0)
-    alpha_learning_rate: float = pydantic.Field(3e-4, gt=0)
-    initial_alpha: float = pydantic.Field(1.0, gt=0, description="entropy temperature at the start")
-    target_entropy_per_action: float = pydantic.Field(-0.5, description="nats for each action dimension")
-    average_decay: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="of the running average of the actor that is evaluated and kept; 0: none"
+    batch_size: int = pydantic.Field(default=256, ge=2)
+    discount: float = pydantic.Field(default=0.99, gt=0, le=1)
+    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    initial_alpha: float = pydantic.Field(default=1.0, gt=0, description="entropy temperature at the start")
+    target_entropy_per_action: float = pydantic.Field(
+        default=-0.5, description="nats for each action dimension"
     )
-    threads: int = pydantic.Field(0, ge=0, description="CPU threads of torch; 0: every CPU")
-    max_gradient_norm: float | None = pydantic.Field(None, gt=0, description="clipping; null: none")
+    average_decay: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of the running average of the actor that is evaluated and kept; 0: none",
+    )
+    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
+    max_gradient_norm: float | None = pydantic.Field(default=None, gt=0, description="clipping; null: none")
 
     @pydantic.field_validator("depth")
     @classmethod
@@ -87,6 +95,7 @@ class ContrastiveLearner:
             self.actor = GoalActor(*dims, settings.shape).to(self.device)
             self.critic = ContrastiveCritic(*dims, settings.shape).to(self.device)
         self.log_alpha = torch.tensor(settings.initial_alpha, device=self.device).log().requires_grad_()
+        self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self._optimizers = {
@@ -145,8 +154,9 @@ class ContrastiveLearner:
 
     @torch.no_grad()
     def _average_actor(self) -> None:
-        average, current = list(self.averaged_actor.parameters()), list(self.actor.parameters())
-        torch._foreach_lerp_(average, current, 1.0 - self.settings.average_decay)
+        average: list[Tensor] = list(self.averaged_actor.parameters())
+        current: list[Tensor] = list(self.actor.parameters())
+        self._move_average(average, current, None)
 
     def _update_critic(self, batch: TransitionBatch, goal_embedding: Tensor) -> dict[str, Tensor]:
         state_action = self.critic.encode_state_action(batch.observation, batch.action)

@@ -41,24 +41,31 @@ _BATCH_STREAM, _INITIALISATION_STREAM, _VALIDATION_STREAM, _FINAL_STREAM = 11, 1
 class DistillSettings(StageSettings):
     """Settings of `pipeline distill`."""
 
-    student_depth: int = pydantic.Field(4, ge=1, le=1024, description="layers of the student")
-    student_width: int = pydantic.Field(128, ge=1, le=8192, description="units of a layer")
+    student_depth: int = pydantic.Field(default=4, ge=1, le=1024, description="layers of the student")
+    student_width: int = pydantic.Field(default=128, ge=1, le=8192, description="units of a layer")
     student_kind: Literal["auto", "residual", "plain"] = pydantic.Field(
-        "auto", description="auto: residual where the depth is a multiple of 4, else plain"
+        default="auto", description="auto: residual where the depth is a multiple of 4, else plain"
     )
     objective: Literal["kl", "mse"] = pydantic.Field(
-        "kl", description="kl: divergence of the Gaussians before the tanh; mse: squared error of tanh(mean)"
+        default="mse",
+        description="kl: divergence of the Gaussians before the tanh; mse: squared error of tanh(mean)",
     )
-    updates: int = pydantic.Field(4000, ge=1)
-    batch_size: int = pydantic.Field(1024, ge=1)
-    learning_rate: float = pydantic.Field(1e-3, gt=0, description="at the start; falls to 0 along a cosine")
-    validation_fraction: float = pydantic.Field(0.1, gt=0, lt=1, description="share of episodes held out")
-    evaluate_every: int = pydantic.Field(500, ge=1, description="updates between evaluations")
-    evaluation_episodes: int = pydantic.Field(256, ge=1)
-    final_episodes: int = pydantic.Field(1024, ge=1, description="paired episodes that measure retention")
-    threads: int = pydantic.Field(0, ge=0, description="CPU threads of torch; 0: every CPU")
+    updates: int = pydantic.Field(default=4000, ge=1)
+    batch_size: int = pydantic.Field(default=1024, ge=1)
+    learning_rate: float = pydantic.Field(
+        default=1e-3, gt=0, description="at the start; falls to 0 along a cosine"
+    )
+    validation_fraction: float = pydantic.Field(
+        default=0.1, gt=0, lt=1, description="share of episodes held out"
+    )
+    evaluate_every: int = pydantic.Field(default=500, ge=1, description="updates between evaluations")
+    evaluation_episodes: int = pydantic.Field(default=256, ge=1)
+    final_episodes: int = pydantic.Field(
+        default=1024, ge=1, description="paired episodes that measure retention"
+    )
+    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
     reproduction_tolerance: float = pydantic.Field(
-        0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
+        default=0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
     )
 
     @pydantic.model_validator(mode="after")
@@ -155,6 +162,8 @@ def _require_reproduction(
     try:
         seed, episodes = seed_sequence(*recorded["evaluation_seed"]), int(recorded["episodes"])
         success = float(recorded["success"])
+        if episodes < 1:
+            raise ValueError(f"{episodes} episodes")
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
     replayed = run_episodes(trained.task, torch_policy(trained.actor), episodes=episodes, seed=seed)

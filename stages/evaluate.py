@@ -31,11 +31,13 @@ _EPISODE_STREAM = 41
 class EvaluateSettings(StageSettings):
     """Settings of `pipeline evaluate`."""
 
-    episodes: int = pydantic.Field(1024, ge=1, description="fresh episodes to run")
+    episodes: int = pydantic.Field(default=1024, ge=1, description="fresh episodes to run")
     distribution: str = pydantic.Field(
-        "evaluation", description="the task's episode distribution to draw from"
+        default="evaluation", description="the task's episode distribution to draw from"
     )
-    num_paths: int = pydantic.Field(32, ge=0, description="episodes whose path is drawn, for maze tasks")
+    num_paths: int = pydantic.Field(
+        default=32, ge=0, description="episodes whose path is drawn, for maze tasks"
+    )
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
         from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
         source.verify()
-        policy = OnnxPolicy(source.file("policy.onnx"), task=source.manifest.task)
+        policy = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task)
         return as_user_error(lambda: compile_task(policy.metadata.task), TaskError), policy
     from pipeline.core.runtime import resolve_device
     from stages.network_file import load_actor, torch_policy

@@ -51,16 +51,21 @@ _EXPORTERS = ("thousandfold", "torch", "onnx", "onnxscript", "onnxruntime")
 class ExportOnnxSettings(StageSettings):
     """Settings of `pipeline export-onnx`."""
 
-    opset: int = pydantic.Field(20, ge=18, le=21, description="ONNX operator set of the file")
+    opset: int = pydantic.Field(default=20, ge=18, le=21, description="ONNX operator set of the file")
     gate_states: int = pydantic.Field(
-        2048, ge=1, description="states to compare on: of the closed loop, and as many of the dataset"
+        default=2048, ge=1, description="states to compare on: of the closed loop, and as many of the dataset"
     )
     max_action_error: float = pydantic.Field(
-        1e-5, gt=0, le=1e-2, description="largest difference of an action up to depth 16; grows as its root"
+        default=1e-5,
+        gt=0,
+        le=1e-2,
+        description="largest difference of an action up to depth 16; grows as its root",
     )
-    closed_loop_episodes: int = pydantic.Field(256, ge=1, description="episodes that both runtimes act in")
+    closed_loop_episodes: int = pydantic.Field(
+        default=256, ge=1, description="episodes that both runtimes act in"
+    )
     max_success_difference: float = pydantic.Field(
-        0.02, ge=0, le=1, description="largest difference of the success over those episodes"
+        default=0.02, ge=0, le=1, description="largest difference of the success over those episodes"
     )
     include_teacher: bool = pydantic.Field(
         True, description="write the teacher beside its student, to be timed"

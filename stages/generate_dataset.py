@@ -61,7 +61,7 @@ class GenerateDatasetSettings(StageSettings):
     action_noise: float = pydantic.Field(
         default=0.2, ge=0, le=2, description="standard deviation of the Gaussian noise on their actions"
     )
-    threads: int = pydantic.Field(0, ge=0, description="CPU threads of torch; 0: every CPU")
+    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
     num_worlds: int = pydantic.Field(default=256, ge=1, description="episodes that run at a time")
 
 

@@ -31,27 +31,35 @@ _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
 class TrainTeacherSettings(LearnerSettings):
     """Settings of `pipeline train-teacher`."""
 
-    task: str = pydantic.Field("point_u_maze", description="a name that `pipeline tasks` lists")
+    task: str = pydantic.Field(default="point_u_maze", description="a name that `pipeline tasks` lists")
     training_distribution: str = pydantic.Field(
-        "training", description="where training episodes start and aim"
+        default="training", description="where training episodes start and aim"
     )
-    env_steps: int = pydantic.Field(1_000_000, ge=1, description="control steps over all worlds")
-    num_worlds: int = pydantic.Field(128, ge=1)
-    unroll_steps: int = pydantic.Field(100, ge=1, description="control steps of each world between updates")
-    updates_per_unroll: int = pydantic.Field(48, ge=1)
-    replay_rows_per_world: int = pydantic.Field(10_000, ge=2)
+    env_steps: int = pydantic.Field(default=1_000_000, ge=1, description="control steps over all worlds")
+    num_worlds: int = pydantic.Field(default=128, ge=1)
+    unroll_steps: int = pydantic.Field(
+        default=100, ge=1, description="control steps of each world between updates"
+    )
+    updates_per_unroll: int = pydantic.Field(default=48, ge=1)
+    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2)
     min_rows_per_world: int = pydantic.Field(
-        100, ge=2, description="rows of each world before the first update"
+        default=100, ge=2, description="rows of each world before the first update"
     )
-    evaluate_every: int = pydantic.Field(4, ge=1, description="unrolls between evaluations")
-    evaluation_episodes: int = pydantic.Field(128, ge=1)
-    final_episodes: int = pydantic.Field(256, ge=1, description="fresh episodes of the closing evaluation")
-    target_success: float | None = pydantic.Field(None, gt=0, le=1, description="stop early at this success")
-    target_evaluations: int = pydantic.Field(2, ge=1, description="consecutive evaluations that must meet it")
+    evaluate_every: int = pydantic.Field(default=4, ge=1, description="unrolls between evaluations")
+    evaluation_episodes: int = pydantic.Field(default=128, ge=1)
+    final_episodes: int = pydantic.Field(
+        default=256, ge=1, description="fresh episodes of the closing evaluation"
+    )
+    target_success: float | None = pydantic.Field(
+        default=None, gt=0, le=1, description="stop early at this success"
+    )
+    target_evaluations: int = pydantic.Field(
+        default=2, ge=1, description="consecutive evaluations that must meet it"
+    )
     keep: Literal["best", "last"] = pydantic.Field(
-        "best", description="which evaluated actor becomes the teacher"
+        default="best", description="which evaluated actor becomes the teacher"
     )
-    checkpoint_every: int = pydantic.Field(4, ge=1, description="unrolls between checkpoints")
+    checkpoint_every: int = pydantic.Field(default=4, ge=1, description="unrolls between checkpoints")
 
     @pydantic.model_validator(mode="after")
     def _rows_fit(self) -> TrainTeacherSettings:

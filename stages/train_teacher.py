@@ -174,7 +174,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         metrics=("success", "time_at_goal", "info_nce", "categorical_accuracy", "entropy"),
     )
     draw_rollouts(artifact.file("rollouts.png"), training.task, episodes, "Teacher")
-    results = (
+    results: dict[str, Any] = (
         summary
         | training.learner.parameter_counts()
         | {
@@ -207,7 +207,7 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTe
         reference: its name or path; None: the newest unfinished one with a checkpoint.
 
     Raises:
-        SettingsError: there is none, or the one named is finished.
+        SettingsError: there is none, or the one named is finished or has no checkpoint.
         DamagedFileError: its manifest holds settings that are none of this version's.
     """
     if reference is not None:
@@ -220,6 +220,8 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTe
         artifact = resumable[0]
     if artifact.manifest.status == "completed":
         raise SettingsError(f"Teacher {artifact.name} is completed: there is nothing to resume.")
+    if not CheckpointFolder(artifact.file("checkpoint")).exists:
+        raise SettingsError(f"Teacher {artifact.name} has no checkpoint to go on from: train another.")
     try:
         return TrainTeacherSettings(**artifact.manifest.settings), artifact
     except pydantic.ValidationError as error:

@@ -145,7 +145,15 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         """Name the folder; nothing is made until `ensure_writable` or `create`."""
-        self.root = Path(root).expanduser().absolute()
+        try:
+            self.root = Path(root).expanduser().absolute()
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # no such `~user`, or no current folder
+            raise WorkspaceError(
+                f"Workspace {root} cannot be found ({error}): give --workspace DIR."
+            ) from None
         self.runs = self.root / "runs"
         self.tracking = self.root / "mlflow"
 

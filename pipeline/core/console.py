@@ -82,12 +82,15 @@ class Console:
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; columns of numbers are aligned on the right and None is shown as a dash."""
         rows = [list(row) for row in rows]
-        table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], numbers.Real | None) for row in rows)
             table.add_column(Text(column), justify="right" if numeric else "left")
         for row in rows:
             table.add_row(*(Text("-" if cell is None else _format(cell)) for cell in row))
+        self._human.print(
+            Text(title, style="italic")
+        )  # as the table's own it would wrap at the table's width
         self._human.print(table, soft_wrap=False)
 
     @contextlib.contextmanager

@@ -31,9 +31,9 @@ class StageSettings(pydantic.BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
-    seed: int = pydantic.Field(0, ge=0, description="Seed of every random number generator.")
+    seed: int = pydantic.Field(default=0, ge=0, description="Seed of every random number generator.")
     device: Literal["auto", "cpu", "cuda"] = pydantic.Field(
-        "auto", description="Where networks and worlds run."
+        default="auto", description="Where networks and worlds run."
     )
 
     @pydantic.field_validator("*", mode="before")
@@ -154,9 +154,12 @@ for _tag, _pattern, _first in (
 def _load_yaml(text: str, where: str) -> Any:
     """Parse YAML; `where` names its origin in the SettingsError."""
     try:
-        return yaml.load(text, Loader=_YamlLoader)
+        return _YamlLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise SettingsError(f"{where} is not valid YAML: {reason}{place}.") from None
 
 
 def _preset_paths() -> dict[str, Path]:
@@ -212,7 +215,7 @@ def _explain(cls: type[StageSettings], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{name} must be given"
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if not name:
+    if not name or reason.startswith(f"{name} "):
         return reason
     joint = " " if reason.startswith("must ") else ": "
     return " ".join(f"{name}{joint}{reason} (got {detail['input']!r})".split())

@@ -46,7 +46,7 @@ def open_store(workspace_root: Path) -> tuple[MlflowClient, str]:
             return client, _experiment_id(client, _artifact_location(uri, workspace_root))
     except Exception as error:  # MLflow, SQLAlchemy, the file system: each has errors of its own
         raise UserError(
-            f"Cannot open the tracking store {_without_password(uri)}: {one_line(error)} "
+            f"Cannot open the tracking store {_without_password(uri)}: {_reason(error)}. "
             "Put that right, or let MLFLOW_TRACKING_URI name another store."
         ) from error
 
@@ -133,6 +133,14 @@ def create_unless_present(create: Callable[[], object]) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _reason(error: Exception) -> str:
+    """Return why a store could not be opened, without the libraries' own addresses and call stacks."""
+    text = one_line(error)
+    if "Max retries exceeded" in text or "Connection" in text:
+        return "the server does not answer"
+    return re.sub(r"\s*\(Background on this error at: \S+\)?", "", text).rstrip(". ")
 
 
 def one_line(error: Exception) -> str:

@@ -78,8 +78,8 @@ def test_metrics_are_measured_not_constant():
     first = learner.update(make_batch(seed=1), generator)
     second = learner.update(make_batch(seed=2), generator)
     expected = {
-        "info_nce", "categorical_accuracy", "positive_logit", "negative_logit", "logsumexp", "entropy", "alpha",
-        "actor_gradient_norm", "critic_gradient_norm", "actor_loss", "critic_loss", "actor_energy",
+        "info_nce", "categorical_accuracy", "positive_logit", "negative_logit", "logsumexp", "entropy",
+        "alpha", "actor_gradient_norm", "critic_gradient_norm", "actor_loss", "critic_loss", "actor_energy",
         "saturated_actions",
     }  # fmt: skip
     assert set(first) == expected

@@ -174,7 +174,7 @@ def interrupt_after(
     [
         ([("stop", 1)], [0, 1]),
         ([("stop", 3)], [0, 3]),
-        ([("stop", 10)], [0]),  # in the last unroll: only the closing evaluation is left
+        ([("stop", 11)], [0]),  # in the last unroll: only the closing evaluation is left
         ([("kill", 3)], [0, 2]),
         ([("kill", 9)], [0, 8]),
         ([("stop", 1), ("kill", 4), ("stop", 2), ("kill", 0), ("stop", 1)], [0, 1, 4, 6, 6, 7]),
@@ -227,7 +227,7 @@ def test_the_tiny_run_learns_from_a_memory_that_has_gone_round(unbroken: Callabl
     end = checkpoint_of(unbroken(TINY_TEACHER)).load()
     assert int(end.tensors["buffer.oldest"].min()) > 150
     assert int(end.tensors["simulator.episode_step"].min()) > 0  # in the middle of an episode
-    assert end.progress["updates"] == 30 and len(end.progress["history"]) == 4
+    assert end.progress["updates"] == 33 and len(end.progress["history"]) == 4
     losses = [entry["critic_loss"] for entry in end.progress["history"]]
     assert len(set(losses)) == 4
     actor, average = (end.tensors[f"learner.{name}.mean_head.weight"] for name in ("actor", "averaged_actor"))
@@ -270,22 +270,14 @@ def test_a_stop_says_how_to_go_on_and_leaves_the_artifact_open(context: StageCon
 # -- a real process ---------------------------------------------------------------------------------
 
 
-PROCESS_SETTINGS = {
-    "depth": 4,
-    "width": 8,
-    "num_worlds": 4,
-    "unroll_steps": 30,
-    "env_steps": 4 * 30 * 200,
-    "updates_per_unroll": 2,
-    "batch_size": 16,
-    "replay_rows_per_world": 300,
-    "min_rows_per_world": 20,
-    "evaluate_every": 40,
-    "evaluation_episodes": 2,
-    "final_episodes": 2,
-    "checkpoint_every": 1,
-    "average_decay": 0.5,
-}
+PROCESS_SETTINGS = change(
+    env_steps=4 * 30 * 80,
+    replay_rows_per_world=300,
+    evaluate_every=40,
+    evaluation_episodes=2,
+    final_episodes=2,
+    checkpoint_every=1,
+)
 
 
 def start(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -301,17 +293,6 @@ def start(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=100)
-    return process.returncode, out, err
-
-
-def train_to_the_end(workspace: Path, *arguments: str) -> Artifact:
-    code, out, err = finish(start(workspace, *arguments, "--json"))
-    assert code == 0, err
-    return Artifact.load(Path(json.loads(out.splitlines()[-1])["path"]))
-
-
 def wait_for_checkpoint(process: subprocess.Popen[str], workspace: Path, after: int) -> int:
     """Wait until a running process has saved a checkpoint later than unroll `after`; return its unroll."""
     deadline = time.monotonic() + 60
@@ -325,34 +306,35 @@ def wait_for_checkpoint(process: subprocess.Popen[str], workspace: Path, after: 
 
 
 def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
-    options = [f"--set={name}={value}" for name, value in PROCESS_SETTINGS.items()]
-    whole = train_to_the_end(tmp_path / "whole", "--preset", "smoke", *options)
+    whole = train_teacher.run(PROCESS_SETTINGS, make_context(tmp_path / "whole"))
 
     seed = time.time_ns() % 2**32
-    delay = random.Random(seed).uniform(0.0, 0.6 * whole.manifest.results["elapsed_s"])
+    delay = random.Random(seed).uniform(0.0, 0.5 * whole.manifest.results["elapsed_s"])
     print(f"seed {seed}: kill -9 {delay:.3f} s after the first checkpoint")
     workspace = tmp_path / "broken"
-    process = start(workspace, "--preset", "smoke", *options)
+    process = start(workspace, *as_options(PROCESS_SETTINGS))
     wait_for_checkpoint(process, workspace, 0)
     time.sleep(delay)
     process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     (killed,) = Workspace(workspace).artifacts("teacher")
     assert killed.manifest.status == "running"
-    unroll = checkpoint_of(killed).load().progress["unrolls"]
+    unrolls = checkpoint_of(killed).load().progress["unrolls"]
 
     process = start(workspace, "--resume")
-    wait_for_checkpoint(process, workspace, unroll)
+    wait_for_checkpoint(process, workspace, unrolls)
     process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
-    assert code == 130, err
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
     line = err.splitlines()[-1]
     assert line.startswith("Stopped at ") and line.endswith(f"--workspace {workspace} train-teacher --resume")
-    assert "Traceback" not in err
+    assert "Traceback" not in err and not line.startswith("Error")
 
-    resumed = train_to_the_end(workspace, "--resume")
-    assert resumed.name == killed.name
-    assert_same_run(resumed, whole)
+    settings, artifact = train_teacher.find_resumable(Workspace(workspace), None)
+    assert artifact.name == killed.name and settings == PROCESS_SETTINGS
+    assert checkpoint_of(artifact).load().progress["unrolls"] < 80
+    assert_same_run(train_teacher.run(settings, make_context(workspace), artifact), whole)
 
 
 # -- NaN --------------------------------------------------------------------------------------------
@@ -402,7 +384,7 @@ def test_nan_ends_the_run_before_anything_bad_is_saved(
     assert finished.manifest.status == "completed" and "error" not in finished.manifest.results
 
 
-@pytest.mark.parametrize("name", ["critic", "actor", "alpha"])
+@pytest.mark.parametrize("name", ["critic", "actor"])
 def test_an_absurd_learning_rate_is_one_clear_line(tmp_path: Path, name: str):
     result = invoke(tmp_path, "train-teacher", *as_options(change(), **{f"{name}_learning_rate": 1e30}))
     assert result.exit_code == 2
@@ -432,7 +414,7 @@ class ScriptedEvaluations:
 
     def _run(self, *arguments: Any, episodes: int, seed: np.random.SeedSequence, **rest: Any) -> Episodes:
         successes, time_at_goal = self._left.pop(0)
-        self.seeds.append(tuple(np.atleast_1d(seed.entropy)))
+        self.seeds.append(tuple(seed.generate_state(4).tolist()))
         each = np.full(episodes, time_at_goal)
         return Episodes(np.arange(episodes) < successes, each, each, np.zeros((4, 2)), np.zeros((4, 2)))
 
@@ -444,7 +426,7 @@ EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5)
     ("keep", "outcomes", "kept"),
     [
         ("best", [(0, 0), (3, 50), (2, 90), (1, 0), (2, 0)], 1),
-        ("best", [(2, 10), (2, 30), (2, 20), (2, 30), (1, 99)], 1),  # time at goal decides, the first one wins
+        ("best", [(2, 10), (2, 30), (2, 20), (2, 30), (1, 99)], 1),  # the first of two ties
         ("best", [(0, 0), (0, 0), (0, 0), (0, 0), (0, 0)], 0),
         ("last", [(0, 0), (3, 50), (2, 90), (4, 0), (1, 0)], 4),
     ],
@@ -504,12 +486,11 @@ def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
         trained.task,
         torch_policy(trained.actor),
         episodes=results["episodes"],
-        seed=np.random.SeedSequence(results["evaluation_seed"]),
+        seed=seed_sequence(*results["evaluation_seed"]),
     ).summary()
     assert {name: results[name] for name in again} == again
-    assert results["updates"] == 30 and results["env_steps"] == 1200 and results["elapsed_s"] > 0
+    assert results["updates"] == 33 and results["env_steps"] == 1320 and results["elapsed_s"] > 0
     assert trained.metadata["evaluation"] == again
-    assert np.random.SeedSequence(results["evaluation_seed"]).entropy == seed_sequence(0, 5).entropy
 
 
 # -- bad input --------------------------------------------------------------------------------------
@@ -550,7 +531,7 @@ def refused(artifact: Artifact, *arguments: str) -> str:
     result = invoke(artifact.path.parents[1], "train-teacher", *(arguments or ("--resume",)))
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ") and "unexpected" not in line
+    assert line.startswith("Error: ") and "(unexpected;" not in line
     return line
 
 
@@ -571,7 +552,9 @@ def test_a_truncated_checkpoint_manifest_is_refused_by_name(broken: Artifact):
     assert str(path) in refused(broken)
 
 
-@pytest.mark.parametrize("values", [{"task": "point_big_maze"}, {"seed": 9}, {"width": 16}, {"num_worlds": 5}])
+@pytest.mark.parametrize(
+    "values", [{"task": "point_big_maze"}, {"seed": 9}, {"width": 16}, {"num_worlds": 5}]
+)
 def test_a_checkpoint_of_another_task_or_other_settings_is_refused(broken: Artifact, values: dict[str, Any]):
     edit_manifest(broken, **values)
     line = refused(broken)
@@ -580,10 +563,13 @@ def test_a_checkpoint_of_another_task_or_other_settings_is_refused(broken: Artif
     assert str(broken.file("checkpoint")) in line
 
 
-@pytest.mark.parametrize("values", [{"depth": 7}, {"no_such_setting": 1}, {"width": "wide"}, {"task": "chess"}])
+@pytest.mark.parametrize(
+    "values", [{"depth": 7}, {"no_such_setting": 1}, {"width": "wide"}, {"task": "chess"}]
+)
 def test_settings_that_cannot_be_read_are_refused(broken: Artifact, values: dict[str, Any]):
     edit_manifest(broken, **values)
-    assert next(iter(values)) in refused(broken) or "chess" in refused(broken)
+    (name,) = values
+    assert f"{name} '{values[name]}'" in (line := refused(broken)) or f"setting {name}" in line
 
 
 def test_a_checkpoint_whose_content_does_not_fit_is_refused(broken: Artifact):

@@ -16,7 +16,7 @@ TINY_TEACHER = TrainTeacherSettings(
     width=8,
     num_worlds=4,
     unroll_steps=30,
-    env_steps=4 * 30 * 10,
+    env_steps=4 * 30 * 11,
     updates_per_unroll=3,
     batch_size=16,
     replay_rows_per_world=70,
@@ -28,6 +28,7 @@ TINY_TEACHER = TrainTeacherSettings(
     average_decay=0.5,
     actor_goals="mixed",
     device="cpu",
+    threads=1,
 )
 
 

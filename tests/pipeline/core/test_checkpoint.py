@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -205,10 +206,8 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path: Pat
         shutil.copytree(template.path, folder.path)
         with pytest.MonkeyPatch.context() as monkeypatch:
             killer = Killer(monkeypatch, at)
-            try:
+            with contextlib.suppress(Killed):
                 save(folder, 3, [8], [4], oldest_row=5)
-            except Killed:
-                pass
         checkpoint = folder.load()
         assert is_whole(checkpoint, *old) or is_whole(checkpoint, *new), f"killed at touch {at}"
         outcomes.append(checkpoint.progress["unrolls"])
@@ -224,9 +223,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path: Pat
     assert 10 < len(outcomes) < 99 and outcomes.count(3) > 2  # kills before and after the swap
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = CheckpointFolder(tmp_path)
     save(folder, 1, [0], [4])
 

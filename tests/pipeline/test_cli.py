@@ -1,0 +1,268 @@
+"""Every command through Click's runner, without training anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from pipeline.cli import cli
+from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.run import SECTIONS
+from tests.stages.handmade_policy import policy_artifact
+
+STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate"]
+COMMANDS = ["run", *STAGES, "tasks", "presets", "runs", "info", "ui"]
+
+
+@pytest.fixture(autouse=True)
+def without_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI", "THOUSANDFOLD_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def invoke(workspace: Path, *arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["--workspace", str(workspace), *arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def json_of(result: Result) -> dict[str, Any]:
+    """Return the one JSON object that stands alone on the last line of stdout."""
+    lines = result.stdout.splitlines()
+    assert len(lines) == 1, result.stdout
+    value = json.loads(lines[0])
+    assert isinstance(value, dict)
+    return value
+
+
+def error_of(result: Result) -> str:
+    """Return the one line of the error."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+def completed(workspace: Path, kind: str, parents: dict[str, Artifact] | None = None) -> Artifact:
+    """Return a completed artifact of no content."""
+    artifact = Workspace(workspace).create(
+        kind,
+        task="point_u_maze",
+        settings={"depth": 4},
+        parents={role: parent.parent_entry() for role, parent in (parents or {}).items()},
+    )
+    artifact.complete({"success": 0.5})
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return policy_artifact(tmp_path_factory.mktemp("policies"))
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_command_explains_itself(self, tmp_path: Path, command: str) -> None:
+        text = invoke(tmp_path, command, "--help").stdout
+        assert text.startswith(f"Usage: cli {command} [OPTIONS]")
+        assert len(text.splitlines()[2].strip()) > 15, "a sentence follows the usage line"
+
+    def test_the_commands_stand_in_the_order_of_the_chain(self, tmp_path: Path) -> None:
+        listed = invoke(tmp_path, "--help").stdout.partition("Commands:")[2].splitlines()
+        assert [line.split()[0] for line in listed if line[:3].strip()] == COMMANDS
+
+    def test_every_stage_command_takes_the_common_options(self, tmp_path: Path) -> None:
+        for command in ["run", *STAGES]:
+            text = invoke(tmp_path, command, "--help").stdout
+            for option in ("--preset", "--set", "--seed", "--device", "--dry-run", "--json"):
+                assert option in text, command
+
+    def test_help_and_dry_runs_leave_nothing_behind(self, tmp_path: Path) -> None:
+        for command in ["run", *STAGES]:
+            invoke(tmp_path / "new", command, "--help")
+            invoke(tmp_path / "new", command, "--dry-run")
+        assert not (tmp_path / "new").exists()
+
+    def test_version(self, tmp_path: Path) -> None:
+        assert invoke(tmp_path, "--version").stdout.startswith("pipeline, version ")
+
+
+class TestDryRun:
+    @pytest.mark.parametrize("command", STAGES)
+    def test_prints_the_settings_as_yaml(self, tmp_path: Path, command: str) -> None:
+        values = yaml.safe_load(invoke(tmp_path, command, "--dry-run", "--seed", "5").stdout)
+        assert values["seed"] == 5
+
+    def test_of_the_chain_prints_every_stage(self, tmp_path: Path) -> None:
+        result = invoke(tmp_path, "run", "--preset", "smoke", "--seed", "5", "--dry-run", "--json")
+        values = json_of(result)
+        assert tuple(values) == SECTIONS
+        assert {section["seed"] for section in values.values()} == {5}
+        assert yaml.safe_load(result.stderr) == values
+
+    @pytest.mark.parametrize(
+        ("arguments", "depth"),
+        [
+            ([], 16),  # quickstart, the default preset
+            (["--preset", "smoke"], 4),
+            (["--preset", "smoke", "--depth", "8"], 8),
+            (["--preset", "smoke", "--depth", "8", "--set", "depth=12"], 12),
+            (["--set", "depth=12", "--set", "depth=20"], 20),
+        ],
+    )
+    def test_preset_then_flag_then_set(self, tmp_path: Path, arguments: list[str], depth: int) -> None:
+        values = json_of(invoke(tmp_path, "train-teacher", *arguments, "--dry-run", "--json"))
+        assert values["train_teacher"]["depth"] == depth
+
+    def test_the_chain_takes_settings_by_stage(self, tmp_path: Path) -> None:
+        values = json_of(
+            invoke(
+                tmp_path,
+                *("run", "--dry-run", "--json", "--set", "train-teacher.depth=8"),
+                *("--set", "distill.student_depth=2", "--set", "train_teacher.actor_learning_rate=1e-4"),
+            )
+        )
+        assert values["train_teacher"]["depth"] == 8
+        assert values["train_teacher"]["actor_learning_rate"] == 1e-4
+        assert values["distill"]["student_depth"] == 2
+
+    @pytest.mark.parametrize("preset", ["quickstart", "smoke", "paper"])
+    def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
+        for command in ("run", "evaluate"):
+            json_of(invoke(tmp_path, command, "--preset", preset, "--dry-run", "--json"))
+
+    @pytest.mark.parametrize(
+        ("command", "flags", "key", "value"),
+        [
+            ("train-teacher", ["--task", "point_big_maze"], "task", "point_big_maze"),
+            ("train-teacher", ["--width", "32"], "width", 32),
+            ("generate-dataset", ["--action-noise", "0.5"], "action_noise", 0.5),
+            ("distill", ["--objective", "mse"], "objective", "mse"),
+            ("distill", ["--student-kind", "plain"], "student_kind", "plain"),
+            ("evaluate", ["--episodes", "3"], "episodes", 3),
+            ("benchmark", ["--device", "cpu"], "device", "cpu"),
+        ],
+    )
+    def test_flags_reach_the_settings(
+        self, tmp_path: Path, command: str, flags: list[str], key: str, value: object
+    ) -> None:
+        (settings,) = json_of(invoke(tmp_path, command, *flags, "--dry-run", "--json")).values()
+        assert settings[key] == value
+
+
+class TestAnnouncement:
+    @pytest.mark.parametrize(
+        ("arguments", "first"),
+        [([], "Preset quickstart (the default)"), (["--preset", "smoke"], "Preset smoke (as asked)")],
+    )
+    @pytest.mark.parametrize("command", STAGES[1:])
+    def test_the_first_line_names_the_preset(
+        self, tmp_path: Path, command: str, arguments: list[str], first: str
+    ) -> None:
+        result = invoke(tmp_path, command, *arguments, code=2)
+        assert result.stdout.splitlines()[0] == f"{first}; workspace {tmp_path}."
+
+
+class TestEvaluatePicks:
+    def test_the_newest_policy_without_asking(self, policy: Artifact) -> None:
+        result = invoke(policy.path.parents[1], "evaluate", "--episodes", "4", "--json")
+        values = json_of(result)
+        assert f"Taking policy {policy.name} (the newest completed)." in result.stderr
+        assert values["kind"] == "evaluation"
+        assert values["results"]["episodes"] == 4
+        assert Path(values["files"]["rollouts.png"]).read_bytes()[1:4] == b"PNG"
+        made = Workspace(policy.path.parents[1]).open(values["artifact"], "evaluation")
+        assert made.manifest.parents["policy"].hash == policy.manifest.hash
+
+    def test_a_policy_by_its_path(self, policy: Artifact) -> None:
+        arguments = ("evaluate", "--policy", str(policy.path), "--episodes", "2", "--set", "num_paths=0")
+        result = invoke(policy.path.parents[1], *arguments)
+        assert f"Taking policy {policy.name} (as asked)." in result.stdout
+
+    @pytest.mark.parametrize("flags", [("--policy", "--student"), ("--policy", "--teacher")])
+    def test_not_several_at_once(self, tmp_path: Path, flags: tuple[str, str]) -> None:
+        arguments = [word for flag in flags for word in (flag, "x")]
+        message = error_of(invoke(tmp_path, "evaluate", *arguments, code=2))
+        assert message == f"Error: Give one of {', '.join(flags)}, not several."
+
+    def test_a_student_where_there_is_no_policy(self, tmp_path: Path) -> None:
+        student = completed(tmp_path, "student")
+        result = invoke(tmp_path, "evaluate", code=2)  # an artifact of no content cannot be evaluated
+        assert f"Taking student {student.name} (the newest completed)." in result.stdout
+        assert "network.safetensors is missing" in error_of(result)
+
+
+class TestBenchmark:
+    def test_takes_the_newest_policy(self, policy: Artifact) -> None:
+        arguments = ("benchmark", "--preset", "smoke", "--json", "--set", "back_to_back_s=0.02")
+        values = json_of(invoke(policy.path.parents[1], *arguments, "--set", "paced_s=0.1"))
+        assert values["results"]["policy"] == policy.name
+        assert {"student", "teacher"} == set(values["results"]["networks"])
+
+
+class TestLists:
+    def test_tasks(self, tmp_path: Path) -> None:
+        text = invoke(tmp_path, "tasks").stdout
+        assert "point_u_maze" in text
+        assert "thousandfold/PointUMaze-v0" in text
+        rows = json_of(invoke(tmp_path, "tasks", "--json"))["tasks"]
+        assert rows[0]["action"] == 2
+
+    def test_presets(self, tmp_path: Path) -> None:
+        assert "quickstart" in invoke(tmp_path, "presets").stdout
+        names = [row["preset"] for row in json_of(invoke(tmp_path, "--json", "presets"))["presets"]]
+        assert {"quickstart", "smoke", "paper"} <= set(names)
+
+    def test_runs_of_an_empty_workspace(self, tmp_path: Path) -> None:
+        result = invoke(tmp_path, "runs")
+        assert result.stdout == (
+            f"No artifacts in {tmp_path}/runs yet. Make the first with `pipeline run`.\n"
+        )
+        assert json_of(invoke(tmp_path, "runs", "--json")) == {"artifacts": [], "damaged": []}
+
+    def test_runs(self, tmp_path: Path) -> None:
+        teacher = completed(tmp_path, "teacher")
+        dataset = completed(tmp_path, "dataset", {"teacher": teacher})
+        text = invoke(tmp_path, "runs").stdout
+        assert text.index(dataset.name) < text.index(teacher.name), "the newest comes first"
+        rows = json_of(invoke(tmp_path, "runs", "--json"))["artifacts"]
+        assert [row["from"] for row in rows] == [teacher.name, None]
+
+    def test_info(self, tmp_path: Path) -> None:
+        assert "python" in invoke(tmp_path, "info").stdout
+        assert json_of(invoke(tmp_path, "info", "--json"))["thousandfold"]
+        teacher = completed(tmp_path, "teacher")
+        assert "success" in invoke(tmp_path, "info", teacher.name).stdout
+        values = json_of(invoke(tmp_path, "info", teacher.name, "--json"))
+        assert (values["artifact"], values["status"]) == (teacher.name, "completed")
+
+    def test_the_workspace_comes_from_the_environment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        teacher = completed(tmp_path, "teacher")
+        monkeypatch.setenv("THOUSANDFOLD_WORKSPACE", str(tmp_path))
+        assert teacher.name in CliRunner().invoke(cli, ["runs"]).stdout
+
+    def test_the_workspace_is_the_current_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        teacher = completed(tmp_path, "teacher")
+        monkeypatch.chdir(tmp_path)
+        assert teacher.name in CliRunner().invoke(cli, ["runs"]).stdout
+
+
+class TestUi:
+    def test_without_runs_it_says_so(self, tmp_path: Path) -> None:
+        assert f"No runs are recorded in {tmp_path} yet" in error_of(invoke(tmp_path, "ui", code=2))
+        assert not list(tmp_path.iterdir())
+
+    def test_a_server_has_a_page_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@tracking.example")
+        message = error_of(invoke(tmp_path, "ui", code=2))
+        assert "open that address instead" in message
+        assert "secret" not in message

@@ -1,0 +1,164 @@
+"""The chain: order, what is handed on, and going on where it was cut off. Stages are stand-ins here."""
+
+import json
+
+import pytest
+
+from pipeline.core.artifacts import Workspace
+from pipeline.core.console import Console
+from pipeline.core.errors import DamagedFileError, SettingsError, UserError
+from pipeline.core.runtime import StageContext
+from pipeline.core.tracking import NullTracker
+from pipeline.run import KIND_OF_SECTION, SECTIONS, resolve_chain, resume_chain, start_chain
+from pipeline.session import CommonOptions
+
+RESULTS = {
+    "train_teacher": {"success": 1.0, "elapsed_s": 2.0},
+    "generate_dataset": {"rows": 10},
+    "distill": {"success": 1.0, "retention": None},
+    "export_onnx": {"success": 1.0},
+    "benchmark": {"networks": {"student": {"back_to_back": {"p50_us": 12.0, "p99_us": 30.0}}}},
+}
+
+
+class RecordingTracker(NullTracker):
+    def __init__(self):
+        super().__init__()
+        self.opened, self.closed = 0, []
+
+    def open_chain(self, name, tags=None):
+        self.opened += 1
+        return f"chain-{self.opened}"
+
+    def close_chain(self, chain_run_id, ok):
+        self.closed.append((chain_run_id, ok))
+
+
+@pytest.fixture
+def context(tmp_path):
+    return StageContext(Workspace(tmp_path), Console(), RecordingTracker())
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replace every stage by one that makes an empty artifact; `fails` names the one that raises."""
+    made = []
+
+    def install(fails=None):
+        made.clear()
+        for section in SECTIONS:
+            monkeypatch.setattr(f"stages.{section}.run", stand_in(section, fails))
+        return made
+
+    def stand_in(section, fails):
+        def run(settings, context, *sources):
+            artifacts = [source for source in sources if hasattr(source, "manifest")]
+            made.append((section, [artifact.kind for artifact in artifacts], context.chain_run_id))
+            if section == "train_teacher" and artifacts:
+                artifact = artifacts[0]
+            else:
+                artifact = context.workspace.create(
+                    KIND_OF_SECTION[section], task="point_u_maze", settings={}
+                )
+            if section == "train_teacher":
+                sources[-1](artifact)
+            if section == fails:
+                raise UserError("cut off")
+            artifact.complete(RESULTS[section])
+            return artifact
+
+        return run
+
+    return install
+
+
+def settings():
+    return resolve_chain(CommonOptions("smoke", ("train_teacher.depth=8",), 3, None, False))
+
+
+def test_stages_run_in_order_on_what_came_before(context, calls):
+    made = calls()
+    artifacts = start_chain(settings(), context)
+    assert [call[0] for call in made] == list(SECTIONS)
+    assert [call[1] for call in made] == [[], ["teacher"], ["teacher", "dataset"],
+                                          ["student", "teacher", "dataset"], ["policy"]]  # fmt: skip
+    assert {call[2] for call in made} == {"chain-1"}
+    assert list(artifacts) == list(SECTIONS)
+    assert context.tracker.closed == [("chain-1", True)]
+
+
+def test_overrides_and_seed_reach_their_stages():
+    resolved = settings()
+    assert resolved["train_teacher"].model_dump()["depth"] == 8
+    assert {values.seed for values in resolved.values()} == {3}
+
+
+@pytest.mark.parametrize("fails", SECTIONS)
+def test_a_chain_that_was_cut_off_goes_on_where_it_was(context, calls, fails):
+    calls(fails)
+    with pytest.raises(UserError, match="cut off"):
+        start_chain(settings(), context)
+    assert context.tracker.closed == [("chain-1", False)]
+    made = calls()
+    artifacts = resume_chain(context)
+    assert [call[0] for call in made] == list(SECTIONS[SECTIONS.index(fails) :])
+    assert {call[2] for call in made} == {"chain-1"}
+    assert all(artifact.manifest.status == "completed" for artifact in artifacts.values())
+    assert context.tracker.closed[-1] == ("chain-1", True)
+
+
+def test_an_unfinished_teacher_is_resumed_not_trained_anew(context, calls):
+    calls("train_teacher")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    made = calls()
+    resume_chain(context)
+    assert made[0] == ("train_teacher", ["teacher"], "chain-1")
+    assert len(context.workspace.artifacts("teacher")) == 1
+
+
+def test_a_teacher_that_was_finished_but_not_noted_is_kept(context, calls):
+    calls("generate_dataset")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    path = next(context.workspace.runs.glob("chain-*.json"))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"done": {}, "seconds": {}}))
+    made = calls()
+    artifacts = resume_chain(context)
+    assert made[0][0] == "generate_dataset"
+    assert artifacts["train_teacher"].name == record["teacher"]
+
+
+def test_resuming_uses_the_settings_that_the_chain_began_with(context, calls, monkeypatch):
+    calls("distill")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    calls()
+    seen = []
+    monkeypatch.setattr("stages.distill.run", lambda values, *rest: seen.append(values) or _stop())
+    with pytest.raises(UserError):
+        resume_chain(context)
+    assert seen[0] == settings()["distill"]
+
+
+def _stop():
+    raise UserError("enough")
+
+
+def test_a_completed_chain_is_not_resumed(context, calls):
+    calls()
+    start_chain(settings(), context)
+    with pytest.raises(SettingsError, match="No unfinished chain"):
+        resume_chain(context)
+
+
+def test_a_damaged_record_is_named(context, calls):
+    calls("benchmark")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    record = next(context.workspace.runs.glob("chain-*.json"))
+    assert json.loads(record.read_text())["done"].keys() == set(SECTIONS[:-1])
+    record.write_text(record.read_text()[:50])
+    with pytest.raises(DamagedFileError, match=record.name):
+        resume_chain(context)
