@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -53,9 +54,8 @@ class StageContext:
     @property
     def resume_command(self) -> str:
         """The command that goes on with what Ctrl-C stopped."""
-        return (
-            f"pipeline --workspace {self.workspace.root} {'run' if self.chain else 'train-teacher'} --resume"
-        )
+        command = "run" if self.chain else "train-teacher"
+        return f"pipeline --workspace {shlex.quote(str(self.workspace.root))} {command} --resume"
 
     @contextlib.contextmanager
     def stage(

@@ -57,6 +57,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(chain: Path, tmp_path: Path) -> Path:
     """A copy of that workspace, to be damaged."""
     shutil.copytree(chain / "runs", tmp_path / "copy" / "runs")
+    (tmp_path / "copy" / "mlflow").mkdir()
+    shutil.copy(chain / "mlflow" / "mlflow.db", tmp_path / "copy" / "mlflow")  # a new one takes a second
     return tmp_path / "copy"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
@@ -31,6 +31,12 @@ PARENTS = {
     "export_onnx": {"train_teacher", "generate_dataset", "distill"},
     "benchmark": {"export_onnx"},
 }
+
+
+@pytest.fixture(autouse=True)
+def without_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,13 @@ def client(workspace: Path, made: dict[str, Any]) -> Any:
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow/mlflow.db")
+
+
+def invoke(workspace: Path, *arguments: str) -> Result:
+    """Run a command in this process, which has the libraries loaded already."""
+    result = CliRunner().invoke(cli, ["--workspace", str(workspace), *arguments])
+    assert result.exit_code == 0, result.output
+    return result
 
 
 def python(code: str, folder: Path, **environment: str) -> str:
@@ -201,8 +214,8 @@ class TestStageByStage:
         teacher = made["train_teacher"]["artifact"]
         before = made
         for section in SECTIONS[1:]:
-            done = pipeline(workspace, section.replace("_", "-"), "--preset", "smoke", "--json")
-            entry = result_of(done)
+            done = invoke(workspace, section.replace("_", "-"), "--preset", "smoke", "--json")
+            entry = json.loads(done.stdout)
             assert done.stderr.splitlines()[0].startswith("Preset smoke (as asked)")
             assert entry["artifact"] != made[section]["artifact"]
             assert entry["tracking"]["chain_run_id"] == made[section]["tracking"]["chain_run_id"]
@@ -211,15 +224,13 @@ class TestStageByStage:
             assert {parent.name for parent in parents.values()} == {
                 before[parent]["artifact"] for parent in PARENTS[section]
             }
-        listed = pipeline(workspace, "runs").stdout
+        listed = invoke(workspace, "runs").stdout
         assert listed.count(teacher) >= 4, "it, both datasets and what came of them"
 
     def test_evaluate_takes_student_and_teacher(self, made: dict[str, Any], workspace: Path) -> None:
         for kind, section in (("student", "distill"), ("teacher", "train_teacher")):
             name = made[section]["artifact"]
-            arguments = ["--workspace", str(workspace), "evaluate", f"--{kind}", name, "--episodes", "4"]
-            result = CliRunner().invoke(cli, [*arguments, "--json"])
-            assert result.exit_code == 0, result.output
+            result = invoke(workspace, "evaluate", f"--{kind}", name, "--episodes", "4", "--json")
             (parent,) = Workspace(workspace).artifacts("evaluation")[0].manifest.parents.values()
             assert (parent.kind, parent.name) == (kind, name)
             assert json.loads(result.stdout)["results"]["episodes"] == 4
@@ -228,11 +239,11 @@ class TestStageByStage:
 def test_distil_right_after_the_teacher_makes_the_dataset_first(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    teacher = result_of(pipeline(tmp_path, "train-teacher", "--preset", "smoke", "--json"))
+    teacher = json.loads(invoke(tmp_path, "train-teacher", "--preset", "smoke", "--json").stdout)
     arguments = ("distill", "--student-depth", "4", "--preset", "smoke", "--json")
-    done = pipeline(tmp_path, *arguments)
+    done = invoke(tmp_path, *arguments)
     assert f"No dataset of teacher {teacher['artifact']} yet: making one first." in done.stderr
-    student = result_of(done)
+    student = json.loads(done.stdout)
     (dataset,) = Workspace(tmp_path).artifacts("dataset")
     found = {artifact.kind: artifact for artifact in Workspace(tmp_path).artifacts()}
     assert found["student"].manifest.parents["dataset"].hash == dataset.manifest.hash
@@ -242,5 +253,5 @@ def test_distil_right_after_the_teacher_makes_the_dataset_first(tmp_path: Path) 
     assert len(set(runs)) == 3
     for run_id in runs:
         assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == chain
-    assert pipeline(tmp_path, *arguments).stderr.count("making one first") == 0
+    assert "making one first" not in invoke(tmp_path, *arguments).stderr
     assert student["task"] == "point_u_maze"

@@ -89,7 +89,7 @@ class TestTake:
             session.take("dataset", None, where=lambda _: False)
 
     def test_of_several_kinds_the_first_that_exists(self, session: Session, tmp_path: Path) -> None:
-        kinds = dict.fromkeys(("policy", "student", "teacher"))
+        kinds: dict[str, str | None] = {"policy": None, "student": None, "teacher": None}
         teacher = completed(tmp_path, "teacher")
         assert session.take_one_of(kinds).name == teacher.name
         student = completed(tmp_path, "student")

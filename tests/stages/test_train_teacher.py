@@ -22,6 +22,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from envs.cpu_simulator import CpuSimulator
 from envs.registry import compile_task
 from pipeline import cli, session
 from pipeline.core.artifacts import Artifact, Workspace
@@ -210,6 +211,25 @@ def test_that_holds_for_other_settings_too(
     artifact, begun = run_interrupted(settings, tmp_path, [("stop", 2), ("kill", 5)])
     assert len(begun) == 3 and begun[1] == 2 and begun[2] <= 7
     assert_same_run(artifact, unbroken(settings))
+
+
+def test_it_holds_where_worlds_diverge_after_the_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    advance = CpuSimulator._advance
+
+    def diverge(simulator: CpuSimulator) -> np.ndarray:
+        unlucky = (simulator.episode_step == 40) & (simulator.desired_goal.sum(1) > 4.5)
+        return advance(simulator) | unlucky
+
+    monkeypatch.setattr(CpuSimulator, "_advance", diverge)
+    settings = change(replay_rows_per_world=260)
+    whole = train_teacher.run(settings, make_context(tmp_path / "whole"))
+    assert 0 < whole.manifest.results["unstable"] < 12 and whole.manifest.results["updates"] > 10
+    # After every unroll, so that some episodes are dropped of which a checkpoint holds the beginning.
+    artifact, begun = run_interrupted(settings, tmp_path / "broken", [("stop", 1)] * 10)
+    assert begun == list(range(11))
+    assert_same_run(artifact, whole)
 
 
 def test_the_seed_and_nothing_else_decides(unbroken: Callable[..., Artifact], context: StageContext):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -184,6 +185,13 @@ def test_after_ctrl_c_no_further_stage_begins(context: StageContext, tracker: Re
     with pytest.raises(StoppedByUser, match=r"Stopped before a-stage.*--resume"):
         run_stage(context)
     assert context.workspace.artifacts() == [] and tracker.stages == []
+
+
+@pytest.mark.parametrize(("chain", "command"), [(None, "train-teacher"), ("chain-1", "run")])
+def test_the_command_that_resumes_can_be_pasted_into_a_shell(tmp_path: Path, chain: str | None, command: str):
+    root = tmp_path / "my runs; all"
+    context = StageContext(Workspace(root), Console(), NullTracker(), chain=chain)
+    assert shlex.split(context.resume_command) == ["pipeline", "--workspace", str(root), command, "--resume"]
 
 
 # -- chain runs -------------------------------------------------------------------------------------
