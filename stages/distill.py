@@ -356,7 +356,12 @@ def _finish(
     context.console.say(
         f"Student {artifact.name}: success {figure(results['success'])} beside the teacher's "
         f"{figure(results['teacher_success'])} over the same {count} episodes; retention "
-        f"{figure(results['retention'])} {figure(results['retention_interval'])}, of time at goal "
-        f"{figure(results['time_at_goal_retention'])} {figure(results['time_at_goal_retention_interval'])}."
+        f"{_with_interval(retained)}, of time at goal {_with_interval(retained_time)}."
     )
     return artifact
+
+
+def _with_interval(retained: dict[str, Any]) -> str:
+    if retained["retention"] is None:
+        return "undefined (the teacher has none)"
+    return f"{figure(retained['retention'])} {figure(retained['interval'])}"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from envs.compiled_task import CompiledTask
+from envs.registry import get_task
 from envs.simulator import make_simulator
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.errors import DamagedFileError
@@ -60,6 +61,16 @@ class TrainTeacherSettings(LearnerSettings):
         default="best", description="which evaluated actor becomes the teacher"
     )
     checkpoint_every: int = pydantic.Field(default=4, ge=1, description="unrolls between checkpoints")
+
+    @pydantic.field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        return get_task(task).name
+
+    @pydantic.model_validator(mode="after")
+    def _distribution_exists(self) -> TrainTeacherSettings:
+        get_task(self.task).distribution(self.training_distribution)
+        return self
 
     @pydantic.model_validator(mode="after")
     def _rows_fit(self) -> TrainTeacherSettings:

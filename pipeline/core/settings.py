@@ -215,7 +215,7 @@ def _explain(cls: type[StageSettings], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{name} must be given"
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if not name or reason.startswith(f"{name} "):
+    if not name or reason.startswith((f"{name} ", "Unknown ")):
         return reason
     joint = " " if reason.startswith("must ") else ": "
     return " ".join(f"{name}{joint}{reason} (got {detail['input']!r})".split())

@@ -72,7 +72,7 @@ class TestNames:
         [
             (
                 ("train-teacher", "--task", "point_u_mase"),
-                "Unknown task 'point_u_mase': did you mean 'point_u_maze'? `pipeline tasks` lists them.",
+                "train_teacher: Unknown task 'point_u_mase': did you mean 'point_u_maze'? `pipeline tasks` lists them.",
             ),
             (("run", "--preset", "quikstart"), "Unknown preset 'quikstart': did you mean 'quickstart'?"),
             (
@@ -90,7 +90,7 @@ class TestNames:
             (("run", "--set", "depth=4"), "--set depth=4: name the stage too, as in train_teacher.depth=32."),
             (
                 ("train-teacher", "--set", "training_distribution=trainin"),
-                "Task 'point_u_maze' has no episode distribution 'trainin'; "
+                "train_teacher: Task 'point_u_maze' has no episode distribution 'trainin'; "
                 "it has evaluation, training, training_from_start.",
             ),
         ],
@@ -103,7 +103,7 @@ class TestNames:
 
     def test_of_the_task_in_a_chain(self, tmp_path: Path) -> None:
         message = refused(tmp_path, "run", *SMOKE, "--set", "train_teacher.task=point_u_mase")
-        assert message.startswith("Unknown task 'point_u_mase': did you mean 'point_u_maze'?")
+        assert message.startswith("train_teacher: Unknown task 'point_u_mase': did you mean 'point_u_maze'?")
         assert not Workspace(tmp_path).artifacts()
 
     def test_of_an_evaluation_s_distribution(self, chain: Path) -> None:
