@@ -1,5 +1,5 @@
 # `make setup` makes .venv; the other targets call it. PYTHON=python3.12 picks another interpreter.
-PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -28,6 +27,7 @@ from rich.table import Table
 
 from envs.cpu_simulator import CpuSimulator, available_threads
 from envs.registry import compile_task, task_names
+from pipeline.core.atomic import write_json_atomic
 
 _SECONDS_PER_SIDE = 1.0
 
@@ -154,8 +154,7 @@ def main(task: str, worlds: int, rounds: int, output: Path) -> None:
         table.add_row(name, f"{statistics.median(values):,.0f}", f"{min(values):,.0f}", f"{max(values):,.0f}")
     table.add_row("full / bare", *(f"{ratio[column]:.1%}" for column in ("median", "min", "max")))
     Console().print(table)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json_atomic(output, result)
     click.echo(f"wrote {output}")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from pipeline.core.console import error_boundary
 from pipeline.core.errors import MissingArtifactError
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
@@ -252,7 +251,7 @@ def ui(session: Session, host: str, port: int) -> None:
 
     from pipeline.ui import serve
 
-    with error_boundary(session.workspace.runs):
+    with session.open():
         sys.exit(serve(session.workspace, host, port, session.console))
 
 

@@ -59,7 +59,7 @@ class LearnerSettings(StageSettings):
         default=0.0,
         ge=0,
         lt=1,
-        description="of the running average of the actor that is evaluated and kept; 0: none",
+        description="of the running average of the actor, evaluated beside it; 0: none",
     )
     threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
     max_gradient_norm: float | None = pydantic.Field(default=None, gt=0, description="clipping; null: none")
@@ -163,6 +163,8 @@ class ContrastiveLearner:
         logits = pairwise_energy(state_action, goal_embedding, self.settings.energy)
         loss, metrics = contrastive_loss(logits, self.settings.info_nce)
         metrics["critic_gradient_norm"] = self._step("critic", loss, list(self.critic.parameters()))
+        for name in ("state_action_encoder", "goal_encoder"):
+            metrics[f"{name}_gradient_norm"] = _gradient_norm(getattr(self.critic, name))
         return metrics | {"critic_loss": loss.detach()}
 
     def _step(self, name: str, loss: Tensor, parameters: list[Tensor]) -> Tensor:
@@ -170,7 +172,7 @@ class ContrastiveLearner:
         optimizer = self._optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        limit = self.settings.max_gradient_norm
+        limit = None if name == "alpha" else self.settings.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(parameters, torch.inf if limit is None else limit)
         optimizer.step()
         return norm.detach()
@@ -188,9 +190,14 @@ class ContrastiveLearner:
 
     # -- saving -----------------------------------------------------------------------------------
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return copies of what a teacher is made of: ``actor.*`` (the averaged one) and ``critic.*``."""
-        return self._copy({"actor": self.averaged_actor, "critic": self.critic})
+    @property
+    def candidates(self) -> list[GoalActor]:
+        """The actors that may become the teacher: the averaged one, and the current one where they differ."""
+        return [self.averaged_actor, self.actor] if self.settings.average_decay else [self.averaged_actor]
+
+    def weights(self, actor: GoalActor) -> dict[str, Tensor]:
+        """Return copies of what a teacher is made of: ``actor.*``, a candidate, and ``critic.*``."""
+        return self._copy({"actor": actor, "critic": self.critic})
 
     @staticmethod
     def _copy(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -228,6 +235,11 @@ class ContrastiveLearner:
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose name starts with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _gradient_norm(module: nn.Module) -> Tensor:
+    """Return the norm of a module's gradient as it was stepped with, after any clipping."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 class _frozen:

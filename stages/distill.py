@@ -32,10 +32,11 @@ from pipeline.core.runtime import (
 )
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, GoalDataset, load_goal_dataset
-from stages.evaluate import Episodes, retention, run_episodes
+from stages.evaluate import Episodes, draw_rollouts, retention, run_episodes
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network, torch_policy
 
 _BATCH_STREAM, _INITIALISATION_STREAM, _VALIDATION_STREAM, _FINAL_STREAM = 11, 12, 13, 14
+_DRAWN_PATHS = 32
 
 
 class DistillSettings(StageSettings):
@@ -311,8 +312,16 @@ def _finish(
 ) -> Artifact:
     """Measure retention over paired episodes, write the student and complete the artifact."""
     artifact, count = work.artifact, settings.final_episodes
-    ours = _run(student, trained, count, settings.seed, _FINAL_STREAM)
-    theirs = _run(trained.actor, trained, count, settings.seed, _FINAL_STREAM)
+    ours, theirs = (
+        run_episodes(
+            trained.task,
+            torch_policy(actor, str(next(actor.parameters()).device)),
+            episodes=count,
+            seed=seed_sequence(settings.seed, _FINAL_STREAM),
+            num_paths=_DRAWN_PATHS,
+        )
+        for actor in (student, trained.actor)
+    )
     retained = retention(theirs.success, ours.success)
     retained_time = retention(theirs.time_at_goal, ours.time_at_goal)
     results: dict[str, Any] = ours.summary() | {
@@ -336,20 +345,13 @@ def _finish(
         shape=settings.shape,
         extra={"evaluation": ours.summary()},
     )
-    draw_learning_curve(
-        artifact.file("learning_curve.png"),
-        history,
-        f"Student on {trained.task.name}",
-        x="updates",
-        x_label="updates",
-        metrics=("success", "validation_loss", "kl", "action_mse"),
-    )
+    _draw(artifact, trained, history, ours)
     artifact.complete(results)
     measured = ("success", "retention", "time_at_goal_retention")
     # Retention is undefined beside a teacher that never succeeds.
     finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
     work.run.log_metrics(finals, step=settings.updates)
-    work.log_files(NETWORK_FILE, "learning_curve.png", "manifest.json")
+    work.log_files(NETWORK_FILE, "learning_curve.png", "rollouts.png", "manifest.json")
     work.run.register_model(
         f"student-{trained.task.name}", artifact.file(NETWORK_FILE), {"artifact": artifact.name}
     )
@@ -359,6 +361,21 @@ def _finish(
         f"{_with_interval(retained)}, of time at goal {_with_interval(retained_time)}."
     )
     return artifact
+
+
+def _draw(
+    artifact: Artifact, trained: TrainedActor, history: list[dict[str, float]], episodes: Episodes
+) -> None:
+    """Draw how the student learned and, in a maze, where it goes."""
+    draw_learning_curve(
+        artifact.file("learning_curve.png"),
+        history,
+        f"Student on {trained.task.name}",
+        x="updates",
+        x_label="updates",
+        metrics=("success", "validation_loss", "kl", "action_mse"),
+    )
+    draw_rollouts(artifact.file("rollouts.png"), trained.task, episodes, "Student")
 
 
 def _with_interval(retained: dict[str, Any]) -> str:

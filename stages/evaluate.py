@@ -136,7 +136,7 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
         success=(at_goal > 0) & ~unstable,
-        time_at_goal=1000.0 * at_goal / simulator.task.task.episode_steps,
+        time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / simulator.task.task.episode_steps),
         final_distance=distance,
         start=start,
         goal=goal,

@@ -16,6 +16,7 @@ from torch import nn
 from envs.compiled_task import CompiledTask
 from envs.registry import get_task
 from envs.simulator import make_simulator
+from models.goal_actor import GoalActor
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import require_finite, seed_sequence, torch_seed
@@ -133,7 +134,7 @@ class TeacherTraining:
         )
         self.generator = torch.Generator(device).manual_seed(torch_seed(settings.seed, _LEARNER_STREAM))
         self.progress = TrainingProgress()
-        self.kept_weights = self.learner.weights()
+        self.kept_weights = self.learner.weights(self.learner.averaged_actor)
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
 
@@ -186,21 +187,30 @@ class TeacherTraining:
         return means
 
     def evaluate(self) -> dict[str, Any]:
-        """Run fresh evaluation episodes with the mean action; keep the weights when they are the best yet."""
+        """Run fresh episodes with the mean action of every candidate; keep the best weights so far.
+
+        The candidates get the same episodes. Returns the summary of the one that did best.
+        """
+        candidates = self.learner.candidates
+        summaries = [self._evaluate_actor(actor) for actor in candidates]
+        scores = [[summary["success"], summary["time_at_goal"]] for summary in summaries]
+        chosen = max(range(len(candidates)), key=scores.__getitem__)
+        if self.settings.keep == "last" or scores[chosen] > self.progress.best_score:
+            self.progress.best_score = scores[chosen]
+            self.kept_weights = self.learner.weights(candidates[chosen])
+        target = self.settings.target_success
+        met = target is not None and scores[chosen][0] >= target
+        self.progress.target_hits = self.progress.target_hits + 1 if met else 0
+        return summaries[chosen]
+
+    def _evaluate_actor(self, actor: GoalActor) -> dict[str, Any]:
         episodes = run_episodes(
             self.task,
-            torch_policy(self.learner.averaged_actor, self.device),
+            torch_policy(actor, self.device),
             episodes=self.settings.evaluation_episodes,
             seed=seed_sequence(self.settings.seed, _EVALUATION_STREAM, self.progress.unrolls),
         )
-        summary = episodes.summary()
-        score = [summary["success"], summary["time_at_goal"]]
-        if self.settings.keep == "last" or score > self.progress.best_score:
-            self.progress.best_score, self.kept_weights = score, self.learner.weights()
-        target = self.settings.target_success
-        met = target is not None and score[0] >= target
-        self.progress.target_hits = self.progress.target_hits + 1 if met else 0
-        return summary
+        return episodes.summary()
 
     def save(self, folder: CheckpointFolder) -> None:
         """Write everything that the next step depends on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from envs.task import TaskError
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.console import Progress
-from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser
+from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError, StoppedByUser, UserError
 from pipeline.core.pictures import draw_learning_curve
 from pipeline.core.runtime import (
     StageContext,
@@ -58,13 +59,18 @@ def run(
     device = resolve_device(settings.device)
     set_torch_threads(settings.threads)
     training = TeacherTraining(settings, task, device)
-    with (
-        context.stage("teacher", "train-teacher", task=task.name, settings=settings, resumed=resumed) as work,
-        stop_on_interrupt(context.stop),
-    ):
+    with contextlib.ExitStack() as stack:
+        if resumed is not None:
+            stack.enter_context(CheckpointFolder(resumed.file("checkpoint")).lock())
+        work = stack.enter_context(
+            context.stage("teacher", "train-teacher", task=task.name, settings=settings, resumed=resumed)
+        )
+        stack.enter_context(stop_on_interrupt(context.stop))
         if on_start is not None:
             on_start(work.artifact)
         folder = CheckpointFolder(work.artifact.file("checkpoint"))
+        if resumed is None:
+            stack.enter_context(folder.lock())
         if folder.exists:
             training.load(folder)
             context.console.say(f"Resuming {work.artifact.name} at {training.progress.env_steps:,} steps.")
@@ -82,6 +88,7 @@ def _train(
     with context.console.progress("train-teacher", settings.env_steps, completed=progress.env_steps) as bar:
         while not training.finished:
             statistics = training.collect()
+            _require_stable(statistics, training, folder)
             for batch in training.relabel():
                 training.update(batch)
             training.check_finite(folder.path if folder.exists else None)
@@ -103,6 +110,19 @@ def _train(
                     f"Stopped at {progress.env_steps:,} steps, state saved in {folder.path}. "
                     f"Go on with: {context.resume_command}"
                 )
+
+
+def _require_stable(
+    statistics: RolloutStatistics, training: TeacherTraining, folder: CheckpointFolder
+) -> None:
+    """Raise NonFiniteError when as many episodes diverged as there are worlds: nothing can be learned."""
+    if statistics.unstable >= training.settings.num_worlds:
+        kept = f" The last good checkpoint is kept in {folder.path}." if folder.exists else ""
+        raise NonFiniteError(
+            f"The physics of {training.task.name} diverged {statistics.unstable} times within "
+            f"{statistics.env_steps:,} steps, at step {training.progress.env_steps:,}: check the model, its "
+            f"timestep and its gains.{kept}"
+        )
 
 
 def _record(
@@ -148,6 +168,12 @@ def _announce(context: StageContext, training: TeacherTraining) -> None:
 def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -> Artifact:
     """Write the kept teacher, evaluate it on fresh episodes, draw it, and complete the artifact."""
     settings, artifact = training.settings, work.artifact
+    if training.progress.updates == 0:
+        raise UserError(
+            f"The budget of {settings.env_steps:,} env_steps ended before each world had min_rows_per_world "
+            f"{settings.min_rows_per_world} rows: nothing was learned. Raise env_steps, or lower "
+            "min_rows_per_world."
+        )
     kept = training.learner.averaged_actor
     kept.load_state_dict(strip_prefix(training.kept_weights, "actor."))
     episodes = run_episodes(

@@ -14,7 +14,10 @@ manifest does not name: a kill at any moment leaves a whole checkpoint, the old 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,7 @@ from pipeline.core.atomic import (
     plain_json,
     write_json_atomic,
 )
-from pipeline.core.errors import DamagedFileError
+from pipeline.core.errors import DamagedFileError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +94,19 @@ class CheckpointFolder:
     def exists(self) -> bool:
         """Whether a whole checkpoint lies here."""
         return (self.path / "manifest.json").is_file()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing here; raise UserError where one already does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} is in use by another process: wait for it, or stop it."
+                ) from error
+            yield
 
     def save(
         self,

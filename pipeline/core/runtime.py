@@ -194,6 +194,8 @@ def stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
+        # Not print: a handler may interrupt a print that holds the stream's lock.
+        os.write(2, b"Stopping after this round, to save; Ctrl-C again stops at once.\n")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -72,7 +72,8 @@ class TestNames:
         [
             (
                 ("train-teacher", "--task", "point_u_mase"),
-                "train_teacher: Unknown task 'point_u_mase': did you mean 'point_u_maze'? `pipeline tasks` lists them.",
+                "train_teacher: Unknown task 'point_u_mase': did you mean 'point_u_maze'? "
+                "`pipeline tasks` lists them.",
             ),
             (("run", "--preset", "quikstart"), "Unknown preset 'quikstart': did you mean 'quickstart'?"),
             (

@@ -111,7 +111,8 @@ def test_goal_of_the_wrong_shape_is_refused(goal: list[float]) -> None:
 
 def test_unknown_option_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="ignores the options"):
-        GoalEnv(task="point_u_maze").reset(options={"gaol": [1.0, 1.0]})
+        observation, _ = GoalEnv(task="point_u_maze").reset(options={"gaol": [1.0, 1.0]})
+    assert set(observation) == {"observation", "achieved_goal", "desired_goal"}
 
 
 def test_evaluation_distribution() -> None:

@@ -80,7 +80,7 @@ def test_metrics_are_measured_not_constant():
     expected = {
         "info_nce", "categorical_accuracy", "positive_logit", "negative_logit", "logsumexp", "entropy",
         "alpha", "actor_gradient_norm", "critic_gradient_norm", "actor_loss", "critic_loss", "actor_energy",
-        "saturated_actions",
+        "saturated_actions", "state_action_encoder_gradient_norm", "goal_encoder_gradient_norm",
     }  # fmt: skip
     assert set(first) == expected
     changing = expected - {"categorical_accuracy", "saturated_actions"}
@@ -100,6 +100,8 @@ def test_gradient_norms_are_those_of_the_losses():
     contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
     norm = torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
     torch.testing.assert_close(metrics["critic_gradient_norm"], norm)
+    encoders = [metrics[f"{name}_encoder_gradient_norm"] for name in ("state_action", "goal")]
+    torch.testing.assert_close(torch.stack(encoders).norm(), norm)
 
 
 def test_clipping_bounds_the_step_but_reports_the_whole_norm():
@@ -116,13 +118,16 @@ def test_averaged_actor_follows_the_actor_at_its_decay():
     learner.update(make_batch(), torch.Generator().manual_seed(0))
     expected = 0.9 * before + 0.1 * learner.actor.mean_head.weight
     torch.testing.assert_close(learner.averaged_actor.mean_head.weight, expected)
-    assert torch.equal(learner.weights()["actor.mean_head.weight"], learner.averaged_actor.mean_head.weight)
+    assert learner.candidates == [learner.averaged_actor, learner.actor]
+    for actor in learner.candidates:
+        assert torch.equal(learner.weights(actor)["actor.mean_head.weight"], actor.mean_head.weight)
 
 
 def test_without_averaging_the_kept_actor_is_the_actor():
     learner = make_learner()
     learner.update(make_batch(), torch.Generator().manual_seed(0))
     assert torch.equal(learner.averaged_actor.mean_head.weight, learner.actor.mean_head.weight)
+    assert learner.candidates == [learner.averaged_actor]
 
 
 def test_state_dict_continues_bit_for_bit():

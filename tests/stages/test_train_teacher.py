@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -41,6 +40,7 @@ from stages import teacher_training, train_teacher
 from stages.contrastive_learner import ContrastiveLearner
 from stages.evaluate import Episodes, run_episodes
 from stages.network_file import NETWORK_FILE, load_actor, torch_policy
+from stages.rollout import RolloutStatistics
 from stages.teacher_training import TeacherTraining, TrainTeacherSettings
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
@@ -421,12 +421,13 @@ class ScriptedEvaluations:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *outcomes: tuple[int, float]) -> None:
         """Take (successes of 4, time at goal) of each evaluation."""
         self._left = list(outcomes)
-        self.weights: list[Tensors] = []
+        self.weights: list[list[Tensors]] = []
         self.seeds: list[tuple[int, ...]] = []
         evaluate = TeacherTraining.evaluate
 
         def remember(training: TeacherTraining) -> dict[str, Any]:
-            self.weights.append(copy.deepcopy(training.learner.weights()))
+            learner = training.learner
+            self.weights.append([learner.weights(actor) for actor in learner.candidates])
             return evaluate(training)
 
         monkeypatch.setattr(TeacherTraining, "evaluate", remember)
@@ -439,7 +440,7 @@ class ScriptedEvaluations:
         return Episodes(np.arange(episodes) < successes, each, each, np.zeros((4, 2)), np.zeros((4, 2)))
 
 
-EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5)
+EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5, average_decay=0.0)
 
 
 @pytest.mark.parametrize(
@@ -460,10 +461,22 @@ def test_the_teacher_is_the_evaluated_actor_that_was_asked_for(
 ):
     evaluations = ScriptedEvaluations(monkeypatch, *outcomes)
     artifact = train_teacher.run(change(EVALUATED, keep=keep), context)
-    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[kept])
-    last = evaluations.weights[-1]["actor.mean_head.weight"]
-    assert kept == 4 or not torch.equal(evaluations.weights[kept]["actor.mean_head.weight"], last)
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[kept][0])
+    last = evaluations.weights[-1][0]["actor.mean_head.weight"]
+    assert kept == 4 or not torch.equal(evaluations.weights[kept][0]["actor.mean_head.weight"], last)
     assert len(set(evaluations.seeds)) == 5  # fresh episodes every time
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "kept"), [([(2, 0), (3, 0)], 1), ([(3, 0), (2, 0)], 0), ([(2, 5), (2, 5)], 0)]
+)
+def test_the_averaged_and_the_current_actor_compete_on_the_same_episodes(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, outcomes: list[tuple[int, float]], kept: int
+):
+    evaluations = ScriptedEvaluations(monkeypatch, *outcomes)
+    artifact = train_teacher.run(change(EVALUATED, average_decay=0.5, env_steps=4 * 30), context)
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[0][kept])
+    assert evaluations.seeds[0] == evaluations.seeds[1]
 
 
 def test_the_best_survives_an_interruption(context: StageContext, monkeypatch: pytest.MonkeyPatch):
@@ -474,7 +487,7 @@ def test_the_best_survives_an_interruption(context: StageContext, monkeypatch: p
             train_teacher.run(EVALUATED, context)
     context.stop.requested = False
     artifact = train_teacher.run(EVALUATED, context, context.workspace.artifacts("teacher")[0])
-    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[1])
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[1][0])
 
 
 def test_the_target_must_be_met_in_consecutive_evaluations(
@@ -484,7 +497,7 @@ def test_the_target_must_be_met_in_consecutive_evaluations(
     settings = change(EVALUATED, target_success=0.75, target_evaluations=2)
     artifact = train_teacher.run(settings, context)
     assert artifact.manifest.results["env_steps"] == 4 * 30 * 4 < settings.env_steps
-    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[2])
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[2][0])
 
 
 def test_without_a_target_the_budget_is_spent(context: StageContext, monkeypatch: pytest.MonkeyPatch):
@@ -649,9 +662,38 @@ def test_an_unfinished_teacher_without_a_checkpoint_is_no_candidate(broken: Arti
 def test_unknown_names_are_refused_before_anything_is_made(
     context: StageContext, values: dict[str, Any], named: str
 ):
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(ValueError, match=named):
         train_teacher.run(change(**values), context)
     assert context.workspace.artifacts() == []
+
+
+def test_a_teacher_that_is_being_trained_is_not_resumed_by_another(broken: Artifact, context: StageContext):
+    settings, artifact = train_teacher.find_resumable(Workspace(broken.path.parents[1]), None)
+    status = artifact.manifest.status
+    with (
+        CheckpointFolder(artifact.file("checkpoint")).lock(),
+        pytest.raises(UserError, match="in use by another process"),
+    ):
+        train_teacher.run(settings, context, artifact)
+    assert Artifact.load(artifact.path).manifest.status == status
+
+
+def test_physics_that_diverges_everywhere_ends_the_run(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        teacher_training,
+        "collect",
+        lambda *_: RolloutStatistics(env_steps=120, unstable=TINY_TEACHER.num_worlds),
+    )
+    with pytest.raises(NonFiniteError, match="diverged"):
+        train_teacher.run(TINY_TEACHER, context)
+    assert context.workspace.artifacts("teacher")[0].manifest.status == "failed"
+
+
+def test_a_budget_too_small_for_one_update_is_refused(context: StageContext):
+    with pytest.raises(UserError, match="min_rows_per_world"):
+        train_teacher.run(change(env_steps=1, unroll_steps=2, min_rows_per_world=20), context)
 
 
 def test_a_damaged_checkpoint_marks_no_teacher_as_completed(broken: Artifact):
