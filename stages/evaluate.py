@@ -50,8 +50,8 @@ class Episodes:
         final_distance: (episodes,) distance to the goal after the last step.
         start: (episodes, goal_dim) what was achieved at the start.
         goal: (episodes, goal_dim) what was commanded.
+        unstable: (episodes,) bool, the physics diverged; such an episode counts as a failure.
         paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
-        unstable: how many episodes the physics ended; they count as failures.
     """
 
     success: np.ndarray
@@ -59,8 +59,8 @@ class Episodes:
     final_distance: np.ndarray
     start: np.ndarray
     goal: np.ndarray
+    unstable: np.ndarray
     paths: list[np.ndarray] = field(default_factory=list)
-    unstable: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Return success with its 95 % interval, time at goal, final distance and the episode count."""
@@ -71,7 +71,7 @@ class Episodes:
             "success_interval": [low, high],
             "time_at_goal": float(self.time_at_goal.mean()),
             "final_distance": float(self.final_distance.mean()),
-            "unstable_episodes": self.unstable,
+            "unstable_episodes": int(self.unstable.sum()),
         }
 
 
@@ -105,10 +105,10 @@ def run_episodes(
         rounds.append(_run_round(simulator, policy, max(num_paths - index * worlds, 0)))
     joined = {
         name: np.concatenate([getattr(part, name) for part in rounds])[:episodes]
-        for name in ("success", "time_at_goal", "final_distance", "start", "goal")
+        for name in ("success", "time_at_goal", "final_distance", "start", "goal", "unstable")
     }
     paths = [path for part in rounds for path in part.paths][:num_paths]
-    return Episodes(**joined, paths=paths, unstable=sum(part.unstable for part in rounds))
+    return Episodes(**joined, paths=paths)
 
 
 def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
@@ -141,7 +141,7 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
         start=start,
         goal=goal,
         paths=paths,
-        unstable=int(unstable.sum()),
+        unstable=unstable,
     )
 
 

@@ -105,6 +105,8 @@ def load_actor(artifact: Artifact) -> TrainedActor:
             raise DamagedFileError(
                 f"{path} was trained for another version of task {task.name!r}: sizes differ."
             )
+        if not isinstance(header["model_sha256"], str):
+            raise DamagedFileError(f"{path} does not say which model it was trained on.")
         shape = NetworkShape(**header["shape"])
         actor = NormalizedActor(GoalActor(*dims, shape), dims[0], dims[1])
         own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}

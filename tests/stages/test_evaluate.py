@@ -59,7 +59,8 @@ def test_a_diverged_episode_counts_as_a_failure():
         return action
 
     episodes = run_episodes(TASK, poison, episodes=8, seed=0, distribution="training")
-    assert episodes.unstable == 1 and not episodes.success[0]
+    assert episodes.unstable.tolist() == [True] + [False] * 7 and not episodes.success[0]
+    assert episodes.time_at_goal[0] == 0 and episodes.summary()["unstable_episodes"] == 1
 
 
 def test_summary_reports_the_interval_and_the_count():

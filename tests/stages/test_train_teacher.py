@@ -437,7 +437,8 @@ class ScriptedEvaluations:
         successes, time_at_goal = self._left.pop(0)
         self.seeds.append(tuple(seed.generate_state(4).tolist()))
         each = np.full(episodes, time_at_goal)
-        return Episodes(np.arange(episodes) < successes, each, each, np.zeros((4, 2)), np.zeros((4, 2)))
+        points, stable = np.zeros((episodes, 2)), np.zeros(episodes, bool)
+        return Episodes(np.arange(episodes) < successes, each, each, points, points, stable)
 
 
 EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5, average_decay=0.0)
