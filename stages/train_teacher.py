@@ -55,7 +55,6 @@ def run(
         StoppedByUser: after Ctrl-C, once the state is saved.
     """
     task = as_user_error(lambda: compile_task(settings.task), TaskError)
-    as_user_error(lambda: task.task.distribution(settings.training_distribution), TaskError)
     device = resolve_device(settings.device)
     set_torch_threads(settings.threads)
     training = TeacherTraining(settings, task, device)

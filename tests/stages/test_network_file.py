@@ -159,7 +159,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[Path], Any]
     damage(artifact.file(NETWORK_FILE))
     if hashed:  # damaged before its hash was taken
         artifact.complete({})
-    refusal(artifact)
+    assert NETWORK_FILE in refusal(artifact)
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path):
