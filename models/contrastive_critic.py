@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.residual_mlp import NetworkShape, ResidualMLP, dense
+from models.block_stack import Compute
+from models.residual_mlp import NetworkShape, ResidualMLP, apply_rows, dense
 
 EMBEDDING_DIM = 64
 LOGSUMEXP_PENALTY = 0.1
@@ -26,14 +27,14 @@ Metrics = dict[str, Tensor]
 class Encoder(nn.Module):
     """A residual network with a linear head of 64 numbers."""
 
-    def __init__(self, inputs: int, shape: NetworkShape) -> None:
+    def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
         super().__init__()
-        self.trunk = ResidualMLP(inputs, shape)
+        self.trunk = ResidualMLP(inputs, shape, compute)
         self.head = dense(shape.width, EMBEDDING_DIM)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (batch, inputs) to (batch, 64)."""
-        return self.head(self.trunk(inputs))
+    def forward(self, inputs: Tensor, frozen_rows: int = 0) -> Tensor:
+        """Map (batch, inputs) to (batch, 64); the first `frozen_rows` rows teach the parameters nothing."""
+        return apply_rows(self.head, self.trunk(inputs, frozen_rows), frozen_rows)
 
 
 class ContrastiveCritic(nn.Module):
@@ -42,16 +43,36 @@ class ContrastiveCritic(nn.Module):
     Args:
         observation_dim, goal_dim, action_dim: sizes of the three spaces.
         shape: size and form of both encoders.
+        compute: precision and memory of their blocks.
     """
 
-    def __init__(self, observation_dim: int, goal_dim: int, action_dim: int, shape: NetworkShape) -> None:
+    def __init__(
+        self,
+        observation_dim: int,
+        goal_dim: int,
+        action_dim: int,
+        shape: NetworkShape,
+        compute: Compute | None = None,
+    ) -> None:
         super().__init__()
-        self.state_action_encoder = Encoder(observation_dim + action_dim, shape)
-        self.goal_encoder = Encoder(goal_dim, shape)
+        self.state_action_encoder = Encoder(observation_dim + action_dim, shape, compute)
+        self.goal_encoder = Encoder(goal_dim, shape, compute)
 
     def encode_state_action(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return φ(s, a), (batch, 64)."""
         return self.state_action_encoder(torch.cat([observation, action], dim=-1))
+
+    def encode_both_actions(
+        self, observation: Tensor, proposed: Tensor, taken: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return φ(s, proposed) and φ(s, taken), (batch, 64) each, from one pass.
+
+        The gradient of the first reaches `proposed` and no parameter; that of the second, the parameters.
+        """
+        states = torch.cat([observation, observation])
+        inputs = torch.cat([states, torch.cat([proposed, taken])], dim=-1)
+        embedding = self.state_action_encoder(inputs, frozen_rows=len(proposed))
+        return embedding[: len(proposed)], embedding[len(proposed) :]
 
     def encode_goal(self, goal: Tensor) -> Tensor:
         """Return ψ(g), (batch, 64)."""
@@ -68,9 +89,20 @@ def pairwise_energy(state_action: Tensor, goal: Tensor, energy: Energy) -> Tenso
     if energy == "cosine":
         unit = nn.functional.normalize
         return unit(state_action, dim=-1) @ unit(goal, dim=-1).T / COSINE_TEMPERATURE
-    # Not by the matrix product: it cancels where a positive pair is near, just where precision counts.
-    distance = torch.cdist(state_action, goal, compute_mode="donot_use_mm_for_euclid_dist")
-    return -distance if energy == "norm" else -distance.square()
+    square = _squared_distance(state_action.double(), goal.double()).to(state_action.dtype)
+    if energy == "squared":
+        return -square
+    apart = square > 0
+    return -torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
+
+
+def _squared_distance(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return ‖row_i − column_j‖², (rows, columns), from the matrix product.
+
+    In float64: it cancels where a pair is near, just where precision counts.
+    """
+    norms = rows.square().sum(-1, keepdim=True) + columns.square().sum(-1)
+    return torch.addmm(norms, rows, columns.T, alpha=-2.0).clamp_min(0.0)
 
 
 def paired_energy(state_action: Tensor, goal: Tensor, energy: Energy) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.block_stack import Compute
 from models.residual_mlp import NetworkShape, ResidualMLP, dense
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -29,11 +30,19 @@ class GoalActor(nn.Module):
     Args:
         observation_dim, goal_dim, action_dim: sizes of the three spaces.
         shape: size and form of the network.
+        compute: precision and memory of its blocks.
     """
 
-    def __init__(self, observation_dim: int, goal_dim: int, action_dim: int, shape: NetworkShape) -> None:
+    def __init__(
+        self,
+        observation_dim: int,
+        goal_dim: int,
+        action_dim: int,
+        shape: NetworkShape,
+        compute: Compute | None = None,
+    ) -> None:
         super().__init__()
-        self.trunk = ResidualMLP(observation_dim + goal_dim, shape)
+        self.trunk = ResidualMLP(observation_dim + goal_dim, shape, compute)
         self.mean_head = dense(shape.width, action_dim)
         self.log_std_head = dense(shape.width, action_dim)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 
 from models.deployable_policy import DeployablePolicy
+from models.residual_mlp import unroll_blocks
 
 # A protobuf message, and so an ONNX file that holds its own weights, ends at 2 GiB.
 MAX_WEIGHT_BYTES = 2**31 - 2**24
@@ -33,6 +36,8 @@ def to_onnx(
         raise ValueError(
             f"The network has {weight_bytes / 2**30:.1f} GiB of weights; one ONNX file holds less than 2."
         )
+    # The exporter reads one module a layer; the stack's own backward pass is nothing to it.
+    module = cast(DeployablePolicy, unroll_blocks(copy.deepcopy(module)))
     batch = torch.export.Dim("batch")
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(

@@ -12,11 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-LAYERS_PER_BLOCK = 4
-LAYER_NORM_EPS = 1e-6
+from models.block_stack import LAYER_NORM_EPS, LAYERS_PER_BLOCK, BlockStack, Compute
 
 Kind = Literal["residual", "plain"]
-ResidualScale = Literal["none", "inverse_sqrt_blocks"]
+ResidualScale = Literal["none", "inverse_sqrt_blocks", "learned_from_zero"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class NetworkShape:
         depth: Dense layers inside blocks (residual, a multiple of 4) or hidden layers (plain).
         width: units of every hidden layer.
         kind: ``residual`` blocks of four layers, or a ``plain`` stack of layers.
-        residual_scale: what multiplies each block's branch; ``none`` is the published sum.
+        residual_scale: what multiplies each block's branch: ``none`` is the published sum,
+            ``learned_from_zero`` a number a block that starts at 0.
         final_norm: a LayerNorm between the last block and the head.
     """
 
@@ -55,7 +55,8 @@ class NetworkShape:
     @property
     def branch_scale(self) -> float:
         """The factor on each block's branch."""
-        return 1.0 if self.residual_scale == "none" else 1.0 / math.sqrt(max(self.num_blocks, 1))
+        scaled = self.residual_scale == "inverse_sqrt_blocks"
+        return 1.0 / math.sqrt(max(self.num_blocks, 1)) if scaled else 1.0
 
 
 def dense(inputs: int, outputs: int) -> nn.Linear:
@@ -72,44 +73,90 @@ def dense_norm_swish(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(dense(inputs, outputs), nn.LayerNorm(outputs, eps=LAYER_NORM_EPS), nn.SiLU())
 
 
-class ResidualBlock(nn.Module):
-    """Four times [Dense, LayerNorm, Swish], added to the block's input. Nothing follows the addition."""
-
-    def __init__(self, width: int, branch_scale: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*[dense_norm_swish(width, width) for _ in range(LAYERS_PER_BLOCK)])
-        self.branch_scale = branch_scale
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (batch, width) to (batch, width)."""
-        if self.branch_scale == 1.0:
-            return hidden + self.layers(hidden)
-        return torch.add(hidden, self.layers(hidden), alpha=self.branch_scale)
-
-
 class ResidualMLP(nn.Module):
     """Stem and blocks: (batch, inputs) to (batch, width). Heads are their owner's.
 
     Args:
         inputs: numbers in.
         shape: size and form of the network.
+        compute: precision and memory of the blocks.
     """
 
-    def __init__(self, inputs: int, shape: NetworkShape) -> None:
+    def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
         super().__init__()
         self.shape = shape
         self.stem = dense_norm_swish(inputs, shape.width)
         if shape.kind == "residual":
-            body = [ResidualBlock(shape.width, shape.branch_scale) for _ in range(shape.num_blocks)]
+            self.body: nn.Module = BlockStack(
+                shape.width,
+                shape.num_blocks,
+                scale=shape.branch_scale,
+                learned_gain=shape.residual_scale == "learned_from_zero",
+                compute=compute,
+            )
         else:
-            body = [dense_norm_swish(shape.width, shape.width) for _ in range(shape.depth - 1)]
-        self.body = nn.Sequential(*body)
+            layers = [dense_norm_swish(shape.width, shape.width) for _ in range(shape.depth - 1)]
+            self.body = nn.Sequential(*layers)
         norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         self.final_norm = norm if shape.final_norm else nn.Identity()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (batch, inputs) to (batch, width)."""
-        return self.final_norm(self.body(self.stem(inputs)))
+    def forward(self, inputs: Tensor, frozen_rows: int = 0) -> Tensor:
+        """Map (batch, inputs) to (batch, width).
+
+        Args:
+            inputs: what the network is asked about.
+            frozen_rows: so many leading rows pass their gradient on to `inputs` and give none to the
+                parameters. Residual networks only.
+        """
+        hidden = apply_rows(self.stem, inputs, frozen_rows)
+        hidden = self.body(hidden, frozen_rows) if frozen_rows else self.body(hidden)
+        return apply_rows(self.final_norm, hidden, frozen_rows)
+
+
+def apply_rows(module: nn.Module, inputs: Tensor, frozen_rows: int) -> Tensor:
+    """Return module(inputs), whose parameters take no gradient from the first `frozen_rows` rows."""
+    if not frozen_rows:
+        return module(inputs)
+    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    frozen = torch.func.functional_call(module, constants, inputs[:frozen_rows])
+    return torch.cat([frozen, module(inputs[frozen_rows:])]) if frozen_rows < len(inputs) else frozen
+
+
+class ResidualBlock(nn.Module):
+    """One block of a `BlockStack`, written with a module for every layer: the plain formulation.
+
+    Slower, and the same mathematics: what an exporter can read and a test can compare with.
+    """
+
+    def __init__(self, stack: BlockStack, index: int) -> None:
+        super().__init__()
+        width = stack.weight.shape[-1]
+        self.layers = nn.Sequential(*[dense_norm_swish(width, width) for _ in range(LAYERS_PER_BLOCK)])
+        self.scale = stack.scale
+        self.gain = None if stack.gain is None else nn.Parameter(stack.gain.detach()[index])
+        first = index * LAYERS_PER_BLOCK
+        with torch.no_grad():
+            for layer, (linear, norm, _) in enumerate(self.layers, start=first):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+                linear.weight.copy_(stack.weight[layer])
+                linear.bias.copy_(stack.bias[layer])
+                norm.weight.copy_(stack.norm_weight[layer])
+                norm.bias.copy_(stack.norm_bias[layer])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (batch, width) to (batch, width)."""
+        branch = self.layers(hidden) if self.gain is None else self.gain * self.layers(hidden)
+        return hidden + branch if self.scale == 1.0 else torch.add(hidden, branch, alpha=self.scale)
+
+
+def unroll_blocks(module: nn.Module) -> nn.Module:
+    """Replace, in place, every `BlockStack` inside a module by the same blocks in the plain formulation."""
+    for name, child in module.named_children():
+        if isinstance(child, BlockStack):
+            blocks = [ResidualBlock(child, index) for index in range(child.num_blocks)]
+            setattr(module, name, nn.Sequential(*blocks))
+        else:
+            unroll_blocks(child)
+    return module
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from envs.compiled_task import CompiledTask
+from models.block_stack import Compute, Precision
 from models.contrastive_critic import (
     ContrastiveCritic,
     Energy,
@@ -43,6 +44,12 @@ class LearnerSettings(StageSettings):
     width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
     residual_scale: ResidualScale = "none"
     final_norm: bool = False
+    precision: Precision = pydantic.Field(
+        default="float32", description="of the blocks' matrix products; losses are always float32"
+    )
+    checkpoint_activations: bool = pydantic.Field(
+        default=False, description="keep every √blocks-th block's input alone: less memory, a third more time"
+    )
     energy: Energy = "norm"
     info_nce: InfoNCE = "forward"
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
@@ -90,10 +97,11 @@ class ContrastiveLearner:
     def __init__(self, task: CompiledTask, settings: LearnerSettings, device: str) -> None:
         self.settings, self.device = settings, torch.device(device)
         dims = task.observation_dim, task.goal_dim, task.action_dim
+        compute = Compute(settings.precision, settings.checkpoint_activations)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
-            self.actor = GoalActor(*dims, settings.shape).to(self.device)
-            self.critic = ContrastiveCritic(*dims, settings.shape).to(self.device)
+            self.actor = GoalActor(*dims, settings.shape, compute).to(self.device)
+            self.critic = ContrastiveCritic(*dims, settings.shape, compute).to(self.device)
         self.log_alpha = torch.tensor(settings.initial_alpha, device=self.device).log().requires_grad_()
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
@@ -125,57 +133,65 @@ class ContrastiveLearner:
 
     def update(self, batch: TransitionBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Take one gradient step with each optimiser; return metrics as scalar tensors."""
-        # ψ(g) serves both losses: the critic does not change before its own step.
-        goal_embedding = self.critic.encode_goal(batch.goal)
-        metrics = self._update_actor(batch, goal_embedding.detach(), generator)
-        self._average_actor()
-        return metrics | self._update_critic(batch, goal_embedding)
-
-    def _update_actor(
-        self, batch: TransitionBatch, goal_embedding: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
         order = self._goal_order(len(batch.goal), generator)
-        goal, goal_embedding = batch.goal[order], goal_embedding[order]
-        gaussian = self.actor(batch.observation, goal)
-        action, log_prob = sample_action(gaussian, self._noise(gaussian.mean.shape, generator))
-        with _frozen(self.critic):
-            state_action = self.critic.encode_state_action(batch.observation, action)
-        energy = paired_energy(state_action, goal_embedding, self.settings.energy)
-        alpha = self.log_alpha.exp()
-        loss, metrics = actor_loss(energy, log_prob, alpha.detach())
-        metrics["actor_gradient_norm"] = self._step("actor", loss, list(self.actor.parameters()))
-        self._step("alpha", alpha_loss(self.log_alpha, log_prob, self.target_entropy), [self.log_alpha])
+        noise = self._noise(batch.action.shape, generator)
+        loss, metrics = self.loss(batch, order, noise)
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        metrics |= self._step()
+        self._average_actor()
+        return metrics
+
+    def loss(self, batch: TransitionBatch, order: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the actor's, the critic's and α's loss, and metrics.
+
+        No parameter is in two of them: the actor is held against the critic as it stands, so one backward
+        pass serves all three. ψ(g) and the pass of φ over both actions are shared.
+
+        Args:
+            batch: transitions with hindsight goals.
+            order: which goal of the batch the actor is given with each state, (batch,).
+            noise: standard normal, (batch, action_dim).
+        """
+        goal_embedding = self.critic.encode_goal(batch.goal)
+        gaussian = self.actor(batch.observation, batch.goal[order])
+        action, log_prob = sample_action(gaussian, noise)
+        proposed, taken = self.critic.encode_both_actions(batch.observation, action, batch.action)
+        energy = paired_energy(proposed, goal_embedding.detach()[order], self.settings.energy)
+        alpha = self.log_alpha.detach().exp()
+        for_actor, metrics = actor_loss(energy, log_prob, alpha)
+        for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+        logits = pairwise_energy(taken, goal_embedding, self.settings.energy)
+        for_critic, contrast = contrastive_loss(logits, self.settings.info_nce)
         saturated = (gaussian.mean.detach().tanh().abs() > 0.99).float().mean()
-        return metrics | {
-            "actor_loss": loss.detach(),
-            "alpha": alpha.detach(),
+        metrics |= contrast | {
+            "actor_loss": for_actor.detach(),
+            "critic_loss": for_critic.detach(),
+            "alpha": alpha,
             "saturated_actions": saturated,
         }
+        return for_actor + for_alpha + for_critic, metrics
+
+    def _step(self) -> dict[str, Tensor]:
+        """Step every optimiser; return the gradients' norms, before clipping."""
+        encoders = ("state_action_encoder", "goal_encoder")
+        norms = {f"{name}_gradient_norm": _gradient_norm(getattr(self.critic, name)) for name in encoders}
+        norms["critic_gradient_norm"] = torch.stack(list(norms.values())).norm()
+        norms["actor_gradient_norm"] = _gradient_norm(self.actor)
+        limit = self.settings.max_gradient_norm
+        for name, optimizer in self._optimizers.items():
+            if limit is not None and name != "alpha":
+                # The fused optimisers divide by it on their way through the gradients.
+                optimizer.grad_scale = (norms[f"{name}_gradient_norm"] / limit).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        return norms
 
     @torch.no_grad()
     def _average_actor(self) -> None:
         average: list[Tensor] = list(self.averaged_actor.parameters())
         current: list[Tensor] = list(self.actor.parameters())
         self._move_average(average, current, None)
-
-    def _update_critic(self, batch: TransitionBatch, goal_embedding: Tensor) -> dict[str, Tensor]:
-        state_action = self.critic.encode_state_action(batch.observation, batch.action)
-        logits = pairwise_energy(state_action, goal_embedding, self.settings.energy)
-        loss, metrics = contrastive_loss(logits, self.settings.info_nce)
-        metrics["critic_gradient_norm"] = self._step("critic", loss, list(self.critic.parameters()))
-        for name in ("state_action_encoder", "goal_encoder"):
-            metrics[f"{name}_gradient_norm"] = _gradient_norm(getattr(self.critic, name))
-        return metrics | {"critic_loss": loss.detach()}
-
-    def _step(self, name: str, loss: Tensor, parameters: list[Tensor]) -> Tensor:
-        """Descend `loss` with one optimiser; return the gradient's norm before clipping."""
-        optimizer = self._optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = None if name == "alpha" else self.settings.max_gradient_norm
-        norm = nn.utils.clip_grad_norm_(parameters, torch.inf if limit is None else limit)
-        optimizer.step()
-        return norm.detach()
 
     def _goal_order(self, batch: int, generator: torch.Generator) -> Tensor:
         """Return which goal of the batch the actor is given with each state."""
@@ -238,18 +254,5 @@ def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:
-    """Return the norm of a module's gradient as it was stepped with, after any clipping."""
+    """Return the norm of a module's gradient."""
     return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-
-
-class _frozen:
-    """Within this context a module's parameters take no gradient, so none is computed for them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __enter__(self) -> None:
-        self._module.requires_grad_(False)
-
-    def __exit__(self, *exception: object) -> None:
-        self._module.requires_grad_(True)

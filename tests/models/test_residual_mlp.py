@@ -1,5 +1,6 @@
 """The residual network: its published form, its parameter count, its options."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from models.contrastive_critic import ContrastiveCritic
 from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape, ResidualMLP, parameter_count
+from models.residual_mlp import NetworkShape, ResidualMLP, parameter_count, unroll_blocks
 
 
 def test_forward_is_the_published_formula():
@@ -23,7 +24,7 @@ def test_forward_is_the_published_formula():
         return hidden * torch.sigmoid(hidden)
 
     hidden = layer(inputs, network.stem)
-    for block in network.body:
+    for block in unroll_blocks(copy.deepcopy(network)).body:
         branch = hidden
         for parts in block.layers:
             branch = layer(branch, parts)
@@ -33,18 +34,18 @@ def test_forward_is_the_published_formula():
 
 def test_depth_counts_dense_layers_in_blocks_alone():
     network = ResidualMLP(3, NetworkShape(depth=16, width=5))
-    linear = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    assert network.body.weight.shape == (16, 5, 5)
+    linear = [m for m in unroll_blocks(network).modules() if isinstance(m, torch.nn.Linear)]
     assert len(linear) == 16 + 1  # the stem is one more
 
 
 def test_initialisation_is_uniform_with_zero_bias():
     torch.manual_seed(0)
     network = ResidualMLP(64, NetworkShape(depth=4, width=256))
-    kernel = network.body[0].layers[0][0]
     bound = 1 / math.sqrt(256)
-    assert kernel.weight.abs().max() <= bound
-    assert kernel.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    assert kernel.bias.abs().max() == 0
+    assert network.body.weight.abs().max() <= bound
+    assert network.body.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert network.body.bias.abs().max() == 0
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(4, 0.98), (16, 3.4), (64, 12.9)])
@@ -60,8 +61,9 @@ def test_inverse_sqrt_scale_divides_each_branch():
     scaled = ResidualMLP(3, NetworkShape(depth=16, width=8, residual_scale="inverse_sqrt_blocks"))
     scaled.load_state_dict(plain.state_dict())
     hidden = torch.randn(4, 8)
-    branch = plain.body[0](hidden) - hidden
-    torch.testing.assert_close(scaled.body[0](hidden), hidden + branch / 2.0)  # 4 blocks: 1/√4
+    before, after = plain.body.stream(hidden)[:2]
+    branch = after - before
+    torch.testing.assert_close(scaled.body.stream(hidden)[1], hidden + branch / 2.0)  # 4 blocks: 1/√4
 
 
 def test_final_norm_normalises_what_the_head_sees():

@@ -260,8 +260,8 @@ def test_steps_are_compared_too_and_nan_is_no_agreement():
 
 
 def test_a_steep_network_may_differ_by_what_its_own_rounding_leaves_open():
-    steep = compare(2e-5, depth=4, head=100.0)
-    assert 2e-5 <= steep <= 1e-4
+    steep = compare(1.2e-5, depth=4, head=300.0)
+    assert 1.2e-5 <= steep <= 1e-4
     with pytest.raises(UserError):
         compare(1.1e-4, depth=4, head=1e5)
 

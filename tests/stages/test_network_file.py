@@ -126,7 +126,7 @@ def without(*names: str) -> Change:
         (header_with(task="point_big_maze"), "'point_big_maze', not a student of 'point_u_maze'"),
         (header_with(observation_dim=5), "sizes differ"),
         (header_with(shape={"depth": 4, "width": 16}), "network file"),
-        (header_with(shape={"depth": 8, "width": 8}), "does not hold the network"),
+        (header_with(shape={"depth": 8, "width": 8}), "network file"),
         (header_with(shape={"depth": 5, "width": 8}), "multiple of 4"),
         (header_with(shape={"deep": 5}), "network file"),
         (header_with(shape=None), "network file"),

@@ -1,0 +1,165 @@
+"""The stack against the plain blocks: outputs, gradients, frozen rows, precision, memory."""
+
+import copy
+
+import pytest
+import torch
+
+from models.block_stack import BlockStack, Compute
+from models.residual_mlp import NetworkShape, ResidualMLP, unroll_blocks
+
+SCALES = ["none", "inverse_sqrt_blocks", "learned_from_zero"]
+
+
+def make_network(scale="none", depth=16, compute=None, final_norm=False):
+    torch.manual_seed(0)
+    shape = NetworkShape(depth, 8, residual_scale=scale, final_norm=final_norm)
+    network = ResidualMLP(3, shape, compute)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def stacked_gradients(plain):
+    """The gradients of plain blocks in the order and shape of a stack's parameters."""
+    layers = [layer for block in plain.body for layer in block.layers]
+    parts = [[layer[0].weight for layer in layers], [layer[0].bias for layer in layers]]
+    parts += [[layer[1].weight for layer in layers], [layer[1].bias for layer in layers]]
+    if plain.body[0].gain is not None:
+        parts.append([block.gain for block in plain.body])
+    return [torch.stack([parameter.grad for parameter in part]) for part in parts]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+def test_output_and_gradients_are_those_of_the_plain_blocks(scale, checkpoint):
+    network = make_network(scale, compute=Compute(checkpoint=checkpoint))
+    plain = unroll_blocks(copy.deepcopy(network))
+    inputs = torch.randn(7, 3, requires_grad=True)
+    twin = inputs.detach().clone().requires_grad_()
+    target = torch.randn(7, 8)
+    ours, theirs = network(inputs), plain(twin)
+    torch.testing.assert_close(ours, theirs)
+    (ours * target).sum().backward()
+    (theirs * target).sum().backward()
+    torch.testing.assert_close(inputs.grad, twin.grad, rtol=1e-4, atol=1e-5)
+    for a, b in zip(network.body.parameters(), stacked_gradients(plain), strict=True):
+        torch.testing.assert_close(a.grad, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_gradients_agree_with_finite_differences(scale):
+    torch.manual_seed(0)
+    stack = BlockStack(3, 2, scale=0.5, learned_gain=scale == "learned_from_zero").double()
+    if stack.gain is not None:
+        torch.nn.init.uniform_(stack.gain, 0.5, 1.0)
+    parameters = list(stack.parameters())
+
+    def run(hidden, *values):
+        names = [name for name, _ in stack.named_parameters()]
+        return torch.func.functional_call(stack, dict(zip(names, values, strict=True)), hidden)
+
+    hidden = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (hidden, *parameters))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+def test_frozen_rows_pass_gradients_on_and_teach_nothing(scale, checkpoint):
+    network = make_network(scale, compute=Compute(checkpoint=checkpoint), final_norm=True)
+    inputs = torch.randn(5, 3, requires_grad=True)
+    weights = torch.randn(5, 8)
+    together = (network(inputs, frozen_rows=2) * weights).sum()
+    parameters = list(network.parameters())
+    got = torch.autograd.grad(together, [inputs, *parameters])
+
+    alone = inputs.detach()[2:]
+    expected = torch.autograd.grad((network(alone) * weights[2:]).sum(), parameters)
+    for a, b in zip(got[1:], expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    whole = torch.autograd.grad((network(inputs) * weights).sum(), [inputs])[0]
+    torch.testing.assert_close(got[0], whole, rtol=1e-4, atol=1e-5)
+    assert got[0][:2].abs().sum() > 0
+
+
+def test_all_rows_frozen_leave_the_parameters_without_a_gradient():
+    network = make_network()
+    inputs = torch.randn(4, 3, requires_grad=True)
+    network(inputs, frozen_rows=4).sum().backward()
+    assert inputs.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_no_gradient_is_computed_for_frozen_parameters():
+    network = make_network().requires_grad_(False)
+    inputs = torch.randn(4, 3, requires_grad=True)
+    network(inputs).sum().backward()
+    assert inputs.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_bfloat16_stays_near_float32_and_gives_float32_gradients():
+    exact, rounded = make_network(), make_network(compute=Compute(precision="bfloat16"))
+    rounded.load_state_dict(exact.state_dict())
+    inputs = torch.randn(64, 3)
+    outputs = [network(inputs) for network in (exact, rounded)]
+    assert outputs[1].dtype == torch.float32
+    assert not torch.equal(*outputs)
+    torch.testing.assert_close(*outputs, rtol=0.05, atol=0.1)
+    for output in outputs:
+        output.square().mean().backward()
+    for a, b in zip(exact.parameters(), rounded.parameters(), strict=True):
+        assert b.grad.dtype == torch.float32
+        cosine = torch.nn.functional.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)
+        assert cosine > 0.98
+
+
+def test_without_gradients_the_result_is_the_same():
+    network = make_network("inverse_sqrt_blocks")
+    inputs = torch.randn(4, 3)
+    with torch.no_grad():
+        assert torch.equal(network(inputs), network(inputs).detach())
+    expected = network(inputs).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(network(inputs), expected)
+
+
+def test_stream_holds_the_state_before_and_after_each_block():
+    network = make_network("inverse_sqrt_blocks")
+    hidden = network.stem(torch.randn(4, 3)).detach()
+    states = network.body.stream(hidden)
+    assert len(states) == 5
+    assert torch.equal(states[0], hidden)
+    torch.testing.assert_close(states[-1], network.body(hidden).detach())
+
+
+def test_learned_gain_starts_as_the_identity():
+    stack = BlockStack(4, 8, learned_gain=True)
+    hidden = torch.randn(3, 4)
+    assert torch.equal(stack(hidden), hidden)
+
+
+def test_changing_a_parameter_between_the_passes_is_noticed():
+    stack = BlockStack(4, 2)
+    output = stack(torch.randn(3, 4, requires_grad=True)).sum()
+    with torch.no_grad():
+        stack.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.backward()
+
+
+def kept_bytes(depth, checkpoint):
+    """Bytes of the tensors that a forward pass leaves for the backward pass, beside parameters."""
+    stack = BlockStack(8, depth // 4, compute=Compute(checkpoint=checkpoint))
+    output = stack(torch.randn(16, 8, requires_grad=True))
+    context = output.grad_fn
+    tensors = [t for kept in context.kept for layer in kept for t in layer] + context.starts
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def test_checkpointing_keeps_a_number_of_streams_that_grows_with_the_root_of_depth():
+    stream = 16 * 8 * 4
+    assert kept_bytes(64, checkpoint=True) == 4 * stream
+    assert kept_bytes(1024, checkpoint=True) == 16 * stream
+    assert kept_bytes(1024, checkpoint=False) > 1024 * 3 * stream
