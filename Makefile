@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.installed
 DEMO   := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-cuda check format clean
+.PHONY: help setup benchmark-setup demo test test-all test-cuda check format clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
 
 setup: $(STAMP)  ## Make .venv with everything installed, in the versions of constraints.txt
 
@@ -22,6 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  -c constraints.txt -e ".[train,dev]"
 	@touch $@
 	@echo "setup: done; the command line is $(BIN)/pipeline"
+
+benchmark-setup: setup  ## Install what the JAX baselines need on top
+	@echo "benchmark-setup: installing JAX, flax and optax into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e ".[train,dev,benchmark]"
 
 demo: setup  ## Teacher to ONNX policy on the point maze, a few minutes on a CPU; results in demo/
 	@echo "demo: the quickstart preset, every stage; results in $(DEMO)/runs"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from envs.compiled_task import CompiledTask
-from models.block_stack import Compute, Precision
+from models.block_stack import BlockStack, Compute, Precision
 from models.contrastive_critic import (
     ContrastiveCritic,
     Energy,
@@ -70,6 +70,9 @@ class LearnerSettings(StageSettings):
     )
     threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
     max_gradient_norm: float | None = pydantic.Field(default=None, gt=0, description="clipping; null: none")
+    warmup_updates: int = pydantic.Field(
+        default=0, ge=0, description="updates over which the learning rates rise linearly from 0"
+    )
 
     @pydantic.field_validator("depth")
     @classmethod
@@ -106,15 +109,17 @@ class ContrastiveLearner:
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
+        self.updates = torch.zeros((), device=self.device)
         self._optimizers = {
             "actor": self._adam(self.actor.parameters(), settings.actor_learning_rate),
             "critic": self._adam(self.critic.parameters(), settings.critic_learning_rate),
             "alpha": self._adam([self.log_alpha], settings.alpha_learning_rate),
         }
 
-    @staticmethod
-    def _adam(parameters: object, learning_rate: float) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)  # pyright: ignore[reportArgumentType]
+    def _adam(self, parameters: object, learning_rate: float) -> torch.optim.Adam:
+        # A tensor, so that the warm-up can change it where it lies.
+        rate = torch.tensor(learning_rate, device=self.device)
+        return torch.optim.Adam(parameters, lr=rate, fused=True)  # pyright: ignore[reportArgumentType]
 
     def parameter_counts(self) -> dict[str, int]:
         """Return how many numbers each network learns."""
@@ -179,6 +184,7 @@ class ContrastiveLearner:
         norms = {f"{name}_gradient_norm": _gradient_norm(getattr(self.critic, name)) for name in encoders}
         norms["critic_gradient_norm"] = torch.stack(list(norms.values())).norm()
         norms["actor_gradient_norm"] = _gradient_norm(self.actor)
+        self._warm_up()
         limit = self.settings.max_gradient_norm
         for name, optimizer in self._optimizers.items():
             if limit is not None and name != "alpha":
@@ -186,6 +192,17 @@ class ContrastiveLearner:
                 optimizer.grad_scale = (norms[f"{name}_gradient_norm"] / limit).clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
         return norms
+
+    @torch.no_grad()
+    def _warm_up(self) -> None:
+        """Count the update and set the learning rates that belong to it."""
+        self.updates += 1
+        if not self.settings.warmup_updates:
+            return
+        factor = (self.updates / self.settings.warmup_updates).clamp(max=1.0)
+        for name, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"].copy_(factor * getattr(self.settings, f"{name}_learning_rate"))
 
     @torch.no_grad()
     def _average_actor(self) -> None:
@@ -203,6 +220,19 @@ class ContrastiveLearner:
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, device=self.device)
+
+    def gradient_by_block(self) -> dict[str, Tensor]:
+        """Return the norm of the last update's gradient of each block's kernels, (blocks,) a network."""
+        trunks = {
+            "actor": self.actor.trunk,
+            "state_action_encoder": self.critic.state_action_encoder.trunk,
+            "goal_encoder": self.critic.goal_encoder.trunk,
+        }
+        return {
+            name: trunk.body.weight.grad.reshape(self.settings.shape.num_blocks, -1).norm(dim=1)
+            for name, trunk in trunks.items()
+            if isinstance(trunk.body, BlockStack) and trunk.body.weight.grad is not None
+        }
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -226,7 +256,10 @@ class ContrastiveLearner:
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, temperature and optimiser moments as flat tensors."""
         networks = {"actor": self.actor, "averaged_actor": self.averaged_actor, "critic": self.critic}
-        state = self._copy(networks) | {"log_alpha": self.log_alpha.detach().clone()}
+        state = self._copy(networks) | {
+            "log_alpha": self.log_alpha.detach().clone(),
+            "updates": self.updates.clone(),
+        }
         for name, optimizer in self._optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 state |= {f"optimizer.{name}.{index}.{key}": value.clone() for key, value in moments.items()}
@@ -239,6 +272,7 @@ class ContrastiveLearner:
         self.critic.load_state_dict(strip_prefix(state, "critic."))
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
+            self.updates.copy_(state["updates"])
         for name, optimizer in self._optimizers.items():
             moments: dict[int, dict[str, Tensor]] = {}
             for key, value in strip_prefix(state, f"optimizer.{name}.").items():

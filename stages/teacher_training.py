@@ -93,6 +93,7 @@ class TrainingProgress:
         best_score: success and time at goal of the best evaluation so far.
         elapsed_s: seconds spent, over all restarts.
         history: one entry an evaluation.
+        gradients: beside each entry, the norm of the last update's gradient in each block of each network.
     """
 
     unrolls: int = 0
@@ -103,6 +104,7 @@ class TrainingProgress:
     best_score: list[float] = field(default_factory=lambda: [-1.0, -1.0])
     elapsed_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
 
 
 class TeacherTraining:
@@ -185,6 +187,13 @@ class TeacherTraining:
         means = {name: float(total) / self._metric_count for name, total in self._metric_sums.items()}
         self._metric_sums, self._metric_count = {}, 0
         return means
+
+    def note_gradients(self) -> None:
+        """Add the last update's gradient norms, block by block, to the progress."""
+        norms = self.learner.gradient_by_block()
+        rounded = {name: [float(f"{norm:.3e}") for norm in norms[name].tolist()] for name in norms}
+        if rounded:
+            self.progress.gradients.append({"updates": self.progress.updates} | rounded)
 
     def evaluate(self) -> dict[str, Any]:
         """Run fresh episodes with the mean action of every candidate; keep the best weights so far.

@@ -12,14 +12,16 @@ import pydantic
 from envs.registry import compile_task
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.atomic import write_json_atomic
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.console import Progress
 from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError, StoppedByUser, UserError
-from pipeline.core.pictures import draw_learning_curve
+from pipeline.core.pictures import draw_gradient_map, draw_learning_curve
 from pipeline.core.runtime import (
     StageContext,
     StageWork,
     as_user_error,
+    require_precision,
     resolve_device,
     seed_sequence,
     set_torch_threads,
@@ -27,11 +29,14 @@ from pipeline.core.runtime import (
 )
 from stages.contrastive_learner import strip_prefix
 from stages.evaluate import draw_rollouts, run_episodes
+from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from stages.rollout import RolloutStatistics
 from stages.teacher_training import TeacherTraining, TrainTeacherSettings
 
 __all__ = ["TrainTeacherSettings", "find_resumable", "run"]
+HISTORY_FILE = "history.json"
+PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")
 _FINAL_STREAM = 5
 
 
@@ -57,6 +62,8 @@ def run(
     task = as_user_error(lambda: compile_task(settings.task), TaskError)
     device = resolve_device(settings.device)
     set_torch_threads(settings.threads)
+    require_precision(settings.precision, device)
+    require_memory(task, settings, device)
     training = TeacherTraining(settings, task, device)
     with contextlib.ExitStack() as stack:
         if resumed is not None:
@@ -93,6 +100,7 @@ def _train(
             training.check_finite(folder.path if folder.exists else None)
             if progress.unrolls % settings.evaluate_every == 0 or training.finished:
                 entry = training.take_metrics()
+                training.note_gradients()
                 summary = training.evaluate()
                 progress.elapsed_s = time.perf_counter() - started
                 _record(training, entry, summary, statistics, work)
@@ -199,6 +207,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         metrics=("success", "time_at_goal", "info_nce", "categorical_accuracy", "entropy"),
     )
     draw_rollouts(artifact.file("rollouts.png"), training.task, episodes, "Teacher")
+    _write_history(training, artifact)
     results: dict[str, Any] = (
         summary
         | training.learner.parameter_counts()
@@ -212,7 +221,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
     )
     artifact.complete(results, exclude=("checkpoint",))
     work.run.log_metrics({"final_success": float(results["success"])}, step=training.progress.env_steps)
-    work.log_files(NETWORK_FILE, "learning_curve.png", "rollouts.png", "manifest.json")
+    work.log_files(NETWORK_FILE, *PICTURES, HISTORY_FILE, "manifest.json")
     work.run.register_model(
         f"teacher-{settings.task}", artifact.file(NETWORK_FILE), {"artifact": artifact.name}
     )
@@ -222,6 +231,20 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         f"{results['episodes']} fresh episodes, after {training.progress.elapsed_s:.0f} s."
     )
     return artifact
+
+
+def _write_history(training: TeacherTraining, artifact: Artifact) -> None:
+    """Write every evaluation and every gradient norm as JSON, and the norms as a picture."""
+    progress = training.progress
+    write_json_atomic(
+        artifact.file(HISTORY_FILE), {"history": progress.history, "gradient_by_block": progress.gradients}
+    )
+    if progress.gradients:
+        draw_gradient_map(
+            artifact.file("gradients.png"),
+            progress.gradients,
+            f"Gradients of the teacher on {training.task.name}",
+        )
 
 
 def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTeacherSettings, Artifact]:

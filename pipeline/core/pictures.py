@@ -134,6 +134,45 @@ def draw_latency_histogram(
         figure.legend(loc="outside lower left", fontsize=10)
 
 
+def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw the gradient norm of every block over a training, one map a network, on one logarithmic scale.
+
+    Args:
+        path: The PNG file; it is replaced atomically.
+        gradients: One mapping a report: ``updates``, and for each network the norms of its blocks, first
+            block first.
+        title: Stands above the maps.
+
+    Raises:
+        ValueError: There is no report, or no norm above 0.
+    """
+    from matplotlib.colors import LogNorm
+
+    names = [name for name in gradients[0] if name != "updates"] if gradients else []
+    maps = {name: np.array([report[name] for report in gradients], dtype=np.float64).T for name in names}
+    positive = np.concatenate([norms[norms > 0] for norms in maps.values()] or [np.empty(0)])
+    if not len(positive):
+        raise ValueError("no gradient norm above 0 to draw")
+    scale = LogNorm(float(np.percentile(positive, 1)), float(positive.max()), clip=True)
+    updates = np.array([report["updates"] for report in gradients], dtype=np.float64)
+    # Each report is a column up to its own update.
+    edges = np.concatenate([[2 * updates[0] - updates[1] if len(updates) > 1 else 0.0], updates])
+    with _figure(path, width=8.0, height=1.2 + 2.0 * len(maps)) as figure:
+        panels: list[Axes] = list(figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0])
+        for axes, (name, norms) in zip(panels, maps.items(), strict=True):
+            blocks = np.arange(len(norms) + 1) + 0.5
+            mesh = axes.pcolormesh(
+                edges, blocks, np.maximum(norms, scale.vmin or 0), norm=scale, cmap="viridis"
+            )
+            axes.set_ylabel(f"{name.replace('_', ' ')}\nblock")
+            axes.grid(False)
+            figure.colorbar(mesh, ax=axes, label="gradient norm")
+        panels[0].set_title(title)
+        panels[-1].set_xlabel("updates")
+        panels[-1].xaxis.set_major_formatter(lambda value, _: _short_count(value))
+        figure.align_ylabels()
+
+
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """Yield a figure in the house style, sizes in inches; it is written when the block ends well."""

@@ -160,6 +160,24 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def require_precision(precision: str, device: str) -> None:
+    """Raise SettingsError where the device has no instructions for bfloat16 and would only emulate it."""
+    import torch
+
+    if precision != "bfloat16":
+        return
+    if device == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        supported = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
+    if not supported:
+        raise SettingsError(
+            f"precision bfloat16: this {'CUDA device' if device == 'cuda' else 'processor'} has no "
+            "instructions for it and would be slower than in float32; use precision=float32."
+        )
+
+
 def set_torch_threads(count: int) -> None:
     """Let torch compute on `count` CPU threads; 0: on every CPU that this process may use."""
     import torch

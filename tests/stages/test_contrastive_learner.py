@@ -8,6 +8,7 @@ import torch
 from envs.registry import compile_task
 from models.contrastive_critic import contrastive_loss, pairwise_energy
 from models.goal_actor import sample_action
+from models.residual_mlp import unroll_blocks
 from replay.trajectory_buffer import TransitionBatch
 from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
 
@@ -23,13 +24,21 @@ def make_batch(size=8, seed=0):
 
 
 def make_learner(**settings):
-    return ContrastiveLearner(TASK, LearnerSettings(**SMALL, **settings), "cpu")
+    return ContrastiveLearner(TASK, LearnerSettings(**(SMALL | settings)), "cpu")
 
 
-def test_update_is_the_published_formulation_written_out():
-    """Actor and α against the old critic, then the critic; three Adams; hindsight goals."""
-    learner = make_learner(actor_goals="hindsight")
-    actor, critic = copy.deepcopy(learner.actor), copy.deepcopy(learner.critic)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"depth": 16, "residual_scale": "inverse_sqrt_blocks", "final_norm": True},
+        {"depth": 16, "residual_scale": "learned_from_zero", "checkpoint_activations": True},
+    ],
+)
+def test_update_is_the_published_formulation_written_out(settings):
+    """Actor and α against the old critic, then the critic; a module a layer; three Adams; hindsight goals."""
+    learner = make_learner(actor_goals="hindsight", **settings)
+    actor, critic = (unroll_blocks(copy.deepcopy(part)) for part in (learner.actor, learner.critic))
     log_alpha = learner.log_alpha.detach().clone().requires_grad_()
     batch = make_batch()
     noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
@@ -57,7 +66,7 @@ def test_update_is_the_published_formulation_written_out():
         contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
         optimizers[2].step()
     for ours, reference in ((learner.actor, actor), (learner.critic, critic)):
-        for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        for a, b in zip(unroll_blocks(ours).parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(learner.log_alpha, log_alpha)
 
@@ -110,6 +119,46 @@ def test_clipping_bounds_the_step_but_reports_the_whole_norm():
     clipped = torch.stack([p.grad.norm() for p in learner.critic.parameters()]).norm()
     assert metrics["critic_gradient_norm"] > 1e-2
     assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_warm_up_raises_the_rates_linearly_from_the_first_update():
+    learner = make_learner(warmup_updates=4, actor_learning_rate=8e-4)
+    generator, rates = torch.Generator().manual_seed(0), []
+    for _ in range(6):
+        learner.update(make_batch(), generator)
+        rates.append(float(learner._optimizers["actor"].param_groups[0]["lr"]))
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 8e-4, 8e-4])
+
+
+def test_warm_up_goes_on_where_a_checkpoint_left_it():
+    learner, other = (make_learner(warmup_updates=8) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    learner.update(make_batch(), generator)
+    other.load_state_dict(learner.state_dict())
+    for each in (learner, other):
+        each.update(make_batch(), torch.Generator().manual_seed(1))
+    for name, value in learner.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_bfloat16_takes_nearly_the_same_step():
+    exact, rounded = (make_learner(depth=16, width=32, precision=p) for p in ("float32", "bfloat16"))
+    for learner in (exact, rounded):
+        learner.update(make_batch(), torch.Generator().manual_seed(0))
+    for a, b in ((exact.actor, rounded.actor), (exact.critic, rounded.critic)):
+        ours, theirs = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (a, b))
+        assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.97
+        assert not torch.equal(ours, theirs)
+
+
+def test_gradients_by_block_add_up_to_those_of_the_kernels():
+    learner = make_learner(depth=16)
+    assert learner.gradient_by_block() == {}
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    norms = learner.gradient_by_block()
+    assert set(norms) == {"actor", "state_action_encoder", "goal_encoder"}
+    assert norms["actor"].shape == (4,)
+    torch.testing.assert_close(norms["actor"].norm(), learner.actor.trunk.body.weight.grad.norm())
 
 
 def test_averaged_actor_follows_the_actor_at_its_decay():

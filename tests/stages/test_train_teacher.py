@@ -51,7 +51,10 @@ class Killed(BaseException):
     """Stands for SIGKILL: the process ends without saving."""
 
 
-DRAW = {name: getattr(train_teacher, name) for name in ("draw_learning_curve", "draw_rollouts")}
+DRAW = {
+    name: getattr(train_teacher, name)
+    for name in ("draw_learning_curve", "draw_gradient_map", "draw_rollouts")
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -514,7 +517,9 @@ def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
         monkeypatch.setattr(train_teacher, name, draw)
     artifact = train_teacher.run(TINY_TEACHER, context)
     artifact.verify()
-    assert set(artifact.manifest.files) == {NETWORK_FILE, "learning_curve.png", "rollouts.png"}
+    assert set(artifact.manifest.files) == {
+        NETWORK_FILE, "learning_curve.png", "rollouts.png", "gradients.png", "history.json"
+    }  # fmt: skip
     trained, results = load_actor(artifact), artifact.manifest.results
     again = run_episodes(
         trained.task,
@@ -525,6 +530,16 @@ def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
     assert {name: results[name] for name in again} == again
     assert results["updates"] == 33 and results["env_steps"] == 1320 and results["elapsed_s"] > 0
     assert trained.metadata["evaluation"] == again
+    recorded = json.loads(artifact.file("history.json").read_text())
+    assert [entry["updates"] for entry in recorded["gradient_by_block"]] == [
+        entry["updates"] for entry in recorded["history"]
+    ]
+    networks = ("actor", "state_action_encoder", "goal_encoder")
+    assert all(
+        len(entry[name]) == 1 and entry[name][0] > 0  # depth 4 is one block
+        for entry in recorded["gradient_by_block"]
+        for name in networks
+    )
 
 
 # -- bad input --------------------------------------------------------------------------------------

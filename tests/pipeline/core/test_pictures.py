@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import pictures
-from pipeline.core.pictures import draw_latency_histogram, draw_learning_curve
+from pipeline.core.pictures import draw_gradient_map, draw_latency_histogram, draw_learning_curve
 
 ROOT = Path(__file__).resolve().parents[3]
 HISTORY = [
@@ -97,6 +97,32 @@ def test_a_histogram_without_samples_is_refused(tmp_path, samples):
     with pytest.raises(ValueError, match=r"at least one series|'student' has no positive finite latency"):
         draw_latency_histogram(tmp_path / "h.png", samples, "Latency")
     assert list(tmp_path.iterdir()) == []
+
+
+def gradient_reports(blocks):
+    networks = ("actor", "goal_encoder")
+    return [{"updates": 48 * n} | {name: [0.1 * n] * blocks for name in networks} for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("blocks", [1, 256])
+def test_a_gradient_map_has_a_panel_a_network_and_a_cell_a_block(tmp_path, drawn, blocks):
+    draw_gradient_map(tmp_path / "map.png", gradient_reports(blocks), "Gradients")
+    panels = [axes for axes in drawn[0].axes if axes.collections and axes.get_ylabel() != "gradient norm"]
+    assert [axes.get_ylabel() for axes in panels] == ["actor\nblock", "goal encoder\nblock"]
+    for axes in panels:
+        assert axes.collections[0].get_array().shape == (blocks, 3)
+    assert (tmp_path / "map.png").exists()
+
+
+def test_one_report_and_a_dead_block_are_drawn(tmp_path):
+    draw_gradient_map(tmp_path / "map.png", [{"updates": 7, "actor": [0.0, 0.5]}], "Gradients")
+    assert (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize("gradients", [[], [{"updates": 1, "actor": [0.0]}]])
+def test_a_map_without_gradients_is_refused(tmp_path, gradients):
+    with pytest.raises(ValueError, match="no gradient norm above 0"):
+        draw_gradient_map(tmp_path / "map.png", gradients, "Gradients")
 
 
 def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):

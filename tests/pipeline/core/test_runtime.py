@@ -29,6 +29,7 @@ from pipeline.core.runtime import (
     StopRequest,
     as_user_error,
     require_finite,
+    require_precision,
     resolve_device,
     seed_sequence,
     stop_on_interrupt,
@@ -255,6 +256,24 @@ def test_device_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPat
     else:
         with pytest.raises(SettingsError, match="no CUDA device here; use --device cpu"):
             resolve_device("cuda")
+
+
+@pytest.mark.parametrize("able", [{}, {"avx512_f": True, "avx512_bf16": False}])
+def test_bfloat16_is_refused_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch, able: dict):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    with pytest.raises(SettingsError, match=r"this processor has no instructions .* use precision=float32"):
+        require_precision("bfloat16", "cpu")
+    require_precision("float32", "cpu")
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_bfloat16_runs_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, name: str):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    require_precision("bfloat16", "cpu")
 
 
 def test_streams_of_randomness_are_reproducible_and_independent():

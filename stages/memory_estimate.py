@@ -1,0 +1,143 @@
+"""How much memory a teacher's training takes, worked out before anything of it is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.compiled_task import CompiledTask
+from models.block_stack import LAYERS_PER_BLOCK
+from models.contrastive_critic import EMBEDDING_DIM
+from pipeline.core.errors import SettingsError
+from stages.contrastive_learner import LearnerSettings
+from stages.teacher_training import TrainTeacherSettings
+
+# Interpreter, libraries and the pool of a simulator: what a training of the smallest network takes.
+_PROCESS_BYTES = 700 * 2**20
+_FLOAT = 4
+# Weights, gradient, two moments, the kept best, and a checkpoint's copies; the actor has an average too.
+_ACTOR_COPIES, _CRITIC_COPIES = 10, 8
+_KEPT_TENSORS = 3  # a layer's input, and what stands before and after its LayerNorm
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a training takes at its peak.
+
+    Attributes:
+        parameters: networks, their gradients, optimiser moments and copies.
+        activations: what a forward pass leaves for the backward pass, and what that allocates.
+        replay: the replay memory.
+    """
+
+    parameters: int
+    activations: int
+    replay: int
+
+    @property
+    def total(self) -> int:
+        """All of it, the process itself included."""
+        return self.parameters + self.activations + self.replay + _PROCESS_BYTES
+
+
+def parameter_estimate(inputs: int, outputs: int, settings: LearnerSettings) -> int:
+    """Return how many numbers a network learns: stem, blocks, final LayerNorm and head."""
+    width, shape = settings.width, settings.shape
+    stem = (inputs + 3) * width
+    body = settings.depth * (width + 3) * width
+    gains = shape.num_blocks if shape.residual_scale == "learned_from_zero" else 0
+    return stem + body + gains + 2 * width * shape.final_norm + (width + 1) * outputs
+
+
+def activation_estimate(settings: LearnerSettings) -> int:
+    """Return the bytes of an update's activations: actor, ψ, and φ over both actions, four batches in all."""
+    rows, width = 4 * settings.batch_size, settings.width
+    number = 2 if settings.precision == "bfloat16" else _FLOAT
+    layer = rows * (_KEPT_TENSORS * width * number + 2 * _FLOAT)
+    stream = rows * width * _FLOAT
+    blocks = settings.shape.num_blocks
+    if not settings.checkpoint_activations:
+        return settings.depth * layer + blocks * stream
+    segment = math.isqrt(blocks - 1) + 1
+    # Every segment's start, and one network's segment at a time, φ's being the largest.
+    return math.ceil(blocks / segment) * stream + segment * (LAYERS_PER_BLOCK * layer + stream) // 2
+
+
+def estimate_memory(task: CompiledTask, settings: TrainTeacherSettings, ranks: int = 1) -> MemoryEstimate:
+    """Return what one process of a training takes.
+
+    Args:
+        task: gives the sizes of the spaces.
+        settings: of the stage.
+        ranks: processes that share worlds and batch.
+    """
+    observation, goal, action = task.observation_dim, task.goal_dim, task.action_dim
+    actor = parameter_estimate(observation + goal, 2 * action, settings)
+    critic = parameter_estimate(observation + action, EMBEDDING_DIM, settings)
+    critic += parameter_estimate(goal, EMBEDDING_DIM, settings)
+    parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic)
+    rows = settings.num_worlds * settings.replay_rows_per_world
+    replay = rows * (_FLOAT * (observation + goal + action) + 16)
+    return MemoryEstimate(parameters, activation_estimate(settings) // ranks, replay // ranks)
+
+
+def require_memory(
+    task: CompiledTask, settings: TrainTeacherSettings, device: str, processes: int = 1, ranks: int = 1
+) -> None:
+    """Refuse a training that the free memory cannot hold.
+
+    Args:
+        task, settings: what is to be trained.
+        device: ``cpu`` or ``cuda``.
+        processes: ranks on this machine that share its memory; on CUDA each has its own device.
+        ranks: all ranks.
+
+    Raises:
+        SettingsError: what is needed, what is free, and what would fit.
+    """
+    free = free_bytes(device) // (1 if device == "cuda" else processes)
+    needed = estimate_memory(task, settings, ranks)
+    if needed.total <= free:
+        return
+    fits = [f"depth {depth}"] if (depth := _deepest(task, settings, free, ranks)) else []
+    thrifty = settings.model_copy(update={"checkpoint_activations": True})
+    if not settings.checkpoint_activations and (depth := _deepest(task, thrifty, free, ranks)):
+        fits.append(f"depth {depth} with checkpoint_activations=true")
+    advice = f"What would fit: {', or '.join(fits)}." if fits else "Lower width, batch_size or the replay."
+    raise SettingsError(
+        f"Depth {settings.depth} at width {settings.width} and batch_size {settings.batch_size} needs about "
+        f"{_gib(needed.total)} (networks and optimisers {_gib(needed.parameters)}, activations "
+        f"{_gib(needed.activations)}, replay {_gib(needed.replay)}); free are {_gib(free)}. {advice}"
+    )
+
+
+def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, ranks: int) -> int:
+    """Return the largest depth up to the one asked for that fits, or 0."""
+    low, high = 0, settings.depth // LAYERS_PER_BLOCK
+    while low < high:
+        middle = (low + high + 1) // 2
+        shallower = settings.model_copy(update={"depth": middle * LAYERS_PER_BLOCK})
+        if estimate_memory(task, shallower, ranks).total <= free:
+            low = middle
+        else:
+            high = middle - 1
+    return low * LAYERS_PER_BLOCK
+
+
+def free_bytes(device: str) -> int:
+    """Return the free memory of the training device: CUDA's, or the machine's within this process's limit."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

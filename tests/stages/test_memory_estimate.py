@@ -1,0 +1,99 @@
+"""Memory is worked out before it is taken, and a training that does not fit is refused with what would."""
+
+import re
+
+import pytest
+
+from envs.registry import compile_task
+from models.contrastive_critic import ContrastiveCritic
+from models.goal_actor import GoalActor
+from models.residual_mlp import parameter_count
+from pipeline.core.errors import SettingsError
+from stages import memory_estimate
+from stages.memory_estimate import activation_estimate, estimate_memory, parameter_estimate, require_memory
+from stages.teacher_training import TrainTeacherSettings
+
+TASK = compile_task("point_u_maze")
+GIB = 2**30
+
+
+def make(**settings):
+    return TrainTeacherSettings(**({"depth": 16, "width": 8, "batch_size": 16} | settings))
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+@pytest.mark.parametrize("scale", ["none", "learned_from_zero"])
+def test_parameters_are_counted_as_the_networks_have_them(scale, final_norm):
+    settings = make(residual_scale=scale, final_norm=final_norm)
+    actor = GoalActor(4, 2, 2, settings.shape)
+    critic = ContrastiveCritic(4, 2, 2, settings.shape)
+    assert parameter_estimate(4 + 2, 2 * 2, settings) == parameter_count(actor)
+    assert parameter_estimate(4 + 2, 64, settings) + parameter_estimate(2, 64, settings) == parameter_count(
+        critic
+    )
+
+
+def test_activations_by_hand():
+    # Four batches of 16 rows; a layer keeps three times 8 floats and two statistics a row.
+    layer = 64 * (3 * 8 * 4 + 8)
+    stream = 64 * 8 * 4
+    assert activation_estimate(make()) == 16 * layer + 4 * stream
+    halved = 64 * (3 * 8 * 2 + 8)
+    assert activation_estimate(make(precision="bfloat16")) == 16 * halved + 4 * stream
+    # Four blocks: two segments of two blocks; φ's rows are half of the four batches.
+    thrifty = activation_estimate(make(checkpoint_activations=True))
+    assert thrifty == 2 * stream + 2 * (4 * layer + stream) // 2
+
+
+def test_checkpointing_a_thousand_layers_takes_a_fraction():
+    deep = make(depth=1024, width=256, batch_size=256)
+    whole = activation_estimate(deep)
+    assert activation_estimate(deep.model_copy(update={"checkpoint_activations": True})) < whole / 8
+
+
+def test_ranks_share_worlds_and_batch_and_not_the_networks():
+    one, four = (estimate_memory(TASK, make(), ranks) for ranks in (1, 4))
+    assert (four.activations, four.replay) == (one.activations // 4, one.replay // 4)
+    assert four.parameters == one.parameters
+
+
+def test_what_fits_is_let_through(monkeypatch):
+    needed = estimate_memory(TASK, make()).total
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: needed)
+    require_memory(TASK, make(), "cpu")
+
+
+def test_what_does_not_fit_is_refused_with_depths_that_do(monkeypatch):
+    settings = make(depth=1024, width=256, batch_size=256)
+    free = int(3.5 * GIB)
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: free)
+    with pytest.raises(SettingsError) as caught:
+        require_memory(TASK, settings, "cpu")
+    said = str(caught.value)
+    assert "Depth 1024 at width 256" in said and "free are 3.5 GiB" in said and "\n" not in said
+    found = re.search(r"depth (\d+), or depth (\d+) with checkpoint_activations=true", said)
+    assert found is not None
+    plain, thrifty = int(found[1]), int(found[2])
+    assert 0 < plain < thrifty < 1024
+    for depth, change in ((plain, {}), (thrifty, {"checkpoint_activations": True})):
+        for deeper, fits in ((depth, True), (depth + 4, False)):
+            estimate = estimate_memory(TASK, settings.model_copy(update={"depth": deeper} | change))
+            assert (estimate.total <= free) == fits
+
+
+def test_where_nothing_fits_other_settings_are_named(monkeypatch):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: GIB // 2)
+    with pytest.raises(SettingsError, match="Lower width, batch_size or the replay"):
+        require_memory(TASK, make(), "cpu")
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch):
+    needed = estimate_memory(TASK, make(), ranks=2).total
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 2 * needed)
+    require_memory(TASK, make(), "cpu", processes=2, ranks=2)
+    with pytest.raises(SettingsError):
+        require_memory(TASK, make(), "cpu", processes=3, ranks=2)
+
+
+def test_free_memory_is_read_from_this_machine():
+    assert 0 < memory_estimate.free_bytes("cpu") < 2**60
