@@ -60,6 +60,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rate_by_sqrt_blocks": True,
         **SCALED,
     },
+    "centred_final_norm": {"max_gradient_norm": 10.0, "centred_kernels": True, "final_norm": True},
+    "centred_scaled": {"max_gradient_norm": 10.0, "centred_kernels": True, **SCALED},
     "learned_from_zero": {"max_gradient_norm": 10.0, "residual_scale": "learned_from_zero"},
     "learned_from_zero_final_norm": {
         "max_gradient_norm": 10.0,
@@ -117,7 +119,7 @@ def look_inside(training: TeacherTraining) -> dict[str, Any]:
     } | {"streams": streams}
 
 
-def describe_stream(trunk: ResidualMLP, inputs: Tensor) -> dict[str, list[float]]:
+def describe_stream(trunk: ResidualMLP, inputs: Tensor) -> dict[str, Any]:
     """Return the stream's root mean square and the mean cosine of different inputs, along the blocks."""
     states = trunk.body.stream(trunk.stem(inputs))  # pyright: ignore[reportCallIssue]
     # 17 of them draw the curve of any depth.

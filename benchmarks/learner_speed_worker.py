@@ -132,8 +132,10 @@ def torch_plain_side(cell: Cell) -> dict[str, Work]:
     return {"update": _in_turn(lambda index: learner.update(batches[index % _BATCHES], generator))}
 
 
-def thousandfold_side(cell: Cell, precision: Literal["float32", "bfloat16"]) -> dict[str, Work]:
-    """Build the product's learner with its default settings but for the sizes and the precision."""
+def thousandfold_side(
+    cell: Cell, precision: Literal["float32", "bfloat16"], checkpoint: bool = False
+) -> dict[str, Work]:
+    """Build the product's learner with its default settings but for sizes, precision and checkpointing."""
     import torch
 
     from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
@@ -145,6 +147,7 @@ def thousandfold_side(cell: Cell, precision: Literal["float32", "bfloat16"]) -> 
         "batch_size": cell.batch,
         "threads": cell.threads,
         "precision": precision,
+        "checkpoint_activations": checkpoint,
         "actor_goals": "random",
     }
     # The learner reads nothing of a task but the three sizes.
@@ -176,6 +179,7 @@ SIDES: dict[str, Callable[[Cell], dict[str, Work]]] = {
     "torch-plain": torch_plain_side,
     "thousandfold": lambda cell: thousandfold_side(cell, "float32"),
     "thousandfold-bf16": lambda cell: thousandfold_side(cell, "bfloat16"),
+    "thousandfold-checkpoint": lambda cell: thousandfold_side(cell, "float32", checkpoint=True),
     "matmul": matmul_side,
 }
 

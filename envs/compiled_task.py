@@ -6,7 +6,7 @@ Arrays may be NumPy's or torch's; `xp` is the module of the arrays at hand (`num
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
@@ -95,6 +95,16 @@ class TermColumns:
     start: int
     stop: int
     minus: slice | np.ndarray | None = None
+    _placed: dict[Any, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def columns_on(self, xp: Any, device: Any) -> tuple[Any, Any]:
+        """Return `source` and `minus` on `device`, where a NumPy index would be sent at each reading."""
+        if (xp, device) not in self._placed:
+            self._placed[xp, device] = (
+                _place(self.source, xp, device),
+                _place(self.minus, xp, device),
+            )
+        return self._placed[xp, device]
 
 
 class CompiledTask:
@@ -346,12 +356,17 @@ def _as_slice(columns: np.ndarray | None) -> Any:
     return slice(int(columns[0]), int(columns[-1]) + 1)
 
 
+def _place(columns: slice | np.ndarray | None, xp: Any, device: Any) -> Any:
+    return xp.asarray(columns, device=device) if isinstance(columns, np.ndarray) else columns
+
+
 def _read(terms: list[TermColumns], fields: Mapping[str, Any], out: Any, xp: Any) -> None:
     for columns in terms:
         term = columns.term
-        value = fields[term.field][:, columns.source]
+        source, minus = columns.columns_on(xp, fields[term.field].device)
+        value = fields[term.field][:, source]
         if term.minus is not None:
-            value = value - fields[term.minus.field][:, columns.minus]
+            value = value - fields[term.minus.field][:, minus]
         elif term.transform != "identity":
             value = getattr(xp, term.transform)(value)
         out[:, columns.start : columns.stop] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,13 @@ class Simulator(ABC):
     @abstractmethod
     def reset(self, worlds: Any = None) -> None:
         """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
+
+    def unroll(self, steps: int) -> AbstractContextManager[None]:
+        """Return the scope of an unroll of `steps` control steps, for which a simulator may get ready.
+
+        Worlds may be reset after each of them. Inside the scope there is no `state_dict`.
+        """
+        return nullcontext()
 
     @abstractmethod
     def step(self, action: Any) -> StepResult:
@@ -120,12 +128,18 @@ def make_simulator(
     device: str,
     seed: int | np.random.SeedSequence,
     distribution: str,
+    num_threads: int = 0,
 ) -> Simulator:
-    """Return the simulator of a device: MuJoCo Warp on ``cuda``, CPU threads on ``cpu``."""
+    """Return the simulator of a device: MuJoCo Warp on ``cuda``, CPU threads on ``cpu``.
+
+    Args:
+        task, num_worlds, device, seed, distribution: as the simulators take them.
+        num_threads: CPU threads to step on, where it does; 0 takes as many as this process may use.
+    """
     if device == "cpu":
         from envs.cpu_simulator import CpuSimulator
 
-        return CpuSimulator(task, num_worlds, seed=seed, distribution=distribution)
+        return CpuSimulator(task, num_worlds, seed=seed, distribution=distribution, num_threads=num_threads)
     from envs.warp_simulator import WarpSimulator
 
     return WarpSimulator(task, num_worlds, seed=seed, distribution=distribution, device=device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import mujoco
@@ -16,7 +18,7 @@ wp.config.log_level = max(wp.config.log_level, wp.LOG_ERROR)
 
 import mujoco_warp  # noqa: E402
 
-from envs.compiled_task import CompiledTask  # noqa: E402
+from envs.compiled_task import FIELDS, CompiledTask  # noqa: E402
 from envs.mujoco_log import quiet_mujoco  # noqa: E402
 from envs.simulator import Simulator, StepResult, check_state, pack_generator, unpack_generator  # noqa: E402
 
@@ -31,13 +33,19 @@ _LARGEST_STATE = 1e10  # MuJoCo's own bound (mjMAXVAL): beyond it, or not a numb
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _SMALLEST_NCONMAX, _SMALLEST_NJMAX = 48, 64  # what mujoco_warp takes for small models
 _WARM_UP_WORLDS, _WARM_UP_STEPS = 8, 50
+_SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to last, on average over an unroll
 
 
 class WarpSimulator(Simulator):
     """Worlds of one task on MuJoCo Warp; every array is a torch tensor on `device`.
 
     What goes in may be NumPy's too. On CUDA a control step is one captured graph, launched on torch's current
-    stream. A world that diverged or overflowed shows zeros until it is reset; no world resets itself.
+    stream, and so is a reset; inside `unroll` neither waits for the device. A world that diverged or
+    overflowed shows zeros until it is reset; no world resets itself.
+
+    Attributes:
+        reused_starts: starts that served twice, because more worlds were reset in an unroll than it had drawn
+            starts for.
 
     Args:
         task: the compiled task.
@@ -72,8 +80,11 @@ class WarpSimulator(Simulator):
         self.rng = np.random.Generator(np.random.PCG64(seed))
         self._make_worlds(nconmax, njmax)
         self._make_arrays()
-        # Replaying a graph pays on CUDA alone, where it saves the launches one by one.
-        self._graph = self._capture() if self.device.type == "cuda" else None
+        self.reused_starts = 0
+        self._pool: StartPool | None = None
+        self._launch_step = self._replayable(self._control_step)
+        self._launch_reset = self._replayable(self._reset_data)
+        self._launch_refresh = self._replayable(self._compute_fresh_fields) if self._derived else _nothing
         self.reset()
 
     def _make_worlds(self, nconmax: int | None, njmax: int | None) -> None:
@@ -97,6 +108,7 @@ class WarpSimulator(Simulator):
         self._fields = {
             name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.task.fields
         }
+        self._derived = [field for name, field in self._fields.items() if not FIELDS[name].in_state]
         self.observation = torch.zeros(worlds, self.task.observation_dim, device=device)
         self.achieved_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.desired_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
@@ -109,28 +121,74 @@ class WarpSimulator(Simulator):
         """Worlds that diverged or overflowed since the simulator was made; waits for the device."""
         return int(self._unstable_count)
 
+    @contextmanager
+    def unroll(self, steps: int) -> Iterator[None]:
+        """Draw the starts of an unroll at once, so that resets take them from the device.
+
+        Where more worlds are reset than starts were drawn, the first starts are used again; `reused_starts`
+        counts them. Waits for the device at the end.
+        """
+        self._pool = pool = StartPool(self._draw(self._pool_size(steps)))
+        try:
+            yield
+            self.reused_starts += pool.reused
+        finally:
+            self._pool = None
+
+    def _pool_size(self, steps: int) -> int:
+        """Return how many starts an unroll may need: one more for each world than episodes that can end."""
+        episodes = steps // self.task.task.episode_steps + 2
+        if self.task.task.early_end:
+            episodes = max(episodes, steps // _SHORTEST_EPISODE)
+        return episodes * self.num_worlds
+
+    def _draw(self, count: int) -> torch.Tensor:
+        """Return fresh starts on the device: qpos, qvel and goal side by side, a start a row."""
+        starts = np.hstack(self.task.sample_start(self.distribution, self.rng, count))
+        host = torch.from_numpy(starts.astype(np.float32))
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # from other memory the copy would wait for the device
+        return host.to(self.device, non_blocking=True)
+
     def reset(self, worlds: Array | None = None) -> None:
         """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
-        mask = np.ones(self.num_worlds, bool) if worlds is None else _to_numpy(worlds).astype(bool)
-        ids = np.flatnonzero(mask)
-        if len(ids) == 0:
-            return
-        qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
-        rows = torch.as_tensor(ids, device=self.device)
-        self._reset_mask.copy_(torch.as_tensor(mask))
+        if worlds is None:
+            worlds = np.ones(self.num_worlds, bool)
+        if not isinstance(worlds, torch.Tensor):
+            worlds = torch.from_numpy(np.array(worlds, bool))
+        pool = self._pool
+        if pool is None:
+            count = int(worlds.sum())
+            if count == 0:
+                return
+            pool = StartPool(self._draw(count))
+        self._reset_mask.copy_(worlds)
+        self._restart(pool.take(self._reset_mask))
+
+    def _restart(self, starts: torch.Tensor) -> None:
+        """Put the worlds of the reset mask into their rows of `starts`, and leave the others alone."""
+        before = [field.clone() for field in self._derived]
+        chosen = self._reset_mask[:, None]
         with self._on_device():
-            mujoco_warp.reset_data(self._model, self._data, wp.from_torch(self._reset_mask))
-        for target, drawn in ((self._qpos, qpos), (self._qvel, qvel), (self.desired_goal, goal)):
-            target[rows] = torch.as_tensor(drawn, dtype=torch.float32, device=self.device)
-        self.episode_step[rows] = 0
-        self._refresh()
+            self._launch_reset()
+        targets = (self._qpos, self._qvel, self.desired_goal)
+        parts = starts.split([target.shape[1] for target in targets], dim=1)
+        for target, part in zip(targets, parts, strict=True):
+            target.copy_(torch.where(chosen, part, target))
+        self.episode_step.masked_fill_(self._reset_mask, 0)
+        with self._on_device():
+            self._launch_refresh()
+        for field, old in zip(self._derived, before, strict=True):
+            field.copy_(torch.where(chosen, field, old))
+        self._read(self._unstable())
 
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         self._ctrl.copy_(self.task.control_from_action(action, xp=torch))
         self._overflow.zero_()
-        self._run_control_step()
+        with self._on_device():
+            self._launch_step()
         self.episode_step += 1
         unstable = self._unstable()
         self._unstable_count += unstable.sum()
@@ -143,8 +201,10 @@ class WarpSimulator(Simulator):
     def set_goal(self, goal: Array, worlds: Array | None = None) -> None:
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
         goal = torch.as_tensor(goal, dtype=torch.float32, device=self.device).expand_as(self.desired_goal)
-        chosen = slice(None) if worlds is None else torch.as_tensor(worlds, device=self.device)
-        self.desired_goal[chosen] = goal[chosen]
+        if worlds is not None:
+            chosen = torch.as_tensor(worlds, dtype=torch.bool, device=self.device)
+            goal = torch.where(chosen[:, None], goal, self.desired_goal)
+        self.desired_goal.copy_(goal)
 
     def set_state(self, qpos: Array, qvel: Array) -> None:
         """Put every world into a state and refresh the observation."""
@@ -153,7 +213,9 @@ class WarpSimulator(Simulator):
         self._refresh()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return everything that the next step depends on, on the host."""
+        """Return everything that the next step depends on, on the host. Raises RuntimeError in an unroll."""
+        if self._pool is not None:
+            raise RuntimeError("inside an unroll a simulator has no state to save")
         size = mujoco.mj_stateSize(self.task.model, _STATE)
         state = torch.zeros(self.num_worlds, size, device=self.device)
         with self._on_device():
@@ -205,25 +267,39 @@ class WarpSimulator(Simulator):
         ):
             stage(self._model, self._data)
 
-    def _run_control_step(self) -> None:
-        with self._on_device():
-            if self._graph is None:
-                self._control_step()
-            else:
-                wp.capture_launch(self._graph)
+    def _compute_fresh_fields(self) -> None:
+        """Compute what the task reads of a state that was set, not stepped to."""
+        if _reads_forces(self.task):
+            mujoco_warp.forward(self._model, self._data)
+        else:
+            self._compute_derived_fields()
 
-    def _capture(self) -> wp.Graph | None:
-        """Return a control step as a CUDA graph. Steps every world once: reset them afterwards."""
+    def _reset_data(self) -> None:
+        mujoco_warp.reset_data(self._model, self._data, wp.from_torch(self._reset_mask))
+
+    def _replayable(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Return what does the same launches; on CUDA as one graph, which saves launching them one by one.
+
+        To capture them it runs them once: reset every world afterwards.
+        """
+        if not _captures(self.device):
+            return launches
         with self._on_device():
-            self._control_step()  # loads the kernels: older drivers load none during a capture
-        stream = wp.Stream(str(self.device))  # torch's default stream cannot be captured
-        with wp.ScopedStream(stream), wp.ScopedCapture(stream=stream) as capture:
-            self._control_step()
-        return capture.graph
+            launches()  # loads the kernels: older drivers load none during a capture
+        device = str(self.device)
+        stream = wp.Stream(device) if self.device.type == "cuda" else None  # torch's default has no captures
+        with (
+            wp.ScopedDevice(device),
+            wp.ScopedStream(stream),
+            wp.ScopedCapture(device, stream) as capture,
+        ):
+            launches()
+        assert capture.graph is not None
+        return partial(wp.capture_launch, capture.graph)
 
     def _refresh(self) -> None:
         with self._on_device():
-            self._compute_derived_fields()
+            self._launch_refresh()
         self._read(self._unstable())
 
     def _unstable(self) -> torch.Tensor:
@@ -238,6 +314,47 @@ class WarpSimulator(Simulator):
         self.task.read_achieved_goal(self._fields, self.achieved_goal, xp=torch)
         self.observation.masked_fill_(unstable[:, None], 0.0)
         self.achieved_goal.masked_fill_(unstable[:, None], 0.0)
+
+
+class StartPool:
+    """Starts drawn in advance, on the device, where resets take one after the other without waiting for it.
+
+    Args:
+        starts: (size, width), a start a row.
+    """
+
+    def __init__(self, starts: torch.Tensor) -> None:
+        self._starts = starts
+        self._taken = torch.zeros((), dtype=torch.int64, device=starts.device)
+
+    def take(self, worlds: torch.Tensor) -> torch.Tensor:
+        """Return (num_worlds, width): the next starts for the worlds of the mask; other rows mean nothing.
+
+        After the last start comes the first again.
+        """
+        place = (self._taken + worlds.cumsum(0) - 1) % len(self._starts)
+        self._taken += worlds.sum()
+        return self._starts[place]
+
+    @property
+    def reused(self) -> int:
+        """How many starts were taken that had been taken before; waits for the device."""
+        return max(int(self._taken) - len(self._starts), 0)
+
+
+def _captures(device: torch.device) -> bool:
+    """Tell whether replaying a graph pays: on CUDA, where it saves the launches one by one."""
+    return device.type == "cuda"
+
+
+def _nothing() -> None:
+    """Launch nothing."""
+
+
+def _reads_forces(task: CompiledTask) -> bool:
+    """Tell whether the task reads what only the whole of MuJoCo's forward pass computes."""
+    accelerations = task.model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
+    return "qfrc_actuator" in task.fields or ("sensordata" in task.fields and bool(accelerations.any()))
 
 
 def constraint_sizes(task: CompiledTask) -> tuple[int, int]:

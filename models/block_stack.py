@@ -295,7 +295,8 @@ def _norm_backward(
     if not frozen_rows:
         before, gradients.norm_weight[layer], gradients.norm_bias[layer] = backward(whole, _ALL_GRADIENTS)
         return before
-    halves = [part.split([frozen_rows, len(part) - frozen_rows]) for part in whole]
+    sizes = [frozen_rows, len(gradient) - frozen_rows]
+    halves = [part.split_with_sizes(sizes) for part in whole]
     frozen, learning = zip(*halves, strict=True)
     after, gradients.norm_weight[layer], gradients.norm_bias[layer] = backward(learning, _ALL_GRADIENTS)
     return torch.cat([backward(frozen, _INPUT_GRADIENT)[0], after])

@@ -32,6 +32,7 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
     before it; `run` does all of them.
     """
     context.obj = Session(workspace, as_json)
+    context.obj.check_ranks(context.invoked_subcommand)
 
 
 @cli.command()
@@ -61,6 +62,12 @@ def run(session: Session, common: CommonOptions, resume: bool) -> None:
 @click.option("--depth", type=int, help="Layers of every network, a multiple of 4.")
 @click.option("--width", type=int, help="Units of a layer.")
 @click.option(
+    "--global-negatives",
+    is_flag=True,
+    default=None,
+    help="Contrast with the goals of all ranks, not with this rank's alone.",
+)
+@click.option(
     "--resume",
     is_flag=False,
     flag_value="newest",
@@ -73,13 +80,16 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
     from stages import train_teacher as stage
 
     if resume is not None:
-        common.refuse_with_resume(flags)
-        settings, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)
+        stored, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)
+        settings = common.resolve_resumed(
+            stored, "train_teacher", flags, name=artifact.name, changeable=stage.CHANGEABLE_ON_RESUME
+        )
     else:
         settings, artifact = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags), None
     if common.dry_run:
         session.show_settings({"train_teacher": settings})
         return
+    settings.shares(session.ranks)  # before anything is made
     if artifact is None:
         session.announce(common)
     session.report(stage.run(settings, session.context, artifact))
@@ -97,6 +107,7 @@ def generate_dataset(session: Session, common: CommonOptions, teacher: str | Non
     from stages import generate_dataset as stage
 
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
+    settings.shares(session.ranks)  # before anything is made
     if not session.starts(common, "generate_dataset", settings):
         return
     source = session.take("teacher", teacher)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import importlib.util
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console, error_boundary
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
-from pipeline.core.settings import StageSettings, resolve_settings, settings_to_yaml
-from pipeline.core.tracking import open_tracker
+from pipeline.core.settings import StageSettings, dump_settings, resolve_settings, settings_to_yaml
+from pipeline.core.tracking import NullTracker, open_tracker
 
-DEFAULT_PRESET = "quickstart"
+# What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
+_CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+COMMANDS_OF_RANKS = ("train-teacher", "generate-dataset")
+"""What torchrun may start several of."""
 Settings = TypeVar("Settings", bound=StageSettings)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,8 +49,44 @@ class CommonOptions:
     def resolve(self, cls: type[Settings], section: str, flags: Mapping[str, Any] | None = None) -> Settings:
         """Return the stage's settings: defaults < preset < flags < --set."""
         given = {"seed": self.seed, "device": self.device, **(flags or {})}
-        preset = self.preset or DEFAULT_PRESET
+        preset = self.preset or default_preset(self.device)[0]
         return resolve_settings(cls, section, preset=preset, overrides=self.overrides, flags=given)
+
+    def resolve_resumed(
+        self,
+        stored: Settings,
+        section: str,
+        flags: Mapping[str, Any],
+        *,
+        name: str,
+        changeable: Collection[str],
+    ) -> Settings:
+        """Return a run's own settings with those changes that are asked for.
+
+        Args:
+            stored: the settings that the run was started with.
+            section: its stage.
+            flags: the command's own flags; None where one was not given.
+            name: of the artifact, for the message.
+            changeable: settings that a run may go on with in another value.
+
+        Raises:
+            SettingsError: a preset is named, or something is to change that the run depends on.
+        """
+        if self.preset is not None:
+            raise SettingsError("--resume goes on with the run's own settings: leave --preset out.")
+        given = {"seed": self.seed, "device": self.device, **flags}
+        values = dump_settings(stored) | {key: value for key, value in given.items() if value is not None}
+        settings = resolve_settings(type(stored), section, overrides=self.overrides, flags=values)
+        before, after = dump_settings(stored), dump_settings(settings)
+        fixed = [key for key in after if after[key] != before[key] and key not in changeable]
+        if fixed:
+            differing = ", ".join(f"{key} {before[key]}, not {after[key]}" for key in fixed)
+            raise SettingsError(
+                f"{name} was started with {differing}: leave that out to go on with it, or train another "
+                "teacher without --resume."
+            )
+        return settings
 
     def refuse_with_resume(self, flags: Mapping[str, Any] | None = None) -> None:
         """Raise SettingsError where settings are given to a run that goes on with its own."""
@@ -54,6 +97,27 @@ class CommonOptions:
             raise SettingsError(
                 f"--resume goes on with the run's own settings: leave {', '.join(named)} out."
             )
+
+
+@cache
+def default_preset(device: str | None) -> tuple[str, str]:
+    """Return the preset that is taken where none is named, and why.
+
+    Args:
+        device: the --device option.
+    """
+    if device != "cpu" and _has_cuda():
+        return "thousand-layers", "the default with a CUDA device"
+    return "quickstart", "the default on the CPU"
+
+
+def _has_cuda() -> bool:
+    """Return whether torch sees a CUDA device; torch is asked only where a driver is installed."""
+    if not any(path.exists() for path in _CUDA_DEVICES) or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def stage_command(command: Command) -> Command:
@@ -78,7 +142,8 @@ def stage_command(command: Command) -> Command:
 
     options = (
         click.option(
-            "--preset", help=f"Preset of settings; `pipeline presets` lists them [{DEFAULT_PRESET}]."
+            "--preset",
+            help="Preset of settings; `pipeline presets` lists them [quickstart; with CUDA thousand-layers].",
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
         click.option("--seed", type=int, help="Seed of all randomness."),
@@ -111,29 +176,47 @@ class Session:
         """The workspace of the option, the environment or the current folder."""
         return Workspace.resolve(self._option)
 
+    @cached_property
+    def ranks(self) -> Ranks:
+        """The processes that torchrun started with this one, or this one alone."""
+        return Ranks.from_environment()
+
+    def check_ranks(self, command: str | None) -> None:
+        """Exit with one line where torchrun started several processes of a command that is one process."""
+        with error_boundary():
+            ranks = self.ranks
+        if ranks.size > 1:
+            # Torch is not loaded yet. Else it prints call stacks when the machine of rank 0 goes down.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        with error_boundary(speaks=ranks.speaks):
+            if ranks.size > 1 and command not in COMMANDS_OF_RANKS:
+                raise UserError(
+                    f"{command} is one process, and torchrun started {ranks.size}: call it without torchrun. "
+                    f"Several ranks can run {' and '.join(COMMANDS_OF_RANKS)}."
+                )
+
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Turn errors into one line and an exit code, and print the result at the end."""
-        self.console = Console(self.as_json)
-        with error_boundary():
+        self.console = Console(self.as_json, silent=not self.ranks.leads)
+        with error_boundary(speaks=self.ranks.speaks):
             runs = self.workspace.runs
-        with error_boundary(runs), self.console:
+        with error_boundary(runs, self.ranks.speaks), self.console:
             yield
 
     @cached_property
     def context(self) -> StageContext:
         """The context of a stage; made once, when a stage is about to run."""
+        if not self.ranks.leads:
+            return StageContext(self.workspace, self.console, NullTracker(), ranks=self.ranks)
         self.workspace.ensure_writable()
-        return StageContext(
-            self.workspace, self.console, open_tracker(self.workspace.root, self.console.warn)
-        )
+        tracker = open_tracker(self.workspace.root, self.console.warn)
+        return StageContext(self.workspace, self.console, tracker, ranks=self.ranks)
 
     def announce(self, common: CommonOptions) -> None:
         """Say which preset is used and why."""
-        why = "as asked" if common.preset else "the default"
-        self.console.say(
-            f"Preset {common.preset or DEFAULT_PRESET} ({why}); workspace {self.workspace.root}."
-        )
+        preset, why = (common.preset, "as asked") if common.preset else default_preset(common.device)
+        self.console.say(f"Preset {preset} ({why}); workspace {self.workspace.root}.")
 
     def starts(self, common: CommonOptions, section: str, settings: StageSettings) -> bool:
         """Announce a stage and return True; on a dry run print its settings instead and return False."""

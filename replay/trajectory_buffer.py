@@ -22,6 +22,10 @@ from replay.hindsight import truncated_geometric
 # Rejecting rows that are no start needs few rounds; this bound only stops a loop on a memory without any.
 # It is high because a large batch must be complete also where only a few rows in a hundred are a start.
 _MAX_ROUNDS = 1000
+# Where asking whether a round was enough would wait for the device, all of so few are drawn. At most half the
+# rows of whole episodes are no start, one in a hundred where episodes have a hundred rows.
+_FIXED_ROUNDS = 3
+_NO_TRANSITION = "the replay memory holds no transition yet: collect at least two steps first"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class TransitionBatch:
 
 class TrajectoryBuffer:
     """A ring of `capacity` rows for each of `num_worlds` worlds.
+
+    Away from the CPU neither writing nor sampling waits for the device. Rows and counters never move in
+    memory, so that sampling can be captured in a CUDA graph.
 
     Args:
         num_worlds, capacity: worlds, and rows kept of each.
@@ -74,6 +81,7 @@ class TrajectoryBuffer:
         self._episode = torch.zeros(num_worlds, **per_world)
         self._episode_first = torch.zeros(num_worlds, **per_world)
         self._unsaved_from = torch.zeros(num_worlds, **per_world)
+        self._asks = self.device.type == "cpu"  # whether asking for a number costs nothing
 
     @property
     def rows_per_world(self) -> int:
@@ -95,7 +103,7 @@ class TrajectoryBuffer:
             action: (num_worlds, action_dim).
             achieved_goal: (num_worlds, goal_dim).
         """
-        self._write(self._worlds, observation, action, achieved_goal)
+        self._write(observation, action, achieved_goal)
 
     def end_episodes(self, worlds: Tensor, observation: Tensor, achieved_goal: Tensor) -> None:
         """Append the final observation in the worlds of the mask and begin their next episode.
@@ -104,63 +112,90 @@ class TrajectoryBuffer:
             worlds: mask (num_worlds,).
             observation, achieved_goal: of all worlds; only the masked rows are read.
         """
-        ids = worlds.nonzero().squeeze(1)
-        if len(ids) == 0:
-            return
-        no_action = self._columns["action"].new_zeros(len(ids), self._columns["action"].shape[1])
-        self._write(ids, observation[ids], no_action, achieved_goal[ids])
-        self._episode[ids] += 1
-        self._episode_first[ids] = self._count[ids]
+        no_action = torch.zeros_like(self._columns["action"][: self.num_worlds])
+        self._write(observation, no_action, achieved_goal, worlds)
+        self._episode += worlds
+        self._episode_first.copy_(torch.where(worlds, self._count, self._episode_first))
 
     def drop_episodes(self, worlds: Tensor) -> None:
         """Forget the rows of the running episode in the worlds of the mask (num_worlds,)."""
-        self._count = torch.where(worlds, self._episode_first, self._count)
-        self._oldest = torch.minimum(self._oldest, self._count)
-        self._unsaved_from = torch.minimum(self._unsaved_from, self._count)
+        self._count.copy_(torch.where(worlds, self._episode_first, self._count))
+        torch.minimum(self._oldest, self._count, out=self._oldest)
+        torch.minimum(self._unsaved_from, self._count, out=self._unsaved_from)
 
-    def _write(self, ids: Tensor, observation: Tensor, action: Tensor, achieved_goal: Tensor) -> None:
-        row = self._count[ids]
-        slot = ids * self.capacity + row % self.capacity
-        values = {"observation": observation, "action": action, "achieved_goal": achieved_goal}
-        for name, value in values.items():
-            self._columns[name].index_copy_(0, slot, value)
-        self._columns["episode"].index_copy_(0, slot, self._episode[ids])
-        self._episode_last.index_copy_(0, self._episode_slot(ids, self._episode[ids]), row)
-        self._count[ids] = row + 1
-        self._oldest[ids] = torch.maximum(self._oldest[ids], row + 1 - self.capacity)
+    def _write(
+        self, observation: Tensor, action: Tensor, achieved_goal: Tensor, worlds: Tensor | None = None
+    ) -> None:
+        """Append a row in the worlds of the mask; None: in all."""
+        slot = self._slot(self._worlds, self._count)
+        row = {
+            "observation": observation,
+            "action": action,
+            "achieved_goal": achieved_goal,
+            "episode": self._episode,
+        }
+        for name, value in row.items():
+            _put(self._columns[name], slot, value, worlds)
+        _put(self._episode_last, self._slot(self._worlds, self._episode), self._count, worlds)
+        self._count += 1 if worlds is None else worlds
+        torch.maximum(self._oldest, self._count - self.capacity, out=self._oldest)
 
-    def _episode_slot(self, ids: Tensor, episode: Tensor) -> Tensor:
-        return ids * self.capacity + episode % self.capacity
+    def _slot(self, ids: Tensor, number: Tensor) -> Tensor:
+        """Return the place of an absolute row in the columns, or of an episode in the table of last rows."""
+        return ids * self.capacity + number % self.capacity
 
     # -- sampling ---------------------------------------------------------------------------------
 
     def sample(self, batch_size: int, discount: float, generator: torch.Generator) -> TransitionBatch:
         """Draw transitions uniformly, each with a goal k steps ahead, probability ∝ discount^k.
 
-        Rows are drawn over all worlds alike; those without a later row in their episode are redrawn.
+        Rows are drawn over all worlds alike; those without a later row in their episode are redrawn. Away
+        from the CPU a few rows of a batch may be repeated, each time with another goal, and a memory without
+        transitions goes unnoticed: call `require_transitions` before.
 
         Raises:
-            ValueError: no row has a later one in its episode.
+            ValueError: on the CPU, no row has a later one in its episode.
         """
-        ids, row, remaining = self._draw_rows(batch_size, generator)
-        for _ in range(_MAX_ROUNDS):
-            bad = remaining < 1
-            if not bad.any():
-                break
-            again = self._draw_rows(batch_size, generator)
-            ids, row, remaining = (
-                torch.where(bad, new, old) for new, old in zip(again, (ids, row, remaining), strict=True)
-            )
-        if (remaining < 1).any():
-            raise ValueError("the replay memory holds no transition yet: collect at least two steps first")
+        ids, row, remaining = self._draw_starts(batch_size, generator)
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
         goal_row = row + truncated_geometric(uniform, remaining, discount)
-        slot = ids * self.capacity + row % self.capacity
+        slot = self._slot(ids, row)
         return TransitionBatch(
             self._columns["observation"][slot],
             self._columns["action"][slot],
-            self._columns["achieved_goal"][ids * self.capacity + goal_row % self.capacity],
+            self._columns["achieved_goal"][self._slot(ids, goal_row)],
         )
+
+    def require_transitions(self) -> None:
+        """Raise ValueError when no row has a later one in its episode. Waits for the device."""
+        held = self._count - self._oldest
+        episode = self._columns["episode"]
+        newest = episode[self._slot(self._worlds, self._count - 1)]
+        oldest = episode[self._slot(self._worlds, self._oldest)]
+        # Episodes are numbered without gaps, and the last row of each is no start.
+        starts = torch.where(held > 0, held - (newest - oldest + 1), 0)
+        if not bool(starts.any()):
+            raise ValueError(_NO_TRANSITION)
+
+    def _draw_starts(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `_draw_rows` does, of rows that have a later one in their episode."""
+        rows = self._draw_rows(count, generator)
+        for _ in range(_MAX_ROUNDS if self._asks else _FIXED_ROUNDS):
+            bad = rows[2] < 1
+            if self._asks and not bad.any():
+                break
+            ids, row, remaining = self._draw_rows(count, generator)
+            rows = (
+                torch.where(bad, ids, rows[0]),
+                torch.where(bad, row, rows[1]),
+                torch.where(bad, remaining, rows[2]),
+            )
+        if not self._asks:
+            source = _last_good(rows[2] >= 1)
+            return rows[0][source], rows[1][source], rows[2][source]
+        if (rows[2] < 1).any():
+            raise ValueError(_NO_TRANSITION)
+        return rows
 
     def _draw_rows(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return worlds, absolute rows, and how many later rows the episode of each has, (count,)."""
@@ -171,8 +206,8 @@ class TrajectoryBuffer:
         place = (uniform * stops[-1]).long()
         ids = torch.searchsorted(stops, place, right=True).clamp(max=self.num_worlds - 1)
         row = (self._oldest + held - stops)[ids] + place
-        episode = self._columns["episode"][ids * self.capacity + row % self.capacity]
-        remaining = self._episode_last[self._episode_slot(ids, episode)] - row
+        episode = self._columns["episode"][self._slot(ids, row)]
+        remaining = self._episode_last[self._slot(ids, episode)] - row
         return ids, row, torch.where(place < stops[-1], remaining, 0)
 
     # -- saving -----------------------------------------------------------------------------------
@@ -188,6 +223,10 @@ class TrajectoryBuffer:
         """Note that everything up to now lies in a segment."""
         self._unsaved_from = self._count.clone()
 
+    def mark_unsaved(self) -> None:
+        """Note that nothing lies in a segment: the next one holds every row."""
+        self._unsaved_from = self._oldest.clone()
+
     def load_segment(self, segment: dict[str, Tensor]) -> None:
         """Write a segment back; segments go in the order in which they were made."""
         first, rows = segment["first"].to(self.device), segment["rows"].to(self.device)
@@ -201,20 +240,48 @@ class TrajectoryBuffer:
         return {name: getattr(self, f"_{name}").cpu().clone() for name in names}
 
     def load_counters(self, counters: dict[str, Tensor]) -> None:
-        """Restore the counters and rebuild the table of episode ends from the rows."""
+        """Restore the counters and rebuild the table of episode ends from the rows.
+
+        Raises:
+            ValueError: they are those of another number of worlds.
+        """
         for name, value in counters.items():
-            setattr(self, f"_{name}", value.to(self.device))
+            if value.shape != (self.num_worlds,):
+                raise ValueError(f"counters {name!r} of shape {tuple(value.shape)}, not ({self.num_worlds},)")
+            getattr(self, f"_{name}").copy_(value)  # where they lie: a captured graph reads them there
         self._unsaved_from = self._count.clone()
         held = self._count - self._oldest
         slot, ids = self._slots(self._oldest, held), self._worlds.repeat_interleave(held)
         row = self._oldest.repeat_interleave(held) + _ranges(held)
-        episode_slot = self._episode_slot(ids, self._columns["episode"][slot])
+        episode_slot = self._slot(ids, self._columns["episode"][slot])
         self._episode_last.scatter_reduce_(0, episode_slot, row, "amax", include_self=False)
 
     def _slots(self, first: Tensor, rows: Tensor) -> Tensor:
         """Return the places of rows first..first+rows of every world, one world after the other."""
         row = first.repeat_interleave(rows) + _ranges(rows)
         return self._worlds.repeat_interleave(rows) * self.capacity + row % self.capacity
+
+
+def _put(column: Tensor, slot: Tensor, value: Tensor, worlds: Tensor | None) -> None:
+    """Write values (num_worlds, …) into the worlds' slots, where there is a mask only in its worlds.
+
+    The slot of any other world holds its oldest row, which is put back as it is: picking out the worlds of
+    the mask would wait for the device.
+    """
+    if worlds is not None:
+        mask = worlds.view(-1, *(1,) * (value.ndim - 1))
+        value = torch.where(mask, value, column[slot])
+    column.index_copy_(0, slot, value)
+
+
+def _last_good(good: Tensor) -> Tensor:
+    """Return for each place that itself where it is good, else the last good place before it, going round.
+
+    What stands there was drawn without regard to its place, so that repeating it favours nothing.
+    """
+    place = torch.arange(len(good), device=good.device)
+    last = torch.where(good, place, -1).cummax(0).values
+    return torch.where(last < 0, last[-1], last).clamp(min=0)
 
 
 def _ranges(lengths: Tensor) -> Tensor:

@@ -27,10 +27,12 @@ from models.contrastive_critic import (
     pairwise_energy,
 )
 from models.goal_actor import GoalActor, sample_action
-from models.residual_mlp import NetworkShape, ResidualScale, parameter_count
+from models.residual_mlp import NetworkShape, ResidualScale, centre_kernels, parameter_count
+from pipeline.core.distributed import Ranks
 from pipeline.core.runtime import torch_seed
 from pipeline.core.settings import StageSettings
 from replay.trajectory_buffer import TransitionBatch
+from stages.global_negatives import global_contrastive_loss
 
 _INITIALISATION_STREAM = 1
 
@@ -44,6 +46,9 @@ class LearnerSettings(StageSettings):
     width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
     residual_scale: ResidualScale = "none"
     final_norm: bool = False
+    centred_kernels: bool = pydantic.Field(
+        default=False, description="start with kernels that do not see the mean of the activations"
+    )
     precision: Precision = pydantic.Field(
         default="float32", description="of the blocks' matrix products; losses are always float32"
     )
@@ -53,7 +58,13 @@ class LearnerSettings(StageSettings):
     energy: Energy = "norm"
     info_nce: InfoNCE = "forward"
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
-    batch_size: int = pydantic.Field(default=256, ge=2)
+    batch_size: int = pydantic.Field(
+        default=256, ge=2, description="transitions of an update, over all ranks"
+    )
+    global_negatives: bool = pydantic.Field(
+        default=False,
+        description="contrast with the goals of all ranks, not with those of the rank's own batch",
+    )
     discount: float = pydantic.Field(default=0.99, gt=0, le=1)
     actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
     critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
@@ -68,7 +79,9 @@ class LearnerSettings(StageSettings):
         lt=1,
         description="of the running average of the actor, evaluated beside it; 0: none",
     )
-    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
+    threads: int = pydantic.Field(
+        default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
+    )
     max_gradient_norm: float | None = pydantic.Field(default=None, gt=0, description="clipping; null: none")
     warmup_updates: int = pydantic.Field(
         default=0, ge=0, description="updates over which the learning rates rise linearly from 0"
@@ -95,16 +108,22 @@ class ContrastiveLearner:
         task: gives the sizes of the spaces.
         settings: networks and update.
         device: where everything lies.
+        ranks: the processes that learn the same networks together, each from its part of the batch.
     """
 
-    def __init__(self, task: CompiledTask, settings: LearnerSettings, device: str) -> None:
-        self.settings, self.device = settings, torch.device(device)
+    def __init__(
+        self, task: CompiledTask, settings: LearnerSettings, device: str, ranks: Ranks | None = None
+    ) -> None:
+        self.settings, self.device, self.ranks = settings, torch.device(device), ranks or Ranks()
         dims = task.observation_dim, task.goal_dim, task.action_dim
         compute = Compute(settings.precision, settings.checkpoint_activations)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
             self.actor = GoalActor(*dims, settings.shape, compute).to(self.device)
             self.critic = ContrastiveCritic(*dims, settings.shape, compute).to(self.device)
+        if settings.centred_kernels:
+            centre_kernels(self.actor)
+            centre_kernels(self.critic)
         self.log_alpha = torch.tensor(settings.initial_alpha, device=self.device).log().requires_grad_()
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
@@ -144,6 +163,7 @@ class ContrastiveLearner:
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._average_gradients()
         metrics |= self._step()
         self._average_actor()
         return metrics
@@ -167,8 +187,7 @@ class ContrastiveLearner:
         alpha = self.log_alpha.detach().exp()
         for_actor, metrics = actor_loss(energy, log_prob, alpha)
         for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        logits = pairwise_energy(taken, goal_embedding, self.settings.energy)
-        for_critic, contrast = contrastive_loss(logits, self.settings.info_nce)
+        for_critic, contrast = self._contrast(taken, goal_embedding)
         saturated = (gaussian.mean.detach().tanh().abs() > 0.99).float().mean()
         metrics |= contrast | {
             "actor_loss": for_actor.detach(),
@@ -177,6 +196,18 @@ class ContrastiveLearner:
             "saturated_actions": saturated,
         }
         return for_actor + for_alpha + for_critic, metrics
+
+    def _contrast(self, taken: Tensor, goal_embedding: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the critic's loss and its metrics for φ(s, taken) and ψ(g), (batch, 64) each."""
+        energy, variant = self.settings.energy, self.settings.info_nce
+        if self.settings.global_negatives and self.ranks.size > 1:
+            return global_contrastive_loss(taken, goal_embedding, energy, variant, self.ranks)
+        return contrastive_loss(pairwise_energy(taken, goal_embedding, energy), variant)
+
+    def _average_gradients(self) -> None:
+        """Put the mean over the ranks in place of every gradient."""
+        parameters = [*self.actor.parameters(), *self.critic.parameters(), self.log_alpha]
+        self.ranks.average_([p.grad for p in parameters if p.grad is not None])
 
     def _step(self) -> dict[str, Tensor]:
         """Step every optimiser; return the gradients' norms, before clipping."""
@@ -220,6 +251,13 @@ class ContrastiveLearner:
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, device=self.device)
+
+    def prepare_capture(self) -> None:
+        """Get ready for an update to be captured in a CUDA graph, which then has gradients of its own."""
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["capturable"] = True  # as fused optimisers are anyway; it silences their check
 
     def gradient_by_block(self) -> dict[str, Tensor]:
         """Return the norm of the last update's gradient of each block's kernels, (blocks,) a network."""
@@ -266,7 +304,7 @@ class ContrastiveLearner:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, in the tensors that are there: a captured update goes on."""
         self.actor.load_state_dict(strip_prefix(state, "actor."))
         self.averaged_actor.load_state_dict(strip_prefix(state, "averaged_actor."))
         self.critic.load_state_dict(strip_prefix(state, "critic."))
@@ -278,13 +316,25 @@ class ContrastiveLearner:
             for key, value in strip_prefix(state, f"optimizer.{name}.").items():
                 index, moment = key.split(".")
                 moments.setdefault(int(index), {})[moment] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            if optimizer.state:
+                _copy_moments(optimizer, moments)
+            else:
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose name starts with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+@torch.no_grad()
+def _copy_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Copy moments, by parameter and name, over those that an optimiser has; where there are none, zeros."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for name, own in optimizer.state[parameter].items():
+            own.copy_(moments[index][name]) if index in moments else own.zero_()
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:

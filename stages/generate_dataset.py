@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,20 @@ from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.maze_coverage import MazeCoverage
 from pipeline.core.artifacts import Artifact, atomic_file
-from pipeline.core.errors import NonFiniteError
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import LostRankError, NonFiniteError
 from pipeline.core.runtime import (
     StageContext,
     StageWork,
     as_user_error,
+    cpu_share,
     resolve_device,
     seed_sequence,
     set_torch_threads,
 )
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, DatasetStatistics, GoalEpisode, dataset_id, write_goal_dataset
+from stages.episode_round import EpisodeGroup, LabelledAction, RoundRecord, receive_round, send_round
 from stages.evaluate import wilson_interval
 from stages.network_file import TrainedActor, load_actor
 
@@ -37,9 +41,6 @@ COVERAGE_PICTURE = "coverage.png"
 
 _EPISODE_STREAM, _NOISE_STREAM = 21, 22
 
-LabelledAction = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""The teacher's action tanh(mean), its mean and its log-std, each (num_worlds, action_dim)."""
-
 
 class GenerateDatasetSettings(StageSettings):
     """Settings of `pipeline generate-dataset`.
@@ -48,7 +49,7 @@ class GenerateDatasetSettings(StageSettings):
     keep the states that it visits by itself, and say how often it succeeds.
     """
 
-    episodes: int = pydantic.Field(default=1000, ge=1)
+    episodes: int = pydantic.Field(default=1000, ge=1, description="over all ranks")
     evaluation_fraction: float = pydantic.Field(
         default=0.5,
         ge=0,
@@ -61,25 +62,16 @@ class GenerateDatasetSettings(StageSettings):
     action_noise: float = pydantic.Field(
         default=0.2, ge=0, le=2, description="standard deviation of the Gaussian noise on their actions"
     )
-    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
-    num_worlds: int = pydantic.Field(default=256, ge=1, description="episodes that run at a time")
+    threads: int = pydantic.Field(
+        default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
+    )
+    num_worlds: int = pydantic.Field(
+        default=256, ge=1, description="episodes that run at a time, over all ranks"
+    )
 
-
-@dataclass(frozen=True)
-class EpisodeGroup:
-    """Episodes that are drawn and acted alike.
-
-    Attributes:
-        index: number of the group, which its random streams go by.
-        distribution: the episode distribution of starts and goals.
-        action_noise: standard deviation of the noise on the actions; 0 for clean episodes.
-        episodes: how many.
-    """
-
-    index: int
-    distribution: str
-    action_noise: float
-    episodes: int
+    def shares(self, ranks: Ranks) -> tuple[int, int]:
+        """Return the episodes and the worlds of each rank. Raises SettingsError where they are not whole."""
+        return ranks.share("episodes", self.episodes), ranks.share("num_worlds", self.num_worlds)
 
 
 def plan_groups(settings: GenerateDatasetSettings) -> list[EpisodeGroup]:
@@ -91,6 +83,18 @@ def plan_groups(settings: GenerateDatasetSettings) -> list[EpisodeGroup]:
         for noise, episodes in ((0.0, count - noisy), (settings.action_noise, noisy)):
             groups.append(EpisodeGroup(len(groups), distribution, noise, episodes))
     return [group for group in groups if group.episodes]
+
+
+def share_groups(groups: Sequence[EpisodeGroup], size: int) -> Iterator[tuple[EpisodeGroup, list[int]]]:
+    """Yield each group with how many of its episodes fall to each rank.
+
+    Episodes are dealt out like cards, so that every rank has its share of every group, and all as many where
+    the total can be split evenly.
+    """
+    dealt = 0
+    for group in groups:
+        yield group, [len(range((rank - dealt) % size, group.episodes, size)) for rank in range(size)]
+        dealt += group.episodes
 
 
 # -- rolling out ----------------------------------------------------------------------------------
@@ -114,43 +118,84 @@ class RolloutTally:
 class TeacherRollout:
     """Runs the teacher and hands out its episodes, the same ones for the same seed.
 
-    Every world of a round runs one episode to its end, so that short episodes are not favoured.
+    Every world of a round runs one episode to its end, so that short episodes are not favoured. Of several
+    ranks each runs its share of every group, from starts of its own, and rank 0 hands out all of them.
 
     Args:
         trained: the teacher.
         settings: of the stage.
         device: where the teacher's network runs.
+        ranks: the processes that make the dataset together.
+
+    Raises:
+        SettingsError: episodes or worlds cannot be split evenly over the ranks.
     """
 
-    def __init__(self, trained: TrainedActor, settings: GenerateDatasetSettings, device: str) -> None:
-        self.task, self.settings = trained.task, settings
+    def __init__(
+        self,
+        trained: TrainedActor,
+        settings: GenerateDatasetSettings,
+        device: str,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.task, self.settings, self.ranks = trained.task, settings, ranks or Ranks()
+        _, self._num_worlds = settings.shares(self.ranks)
         self._label = _labeller(trained, device)
         maze = self.task.task.maze
         self.tally = RolloutTally(coverage=None if maze is None else MazeCoverage(maze))
 
     def episodes(self, on_step: Callable[[], None] = lambda: None) -> Iterator[GoalEpisode]:
-        """Yield the episodes of every group; `on_step` is called after each control step of the worlds."""
-        for group in plan_groups(self.settings):
-            for episode in self._group(group, on_step):
-                if self.tally.coverage is not None:
-                    self.tally.coverage.add(episode.achieved_goal[:, :2])
-                yield episode
+        """Yield the episodes of every group and rank; `on_step` is called after each step of own worlds."""
+        for group, shares in share_groups(plan_groups(self.settings), self.ranks.size):
+            for episodes in self._rounds_of_all_ranks(group, shares, on_step):
+                self.tally.unstable += episodes.count(None)
+                for episode in episodes:
+                    if episode is not None:
+                        if self.tally.coverage is not None:
+                            self.tally.coverage.add(episode.achieved_goal[:, :2])
+                        yield episode
 
-    def _group(self, group: EpisodeGroup, on_step: Callable[[], None]) -> Iterator[GoalEpisode]:
+    def send_episodes(self) -> None:
+        """Run this rank's share of every group and send it to rank 0, which hands it out."""
+        for group, shares in share_groups(plan_groups(self.settings), self.ranks.size):
+            for episodes in self._rounds(group, shares[self.ranks.rank], lambda: None):
+                send_round(episodes, self.ranks)
+
+    def _rounds_of_all_ranks(
+        self, group: EpisodeGroup, shares: Sequence[int], on_step: Callable[[], None]
+    ) -> Iterator[list[GoalEpisode | None]]:
+        """Yield the rounds of a group, rank after rank."""
+        own = self._rounds(group, shares[0], on_step)
+        for first in range(0, max(shares), self._num_worlds):
+            for rank, share in enumerate(shares):
+                if first >= share:
+                    continue
+                if rank == 0:
+                    yield next(own)
+                    continue
+                episodes = receive_round(rank, group, self.task, self.ranks)
+                self.tally.env_steps += sum(len(episode.action) for episode in episodes if episode)
+                yield episodes
+
+    def _rounds(
+        self, group: EpisodeGroup, count: int, on_step: Callable[[], None]
+    ) -> Iterator[list[GoalEpisode | None]]:
+        """Run `count` episodes of a group, as many at a time as there are worlds; None where one diverged."""
+        if not count:
+            return
+        stream = (group.index, *self.ranks.stream)
         simulator = CpuSimulator(
             self.task,
-            min(self.settings.num_worlds, group.episodes),
-            seed=seed_sequence(self.settings.seed, _EPISODE_STREAM, group.index),
+            min(self._num_worlds, count),
+            seed=seed_sequence(self.settings.seed, _EPISODE_STREAM, *stream),
             distribution=group.distribution,
+            num_threads=cpu_share(self.ranks.local_size),
         )
-        rng = np.random.default_rng(seed_sequence(self.settings.seed, _NOISE_STREAM, group.index))
-        for first in range(0, group.episodes, simulator.num_worlds):
+        rng = np.random.default_rng(seed_sequence(self.settings.seed, _NOISE_STREAM, *stream))
+        for first in range(0, count, simulator.num_worlds):
             if first:
                 simulator.reset()
-            episodes = self._round(simulator, group, rng, on_step)
-            wanted = episodes[: group.episodes - first]
-            self.tally.unstable += wanted.count(None)
-            yield from (episode for episode in wanted if episode is not None)
+            yield self._round(simulator, group, rng, on_step)[: count - first]
 
     def _round(
         self,
@@ -171,71 +216,6 @@ class TeacherRollout:
             action = record.visit(simulator, self._label)
             on_step()
         return [record.episode(world, group) for world in range(simulator.num_worlds)]
-
-
-class RoundRecord:
-    """One episode of every world, as it happens. What a world does after its episode's end is left out.
-
-    Attributes:
-        running: (num_worlds,) bool, the worlds whose episode has not ended.
-    """
-
-    def __init__(self, task: CompiledTask, simulator: CpuSimulator) -> None:
-        worlds, rows = simulator.num_worlds, task.task.episode_steps + 1
-        sizes = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
-        sizes |= dict.fromkeys(("action", "teacher_mean", "teacher_log_std"), task.action_dim)
-        self._rows = {name: np.zeros((worlds, rows, size), np.float32) for name, size in sizes.items()}
-        self._success = np.zeros((worlds, rows), bool)
-        self._success[:, 0] = task.is_success(simulator.achieved_goal, simulator.desired_goal)
-        self._desired_goal = simulator.desired_goal.copy()
-        self._length, self._step = np.zeros(worlds, np.int64), 0
-        self._terminated, self._truncated, self._unstable = (np.zeros(worlds, bool) for _ in range(3))
-        self.running = np.ones(worlds, bool)
-
-    def visit(self, simulator: CpuSimulator, label: Callable[..., LabelledAction]) -> np.ndarray:
-        """Record every world's state with the teacher's label for it; return the teacher's action."""
-        action, mean, log_std = label(simulator.observation, simulator.desired_goal)
-        self._put(
-            observation=simulator.observation,
-            achieved_goal=simulator.achieved_goal,
-            teacher_mean=mean,
-            teacher_log_std=log_std,
-        )
-        return action
-
-    def act(self, simulator: CpuSimulator, action: np.ndarray) -> None:
-        """Take and record an action in every world, and note which episodes it ended."""
-        self._put(action=action)
-        result = simulator.step(action)
-        self._step += 1
-        self._success[:, self._step] = result.success
-        ended = self.running & (result.terminated | result.truncated | result.unstable)
-        self._terminated[ended] = result.terminated[ended]
-        self._truncated[ended] = result.truncated[ended]
-        self._unstable[ended] = result.unstable[ended]
-        self._length[ended] = self._step
-        self.running &= ~ended
-
-    def _put(self, **columns: np.ndarray) -> None:
-        for name, values in columns.items():
-            self._rows[name][:, self._step] = values
-
-    def episode(self, world: int, group: EpisodeGroup) -> GoalEpisode | None:
-        """Return the episode of a world once it has ended; None where the physics diverged."""
-        if self._unstable[world]:
-            return None
-        stop = int(self._length[world]) + 1
-        rows = {name: values[world, :stop] for name, values in self._rows.items()}
-        rows["action"] = rows["action"][:-1]
-        return GoalEpisode(
-            **rows,
-            desired_goal=self._desired_goal[world],
-            success=self._success[world, :stop],
-            terminated=bool(self._terminated[world]),
-            truncated=bool(self._truncated[world]),
-            distribution=group.distribution,
-            action_noise=group.action_noise,
-        )
 
 
 def _labeller(trained: TrainedActor, device: str) -> Callable[[np.ndarray, np.ndarray], LabelledAction]:
@@ -292,31 +272,52 @@ def run(settings: GenerateDatasetSettings, context: StageContext, teacher: Artif
     Raises:
         DamagedFileError: the teacher's files are damaged.
         NonFiniteError: the teacher's output is not finite.
+        SettingsError: episodes or worlds cannot be split evenly over the ranks.
         UserError: the physics diverged in every episode.
+        LostRankError: another rank is gone.
     """
+    ranks = context.ranks
     trained = load_actor(teacher)
-    set_torch_threads(settings.threads)
-    rollout = TeacherRollout(trained, settings, resolve_device(settings.device))
-    task, parents = trained.task, {"teacher": teacher}
-    most_steps = settings.episodes * task.task.episode_steps
-    stage = context.stage("dataset", "generate-dataset", task=task.name, settings=settings, parents=parents)
-    with stage as work:
-        context.console.say(
-            f"Dataset: {settings.episodes:,} episodes of teacher {teacher.name} on {task.name}."
-        )
-        started = time.perf_counter()
-        with context.console.progress("generate-dataset", most_steps) as bar:
-            statistics = as_user_error(
-                lambda: write_goal_dataset(
-                    work.artifact.file(MINARI_FOLDER),
-                    task,
-                    rollout.episodes(lambda: bar.update(min(rollout.tally.env_steps, most_steps))),
-                    _metadata(settings, task, teacher, work),
-                ),
-                DatasetError,
+    set_torch_threads(settings.threads, ranks.local_size)
+    device = ranks.place(resolve_device(settings.device))
+    rollout = TeacherRollout(trained, settings, device, ranks)
+    parents = {"teacher": teacher}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ranks.connect(device))
+        work = stack.enter_context(
+            context.stage(
+                "dataset", "generate-dataset", task=trained.task.name, settings=settings, parents=parents
             )
-            bar.update(most_steps)
-        return _finish(statistics, rollout.tally, time.perf_counter() - started, work, context)
+        )
+        try:
+            if ranks.leads:
+                return _write(rollout, work, context, teacher)
+            rollout.send_episodes()
+            ranks.disconnect()
+            return work.artifact
+        except LostRankError as error:
+            raise LostRankError(f"{error}: there is no dataset; run the command again.") from error
+
+
+def _write(rollout: TeacherRollout, work: StageWork, context: StageContext, teacher: Artifact) -> Artifact:
+    """Write the episodes of all ranks and complete the artifact."""
+    settings, task = rollout.settings, rollout.task
+    most_steps = settings.episodes * task.task.episode_steps
+    context.console.say(f"Dataset: {settings.episodes:,} episodes of teacher {teacher.name} on {task.name}.")
+    started = time.perf_counter()
+    with context.console.progress("generate-dataset", most_steps) as bar:
+        statistics = as_user_error(
+            lambda: write_goal_dataset(
+                work.artifact.file(MINARI_FOLDER),
+                task,
+                rollout.episodes(lambda: bar.update(min(rollout.tally.env_steps, most_steps))),
+                _metadata(settings, task, teacher, work),
+            ),
+            DatasetError,
+        )
+        bar.update(most_steps)
+    context.ranks.disconnect()
+    return _finish(statistics, rollout.tally, time.perf_counter() - started, work, context)
 
 
 def _metadata(

@@ -17,17 +17,37 @@ from envs.compiled_task import CompiledTask
 from envs.registry import get_task
 from envs.simulator import make_simulator
 from models.goal_actor import GoalActor
-from pipeline.core.checkpoint import CheckpointFolder
+from pipeline.core.checkpoint import CheckpointFolder, RankPart
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import DamagedFileError
-from pipeline.core.runtime import require_finite, seed_sequence, torch_seed
+from pipeline.core.runtime import cpu_share, require_finite, seed_sequence, torch_seed
 from pipeline.core.settings import dump_settings
 from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from stages.captured_update import CapturedUpdate, CudaRecorder
 from stages.contrastive_learner import ContrastiveLearner, LearnerSettings, strip_prefix
 from stages.evaluate import run_episodes
 from stages.network_file import torch_policy
+from stages.resplit import parts_with_worlds, resplit
 from stages.rollout import RolloutStatistics, collect
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
+
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "env_steps",
+        "evaluate_every",
+        "evaluation_episodes",
+        "final_episodes",
+        "target_success",
+        "target_evaluations",
+        "checkpoint_every",
+        "checkpoint_activations",
+        "threads",
+        "cuda_graph",
+    }
+)
+"""How long, how often and in what memory: what a run may go on with in another value."""
 
 
 class TrainTeacherSettings(LearnerSettings):
@@ -38,7 +58,7 @@ class TrainTeacherSettings(LearnerSettings):
         default="training", description="where training episodes start and aim"
     )
     env_steps: int = pydantic.Field(default=1_000_000, ge=1, description="control steps over all worlds")
-    num_worlds: int = pydantic.Field(default=128, ge=1)
+    num_worlds: int = pydantic.Field(default=128, ge=1, description="over all ranks")
     unroll_steps: int = pydantic.Field(
         default=100, ge=1, description="control steps of each world between updates"
     )
@@ -62,6 +82,9 @@ class TrainTeacherSettings(LearnerSettings):
         default="best", description="which evaluated actor becomes the teacher"
     )
     checkpoint_every: int = pydantic.Field(default=4, ge=1, description="unrolls between checkpoints")
+    cuda_graph: bool = pydantic.Field(
+        default=True, description="capture the update on CUDA, with one rank; off for debugging"
+    )
 
     @pydantic.field_validator("task")
     @classmethod
@@ -81,6 +104,11 @@ class TrainTeacherSettings(LearnerSettings):
                 f"replay_rows_per_world {self.replay_rows_per_world}"
             )
         return self
+
+    def shares(self, ranks: Ranks) -> tuple[int, int]:
+        """Return the worlds and the batch of each rank. Raises SettingsError where they are not whole."""
+        batch = ranks.share("batch_size", self.batch_size, least=2)
+        return ranks.share("num_worlds", self.num_worlds), batch
 
 
 @dataclass
@@ -113,32 +141,58 @@ class TeacherTraining:
     Args:
         settings: of the stage.
         task: compiled task.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; of several ranks each its own, ``cuda:<index>``.
+        ranks: the processes that train together, each with its share of the worlds and of the batch.
+
+    Raises:
+        SettingsError: worlds or batch cannot be split evenly over the ranks.
     """
 
-    def __init__(self, settings: TrainTeacherSettings, task: CompiledTask, device: str) -> None:
-        self.settings, self.task, self.device = settings, task, device
+    def __init__(
+        self, settings: TrainTeacherSettings, task: CompiledTask, device: str, ranks: Ranks | None = None
+    ) -> None:
+        self.settings, self.task, self.device, self.ranks = settings, task, device, ranks or Ranks()
+        num_worlds, self.batch_size = settings.shares(self.ranks)
         self.simulator = make_simulator(
             task,
-            settings.num_worlds,
+            num_worlds,
             device=device,
-            seed=seed_sequence(settings.seed, _SIMULATOR_STREAM),
+            seed=seed_sequence(settings.seed, _SIMULATOR_STREAM, *self.ranks.stream),
             distribution=settings.training_distribution,
+            num_threads=cpu_share(self.ranks.local_size),
         )
-        self.learner = ContrastiveLearner(task, settings, device)
-        self.buffer = TrajectoryBuffer(
-            settings.num_worlds,
-            settings.replay_rows_per_world,
-            observation_dim=task.observation_dim,
-            goal_dim=task.goal_dim,
-            action_dim=task.action_dim,
-            device=device,
+        self.learner = ContrastiveLearner(task, settings, device, self.ranks)
+        self.buffer = self._make_buffer(num_worlds, device)
+        self.generator = torch.Generator(device).manual_seed(
+            torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
         )
-        self.generator = torch.Generator(device).manual_seed(torch_seed(settings.seed, _LEARNER_STREAM))
         self.progress = TrainingProgress()
         self.kept_weights = self.learner.weights(self.learner.averaged_actor)
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
+        self._captured = self._capture() if self.captures else None
+
+    def _make_buffer(self, num_worlds: int, device: str) -> TrajectoryBuffer:
+        return TrajectoryBuffer(
+            num_worlds,
+            self.settings.replay_rows_per_world,
+            observation_dim=self.task.observation_dim,
+            goal_dim=self.task.goal_dim,
+            action_dim=self.task.action_dim,
+            device=device,
+        )
+
+    @property
+    def captures(self) -> bool:
+        """Whether batches, updates and actions run as CUDA graphs.
+
+        Not with several ranks: NCCL watches its work from a thread of its own, which breaks a capture.
+        """
+        return self.settings.cuda_graph and self.device.startswith("cuda") and self.ranks.size == 1
+
+    def _capture(self) -> CapturedUpdate:
+        recorder = CudaRecorder(self.device, self.generator)
+        return CapturedUpdate(self.learner, self.buffer, self.batch_size, self.generator, recorder)
 
     @property
     def finished(self) -> bool:
@@ -147,9 +201,11 @@ class TeacherTraining:
         return self.progress.env_steps >= self.settings.env_steps or met
 
     def collect(self) -> RolloutStatistics:
-        """Let every world act for one unroll."""
+        """Let every world act for one unroll; return what happened on all ranks."""
         steps = self.settings.unroll_steps
-        statistics = collect(self.simulator, self.learner, self.buffer, steps, self.generator)
+        act = self._captured.act if self._captured else None
+        own = collect(self.simulator, self.learner, self.buffer, steps, self.generator, act)
+        statistics = own.over(self.ranks)
         self.progress.unrolls += 1
         self.progress.env_steps += statistics.env_steps
         self.progress.unstable += statistics.unstable
@@ -157,15 +213,25 @@ class TeacherTraining:
 
     def relabel(self) -> Iterator[TransitionBatch]:
         """Yield the unroll's batches of transitions with hindsight goals, once there is enough memory."""
-        if self.buffer.rows_per_world < self.settings.min_rows_per_world:
+        if not self.ranks.every(self.buffer.rows_per_world >= self.settings.min_rows_per_world):
             return
+        self.buffer.require_transitions()
         for _ in range(self.settings.updates_per_unroll):
-            yield self.buffer.sample(self.settings.batch_size, self.settings.discount, self.generator)
+            if self._captured:
+                yield self._captured.sample()
+            else:
+                yield self.buffer.sample(self.batch_size, self.settings.discount, self.generator)
 
     def update(self, batch: TransitionBatch) -> None:
         """Take one gradient step with each network and remember its metrics."""
-        for name, value in self.learner.update(batch, self.generator).items():
-            self._metric_sums[name] = self._metric_sums.get(name, torch.zeros_like(value)) + value
+        if self._captured:
+            metrics = self._captured.update(batch)
+        else:
+            metrics = self.learner.update(batch, self.generator)
+        if not self._metric_sums:
+            self._metric_sums = {name: torch.zeros_like(value) for name, value in metrics.items()}
+        sums = list(self._metric_sums.values())
+        torch._foreach_add_(sums, [metrics[name] for name in self._metric_sums])  # pyright: ignore[reportPrivateImportUsage]
         self._metric_count += 1
         self.progress.updates += 1
 
@@ -180,13 +246,17 @@ class TeacherTraining:
             weights = [parameter.detach() for parameter in network.parameters()]
             values[f"a weight of the {name}"] = float(nn.utils.get_total_norm(weights, torch.inf))
         values["log alpha"] = float(self.learner.log_alpha.detach())
-        require_finite(values, f"step {self.progress.env_steps:,}", kept)
+        # Every rank's values, so that all of them stop.
+        for numbers in self.ranks.gather(torch.tensor(list(values.values()), dtype=torch.float64)).tolist():
+            found = dict(zip(values, numbers, strict=True))
+            require_finite(found, f"step {self.progress.env_steps:,}", kept)
 
     def take_metrics(self) -> dict[str, float]:
-        """Return the updates' mean metrics since the last call."""
+        """Return the updates' mean metrics since the last call, over all ranks."""
         means = {name: float(total) / self._metric_count for name, total in self._metric_sums.items()}
         self._metric_sums, self._metric_count = {}, 0
-        return means
+        values = self.ranks.gather(torch.tensor(list(means.values()), dtype=torch.float64)).mean(0)
+        return dict(zip(means, values.tolist(), strict=True))
 
     def note_gradients(self) -> None:
         """Add the last update's gradient norms, block by block, to the progress."""
@@ -198,10 +268,10 @@ class TeacherTraining:
     def evaluate(self) -> dict[str, Any]:
         """Run fresh episodes with the mean action of every candidate; keep the best weights so far.
 
-        The candidates get the same episodes. Returns the summary of the one that did best.
+        The candidates get the same episodes, run by rank 0. Returns the summary of the one that did best.
         """
         candidates = self.learner.candidates
-        summaries = [self._evaluate_actor(actor) for actor in candidates]
+        summaries = self.ranks.from_leader(lambda: [self._evaluate_actor(actor) for actor in candidates])
         scores = [[summary["success"], summary["time_at_goal"]] for summary in summaries]
         chosen = max(range(len(candidates)), key=scores.__getitem__)
         if self.settings.keep == "last" or scores[chosen] > self.progress.best_score:
@@ -222,16 +292,16 @@ class TeacherTraining:
         return episodes.summary()
 
     def save(self, folder: CheckpointFolder) -> None:
-        """Write everything that the next step depends on."""
-        tensors = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
-        tensors |= {f"kept.{name}": value for name, value in self.kept_weights.items()}
-        tensors |= {f"buffer.{name}": value for name, value in self.buffer.counters().items()}
+        """Write everything that the next step depends on; all ranks call this together."""
+        tensors: dict[str, torch.Tensor] = {}
+        if self.ranks.leads:
+            tensors |= {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
+            tensors |= {f"kept.{name}": value for name, value in self.kept_weights.items()}
+        own = {f"buffer.{name}": value for name, value in self.buffer.counters().items()}
         simulator = self.simulator.state_dict()
-        tensors |= {
-            f"simulator.{name}": torch.from_numpy(np.array(value)) for name, value in simulator.items()
-        }
-        tensors |= {f"metric.{name}": value for name, value in self._metric_sums.items()}
-        tensors["generator"] = self.generator.get_state()
+        own |= {f"simulator.{name}": torch.from_numpy(np.array(value)) for name, value in simulator.items()}
+        own |= {f"metric.{name}": value for name, value in self._metric_sums.items()}
+        own["generator"] = self.generator.get_state()
         progress = asdict(self.progress) | {
             "metric_count": self._metric_count,
             "settings": dump_settings(self.settings),
@@ -242,32 +312,57 @@ class TeacherTraining:
             progress,
             segment=self.buffer.unsaved_segment(),
             oldest_row=self.buffer.oldest_row,
+            own=own,
         )
         self.buffer.mark_saved()
 
     def load(self, folder: CheckpointFolder) -> None:
-        """Restore what `save` wrote; raise DamagedFileError when it belongs to other settings."""
-        checkpoint = folder.load()
-        progress = dict(checkpoint.progress)
-        part = partial(strip_prefix, checkpoint.tensors)
+        """Restore what `save` wrote, on any number of ranks; bit for bit where it is the same number.
+
+        Raises:
+            DamagedFileError: it belongs to other settings, or a file is damaged.
+        """
+        progress, num_worlds = folder.progress, self.settings.num_worlds
         saved, own = progress.pop("settings", {}), dump_settings(self.settings)
-        if other := [f"{name} {value}" for name, value in saved.items() if own.get(name) != value]:
+        fixed = {name: value for name, value in saved.items() if name not in CHANGEABLE_ON_RESUME}
+        if other := [f"{name} {value}" for name, value in fixed.items() if own.get(name) != value]:
             raise DamagedFileError(
                 f"{folder.path} belongs to a run with other settings ({', '.join(other)})."
             )
+        size = folder.num_parts
+        checkpoint = folder.load(parts_with_worlds(num_worlds, size, self.ranks))
         try:
+            part = checkpoint.parts[0]
+            if size != self.ranks.size:
+                buffer = partial(self._make_buffer, device="cpu")
+                part = resplit(checkpoint.parts, num_worlds, size, self.ranks, buffer)
             self._metric_count = int(progress.pop("metric_count"))
             self.progress = TrainingProgress(**progress)
-            self.learner.load_state_dict(part("learner."))
-            self.kept_weights = {name: value.to(self.device) for name, value in part("kept.").items()}
-            self._metric_sums = {name: value.to(self.device) for name, value in part("metric.").items()}
-            self.simulator.load_state_dict(
-                {name: value.numpy() for name, value in part("simulator.").items()}
-            )
-            self.generator.set_state(checkpoint.tensors["generator"])
-            for segment in checkpoint.segments:
-                self.buffer.load_segment(segment)
-            self.buffer.load_counters(part("buffer."))
+            self.learner.load_state_dict(strip_prefix(checkpoint.tensors, "learner."))
+            kept = strip_prefix(checkpoint.tensors, "kept.")
+            self.kept_weights = {name: value.to(self.device) for name, value in kept.items()}
+            self._load_worlds(part)
+            if size != self.ranks.size:
+                self._renew_streams()
+                self.buffer.mark_unsaved()
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DamagedFileError(f"{folder.path} does not fit this run's settings ({reason}).") from error
+
+    def _load_worlds(self, part: RankPart) -> None:
+        """Restore what a rank has for itself."""
+        own = partial(strip_prefix, part.tensors)
+        self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
+        self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
+        self.generator.set_state(part.tensors["generator"])
+        for segment in part.segments:
+            self.buffer.load_segment(segment)
+        self.buffer.load_counters(own("buffer."))
+
+    def _renew_streams(self) -> None:
+        """Derive the generators anew: from the seed, this rank among so many, and the unroll."""
+        seed, now = self.settings.seed, (self.ranks.rank, self.ranks.size, self.progress.unrolls)
+        self.simulator.rng = np.random.Generator(
+            np.random.PCG64(seed_sequence(seed, _SIMULATOR_STREAM, *now))
+        )
+        self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))

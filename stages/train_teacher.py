@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pydantic
@@ -15,7 +15,14 @@ from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.console import Progress
-from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError, StoppedByUser, UserError
+from pipeline.core.errors import (
+    DamagedFileError,
+    LostRankError,
+    NonFiniteError,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+)
 from pipeline.core.pictures import draw_gradient_map, draw_learning_curve
 from pipeline.core.runtime import (
     StageContext,
@@ -32,9 +39,9 @@ from stages.evaluate import draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from stages.rollout import RolloutStatistics
-from stages.teacher_training import TeacherTraining, TrainTeacherSettings
+from stages.teacher_training import CHANGEABLE_ON_RESUME, TeacherTraining, TrainTeacherSettings
 
-__all__ = ["TrainTeacherSettings", "find_resumable", "run"]
+__all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
 HISTORY_FILE = "history.json"
 PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")
 _FINAL_STREAM = 5
@@ -55,34 +62,56 @@ def run(
         on_start: told the artifact before the training begins.
 
     Raises:
-        SettingsError: unknown task or distribution.
+        SettingsError: unknown task or distribution; worlds or batch that the ranks cannot share evenly.
         NonFiniteError: a loss became NaN or infinite; the last checkpoint is kept.
         StoppedByUser: after Ctrl-C, once the state is saved.
+        LostRankError: another rank is gone; the last checkpoint is kept.
     """
+    ranks = context.ranks
     task = as_user_error(lambda: compile_task(settings.task), TaskError)
     device = resolve_device(settings.device)
-    set_torch_threads(settings.threads)
+    own_device = ranks.place(device)
+    set_torch_threads(settings.threads, ranks.local_size)
     require_precision(settings.precision, device)
-    require_memory(task, settings, device)
-    training = TeacherTraining(settings, task, device)
+    require_memory(task, settings, device, ranks.local_size, ranks.size)
+    training = TeacherTraining(settings, task, own_device, ranks)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ranks.connect(own_device))
         if resumed is not None:
-            stack.enter_context(CheckpointFolder(resumed.file("checkpoint")).lock())
+            stack.enter_context(CheckpointFolder(resumed.file("checkpoint"), ranks).lock())
         work = stack.enter_context(
             context.stage("teacher", "train-teacher", task=task.name, settings=settings, resumed=resumed)
         )
-        stack.enter_context(stop_on_interrupt(context.stop))
+        stack.enter_context(stop_on_interrupt(context.stop, ranks))
         if on_start is not None:
             on_start(work.artifact)
-        folder = CheckpointFolder(work.artifact.file("checkpoint"))
+        folder = CheckpointFolder(work.artifact.file("checkpoint"), ranks)
         if resumed is None:
             stack.enter_context(folder.lock())
-        if folder.exists:
-            training.load(folder)
-            context.console.say(f"Resuming {work.artifact.name} at {training.progress.env_steps:,} steps.")
-        _announce(context, training)
-        _train(training, folder, work, context)
-        return _finish(training, work, context)
+        with _told_how_to_go_on(training, folder, context):
+            if ranks.from_leader(lambda: folder.exists):
+                training.load(folder)
+                name, steps = work.artifact.name, training.progress.env_steps
+                context.console.say(f"Resuming {name} at {steps:,} steps.")
+            _announce(context, training)
+            _train(training, folder, work, context)
+            ranks.disconnect()
+        return _finish(training, work, context) if ranks.leads else work.artifact
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(
+    training: TeacherTraining, folder: CheckpointFolder, context: StageContext
+) -> Iterator[None]:
+    """Say what is kept, and which command goes on with it, where a rank is lost."""
+    try:
+        yield
+    except LostRankError as error:
+        kept = f"The last checkpoint is kept in {folder.path}. Go on with: {context.resume_command}"
+        raise LostRankError(
+            f"{error} at {training.progress.env_steps:,} steps. "
+            f"{kept if folder.exists else 'No checkpoint had been saved yet: start again.'}"
+        ) from error
 
 
 def _train(
@@ -104,15 +133,12 @@ def _train(
                 summary = training.evaluate()
                 progress.elapsed_s = time.perf_counter() - started
                 _record(training, entry, summary, statistics, work)
-            if (
-                progress.unrolls % settings.checkpoint_every == 0
-                or training.finished
-                or context.stop.requested
-            ):
+            stopping = context.ranks.any(context.stop.requested)
+            if progress.unrolls % settings.checkpoint_every == 0 or training.finished or stopping:
                 progress.elapsed_s = time.perf_counter() - started
                 training.save(folder)
             _show(bar, training)
-            if context.stop.requested:
+            if stopping:
                 raise StoppedByUser(
                     f"Stopped at {progress.env_steps:,} steps, state saved in {folder.path}. "
                     f"Go on with: {context.resume_command}"
@@ -165,11 +191,14 @@ def _show(bar: Progress, training: TeacherTraining) -> None:
 
 def _announce(context: StageContext, training: TeacherTraining) -> None:
     settings, counts = training.settings, training.learner.parameter_counts()
+    together = f", over {context.ranks.size} ranks" if context.ranks.size > 1 else ""
     context.console.say(
         f"Teacher: depth {settings.depth}, width {settings.width}, actor {counts['actor_parameters']:,} and "
         f"critic {counts['critic_parameters']:,} parameters; task {settings.task}, "
-        f"{settings.num_worlds} worlds on {training.device}."
+        f"{settings.num_worlds} worlds on {training.device}{together}."
     )
+    if context.ranks.size > 1 and settings.cuda_graph and training.device.startswith("cuda"):
+        context.console.say("Updates run without CUDA graphs, which are for one rank.")
 
 
 def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -> Artifact:

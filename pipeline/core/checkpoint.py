@@ -8,8 +8,15 @@ A checkpoint folder:
       replay-00000004.safetensors rows of the replay memory, append-only, oldest first
       replay-00000012.safetensors
 
-A save writes new files beside the old ones, then swaps the manifest in one rename, then deletes what the new
-manifest does not name: a kill at any moment leaves a whole checkpoint, the old one or the new one.
+Of several ranks each has worlds and a memory of its own:
+
+      state-00000012.safetensors          networks and optimisers, which are the same on every rank
+      worlds-00000012-rank-0.safetensors  generators, simulator and counters of rank 0; one such file a rank
+      replay-00000012-rank-0.safetensors  rows of its replay memory
+
+A save writes new files beside the old ones, waits until every rank has written its own, then swaps the
+manifest in one rename, then deletes what the new manifest does not name: a kill at any moment, of any rank,
+leaves a whole checkpoint, the old one or the new one.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +37,14 @@ from pipeline.core.atomic import (
     plain_json,
     write_json_atomic,
 )
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import DamagedFileError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+# 1: of one process, 2: of several ranks.
+FORMAT_VERSIONS = (1, 2)
 _HEADER_KEY = "thousandfold"
 
 
@@ -70,34 +79,71 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back.
+class RankPart:
+    """What one rank has saved for itself.
 
     Attributes:
-        tensors: the complete training state but for the replay memory.
-        segments: segments of the replay memory, in the order in which they were saved.
-        progress: the run's counters and history.
+        tensors: state of its worlds; where a single process saved, its complete state.
+        segments: segments of its replay memory, in the order in which they were saved.
     """
 
     tensors: dict[str, Tensor]
     segments: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back.
+
+    Attributes:
+        tensors: what is the same on every rank; where a single process saved, its complete state but for the
+            replay memory.
+        parts: what the ranks that were asked for have saved for themselves.
+        progress: the run's counters and history.
+    """
+
+    tensors: dict[str, Tensor]
+    parts: list[RankPart]
     progress: dict[str, Any]
+
+    @property
+    def segments(self) -> list[dict[str, Tensor]]:
+        """The segments of the first part."""
+        return self.parts[0].segments
 
 
 class CheckpointFolder:
-    """Saves and loads checkpoints of one training run. See the module's docstring for the layout."""
+    """Saves and loads checkpoints of one training run. See the module's docstring for the layout.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the folder.
+        ranks: the processes that save together; this one alone by default.
+    """
+
+    def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
+        self.path, self._ranks = path, ranks or Ranks()
 
     @property
     def exists(self) -> bool:
         """Whether a whole checkpoint lies here."""
         return (self.path / "manifest.json").is_file()
 
+    @property
+    def num_parts(self) -> int:
+        """How many ranks saved the checkpoint in place. Raises DamagedFileError."""
+        return len(_parts(self._manifest()))
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The progress that was saved, without reading the rest. Raises DamagedFileError."""
+        return self._manifest()["progress"]
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from writing here; raise UserError where one already does."""
+        """Keep other runs from writing here, as rank 0; raise UserError where one already does."""
+        if not self._ranks.leads:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -116,58 +162,108 @@ class CheckpointFolder:
         *,
         segment: dict[str, Tensor],
         oldest_row: int,
+        own: dict[str, Tensor] | None = None,
     ) -> None:
-        """Save a checkpoint and drop the one before.
+        """Save a checkpoint and drop the one before. All ranks save together.
 
         Args:
             step: a number that grows from save to save; it names the files.
-            tensors: the training state but for the replay memory.
-            progress: JSON-able counters and history.
+            tensors: the training state that is the same on every rank; rank 0's is written.
+            progress: JSON-able counters and history; rank 0's are written.
             segment: replay rows written since the last save; `first` and `rows` tell which, world by world.
+                All rows that the memory holds where another number of ranks saved last.
             oldest_row: the lowest row that the replay memory still holds; older segments are dropped.
+            own: the training state that each rank has for itself, but for the replay memory.
 
         Raises:
             ValueError: the step did not grow: the files of the checkpoint in place would be overwritten.
             DamagedFileError: the manifest in place cannot be read.
+            LostRankError: another rank is gone; the checkpoint in place is as it was, or the new one.
         """
-        before = self._manifest() if self.exists else {"step": -1, "replay": []}
-        if step <= before["step"]:
-            raise ValueError(f"a checkpoint of step {step} after one of step {before['step']}")
-        state, replay = f"state-{step:08d}.safetensors", f"replay-{step:08d}.safetensors"
-        save_tensors(self.path / state, tensors, {"step": step})
-        segments = [entry for entry in before["replay"] if entry["last_row"] >= oldest_row]
-        if int(segment["rows"].sum()):
-            save_tensors(self.path / replay, segment, {"step": step})
-            last_row = int((segment["first"] + segment["rows"]).max()) - 1
-            segments.append(self._entry(replay) | {"last_row": last_row})
+        last_step, saved = self._ranks.from_leader(self._saved_segments)
+        if step <= last_step:
+            raise ValueError(f"a checkpoint of step {step} after one of step {last_step}")
+        kept = saved[self._ranks.rank] if len(saved) == self._ranks.size else []
+        part: dict[str, Any] = {}
+        if self._ranks.size == 1:
+            part["state"] = self._write(f"state-{step:08d}", tensors | (own or {}), step)
+        else:
+            part["worlds"] = self._write(f"worlds-{step:08d}-rank-{self._ranks.rank}", own or {}, step)
+            if self._ranks.leads:
+                part["state"] = self._write(f"state-{step:08d}", tensors, step)
+        part["replay"] = [entry for entry in kept if entry["last_row"] >= oldest_row]
+        part["replay"] += self._write_segment(segment, step)
+        # Once every rank has told what it wrote, all of it is on the disk.
+        parts = [json.loads(text) for text in self._ranks.texts(json.dumps(part))]
+        if self._ranks.leads:
+            self._swap(step, parts, progress)
+
+    def _saved_segments(self) -> tuple[int, list[list[dict[str, Any]]]]:
+        """Return the step of the checkpoint in place, and every rank's entries of replay segments."""
+        if not self.exists:
+            return -1, []
+        manifest = self._manifest()
+        return manifest["step"], [part["replay"] for part in _parts(manifest)]
+
+    def _write(self, name: str, tensors: dict[str, Tensor], step: int) -> dict[str, Any]:
+        """Write a file and return its entry in the manifest."""
+        file = f"{name}.safetensors"
+        save_tensors(self.path / file, tensors, {"step": step})
+        return {"file": file, "sha256": file_sha256(self.path / file)}
+
+    def _write_segment(self, segment: dict[str, Tensor], step: int) -> list[dict[str, Any]]:
+        """Write a replay segment, if it has a row, and return its entry in the manifest."""
+        if not int(segment["rows"].sum()):
+            return []
+        name = f"replay-{step:08d}" + (f"-rank-{self._ranks.rank}" if self._ranks.size > 1 else "")
+        last_row = int((segment["first"] + segment["rows"]).max()) - 1
+        return [self._write(name, segment, step) | {"last_row": last_row}]
+
+    def _swap(self, step: int, parts: list[dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Let the manifest name the files of the ranks, and delete what it does not name."""
+        several = len(parts) > 1
+        ranks = [{name: part[name] for name in ("worlds", "replay")} for part in parts] if several else []
         manifest = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSIONS[several],
             "step": step,
-            "state": self._entry(state),
-            "replay": segments,
+            "state": parts[0]["state"],
+            **({"ranks": ranks} if several else {"replay": parts[0]["replay"]}),
             "progress": plain_json(progress),
         }
         write_json_atomic(self.path / "manifest.json", manifest | {"sha256": json_sha256(manifest)})
-        self._remove_unnamed({state, *(entry["file"] for entry in segments)})
+        entries = [entry for part in _parts(manifest) for entry in (part["worlds"], *part["replay"])]
+        self._remove_unnamed({manifest["state"]["file"], *(entry["file"] for entry in entries)})
 
-    def load(self) -> Checkpoint:
+    def load(self, ranks: Iterable[int] | None = None) -> Checkpoint:
         """Return the checkpoint.
+
+        Args:
+            ranks: whose parts to read, of the ranks that saved it; None: of all.
 
         Raises:
             DamagedFileError: a file is missing, truncated or changed; the message names it.
         """
         manifest = self._manifest()
-        tensors, _ = self._read(manifest["state"])
-        segments = [self._read(entry)[0] for entry in manifest["replay"]]
-        return Checkpoint(tensors, segments, manifest["progress"])
+        saved = _parts(manifest)
+        wanted = [saved[rank] for rank in (range(len(saved)) if ranks is None else ranks)]
+        tensors = self._read(manifest["state"])
+        parts = [
+            RankPart(
+                tensors if part["worlds"] == manifest["state"] else self._read(part["worlds"]),
+                [self._read(entry) for entry in part["replay"]],
+            )
+            for part in wanted
+        ]
+        return Checkpoint(tensors, parts, manifest["progress"])
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format_version"] != FORMAT_VERSION:
+            if manifest["format_version"] not in FORMAT_VERSIONS:
                 raise DamagedFileError(
-                    f"{path} has format {manifest['format_version']}; this version reads {FORMAT_VERSION}."
+                    f"{path} has format {manifest['format_version']}; this version reads up to "
+                    f"{FORMAT_VERSIONS[-1]}."
                 )
             if manifest.pop("sha256") != json_sha256(manifest):
                 raise DamagedFileError(f"{path} was changed since it was saved.")
@@ -177,18 +273,20 @@ class CheckpointFolder:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(f"{path} is truncated or no checkpoint manifest.") from error
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        return {"file": name, "sha256": file_sha256(self.path / name)}
-
-    def _read(self, entry: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
         path = self.path / entry["file"]
         if path.is_file() and file_sha256(path) != entry["sha256"]:
             raise DamagedFileError(
                 f"{path} differs from its recorded hash: the checkpoint cannot be resumed."
             )
-        return load_tensors(path)
+        return load_tensors(path)[0]
 
     def _remove_unnamed(self, named: set[str]) -> None:
         for path in self.path.iterdir():
             if is_temporary(path) or (path.suffix == ".safetensors" and path.name not in named):
                 path.unlink(missing_ok=True)
+
+
+def _parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a manifest says of each rank; a single process keeps its worlds with the rest."""
+    return manifest.get("ranks") or [{"worlds": manifest["state"], "replay": manifest["replay"]}]

@@ -45,16 +45,18 @@ EXTRA_OF_PACKAGE = {
 class Console:
     """The one place that prints. With `json_output`, stdout holds a JSON object alone and stderr the rest.
 
-    Used as a context manager it prints the result at the end, unless an exception passes.
+    Used as a context manager it prints the result at the end, unless an exception passes. A silent one prints
+    nothing at all.
     """
 
-    def __init__(self, json_output: bool = False, interval_s: float = 5.0) -> None:
+    def __init__(self, json_output: bool = False, interval_s: float = 5.0, *, silent: bool = False) -> None:
         """Choose the streams; `interval_s` is the time between progress lines outside a terminal."""
         self.last_result: dict[str, Any] = {}
-        self._json_output = json_output
+        self._json_output = json_output and not silent
         self._interval_s = interval_s
+        self._silent = silent
         self._human = rich.console.Console(
-            stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True
+            stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=silent
         )
         if not self._human.is_terminal:
             self._human.width = 10_000  # nothing to fit into: a pipe must not get shortened cells
@@ -76,6 +78,8 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Print a warning to stderr."""
+        if self._silent:
+            return
         # Named, because under a bar rich replaces sys.stderr, which click's err=True would bypass.
         click.secho(f"Warning: {text}", fg="yellow", file=sys.stderr)
 
@@ -199,26 +203,31 @@ class Progress:
 
 
 @contextlib.contextmanager
-def error_boundary(log_folder: Path | None = None) -> Iterator[None]:
+def error_boundary(
+    log_folder: Path | None = None, speaks: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Turn exceptions of a command into one line on stderr and an exit code (SystemExit).
 
     Errors of users exit with their own code, Ctrl-C with 130, the unexpected with 1 after its traceback was
     written to `log_folder`, or to the folder for temporary files where that one cannot be written.
     Click's own exceptions pass, and with THOUSANDFOLD_TRACEBACK=1 all but Ctrl-C. Works as a decorator too.
+    Without the line where `speaks`, asked after an error, says that another process prints it.
     """
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
+        if speaks():
+            click.echo("Stopped.", err=True)
         raise SystemExit(130) from None
     except Exception as error:
         if os.environ.get("THOUSANDFOLD_TRACEBACK") == "1":
             raise
         message, code = _describe(error, log_folder)
         message = " ".join(message.split())
-        click.echo(message if isinstance(error, StoppedByUser) else f"Error: {message}", err=True)
+        if speaks():
+            click.echo(message if isinstance(error, StoppedByUser) else f"Error: {message}", err=True)
         raise SystemExit(code) from None
 
 

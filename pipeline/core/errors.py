@@ -32,6 +32,12 @@ class NonFiniteError(UserError):
     """A loss or a simulation became NaN or infinite; the last good checkpoint is kept."""
 
 
+class LostRankError(UserError):
+    """Another process of the run ended or does not answer; the last checkpoint is kept."""
+
+    exit_code = 1
+
+
 class MissingExtraError(UserError):
     """A command needs packages of an extra that is not installed."""
 

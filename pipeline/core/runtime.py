@@ -17,7 +17,15 @@ import numpy as np
 
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console
-from pipeline.core.errors import NonFiniteError, SettingsError, StoppedByUser, UserError
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import (
+    DamagedFileError,
+    NonFiniteError,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+    WorkspaceError,
+)
 from pipeline.core.settings import StageSettings, dump_settings
 from pipeline.core.tracking import StageRun, Tracker
 
@@ -42,6 +50,7 @@ class StageContext:
         chain_run_id: the chain run that stages nest under; None: the one of the artifact they take.
         chain: name of the chain that the stage is part of, or None where it was called alone.
         stop: Ctrl-C.
+        ranks: the processes that run the stage together; this one alone, as a rule.
     """
 
     workspace: Workspace
@@ -50,12 +59,14 @@ class StageContext:
     chain_run_id: str | None = None
     chain: str | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def resume_command(self) -> str:
         """The command that goes on with what Ctrl-C stopped."""
         command = "run" if self.chain else "train-teacher"
-        return f"pipeline --workspace {shlex.quote(str(self.workspace.root))} {command} --resume"
+        workspace = shlex.quote(str(self.workspace.root))
+        return f"{self.ranks.launcher}pipeline --workspace {workspace} {command} --resume"
 
     @contextlib.contextmanager
     def stage(
@@ -71,6 +82,8 @@ class StageContext:
     ) -> Iterator[StageWork]:
         """Create the stage's artifact and its tracking run; close both with what became of them.
 
+        Rank 0 does so; the others are given its artifact to read, and track nothing.
+
         Args:
             kind: kind of the artifact.
             stage: name of the command.
@@ -81,7 +94,13 @@ class StageContext:
 
         Raises:
             StoppedByUser: Ctrl-C came while the stage before was at its end.
+            UserError: this rank cannot read the artifact of rank 0, or was given other settings.
         """
+        if not self.ranks.leads:
+            artifact = _artifact_of_leader(self.ranks, settings)
+            with self.tracker.stage(stage, name=artifact.name) as run:
+                yield StageWork(artifact, run)
+            return
         if self.stop.requested:
             raise StoppedByUser(f"Stopped before {stage}. Go on with: {self.resume_command}")
         parents = parents or {}
@@ -92,6 +111,7 @@ class StageContext:
             parents={role: parent.parent_entry() for role, parent in parents.items()},
             selectable=selectable,
         )
+        self.ranks.from_leader(lambda: {"path": str(artifact.path), "settings": dump_settings(settings)})
         chain, own_chain = self._chain(artifact, parents)
         run_id = artifact.manifest.tracking.get("run_id")
         tags = {"task": task, "artifact": artifact.name}
@@ -100,7 +120,13 @@ class StageContext:
         try:
             with tracked as run:
                 tracking = {"run_id": run.run_id, "chain_run_id": chain, "own_chain": own_chain}
-                artifact.update(tracking=tracking, status="running", finished_at=None, results={})
+                artifact.update(
+                    settings=dump_settings(settings),
+                    tracking=tracking,
+                    status="running",
+                    finished_at=None,
+                    results={},
+                )
                 run.log_settings(dump_settings(settings))
                 yield StageWork(artifact, run)
             succeeded = True
@@ -136,6 +162,23 @@ class StageWork:
         for name in names:
             if self.artifact.file(name).exists():
                 self.run.log_file(self.artifact.file(name))
+
+
+def _artifact_of_leader(ranks: Ranks, settings: StageSettings) -> Artifact:
+    """Return what rank 0 has made. Raises UserError where it is out of reach or has other settings."""
+    told = ranks.from_leader(dict)
+    path, own = Path(told["path"]), dump_settings(settings)
+    if other := [name for name, value in told["settings"].items() if own.get(name) != value]:
+        raise SettingsError(
+            f"Rank {ranks.rank} has another {', '.join(other)} than rank 0: give every rank the same command."
+        )
+    try:
+        return Artifact.load(path)
+    except DamagedFileError:
+        raise WorkspaceError(
+            f"Rank {ranks.rank} cannot read {path}, which rank 0 has made: the workspace must lie on a file "
+            "system that all machines share."
+        ) from None
 
 
 def _record_failure(artifact: Artifact, error: BaseException) -> None:
@@ -178,11 +221,16 @@ def require_precision(precision: str, device: str) -> None:
         )
 
 
-def set_torch_threads(count: int) -> None:
-    """Let torch compute on `count` CPU threads; 0: on every CPU that this process may use."""
+def set_torch_threads(count: int, processes: int = 1) -> None:
+    """Let torch compute on `count` CPU threads; 0: on this process's share of the CPUs."""
     import torch
 
-    torch.set_num_threads(count or usable_cpus())
+    torch.set_num_threads(count or cpu_share(processes))
+
+
+def cpu_share(processes: int) -> int:
+    """Return how many of the usable CPUs fall to each of so many processes, at least one."""
+    return max(1, usable_cpus() // processes)
 
 
 def usable_cpus() -> int:
@@ -202,16 +250,23 @@ def torch_seed(seed: int, *stream: int) -> int:
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(stop: StopRequest) -> Iterator[None]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request; a second one interrupts at once."""
+def stop_on_interrupt(stop: StopRequest, ranks: Ranks | None = None) -> Iterator[None]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request; a second one interrupts at once.
+
+    Of several ranks none is interrupted and none says a word: torchrun passes on a Ctrl-C that they have had
+    already, sends SIGTERM when a rank dies, and kills by itself whoever takes too long.
+    """
+    together = ranks is not None and ranks.size > 1
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.requested and not together:
             raise KeyboardInterrupt
         stop.requested = True
+        if together:
+            return
         # Not print: a handler may interrupt a print that holds the stream's lock.
         os.write(2, b"Stopping after this round, to save; Ctrl-C again stops at once.\n")
 

@@ -155,6 +155,56 @@ def test_masked_reset_leaves_the_other_worlds_untouched(simulator: Simulator) ->
     assert np.array_equal(numpy(simulator.observation)[[1, 3]], unbroken[[1, 3]])
 
 
+def test_resets_inside_an_unroll_are_as_fresh_and_leave_the_other_worlds_untouched(
+    make: MakeSimulator,
+) -> None:
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), episode_steps=2))
+    actions = np.random.default_rng(0).uniform(-1, 1, (8, WORLDS, 2)).astype(np.float32)
+    masks = [(0,), (1, 2), (), (0, 2), (2,), (), (1,), (0, 1, 2)]
+    simulator, unbroken = make(task, seed=3), make(task, seed=3)
+    starts = []
+    with simulator.unroll(len(actions)):
+        for action, worlds in zip(actions, masks, strict=True):
+            simulator.step(action)
+            unbroken.step(action)
+            before = [numpy(a) for a in (simulator.observation, simulator.desired_goal)]
+            simulator.reset(mask(simulator, *worlds))
+            after = [numpy(a) for a in (simulator.observation, simulator.desired_goal)]
+            others = np.delete(np.arange(WORLDS), worlds)
+            for old, new in zip(before, after, strict=True):
+                assert np.array_equal(old[others], new[others])
+            assert (numpy(simulator.episode_step)[list(worlds)] == 0).all()
+            starts.append(np.hstack(after)[list(worlds)])
+    drawn = np.concatenate(starts)
+    assert (drawn[:, 2:4] == 0).all()  # at rest
+    for column in drawn[:, [0, 1, 4, 5]].T:
+        assert len(np.unique(column)) == len(drawn) == 10
+    assert np.array_equal(numpy(simulator.observation)[3], numpy(unbroken.observation)[3])
+
+
+def test_unrolls_with_resets_continue_bit_for_bit_from_a_state_between_them(
+    make: MakeSimulator, task: CompiledTask
+) -> None:
+    actions = np.random.default_rng(1).uniform(-1, 1, (3, 5, WORLDS, 2)).astype(np.float32)
+
+    def unroll(simulator: Simulator, index: int) -> None:
+        with simulator.unroll(len(actions[index])):
+            for step, action in enumerate(actions[index]):
+                simulator.step(action)
+                simulator.reset(mask(simulator, step % WORLDS))
+
+    simulator, other = make(task, seed=4), make(task, seed=99)
+    unroll(simulator, 0)
+    other.load_state_dict(simulator.state_dict())
+    for one in (simulator, other):
+        unroll(one, 1)
+        one.reset(mask(one, 3))
+        unroll(one, 2)
+    left, right = simulator.state_dict(), other.state_dict()
+    for name in left:
+        assert np.array_equal(left[name], right[name]), name
+
+
 def test_empty_reset_mask_changes_nothing(simulator: Simulator) -> None:
     simulator.reset()
     before = simulator.state_dict()
@@ -298,6 +348,29 @@ def test_derived_fields_are_current(make: MakeSimulator) -> None:
     assert np.abs(numpy(simulator.observation)[:, 2:4]).max() > 0.1
 
 
+def test_forces_are_those_of_the_new_episode_after_a_reset(make: MakeSimulator) -> None:
+    """And, in the worlds that were not reset, still those of the last step."""
+    terms = (Term("qpos"), Term("qfrc_actuator"))
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), observation=terms))
+    simulator = make(task, seed=1)
+    simulator.step(np.ones((WORLDS, 2), np.float32))
+    assert numpy(simulator.observation)[:, 2:] == pytest.approx(3.0)
+    simulator.reset(mask(simulator, 0))
+    assert numpy(simulator.observation)[:, 2:].tolist() == [[0.0, 0.0]] + [[3.0, 3.0]] * (WORLDS - 1)
+
+
+def test_columns_that_are_not_side_by_side_are_read(make: MakeSimulator) -> None:
+    swapped = Term("qpos", columns=(1, 0))
+    terms = (swapped, Term("qpos", transform="difference", minus=swapped))
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), observation=terms))
+    simulator = make(task, seed=1)
+    simulator.step(np.ones((WORLDS, 2), np.float32))
+    position = numpy(simulator.achieved_goal)
+    observation = numpy(simulator.observation)
+    assert np.array_equal(observation[:, :2], position[:, ::-1])
+    assert observation[:, 2:] == pytest.approx(position - position[:, ::-1], abs=1e-6)
+
+
 def test_same_states_and_actions_agree_across_simulators(make: MakeSimulator, task: CompiledTask) -> None:
     """Away from walls, to 1e-4 (1 + |x|); `mujoco.mj_step` itself is the reference."""
     actions = np.random.default_rng(2).uniform(-1, 1, (8, WORLDS, 2)).astype(np.float32)
@@ -317,17 +390,6 @@ def test_same_states_and_actions_agree_across_simulators(make: MakeSimulator, ta
         simulator.step(action)
     error = np.abs(numpy(simulator.observation) - expected)
     assert (error <= 1e-4 * (1 + np.abs(expected))).all()
-
-
-def test_lost_contacts_make_a_warp_world_unstable(task: CompiledTask) -> None:
-    pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
-    from envs.warp_simulator import WarpSimulator, constraint_sizes
-
-    assert all(size > 0 for size in constraint_sizes(task))
-    simulator = WarpSimulator(task, WORLDS, njmax=1)
-    put(simulator, [(0.6, 0.6), (1.0, 2.0), (1.0, 2.0), (1.0, 2.0)])
-    result = simulator.step(still(simulator))
-    assert numpy(result.unstable).tolist() == [True, False, False, False]
 
 
 def test_cpu_simulator_is_bit_identical_at_any_number_of_threads(task: CompiledTask) -> None:

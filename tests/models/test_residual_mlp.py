@@ -8,7 +8,7 @@ import torch
 
 from models.contrastive_critic import ContrastiveCritic
 from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape, ResidualMLP, parameter_count, unroll_blocks
+from models.residual_mlp import NetworkShape, ResidualMLP, centre_kernels, parameter_count, unroll_blocks
 
 
 def test_forward_is_the_published_formula():
@@ -71,6 +71,42 @@ def test_final_norm_normalises_what_the_head_sees():
     hidden = ResidualMLP(3, NetworkShape(depth=32, width=16, final_norm=True))(torch.randn(5, 3))
     torch.testing.assert_close(hidden.mean(-1), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden.var(-1, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+
+
+def spread_of_inputs(network):
+    """How much of what the last LayerNorm would see depends on the input, between 0 and 1."""
+    stream = network.body.stream(network.stem(torch.randn(128, 6)))[-1]
+    return torch.nn.functional.layer_norm(stream, stream.shape[1:]).var(0).mean().item()
+
+
+def test_centred_kernels_keep_inputs_apart_over_a_thousand_layers():
+    torch.manual_seed(0)
+    network = ResidualMLP(6, NetworkShape(depth=1024, width=32))
+    collapsed = spread_of_inputs(network)
+    centre_kernels(network)
+    assert network.body.weight.mean(-1).abs().max() < 1e-7
+    assert collapsed < 0.1 < 0.4 < spread_of_inputs(network)
+
+
+def test_centring_leaves_the_stem_and_takes_the_heads():
+    actor = GoalActor(4, 2, 2, NetworkShape(depth=4, width=8))
+    stem = actor.trunk.stem[0].weight.clone()
+    centre_kernels(actor)
+    assert torch.equal(actor.trunk.stem[0].weight, stem)
+    for head in (actor.mean_head, actor.log_std_head):
+        assert head.weight.mean(-1).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("depth", [16, 1024])
+def test_the_deep_default_starts_unsaturated_with_a_gradient_at_any_depth(depth):
+    torch.manual_seed(0)
+    actor = GoalActor(4, 2, 2, NetworkShape(depth, 64, residual_scale="learned_from_zero", final_norm=True))
+    mean = actor(torch.randn(64, 4), torch.randn(64, 2)).mean
+    assert mean.abs().mean() < 1.0
+    mean.tanh().sum().backward()
+    norm = torch.stack([p.grad.norm() for p in actor.parameters() if p.grad is not None]).norm()
+    assert 10 < norm < 1000
+    assert actor.trunk.body.gain.grad.abs().min() > 0
 
 
 def test_plain_network_has_the_named_number_of_layers():

@@ -108,7 +108,7 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("arguments", "depth"),
         [
-            ([], 16),  # quickstart, the default preset
+            (["--device", "cpu"], 16),  # quickstart, the default preset there
             (["--preset", "smoke"], 4),
             (["--preset", "smoke", "--depth", "8"], 8),
             (["--preset", "smoke", "--depth", "8", "--set", "depth=12"], 12),
@@ -131,7 +131,9 @@ class TestDryRun:
         assert values["train_teacher"]["actor_learning_rate"] == 1e-4
         assert values["distill"]["student_depth"] == 2
 
-    @pytest.mark.parametrize("preset", ["quickstart", "smoke", "paper"])
+    @pytest.mark.parametrize(
+        "preset", ["quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
+    )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
         for command, sections in (("run", 5), ("evaluate", 1)):
             values = json_of(invoke(tmp_path, command, "--preset", preset, "--dry-run", "--json"))
@@ -159,7 +161,10 @@ class TestDryRun:
 class TestAnnouncement:
     @pytest.mark.parametrize(
         ("arguments", "first"),
-        [([], "Preset quickstart (the default)"), (["--preset", "smoke"], "Preset smoke (as asked)")],
+        [
+            (["--device", "cpu"], "Preset quickstart (the default on the CPU)"),
+            (["--preset", "smoke"], "Preset smoke (as asked)"),
+        ],
     )
     @pytest.mark.parametrize("command", STAGES[1:])
     def test_the_first_line_names_the_preset(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline import session
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
-from pipeline.session import CommonOptions, Session, describe
+from pipeline.session import CommonOptions, Session, default_preset, describe
 from stages.evaluate import EvaluateSettings
+from stages.teacher_training import CHANGEABLE_ON_RESUME, TrainTeacherSettings
 
 
 def options(**changes: object) -> CommonOptions:
@@ -56,6 +59,45 @@ class TestOptions:
                 given.refuse_with_resume()
         with pytest.raises(SettingsError, match="leave --depth out"):
             options().refuse_with_resume({"depth": 4})
+
+
+class TestResumedSettings:
+    STORED = TrainTeacherSettings(depth=64, env_steps=1000, max_gradient_norm=10.0)
+
+    def resolve(self, common: CommonOptions, **flags: object) -> TrainTeacherSettings:
+        return common.resolve_resumed(
+            self.STORED, "train_teacher", flags, name="teacher-1", changeable=CHANGEABLE_ON_RESUME
+        )
+
+    def test_without_changes_they_are_the_runs_own(self) -> None:
+        assert self.resolve(options(), depth=None) == self.STORED
+
+    def test_the_same_value_may_be_given_again(self) -> None:
+        assert self.resolve(options(seed=0, overrides=("max_gradient_norm=10",)), depth=64) == self.STORED
+
+    def test_a_run_may_be_prolonged(self) -> None:
+        changed = self.resolve(options(overrides=("env_steps=5000", "target_success=0.9")))
+        assert changed == self.STORED.model_copy(update={"env_steps": 5000, "target_success": 0.9})
+
+    @pytest.mark.parametrize(
+        ("given", "flags", "said"),
+        [
+            (options(), {"depth": 1024}, "depth 64, not 1024"),
+            (options(seed=7), {}, "seed 0, not 7"),
+            (
+                options(overrides=("discount=0.9", "energy=dot")),
+                {},
+                "energy norm, not dot, discount 0.99, not 0.9",
+            ),
+        ],
+    )
+    def test_what_differs_is_named(self, given: CommonOptions, flags: dict, said: str) -> None:
+        with pytest.raises(SettingsError, match=f"^teacher-1 was started with {said}: leave that out"):
+            self.resolve(given, **flags)
+
+    def test_a_preset_is_refused(self) -> None:
+        with pytest.raises(SettingsError, match="leave --preset out"):
+            self.resolve(options(preset="smoke"))
 
 
 class TestTake:
@@ -109,6 +151,40 @@ def test_a_description_holds_what_a_script_needs(tmp_path: Path) -> None:
     assert found["hash"] == teacher.manifest.hash
     assert found["results"] == {"success": 1.0}
     assert Path(found["files"]["data.txt"]).read_text() == teacher.name
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool, bool], None]]:
+    """Pretend that a driver is installed, and that torch sees a device; the choice is made anew."""
+    import torch
+
+    def pretend(driver: bool, device: bool) -> None:
+        (tmp_path / "nvidiactl").touch() if driver else None
+        monkeypatch.setattr(session, "_CUDA_DEVICES", (tmp_path / "nvidiactl",))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+        default_preset.cache_clear()
+
+    yield pretend
+    default_preset.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("driver", "device", "asked", "preset", "why"),
+    [
+        (True, True, None, "thousand-layers", "the default with a CUDA device"),
+        (True, True, "cuda", "thousand-layers", "the default with a CUDA device"),
+        (True, True, "cpu", "quickstart", "the default on the CPU"),
+        (True, False, None, "quickstart", "the default on the CPU"),
+        (False, True, None, "quickstart", "the default on the CPU"),
+    ],
+)
+def test_the_default_preset_is_the_deep_one_where_there_is_cuda(
+    machine, driver: bool, device: bool, asked: str | None, preset: str, why: str
+) -> None:
+    machine(driver, device)
+    assert default_preset(asked) == (preset, why)
+    settings = CommonOptions(None, (), None, asked, False).resolve(TrainTeacherSettings, "train_teacher")
+    assert settings.depth == {"thousand-layers": 1024, "quickstart": 16}[preset]
 
 
 def test_a_home_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay import trajectory_buffer
 from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 
 DISCOUNT = 0.8
@@ -50,8 +51,9 @@ class World:
 class Recorder:
     """Drives a buffer and the model of it; every row carries a serial number in all of its columns."""
 
-    def __init__(self, num_worlds: int, capacity: int) -> None:
+    def __init__(self, num_worlds: int, capacity: int, asks: bool = True) -> None:
         self.buffer = make_buffer(num_worlds, capacity)
+        self.buffer._asks = asks
         self.worlds = [World() for _ in range(num_worlds)]
         self.serial = 0
 
@@ -124,19 +126,29 @@ def programs(num_worlds: int, most: int = 40):
     return st.lists(st.tuples(operation, mask), min_size=1, max_size=most)
 
 
+@pytest.fixture(params=[True, False], ids=["cpu", "device"])
+def asks(request: pytest.FixtureRequest) -> bool:
+    """Whether sampling may look at its numbers on the way, or draws as it does where that would wait."""
+    return request.param
+
+
 # -- which transitions there are --------------------------------------------------------------------
 
 
-@given(program=programs(3), capacity=st.integers(2, 12))
-@settings(max_examples=40, deadline=None)
-def test_the_transitions_are_those_of_the_model(program: list, capacity: int):
-    recorder = Recorder(3, capacity)
+@given(program=programs(3), capacity=st.integers(2, 12), asks=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_transitions_are_those_of_the_model(program: list, capacity: int, asks: bool):
+    recorder = Recorder(3, capacity, asks)
     recorder.play(program)
     pairs = recorder.pairs()
     if not pairs:
         with pytest.raises(ValueError, match="no transition"):
-            recorder.buffer.sample(8, DISCOUNT, generator())
+            recorder.buffer.require_transitions()
+        if asks:
+            with pytest.raises(ValueError, match="no transition"):
+                recorder.buffer.sample(8, DISCOUNT, generator())
         return
+    recorder.buffer.require_transitions()
     drawn = serials(recorder.buffer.sample(1500, 1.0, generator()))
     assert {start for start, _ in drawn} == set(pairs)
     assert all(goal in pairs[start] for start, goal in drawn)
@@ -195,16 +207,16 @@ def test_a_capacity_of_one_row_is_refused():
 # -- how often ------------------------------------------------------------------------------------
 
 
-def uneven_memory() -> Recorder:
+def uneven_memory(asks: bool) -> Recorder:
     """Worlds with different numbers of rows and episodes, one of them empty."""
-    recorder = Recorder(3, 40)
+    recorder = Recorder(3, 40, asks)
     recorder.play([("end" if i % 5 == 4 else "add", [True, i % 10 == 9, False]) for i in range(20)])
     recorder.drop([False, False, True])
     return recorder
 
 
-def test_starts_are_uniform_over_all_worlds():
-    recorder = uneven_memory()
+def test_starts_are_uniform_over_all_worlds(asks: bool):
+    recorder = uneven_memory(asks)
     pairs, draws = recorder.pairs(), 30_000
     counts = dict.fromkeys(pairs, 0)
     for start, _ in serials(recorder.buffer.sample(draws, DISCOUNT, generator())):
@@ -212,9 +224,43 @@ def test_starts_are_uniform_over_all_worlds():
     assert abs(chi_square(list(counts.values()), [draws / len(pairs)] * len(pairs))) < 5
 
 
+def test_a_row_that_stands_in_for_a_bad_one_is_uniform_too(monkeypatch: pytest.MonkeyPatch):
+    """The first row of a batch, which half the time is bad, so that the last good one stands in for it."""
+    monkeypatch.setattr(trajectory_buffer, "_FIXED_ROUNDS", 0)
+    recorder = Recorder(2, 24, asks=False)
+    recorder.play([("end", [True, True])] * 9)
+    pairs, draws, source = recorder.pairs(), 3000, generator()
+    firsts = torch.stack(
+        [recorder.buffer.sample(32, DISCOUNT, source).observation[0, 0] for _ in range(draws)]
+    )
+    starts, counts = firsts.unique(return_counts=True)
+    assert set(starts.int().tolist()) == set(pairs)
+    assert abs(chi_square(counts.tolist(), [draws / len(pairs)] * len(pairs))) < 5
+
+
+def test_the_last_good_place_before_a_bad_one_is_found_going_round():
+    good = torch.tensor([False, False, True, False, True, False])
+    assert trajectory_buffer._last_good(good).tolist() == [4, 4, 2, 2, 4, 4]
+    assert trajectory_buffer._last_good(~good).tolist() == [0, 1, 1, 3, 3, 5]
+    nowhere = trajectory_buffer._last_good(torch.zeros(3, dtype=torch.bool))
+    assert ((nowhere >= 0) & (nowhere < 3)).all()
+
+
+def test_rows_that_stand_in_get_goals_of_their_own():
+    recorder = Recorder(1, 40, asks=False)
+    recorder.play([("add", [False])] * 40)
+    recorder.buffer._draw_rows = lambda count, _: (  # every row but the first is bad
+        torch.zeros(count, dtype=torch.int64),
+        torch.zeros(count, dtype=torch.int64),
+        torch.where(torch.arange(count) == 0, 39, 0),
+    )
+    drawn = serials(recorder.buffer.sample(64, 1.0, generator()))
+    assert {start for start, _ in drawn} == {0} and len({goal for _, goal in drawn}) > 20
+
+
 @pytest.mark.parametrize("discount", [0.5, 0.9, 1.0])
-def test_goals_lie_ahead_with_the_frequencies_of_the_discount(discount: float):
-    recorder = Recorder(1, 80)
+def test_goals_lie_ahead_with_the_frequencies_of_the_discount(discount: float, asks: bool):
+    recorder = Recorder(1, 80, asks)
     recorder.play([("end" if i in (19, 59) else "add", [True]) for i in range(70)])
     pairs = recorder.pairs()
     drawn = serials(recorder.buffer.sample(30_000, discount, generator()))
@@ -232,11 +278,40 @@ def test_goals_lie_ahead_with_the_frequencies_of_the_discount(discount: float):
 # -- memory and saving ----------------------------------------------------------------------------
 
 
-def test_inserting_never_copies_the_ring():
+def places(buffer: TrajectoryBuffer) -> dict[str, int]:
+    """Return where everything lies that sampling reads."""
+    names = ("count", "oldest", "episode", "episode_last", "worlds")
+    tensors = buffer._columns | {f"_{name}": getattr(buffer, f"_{name}") for name in names}
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def test_nothing_that_sampling_reads_ever_moves():
     recorder = Recorder(2, 6)
-    places = {name: column.data_ptr() for name, column in recorder.buffer._columns.items()}
+    before = places(recorder.buffer)
     recorder.play([("add", [True, True]), ("end", [True, False]), ("drop", [False, True])] * 8)
-    assert {name: column.data_ptr() for name, column in recorder.buffer._columns.items()} == places
+    recorder.buffer.load_segment(recorder.buffer.unsaved_segment())
+    recorder.buffer.load_counters(recorder.buffer.counters())
+    assert places(recorder.buffer) == before
+
+
+def test_an_empty_mask_changes_nothing():
+    """Also where the ring has gone round and each world's next slot holds its oldest row."""
+    recorder = Recorder(2, 6)
+    recorder.play([("add", [True, True])] * 5 + [("end", [True, False])] + [("add", [True, True])] * 5)
+    before = {name: column.clone() for name, column in recorder.buffer._columns.items()}
+    counters, last = recorder.buffer.counters(), recorder.buffer._episode_last.clone()
+    recorder.end([False, False])
+    recorder.drop([False, False])
+    assert torch.equal(recorder.buffer._episode_last, last)
+    for name, column in recorder.buffer._columns.items():
+        assert torch.equal(column, before[name]), name
+    for name, value in recorder.buffer.counters().items():
+        assert torch.equal(value, counters[name]), name
+
+
+def test_counters_of_another_number_of_worlds_are_refused():
+    with pytest.raises(ValueError, match=r"'count' of shape \(1,\), not \(3,\)"):
+        make_buffer(3, 8).load_counters(make_buffer(1, 8).counters())
 
 
 def test_the_batch_is_the_callers_own():

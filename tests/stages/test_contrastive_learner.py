@@ -141,6 +141,14 @@ def test_warm_up_goes_on_where_a_checkpoint_left_it():
         assert torch.equal(value, other.state_dict()[name]), name
 
 
+def test_centred_kernels_are_a_start_for_all_three_networks():
+    learner = make_learner(centred_kernels=True)
+    trunks = (learner.critic.state_action_encoder, learner.critic.goal_encoder)
+    for trunk in (learner.actor.trunk, learner.averaged_actor.trunk, *(encoder.trunk for encoder in trunks)):
+        assert trunk.body.weight.mean(-1).abs().max() < 1e-7
+    assert make_learner().actor.trunk.body.weight.mean(-1).abs().max() > 1e-3
+
+
 def test_bfloat16_takes_nearly_the_same_step():
     exact, rounded = (make_learner(depth=16, width=32, precision=p) for p in ("float32", "bfloat16"))
     for learner in (exact, rounded):

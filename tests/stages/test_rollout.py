@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 
 from envs.simulator import Simulator, StepResult
 from replay.trajectory_buffer import TrajectoryBuffer
+from stages import rollout
 from stages.contrastive_learner import ContrastiveLearner
 from stages.rollout import RolloutStatistics, collect
 
 WORLDS, EPISODE_STEPS = 3, 5
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["cpu", "device"])
+def asking_is_free(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect as on the CPU, and as where asking whether an episode ended would wait for the device."""
+    monkeypatch.setattr(rollout, "_asking_is_free", lambda device: request.param)
 
 
 class ScriptedSimulator:
@@ -40,6 +49,9 @@ class ScriptedSimulator:
         self.observation[:] = np.stack([np.arange(WORLDS), self.episode, self.step_in_episode], 1)
         self.achieved_goal[:] = self.observation[:, 1:] + 0.5
         self.desired_goal[:] = self.observation[:, :2] + 100
+
+    def unroll(self, steps: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def step(self, action: Any) -> StepResult:
         self.actions.append(action.numpy().copy())

@@ -51,6 +51,26 @@ class TestStreams:
             console.result({"success": 0.5})
         assert capsys.readouterr() == ("hello\n", "")
 
+    @pytest.mark.parametrize("as_json", [True, False])
+    def test_a_silent_one_prints_nothing(self, capsys: Capture, as_json: bool) -> None:
+        with Console(as_json, silent=True) as console:
+            console.say("hello")
+            console.warn("oh")
+            console.table("Tasks", ["name"], [["ant"]])
+            console.result({"success": 0.5})
+            with console.progress("collect", 2) as progress:
+                progress.advance(2)
+        assert capsys.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("error", [MissingArtifactError("no"), KeyboardInterrupt(), StoppedByUser("s")])
+    def test_an_error_that_another_process_tells_leaves_its_code_alone(
+        self, capsys: Capture, error: BaseException
+    ) -> None:
+        with pytest.raises(SystemExit) as caught, error_boundary(speaks=lambda: False):
+            raise error
+        assert caught.value.code in (2, 130)
+        assert capsys.readouterr() == ("", "")
+
     def test_with_json_stdout_has_one_object_alone(self, capsys: Capture) -> None:
         with Console(json_output=True) as console:
             console.say("hello")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import signal
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core import runtime
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import (
     MissingArtifactError,
     NonFiniteError,
@@ -28,6 +31,7 @@ from pipeline.core.runtime import (
     StageContext,
     StopRequest,
     as_user_error,
+    cpu_share,
     require_finite,
     require_precision,
     resolve_device,
@@ -37,6 +41,8 @@ from pipeline.core.runtime import (
 )
 from pipeline.core.settings import StageSettings
 from pipeline.core.tracking import NullTracker, StageRun
+
+SETTINGS = StageSettings(seed=7)
 
 
 class RecordingTracker(NullTracker):
@@ -82,7 +88,7 @@ def run_stage(
     """Run a stage that completes its artifact or raises; return the artifact as it lies on the disk."""
     made: list[Path] = []
     try:
-        with context.stage(kind, "a-stage", task="maze", settings=StageSettings(seed=7), **options) as work:
+        with context.stage(kind, "a-stage", task="maze", settings=SETTINGS, **options) as work:
             made.append(work.artifact.path)
             work.artifact.file("data").write_text("data")
             if error is not None:
@@ -241,6 +247,83 @@ def test_without_a_store_stages_run_all_the_same(tmp_path: Path):
     context = StageContext(Workspace(tmp_path), Console(), NullTracker())
     manifest = run_stage(context).manifest
     assert manifest.status == "completed" and manifest.tracking["run_id"] is None
+
+
+# -- several ranks ----------------------------------------------------------------------------------
+
+
+class ToldBy(Ranks):
+    """A rank that is told by rank 0, or rank 0 that tells."""
+
+    def __init__(self, rank: int, told: list[Any]) -> None:
+        super().__init__(rank, 2, rank, 2)
+        self.told = told
+
+    def from_leader(self, make: Any) -> Any:
+        if self.leads:
+            self.told.append(make())
+        return self.told[-1]
+
+
+def test_other_ranks_read_the_artifact_of_rank_0_and_change_nothing(
+    tmp_path: Path, tracker: RecordingTracker
+):
+    told: list[Any] = []
+    leader = StageContext(Workspace(tmp_path), Console(), tracker, ranks=ToldBy(0, told))
+    made = run_stage(leader, complete=False)
+    before = made.file("manifest.json").read_bytes()
+    other = StageContext(Workspace(tmp_path), Console(silent=True), NullTracker(), ranks=ToldBy(1, told))
+    for error in (None, UserError("no")):
+        with (
+            contextlib.suppress(UserError),
+            other.stage("teacher", "s", task="maze", settings=SETTINGS) as work,
+        ):
+            assert work.artifact.path == made.path and work.run.run_id is None
+            work.run.log_metrics({"loss": 1.0}, 0)
+            if error is not None:
+                raise error
+    assert made.file("manifest.json").read_bytes() == before
+    assert len(tracker.stages) == 1 and len(Workspace(tmp_path).artifacts()) == 1
+
+
+def test_a_rank_that_cannot_read_it_or_was_told_otherwise_says_so(tmp_path: Path):
+    told: list[Any] = []
+    run_stage(StageContext(Workspace(tmp_path), Console(), NullTracker(), ranks=ToldBy(0, told)))
+    other = StageContext(Workspace(tmp_path), Console(), NullTracker(), ranks=ToldBy(1, told))
+    with (
+        pytest.raises(SettingsError, match="Rank 1 has another seed than rank 0: give every rank the same"),
+        other.stage("teacher", "s", task="maze", settings=StageSettings(seed=8)),
+    ):
+        pass
+    told.append(told[-1] | {"path": str(tmp_path / "elsewhere")})
+    with (
+        pytest.raises(UserError, match=r"Rank 1 cannot read .*elsewhere, .* that all machines share"),
+        other.stage("teacher", "s", task="maze", settings=SETTINGS),
+    ):
+        pass
+
+
+def test_the_command_that_resumes_starts_as_many_ranks(tmp_path: Path):
+    context = StageContext(Workspace(tmp_path), Console(), NullTracker(), ranks=Ranks(0, 4, 0, 4))
+    launcher = ["torchrun", "--nproc-per-node", "4", "--no-python"]
+    words = shlex.split(context.resume_command)
+    assert words == [*launcher, "pipeline", "--workspace", str(tmp_path), "train-teacher", "--resume"]
+
+
+def test_signals_that_torchrun_repeats_are_one_request(capfd: pytest.CaptureFixture[str]):
+    stop = StopRequest()
+    with stop_on_interrupt(stop, Ranks(1, 2)):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+    assert stop.requested and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("processes", "share"), [(1, 5), (2, 2), (5, 1), (9, 1)])
+def test_cpus_are_shared_evenly_at_least_one_each(
+    monkeypatch: pytest.MonkeyPatch, processes: int, share: int
+):
+    monkeypatch.setattr(runtime, "usable_cpus", lambda: 5)
+    assert cpu_share(processes) == share
 
 
 # -- devices and seeds ------------------------------------------------------------------------------

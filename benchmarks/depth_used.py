@@ -1,0 +1,152 @@
+"""Whether a teacher uses its depth: what each block adds, and what happens without the last ones.
+
+    python -m benchmarks.depth_used --workspace runs/thousand-0
+
+Blocks are bypassed, so that the stream passes them unchanged. Success is closed loop over the same fresh
+episodes for every number of blocks kept, with its 95 % interval; for each block, the size of what it adds to
+the stream, and how far the mean action moves when this block alone is bypassed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from models.goal_actor import GoalActor
+from pipeline.core.artifacts import Workspace
+from pipeline.core.atomic import write_json_atomic
+from pipeline.core.manifest import installed_versions
+from pipeline.core.runtime import describe_host
+from stages.evaluate import run_episodes
+from stages.network_file import load_actor, torch_policy
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/depth_used.json"
+PICTURE = ROOT / "docs/pictures/depth_used.png"
+_STATES = 512
+
+
+def blocks_of(actor: GoalActor) -> BlockStack:
+    """Return the actor's stack of blocks."""
+    return cast(BlockStack, actor.trunk.body)
+
+
+@torch.no_grad()
+def bypass(actor: GoalActor, blocks: slice) -> GoalActor:
+    """Return a copy in which the stream passes some blocks unchanged: their last Swish is made to give 0."""
+    changed = copy.deepcopy(actor)
+    stack = blocks_of(changed)
+    last = torch.arange(stack.num_blocks)[blocks] * LAYERS_PER_BLOCK + LAYERS_PER_BLOCK - 1
+    stack.norm_weight[last] = 0.0
+    stack.norm_bias[last] = 0.0
+    return changed
+
+
+@torch.no_grad()
+def contributions(actor: GoalActor, observation: Tensor, goal: Tensor) -> dict[str, list[float]]:
+    """Return per block ‖branch‖ / ‖stream‖, and the change of tanh(mean) without this block alone."""
+    stack = blocks_of(actor)
+    states = stack.stream(actor.trunk.stem(torch.cat([observation, goal], dim=-1)))
+    added = [
+        float(((after - before).norm(dim=1) / before.norm(dim=1)).mean())
+        for before, after in itertools.pairwise(states)
+    ]
+    whole = actor(observation, goal).mean.tanh()
+    moved = []
+    for index in range(stack.num_blocks):
+        without = bypass(actor, slice(index, index + 1))
+        moved.append(float((without(observation, goal).mean.tanh() - whole).abs().mean()))
+    return {"branch_over_stream": added, "action_change": moved}
+
+
+def study(workspace: Path, teacher: str | None, episodes: int, parts: int) -> dict[str, Any]:
+    """Return what the teacher of a workspace does without its last blocks, and what each block adds."""
+    space = Workspace.resolve(str(workspace))
+    artifact = space.find(teacher, "teacher") if teacher else space.newest("teacher")
+    trained = load_actor(artifact)
+    actor, task = trained.actor.actor, trained.task
+    stack = blocks_of(actor)
+    generator = np.random.default_rng(0)
+    qpos, qvel, goal = task.sample_start("training", generator, _STATES)
+    states = torch.from_numpy(np.concatenate([qpos, qvel], 1)).float()
+    result: dict[str, Any] = {
+        "teacher": artifact.name,
+        "task": task.name,
+        "depth": trained.shape.depth,
+        "settings": artifact.manifest.settings,
+        "gain": [] if stack.gain is None else stack.gain.tolist(),
+        "kept": [],
+    }
+    for part in range(parts + 1):
+        kept = round(stack.num_blocks * part / parts)
+        policy = torch_policy(bypass(actor, slice(kept, None)), "cpu")
+        outcome = run_episodes(task, policy, episodes=episodes, seed=7).summary()
+        result["kept"].append({"blocks": kept} | outcome)
+        print(
+            f"first {kept} of {stack.num_blocks} blocks: success {outcome['success']:.3f} "
+            f"[{outcome['success_interval'][0]:.3f}, {outcome['success_interval'][1]:.3f}]",
+            flush=True,
+        )
+    return result | contributions(actor, states, torch.from_numpy(np.asarray(goal)).float())
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw success against the blocks kept, and what every block contributes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 7.2), dpi=150, layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1)
+    kept = [entry["blocks"] for entry in result["kept"]]
+    success = [entry["success"] for entry in result["kept"]]
+    bounds = np.array([entry["success_interval"] for entry in result["kept"]]).T
+    low, high = np.maximum(success - bounds[0], 0), np.maximum(bounds[1] - success, 0)
+    top.errorbar(kept, success, yerr=[low, high], color="#0b5d91", marker="o", capsize=3)
+    top.set(ylim=(-0.05, 1.05), xlabel="blocks kept, from the first", ylabel="success")
+    episodes = result["kept"][0]["episodes"]
+    top.set_title(
+        f"{result['depth']} layers on {result['task']}, the last blocks bypassed ({episodes} episodes each)",
+        loc="left",
+    )
+    blocks = range(1, len(result["action_change"]) + 1)
+    panels = (
+        (middle, "branch_over_stream", "added to the stream\n(‖branch‖ / ‖stream‖)"),
+        (bottom, "action_change", "change of the action\nwithout the block"),
+    )
+    for axes, name, label in panels:
+        axes.bar(blocks, result[name], width=1.0, color="#3a9ad9")
+        axes.set(xlabel="block", ylabel=label, xlim=(0.5, len(result[name]) + 0.5))
+    for axes in (top, middle, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    path.parent.mkdir(exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def main() -> None:
+    """Study one teacher, write the figures and draw them."""
+    parser = argparse.ArgumentParser(description="Whether a teacher uses its depth.")
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--teacher", help="name or path [the newest]")
+    parser.add_argument("--episodes", type=int, default=256)
+    parser.add_argument("--parts", type=int, default=8, help="points from no block to all")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result = study(options.workspace, options.teacher, options.episodes, options.parts)
+    result |= {"host": describe_host(), "versions": installed_versions()}
+    write_json_atomic(options.output, result)
+    draw(result, options.picture)
+
+
+if __name__ == "__main__":
+    main()
