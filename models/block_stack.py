@@ -22,7 +22,7 @@ LAYER_NORM_EPS = 1e-6
 Precision = Literal["float32", "bfloat16"]
 
 # Bound once: looking an operator up takes as long as a small one runs.
-_swish_backward = torch.ops.aten.silu_backward.default
+_swish_backward = torch.ops.aten.silu_backward.grad_input
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 _INPUT_GRADIENT = [True, False, False]
 _ALL_GRADIENTS = [True, True, True]
@@ -33,8 +33,8 @@ class Compute:
     """How a stack is computed; what it computes stays the same.
 
     Attributes:
-        precision: of the branches' matrix products and kept activations. The residual stream, the parameters
-            and their gradients are float32.
+        precision: of the branches' matrix products and kept activations while gradients are wanted. The
+            residual stream, the parameters and their gradients are float32, and so is acting.
         checkpoint: keep the residual stream at every √blocks-th block alone and compute the rest again in the
             backward pass (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
     """
@@ -84,6 +84,7 @@ class BlockStack(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(layers, width))
         self.norm_bias = nn.Parameter(torch.zeros(layers, width))
         self.gain = nn.Parameter(torch.zeros(num_blocks)) if learned_gain else None
+        self._rounded: Tensor | None = None
 
     def forward(self, hidden: Tensor, frozen_rows: int = 0) -> Tensor:
         """Map (batch, width) to (batch, width).
@@ -95,10 +96,20 @@ class BlockStack(nn.Module):
         """
         parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
         if torch.is_grad_enabled():
-            return _Stack.apply(hidden, *parameters, _Plan(self.scale, frozen_rows, self.compute))
-        for block in _blocks(*parameters, self.compute.precision):
+            plan = _Plan(self.scale, frozen_rows, self.compute.checkpoint, self._rounded_weight())
+            return _Stack.apply(hidden, *parameters, plan)
+        for block in _blocks(*parameters):
             hidden, _ = block.forward(hidden, self.scale)
         return hidden
+
+    @torch.no_grad()
+    def _rounded_weight(self) -> Tensor | None:
+        """Return the kernels in bfloat16, in memory that is kept: new pages cost more than the rounding."""
+        if self.compute.precision == "float32":
+            return None
+        if self._rounded is None or self._rounded.device != self.weight.device:
+            self._rounded = torch.empty_like(self.weight, dtype=torch.bfloat16)
+        return self._rounded.copy_(self.weight)
 
     def stream(self, hidden: Tensor) -> list[Tensor]:
         """Return the residual stream before the first block and after each: num_blocks + 1 of (batch, width).
@@ -108,7 +119,7 @@ class BlockStack(nn.Module):
         states = [hidden]
         with torch.no_grad():
             parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
-            for block in _blocks(*parameters, self.compute.precision):
+            for block in _blocks(*parameters):
                 states.append(block.forward(states[-1], self.scale)[0])
         return states
 
@@ -118,7 +129,8 @@ class _Plan(NamedTuple):
 
     scale: float
     frozen_rows: int
-    compute: Compute
+    checkpoint: bool
+    rounded_weight: Tensor | None
 
 
 class _Kept(NamedTuple):
@@ -150,9 +162,10 @@ class _Block(NamedTuple):
             )
             kept.append(_Kept(inner, linear, mean, rstd, normed))
             inner = nn.functional.silu(normed)
+        out = inner if inner.dtype == hidden.dtype else None
         if self.gain is None:
-            return torch.add(hidden, inner, alpha=scale), kept
-        return torch.addcmul(hidden, inner, self.gain, value=scale), kept
+            return torch.add(hidden, inner, alpha=scale, out=out), kept
+        return torch.addcmul(hidden, inner, self.gain, value=scale, out=out), kept
 
 
 def _blocks(
@@ -161,12 +174,12 @@ def _blocks(
     norm_weight: Tensor,
     norm_bias: Tensor,
     gain: Tensor | None,
-    precision: Precision,
+    rounded_weight: Tensor | None = None,
 ) -> list[_Block]:
-    """Return the blocks of stacked parameters; the matrix products' in the precision that is asked for."""
-    dtype = torch.bfloat16 if precision == "bfloat16" else weight.dtype
-    stacks = (weight.to(dtype), bias.to(dtype), norm_weight, norm_bias)
-    layers = [stack.unbind(0) for stack in stacks]
+    """Return the blocks of stacked parameters, with rounded kernels and biases where they are given."""
+    if rounded_weight is not None:
+        weight, bias = rounded_weight, bias.to(rounded_weight.dtype)
+    layers = [stack.unbind(0) for stack in (weight, bias, norm_weight, norm_bias)]
     gains = [None] * (len(weight) // LAYERS_PER_BLOCK) if gain is None else gain.unbind(0)
     blocks = []
     for index, own_gain in enumerate(gains):
@@ -178,19 +191,26 @@ def _blocks(
 class _Gradients:
     """Gradients of stacked parameters, filled block by block."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, gain: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        self.bias = torch.empty(bias.shape, dtype=dtype, device=weight.device)
+    def __init__(self, weight: Tensor, bias: Tensor, gain: Tensor | None) -> None:
+        self.weight, self.bias = torch.empty_like(weight), torch.empty_like(bias)
         self.norm_weight: list[Tensor] = [bias] * len(bias)
         self.norm_bias: list[Tensor] = [bias] * len(bias)
         self.gain: list[Tensor] | None = None if gain is None else [gain] * len(gain)
-        self.weights, self.biases = self.weight.unbind(0), self.bias.unbind(0)
+        self._weights, self._biases = self.weight.unbind(0), self.bias.unbind(0)
+
+    def add_dense(self, layer: int, outputs: Tensor, inputs: Tensor) -> None:
+        """Fill in a Dense layer's gradients from that of its outputs and from its inputs, (batch, width)."""
+        if outputs.dtype == self.weight.dtype:
+            torch.mm(outputs.t(), inputs, out=self._weights[layer])
+            torch.sum(outputs, 0, out=self._biases[layer])
+        else:
+            self._weights[layer].copy_(torch.mm(outputs.t(), inputs))
+            self._biases[layer].copy_(outputs.sum(0))
 
     def stacked(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the order of the parameters, float32."""
+        """Return the gradients in the order of the parameters."""
         norms = [torch.stack(part) for part in (self.norm_weight, self.norm_bias)]
-        gain = None if self.gain is None else torch.stack(self.gain)
-        return self.weight.to(norms[0].dtype), self.bias.to(norms[0].dtype), *norms, gain
+        return self.weight, self.bias, *norms, None if self.gain is None else torch.stack(self.gain)
 
 
 class _Stack(torch.autograd.Function):
@@ -200,17 +220,17 @@ class _Stack(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, *arguments: Any) -> Tensor:
         *parameters, plan = arguments
         weight, bias, norm_weight, norm_bias, gain = parameters
-        blocks = _blocks(weight, bias, norm_weight, norm_bias, gain, plan.compute.precision)
+        blocks = _blocks(weight, bias, norm_weight, norm_bias, gain, plan.rounded_weight)
         # save_for_backward notices parameters that change before the backward pass.
         ctx.save_for_backward(hidden, *parameters)
         ctx.plan, ctx.blocks = plan, blocks
-        ctx.segment = math.isqrt(len(blocks) - 1) + 1 if plan.compute.checkpoint else 1
+        ctx.segment = math.isqrt(len(blocks) - 1) + 1 if plan.checkpoint else 1
         ctx.kept, ctx.starts = [], []
         for index, block in enumerate(blocks):
             if index % ctx.segment == 0:
                 ctx.starts.append(hidden)
             hidden, kept = block.forward(hidden, plan.scale)
-            if not plan.compute.checkpoint:
+            if not plan.checkpoint:
                 ctx.kept.append(kept)
         return hidden
 
@@ -220,7 +240,7 @@ class _Stack(torch.autograd.Function):
         (gradient,) = output_gradients
         hidden, weight, bias, _, _, gain = ctx.saved_tensors
         learns = ctx.needs_input_grad[1] and ctx.plan.frozen_rows < len(hidden)
-        gradients = _Gradients(weight, bias, gain, ctx.blocks[0].weight[0].dtype) if learns else None
+        gradients = _Gradients(weight, bias, gain) if learns else None
         for segment in reversed(range(len(ctx.starts))):
             first = segment * ctx.segment
             blocks = ctx.blocks[first : first + ctx.segment]
@@ -234,7 +254,7 @@ class _Stack(torch.autograd.Function):
 
 def _segment_kept(ctx: Any, segment: int, blocks: list[_Block]) -> list[list[_Kept]]:
     """Return what the blocks of a segment kept, computed again where it was not kept."""
-    if not ctx.plan.compute.checkpoint:
+    if not ctx.plan.checkpoint:
         return [ctx.kept[segment]]
     hidden, again = ctx.starts[segment], []
     for block in blocks:
@@ -259,22 +279,17 @@ def _block_backward(
             output = nn.functional.silu(kept[-1].normed)[plan.frozen_rows :]
             gradients.gain[index] = (branch[plan.frozen_rows :] * output).sum(dtype=block.gain.dtype)
         branch = branch * block.gain.to(dtype)
+    # One buffer serves the whole block: what was written last is still in the processor's cache.
+    buffer = torch.empty_like(kept[0].linear)
     for place in reversed(range(LAYERS_PER_BLOCK)):
+        _swish_backward(branch, kept[place].normed, grad_input=buffer)
         layer = LAYERS_PER_BLOCK * index + place
-        normed = _swish_backward(branch, kept[place].normed)
-        linear = _norm_backward(normed, kept[place], block, place, layer, gradients, plan.frozen_rows)
-        if gradients is not None:
-            learning, inputs = linear, kept[place].inputs
-            if plan.frozen_rows:
-                learning, inputs = learning[plan.frozen_rows :], inputs[plan.frozen_rows :]
-            torch.mm(learning.t(), inputs, out=gradients.weights[layer])
-            torch.sum(learning, 0, out=gradients.biases[layer])
-        branch = torch.mm(linear, block.weight[place])
-    return gradient + branch
+        branch = _layer_backward(buffer, kept[place], block, place, layer, gradients, plan.frozen_rows)
+    return torch.add(gradient, branch, out=branch) if branch.dtype == gradient.dtype else gradient + branch
 
 
-def _norm_backward(
-    gradient: Tensor,
+def _layer_backward(
+    buffer: Tensor,
     kept: _Kept,
     block: _Block,
     place: int,
@@ -282,21 +297,24 @@ def _norm_backward(
     gradients: _Gradients | None,
     frozen_rows: int,
 ) -> Tensor:
-    """Return the gradient before a LayerNorm; fill in those of its parameters from the rows that teach."""
-    shape, affine = kept.linear.shape[1:], (block.norm_weight[place], block.norm_bias[place])
-    whole = (gradient, kept.linear, kept.mean, kept.reciprocal_std)
+    """Turn, in place, the gradient after a LayerNorm into that before its Dense, and fill in."""
+    shape, weight = kept.linear.shape[1:], block.weight[place]
+    whole = (buffer, kept.linear, kept.mean, kept.reciprocal_std)
 
-    def backward(rows: tuple[Tensor, ...], wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    def before_norm(rows: tuple[Tensor, ...], wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
         upstream, linear, mean, rstd = rows
-        return _layer_norm_backward(upstream, linear, shape, mean, rstd, *affine, wanted)
+        norm_weight, norm_bias = block.norm_weight[place], block.norm_bias[place]
+        return _layer_norm_backward(upstream, linear, shape, mean, rstd, norm_weight, norm_bias, wanted)
 
     if gradients is None:
-        return backward(whole, _INPUT_GRADIENT)[0]
-    if not frozen_rows:
-        before, gradients.norm_weight[layer], gradients.norm_bias[layer] = backward(whole, _ALL_GRADIENTS)
-        return before
-    sizes = [frozen_rows, len(gradient) - frozen_rows]
-    halves = [part.split_with_sizes(sizes) for part in whole]
-    frozen, learning = zip(*halves, strict=True)
-    after, gradients.norm_weight[layer], gradients.norm_bias[layer] = backward(learning, _ALL_GRADIENTS)
-    return torch.cat([backward(frozen, _INPUT_GRADIENT)[0], after])
+        return torch.mm(before_norm(whole, _INPUT_GRADIENT)[0], weight, out=buffer)
+    inputs, learning, after = kept.inputs, whole, buffer
+    if frozen_rows:
+        sizes = [frozen_rows, len(buffer) - frozen_rows]
+        frozen, learning = zip(*(part.split_with_sizes(sizes) for part in whole), strict=True)
+        inputs, after = inputs[frozen_rows:], learning[0]
+        torch.mm(before_norm(frozen, _INPUT_GRADIENT)[0], weight, out=frozen[0])
+    linear, gradients.norm_weight[layer], gradients.norm_bias[layer] = before_norm(learning, _ALL_GRADIENTS)
+    gradients.add_dense(layer, linear, inputs)
+    torch.mm(linear, weight, out=after)
+    return buffer

@@ -115,6 +115,22 @@ def test_bfloat16_stays_near_float32_and_gives_float32_gradients():
         assert cosine > 0.98
 
 
+def test_acting_is_float32_whatever_the_precision():
+    exact, rounded = make_network(), make_network(compute=Compute(precision="bfloat16"))
+    inputs = torch.randn(4, 3)
+    with torch.no_grad():
+        assert torch.equal(exact(inputs), rounded(inputs))
+
+
+def test_rounded_kernels_follow_the_parameters():
+    network = make_network(compute=Compute(precision="bfloat16"))
+    inputs = torch.randn(4, 3)
+    before = network(inputs).detach()
+    with torch.no_grad():
+        network.body.weight.mul_(2.0)
+    assert not torch.equal(network(inputs), before)
+
+
 def test_without_gradients_the_result_is_the_same():
     network = make_network("inverse_sqrt_blocks")
     inputs = torch.randn(4, 3)

@@ -28,7 +28,9 @@ from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
 
 # 11 evaluation episodes, of which 5 are noisy, and 11 training episodes alike: no group is even.
-SETTINGS = GenerateDatasetSettings(episodes=22, num_worlds=8, noisy_fraction=0.45, seed=3, device="cpu")
+SETTINGS = GenerateDatasetSettings(
+    episodes=22, num_worlds=8, noisy_fraction=0.45, seed=3, device="cpu", threads=1
+)
 
 
 @pytest.fixture(scope="module")
