@@ -3,8 +3,9 @@
     python benchmarks/learner_memory.py --depths 4 16 64 256 1024 --width 256
 
 Every cell is a process of its own that takes three updates; the peak is what the kernel counted (VmHWM).
-Activations are that peak less what stood before the learner was made, its parameters, their gradients and
-moments, and the averaged actor. The estimate that refuses a training which would not fit stands beside.
+Activations are that peak less what stood before the learner was made, its parameters (in bfloat16 their
+rounded copies too), their gradients and moments, and the averaged actor. The estimate that refuses a training
+which would not fit stands beside.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     learner = take_updates(settings)
     peak = peak_bytes("VmHWM")
     actor, critic = parameter_count(learner.actor), parameter_count(learner.critic)
-    # Weights, gradient and two moments, and the actor's average; float32.
+    # Weights, gradient and two moments, and the actor's average, float32; rounded kernels beside them.
     owned = 4 * (5 * actor + 4 * critic)
+    owned += 2 * (actor + critic) if learner.settings.precision == "bfloat16" else 0
     return {
         "peak_bytes": peak,
         "parameters": actor + critic,

@@ -76,7 +76,8 @@ def estimate_memory(task: CompiledTask, settings: TrainTeacherSettings, ranks: i
     actor = parameter_estimate(observation + goal, 2 * action, settings)
     critic = parameter_estimate(observation + action, EMBEDDING_DIM, settings)
     critic += parameter_estimate(goal, EMBEDDING_DIM, settings)
-    parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic)
+    rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
+    parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic) + rounded
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + 16)
     return MemoryEstimate(parameters, activation_estimate(settings) // ranks, replay // ranks)

@@ -57,6 +57,12 @@ def test_ranks_share_worlds_and_batch_and_not_the_networks():
     assert four.parameters == one.parameters
 
 
+def test_rounded_kernels_are_counted():
+    exact, rounded = (estimate_memory(TASK, make(precision=p)) for p in ("float32", "bfloat16"))
+    actor, critic = GoalActor(4, 2, 2, make().shape), ContrastiveCritic(4, 2, 2, make().shape)
+    assert rounded.parameters - exact.parameters == 2 * (parameter_count(actor) + parameter_count(critic))
+
+
 def test_what_fits_is_let_through(monkeypatch):
     needed = estimate_memory(TASK, make()).total
     monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: needed)
