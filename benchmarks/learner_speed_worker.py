@@ -93,7 +93,7 @@ def _in_turn(update: Callable[[int], object]) -> Work:
 
 def jax_side(cell: Cell, body: Body) -> dict[str, Work]:
     """Build the published formulation on the CPU, its blocks unrolled or scanned over."""
-    import jax
+    import jax  # pyright: ignore[reportMissingImports]
 
     from benchmarks.jax_learner import Batch, JaxLearner
 
