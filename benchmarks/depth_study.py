@@ -76,7 +76,7 @@ SHARED_SETTINGS: dict[str, Any] = {
     "unroll_steps": 100,
     "actor_goals": "random",
     "initial_alpha": 0.37,
-    "residual_scale": "none",
+    "residual_scale": "learned_from_zero",
     "final_norm": True,
     "max_gradient_norm": 10.0,
     # No average beside the current weights: an evaluation that takes the better of two is biased upwards.
