@@ -16,13 +16,16 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-EMBEDDING_DIM = 64
-LAYERS_PER_BLOCK = 4
-LEARNING_RATE = 3e-4
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
-LOGSUMEXP_PENALTY = 0.1
-TANH_EPS = 1e-6
-TARGET_ENTROPY_PER_ACTION = -0.5
+from benchmarks.published import (
+    EMBEDDING_DIM,
+    LAYERS_PER_BLOCK,
+    LEARNING_RATE,
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    LOGSUMEXP_PENALTY,
+    TANH_EPS,
+    TARGET_ENTROPY_PER_ACTION,
+)
 
 Body = Literal["unrolled", "scan"]
 ActorGoals = Literal["hindsight", "random"]

@@ -13,15 +13,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from benchmarks.published import (
+    EMBEDDING_DIM,
+    LAYERS_PER_BLOCK,
+    LEARNING_RATE,
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    LOGSUMEXP_PENALTY,
+    TANH_EPS,
+    TARGET_ENTROPY_PER_ACTION,
+)
 from replay.trajectory_buffer import TransitionBatch
-
-EMBEDDING_DIM = 64
-LAYERS_PER_BLOCK = 4
-LEARNING_RATE = 3e-4
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
-LOGSUMEXP_PENALTY = 0.1
-TANH_EPS = 1e-6
-TARGET_ENTROPY_PER_ACTION = -0.5
 
 
 class DenseNormSwish(nn.Module):

@@ -6,6 +6,7 @@ Losses are pure: tensors in, (loss, metrics) out. Source: arXiv 2503.14858 and E
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -127,28 +128,38 @@ def contrastive_loss(logits: Tensor, variant: InfoNCE = "forward") -> tuple[Tens
     Returns:
         The loss and its metrics: accuracy, positive and negative logit, logsumexp (each a scalar tensor).
     """
-    positives = logits.diagonal()
-    axes = {"forward": (1,), "backward": (0,), "symmetric": (1, 0)}[variant]
+    sides = {"forward": (logits,), "backward": (logits.T,), "symmetric": (logits, logits.T)}[variant]
+    loss, info_nce = penalised_info_nce(sides)
+    return loss, contrastive_metrics(logits.detach(), info_nce.detach())
+
+
+def penalised_info_nce(sides: Sequence[Tensor], first: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the penalised loss and InfoNCE alone, each the mean over `sides`.
+
+    Args:
+        sides: energies (rows, columns) to classify the columns of; row i's positive is column first + i.
+        first: column of the first row's positive.
+    """
     losses, penalties = [], []
-    for axis in axes:
-        logsumexp = logits.logsumexp(axis)
-        losses.append((logsumexp - positives).mean())
+    for logits in sides:
+        logsumexp = logits.logsumexp(1)
+        losses.append((logsumexp - logits.diagonal(first)).mean())
         penalties.append(logsumexp.square().mean())
     info_nce = torch.stack(losses).mean()
-    loss = info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean()
-    return loss, _contrastive_metrics(logits.detach(), info_nce.detach())
+    return info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean(), info_nce
 
 
 @torch.no_grad()
-def _contrastive_metrics(logits: Tensor, info_nce: Tensor) -> Metrics:
-    batch = logits.shape[0]
-    positive = logits.diagonal().mean()
-    correct = logits.argmax(1) == torch.arange(batch, device=logits.device)
+def contrastive_metrics(logits: Tensor, info_nce: Tensor, first: int = 0) -> Metrics:
+    """Return the metrics of energies (rows, columns) whose first row has its positive in column `first`."""
+    rows, columns = logits.shape
+    positive = logits.diagonal(first).mean()
+    correct = logits.argmax(1) == torch.arange(first, first + rows, device=logits.device)
     return {
         "info_nce": info_nce,
         "categorical_accuracy": correct.float().mean(),
         "positive_logit": positive,
-        "negative_logit": (logits.sum() - positive * batch) / max(batch * (batch - 1), 1),
+        "negative_logit": (logits.sum() - positive * rows) / max(rows * (columns - 1), 1),
         "logsumexp": logits.logsumexp(1).mean(),
     }
 

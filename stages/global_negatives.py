@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.contrastive_critic import LOGSUMEXP_PENALTY, Energy, InfoNCE, Metrics, pairwise_energy
+from models.contrastive_critic import (
+    Energy,
+    InfoNCE,
+    Metrics,
+    contrastive_metrics,
+    pairwise_energy,
+    penalised_info_nce,
+)
 from pipeline.core.distributed import Ranks
 
 
@@ -62,29 +69,8 @@ def global_contrastive_loss(
         sides.append(pairwise_energy(state_action, gather_rows(goal, ranks), energy))
     if variant in ("backward", "symmetric"):
         sides.append(pairwise_energy(gather_rows(state_action, ranks), goal, energy).T)
-    losses, penalties = [], []
-    for logits in sides:
-        logsumexp = logits.logsumexp(1)
-        losses.append((logsumexp - logits.diagonal(first)).mean())
-        penalties.append(logsumexp.square().mean())
-    info_nce = torch.stack(losses).mean()
-    loss = info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean()
+    loss, info_nce = penalised_info_nce(sides, first)
     rows = sides[0].detach()
     if variant == "backward":  # what is reported is about the goal of each state and action all the same
         rows = pairwise_energy(state_action.detach(), ranks.gather(goal).flatten(0, 1), energy)
-    return loss, _metrics(rows, first, info_nce.detach())
-
-
-@torch.no_grad()
-def _metrics(rows: Tensor, first: int, info_nce: Tensor) -> Metrics:
-    """Return the metrics of a rank's rows (b, size · b), whose positives begin in column `first`."""
-    own, batch = rows.shape
-    positive = rows.diagonal(first).mean()
-    correct = rows.argmax(1) == torch.arange(first, first + own, device=rows.device)
-    return {
-        "info_nce": info_nce,
-        "categorical_accuracy": correct.float().mean(),
-        "positive_logit": positive,
-        "negative_logit": (rows.sum() - positive * own) / max(own * (batch - 1), 1),
-        "logsumexp": rows.logsumexp(1).mean(),
-    }
+    return loss, contrastive_metrics(rows, info_nce.detach(), first)

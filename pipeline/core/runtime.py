@@ -112,22 +112,26 @@ class StageContext:
             selectable=selectable,
         )
         self.ranks.from_leader(lambda: {"path": str(artifact.path), "settings": dump_settings(settings)})
+        with self._tracked(artifact, stage, settings, parents) as work:
+            yield work
+
+    @contextlib.contextmanager
+    def _tracked(
+        self, artifact: Artifact, stage: str, settings: StageSettings, parents: Mapping[str, Artifact]
+    ) -> Iterator[StageWork]:
+        """Track the making of an artifact; close run, chain and manifest with what became of it."""
         chain, own_chain = self._chain(artifact, parents)
         run_id = artifact.manifest.tracking.get("run_id")
-        tags = {"task": task, "artifact": artifact.name}
+        tags = {"task": artifact.manifest.task, "artifact": artifact.name}
         tracked = self.tracker.stage(stage, name=artifact.name, chain_run_id=chain, run_id=run_id, tags=tags)
         succeeded = False
         try:
             with tracked as run:
                 tracking = {"run_id": run.run_id, "chain_run_id": chain, "own_chain": own_chain}
-                artifact.update(
-                    settings=dump_settings(settings),
-                    tracking=tracking,
-                    status="running",
-                    finished_at=None,
-                    results={},
-                )
-                run.log_settings(dump_settings(settings))
+                values = dump_settings(settings)
+                begun = {"status": "running", "finished_at": None, "results": {}}
+                artifact.update(settings=values, tracking=tracking, **begun)
+                run.log_settings(values)
                 yield StageWork(artifact, run)
             succeeded = True
         except StoppedByUser:

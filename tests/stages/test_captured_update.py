@@ -105,8 +105,10 @@ def test_neither_sampling_nor_updating_waits_for_the_device(settings: dict[str, 
     learning = Learning(**settings)
     learning.update()
     with NeverWaits():
-        learning.run(2)
-        learning.act(torch.zeros(WORLDS, 4), torch.zeros(WORLDS, 2))
+        metrics = learning.run(2)
+        action = learning.act(torch.zeros(WORLDS, 4), torch.zeros(WORLDS, 2))
+    assert action.shape == (WORLDS, 2)
+    assert all(value.isfinite() for update in metrics for value in update.values())
 
 
 def test_what_waits_is_noticed():

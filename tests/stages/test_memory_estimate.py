@@ -64,9 +64,12 @@ def test_rounded_kernels_are_counted():
 
 
 def test_what_fits_is_let_through(monkeypatch):
-    needed = estimate_memory(TASK, make()).total
-    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: needed)
+    free = estimate_memory(TASK, make()).total
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: free)
     require_memory(TASK, make(), "cpu")
+    free -= 1
+    with pytest.raises(SettingsError):
+        require_memory(TASK, make(), "cpu")
 
 
 def test_what_does_not_fit_is_refused_with_depths_that_do(monkeypatch):

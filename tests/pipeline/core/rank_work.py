@@ -14,8 +14,8 @@ from pipeline.core.distributed import Ranks
 from pipeline.core.errors import LostRankError
 
 
-def exchange(ranks: Ranks, device: str = "cpu") -> None:
-    """Call everything that ranks call together, several times over and with odd sizes."""
+def exchange(ranks: Ranks, out: Path, device: str = "cpu") -> None:
+    """Call all that ranks call together, several times over and with odd sizes; write what was heard."""
     rank, size = ranks.rank, ranks.size
     with ranks.connect(device):
         for _ in range(2):
@@ -36,6 +36,12 @@ def exchange(ranks: Ranks, device: str = "cpu") -> None:
             ranks.barrier()
         check_averages(ranks)
         check_letters(ranks)
+        heard = {
+            "ranks": ranks.gather(torch.tensor(rank)).tolist(),
+            "sum": int(ranks.sum_(torch.tensor([rank]))),
+            "leader": ranks.from_leader(lambda: f"rank {rank}"),
+        }
+    (out / f"heard-{rank}.json").write_text(json.dumps(heard))
 
 
 def check_averages(ranks: Ranks) -> None:
@@ -94,8 +100,10 @@ def fall_silent(ranks: Ranks) -> None:
             os._exit(3)
 
 
-def end_well(ranks: Ranks) -> None:
-    """SIGTERM is ignored while connected and heard again afterwards; parting twice does no harm.
+def end_well(ranks: Ranks, out: Path) -> None:
+    """Write what is left after parting: SIGTERM is ignored while connected and heard again afterwards.
+
+    Parting twice does no harm.
 
     No thread of the library is left, which could abort the interpreter at its end.
     """
@@ -109,9 +117,12 @@ def end_well(ranks: Ranks) -> None:
         ranks.average_([weight.grad])
         assert len(_threads()) > len(threads)
         ranks.disconnect()
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert not torch.distributed.is_initialized()
-    assert not [name for name in _threads() if "gloo" in name]
+    left = {
+        "handler": signal.getsignal(signal.SIGTERM) is before,
+        "group": torch.distributed.is_initialized(),
+        "threads": [name for name in _threads() if "gloo" in name],
+    }
+    (out / f"left-{ranks.rank}.json").write_text(json.dumps(left))
 
 
 def _threads() -> list[str]:

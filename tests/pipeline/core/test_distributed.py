@@ -152,7 +152,10 @@ def test_ranks_that_do_not_meet_say_so(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_tell_one_another_the_same(tmp_path: Path, size: int):
-    run_ranks(size, rank_work.exchange, tmp_path)
+    run_ranks(size, rank_work.exchange, tmp_path, tmp_path)
+    heard = [json.loads((tmp_path / f"heard-{rank}.json").read_text()) for rank in range(size)]
+    everybody = list(range(size))
+    assert heard == [{"ranks": everybody, "sum": sum(everybody), "leader": "rank 0"}] * size
 
 
 def test_a_lost_rank_is_noticed_at_once_and_told_once(tmp_path: Path):
@@ -170,4 +173,7 @@ def test_a_rank_that_does_not_answer_ends_the_wait(tmp_path: Path):
 
 
 def test_sigterm_is_heard_again_once_the_ranks_have_parted(tmp_path: Path):
-    run_ranks(2, rank_work.end_well, tmp_path)
+    run_ranks(2, rank_work.end_well, tmp_path, tmp_path)
+    for rank in range(2):
+        left = json.loads((tmp_path / f"left-{rank}.json").read_text())
+        assert left == {"handler": True, "group": False, "threads": []}

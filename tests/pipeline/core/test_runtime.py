@@ -355,7 +355,11 @@ def test_bfloat16_is_refused_where_the_processor_has_none(monkeypatch: pytest.Mo
 def test_bfloat16_runs_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, name: str):
     import torch
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    able = {name: False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    with pytest.raises(SettingsError):
+        require_precision("bfloat16", "cpu")
+    able[name] = True
     require_precision("bfloat16", "cpu")
 
 
