@@ -25,7 +25,7 @@ from models.block_stack import LAYERS_PER_BLOCK
 from models.residual_mlp import ResidualMLP
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host, set_torch_threads
+from pipeline.core.runtime import describe_host, set_up_torch
 from stages.evaluate import run_episodes
 from stages.network_file import torch_policy
 from stages.teacher_training import TeacherTraining, TrainTeacherSettings
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=384)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    set_torch_threads(1)
+    set_up_torch(1)
     result = json.loads(options.output.read_text()) if options.output.exists() else {"cells": {}}
     for depth in options.depths:
         for variant in options.variants:

@@ -78,7 +78,7 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
         "peak_bytes": peak,
         "parameters": actor + critic,
         "activation_bytes": peak - before - owned,
-        "estimated_activation_bytes": activation_estimate(learner.settings),
+        "estimated_activation_bytes": activation_estimate(learner.settings, "cpu"),
     }
 
 

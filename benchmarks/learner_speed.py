@@ -1,16 +1,17 @@
 """How long one learner update takes, beside the published formulation in JAX/XLA and a plain one in torch.
 
-    python benchmarks/learner_speed.py --depth 64 --width 256 --batch 256
+    python -m benchmarks.learner_speed --depth 64 --width 256 --batch 256
 
 Sides: ``jax-unrolled`` (as published) and ``jax-scan`` (`jax_learner.py`; they need `make benchmark-setup`),
 ``torch-plain`` (`plain_learner.py`), ``thousandfold`` and ``thousandfold-bf16`` (the product's learner), and
 where asked for ``thousandfold-checkpoint`` (the same with activation checkpointing). All compute one update
 of actor, α and critic for the ant's spaces on the CPU. Each side lives in a process of its own and computes
 while the others wait, round after round, so that a machine that slows down slows all; ratios are taken round
-by round. A product of two square matrices in each round tells what torch reaches.
+by round. A product of two square matrices in each round tells what `torch.mm` reaches, and oneDNN in float32.
 
 GFLOP/s count the products of a plain update, 12 passes × 2 · batch · width² · depth, whatever a side saves.
-Cells of other sizes in the output are kept; the cell that was measured is replaced as a whole.
+Cells of other sizes or of a processor with other vector instructions are kept in the output; the cell that
+was measured is replaced as a whole. Without instructions for bfloat16, what needs it is left out.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.learner_speed_worker import bfloat16_refusal
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.manifest import installed_versions
 from pipeline.core.runtime import describe_host, usable_cpus
@@ -43,7 +46,7 @@ SIDES = ("jax-unrolled", "jax-scan", "torch-plain", "thousandfold", "thousandfol
 OPTIONAL_SIDES = ("thousandfold-checkpoint",)
 BASELINES = ("jax-unrolled", "jax-scan")
 MATMUL = "matmul"
-PRECISIONS = ("float32", "bfloat16")
+PRODUCTS = ("float32", "bfloat16", "float32 oneDNN")
 # Actor: 3 of its own, 2 through φ, 1 of ψ. Critic: 3 of φ, 3 of ψ.
 PASSES = 12
 # Pools of threads spin for some milliseconds after their work; the next side waits for that to end.
@@ -136,6 +139,9 @@ def measure(
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for side, measurement in measured.items():
+            if side.endswith("bf16") and (refusal := bfloat16_refusal()):
+                measurement.failure = refusal
+                continue
             workers[side] = worker = Worker(side, cell, give_up_s)
             stack.callback(worker.close)
             try:
@@ -198,8 +204,8 @@ def side_figures(
     if matmul.failure is None:
         update_per_product = gflop / product_gflop
         figures["share_of_matmul"] = {
-            precision: _ratios([update_per_product * s for s in matmul.rounds[precision]], seconds)
-            for precision in PRECISIONS
+            precision: _ratios([update_per_product * s for s in products], seconds)
+            for precision, products in matmul.rounds.items()
         }
     others = [name for name in BASELINES if name != side and name in measured]
     figures["speedup_over"] = {
@@ -216,7 +222,7 @@ def _ratios(reference: list[float], seconds: list[float]) -> dict[str, float]:
 
 
 def matmul_figures(measurement: Measurement, product_gflop: float) -> dict[str, Any]:
-    """Return the rate of the matrix product in each precision."""
+    """Return the rate of the matrix product in each precision, by each library."""
     if measurement.failure is not None:
         return {"not_measured": measurement.failure}
     return {
@@ -252,9 +258,9 @@ def result_table(key: str, result: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for side, figures in result["sides"].items():
         table.add_row(side, *_side_cells(side, figures))
-    for precision in PRECISIONS:
-        if rate := result["matmul"].get(precision):
-            table.add_row(f"matmul {precision}", "", "", "", "", f"{rate['gflops']['median']:.1f}")
+    for product in PRODUCTS:
+        if rate := result["matmul"].get(product):
+            table.add_row(f"matmul {product}", "", "", "", "", f"{rate['gflops']['median']:.1f}")
     return table
 
 
@@ -268,7 +274,7 @@ def _side_cells(side: str, figures: dict[str, Any]) -> list[str]:
         f"{seconds['median'] * 1e3:.2f}",
         f"{seconds['min'] * 1e3:.2f} – {seconds['max'] * 1e3:.2f}",
         f"{figures['gflops']['median']:.1f}",
-        f"{share[precision]['median']:.1%}" if share else "",
+        f"{share[precision]['median']:.1%}" if share and precision in share else "",
     ]
     speedup = figures["speedup_over"]
     return ready + cells + [f"{speedup[name]['median']:.2f}" if name in speedup else "" for name in BASELINES]
@@ -311,7 +317,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure one cell, print its table and write its figures into the results."""
     options = parse_options(arguments)
     sizes = {name: getattr(options, name) for name in ("depth", "width", "batch", "threads", "matmul_size")}
-    key = f"D{options.depth} W{options.width} B{options.batch}"
+    # Processors are not compared with one another: each kind keeps its own cells.
+    instructions = torch.backends.cpu.get_cpu_capability()
+    key = f"D{options.depth} W{options.width} B{options.batch} {instructions}"
     flops = {
         "gflop": plain_update_gflop(options.depth, options.width, options.batch),
         "product_gflop": 2.0 * options.matmul_size**3 / 1e9,

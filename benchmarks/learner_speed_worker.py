@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 import numpy as np
 
-from pipeline.core.runtime import set_torch_threads, usable_cpus
+from pipeline.core.errors import SettingsError
+from pipeline.core.runtime import require_precision, set_up_torch, usable_cpus
 
 if TYPE_CHECKING:
     from benchmarks.jax_learner import Body
@@ -88,6 +89,15 @@ def _in_turn(update: Callable[[int], object]) -> Work:
     return work
 
 
+def bfloat16_refusal() -> str | None:
+    """Return why the processor cannot be measured in bfloat16, or None: emulated, a product takes minutes."""
+    try:
+        require_precision("bfloat16", "cpu")
+    except SettingsError as refusal:
+        return str(refusal)
+    return None
+
+
 # -- the sides ------------------------------------------------------------------------------------
 
 
@@ -123,7 +133,7 @@ def torch_plain_side(cell: Cell) -> dict[str, Work]:
 
     from benchmarks.plain_learner import PlainLearner
 
-    set_torch_threads(cell.threads)
+    set_up_torch(cell.threads)
     torch.manual_seed(0)
     dims, batches, generator = AntDimensions(), _torch_batches(cell.batch), torch.Generator().manual_seed(1)
     learner = PlainLearner(
@@ -140,7 +150,7 @@ def thousandfold_side(
 
     from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
 
-    set_torch_threads(cell.threads)
+    set_up_torch(cell.threads)
     settings = {
         "depth": cell.depth,
         "width": cell.width,
@@ -158,19 +168,26 @@ def thousandfold_side(
 
 
 def matmul_side(cell: Cell) -> dict[str, Work]:
-    """Build one product of two square matrices in each precision: what torch reaches here at best."""
+    """Build one product of two square matrices by `torch.mm` and, where it is there, by oneDNN."""
     import torch
 
-    set_torch_threads(cell.threads)
+    from models.dense_products import OneDnnProducts, has_onednn
 
-    def product(dtype: torch.dtype) -> Work:
-        generator = torch.Generator().manual_seed(0)
-        shape = (cell.matmul_size, cell.matmul_size)
-        left, right = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-        result = torch.empty(shape, dtype=dtype)
-        return _in_turn(lambda _: torch.mm(left, right, out=result))
+    set_up_torch(cell.threads)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(cell.matmul_size, cell.matmul_size, generator=generator) for _ in range(2))
 
-    return {"float32": product(torch.float32), "bfloat16": product(torch.bfloat16)}
+    def by_torch(dtype: torch.dtype) -> Work:
+        factors, result = (left.to(dtype), right.to(dtype)), torch.empty(left.shape, dtype=dtype)
+        return _in_turn(lambda _: torch.mm(*factors, out=result))
+
+    products = {"float32": by_torch(torch.float32)}
+    if not bfloat16_refusal():
+        products["bfloat16"] = by_torch(torch.bfloat16)
+    if has_onednn():
+        onednn = OneDnnProducts()
+        products["float32 oneDNN"] = _in_turn(lambda _: onednn.outputs(left, right))
+    return products
 
 
 SIDES: dict[str, Callable[[Cell], dict[str, Work]]] = {

@@ -30,7 +30,7 @@ from benchmarks.learner_speed_worker import AntDimensions, batch_arrays
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.distributed import Ranks
 from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host, set_torch_threads, usable_cpus
+from pipeline.core.runtime import describe_host, set_up_torch, usable_cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"one-rank": (1, 1), "two-ranks": (2, 1), "two-ranks-weak": (2, 2)}
@@ -103,7 +103,7 @@ def _start_rank(rank: int, count: int, cell: str, store_port: int) -> subprocess
 def serve(sizes: dict[str, int]) -> None:
     """Build the learner, then answer each line that rank 0 reads, the seconds of a round, with one line."""
     ranks = Ranks.from_environment()
-    set_torch_threads(1)
+    set_up_torch(1)
     with ranks.connect("cpu"):
         rate = _rate_of(ranks, sizes)
         rate(0.0)

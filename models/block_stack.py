@@ -2,13 +2,15 @@
 
 Autograd over a thousand layers spends its time on bookkeeping: a node, a parameter and a gradient for every
 layer and tensor. Here a whole stack is one node and four parameters. The optimiser sees four tensors, rows
-that must not teach the parameters share a pass with rows that do, and activations may be kept in bfloat16 or
-be computed again. The mathematics is that of `residual_mlp.ResidualBlock`, which the tests compare with.
+that must not teach the parameters share a pass with rows that do, activations may be kept in bfloat16 or be
+computed again, and LayerNorm and Swish may be one kernel. The mathematics is that of
+`residual_mlp.ResidualBlock`, which the tests compare with.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,16 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.norm_swish import Layer, NormSwish, norm_swish
+
 LAYERS_PER_BLOCK = 4
-LAYER_NORM_EPS = 1e-6
 
 Precision = Literal["float32", "bfloat16"]
-
-# Bound once: looking an operator up takes as long as a small one runs.
-_swish_backward = torch.ops.aten.silu_backward.grad_input
-_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-_INPUT_GRADIENT = [True, False, False]
-_ALL_GRADIENTS = [True, True, True]
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,18 @@ class BlockStack(nn.Module):
         """
         parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
         if torch.is_grad_enabled():
-            plan = _Plan(self.scale, frozen_rows, self.compute.checkpoint, self._rounded_weight())
+            rounded = self._rounded_weight()
+            norm = self._norm_swish(hidden if rounded is None else rounded)
+            plan = _Plan(self.scale, norm, frozen_rows, self.compute.checkpoint, rounded)
             return _Stack.apply(hidden, *parameters, plan)
+        norm = self._norm_swish(hidden)
         for block in _blocks(*parameters):
-            hidden, _ = block.forward(hidden, self.scale)
+            hidden, _ = block.forward(hidden, self.scale, norm)
         return hidden
+
+    def _norm_swish(self, computed: Tensor) -> NormSwish:
+        """Return what computes LayerNorm and Swish in the precision and on the device of a tensor."""
+        return norm_swish(computed.device, computed.dtype, self.weight.shape[-1])
 
     @torch.no_grad()
     def _rounded_weight(self) -> Tensor | None:
@@ -116,11 +120,11 @@ class BlockStack(nn.Module):
 
         For looking inside; no gradient.
         """
-        states = [hidden]
+        states, norm = [hidden], self._norm_swish(hidden)
         with torch.no_grad():
             parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
             for block in _blocks(*parameters):
-                states.append(block.forward(states[-1], self.scale)[0])
+                states.append(block.forward(states[-1], self.scale, norm)[0])
         return states
 
 
@@ -128,44 +132,39 @@ class _Plan(NamedTuple):
     """What steers one pass through a stack."""
 
     scale: float
+    norm: NormSwish
     frozen_rows: int
     checkpoint: bool
     rounded_weight: Tensor | None
 
 
-class _Kept(NamedTuple):
-    """What a layer's backward pass needs of its forward pass."""
+class _KeptBlock(NamedTuple):
+    """What a block's backward pass needs: layers' inputs and more; the branch where a gain is learned."""
 
-    inputs: Tensor
-    linear: Tensor
-    mean: Tensor
-    reciprocal_std: Tensor
-    normed: Tensor
+    inputs: list[Tensor]
+    norm: list[Sequence[Tensor]]
+    branch: Tensor | None
 
 
 class _Block(NamedTuple):
-    """The parameters of one block, four of each, in the precision that they are computed in."""
+    """The parameters of one block, in the precision that they are computed in."""
 
-    weight: tuple[Tensor, ...]
-    bias: tuple[Tensor, ...]
-    norm_weight: tuple[Tensor, ...]
-    norm_bias: tuple[Tensor, ...]
+    layers: list[Layer]
     gain: Tensor | None
 
-    def forward(self, hidden: Tensor, scale: float) -> tuple[Tensor, list[_Kept]]:
+    def forward(self, hidden: Tensor, scale: float, norm: NormSwish) -> tuple[Tensor, _KeptBlock]:
         """Return the stream after the block, and what its backward pass needs."""
-        inner, kept = hidden.to(self.weight[0].dtype), []
-        for weight, bias, norm_weight, norm_bias in zip(*self[:4], strict=True):
-            linear = torch.addmm(bias, inner, weight.t())
-            normed, mean, rstd = torch.native_layer_norm(
-                linear, linear.shape[1:], norm_weight, norm_bias, LAYER_NORM_EPS
-            )
-            kept.append(_Kept(inner, linear, mean, rstd, normed))
-            inner = nn.functional.silu(normed)
+        inner = hidden.to(self.layers[0].weight.dtype)
+        kept = _KeptBlock([], [], None)
+        for layer in self.layers:
+            kept.inputs.append(inner)
+            inner, beside = norm.forward(inner, layer)
+            kept.norm.append(beside)
+        if self.gain is not None:
+            after = torch.addcmul(hidden, inner, self.gain, value=scale)
+            return after, kept._replace(branch=inner)
         out = inner if inner.dtype == hidden.dtype else None
-        if self.gain is None:
-            return torch.add(hidden, inner, alpha=scale, out=out), kept
-        return torch.addcmul(hidden, inner, self.gain, value=scale, out=out), kept
+        return torch.add(hidden, inner, alpha=scale, out=out), kept
 
 
 def _blocks(
@@ -176,41 +175,43 @@ def _blocks(
     gain: Tensor | None,
     rounded_weight: Tensor | None = None,
 ) -> list[_Block]:
-    """Return the blocks of stacked parameters, with rounded kernels and biases where they are given."""
-    if rounded_weight is not None:
-        weight, bias = rounded_weight, bias.to(rounded_weight.dtype)
-    layers = [stack.unbind(0) for stack in (weight, bias, norm_weight, norm_bias)]
+    """Return the blocks of stacked parameters, with rounded kernels where they are given."""
+    kernels = weight if rounded_weight is None else rounded_weight
+    stacks = (stack.unbind(0) for stack in (kernels, bias, norm_weight, norm_bias))
+    layers = [Layer(*parts) for parts in zip(*stacks, strict=True)]
     gains = [None] * (len(weight) // LAYERS_PER_BLOCK) if gain is None else gain.unbind(0)
-    blocks = []
-    for index, own_gain in enumerate(gains):
-        own = slice(LAYERS_PER_BLOCK * index, LAYERS_PER_BLOCK * (index + 1))
-        blocks.append(_Block(layers[0][own], layers[1][own], layers[2][own], layers[3][own], own_gain))
-    return blocks
+    starts = range(0, len(layers), LAYERS_PER_BLOCK)
+    return [
+        _Block(layers[start : start + LAYERS_PER_BLOCK], own)
+        for start, own in zip(starts, gains, strict=True)
+    ]
 
 
 class _Gradients:
     """Gradients of stacked parameters, filled block by block."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, gain: Tensor | None) -> None:
-        self.weight, self.bias = torch.empty_like(weight), torch.empty_like(bias)
-        self.norm_weight: list[Tensor] = [bias] * len(bias)
-        self.norm_bias: list[Tensor] = [bias] * len(bias)
-        self.gain: list[Tensor] | None = None if gain is None else [gain] * len(gain)
-        self._weights, self._biases = self.weight.unbind(0), self.bias.unbind(0)
+    def __init__(self, weight: Tensor, gain: Tensor | None, norm: NormSwish) -> None:
+        self._norm = norm
+        self._weight = torch.empty_like(weight)
+        self._weights = self._weight.unbind(0)
+        self._sums: list[Any] = [None] * len(weight)
+        self._gain = None if gain is None else list(gain.unbind(0))
 
-    def add_dense(self, layer: int, outputs: Tensor, inputs: Tensor) -> None:
-        """Fill in a Dense layer's gradients from that of its outputs and from its inputs, (batch, width)."""
-        if outputs.dtype == self.weight.dtype:
-            torch.mm(outputs.t(), inputs, out=self._weights[layer])
-            torch.sum(outputs, 0, out=self._biases[layer])
-        else:
-            self._weights[layer].copy_(torch.mm(outputs.t(), inputs))
-            self._biases[layer].copy_(outputs.sum(0))
+    def add_layer(self, layer: int, before_norm: Tensor, inputs: Tensor, sums: Any) -> None:
+        """Fill in a layer's from the gradient before its LayerNorm and its inputs, (rows, width) each."""
+        self._sums[layer] = sums
+        self._norm.products.weight_gradient(before_norm, inputs, self._weights[layer])
+
+    def add_gain(self, block: int, gradient: Tensor, branch: Tensor) -> None:
+        """Fill in a block's gain from the gradient after it and from the branch, (rows, width) each."""
+        if self._gain is not None:
+            self._gain[block] = (gradient * branch).sum(dtype=self._gain[block].dtype)
 
     def stacked(self) -> tuple[Tensor | None, ...]:
         """Return the gradients in the order of the parameters."""
-        norms = [torch.stack(part) for part in (self.norm_weight, self.norm_bias)]
-        return self.weight, self.bias, *norms, None if self.gain is None else torch.stack(self.gain)
+        norm_weight, norm_bias, bias = self._norm.collect(self._sums)
+        gain = None if self._gain is None else torch.stack(self._gain)
+        return self._weight, bias, norm_weight, norm_bias, gain
 
 
 class _Stack(torch.autograd.Function):
@@ -229,7 +230,7 @@ class _Stack(torch.autograd.Function):
         for index, block in enumerate(blocks):
             if index % ctx.segment == 0:
                 ctx.starts.append(hidden)
-            hidden, kept = block.forward(hidden, plan.scale)
+            hidden, kept = block.forward(hidden, plan.scale, plan.norm)
             if not plan.checkpoint:
                 ctx.kept.append(kept)
         return hidden
@@ -237,28 +238,27 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
-        (gradient,) = output_gradients
-        hidden, weight, bias, _, _, gain = ctx.saved_tensors
-        learns = ctx.needs_input_grad[1] and ctx.plan.frozen_rows < len(hidden)
-        gradients = _Gradients(weight, bias, gain) if learns else None
+        gradient = output_gradients[0].contiguous()
+        hidden, weight, _, _, _, gain = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        learns = ctx.needs_input_grad[1] and plan.frozen_rows < len(hidden)
+        gradients = _Gradients(weight, gain, plan.norm) if learns else None
         for segment in reversed(range(len(ctx.starts))):
             first = segment * ctx.segment
             blocks = ctx.blocks[first : first + ctx.segment]
             for offset, kept in reversed(list(enumerate(_segment_kept(ctx, segment, blocks)))):
-                gradient = _block_backward(
-                    gradient, blocks[offset], kept, first + offset, gradients, ctx.plan
-                )
+                gradient = _block_backward(gradient, blocks[offset], kept, first + offset, gradients, plan)
         parts = gradients.stacked() if gradients else (None,) * 5
         return gradient, *parts, None
 
 
-def _segment_kept(ctx: Any, segment: int, blocks: list[_Block]) -> list[list[_Kept]]:
+def _segment_kept(ctx: Any, segment: int, blocks: list[_Block]) -> list[_KeptBlock]:
     """Return what the blocks of a segment kept, computed again where it was not kept."""
     if not ctx.plan.checkpoint:
         return [ctx.kept[segment]]
     hidden, again = ctx.starts[segment], []
     for block in blocks:
-        hidden, kept = block.forward(hidden, ctx.plan.scale)
+        hidden, kept = block.forward(hidden, ctx.plan.scale, ctx.plan.norm)
         again.append(kept)
     return again
 
@@ -266,55 +266,26 @@ def _segment_kept(ctx: Any, segment: int, blocks: list[_Block]) -> list[list[_Ke
 def _block_backward(
     gradient: Tensor,
     block: _Block,
-    kept: list[_Kept],
+    kept: _KeptBlock,
     index: int,
     gradients: _Gradients | None,
     plan: _Plan,
 ) -> Tensor:
     """Return the gradient before the block from the one after it; fill in those of its parameters."""
-    dtype = block.weight[0].dtype
+    dtype = block.layers[0].weight.dtype
     branch = gradient.to(dtype) if plan.scale == 1.0 else (gradient * plan.scale).to(dtype)
+    frozen = len(gradient) if gradients is None else plan.frozen_rows
     if block.gain is not None:
-        if gradients is not None and gradients.gain is not None:
-            output = nn.functional.silu(kept[-1].normed)[plan.frozen_rows :]
-            gradients.gain[index] = (branch[plan.frozen_rows :] * output).sum(dtype=block.gain.dtype)
+        if gradients is not None and kept.branch is not None:
+            gradients.add_gain(index, branch[frozen:], kept.branch[frozen:])
         branch = branch * block.gain.to(dtype)
-    # One buffer serves the whole block: what was written last is still in the processor's cache.
-    buffer = torch.empty_like(kept[0].linear)
+    # Two matrices serve the whole block: what was written last is still in the processor's cache.
+    before, after = torch.empty_like(branch), torch.empty_like(branch)
     for place in reversed(range(LAYERS_PER_BLOCK)):
-        _swish_backward(branch, kept[place].normed, grad_input=buffer)
-        layer = LAYERS_PER_BLOCK * index + place
-        branch = _layer_backward(buffer, kept[place], block, place, layer, gradients, plan.frozen_rows)
+        layer = block.layers[place]
+        linear, sums = plan.norm.backward(branch, kept.norm[place], layer, frozen, before)
+        if gradients is not None:
+            number = LAYERS_PER_BLOCK * index + place
+            gradients.add_layer(number, linear[frozen:], kept.inputs[place][frozen:], sums)
+        branch = plan.norm.products.input_gradient(linear, layer.weight, after)
     return torch.add(gradient, branch, out=branch) if branch.dtype == gradient.dtype else gradient + branch
-
-
-def _layer_backward(
-    buffer: Tensor,
-    kept: _Kept,
-    block: _Block,
-    place: int,
-    layer: int,
-    gradients: _Gradients | None,
-    frozen_rows: int,
-) -> Tensor:
-    """Turn, in place, the gradient after a LayerNorm into that before its Dense, and fill in."""
-    shape, weight = kept.linear.shape[1:], block.weight[place]
-    whole = (buffer, kept.linear, kept.mean, kept.reciprocal_std)
-
-    def before_norm(rows: tuple[Tensor, ...], wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-        upstream, linear, mean, rstd = rows
-        norm_weight, norm_bias = block.norm_weight[place], block.norm_bias[place]
-        return _layer_norm_backward(upstream, linear, shape, mean, rstd, norm_weight, norm_bias, wanted)
-
-    if gradients is None:
-        return torch.mm(before_norm(whole, _INPUT_GRADIENT)[0], weight, out=buffer)
-    inputs, learning, after = kept.inputs, whole, buffer
-    if frozen_rows:
-        sizes = [frozen_rows, len(buffer) - frozen_rows]
-        frozen, learning = zip(*(part.split_with_sizes(sizes) for part in whole), strict=True)
-        inputs, after = inputs[frozen_rows:], learning[0]
-        torch.mm(before_norm(frozen, _INPUT_GRADIENT)[0], weight, out=frozen[0])
-    linear, gradients.norm_weight[layer], gradients.norm_bias[layer] = before_norm(learning, _ALL_GRADIENTS)
-    gradients.add_dense(layer, linear, inputs)
-    torch.mm(linear, weight, out=after)
-    return buffer

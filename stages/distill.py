@@ -27,7 +27,7 @@ from pipeline.core.runtime import (
     require_finite,
     resolve_device,
     seed_sequence,
-    set_torch_threads,
+    set_up_torch,
     torch_seed,
 )
 from pipeline.core.settings import StageSettings
@@ -130,7 +130,7 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
     trained = load_actor(teacher)
     data = _load_dataset(dataset, teacher)
     device = resolve_device(settings.device)
-    set_torch_threads(settings.threads)
+    set_up_torch(settings.threads)
     task = teacher.manifest.task
     parents = {"teacher": teacher, "dataset": dataset}
     with context.stage("student", "distill", task=task, settings=settings, parents=parents) as work:

@@ -26,7 +26,7 @@ from pipeline.core.runtime import (
     cpu_share,
     resolve_device,
     seed_sequence,
-    set_torch_threads,
+    set_up_torch,
 )
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, DatasetStatistics, GoalEpisode, dataset_id, write_goal_dataset
@@ -278,7 +278,7 @@ def run(settings: GenerateDatasetSettings, context: StageContext, teacher: Artif
     """
     ranks = context.ranks
     trained = load_actor(teacher)
-    set_torch_threads(settings.threads, ranks.local_size)
+    set_up_torch(settings.threads, ranks.local_size)
     device = ranks.place(resolve_device(settings.device))
     rollout = TeacherRollout(trained, settings, device, ranks)
     parents = {"teacher": teacher}

@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from envs.compiled_task import CompiledTask
 from models.block_stack import LAYERS_PER_BLOCK
 from models.contrastive_critic import EMBEDDING_DIM
+from models.norm_swish import is_compiled
 from pipeline.core.errors import SettingsError
 from stages.contrastive_learner import LearnerSettings
 from stages.teacher_training import TrainTeacherSettings
@@ -18,7 +21,6 @@ _PROCESS_BYTES = 700 * 2**20
 _FLOAT = 4
 # Weights, gradient, two moments, the kept best, and a checkpoint's copies; the actor has an average too.
 _ACTOR_COPIES, _CRITIC_COPIES = 10, 8
-_KEPT_TENSORS = 3  # a layer's input, and what stands before and after its LayerNorm
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,33 @@ def parameter_estimate(inputs: int, outputs: int, settings: LearnerSettings) -> 
     return stem + body + gains + 2 * width * shape.final_norm + (width + 1) * outputs
 
 
-def activation_estimate(settings: LearnerSettings) -> int:
+def activation_estimate(settings: LearnerSettings, device: str) -> int:
     """Return the bytes of an update's activations: actor, ψ, and φ over both actions, four batches in all."""
-    rows, width = 4 * settings.batch_size, settings.width
-    number = 2 if settings.precision == "bfloat16" else _FLOAT
-    layer = rows * (_KEPT_TENSORS * width * number + 2 * _FLOAT)
-    stream = rows * width * _FLOAT
+    rows, width, rounded = 4 * settings.batch_size, settings.width, settings.precision == "bfloat16"
+    dtype = torch.bfloat16 if rounded else torch.float32
+    matrix, stream = rows * width * dtype.itemsize, rows * width * _FLOAT
+    # A layer's input, what stands before its LayerNorm and, with torch's kernels, after it; two statistics.
+    matrices = 2 if is_compiled(torch.device(device), dtype, width) else 3
+    # The stream is the first layer's input where it is not rounded; a learned gain wants its branch.
+    beside = stream * rounded + matrix * (settings.residual_scale == "learned_from_zero")
+    block = LAYERS_PER_BLOCK * (matrices * matrix + rows * 2 * _FLOAT) + beside
     blocks = settings.shape.num_blocks
     if not settings.checkpoint_activations:
-        return settings.depth * layer + blocks * stream
+        return blocks * block
     segment = math.isqrt(blocks - 1) + 1
     # Every segment's start, and one network's segment at a time, φ's being the largest.
-    return math.ceil(blocks / segment) * stream + segment * (LAYERS_PER_BLOCK * layer + stream) // 2
+    return math.ceil(blocks / segment) * stream + segment * block // 2
 
 
-def estimate_memory(task: CompiledTask, settings: TrainTeacherSettings, ranks: int = 1) -> MemoryEstimate:
+def estimate_memory(
+    task: CompiledTask, settings: TrainTeacherSettings, device: str, ranks: int = 1
+) -> MemoryEstimate:
     """Return what one process of a training takes.
 
     Args:
         task: gives the sizes of the spaces.
         settings: of the stage.
+        device: ``cpu`` or ``cuda``.
         ranks: processes that share worlds and batch.
     """
     observation, goal, action = task.observation_dim, task.goal_dim, task.action_dim
@@ -80,7 +89,7 @@ def estimate_memory(task: CompiledTask, settings: TrainTeacherSettings, ranks: i
     parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic) + rounded
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + 16)
-    return MemoryEstimate(parameters, activation_estimate(settings) // ranks, replay // ranks)
+    return MemoryEstimate(parameters, activation_estimate(settings, device) // ranks, replay // ranks)
 
 
 def require_memory(
@@ -98,12 +107,12 @@ def require_memory(
         SettingsError: what is needed, what is free, and what would fit.
     """
     free = free_bytes(device) // (1 if device == "cuda" else processes)
-    needed = estimate_memory(task, settings, ranks)
+    needed = estimate_memory(task, settings, device, ranks)
     if needed.total <= free:
         return
-    fits = [f"depth {depth}"] if (depth := _deepest(task, settings, free, ranks)) else []
+    fits = [f"depth {depth}"] if (depth := _deepest(task, settings, free, device, ranks)) else []
     thrifty = settings.model_copy(update={"checkpoint_activations": True})
-    if not settings.checkpoint_activations and (depth := _deepest(task, thrifty, free, ranks)):
+    if not settings.checkpoint_activations and (depth := _deepest(task, thrifty, free, device, ranks)):
         fits.append(f"depth {depth} with checkpoint_activations=true")
     advice = f"What would fit: {', or '.join(fits)}." if fits else "Lower width, batch_size or the replay."
     raise SettingsError(
@@ -113,13 +122,13 @@ def require_memory(
     )
 
 
-def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, ranks: int) -> int:
+def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, device: str, ranks: int) -> int:
     """Return the largest depth up to the one asked for that fits, or 0."""
     low, high = 0, settings.depth // LAYERS_PER_BLOCK
     while low < high:
         middle = (low + high + 1) // 2
         shallower = settings.model_copy(update={"depth": middle * LAYERS_PER_BLOCK})
-        if estimate_memory(task, shallower, ranks).total <= free:
+        if estimate_memory(task, shallower, device, ranks).total <= free:
             low = middle
         else:
             high = middle - 1
@@ -129,8 +138,6 @@ def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, rank
 def free_bytes(device: str) -> int:
     """Return the free memory of the training device: CUDA's, or the machine's within this process's limit."""
     if device == "cuda":
-        import torch
-
         return torch.cuda.mem_get_info()[0]
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024

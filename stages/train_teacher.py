@@ -31,7 +31,7 @@ from pipeline.core.runtime import (
     require_precision,
     resolve_device,
     seed_sequence,
-    set_torch_threads,
+    set_up_torch,
     stop_on_interrupt,
 )
 from stages.contrastive_learner import strip_prefix
@@ -71,7 +71,7 @@ def run(
     task = as_user_error(lambda: compile_task(settings.task), TaskError)
     device = resolve_device(settings.device)
     own_device = ranks.place(device)
-    set_torch_threads(settings.threads, ranks.local_size)
+    set_up_torch(settings.threads, ranks.local_size)
     require_precision(settings.precision, device)
     require_memory(task, settings, device, ranks.local_size, ranks.size)
     training = TeacherTraining(settings, task, own_device, ranks)

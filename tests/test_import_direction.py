@@ -34,7 +34,7 @@ STAGES = {
 
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
-    "h5py", "imageio", "imageio_ffmpeg", "matplotlib", "minari", "mlflow",
+    "h5py", "imageio", "imageio_ffmpeg", "llvmlite", "matplotlib", "minari", "mlflow",
     "mujoco_warp", "onnx", "onnxscript", "safetensors", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
@@ -108,6 +108,9 @@ def forbidden_arrow(name: str, item: Import) -> str | None:
     if third_party in PICKLERS:
         return "nothing is pickled"
     if target_group is None:
+        if third_party == "llvmlite":
+            kernels = name == "models.norm_swish_kernels"
+            return None if kernels else "llvmlite belongs to models.norm_swish_kernels alone"
         if group == "models" and third_party != "torch" and third_party not in sys.stdlib_module_names:
             return "models import torch alone"
         if group == "envs" and third_party == "torch" and name != "envs.warp_simulator":
@@ -194,6 +197,7 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
     ("path", "text", "reason"),
     [
         ("models/actor.py", "import numpy", "models import torch alone"),
+        ("models/actor.py", "def f():\n    from llvmlite import ir", "models.norm_swish_kernels alone"),
         ("models/actor.py", "from envs.task import GoalTask", "models may not use envs"),
         ("envs/task.py", "def f():\n    import torch", "warp_simulator alone"),
         ("envs/task.py", "from pipeline.core.errors import UserError", "envs may not use pipeline.core"),
@@ -232,6 +236,7 @@ def test_allowed_arrows_pass(tmp_path: Path):
     tree = {
         "models/actor.py": "import math\nimport torch.nn\nfrom models.blocks import Block",
         "models/blocks.py": "from __future__ import annotations\nimport torch",
+        "models/norm_swish_kernels.py": "import llvmlite.binding",
         "envs/warp_simulator.py": "import torch\nfrom envs.task import GoalTask",
         "envs/task.py": "import mujoco",
         "replay/hindsight.py": "import numpy\nfrom envs import task",

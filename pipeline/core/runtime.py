@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shlex
 import signal
@@ -30,6 +31,9 @@ from pipeline.core.settings import StageSettings, dump_settings
 from pipeline.core.tracking import StageRun, Tracker
 
 Result = TypeVar("Result")
+
+# Parameters of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass
@@ -225,11 +229,30 @@ def require_precision(precision: str, device: str) -> None:
         )
 
 
-def set_torch_threads(count: int, processes: int = 1) -> None:
-    """Let torch compute on `count` CPU threads; 0: on this process's share of the CPUs."""
+def set_up_torch(threads: int, processes: int = 1) -> None:
+    """Let torch compute on so many CPU threads and keep the memory that it frees.
+
+    Args:
+        threads: 0: this process's share of the CPUs.
+        processes: on this machine.
+    """
     import torch
 
-    torch.set_num_threads(count or cpu_share(processes))
+    torch.set_num_threads(threads or cpu_share(processes))
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next allocation, where it is glibc.
+
+    An update frees all of its activations. Given back to the system, each of their pages is cleared and
+    mapped anew in the next update, which takes longer than some of what is computed in them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+        mallopt(_M_TOP_PAD, 64 * 2**20)
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
 def cpu_share(processes: int) -> int:

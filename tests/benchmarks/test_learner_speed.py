@@ -1,6 +1,7 @@
 """The sides of the speed benchmark compute the same update, and the script writes what it measured."""
 
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmarks import learner_speed, learner_speed_worker
 from benchmarks.learner_speed import Measurement, SideFailed, Worker
 from benchmarks.learner_speed_worker import AntDimensions, Cell, batch_arrays
 from benchmarks.plain_learner import PlainLearner
+from models import dense_products
 from replay.trajectory_buffer import TransitionBatch
 
 DEPTH, WIDTH, BATCH, UPDATES = 8, 8, 8, 3
@@ -131,15 +133,45 @@ def test_the_script_knows_the_workers_sides():
 
 def test_the_script_writes_a_cell_beside_the_others(tmp_path):
     output = tmp_path / "speed.json"
-    output.write_text('{"D64 W256 B256": "kept", "D4 W8 B8": "replaced"}')
+    output.write_text('{"D64 W256 B256": "kept", "D4 W8 B8": "of other instructions"}')
     learner_speed.main([*TINY, "--sides=torch-plain", "--threads=1", f"--output={output}"])
     cells = json.loads(output.read_text())
     assert cells["D64 W256 B256"] == "kept"
-    side = cells["D4 W8 B8"]["sides"]["torch-plain"]
+    (own,) = set(cells) - {"D64 W256 B256", "D4 W8 B8"}
+    assert own.startswith("D4 W8 B8 ")  # the processor's vector instructions follow
+    side = cells[own]["sides"]["torch-plain"]
     assert len(side["rounds"]) == 5
     assert side["seconds_per_update"]["min"] <= side["seconds_per_update"]["median"]
-    assert set(side["share_of_matmul"]) == {"float32", "bfloat16"}
-    assert cells["D4 W8 B8"]["matmul"]["float32"]["gflops"]["median"] > 0
+    assert {"float32"} <= set(side["share_of_matmul"]) <= set(learner_speed.PRODUCTS)
+    assert cells[own]["matmul"]["float32"]["gflops"]["median"] > 0
+
+
+def test_without_bfloat16_its_sides_say_why_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(learner_speed, "bfloat16_refusal", lambda: "no instructions for it")
+    output = tmp_path / "speed.json"
+    sides = "--sides=torch-plain,thousandfold-bf16"
+    learner_speed.main([*TINY, sides, "--threads=1", f"--output={output}"])
+    (cell,) = json.loads(output.read_text()).values()
+    assert cell["sides"]["thousandfold-bf16"] == {"not_measured": "no instructions for it"}
+    assert len(cell["sides"]["torch-plain"]["rounds"]) == 5
+
+
+@pytest.mark.parametrize("refusal", [None, "no instructions for it"])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_products_are_timed_by_what_there_is(
+    refusal: str | None, onednn: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if onednn and not dense_products.has_onednn():
+        pytest.skip("this torch comes without oneDNN")
+    monkeypatch.setattr(learner_speed_worker, "bfloat16_refusal", lambda: refusal)
+    monkeypatch.setattr(dense_products, "has_onednn", lambda: onednn)
+    products = learner_speed_worker.matmul_side(Cell(**SIZES))
+    missing = {"bfloat16": refusal, "float32 oneDNN": not onednn}
+    assert list(products) == [name for name in learner_speed.PRODUCTS if not missing.get(name)]
+    for product in products.values():
+        product()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 
 from envs.registry import compile_task
 from envs.simulator import Simulator
+from models import norm_swish
 from models.block_stack import BlockStack
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.distributed import Ranks
@@ -35,6 +36,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"energy": "dot", "residual_scale": "learned_from_zero", "final_norm": True},
     {"checkpoint_activations": True, "precision": "bfloat16"},
 ]
+
+
+@pytest.fixture(autouse=True)
+def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have LayerNorm and Swish computed as on CUDA, by torch: operations that can be recorded."""
+    monkeypatch.setattr(norm_swish, "_has_compiler", lambda: False)
 
 
 class Learning:

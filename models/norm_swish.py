@@ -1,0 +1,227 @@
+"""LayerNorm followed by Swish, forward and backward, in torch's kernels or one compiled for this processor.
+
+torch runs the two, and the gradients of the two, as kernels of their own, each of which reads and writes
+whole matrices; beside the products of a narrow network that is most of the time. `CompiledNormSwish` keeps a
+row in the first-level cache from its mean to its Swish, and from the gradient after the Swish to that before
+the LayerNorm, and takes the sums over rows that become the parameters' gradients on the way.
+
+With x̂ = (x − mean) / √(variance + ε), n = w · x̂ + b and y = n · σ(n):
+
+    ∂n = ∂y · σ(n) · (1 + n · (1 − σ(n)))
+    ∂x = (w · ∂n − mean(w · ∂n) − x̂ · mean(x̂ · w · ∂n)) / √(variance + ε)
+
+Sources: Ba et al., "Layer Normalization", arXiv 1607.06450; Ramachandran et al., "Searching for Activation
+Functions", arXiv 1710.05941.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.dense_products import TORCH_PRODUCTS, DenseProducts, dense_products
+
+LAYER_NORM_EPS = 1e-6
+LANES = 16
+"""numbers that a compiled kernel computes at a time: a vector of AVX-512, two of AVX2, four of NEON"""
+
+# Bound once: looking an operator up takes as long as a small one runs.
+_swish_backward = torch.ops.aten.silu_backward.grad_input
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_INPUT_GRADIENT = [True, False, False]
+_ALL_GRADIENTS = [True, True, True]
+
+
+class Layer(NamedTuple):
+    """The parameters of a layer: its Dense's, (width, width) and (width,), its LayerNorm's, (width,) each."""
+
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+
+
+class NormSwish(Protocol):
+    """Layers' x = W · inputs + bias, y = Swish(LayerNorm(x)), and the gradients up to x; (batch, width)."""
+
+    products: DenseProducts
+    """what computes W · inputs, and the gradients of W and of the inputs from that of x"""
+
+    def forward(self, inputs: Tensor, layer: Layer) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return y and what the backward pass needs beside `inputs`."""
+        ...
+
+    def backward(
+        self, gradient: Tensor, kept: Sequence[Tensor], layer: Layer, frozen_rows: int, memory: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Return the gradient with respect to x, and sums over its rows for `collect`.
+
+        Args:
+            gradient: with respect to y, contiguous.
+            kept, layer: what `forward` returned and was given.
+            frozen_rows: so many leading rows are left out of the sums; with all of them there are none.
+            memory: of the same shape, overwritten; the result may lie in it.
+        """
+        ...
+
+    def collect(self, sums: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the layers' norm_weight, norm_bias and bias, (layers, width) each."""
+        ...
+
+
+class TorchNormSwish:
+    """In torch's kernels: on any device, of any width and precision."""
+
+    products: DenseProducts = TORCH_PRODUCTS
+
+    def forward(self, inputs: Tensor, layer: Layer) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return y and x, normed x, its means and 1/√(variance + ε)."""
+        linear = torch.addmm(layer.bias.to(inputs.dtype), inputs, layer.weight.t())
+        norm = layer.norm_weight, layer.norm_bias
+        normed, mean, rstd = torch.native_layer_norm(linear, linear.shape[1:], *norm, LAYER_NORM_EPS)
+        return nn.functional.silu(normed), (linear, normed, mean, rstd)
+
+    def backward(
+        self, gradient: Tensor, kept: Sequence[Tensor], layer: Layer, frozen_rows: int, memory: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Return the gradient with respect to x and three sums, (width,) each; see `NormSwish`."""
+        linear, normed, mean, rstd = kept
+        _swish_backward(gradient, normed, grad_input=memory)
+        whole, shape, norm = (memory, linear, mean, rstd), linear.shape[1:], layer[2:]
+
+        def before_norm(rows: Sequence[Tensor], wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+            upstream, own, its_mean, its_rstd = rows
+            return _layer_norm_backward(upstream, own, shape, its_mean, its_rstd, *norm, wanted)
+
+        if frozen_rows == len(linear):
+            return before_norm(whole, _INPUT_GRADIENT)[0], None
+        if not frozen_rows:
+            result, weight, bias = before_norm(whole, _ALL_GRADIENTS)
+            return result, (weight, bias, result.sum(0, dtype=bias.dtype))
+        sizes = [frozen_rows, len(linear) - frozen_rows]
+        frozen, learning = zip(*(part.split_with_sizes(sizes) for part in whole), strict=True)
+        result, weight, bias = before_norm(learning, _ALL_GRADIENTS)
+        sums = weight, bias, result.sum(0, dtype=bias.dtype)
+        return torch.cat([before_norm(frozen, _INPUT_GRADIENT)[0], result]), sums
+
+    def collect(self, sums: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the layers' sums stacked."""
+        norm_weight, norm_bias, bias = (torch.stack(part) for part in zip(*sums, strict=True))
+        return norm_weight, norm_bias, bias
+
+
+class CompiledNormSwish:
+    """In two kernels that LLVM compiles for this processor, in torch's threads. See `norm_swish`.
+
+    Args:
+        width: numbers in a row, a multiple of `LANES`.
+        rounded: whether matrices and kernels are bfloat16 and not float32. Statistics, the other parameters
+            and all of their gradients are float32 with both.
+        products: of the layers' kernels.
+    """
+
+    def __init__(self, width: int, rounded: bool, products: DenseProducts = TORCH_PRODUCTS) -> None:
+        from models.norm_swish_kernels import Compiled
+
+        self.products = products
+        self._compiled = Compiled(width, rounded)
+        self._forward = _in_parallel(self._compiled.forward)
+        self._backward = _in_parallel(self._compiled.backward)
+
+    def forward(self, inputs: Tensor, layer: Layer) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return y, x less its bias, and each row's mean and 1/√(variance + ε), (2, batch) float32."""
+        product = self.products.outputs(inputs, layer.weight)
+        outputs, moments = torch.empty_like(product), layer.bias.new_empty(2, len(product))
+        addresses = [each.data_ptr() for each in (product, *layer[1:], moments, outputs)]
+        self._forward(_parts(), len(product), *addresses)
+        return outputs, (product, moments)
+
+    def backward(
+        self, gradient: Tensor, kept: Sequence[Tensor], layer: Layer, frozen_rows: int, memory: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `memory` and the sums of parts of the rows, (3, parts, width) float32; see `NormSwish`."""
+        (product, moments), parts = kept, _parts()
+        rows, width = product.shape
+        sums = None if frozen_rows == rows else moments.new_empty(3, parts, width)
+        addresses = [each.data_ptr() for each in (product, *layer[1:], moments, gradient, memory)]
+        self._backward(parts, rows, frozen_rows, *addresses, 0 if sums is None else sums.data_ptr())
+        return memory, sums
+
+    def collect(self, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the layers' sums over all parts."""
+        norm_weight, norm_bias, bias = torch.stack(list(sums), 1).sum(2).unbind(0)
+        return norm_weight, norm_bias, bias
+
+
+_TORCH = TorchNormSwish()
+
+
+def norm_swish(device: torch.device, dtype: torch.dtype, width: int) -> NormSwish:
+    """Return what computes LayerNorm and Swish of matrices of `width` columns the fastest here."""
+    if is_compiled(device, dtype, width):
+        return _compiled(width, dtype == torch.bfloat16, dense_products(device, dtype, width))
+    return _TORCH
+
+
+def is_compiled(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Return whether `norm_swish` compiles: on the CPU, for float32 and bfloat16 and whole vectors."""
+    precise = dtype in (torch.float32, torch.bfloat16)
+    return device.type == "cpu" and precise and width % LANES == 0 and _has_compiler()
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None
+
+
+@functools.cache
+def _compiled(width: int, rounded: bool, products: DenseProducts) -> CompiledNormSwish:
+    return CompiledNormSwish(width, rounded, products)
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _openmp() -> Callable[[int, int, int, int], None] | None:
+    """Return what runs a function in torch's own team of threads: another would fight it for the CPUs."""
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        with contextlib.suppress(OSError, AttributeError):
+            parallel = ctypes.CDLL(str(library)).GOMP_parallel
+            parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            parallel.restype = None
+            return parallel
+    return None
+
+
+def _parts() -> int:
+    """Return in how many parts rows are computed: one for each of torch's threads, where they can be had."""
+    return torch.get_num_threads() if _openmp() else 1
+
+
+def _in_parallel(address: int) -> Callable[..., None]:
+    """Return a function that runs the kernel at `address` with a number of parts and its other arguments.
+
+    The kernel takes the parts' numbers from a counter, the first of what it is given, until none is left:
+    which thread computes a part does not matter, and a team smaller than asked for leaves nothing out.
+    """
+    alone, parallel = _Kernel(address), _openmp()
+
+    def run(parts: int, *arguments: int) -> None:
+        given = (ctypes.c_int64 * (2 + len(arguments)))(0, parts, *arguments)
+        if parts == 1 or parallel is None:
+            alone(ctypes.addressof(given))
+        else:
+            parallel(address, ctypes.addressof(given), parts, 0)
+
+    return run
