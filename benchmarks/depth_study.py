@@ -8,7 +8,8 @@ A cell is one configuration of an arm with one seed: a `pipeline train-teacher` 
 cell that was cut off goes on from its checkpoint, and one whose settings in `ARMS` were changed since counts
 as missing. Cells run arm by arm and, within an arm, seed by seed, so that a study that was cut off is
 balanced. Several copies may run at once: a cell is locked while it runs, records are merged one at a time.
-A --scale other than 1 is a trial: its records stay below the workspace root.
+A --scale other than 1 is a trial: its records stay below the workspace root. Where an arm has been measured
+by `benchmarks.depth_study_pace`, times are those of its configurations alone on a machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from types import FrameType
 from typing import IO, Any, NamedTuple
 
 from benchmarks import depth_study_figures as figures
-from benchmarks.depth_study_figures import Configuration, describe_record
+from benchmarks.depth_study_figures import describe_record
+from benchmarks.depth_study_results import Axis, Configuration, gather, read_paces
 from envs.registry import task_names
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.atomic import json_sha256, write_json_atomic
@@ -51,7 +53,7 @@ class Arm:
         settings: what the trainer is told in all of its cells, beside `SHARED_SETTINGS`.
     """
 
-    axis: figures.Axis
+    axis: Axis
     configurations: tuple[Configuration, ...]
     settings: dict[str, Any]
 
@@ -94,7 +96,7 @@ class Cell:
     """One configuration of an arm with one seed, and everything that the trainer is told."""
 
     arm: str
-    axis: figures.Axis
+    axis: Axis
     configuration: Configuration
     seed: int
     settings: Mapping[str, Any]
@@ -381,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         for cell in cells:
             print(f"{cell.key}: {describe_state(cell, options.workspace_root, recorded)}")
-    arms = figures.gather(cells, recorded)
+    arms = gather(cells, recorded, read_paces())
     if options.table:
         print(figures.markdown_tables(arms))
     if options.figure:

@@ -1,102 +1,34 @@
-"""The depth study in figures: success with intervals, at equal steps and at equal wall-clock, table, picture.
-
-Two intervals, because they answer two questions. Over episodes (Wilson, all episodes of all seeds pooled):
-how well these very policies do. Over seeds (Student's t on the seeds' means): how well the next seed will do;
-with three seeds it is wide, and it is the one to compare configurations by.
-"""
+"""The depth study as tables and as a picture: success with intervals, at equal steps and at equal time."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.depth_study_results import (
+    LAST,
+    ArmResults,
+    Configuration,
+    ConfigurationResults,
+    Estimate,
+    Record,
+    equal_times_s,
+    final_evaluation,
+    last_evaluations,
+    mean_success_at,
+)
 from pipeline.core.pictures import INK, SOFT, _figure, _short_count
-from stages.evaluate import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-    from benchmarks.depth_study import Cell
-
-Axis = Literal["depth", "network", "batch_size"]
-Record = Mapping[str, Any]
-Interval = tuple[float, float]
-LAST = 5
-# 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the last one: a little too wide.
-_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _STEP_SHARES = (0.25, 0.5, 1.0)
 _LINE_STYLES = ("solid", (0, (5, 1.6)), (0, (1.2, 1.4)))
-
-
-class Configuration(NamedTuple):
-    """The sizes that a study compares."""
-
-    depth: int
-    width: int
-    batch_size: int
-
-    @property
-    def label(self) -> str:
-        """Short and unique, such as D64 W128 B256."""
-        return f"D{self.depth} W{self.width} B{self.batch_size}"
-
-
-@dataclass(frozen=True)
-class ConfigurationResults:
-    """The records of one configuration, one a seed, and the seeds that have none yet."""
-
-    configuration: Configuration
-    records: Sequence[Record]
-    missing: list[int]
-
-
-@dataclass(frozen=True)
-class ArmResults:
-    """The configurations that are compared with one another, all with one budget of environment steps."""
-
-    name: str
-    axis: Axis
-    task: str
-    env_steps: int
-    rows: list[ConfigurationResults]
-
-    @property
-    def started(self) -> list[ConfigurationResults]:
-        """The configurations that have a record."""
-        return [row for row in self.rows if row.records]
-
-
-class Estimate(NamedTuple):
-    """Mean success over the seeds, each seed's own, and both 95 % intervals; one seed has none over seeds."""
-
-    mean: float
-    seeds: list[float]
-    over_episodes: Interval
-    over_seeds: Interval | None
-
-
-def gather(cells: Sequence[Cell], recorded: Mapping[str, Record]) -> list[ArmResults]:
-    """Sort what is recorded of the cells by arm and configuration."""
-    arms = []
-    for name in dict.fromkeys(cell.arm for cell in cells):
-        own = [cell for cell in cells if cell.arm == name]
-        rows = []
-        for configuration in dict.fromkeys(cell.configuration for cell in own):
-            found = {c.seed: c.record(recorded) for c in own if c.configuration == configuration}
-            records = [record for record in found.values() if record]
-            missing = [seed for seed, record in found.items() if not record]
-            rows.append(ConfigurationResults(configuration, records, missing))
-        arms.append(
-            ArmResults(name, own[0].axis, own[0].settings["task"], own[0].settings["env_steps"], rows)
-        )
-    return arms
 
 
 def describe_record(record: Record) -> str:
@@ -106,68 +38,6 @@ def describe_record(record: Record) -> str:
         f"success {final['success']:.3f} {_interval(final['success_interval'])} over {final['episodes']} "
         f"episodes, {record['updates']:,} updates in {record['wall_clock_s'] / 60:.1f} min"
     )
-
-
-def seed_interval(values: Sequence[float]) -> Interval | None:
-    """Return the 95 % t interval of a mean success, within [0, 1]; None for a single seed."""
-    if len(values) < 2:
-        return None
-    quantile = _T_QUANTILES[min(len(values) - 1, len(_T_QUANTILES)) - 1]
-    mean, half = statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def estimate(seeds: Sequence[tuple[float, int]]) -> Estimate:
-    """Return the estimate from each seed's success rate and the number of its episodes."""
-    rates = [rate for rate, _ in seeds]
-    successes, trials = sum(round(rate * count) for rate, count in seeds), sum(count for _, count in seeds)
-    return Estimate(statistics.mean(rates), rates, wilson_interval(successes, trials), seed_interval(rates))
-
-
-def last_evaluations(records: Sequence[Record]) -> Estimate:
-    """Return success over the last five evaluations of each seed."""
-    curves = [(r["curve"]["success"][-LAST:], r["settings"]["evaluation_episodes"]) for r in records]
-    return estimate([(statistics.mean(rates), len(rates) * episodes) for rates, episodes in curves])
-
-
-def final_evaluation(records: Sequence[Record]) -> Estimate:
-    """Return success over the fresh episodes after the training."""
-    return estimate([(r["final"]["success"], r["final"]["episodes"]) for r in records])
-
-
-def success_at(record: Record, axis: str, value: float) -> float | None:
-    """Return success where `axis` of the learning curve has a value, between two evaluations on their line.
-
-    None before the first evaluation and after the last: nothing is known of a run that had ended.
-    """
-    places, success = record["curve"][axis], record["curve"]["success"]
-    if not places or not places[0] <= value <= places[-1]:
-        return None
-    return float(np.interp(value, places, success))
-
-
-def mean_success_at(records: Sequence[Record], axis: str, value: float) -> Estimate | None:
-    """Return success at a value of `axis` over the seeds; None where a seed has none there."""
-    found = [success_at(record, axis, value) for record in records]
-    rates = [rate for rate in found if rate is not None]
-    if not rates or len(rates) < len(found):
-        return None
-    return estimate(
-        [(rate, r["settings"]["evaluation_episodes"]) for rate, r in zip(rates, records, strict=True)]
-    )
-
-
-def equal_times_s(arm: ArmResults) -> list[float]:
-    """Return the times at which an arm is compared: the end of the cell that ended first, ½, 2, 4 … of it.
-
-    That cell belongs to the fastest configuration, so that at its end every seed of every configuration
-    that has been evaluated by then has a success.
-    """
-    ends = [record["curve"]["elapsed_s"][-1] for row in arm.rows for record in row.records]
-    times = [min(ends) / 2, min(ends)]
-    while times[-1] * 2 <= max(ends):
-        times.append(times[-1] * 2)
-    return times
 
 
 def markdown_tables(arms: Iterable[ArmResults]) -> str:
@@ -219,10 +89,14 @@ def _conditions(arm: ArmResults) -> str:
     records = [record for row in arm.rows for record in row.records]
     machines = sorted({record["host"]["cpu"] for record in records})
     jobs = sorted({record["cells_at_once"] for record in records})
+    clock = (
+        f"Wall-clock on {', '.join(machines)}, {' and '.join(map(str, jobs))} at once, one torch thread each."
+    )
+    if arm.paced:
+        clock = "Time is environment steps times the pace of each configuration alone on one CPU thread."
     return (
         "Intervals of 95 %. Second table: mean over seeds with the interval over seeds; in bold the time at "
-        "which the first cell ended; – where a seed had not been evaluated yet or had ended. Wall-clock on "
-        f"{', '.join(machines)}, {' and '.join(map(str, jobs))} at once, one torch thread each."
+        f"which the first cell ended; – where a seed had not been evaluated yet or had ended. {clock}"
     )
 
 

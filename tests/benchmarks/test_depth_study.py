@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import depth_study, depth_study_figures
+from benchmarks import depth_study, depth_study_figures, depth_study_results
 from benchmarks.depth_study import Cell, Runner, merge_record, plan, read_cells
-from benchmarks.depth_study_figures import ArmResults, Configuration, ConfigurationResults
+from benchmarks.depth_study_results import ArmResults, Configuration, ConfigurationResults
 from pipeline.core.artifacts import Artifact
 from pipeline.core.settings import load_preset, resolve_settings
 from stages.train_teacher import TrainTeacherSettings
@@ -222,26 +222,26 @@ def test_a_cell_recorded_with_other_settings_counts_as_missing():
 
 def test_the_interval_over_seeds_is_students_t():
     # mean 0.5, standard deviation 0.1, half width 4.303 · 0.1 / √3
-    assert depth_study_figures.seed_interval([0.4, 0.5, 0.6]) == pytest.approx((0.25156, 0.74844), abs=1e-5)
+    assert depth_study_results.seed_interval([0.4, 0.5, 0.6]) == pytest.approx((0.25156, 0.74844), abs=1e-5)
     # 12.706 · 0.1414 / √2 = 1.27 reaches past both ends of a proportion
-    assert depth_study_figures.seed_interval([0.5, 0.7]) == (0.0, 1.0)
-    assert depth_study_figures.seed_interval([0.5]) is None
+    assert depth_study_results.seed_interval([0.5, 0.7]) == (0.0, 1.0)
+    assert depth_study_results.seed_interval([0.5]) is None
 
 
 def test_the_end_is_the_mean_of_the_last_five_evaluations():
     records = [make_record([0.0, 0.3, 0.4, 0.5, 0.6, 0.7], 60.0), make_record([0.1] + [0.7] * 5, 60.0)]
-    result = depth_study_figures.last_evaluations(records)
+    result = depth_study_results.last_evaluations(records)
     assert result.seeds == pytest.approx([0.5, 0.7])
     assert result.mean == pytest.approx(0.6)
     # Wilson's interval of 600 successes in 2 seeds · 5 evaluations · 100 episodes
     assert result.over_episodes == pytest.approx((0.56931, 0.62993), abs=1e-5)
-    final = depth_study_figures.final_evaluation(records)
+    final = depth_study_results.final_evaluation(records)
     assert final.over_episodes == pytest.approx((0.65336, 0.74283), abs=1e-5)  # 280 of 400
 
 
 def test_success_lies_on_the_line_between_two_evaluations_and_nowhere_else():
     record = make_record([0.2, 0.4, 0.8], end_s=300.0)
-    at = depth_study_figures.success_at
+    at = depth_study_results.success_at
     assert at(record, "elapsed_s", 150.0) == pytest.approx(0.3)
     assert at(record, "env_steps", 2250) == pytest.approx(0.5)
     assert at(record, "elapsed_s", 300.0) == 0.8
@@ -262,14 +262,30 @@ def two_depths() -> ArmResults:
 
 
 def test_depths_are_compared_when_the_fastest_cell_ends(two_depths: ArmResults):
-    assert depth_study_figures.equal_times_s(two_depths) == [50.0, 100.0, 200.0, 400.0]
+    assert depth_study_results.equal_times_s(two_depths) == [50.0, 100.0, 200.0, 400.0]
     shallow, deep = (row.records for row in two_depths.rows)
-    at_end = depth_study_figures.mean_success_at(shallow, "elapsed_s", 100.0)
+    at_end = depth_study_results.mean_success_at(shallow, "elapsed_s", 100.0)
     # 0.4, and two thirds of the way from 0.3 at 60 s to 0.6 at 120 s
     assert at_end is not None and at_end.mean == pytest.approx((0.4 + 0.5) / 2)
-    assert depth_study_figures.mean_success_at(shallow, "elapsed_s", 110.0) is None  # one seed had ended
-    later = depth_study_figures.mean_success_at(deep, "elapsed_s", 250.0)
+    assert depth_study_results.mean_success_at(shallow, "elapsed_s", 110.0) is None  # one seed had ended
+    later = depth_study_results.mean_success_at(deep, "elapsed_s", 250.0)
     assert later is not None and later.mean == pytest.approx(0.3)
+
+
+def test_an_arm_whose_paces_are_known_is_on_one_clock():
+    cells = depth_cells()
+    recorded = {cell.key: make_record([0.1, 0.2], 60.0) | {"settings": dict(cell.settings)} for cell in cells}
+    paces = {depth_study_results.pace_key(cell): {"seconds_per_step": 0.5} for cell in cells}
+    (arm,) = depth_study_results.gather(cells, recorded, paces)
+    for row in arm.rows:
+        assert [record["curve"]["elapsed_s"] for record in row.records] == [[500.0, 1000.0]]
+        assert row.records[0]["wall_clock_s"] == 1000.0
+    assert "alone on one CPU thread" in depth_study_figures.markdown_tables([arm])
+    # Clocks are not mixed: with a pace missing, the arm's times are those that its cells took.
+    paces.popitem()
+    (arm,) = depth_study_results.gather(cells, recorded, paces)
+    assert {record["wall_clock_s"] for row in arm.rows for record in row.records} == {60.0}
+    assert "Wall-clock on a processor" in depth_study_figures.markdown_tables([arm])
 
 
 def test_the_table_lists_results_and_missing_cells(two_depths: ArmResults):
@@ -283,7 +299,7 @@ def test_the_table_lists_results_and_missing_cells(two_depths: ArmResults):
 
 def test_the_table_of_an_empty_study_lists_every_cell():
     cells = plan(list(depth_study.ARMS), "point_big_maze", [0, 1], scale=1.0)
-    text = depth_study_figures.markdown_tables(depth_study_figures.gather(cells, {}))
+    text = depth_study_figures.markdown_tables(depth_study_results.gather(cells, {}))
     assert text.count("(0, 1)") == len({(cell.arm, cell.configuration) for cell in cells})
 
 
@@ -295,10 +311,10 @@ def test_the_figure_is_drawn_for_arms_that_have_cells(tmp_path: Path):
         record = make_record([0.1, 0.4, 0.6], 60.0 * (index + 1))
         recorded[cell.key] = record | {"settings": dict(cell.settings)}
     path = tmp_path / "study.png"
-    depth_study_figures.draw_figure(path, depth_study_figures.gather(cells, recorded))
+    depth_study_figures.draw_figure(path, depth_study_results.gather(cells, recorded))
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="nothing is recorded"):
-        depth_study_figures.draw_figure(path, depth_study_figures.gather(cells, {}))
+        depth_study_figures.draw_figure(path, depth_study_results.gather(cells, {}))
 
 
 def test_a_trial_stays_out_of_the_published_results(tmp_path: Path, capsys):
