@@ -1,6 +1,6 @@
 """What keeps a deep actor and critic learning: train each variant for a few hundred updates and look inside.
 
-    python benchmarks/depth_stability.py --depths 4 64 256 1024 --variants published scaled …
+    python -m benchmarks.depth_stability --depths 4 64 256 1024 --variants published scaled …
 
 For each depth and variant: at initialisation the actor's pre-tanh mean, gradient norm, the stream's size and
 how alike different inputs have become, block by block; then training on the point U-maze with InfoNCE, its
@@ -42,6 +42,10 @@ BASE: dict[str, Any] = {
     "initial_alpha": 0.37,
     "env_steps": 10**9,
     "threads": 1,
+    # The published form at every depth; a variant says what it changes.
+    "residual_scale": "none",
+    "final_norm": False,
+    "max_gradient_norm": None,
 }
 SCALED = {"residual_scale": "inverse_sqrt_blocks"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -90,7 +94,7 @@ def make_training(depth: int, variant: str, seed: int) -> TeacherTraining:
     if changes.pop("rate_by_sqrt_blocks", False):
         rate = 3e-4 / math.sqrt(depth // LAYERS_PER_BLOCK)
         changes |= {"actor_learning_rate": rate, "critic_learning_rate": rate}
-    settings = TrainTeacherSettings(**BASE, **changes, depth=depth, seed=seed)
+    settings = TrainTeacherSettings(**(BASE | changes), depth=depth, seed=seed)
     training = TeacherTraining(settings, compile_task(settings.task), "cpu")
     if limit is not None:
         for actor in (training.learner.actor, training.learner.averaged_actor):

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
     parser.add_argument("--task", default="point_big_maze")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=PACES)
     options = parser.parse_args(arguments)
     cells = depth_study.plan(options.arms, options.task, [0], 1.0)

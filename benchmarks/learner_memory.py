@@ -1,6 +1,6 @@
 """Peak memory of one learner update against depth, with and without activation checkpointing.
 
-    python benchmarks/learner_memory.py --depths 4 16 64 256 1024 --width 256
+    python -m benchmarks.learner_memory --depths 4 16 64 256 1024 --width 256
 
 Every cell is a process of its own that takes three updates; the peak is what the kernel counted (VmHWM).
 Activations are that peak less what stood before the learner was made, its parameters (in bfloat16 their
@@ -21,7 +21,7 @@ from typing import Any, cast
 from benchmarks.learner_speed_worker import AntDimensions
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host
+from pipeline.core.runtime import describe_host, set_up_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/learner_memory.json"
@@ -47,12 +47,13 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from envs.compiled_task import CompiledTask
+    from models.norm_swish import LANES
     from models.residual_mlp import parameter_count
     from replay.trajectory_buffer import TransitionBatch
     from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
     from stages.memory_estimate import activation_estimate
 
-    torch.set_num_threads(1)
+    set_up_torch(1)
     dims, size = AntDimensions(), settings["batch_size"]
     task = cast("CompiledTask", dims)
     generator = torch.Generator().manual_seed(0)
@@ -65,8 +66,8 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
             learner.update(batch, generator)
         return learner
 
-    # Libraries load what they need at their first use; a small network draws that out.
-    take_updates(settings | {"depth": 4, "width": 8})
+    # Libraries load what they need at their first use; a small network draws that out, the compiler included.
+    take_updates(settings | {"depth": 4, "width": LANES})
     before = peak_bytes("VmRSS")
     learner = take_updates(settings)
     peak = peak_bytes("VmHWM")

@@ -10,8 +10,8 @@ while the others wait, round after round, so that a machine that slows down slow
 by round. A product of two square matrices in each round tells what `torch.mm` reaches, and oneDNN in float32.
 
 GFLOP/s count the products of a plain update, 12 passes × 2 · batch · width² · depth, whatever a side saves.
-Cells of other sizes or of a processor with other vector instructions are kept in the output; the cell that
-was measured is replaced as a whole. Without instructions for bfloat16, what needs it is left out.
+Cells of other sizes or of another processor are kept in the output; the cell that was measured is replaced
+as a whole. Without instructions for bfloat16, what needs it is left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -318,8 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     sizes = {name: getattr(options, name) for name in ("depth", "width", "batch", "threads", "matmul_size")}
     # Processors are not compared with one another: each kind keeps its own cells.
-    instructions = torch.backends.cpu.get_cpu_capability()
-    key = f"D{options.depth} W{options.width} B{options.batch} {instructions}"
+    key = f"D{options.depth} W{options.width} B{options.batch}, {describe_host()['cpu']}"
     flops = {
         "gflop": plain_update_gflop(options.depth, options.width, options.batch),
         "product_gflop": 2.0 * options.matmul_size**3 / 1e9,

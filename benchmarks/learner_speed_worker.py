@@ -145,7 +145,7 @@ def torch_plain_side(cell: Cell) -> dict[str, Work]:
 def thousandfold_side(
     cell: Cell, precision: Literal["float32", "bfloat16"], checkpoint: bool = False
 ) -> dict[str, Work]:
-    """Build the product's learner with its default settings but for sizes, precision and checkpointing."""
+    """Build the product's learner in the published form, which the other sides have at any depth."""
     import torch
 
     from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
@@ -159,6 +159,9 @@ def thousandfold_side(
         "precision": precision,
         "checkpoint_activations": checkpoint,
         "actor_goals": "random",
+        "residual_scale": "none",
+        "final_norm": False,
+        "max_gradient_norm": None,
     }
     # The learner reads nothing of a task but the three sizes.
     task = cast("CompiledTask", AntDimensions())

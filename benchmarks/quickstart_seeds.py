@@ -1,6 +1,6 @@
 """Run the whole quickstart chain for several seeds and record what each reached.
 
-    python benchmarks/quickstart_seeds.py --seeds 0 1 2
+    python -m benchmarks.quickstart_seeds --seeds 0 1 2
 
 Each seed is a cell: a finished cell is kept in the workspace and not run again, so a study that was cut
 off goes on where it was. Success is closed loop on fresh episodes, with its 95 % interval; the student's

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.norm_swish import Layer, NormSwish, norm_swish
+from models.norm_swish import TORCH_NORM_SWISH, Layer, NormSwish, norm_swish
 
 LAYERS_PER_BLOCK = 4
 
@@ -94,17 +94,19 @@ class BlockStack(nn.Module):
         parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
         if torch.is_grad_enabled():
             rounded = self._rounded_weight()
-            norm = self._norm_swish(hidden if rounded is None else rounded)
+            norm = self._norm_swish(self.weight if rounded is None else rounded)
             plan = _Plan(self.scale, norm, frozen_rows, self.compute.checkpoint, rounded)
             return _Stack.apply(hidden, *parameters, plan)
-        norm = self._norm_swish(hidden)
+        norm = self._norm_swish(self.weight)
         for block in _blocks(*parameters):
             hidden, _ = block.forward(hidden, self.scale, norm)
         return hidden
 
-    def _norm_swish(self, computed: Tensor) -> NormSwish:
-        """Return what computes LayerNorm and Swish in the precision and on the device of a tensor."""
-        return norm_swish(computed.device, computed.dtype, self.weight.shape[-1])
+    def _norm_swish(self, kernels: Tensor) -> NormSwish:
+        """Return what computes LayerNorm and Swish in the precision and on the device of the kernels."""
+        # A stack that was made another precision as a whole has biases that the compiled one cannot read.
+        exact = self.bias.dtype == torch.float32
+        return norm_swish(kernels.device, kernels.dtype, self.weight.shape[-1]) if exact else TORCH_NORM_SWISH
 
     @torch.no_grad()
     def _rounded_weight(self) -> Tensor | None:
@@ -120,7 +122,7 @@ class BlockStack(nn.Module):
 
         For looking inside; no gradient.
         """
-        states, norm = [hidden], self._norm_swish(hidden)
+        states, norm = [hidden], self._norm_swish(self.weight)
         with torch.no_grad():
             parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
             for block in _blocks(*parameters):

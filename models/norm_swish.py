@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -84,9 +84,10 @@ class TorchNormSwish:
 
     def forward(self, inputs: Tensor, layer: Layer) -> tuple[Tensor, Sequence[Tensor]]:
         """Return y and x, normed x, its means and 1/√(variance + ε)."""
-        linear = torch.addmm(layer.bias.to(inputs.dtype), inputs, layer.weight.t())
-        norm = layer.norm_weight, layer.norm_bias
-        normed, mean, rstd = torch.native_layer_norm(linear, linear.shape[1:], *norm, LAYER_NORM_EPS)
+        # CUDA's LayerNorm takes parameters of its input's precision alone.
+        bias, weight, shift = (parameter.to(inputs.dtype) for parameter in layer[1:])
+        linear = torch.addmm(bias, inputs, layer.weight.t())
+        normed, mean, rstd = torch.native_layer_norm(linear, linear.shape[1:], weight, shift, LAYER_NORM_EPS)
         return nn.functional.silu(normed), (linear, normed, mean, rstd)
 
     def backward(
@@ -95,7 +96,8 @@ class TorchNormSwish:
         """Return the gradient with respect to x and three sums, (width,) each; see `NormSwish`."""
         linear, normed, mean, rstd = kept
         _swish_backward(gradient, normed, grad_input=memory)
-        whole, shape, norm = (memory, linear, mean, rstd), linear.shape[1:], layer[2:]
+        whole, shape, exact = (memory, linear, mean, rstd), linear.shape[1:], layer.bias.dtype
+        norm = [parameter.to(linear.dtype) for parameter in layer[2:]]
 
         def before_norm(rows: Sequence[Tensor], wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
             upstream, own, its_mean, its_rstd = rows
@@ -105,11 +107,11 @@ class TorchNormSwish:
             return before_norm(whole, _INPUT_GRADIENT)[0], None
         if not frozen_rows:
             result, weight, bias = before_norm(whole, _ALL_GRADIENTS)
-            return result, (weight, bias, result.sum(0, dtype=bias.dtype))
+            return result, (weight.to(exact), bias.to(exact), result.sum(0, dtype=exact))
         sizes = [frozen_rows, len(linear) - frozen_rows]
         frozen, learning = zip(*(part.split_with_sizes(sizes) for part in whole), strict=True)
         result, weight, bias = before_norm(learning, _ALL_GRADIENTS)
-        sums = weight, bias, result.sum(0, dtype=bias.dtype)
+        sums = weight.to(exact), bias.to(exact), result.sum(0, dtype=exact)
         return torch.cat([before_norm(frozen, _INPUT_GRADIENT)[0], result]), sums
 
     def collect(self, sums: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,25 +163,35 @@ class CompiledNormSwish:
         return norm_weight, norm_bias, bias
 
 
-_TORCH = TorchNormSwish()
+TORCH_NORM_SWISH = TorchNormSwish()
 
 
 def norm_swish(device: torch.device, dtype: torch.dtype, width: int) -> NormSwish:
     """Return what computes LayerNorm and Swish of matrices of `width` columns the fastest here."""
     if is_compiled(device, dtype, width):
         return _compiled(width, dtype == torch.bfloat16, dense_products(device, dtype, width))
-    return _TORCH
+    return TORCH_NORM_SWISH
 
 
 def is_compiled(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Return whether `norm_swish` compiles: on the CPU, for float32 and bfloat16 and whole vectors."""
+    """Return whether `norm_swish` compiles: on the CPU, for float32 and bfloat16 and whole vectors.
+
+    Not where a kernel would have to do on one thread what torch does on several.
+    """
     precise = dtype in (torch.float32, torch.bfloat16)
-    return device.type == "cpu" and precise and width % LANES == 0 and _has_compiler()
+    if device.type != "cpu" or not precise or width % LANES or not _has_compiler():
+        return False
+    return torch.get_num_threads() == 1 or _openmp() is not None
 
 
 @functools.cache
 def _has_compiler() -> bool:
-    return importlib.util.find_spec("llvmlite") is not None
+    """Return whether LLVM is there and compiles for this processor."""
+    try:
+        CompiledNormSwish(LANES, rounded=False)
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
 
 @functools.cache
@@ -195,9 +207,10 @@ _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 @functools.cache
 def _openmp() -> Callable[[int, int, int, int], None] | None:
     """Return what runs a function in torch's own team of threads: another would fight it for the CPUs."""
+    already_loaded = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)
     for library in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
         with contextlib.suppress(OSError, AttributeError):
-            parallel = ctypes.CDLL(str(library)).GOMP_parallel
+            parallel = ctypes.CDLL(str(library), already_loaded).GOMP_parallel
             parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             parallel.restype = None
             return parallel

@@ -280,12 +280,15 @@ class _Writer:
         """Return 1/(1 + 2ᵗ) for t = −x/ln 2, held where 2ᵗ is a normal number."""
         builder, one = self.builder, self.constant(1.0)
         t = x * self.constant(-1.0 / math.log(2.0))
-        for bound, relation in ((-126.0, ">"), (126.0, "<")):
-            # False for NaN, which stays: the bound is chosen where the comparison the other way holds.
-            outside = builder.fcmp_ordered("<" if relation == ">" else ">", t.value, _every(bound))
+        for beyond, bound in (("<", -126.0), (">", 126.0)):
+            # False for NaN, which stays.
+            outside = builder.fcmp_ordered(beyond, t.value, _every(bound))
             t = _Vector(builder, builder.select(outside, _every(bound), t.value))
-        # Truncation of a positive number rounds down; + ½ makes that to the nearest.
-        biased = builder.fptosi((t + self.constant(_EXPONENT_BIAS + 0.5)).value, _INTEGERS)
+        # What NaN is as an integer is undefined. Truncation of a positive number rounds down; + ½ makes that
+        # to the nearest.
+        number = builder.select(builder.fcmp_ordered("ord", t.value, t.value), t.value, _every(0.0))
+        moved = _Vector(builder, number) + self.constant(_EXPONENT_BIAS + 0.5)
+        biased = builder.fptosi(moved.value, _INTEGERS)
         rest = t - (_Vector(builder, builder.sitofp(biased, _FLOATS)) - self.constant(float(_EXPONENT_BIAS)))
         power = self.constant(_POWER_OF_TWO[-1])
         for coefficient in reversed(_POWER_OF_TWO[:-1]):

@@ -70,10 +70,11 @@ class TrajectoryBuffer:
             "observation": torch.zeros(rows, observation_dim, device=device),
             "achieved_goal": torch.zeros(rows, goal_dim, device=device),
             "action": torch.zeros(rows, action_dim, device=device),
-            "episode": torch.zeros(rows, dtype=torch.int64, device=device),
+            "episode": torch.zeros(rows, dtype=torch.int32, device=device),
         }
-        # An episode has two rows at least, so a ring never holds more episodes than rows.
-        self._episode_last = torch.zeros(rows, dtype=torch.int64, device=device)
+        # An episode has two rows at least, so a ring never holds more episodes than rows. 32 bits hold the
+        # number of any row that a world will live to see.
+        self._episode_last = torch.zeros(rows, dtype=torch.int32, device=device)
         per_world = {"dtype": torch.int64, "device": device}
         self._worlds = torch.arange(num_worlds, **per_world)
         self._count = torch.zeros(num_worlds, **per_world)
@@ -232,7 +233,7 @@ class TrajectoryBuffer:
         first, rows = segment["first"].to(self.device), segment["rows"].to(self.device)
         slot = self._slots(first, rows)
         for name, column in self._columns.items():
-            column[slot] = segment[name].to(self.device)
+            column[slot] = segment[name].to(self.device, column.dtype)
 
     def counters(self) -> dict[str, Tensor]:
         """Return the worlds' counters, which `load_counters` takes after the last segment."""
@@ -254,7 +255,8 @@ class TrajectoryBuffer:
         slot, ids = self._slots(self._oldest, held), self._worlds.repeat_interleave(held)
         row = self._oldest.repeat_interleave(held) + _ranges(held)
         episode_slot = self._slot(ids, self._columns["episode"][slot])
-        self._episode_last.scatter_reduce_(0, episode_slot, row, "amax", include_self=False)
+        last = row.to(self._episode_last.dtype)
+        self._episode_last.scatter_reduce_(0, episode_slot, last, "amax", include_self=False)
 
     def _slots(self, first: Tensor, rows: Tensor) -> Tensor:
         """Return the places of rows first..first+rows of every world, one world after the other."""
@@ -271,7 +273,7 @@ def _put(column: Tensor, slot: Tensor, value: Tensor, worlds: Tensor | None) -> 
     if worlds is not None:
         mask = worlds.view(-1, *(1,) * (value.ndim - 1))
         value = torch.where(mask, value, column[slot])
-    column.index_copy_(0, slot, value)
+    column.index_copy_(0, slot, value.to(column.dtype))
 
 
 def _last_good(good: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ Source: arXiv 2503.14858. An update trains the actor and α against the critic a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -34,6 +35,15 @@ from pipeline.core.settings import StageSettings
 from replay.trajectory_buffer import TransitionBatch
 from stages.global_negatives import global_contrastive_loss
 
+DEEPEST_PUBLISHED_FORM = 64
+"""layers up to which plain residual sums are the default"""
+DEEP_FORM: dict[str, Any] = {
+    "residual_scale": "learned_from_zero",
+    "final_norm": True,
+    "max_gradient_norm": 10.0,
+}
+"""what is the default beyond"""
+
 _INITIALISATION_STREAM = 1
 
 
@@ -44,8 +54,13 @@ class LearnerSettings(StageSettings):
         default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
     )
     width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
-    residual_scale: ResidualScale = "none"
-    final_norm: bool = False
+    residual_scale: ResidualScale = pydantic.Field(
+        default="none",
+        description="of the blocks' branches; learned_from_zero where not set beyond 64 layers",
+    )
+    final_norm: bool = pydantic.Field(
+        default=False, description="LayerNorm before the heads; true where not set beyond 64 layers"
+    )
     centred_kernels: bool = pydantic.Field(
         default=False, description="start with kernels that do not see the mean of the activations"
     )
@@ -82,10 +97,21 @@ class LearnerSettings(StageSettings):
     threads: int = pydantic.Field(
         default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
     )
-    max_gradient_norm: float | None = pydantic.Field(default=None, gt=0, description="clipping; null: none")
+    max_gradient_norm: float | None = pydantic.Field(
+        default=None, gt=0, description="clipping; null: none; 10 where not set beyond 64 layers"
+    )
     warmup_updates: int = pydantic.Field(
         default=0, ge=0, description="updates over which the learning rates rise linearly from 0"
     )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _deep_defaults(cls, values: Any) -> Any:
+        """Give deep networks the form that learns where the user says nothing about it (docs/depth.md)."""
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            if int(values.get("depth", 0)) > DEEPEST_PUBLISHED_FORM:
+                return DEEP_FORM | values
+        return values
 
     @pydantic.field_validator("depth")
     @classmethod
@@ -126,7 +152,8 @@ class ContrastiveLearner:
             centre_kernels(self.critic)
         self.log_alpha = torch.tensor(settings.initial_alpha, device=self.device).log().requires_grad_()
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
-        self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        averages = bool(settings.average_decay)
+        self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False) if averages else self.actor
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self.updates = torch.zeros((), device=self.device)
         self._optimizers = {
@@ -237,6 +264,8 @@ class ContrastiveLearner:
 
     @torch.no_grad()
     def _average_actor(self) -> None:
+        if self.averaged_actor is self.actor:
+            return
         average: list[Tensor] = list(self.averaged_actor.parameters())
         current: list[Tensor] = list(self.actor.parameters())
         self._move_average(average, current, None)

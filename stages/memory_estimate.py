@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from stages.teacher_training import TrainTeacherSettings
 # Interpreter, libraries and the pool of a simulator: what a training of the smallest network takes.
 _PROCESS_BYTES = 700 * 2**20
 _FLOAT = 4
+_ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
 # Weights, gradient, two moments, the kept best, and a checkpoint's copies; the actor has an average too.
 _ACTOR_COPIES, _CRITIC_COPIES = 10, 8
 
@@ -88,7 +90,7 @@ def estimate_memory(
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
     parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic) + rounded
     rows = settings.num_worlds * settings.replay_rows_per_world
-    replay = rows * (_FLOAT * (observation + goal + action) + 16)
+    replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
     return MemoryEstimate(parameters, activation_estimate(settings, device) // ranks, replay // ranks)
 
 
@@ -135,15 +137,27 @@ def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, devi
     return low * LAYERS_PER_BLOCK
 
 
-def free_bytes(device: str) -> int:
-    """Return the free memory of the training device: CUDA's, or the machine's within this process's limit."""
+def free_bytes(
+    device: str, meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Return the free memory of the training device: CUDA's, or the machine's within this process's limit.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        meminfo, group: where Linux tells the machine's memory and the process's share of it.
+    """
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    if not meminfo.exists():  # not Linux: what of all memory is free is not said
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = group / "memory.max"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+        # Files that were read or written lately are counted as used, and give way when memory is wanted.
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(counts["inactive_file"])
+        free = min(free, int(text) - used)
     return free
 
 

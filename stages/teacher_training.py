@@ -304,7 +304,7 @@ class TeacherTraining:
         own["generator"] = self.generator.get_state()
         progress = asdict(self.progress) | {
             "metric_count": self._metric_count,
-            "settings": dump_settings(self.settings),
+            "settings": self._settings_to_compare(),
         }
         folder.save(
             self.progress.unrolls,
@@ -316,6 +316,10 @@ class TeacherTraining:
         )
         self.buffer.mark_saved()
 
+    def _settings_to_compare(self) -> dict[str, Any]:
+        """Return the settings with the device that `auto` became: random numbers go on there alone."""
+        return dump_settings(self.settings) | {"device": self.device.partition(":")[0]}
+
     def load(self, folder: CheckpointFolder) -> None:
         """Restore what `save` wrote, on any number of ranks; bit for bit where it is the same number.
 
@@ -323,7 +327,7 @@ class TeacherTraining:
             DamagedFileError: it belongs to other settings, or a file is damaged.
         """
         progress, num_worlds = folder.progress, self.settings.num_worlds
-        saved, own = progress.pop("settings", {}), dump_settings(self.settings)
+        saved, own = progress.pop("settings", {}), self._settings_to_compare()
         fixed = {name: value for name, value in saved.items() if name not in CHANGEABLE_ON_RESUME}
         if other := [f"{name} {value}" for name, value in fixed.items() if own.get(name) != value]:
             raise DamagedFileError(

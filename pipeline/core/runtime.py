@@ -249,10 +249,11 @@ def keep_freed_memory() -> None:
     mapped anew in the next update, which takes longer than some of what is computed in them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    # Below this size memory comes from the heap, which can be kept. Before glibc 2.35 no more is accepted
+    # than 32 MiB, and the other two parameters alone would leave every matrix outside the heap.
+    if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, -1)  # never
-        mallopt(_M_TOP_PAD, 64 * 2**20)
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TOP_PAD, 2**26)
 
 
 def cpu_share(processes: int) -> int:
@@ -327,8 +328,10 @@ def describe_host() -> dict[str, Any]:
 
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        model = said.get("model name", model)
+        # Clouds give generations of processors the same name.
+        if "cpu family" in said:
+            model += f", family {said['cpu family']}, model {said.get('model', '?')}"
     return {"cpu": model, "usable_cpus": usable_cpus(), "system": platform.platform()}

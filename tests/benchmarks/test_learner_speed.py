@@ -133,12 +133,12 @@ def test_the_script_knows_the_workers_sides():
 
 def test_the_script_writes_a_cell_beside_the_others(tmp_path):
     output = tmp_path / "speed.json"
-    output.write_text('{"D64 W256 B256": "kept", "D4 W8 B8": "of other instructions"}')
+    output.write_text('{"D64 W256 B256": "kept", "D4 W8 B8": "of another processor"}')
     learner_speed.main([*TINY, "--sides=torch-plain", "--threads=1", f"--output={output}"])
     cells = json.loads(output.read_text())
     assert cells["D64 W256 B256"] == "kept"
     (own,) = set(cells) - {"D64 W256 B256", "D4 W8 B8"}
-    assert own.startswith("D4 W8 B8 ")  # the processor's vector instructions follow
+    assert own.startswith("D4 W8 B8, ")  # the processor follows
     side = cells[own]["sides"]["torch-plain"]
     assert len(side["rounds"]) == 5
     assert side["seconds_per_update"]["min"] <= side["seconds_per_update"]["median"]

@@ -7,6 +7,7 @@ import torch
 
 from models import norm_swish
 from models.block_stack import BlockStack, Compute
+from models.dense_products import TORCH_PRODUCTS, OneDnnProducts, has_onednn
 from models.residual_mlp import NetworkShape, ResidualMLP, unroll_blocks
 
 SCALES = ["none", "inverse_sqrt_blocks", "learned_from_zero"]
@@ -15,10 +16,18 @@ SCALES = ["none", "inverse_sqrt_blocks", "learned_from_zero"]
 WIDTH = 16
 
 
-@pytest.fixture(autouse=True, params=["compiled", "torch"])
+@pytest.fixture(autouse=True, params=["compiled", "compiled, oneDNN", "torch"])
 def kernels(request, monkeypatch):
-    """What computes LayerNorm and Swish."""
-    monkeypatch.setattr(norm_swish, "_has_compiler", lambda: request.param == "compiled")
+    """What computes LayerNorm and Swish, and the products."""
+    if "oneDNN" in request.param:
+        if not has_onednn():
+            pytest.skip("this torch comes without oneDNN")
+        by_onednn = OneDnnProducts()
+        exact = torch.float32
+        monkeypatch.setattr(
+            norm_swish, "dense_products", lambda _, dtype, __: by_onednn if dtype == exact else TORCH_PRODUCTS
+        )
+    monkeypatch.setattr(norm_swish, "_has_compiler", lambda: request.param != "torch")
     return request.param
 
 
@@ -191,7 +200,7 @@ def test_checkpointing_keeps_a_number_of_streams_that_grows_with_the_root_of_dep
     assert kept_bytes(64, checkpoint=True) == 4 * stream
     assert kept_bytes(1024, checkpoint=True) == 16 * stream
     # A layer's inputs and its Dense's outputs, two statistics a row; torch's Swish wants its inputs too.
-    layer = (2 if kernels == "compiled" else 3) * stream + 16 * 2 * 4
+    layer = (3 if kernels == "torch" else 2) * stream + 16 * 2 * 4
     assert kept_bytes(1024, checkpoint=False) == 1024 * layer
 
 
@@ -204,3 +213,14 @@ def test_a_gradient_that_is_not_contiguous_is_taken_as_it_is():
         for gradient in (weights.t(), weights.t().contiguous())
     )
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_stack_of_another_precision_as_a_whole_computes_in_it(dtype):
+    network = make_network().to(dtype)
+    inputs = torch.randn(5, 3)
+    expected = unroll_blocks(copy.deepcopy(network).float())(inputs)
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-5
+    outputs = network(inputs.to(dtype))
+    assert outputs.dtype == dtype
+    torch.testing.assert_close(outputs.float(), expected, rtol=tolerance, atol=tolerance)

@@ -1,5 +1,7 @@
 """The compiled LayerNorm and Swish against torch's kernels and against float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -171,6 +173,39 @@ def test_what_cannot_be_compiled_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
         assert isinstance(norm_swish(device, dtype, width), TorchNormSwish)
     monkeypatch.setattr(module, "_has_compiler", lambda: False)
     assert isinstance(norm_swish(CPU, torch.float32, LANES), TorchNormSwish)
+
+
+@pytest.mark.skipif(
+    not list((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")), reason="torch brings no libgomp"
+)
+def test_torchs_own_threads_are_found():
+    assert module._openmp() is not None
+
+
+def test_one_thread_does_not_take_over_from_many(monkeypatch: pytest.MonkeyPatch, threads: int):
+    monkeypatch.setattr(module, "_openmp", lambda: None)
+    assert module.is_compiled(CPU, torch.float32, LANES) == (threads == 1)
+
+
+def test_where_llvm_does_not_compile_torchs_kernels_are_taken(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such processor")
+
+    module._has_compiler.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "CompiledNormSwish", broken)
+        assert norm_swish(CPU, torch.float32, LANES) is module.TORCH_NORM_SWISH
+    module._has_compiler.cache_clear()
+    assert isinstance(norm_swish(CPU, torch.float32, LANES), CompiledNormSwish)
+
+
+def test_torchs_kernels_give_float32_sums_of_rounded_rows():
+    inputs, gradient, layer = make(64, dtype=torch.bfloat16)
+    _, _, sums = both_passes(TorchNormSwish(), inputs, gradient, layer, 4)
+    expected = reference(inputs, gradient, layer, 4)
+    for ours, theirs in zip(sums, expected[2], strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours[0].double(), theirs, rtol=0.05, atol=0.05)
 
 
 def test_without_torchs_openmp_a_kernel_runs_in_one_part(monkeypatch: pytest.MonkeyPatch):

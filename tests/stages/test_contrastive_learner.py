@@ -169,6 +169,17 @@ def test_gradients_by_block_add_up_to_those_of_the_kernels():
     torch.testing.assert_close(norms["actor"].norm(), learner.actor.trunk.body.weight.grad.norm())
 
 
+@pytest.mark.parametrize("depth", [64, 68, 1024])
+def test_deep_networks_have_the_form_that_learns_unless_told_otherwise(depth: int):
+    deep = depth > 64
+    settings = LearnerSettings(depth=depth)
+    assert settings.residual_scale == ("learned_from_zero" if deep else "none")
+    assert settings.final_norm == deep
+    assert settings.max_gradient_norm == (10.0 if deep else None)
+    told = {"residual_scale": "none", "final_norm": False, "max_gradient_norm": None}
+    assert LearnerSettings(depth=depth, **told).model_dump().items() >= told.items()
+
+
 def test_averaged_actor_follows_the_actor_at_its_decay():
     learner = make_learner(average_decay=0.9)
     before = learner.averaged_actor.mean_head.weight.clone()

@@ -1,6 +1,8 @@
 """Memory is worked out before it is taken, and a training that does not fit is refused with what would."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -112,5 +114,25 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch):
         require_memory(TASK, make(), "cpu", processes=3, ranks=2)
 
 
-def test_free_memory_is_read_from_this_machine():
-    assert 0 < memory_estimate.free_bytes("cpu") < 2**60
+def test_free_memory_is_the_machines_within_the_limit_of_its_group(tmp_path: Path):
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    meminfo.write_text("MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\n")
+    group.mkdir()
+
+    def free() -> int:
+        return memory_estimate.free_bytes("cpu", meminfo, group)
+
+    assert free() == 4000 * 1024
+    (group / "memory.max").write_text("max\n")
+    assert free() == 4000 * 1024
+    # Of 3000 used, 2000 are files that give way.
+    (group / "memory.max").write_text("5000\n")
+    (group / "memory.current").write_text("3000\n")
+    (group / "memory.stat").write_text("anon 500\ninactive_file 2000\nactive_file 500\n")
+    assert free() == 4000
+
+
+def test_where_free_memory_is_not_told_all_of_it_counts(tmp_path: Path):
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_estimate.free_bytes("cpu", tmp_path / "meminfo", tmp_path) == whole
+    assert memory_estimate.free_bytes("cpu") < whole

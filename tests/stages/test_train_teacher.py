@@ -204,8 +204,10 @@ def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
         {"checkpoint_every": 5, "evaluate_every": 2, "average_decay": 0.0, "max_gradient_norm": 0.5},
         {"task": "point_big_maze", "num_worlds": 3, "unroll_steps": 47, "env_steps": 3 * 47 * 9},
         {"keep": "last", "residual_scale": "inverse_sqrt_blocks", "final_norm": True, "seed": 5, "depth": 8},
+        {"width": 16, "threads": 2},
+        {"width": 128, "threads": 2, "residual_scale": "learned_from_zero"},
     ],
-    ids=["late start", "rare checkpoints", "other maze", "keep last"],
+    ids=["late start", "rare checkpoints", "other maze", "keep last", "compiled kernels", "wide"],
 )
 def test_that_holds_for_other_settings_too(
     unbroken: Callable[..., Artifact], tmp_path: Path, values: dict[str, Any]
@@ -599,6 +601,14 @@ def test_a_truncated_checkpoint_manifest_is_refused_by_name(broken: Artifact):
     path = broken.file("checkpoint/manifest.json")
     os.truncate(path, 100)
     assert str(path) in refused(broken)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused_though_both_were_chosen_alike(
+    broken: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(TeacherTraining, "_settings_to_compare", lambda _: {"device": "cuda"})
+    line = refused(broken)
+    assert "other settings" in line and "device cpu" in line
 
 
 @pytest.mark.parametrize(
