@@ -73,6 +73,8 @@ def study(workspace: Path, teacher: str | None, episodes: int, parts: int) -> di
     artifact = space.find(teacher, "teacher") if teacher else space.newest("teacher")
     trained = load_actor(artifact)
     actor, task = trained.actor.actor, trained.task
+    if task.observation_dim != task.model.nq + task.model.nv:
+        raise SystemExit(f"{task.name}: blocks are studied on states whose observation is qpos and qvel")
     stack = blocks_of(actor)
     generator = np.random.default_rng(0)
     qpos, qvel, goal = task.sample_start("training", generator, _STATES)

@@ -191,11 +191,13 @@ def _show(bar: Progress, training: TeacherTraining) -> None:
 
 def _announce(context: StageContext, training: TeacherTraining) -> None:
     settings, counts = training.settings, training.learner.parameter_counts()
+    form = f", branches {settings.residual_scale}" if settings.residual_scale != "none" else ""
+    form += ", LayerNorm before the heads" if settings.final_norm else ""
     together = f", over {context.ranks.size} ranks" if context.ranks.size > 1 else ""
     context.console.say(
-        f"Teacher: depth {settings.depth}, width {settings.width}, actor {counts['actor_parameters']:,} and "
-        f"critic {counts['critic_parameters']:,} parameters; task {settings.task}, "
-        f"{settings.num_worlds} worlds on {training.device}{together}."
+        f"Teacher: depth {settings.depth}, width {settings.width}{form}, "
+        f"actor {counts['actor_parameters']:,} and critic {counts['critic_parameters']:,} parameters; "
+        f"task {settings.task}, {settings.num_worlds} worlds on {training.device}{together}."
     )
     if context.ranks.size > 1 and settings.cuda_graph and training.device.startswith("cuda"):
         context.console.say("Updates run without CUDA graphs, which are for one rank.")
