@@ -63,9 +63,10 @@ def _end_table(arm: ArmResults) -> str:
         line += [f"{first['parameters']:,}", f"{first['updates']:,}", str(len(row.records))]
         for result in (last_evaluations(row.records), final_evaluation(row.records)):
             line += [f"{result.mean:.3f}", _interval(result.over_episodes), _interval(result.over_seeds)]
+        info_nce = [statistics.mean(record["curve"]["info_nce"][-LAST:]) for record in row.records]
         minutes = statistics.mean(record["wall_clock_s"] for record in row.records) / 60
-        lines.append([*line, f"{minutes:.1f}"])
-    return _table([*header, "minutes"], lines)
+        lines.append([*line, f"{statistics.mean(info_nce):.2f}", f"{minutes:.1f}"])
+    return _table([*header, f"InfoNCE, last {LAST}", "minutes"], lines)
 
 
 def _way_table(arm: ArmResults) -> str:

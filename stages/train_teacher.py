@@ -35,7 +35,7 @@ from pipeline.core.runtime import (
     stop_on_interrupt,
 )
 from stages.contrastive_learner import strip_prefix
-from stages.evaluate import draw_rollouts, run_episodes
+from stages.evaluate import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from stages.rollout import RolloutStatistics
@@ -206,50 +206,19 @@ def _announce(context: StageContext, training: TeacherTraining) -> None:
 def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -> Artifact:
     """Write the kept teacher, evaluate it on fresh episodes, draw it, and complete the artifact."""
     settings, artifact = training.settings, work.artifact
-    if training.progress.updates == 0:
-        raise UserError(
-            f"The budget of {settings.env_steps:,} env_steps ended before each world had min_rows_per_world "
-            f"{settings.min_rows_per_world} rows: nothing was learned. Raise env_steps, or lower "
-            "min_rows_per_world."
-        )
-    kept = training.learner.averaged_actor
-    kept.load_state_dict(strip_prefix(training.kept_weights, "actor."))
-    episodes = run_episodes(
-        training.task,
-        torch_policy(kept, training.device),
-        episodes=settings.final_episodes,
-        seed=seed_sequence(settings.seed, _FINAL_STREAM),
-        num_paths=32,
-    )
-    summary = episodes.summary()
+    _require_updates(training)
+    episodes = _evaluate_kept(training)
+    results = _results(training, episodes)
     save_network(
         artifact.file(NETWORK_FILE),
         training.kept_weights,
         kind="teacher",
         task=training.task,
         shape=settings.shape,
-        extra={"energy": settings.energy, "evaluation": summary},
+        extra={"energy": settings.energy, "evaluation": episodes.summary()},
     )
-    draw_learning_curve(
-        artifact.file("learning_curve.png"),
-        training.progress.history,
-        f"Teacher on {settings.task}",
-        x="env_steps",
-        metrics=("success", "time_at_goal", "info_nce", "categorical_accuracy", "entropy"),
-    )
-    draw_rollouts(artifact.file("rollouts.png"), training.task, episodes, "Teacher")
     _write_history(training, artifact)
-    results: dict[str, Any] = (
-        summary
-        | training.learner.parameter_counts()
-        | {
-            "evaluation_seed": [settings.seed, _FINAL_STREAM],
-            "env_steps": training.progress.env_steps,
-            "updates": training.progress.updates,
-            "unstable": training.progress.unstable,
-            "elapsed_s": training.progress.elapsed_s,
-        }
-    )
+    _draw(training, artifact, episodes)
     artifact.complete(results, exclude=("checkpoint",))
     work.run.log_metrics({"final_success": float(results["success"])}, step=training.progress.env_steps)
     work.log_files(NETWORK_FILE, *PICTURES, HISTORY_FILE, "manifest.json")
@@ -264,17 +233,65 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
     return artifact
 
 
+def _require_updates(training: TeacherTraining) -> None:
+    """Raise UserError where the budget ended before anything was learned."""
+    settings = training.settings
+    if training.progress.updates == 0:
+        raise UserError(
+            f"The budget of {settings.env_steps:,} env_steps ended before each world had min_rows_per_world "
+            f"{settings.min_rows_per_world} rows: nothing was learned. Raise env_steps, or lower "
+            "min_rows_per_world."
+        )
+
+
+def _evaluate_kept(training: TeacherTraining) -> Episodes:
+    """Run the kept actor on fresh episodes, which no choice was made on."""
+    settings, kept = training.settings, training.learner.averaged_actor
+    kept.load_state_dict(strip_prefix(training.kept_weights, "actor."))
+    return run_episodes(
+        training.task,
+        torch_policy(kept, training.device),
+        episodes=settings.final_episodes,
+        seed=seed_sequence(settings.seed, _FINAL_STREAM),
+        num_paths=32,
+    )
+
+
+def _results(training: TeacherTraining, episodes: Episodes) -> dict[str, Any]:
+    """Return what the manifest says of a finished teacher."""
+    progress = training.progress
+    counters = {
+        "evaluation_seed": [training.settings.seed, _FINAL_STREAM],
+        "env_steps": progress.env_steps,
+        "updates": progress.updates,
+        "unstable": progress.unstable,
+        "elapsed_s": progress.elapsed_s,
+    }
+    return episodes.summary() | training.learner.parameter_counts() | counters
+
+
 def _write_history(training: TeacherTraining, artifact: Artifact) -> None:
-    """Write every evaluation and every gradient norm as JSON, and the norms as a picture."""
+    """Write every evaluation and every gradient norm as JSON."""
     progress = training.progress
     write_json_atomic(
         artifact.file(HISTORY_FILE), {"history": progress.history, "gradient_by_block": progress.gradients}
     )
+
+
+def _draw(training: TeacherTraining, artifact: Artifact, episodes: Episodes) -> None:
+    """Draw how the teacher learned, what its gradients did, and where it went."""
+    progress, task = training.progress, training.task
+    draw_learning_curve(
+        artifact.file("learning_curve.png"),
+        progress.history,
+        f"Teacher on {task.name}",
+        x="env_steps",
+        metrics=("success", "time_at_goal", "info_nce", "categorical_accuracy", "entropy"),
+    )
+    draw_rollouts(artifact.file("rollouts.png"), task, episodes, "Teacher")
     if progress.gradients:
         draw_gradient_map(
-            artifact.file("gradients.png"),
-            progress.gradients,
-            f"Gradients of the teacher on {training.task.name}",
+            artifact.file("gradients.png"), progress.gradients, f"Gradients of the teacher on {task.name}"
         )
 
 

@@ -96,6 +96,7 @@ def make_record(success: list[float], end_s: float, cell: Cell | None = None) ->
             "env_steps": [1000 * (i + 1) for i in range(count)],
             "elapsed_s": [end_s * (i + 1) / count for i in range(count)],
             "success": success,
+            "info_nce": [3.0 - rate for rate in success],
         },
         "updates": 480,
         "wall_clock_s": end_s,
@@ -292,6 +293,7 @@ def test_the_table_lists_results_and_missing_cells(two_depths: ArmResults):
     text = depth_study_figures.markdown_tables([two_depths])
     assert "### depth: point_big_maze, 3,000,000 environment steps" in text
     assert "| D64 W128 B256 | 12,345 | 480 | 1 | 0.375 |" in text
+    assert "| 2.62 | 6.7 |" in text  # InfoNCE and minutes of depth 64
     assert "| 0.8 min | **1.7 min** | 3.3 min | 6.7 min |" in text
     assert "| D64 W128 B256 | – | 0.00 | 0.10 | – | 0.00 | 0.10 | 0.90 |" in text
     assert "Missing, with their seeds: D64 W128 B256 (1)." in text
