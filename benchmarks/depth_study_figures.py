@@ -115,7 +115,7 @@ def _interval(interval: Sequence[float] | None, digits: int = 3) -> str:
 
 
 def draw_figure(path: Path, arms: Sequence[ArmResults]) -> None:
-    """Draw a row an arm: success by configuration, and learning curves by steps and by wall-clock.
+    """Draw a row an arm: success by configuration, by steps and by time, and the critic's InfoNCE by steps.
 
     Raises SystemExit where nothing is recorded yet.
     """
@@ -123,7 +123,7 @@ def draw_figure(path: Path, arms: Sequence[ArmResults]) -> None:
     if not arms:
         raise SystemExit("nothing is recorded yet: there is nothing to draw")
     depths = sorted({row.configuration.depth for arm in arms for row in arm.started})
-    with _figure(path, width=16.0, height=0.8 + 4.4 * len(arms)) as figure:
+    with _figure(path, width=20.0, height=0.8 + 4.4 * len(arms)) as figure:
         rows = figure.subfigures(len(arms), 1, squeeze=False)[:, 0]
         for subfigure, arm in zip(rows, arms, strict=True):
             _draw_arm(subfigure, arm, _colours(depths))
@@ -140,7 +140,8 @@ def _colours(depths: Sequence[int]) -> dict[int, Any]:
 
 def _draw_arm(subfigure: SubFigure, arm: ArmResults, colours: Mapping[int, Any]) -> None:
     batches = sorted({row.configuration.batch_size for row in arm.started})
-    left, middle, right, beside = subfigure.subplots(1, 4, width_ratios=(1.0, 1.25, 1.25, 0.95))
+    panels = subfigure.subplots(1, 5, width_ratios=(1.0, 1.25, 1.25, 1.25, 0.95))
+    left, middle, right, critic, beside = panels
     seeds = sorted({len(row.records) for row in arm.started})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     subfigure.suptitle(
@@ -153,14 +154,19 @@ def _draw_arm(subfigure: SubFigure, arm: ArmResults, colours: Mapping[int, Any])
         sizes = row.configuration
         style = _LINE_STYLES[batches[::-1].index(sizes.batch_size) % len(_LINE_STYLES)]
         label = f"{_name(arm, sizes)} ({len(row.records)} seed{'s' * (len(row.records) != 1)})"
-        for axes, axis, unit in ((middle, "env_steps", 1.0), (right, "elapsed_s", 60.0)):
-            _draw_mean_curve(axes, row.records, axis, unit, color=colours[sizes.depth], ls=style, label=label)
-    middle.set(xlabel="environment steps", xlim=(0, None))
-    middle.xaxis.set_major_formatter(lambda value, _: _short_count(value))
+        look = {"color": colours[sizes.depth], "ls": style, "label": label}
+        _draw_mean_curve(middle, row.records, "env_steps", "success", **look)
+        _draw_mean_curve(right, row.records, "elapsed_s", "success", unit=60.0, **look)
+        _draw_mean_curve(critic, row.records, "env_steps", "info_nce", **look)
+    for axes in (middle, critic):
+        axes.set(xlabel="environment steps", xlim=(0, None))
+        axes.xaxis.set_major_formatter(lambda value, _: _short_count(value))
     _finish_wall_clock(right, arm)
-    titles = (f"success, last {LAST} evaluations", "success by environment steps", "success by wall-clock")
-    for axes, title in zip((left, middle, right), titles, strict=True):
+    clock = "time alone on a thread" if arm.paced else "wall-clock"
+    titles = ("success by environment steps", f"success by {clock}", "InfoNCE (nats) by environment steps")
+    for axes, title in zip(panels, (f"success, last {LAST} evaluations", *titles), strict=False):
         axes.set_title(title, fontsize=11, fontweight="normal", pad=6)
+    for axes in (left, middle, right):
         axes.set_ylim(-0.03, 1.03)
     beside.axis("off")
     legend = beside.legend(*middle.get_legend_handles_labels(), loc="center left", borderaxespad=0)
@@ -212,15 +218,21 @@ def _tick(arm: ArmResults, row: ConfigurationResults) -> str:
     return f"depth {sizes.depth}\nwidth {sizes.width}{size}"
 
 
-def _draw_mean_curve(axes: Axes, records: Sequence[Record], axis: str, unit: float, **style: Any) -> None:
+def _draw_mean_curve(
+    axes: Axes, records: Sequence[Record], axis: str, name: str, *, unit: float = 1.0, **style: Any
+) -> None:
     """Draw the mean over the seeds and the band from the lowest to the highest, where every seed has one."""
-    curves = [record["curve"] for record in records]
-    first, last = max(curve[axis][0] for curve in curves), min(curve[axis][-1] for curve in curves)
-    places = np.unique([place for curve in curves for place in curve[axis] if first <= place <= last])
-    success = np.stack([np.interp(places, curve[axis], curve["success"]) for curve in curves])
-    axes.plot(places / unit, success.mean(0), lw=2, **style)
+    curves = []
+    for record in records:
+        pairs = zip(record["curve"][axis], record["curve"][name], strict=True)
+        # An evaluation before the first update has no InfoNCE.
+        curves.append(np.array([pair for pair in pairs if pair[1] is not None]).T)
+    first, last = max(curve[0][0] for curve in curves), min(curve[0][-1] for curve in curves)
+    places = np.unique([place for curve in curves for place in curve[0] if first <= place <= last])
+    values = np.stack([np.interp(places, *curve) for curve in curves])
+    axes.plot(places / unit, values.mean(0), lw=2, **style)
     if len(records) > 1:
-        band = success.min(0), success.max(0)
+        band = values.min(0), values.max(0)
         axes.fill_between(places / unit, *band, color=style["color"], alpha=0.15, lw=0)
 
 
@@ -229,7 +241,7 @@ def _finish_wall_clock(axes: Axes, arm: ArmResults) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.axvline(equal_times_s(arm)[1] / 60, color=INK, lw=1.2, ls=":", zorder=1)
-    axes.set(xscale="log", xlabel="wall-clock (minutes)")
+    axes.set(xscale="log", xlabel="minutes")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
