@@ -3,8 +3,8 @@
     python -m benchmarks.thousand_layers --seeds 0 1 2
 
 Each seed has a workspace of its own. What is there is kept: an unfinished teacher goes on from its
-checkpoint, a finished stage is not run again, so that a study of hours can be cut off anywhere. The first
-seed's learning curve and gradient history are kept as pictures beside the documentation.
+checkpoint, a finished stage is not run again, so that a study of hours can be cut off anywhere. Seed 0's
+learning curve and gradient history are kept as pictures beside the documentation.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
         result["cells"][f"seed {seed}"] = cell
         result |= {"preset": options.preset, "host": describe_host(), "versions": installed_versions()}
         write_json_atomic(options.output, result)
-        if seed == options.seeds[0] and (teacher := newest(workspace, "teacher")) is not None:
+        if seed == 0 and (teacher := newest(workspace, "teacher")) is not None:
             keep_pictures(teacher)
         reached, student = cell["teacher"], cell["student"]
         print(
