@@ -4,8 +4,8 @@
 
 Every cell is a process of its own that takes three updates; the peak is what the kernel counted (VmHWM).
 Activations are that peak less what stood before the learner was made, its parameters (in bfloat16 their
-rounded copies too), their gradients and moments, and the averaged actor. The estimate that refuses a training
-which would not fit stands beside.
+rounded copies too), their gradients and moments. All depths have the published form. The estimate that
+refuses a training which would not fit stands beside.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "float32, checkpointed": {"checkpoint_activations": True},
     "bfloat16, checkpointed": {"precision": "bfloat16", "checkpoint_activations": True},
 }
+PUBLISHED = {"residual_scale": "none", "final_norm": False, "max_gradient_norm": None}
 _UPDATES = 3
 
 
@@ -72,8 +73,8 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     learner = take_updates(settings)
     peak = peak_bytes("VmHWM")
     actor, critic = parameter_count(learner.actor), parameter_count(learner.critic)
-    # Weights, gradient and two moments, and the actor's average, float32; rounded kernels beside them.
-    owned = 4 * (5 * actor + 4 * critic)
+    # Weights, gradient and two moments, float32; rounded kernels beside them.
+    owned = 4 * 4 * (actor + critic)
     owned += 2 * (actor + critic) if learner.settings.precision == "bfloat16" else 0
     return {
         "peak_bytes": peak,
@@ -145,7 +146,7 @@ def main() -> None:
     result: dict[str, Any] = {"width": options.width, "batch_size": options.batch, "cells": {}}
     for depth in options.depths:
         for mode, changes in MODES.items():
-            sizes = {"depth": depth, "width": options.width, "batch_size": options.batch}
+            sizes = {"depth": depth, "width": options.width, "batch_size": options.batch} | PUBLISHED
             cell = {"depth": depth, "mode": mode} | run_cell(sizes | {"threads": 1} | changes)
             result["cells"][f"D{depth} {mode}"] = cell
             print(
