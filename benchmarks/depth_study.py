@@ -5,11 +5,10 @@
     python -m benchmarks.depth_study --table --figure            aggregate what is recorded
 
 A cell is one configuration of an arm with one seed: a `pipeline train-teacher` in a workspace of its own. A
-cell that was cut off goes on from its checkpoint, and one whose settings in `ARMS` were changed since counts
-as missing. Cells run arm by arm and, within an arm, seed by seed, so that a study that was cut off is
-balanced. Several copies may run at once: a cell is locked while it runs, records are merged one at a time.
-A --scale other than 1 is a trial: its records stay below the workspace root. Where an arm has been measured
-by `benchmarks.depth_study_pace`, times are those of its configurations alone on a machine.
+cell that was cut off goes on from its checkpoint; with other settings in `ARMS` than before it is missing.
+Cells run arm by arm and in an arm seed by seed, so that a study that was cut off is balanced. Several copies
+may run at once: a cell is locked while it runs, records are merged one at a time. Records of a --scale other
+than 1 stay below the workspace root. `benchmarks.depth_study_pace` measures the clock of the comparisons.
 """
 
 from __future__ import annotations
