@@ -55,7 +55,7 @@ def bare_step(task_name: str, worlds: int, actions: np.ndarray) -> Callable[[int
     task = compile_task(task_name)
     batch = Batch(task.model, worlds, available_threads())
     batch.qpos[:] = task.sample_start("training", np.random.default_rng(0), worlds)[0]
-    controls = [task.control_from_action(action) for action in actions]
+    controls = [task.control(action) for action in actions]
     ctrl = batch.bind("ctrl")
 
     def run(count: int) -> None:

@@ -81,7 +81,7 @@ class CpuSimulator(Simulator):
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
-        self._ctrl[:] = self.task.control_from_action(np.asarray(action))
+        self._ctrl[:] = self.task.control(np.asarray(action))
         unstable = self._advance()
         self.unstable_count += int(unstable.sum())
         self.episode_step += 1

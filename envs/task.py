@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import mujoco
 import numpy as np
+
+from envs.distributions import GoalsFromStarts, PositionDistribution
 
 Transform = Literal["identity", "cos", "sin", "difference"]
 
@@ -42,11 +44,18 @@ class Term:
 
 @dataclass(frozen=True)
 class SuccessRegion:
-    """A ball around a slice of the goal: ``|achieved[start:stop] - desired[start:stop]| < radius``."""
+    """A ball around a slice of the goal: ``|achieved[start:stop] - desired[start:stop]| < radius``.
+
+    Attributes:
+        radius: in the goal's unit.
+        start, stop: the slice; None goes to the goal's end.
+        points: the slice holds so many points, whose mean is compared (2 compares midpoints).
+    """
 
     radius: float
     start: int = 0
     stop: int | None = None
+    points: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,60 +67,32 @@ class EarlyEnd:
     high: float
 
 
-class PositionDistribution(Protocol):
-    """Draws positions or goals."""
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return `count` draws, shape (count, dim), float64."""
-        ...
-
-
-@dataclass(frozen=True)
-class CellPositions:
-    """Uniform over maze cells, then uniform within ±jitter of the centre on each axis.
-
-    Attributes:
-        centers: cell centres in metres, shape (cells, 2).
-        jitter: half the width of the box around a centre, in metres.
-    """
-
-    centers: tuple[tuple[float, float], ...]
-    jitter: float = 0.0
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return `count` positions, shape (count, 2), in metres."""
-        centers = np.asarray(self.centers)
-        chosen = centers[rng.integers(len(centers), size=count)]
-        return chosen + rng.uniform(-self.jitter, self.jitter, size=chosen.shape)
-
-
-@dataclass(frozen=True)
-class BoxPositions:
-    """Uniform in the box between `low` and `high`, one pair of bounds a number."""
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return `count` positions, shape (count, dim)."""
-        return rng.uniform(self.low, self.high, size=(count, len(self.low)))
-
-
 @dataclass(frozen=True)
 class Reset:
-    """How an episode starts: the model's initial state, a position drawn for some joints, and noise.
+    """How an episode starts: a base state, positions drawn for some joints, and noise.
+
+    Quaternions are made unit again after the noise. Controls, and the activations of actuators, start at 0.
 
     Attributes:
-        joints: joints whose positions `position` draws, in its order; slide or hinge joints.
-        position: what to draw for them; None leaves the model's initial position.
-        qpos_noise: added to every joint position, uniform in ±qpos_noise.
-        qvel_noise: standard deviation of the normal noise on every joint velocity.
+        joints: what `position` draws, in its order: slide or hinge joints by name, one number of any other
+            joint as ``root[0]``.
+        position: what to draw for them; None draws nothing.
+        keyframe: the model's keyframe that gives the base state; None takes its initial positions, at rest.
+        qpos_noise: added to joint positions, uniform in ±qpos_noise.
+        qvel_noise: standard deviation of the normal noise on joint velocities.
+        noise_joints: the joints that the noise goes to; None takes all.
     """
 
     joints: tuple[str, ...] = ()
     position: PositionDistribution | None = None
+    keyframe: str | None = None
     qpos_noise: float = 0.0
     qvel_noise: float = 0.0
+    noise_joints: tuple[str, ...] | None = None
+
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return what is drawn for `joints`, shape (count, len(joints)), before any noise."""
+        return np.zeros((count, 0)) if self.position is None else self.position.sample(rng, count)
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,31 @@ class EpisodeDistribution:
     """Where episodes start and which goals they command. Both are drawn anew at every reset."""
 
     starts: Reset
-    goals: PositionDistribution
+    goals: PositionDistribution | GoalsFromStarts
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return drawn positions (count, len(starts.joints)) and goals (count, goal_dim)."""
+        positions = self.starts.sample(rng, count)
+        if isinstance(self.goals, GoalsFromStarts):
+            return positions, self.goals.sample_for(rng, positions)
+        return positions, self.goals.sample(rng, count)
+
+
+@dataclass(frozen=True)
+class Command:
+    """How an actuator gets its control.
+
+    Attributes:
+        actuator: its name.
+        kind: ``range`` maps its action from [−1, 1] to [low, high]; ``switch`` gives `high` where its action
+            is above 0 and `low` elsewhere; ``hold`` always gives `low` and takes no action.
+        low, high: in the actuator's units; None takes the bounds of its ctrlrange (not for ``hold``).
+    """
+
+    actuator: str
+    kind: Literal["range", "switch", "hold"] = "range"
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,29 @@ class MazePicture:
 
     layout: str
     scale: float
+
+
+@dataclass(frozen=True)
+class ScenePicture:
+    """How a picture of the task is taken, where the model's own extent is no good guide.
+
+    Attributes:
+        follow: the body that the camera follows; None looks at `lookat`.
+        lookat: a point in metres; None takes the model's centre.
+        distance: metres from the camera to what it looks at; None takes 1.5 times the model's extent.
+        azimuth, elevation: degrees, as MuJoCo's free camera takes them.
+        goal_height: z of a goal that gives only x and y, in metres.
+        goal_position: which numbers of the goal are x, y and z (or x and y), to draw it there; None where it
+            is no position.
+    """
+
+    follow: str | None = None
+    lookat: tuple[float, float, float] | None = None
+    distance: float | None = None
+    azimuth: float = 120.0
+    elevation: float = -30.0
+    goal_height: float = 0.0
+    goal_position: tuple[int, ...] | None = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -145,7 +173,12 @@ class GoalTask:
         control_dt_s: seconds between two actions; a multiple of the model's timestep.
         episode_steps: control steps until an episode is truncated.
         early_end: conditions that end an episode before that.
+        control: how actions become controls; None gives every actuator its own action over its ctrlrange.
+        other_radii: further radii of the first success region that evaluations report, by name: ``easy``,
+            ``hard``.
         maze: the maze to draw, for maze tasks.
+        scene: how a picture of it is taken.
+        file: where the task is described, absolute, for a task of the user's; None for a built-in one.
     """
 
     name: str
@@ -158,7 +191,11 @@ class GoalTask:
     control_dt_s: float = 0.05
     episode_steps: int = 200
     early_end: tuple[EarlyEnd, ...] = ()
+    control: tuple[Command, ...] | None = None
+    other_radii: Mapping[str, float] = field(default_factory=dict)
     maze: MazePicture | None = None
+    scene: ScenePicture = field(default_factory=ScenePicture)
+    file: str | None = None
 
     def __post_init__(self) -> None:
         for required in ("training", "evaluation"):
@@ -168,6 +205,11 @@ class GoalTask:
             raise TaskError(
                 f"Task {self.name!r}: episode_steps must be at least 1, not {self.episode_steps}."
             )
+
+    @property
+    def reference(self) -> str:
+        """What finds the task again: the name of a built-in one, the file of a user's."""
+        return self.file or self.name
 
     def distribution(self, name: str) -> EpisodeDistribution:
         """Return the episode distribution `name`, or raise TaskError listing the valid ones."""

@@ -18,7 +18,8 @@ wp.config.log_level = max(wp.config.log_level, wp.LOG_ERROR)
 
 import mujoco_warp  # noqa: E402
 
-from envs.compiled_task import FIELDS, CompiledTask  # noqa: E402
+from envs.compiled_task import CompiledTask  # noqa: E402
+from envs.data_fields import FIELDS  # noqa: E402
 from envs.mujoco_log import quiet_mujoco  # noqa: E402
 from envs.simulator import Simulator, StepResult, check_state, pack_generator, unpack_generator  # noqa: E402
 
@@ -185,7 +186,7 @@ class WarpSimulator(Simulator):
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-        self._ctrl.copy_(self.task.control_from_action(action, xp=torch))
+        self._ctrl.copy_(self.task.control(action, xp=torch))
         self._overflow.zero_()
         with self._on_device():
             self._launch_step()
@@ -369,7 +370,7 @@ def constraint_sizes(task: CompiledTask) -> tuple[int, int]:
             mujoco.mj_resetData(task.model, data)
             data.qpos[:], data.qvel[:] = qpos, qvel
             for _ in range(_WARM_UP_STEPS):
-                data.ctrl[:] = task.control_from_action(rng.uniform(-1, 1, task.action_dim))
+                data.ctrl[:] = task.control(rng.uniform(-1, 1, task.action_dim))
                 mujoco.mj_step(task.model, data, nstep=task.frame_skip)
                 contacts, constraints = max(contacts, data.ncon), max(constraints, data.nefc)
     return max(2 * contacts, _SMALLEST_NCONMAX), max(2 * constraints, _SMALLEST_NJMAX)

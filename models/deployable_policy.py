@@ -64,7 +64,7 @@ class PolicyOutput(NamedTuple):
     action: Tensor
     """(batch, action_dim) in [−1, 1]"""
     control: Tensor
-    """(batch, action_dim) in actuator units"""
+    """(batch, num_actuators) in actuator units"""
 
 
 class DeployablePolicy(nn.Module):
@@ -72,20 +72,38 @@ class DeployablePolicy(nn.Module):
 
     Args:
         actor: the normalised actor.
-        control_low, control_high: actuator units at action −1 and +1, (action_dim,).
+        control_low, control_high: actuator units at action −1 and +1, (num_actuators,); equal for an actuator
+            that is held at a value.
+        columns: which action each actuator takes, (num_actuators,) int64; None: each its own, in order.
+        switched: (num_actuators,) bool, actuators that know only the two ends, the high one at actions above
+            0; None: there are none.
     """
 
     control_low: Tensor
     control_high: Tensor
+    columns: Tensor | None
+    switched: Tensor | None
 
-    def __init__(self, actor: NormalizedActor, control_low: Tensor, control_high: Tensor) -> None:
+    def __init__(
+        self,
+        actor: NormalizedActor,
+        control_low: Tensor,
+        control_high: Tensor,
+        columns: Tensor | None = None,
+        switched: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.actor = actor
         self.register_buffer("control_low", control_low)
         self.register_buffer("control_high", control_high)
+        self.register_buffer("columns", columns)
+        self.register_buffer("switched", switched)
 
     def forward(self, observation: Tensor, goal: Tensor) -> PolicyOutput:
         """Return action and control for observations (batch, observation_dim) and goals (batch, goal_dim)."""
         action = torch.tanh(self.actor(observation, goal).mean)
-        control = self.control_low + 0.5 * (action + 1.0) * (self.control_high - self.control_low)
+        share = action if self.columns is None else action[..., self.columns]
+        if self.switched is not None:
+            share = torch.where(self.switched, torch.where(share > 0, 1.0, -1.0), share)
+        control = self.control_low + 0.5 * (share + 1.0) * (self.control_high - self.control_low)
         return PolicyOutput(action, control)

@@ -253,7 +253,7 @@ def describe(source: Artifact, trained: TrainedActor, states: GateStates) -> Pol
         states: give the ranges of the inputs.
     """
     task, shape, actor = trained.task, trained.shape, trained.actor.actor
-    names, control = task.actuator_names, zip(task.control_low, task.control_high, strict=True)
+    control = task.control
     parents: Mapping[str, Parent] = {**source.manifest.parents, source.kind: source.parent_entry()}
     return PolicyMetadata(
         format_version=METADATA_VERSION,
@@ -267,10 +267,10 @@ def describe(source: Artifact, trained: TrainedActor, states: GateStates) -> Pol
             goal=_input_elements(task.describe("achieved_goal"), states.goal),
         ),
         outputs=Outputs(
-            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in names),
+            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
             control=tuple(
                 Element(name=name, unit="actuator", low=float(low), high=float(high))
-                for name, (low, high) in zip(names, control, strict=True)
+                for name, low, high in zip(control.actuators, control.low, control.high, strict=True)
             ),
         ),
         network=Network(

@@ -49,8 +49,11 @@ class TrainedActor:
 
     def deployable(self) -> DeployablePolicy:
         """Return the policy with tanh and actuator range, as it is exported."""
-        low, high = (torch.from_numpy(bound) for bound in (self.task.control_low, self.task.control_high))
-        return DeployablePolicy(self.actor, low, high).eval()
+        control = self.task.control
+        low, high = torch.from_numpy(control.low), torch.from_numpy(control.high)
+        columns = None if control.is_plain else torch.from_numpy(control.columns)
+        switched = torch.from_numpy(control.switched) if control.switched.any() else None
+        return DeployablePolicy(self.actor, low, high, columns, switched).eval()
 
 
 def save_network(

@@ -127,7 +127,7 @@ class PolicyOutputs(NamedTuple):
     action: np.ndarray
     """(..., action_dim) in [−1, 1]"""
     control: np.ndarray
-    """(..., action_dim) in actuator units"""
+    """(..., num_actuators) in actuator units"""
 
 
 class OnnxPolicy:

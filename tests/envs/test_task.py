@@ -10,10 +10,9 @@ import pytest
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
+from envs.distributions import BoxPositions, CellPositions
 from envs.registry import compile_task, environment_id, get_task, task_names
 from envs.task import (
-    BoxPositions,
-    CellPositions,
     EarlyEnd,
     EpisodeDistribution,
     GoalTask,
@@ -120,14 +119,14 @@ def test_torch_reads_the_same_terms() -> None:
     assert 0 < ended.sum() < 5
     assert task.ended_early(tensors, xp=torch).tolist() == ended.tolist()
     action = rng.uniform(-2, 2, (5, 1)).astype(np.float32)
-    control = task.control_from_action(torch.from_numpy(action), xp=torch)
-    assert control.numpy() == pytest.approx(task.control_from_action(action))
+    control = task.control(torch.from_numpy(action), xp=torch)
+    assert control.numpy() == pytest.approx(task.control(action))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"observation": (Term("qposs"),)}, "unknown field 'qposs'; valid: qpos, qvel"),
+        ({"observation": (Term("qposs"),)}, "unknown field 'qposs'; did you mean 'qpos'. valid: qpos, qvel"),
         ({"observation": (Term("qpos", "elbow"),)}, "no joint named 'elbow'"),
         ({"observation": (Term("ctrl", "elbow"),)}, "no actuator named 'elbow'"),
         ({"observation": (Term("site_xpos", "toe"),)}, "no site named 'toe'"),
@@ -205,7 +204,7 @@ def test_every_success_region_must_hold() -> None:
 
 
 def test_actions_map_to_the_control_range() -> None:
-    control = compiled().control_from_action(np.array([[-1.0], [0.0], [1.0], [7.0]], np.float32))
+    control = compiled().control(np.array([[-1.0], [0.0], [1.0], [7.0]], np.float32))
     assert control.ravel().tolist() == [-1.0, 1.0, 3.0, 3.0]
 
 
@@ -238,7 +237,7 @@ def test_description_names_every_number() -> None:
         {"name": "cos(qpos:hinge)[0]", "unit": "1"},
         *({"name": f"site_xpos:tip[{i}]", "unit": ""} for i in range(3)),
     ]
-    assert task.actuator_names == ["motor"]
+    assert task.control.actuators == ["motor"]
 
 
 @pytest.mark.parametrize("name", task_names())

@@ -15,8 +15,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from envs import registry
 from envs.compiled_task import CompiledTask
+from envs.distributions import CellPositions
 from envs.registry import compile_task, get_task
-from envs.task import CellPositions, EpisodeDistribution, Reset
+from envs.task import EpisodeDistribution, Reset
 from models.goal_actor import Gaussian, GoalActor
 from models.residual_mlp import NetworkShape, parameter_count
 from pipeline.core.artifacts import Artifact

@@ -95,7 +95,7 @@ def test_the_policy_is_the_squashed_mean(tmp_path: Path):
     output = trained.deployable()(torch.from_numpy(observation), torch.from_numpy(goal))
     np.testing.assert_allclose(output.action.detach().numpy(), action, atol=1e-7)
     np.testing.assert_allclose(
-        output.control.detach().numpy(), TASK.control_from_action(action.astype(np.float64)), atol=1e-6
+        output.control.detach().numpy(), TASK.control(action.astype(np.float64)), atol=1e-6
     )
 
 

@@ -1,0 +1,121 @@
+"""From actions in [−1, 1] to controls in actuator units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from envs.task import Command, TaskError
+from envs.term_columns import TermResolver
+
+_KINDS = ("range", "switch", "hold")
+
+
+class ControlMap:
+    """How a task's actions become the controls of its model's actuators.
+
+    Attributes:
+        actuators: names of all actuators, in the model's order.
+        actions: names of the actuators that take an action, in the order of the actions.
+        action_dim: how many actions there are.
+        columns: (nu,) int64, which action each actuator takes; 0 for one that is held.
+        low, high: (nu,) float32, controls at action −1 and +1; equal for an actuator that is held.
+        switched: (nu,) bool, whether the actuator knows only `low` and `high`, which at actions above 0.
+
+    Args:
+        model: the compiled model.
+        commands: one for each actuator, the actions in their order; None gives every actuator its own action
+            over its ctrlrange.
+        owner: how errors begin.
+
+    Raises:
+        TaskError: no actuator takes an action, an actuator is missing or commanded twice, or a range is
+            neither given nor in the model.
+    """
+
+    def __init__(self, model: mujoco.MjModel, commands: Sequence[Command] | None, owner: str) -> None:
+        self.actuators = [model.actuator(i).name or f"actuator_{i}" for i in range(model.nu)]
+        if model.nu == 0:
+            raise TaskError(f"{owner}: the model has no actuator.")
+        if commands is None:
+            commands = [Command(name) for name in self.actuators]
+            ids = list(range(model.nu))
+        else:
+            resolver = TermResolver(model, owner)
+            ids = [resolver.object_id(mujoco.mjtObj.mjOBJ_ACTUATOR, each.actuator) for each in commands]
+        _require_one_each(self.actuators, ids, owner)
+        self.columns = np.zeros(model.nu, np.int64)
+        self.low, self.high = np.zeros(model.nu, np.float32), np.zeros(model.nu, np.float32)
+        self.switched = np.zeros(model.nu, bool)
+        self.actions: list[str] = []
+        for index, command in zip(ids, commands, strict=True):
+            self.low[index], self.high[index] = _bounds(model, index, command, owner)
+            self.switched[index] = command.kind == "switch"
+            if command.kind != "hold":
+                self.columns[index] = len(self.actions)
+                self.actions.append(self.actuators[index])
+        self.action_dim = len(self.actions)
+        if self.action_dim == 0:
+            raise TaskError(f"{owner}: every actuator is held, none takes an action.")
+        self._placed: dict[Any, tuple[Any, Any, Any, Any]] = {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every actuator has its own action, in the model's order, over a range."""
+        own = np.arange(len(self.actuators))
+        return self.action_dim == len(own) and np.array_equal(self.columns, own) and not self.switched.any()
+
+    def __call__(self, action: Any, xp: Any = np) -> Any:
+        """Map actions in [−1, 1] (clipped), (num_worlds, action_dim), to controls, (num_worlds, nu)."""
+        action = xp.asarray(action)
+        middle, half_range, columns, switched = self._on(xp, action.device)
+        share = action.clip(-1.0, 1.0)
+        if columns is not None:
+            share = share[..., columns]
+        if switched is not None:
+            # An action that is not a number must not pass for a closed switch: `share` keeps it.
+            share = xp.where(switched & (share == share), 2.0 * (share > 0) - 1.0, share)
+        return middle + half_range * share
+
+    def _on(self, xp: Any, device: Any) -> tuple[Any, Any, Any, Any]:
+        """Return middle and half the width of the ranges, columns and switches, as arrays on `device`."""
+        if (xp, device) not in self._placed:
+            own = (self.high + self.low) / 2, (self.high - self.low) / 2
+            columns = None if self.is_plain else xp.asarray(self.columns, device=device)
+            switched = xp.asarray(self.switched, device=device) if self.switched.any() else None
+            middle, half_range = (xp.asarray(array, device=device) for array in own)
+            self._placed[xp, device] = middle, half_range, columns, switched
+        return self._placed[xp, device]
+
+
+def _require_one_each(actuators: list[str], ids: list[int], owner: str) -> None:
+    twice = sorted({actuators[index] for index in ids if ids.count(index) > 1})
+    missing = [name for index, name in enumerate(actuators) if index not in ids]
+    if twice:
+        raise TaskError(f"{owner}: actuator {twice[0]!r} is commanded twice.")
+    if missing:
+        raise TaskError(
+            f"{owner}: actuator {missing[0]!r} has no command; hold it at a value, or give it an action."
+        )
+
+
+def _bounds(model: mujoco.MjModel, index: int, command: Command, owner: str) -> tuple[float, float]:
+    if command.kind not in _KINDS:
+        raise TaskError(f"{owner}: unknown command {command.kind!r}; valid: {', '.join(_KINDS)}.")
+    name = model.actuator(index).name or f"actuator_{index}"
+    low, high = command.low, command.high
+    if command.kind == "hold":
+        if low is None or high is not None:
+            raise TaskError(f"{owner}: actuator {name!r} is held at one value, in `low`.")
+        return low, low
+    if low is None or high is None:
+        if not model.actuator_ctrllimited[index]:
+            raise TaskError(f"{owner}: actuator {name!r} has no ctrlrange: give it `low` and `high`.")
+        lowest, highest = model.actuator_ctrlrange[index]
+        low, high = lowest if low is None else low, highest if high is None else high
+    if not np.isfinite([low, high]).all() or low == high:
+        raise TaskError(f"{owner}: actuator {name!r} has no room between {low} and {high}.")
+    return float(low), float(high)

@@ -1,0 +1,91 @@
+"""Initial states of episodes: a base state of the model, positions that are drawn, and noise."""
+
+from __future__ import annotations
+
+import re
+
+import mujoco
+import numpy as np
+
+from envs.task import Reset, TaskError, Term
+from envs.term_columns import TermResolver, object_names
+
+_ONE_NUMBER = re.compile(r"(?P<joint>.+)\[(?P<index>\d+)\]$")
+_JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY
+
+
+class StartStates:
+    """Draws the states that a `Reset` describes, for one model.
+
+    Args:
+        model: the compiled model.
+        reset: the description.
+        owner: how errors begin.
+
+    Raises:
+        TaskError: a joint or keyframe that the model does not have, or draws that do not fit the joints.
+    """
+
+    def __init__(self, model: mujoco.MjModel, reset: Reset, owner: str) -> None:
+        self._model, self._reset, self._owner = model, reset, owner
+        self._resolver = TermResolver(model, owner)
+        self._qpos, self._qvel = self._base()
+        columns = [self._column(name) for name in reset.joints]
+        self._drawn = np.array(columns, int)
+        drawn = reset.sample(np.random.default_rng(0), 1).shape[1]
+        if drawn != len(columns):
+            raise TaskError(f"{owner}: starts draw {drawn} numbers for {len(columns)} joints.")
+        self._noisy_qpos, self._noisy_qvel = self._noisy("qpos"), self._noisy("qvel")
+        self._quaternions = [
+            int(model.jnt_qposadr[joint]) + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0)
+            for joint, kind in enumerate(model.jnt_type)
+            if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)
+        ]
+
+    def _base(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._reset.keyframe is None:
+            return self._model.qpos0.copy(), np.zeros(self._model.nv)
+        key = self._resolver.object_id(_KEY, self._reset.keyframe)
+        qpos, qvel = self._model.key_qpos[key].copy(), self._model.key_qvel[key].copy()
+        if not (np.isfinite(qpos).all() and np.isfinite(qvel).all()):
+            raise TaskError(f"{self._owner}: keyframe {self._reset.keyframe!r} holds NaN or infinity.")
+        return qpos, qvel
+
+    def _column(self, name: str) -> int:
+        """Return the column of qpos that ``joint`` or ``joint[index]`` names."""
+        match = _ONE_NUMBER.match(name)
+        if match and name not in object_names(self._model, _JOINT):
+            index = int(match["index"])
+            return int(self._resolver.columns(Term("qpos", match["joint"], columns=(index,)))[0])
+        columns = self._resolver.columns(Term("qpos", name))
+        if len(columns) != 1:
+            raise TaskError(
+                f"{self._owner}: joint {name!r} has {len(columns)} numbers; draw them one by one: {name}[0]."
+            )
+        return int(columns[0])
+
+    def _noisy(self, field: str) -> np.ndarray | slice:
+        if self._reset.noise_joints is None:
+            return slice(None)
+        columns = [self._resolver.columns(Term(field, joint)) for joint in self._reset.noise_joints]
+        return np.concatenate(columns) if columns else np.zeros(0, int)
+
+    def sample(self, rng: np.random.Generator, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return qpos (count, nq) and qvel (count, nv), float64.
+
+        Args:
+            rng: draws the noise.
+            positions: (count, drawn), what the reset drew for its joints.
+        """
+        qpos, qvel = (np.tile(base, (len(positions), 1)) for base in (self._qpos, self._qvel))
+        qpos[:, self._drawn] = positions
+        if self._reset.qpos_noise:
+            noise = self._reset.qpos_noise
+            qpos[:, self._noisy_qpos] += rng.uniform(-noise, noise, size=qpos[:, self._noisy_qpos].shape)
+        if self._reset.qvel_noise:
+            shape = qvel[:, self._noisy_qvel].shape
+            qvel[:, self._noisy_qvel] += self._reset.qvel_noise * rng.standard_normal(shape)
+        for start in self._quaternions:
+            quaternion = qpos[:, start : start + 4]
+            quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
+        return qpos, qvel

@@ -1,0 +1,174 @@
+"""Terms with their names resolved, and how they are read out of a simulator's arrays."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import mujoco
+import numpy as np
+
+from envs.data_fields import FIELDS
+from envs.task import TaskError, Term, Transform
+
+
+@dataclass(frozen=True)
+class TermColumns:
+    """A term with its names resolved: which flat columns of which field, and where they go.
+
+    Attributes:
+        term: the term as written.
+        source: flat columns of the field; a slice where they are contiguous (no copy).
+        start: first column of the output; the term fills ``start:stop``.
+        stop: one past the last column of the output.
+        minus: flat columns of the subtracted term, for ``difference``.
+    """
+
+    term: Term
+    source: slice | np.ndarray
+    start: int
+    stop: int
+    minus: slice | np.ndarray | None = None
+    _placed: dict[Any, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def columns_on(self, xp: Any, device: Any) -> tuple[Any, Any]:
+        """Return `source` and `minus` on `device`, where a NumPy index would be sent at each reading."""
+        if (xp, device) not in self._placed:
+            self._placed[xp, device] = (
+                _place(self.source, xp, device),
+                _place(self.minus, xp, device),
+            )
+        return self._placed[xp, device]
+
+
+class TermResolver:
+    """Finds what terms name in a compiled model.
+
+    Args:
+        model: the compiled model.
+        owner: how errors begin, such as ``Task 'ant'``.
+    """
+
+    def __init__(self, model: mujoco.MjModel, owner: str) -> None:
+        self._model, self._owner = model, owner
+
+    def resolve(self, terms: Iterable[Term]) -> list[TermColumns]:
+        """Return the terms with their columns, one after the other; raise TaskError for a wrong name."""
+        resolved: list[TermColumns] = []
+        start = 0
+        for term in terms:
+            self._check(term)
+            columns = self.columns(term)
+            minus = None if term.minus is None else self.columns(term.minus)
+            if minus is not None and len(minus) != len(columns):
+                raise TaskError(f"{self._owner}: a difference of {len(columns)} and {len(minus)} numbers.")
+            stop = start + len(columns)
+            resolved.append(TermColumns(term, as_slice(columns), start, stop, as_slice(minus)))
+            start = stop
+        if start == 0:
+            raise TaskError(f"{self._owner} has an empty list of terms.")
+        return resolved
+
+    def _check(self, term: Term) -> None:
+        if term.transform not in get_args(Transform):
+            valid = ", ".join(get_args(Transform))
+            raise TaskError(f"{self._owner}: unknown transform {term.transform!r}; valid: {valid}.")
+        if term.minus is not None and term.minus.transform != "identity":
+            raise TaskError(f"{self._owner}: the term that a difference subtracts has no transform.")
+        if (term.transform == "difference") != (term.minus is not None):
+            raise TaskError(f"{self._owner}: a term has `minus` exactly when it is a difference.")
+
+    def columns(self, term: Term) -> np.ndarray:
+        """Return the flat columns of the term's field that it reads."""
+        if term.field not in FIELDS:
+            valid = f"valid: {', '.join(FIELDS)}."
+            raise TaskError(
+                f"{self._owner}: unknown field {term.field!r}; {nearest_hint(term.field, FIELDS)}{valid}"
+            )
+        field = FIELDS[term.field]
+        if term.object is None:
+            columns = np.arange(field.width(self._model))
+        else:
+            columns = np.arange(*field.columns(self._model, self.object_id(field.kind, term.object)))
+        if term.columns is not None:
+            if min(term.columns, default=0) < 0 or max(term.columns, default=0) >= len(columns):
+                raise TaskError(
+                    f"{self._owner}: columns {term.columns} of {term.field!r}, which has {len(columns)}."
+                )
+            columns = columns[list(term.columns)]
+        return columns
+
+    def object_id(self, kind: mujoco.mjtObj, name: str) -> int:
+        """Return the id of a named object of the model; raise TaskError where it is missing."""
+        index = mujoco.mj_name2id(self._model, kind, name)
+        if index >= 0:
+            return index
+        label = kind.name.removeprefix("mjOBJ_").lower()
+        names = object_names(self._model, kind)
+        valid = (
+            f"it has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else "it has none."
+        )
+        raise TaskError(
+            f"{self._owner}: the model has no {label} named {name!r}; {nearest_hint(name, names)}{valid}"
+        )
+
+
+def object_names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
+    """Return the names of the model's objects of a kind; those without a name are left out."""
+    counts = {
+        mujoco.mjtObj.mjOBJ_JOINT: model.njnt,
+        mujoco.mjtObj.mjOBJ_ACTUATOR: model.nu,
+        mujoco.mjtObj.mjOBJ_BODY: model.nbody,
+        mujoco.mjtObj.mjOBJ_SITE: model.nsite,
+        mujoco.mjtObj.mjOBJ_SENSOR: model.nsensor,
+        mujoco.mjtObj.mjOBJ_KEY: model.nkey,
+    }
+    names = (mujoco.mj_id2name(model, kind, index) for index in range(counts[kind]))
+    return [name for name in names if name]
+
+
+def nearest_hint(name: str, valid: Iterable[str]) -> str:
+    """Return ``did you mean 'x'? `` for the nearest valid name; nothing where none is near."""
+    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
+
+
+def as_slice(columns: np.ndarray | None) -> Any:
+    """Return contiguous columns as a slice, which reads without a copy."""
+    if columns is None or len(columns) == 0 or not (np.diff(columns) == 1).all():
+        return columns
+    return slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _place(columns: slice | np.ndarray | None, xp: Any, device: Any) -> Any:
+    return xp.asarray(columns, device=device) if isinstance(columns, np.ndarray) else columns
+
+
+def read_terms(terms: list[TermColumns], fields: Mapping[str, Any], out: Any, xp: Any) -> None:
+    """Write the terms' numbers into `out`, (num_worlds, dim).
+
+    Args:
+        terms: resolved terms.
+        fields: arrays (num_worlds, width) by field name.
+        out: array to fill, of the kind that `xp` makes.
+        xp: `numpy` or `torch`.
+    """
+    for columns in terms:
+        term = columns.term
+        source, minus = columns.columns_on(xp, fields[term.field].device)
+        value = fields[term.field][:, source]
+        if term.minus is not None:
+            value = value - fields[term.minus.field][:, minus]
+        elif term.transform != "identity":
+            value = getattr(xp, term.transform)(value)
+        out[:, columns.start : columns.stop] = value
+
+
+def label_of(term: Term) -> str:
+    """Return a term as people write it: ``cos(qpos:hinge)``."""
+    name = f"{term.field}:{term.object}" if term.object else term.field
+    if term.minus is not None:
+        return f"{name} - {label_of(term.minus)}"
+    return name if term.transform == "identity" else f"{term.transform}({name})"
