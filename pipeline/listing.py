@@ -39,7 +39,15 @@ def show_tasks(console: Console) -> None:
 
 def show_presets(console: Console) -> None:
     """Print every preset with its description."""
-    _show(console, "Presets", [{"preset": p.name, "description": p.description} for p in list_presets()])
+    rows = [
+        {
+            "preset": preset.name,
+            "description": preset.description,
+            "published": str(preset.published) if preset.published else None,
+        }
+        for preset in list_presets()
+    ]
+    _show(console, "Presets", rows)
 
 
 def show_runs(console: Console, workspace: Workspace) -> None:

@@ -18,7 +18,13 @@ from pipeline.core.console import Console, error_boundary
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
-from pipeline.core.settings import StageSettings, dump_settings, resolve_settings, settings_to_yaml
+from pipeline.core.settings import (
+    StageSettings,
+    dump_settings,
+    published_outcome,
+    resolve_settings,
+    settings_to_yaml,
+)
 from pipeline.core.tracking import NullTracker, open_tracker
 
 # What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
@@ -217,6 +223,8 @@ class Session:
         """Say which preset is used and why."""
         preset, why = (common.preset, "as asked") if common.preset else default_preset(common.device)
         self.console.say(f"Preset {preset} ({why}); workspace {self.workspace.root}.")
+        if (published := published_outcome(preset)) is not None:
+            self.console.say(f"Published: {published}.")
 
     def starts(self, common: CommonOptions, section: str, settings: StageSettings) -> bool:
         """Announce a stage and return True; on a dry run print its settings instead and return False."""

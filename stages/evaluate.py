@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Z_95 = 1.959963984540054
 MAX_WORLDS = 256
 _BOOTSTRAP_DRAWS = 4000
+_MEAN_DRAWS = 1000
 _EPISODE_STREAM = 41
+_OUTCOMES = (
+    "success", "time_at_goal", "final_distance", "closest_distance", "start", "goal", "unstable",
+)  # fmt: skip
 
 
 class EvaluateSettings(StageSettings):
@@ -48,29 +52,41 @@ class Episodes:
         success: (episodes,) bool, at least one step within the success region.
         time_at_goal: (episodes,) steps within the success region, per 1000 steps.
         final_distance: (episodes,) distance to the goal after the last step.
+        closest_distance: (episodes,) smallest distance to the goal after any step.
         start: (episodes, goal_dim) what was achieved at the start.
         goal: (episodes, goal_dim) what was commanded.
         unstable: (episodes,) bool, the physics diverged; such an episode counts as a failure.
         paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
+        other_radii: further radii that successes are counted for, by name.
     """
 
     success: np.ndarray
     time_at_goal: np.ndarray
     final_distance: np.ndarray
+    closest_distance: np.ndarray
     start: np.ndarray
     goal: np.ndarray
     unstable: np.ndarray
     paths: list[np.ndarray] = field(default_factory=list)
+    other_radii: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Return success with its 95 % interval, time at goal, final distance and the episode count."""
+        """Return success and final distance with 95 % intervals, time at goal and the episode count.
+
+        ``success_easy`` and the like count episodes that came within the task's other radii.
+        """
         low, high = wilson_interval(int(self.success.sum()), len(self.success))
-        return {
+        others = {
+            f"success_{name}": float(((self.closest_distance < radius) & ~self.unstable).mean())
+            for name, radius in self.other_radii.items()
+        }
+        return others | {
             "episodes": len(self.success),
             "success": float(self.success.mean()),
             "success_interval": [low, high],
             "time_at_goal": float(self.time_at_goal.mean()),
             "final_distance": float(self.final_distance.mean()),
+            "final_distance_interval": list(mean_interval(self.final_distance)),
             "unstable_episodes": int(self.unstable.sum()),
         }
 
@@ -103,12 +119,9 @@ def run_episodes(
         if index:
             simulator.reset()
         rounds.append(_run_round(simulator, policy, max(num_paths - index * worlds, 0)))
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in rounds])[:episodes]
-        for name in ("success", "time_at_goal", "final_distance", "start", "goal", "unstable")
-    }
+    joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
     paths = [path for part in rounds for path in part.paths][:num_paths]
-    return Episodes(**joined, paths=paths)
+    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
 
 
 def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
@@ -118,6 +131,7 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
     at_goal = np.zeros(simulator.num_worlds)
     start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
     distance = simulator.task.goal_distance(start, goal)
+    closest = np.full(simulator.num_worlds, np.inf)
     length = np.full(simulator.num_worlds, simulator.task.task.episode_steps)
     trace = [start[:num_paths]]
     for step in range(simulator.task.task.episode_steps):
@@ -127,6 +141,7 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
         at_goal += running & result.success
         reached = simulator.task.goal_distance(simulator.achieved_goal, goal)
         distance = np.where(running, reached, distance)
+        closest = np.where(running, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
         ended = running & (result.terminated | result.truncated)
         length[ended | (result.unstable & unstable)] = step + 1
@@ -138,6 +153,7 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
         success=(at_goal > 0) & ~unstable,
         time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / simulator.task.task.episode_steps),
         final_distance=distance,
+        closest_distance=closest,
         start=start,
         goal=goal,
         paths=paths,
@@ -153,6 +169,20 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = (rate + square / (2 * trials)) / (1 + square / trials)
     half = Z_95 / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a mean (Efron 1979, Ann. Stat. 7).
+
+    Args:
+        values: (n,) independent outcomes.
+        seed: seed of the resampling.
+    """
+    values, rng = np.asarray(values, float), np.random.default_rng(seed)
+    count = len(values)
+    means = [values[rng.integers(count, size=count)].mean() for _ in range(_MEAN_DRAWS)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class TrainTeacherSettings(LearnerSettings):
     training_distribution: str = pydantic.Field(
         default="training", description="where training episodes start and aim"
     )
+    evaluation_distribution: str = pydantic.Field(
+        default="evaluation", description="where evaluated episodes start and aim, the student's later too"
+    )
     env_steps: int = pydantic.Field(default=1_000_000, ge=1, description="control steps over all worlds")
     num_worlds: int = pydantic.Field(default=128, ge=1, description="over all ranks")
     unroll_steps: int = pydantic.Field(
@@ -93,7 +96,8 @@ class TrainTeacherSettings(LearnerSettings):
 
     @pydantic.model_validator(mode="after")
     def _distribution_exists(self) -> TrainTeacherSettings:
-        get_task(self.task).distribution(self.training_distribution)
+        for distribution in (self.training_distribution, self.evaluation_distribution):
+            get_task(self.task).distribution(distribution)
         return self
 
     @pydantic.model_validator(mode="after")
@@ -118,7 +122,7 @@ class TrainingProgress:
     Attributes:
         unrolls, env_steps, updates, unstable: how far the run has come, and episodes the physics ended.
         target_hits: consecutive evaluations that met `target_success`.
-        best_score: success and time at goal of the best evaluation so far.
+        best_score: success, time at goal and minus the final distance of the best evaluation so far.
         elapsed_s: seconds spent, over all restarts.
         history: one entry an evaluation.
         gradients: beside each entry, the norm of the last update's gradient in each block of each network.
@@ -272,7 +276,9 @@ class TeacherTraining:
         """
         candidates = self.learner.candidates
         summaries = self.ranks.from_leader(lambda: [self._evaluate_actor(actor) for actor in candidates])
-        scores = [[summary["success"], summary["time_at_goal"]] for summary in summaries]
+        scores = [
+            [summary["success"], summary["time_at_goal"], -summary["final_distance"]] for summary in summaries
+        ]
         chosen = max(range(len(candidates)), key=scores.__getitem__)
         if self.settings.keep == "last" or scores[chosen] > self.progress.best_score:
             self.progress.best_score = scores[chosen]
@@ -288,6 +294,7 @@ class TeacherTraining:
             torch_policy(actor, self.device),
             episodes=self.settings.evaluation_episodes,
             seed=seed_sequence(self.settings.seed, _EVALUATION_STREAM, self.progress.unrolls),
+            distribution=self.settings.evaluation_distribution,
         )
         return episodes.summary()
 

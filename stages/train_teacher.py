@@ -253,6 +253,7 @@ def _evaluate_kept(training: TeacherTraining) -> Episodes:
         torch_policy(kept, training.device),
         episodes=settings.final_episodes,
         seed=seed_sequence(settings.seed, _FINAL_STREAM),
+        distribution=settings.evaluation_distribution,
         num_paths=32,
     )
 

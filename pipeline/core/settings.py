@@ -5,6 +5,8 @@ A preset is a YAML file below `pipeline/presets`, with one section a stage:
     description: Half an hour on a laptop.
     extends: quickstart
     train_teacher: {depth: 32, learning_rate: 3e-4}
+
+One that repeats a published experiment has the published outcome beside its settings, as `published`.
 """
 
 from __future__ import annotations
@@ -49,6 +51,32 @@ class StageSettings(pydantic.BaseModel):
 Settings = TypeVar("Settings", bound=StageSettings)
 
 
+class PublishedOutcome(pydantic.BaseModel):
+    """What the authors of an experiment report of it, to compare with.
+
+    Attributes:
+        source: where it stands.
+        time_at_goal: steps at the goal per 1000, by depth.
+        hours: wall-clock hours of the training, by depth.
+        hardware: what it took these hours on.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    source: str
+    time_at_goal: dict[int, float]
+    hours: dict[int, float]
+    hardware: str
+
+    def __str__(self) -> str:
+        depth = max(self.time_at_goal)
+        shallow = min(self.time_at_goal)
+        return (
+            f"time at goal {self.time_at_goal[depth]:g} at depth {depth} in {self.hours[depth]:g} h "
+            f"on {self.hardware}, {self.time_at_goal[shallow]:g} at depth {shallow} ({self.source})"
+        )
+
+
 @dataclass(frozen=True)
 class PresetInfo:
     """A preset that can be named on the command line, such as `quickstart` or `paper/ant`."""
@@ -56,15 +84,28 @@ class PresetInfo:
     name: str
     description: str
     path: Path
+    published: PublishedOutcome | None = None
 
 
 def list_presets() -> list[PresetInfo]:
     """Return every preset, sorted by name. Raises SettingsError for a file that is not a preset."""
     presets = []
     for name, path in _preset_paths().items():
-        description = " ".join(str(_read_preset(path).get("description", "")).split())
-        presets.append(PresetInfo(name, description, path))
+        content = _read_preset(path)
+        description = " ".join(str(content.get("description", "")).split())
+        presets.append(PresetInfo(name, description, path, content.get("published")))
     return presets
+
+
+def published_outcome(name: str) -> PublishedOutcome | None:
+    """Return what was published of the preset's experiment; None where it repeats none.
+
+    Raises SettingsError for an unknown preset or a file that is not one.
+    """
+    paths = _preset_paths()
+    if name not in paths:
+        raise SettingsError(unknown_name("preset", name, paths))
+    return _read_preset(paths[name]).get("published")
 
 
 def load_preset(name: str) -> dict[str, dict[str, Any]]:
@@ -176,11 +217,23 @@ def _read_preset(path: Path) -> dict[str, Any]:
     for key, section in content.items():
         if key in ("description", "extends"):
             continue
+        if key == "published":
+            content[key] = _read_published(section, path)
+            continue
         if key not in STAGE_SECTIONS:
             raise SettingsError(f"Preset {path}: {unknown_name('section', str(key), STAGE_SECTIONS)}")
         if not isinstance(section, dict):
             raise SettingsError(f"Preset {path}: section {key} must hold `key: value` lines.")
     return content
+
+
+def _read_published(section: Any, path: Path) -> PublishedOutcome:
+    try:
+        return PublishedOutcome.model_validate(section)
+    except pydantic.ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in ("published", *detail["loc"]))
+        raise SettingsError(f"Preset {path}: {place}: {detail['msg']}.") from None
 
 
 def _load_extended(name: str, chain: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -192,6 +245,7 @@ def _load_extended(name: str, chain: tuple[str, ...]) -> dict[str, dict[str, Any
         raise SettingsError(f"Presets extend each other in a circle: {' -> '.join((*chain, name))}.")
     content = _read_preset(paths[name])
     content.pop("description", None)
+    content.pop("published", None)
     base = content.pop("extends", None)
     merged = _load_extended(str(base), (*chain, name)) if base else {}
     for section, values in content.items():

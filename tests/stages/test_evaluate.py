@@ -1,10 +1,13 @@
 """Closed-loop episodes and their statistics."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from envs.compiled_task import CompiledTask
 from envs.registry import compile_task
-from stages.evaluate import retention, run_episodes, wilson_interval
+from stages.evaluate import mean_interval, retention, run_episodes, wilson_interval
 
 TASK = compile_task("point_u_maze")
 
@@ -82,3 +85,27 @@ def test_retention_is_a_ratio_with_a_paired_interval():
 
 def test_retention_of_a_teacher_without_success_is_undefined():
     assert retention(np.zeros(4), np.ones(4)) == {"retention": None, "interval": None}
+
+
+def test_other_radii_count_episodes_that_came_so_near():
+    task = CompiledTask(dataclasses.replace(TASK.task, other_radii={"easy": 1.9, "hard": 0.005}))
+    episodes = run_episodes(task, towards_goal, episodes=40, seed=0, distribution="training", num_paths=40)
+    closest = [
+        np.linalg.norm(path[1:] - goal, axis=1).min()
+        for path, goal in zip(episodes.paths, episodes.goal, strict=True)
+    ]
+    assert episodes.closest_distance == pytest.approx(closest, abs=1e-5)
+    summary = episodes.summary()
+    assert summary["success_easy"] == np.mean(np.array(closest) < 1.9)
+    assert summary["success_hard"] == np.mean(np.array(closest) < 0.005)
+    assert summary["success_hard"] < summary["success"] <= summary["success_easy"]
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    low, high = mean_interval(values)
+    half = 1.96 * values.std() / np.sqrt(2000)
+    assert (low, high) == (
+        pytest.approx(values.mean() - half, abs=0.01),
+        pytest.approx(values.mean() + half, abs=0.01),
+    )

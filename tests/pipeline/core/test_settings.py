@@ -17,6 +17,7 @@ from pipeline.core.settings import (
     dump_settings,
     list_presets,
     load_preset,
+    published_outcome,
     resolve_settings,
     settings_to_yaml,
     split_overrides,
@@ -171,6 +172,33 @@ def test_a_broken_preset_is_explained(presets: Path, content: str, words: str) -
         load_preset("broken")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PUBLISHED = """
+published:
+  source: a paper
+  time_at_goal: {4: 12.6, 64: 649}
+  hours: {4: 1.5, 64: 11}
+  hardware: one GPU
+"""
+
+
+def test_a_published_outcome_stands_beside_the_settings(presets: Path) -> None:
+    (presets / "paper" / "ant.yaml").write_text("extends: quickstart\n" + PUBLISHED)
+    published = published_outcome("paper/ant")
+    assert published is not None and published.time_at_goal == {4: 12.6, 64: 649}
+    assert str(published) == ("time at goal 649 at depth 64 in 11 h on one GPU, 12.6 at depth 4 (a paper)")
+    assert [preset.published for preset in list_presets()] == [published, None]
+    assert published_outcome("quickstart") is None
+    assert "published" not in load_preset("paper/ant")
+
+
+def test_a_published_outcome_that_cannot_be_read_is_explained(presets: Path) -> None:
+    (presets / "broken.yaml").write_text(PUBLISHED.replace("649", "many"))
+    with pytest.raises(SettingsError, match=r"published\.time_at_goal\.64: "):
+        published_outcome("broken")
+    with pytest.raises(SettingsError, match="Unknown preset"):
+        published_outcome("brokn")
 
 
 @pytest.mark.parametrize("name", ["quickstrat", "../presets/quickstart", ""])
