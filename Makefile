@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "setup: done; the command line is $(BIN)/pipeline"
 
-benchmark-setup: setup  ## Install what the JAX baselines need on top
-	@echo "benchmark-setup: installing JAX, flax and optax into $(VENV)"
+benchmark-setup: setup  ## Install what the baselines need on top (JAX, EnvPool)
+	@echo "benchmark-setup: installing JAX, flax, optax and EnvPool (0.7 GB with its assets) into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e ".[train,dev,benchmark]"
 

@@ -1,9 +1,10 @@
 """Thousandfold: its version, and its tasks as Gymnasium environments.
 
-``import thousandfold`` registers every built-in task, so that these work::
+``import thousandfold`` registers every built-in task, and one environment for tasks of your own::
 
     gymnasium.make("thousandfold/PointUMaze-v0")
     gymnasium.make_vec("thousandfold/PointUMaze-v0", num_envs=64)
+    gymnasium.make("thousandfold/UserTask-v0", task="robot.yaml")
 
 No model is compiled before an environment is made.
 """
@@ -15,7 +16,9 @@ import gymnasium
 from envs.registry import environment_id, task_names
 
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["USER_TASK_ID", "__version__"]
+USER_TASK_ID = "thousandfold/UserTask-v0"
+"""The environment of a task of your own: `make` and `make_vec` take its YAML file as `task`."""
 
 
 def _register_environments() -> None:
@@ -28,6 +31,11 @@ def _register_environments() -> None:
             vector_entry_point="envs.goal_env:GoalVectorEnv",
             kwargs={"task": name},
         )
+    gymnasium.register(
+        id=USER_TASK_ID,
+        entry_point="envs.goal_env:GoalEnv",
+        vector_entry_point="envs.goal_env:GoalVectorEnv",
+    )
 
 
 _register_environments()

@@ -5,6 +5,7 @@ Arrays may be NumPy's or torch's; `xp` is the module of the arrays at hand (`num
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -44,12 +45,24 @@ class CompiledTask:
         self.goal_dim = self._achieved_goal[-1].stop
         self.control = ControlMap(self.model, task.control, owner)
         self.action_dim = self.control.action_dim
-        self._starts = {
-            name: StartStates(self.model, distribution.starts, owner)
-            for name, distribution in task.distributions.items()
-        }
+        self._starts = self._start_states()
         self._check_regions()
         self._check_goals()
+
+    def _start_states(self) -> dict[str, StartStates]:
+        owner = f"Task {self.name!r}"
+        return {
+            name: StartStates(self.model, distribution.starts, owner)
+            for name, distribution in self.task.distributions.items()
+        }
+
+    def with_episodes(self, task: GoalTask) -> CompiledTask:
+        """Return the same model under a task that differs in nothing but its episodes."""
+        changed = copy.copy(self)
+        changed.task = task
+        changed._starts = changed._start_states()
+        changed._check_goals()
+        return changed
 
     def _frame_skip(self) -> int:
         control_dt, timestep = self.task.control_dt_s, self.model.opt.timestep
@@ -166,7 +179,7 @@ class CompiledTask:
         return [
             {"name": f"{label_of(columns.term)}[{i}]", "unit": columns.term.unit}
             for columns in terms
-            for i in range(columns.stop - columns.start)
+            for i in columns.term.columns or range(columns.stop - columns.start)
         ]
 
 

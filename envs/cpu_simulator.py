@@ -9,8 +9,9 @@ import numpy as np
 from mujoco import batch as mujoco_batch
 
 from envs.compiled_task import CompiledTask
+from envs.kinematics import kinematic_model
 from envs.mujoco_log import quiet_mujoco
-from envs.simulator import Simulator, StepResult, check_state, pack_generator, unpack_generator
+from envs.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator
 
 _COUNT = 1  # a warning is (last info, count)
 _NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -25,10 +26,11 @@ _DIVERGED = [
         mujoco.mjtWarning.mjWARN_BADQVEL,
         mujoco.mjtWarning.mjWARN_BADQACC,
         mujoco.mjtWarning.mjWARN_BADCTRL,
-        mujoco.mjtWarning.mjWARN_CONTACTFULL,
-        mujoco.mjtWarning.mjWARN_CNSTRFULL,
     )
 ]
+_OVERFLOWED = [int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)]
+_UNSTABLE = _DIVERGED + _OVERFLOWED
+_SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
 
 
 class CpuSimulator(Simulator):
@@ -57,14 +59,17 @@ class CpuSimulator(Simulator):
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
         self.rng = np.random.Generator(np.random.PCG64(seed))
         self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or available_threads())
+        # No call has run yet: this is what a reset makes of a world. To write it, no thread need be woken.
+        self._fresh_state = self._batch.state[0].copy()
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in task.fields}
-        self._stage = _VELOCITY_STAGE if task.needs_derived_fields else _NO_STAGE
+        self._kinematics = kinematic_model(task.model, task.fields)
         self.observation = np.zeros((num_worlds, task.observation_dim), np.float32)
         self.achieved_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.desired_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.episode_step = np.zeros(num_worlds, np.int64)
-        self.unstable_count = 0
+        self.diverged_count = self.overflow_count = 0
+        self._quarantined = np.zeros(num_worlds, bool)
         self.reset()
 
     def reset(self, worlds: np.ndarray | None = None) -> None:
@@ -73,17 +78,20 @@ class CpuSimulator(Simulator):
         if len(ids) == 0:
             return
         qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
-        self._batch.reset(ids, stage=_NO_STAGE)
-        self._qpos[ids], self._qvel[ids], self._ctrl[ids] = qpos, qvel, 0.0
+        self._batch.state[ids] = self._fresh_state
+        self._qpos[ids], self._qvel[ids] = qpos, qvel
         self.desired_goal[ids] = goal
         self.episode_step[ids] = 0
+        self._quarantined[ids] = False
         self._refresh(ids)
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         self._ctrl[:] = self.task.control(np.asarray(action))
-        unstable = self._advance()
-        self.unstable_count += int(unstable.sum())
+        lost = self._advance()
+        if lost.any():
+            self._quarantine(lost)
+        unstable = self._quarantined.copy()
         self.episode_step += 1
         self._read()
         success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
@@ -99,16 +107,47 @@ class CpuSimulator(Simulator):
         return data
 
     def _advance(self) -> np.ndarray:
-        """Run the physics of one control step; return which worlds diverged, (num_worlds,) bool."""
+        """Run the physics of one control step; return in which worlds they were lost, (num_worlds,) bool."""
         # MuJoCo zeroes a world's counters as it resets it, then counts to 1: only counts from zero tell.
-        self._batch.warning[:, _DIVERGED, _COUNT] = 0
-        unstable = np.zeros(self.num_worlds, bool)
+        self._batch.warning.fill(0)
+        with quiet_mujoco():
+            failed = self._step_physics()
+        lost = np.zeros(self.num_worlds, bool)
+        if self._batch.warning.any():
+            lost = (self._batch.warning[:, _UNSTABLE, _COUNT] > 0).any(1)
+        lost[failed] = True
+        return lost
+
+    def _quarantine(self, lost: np.ndarray) -> None:
+        """Hide the worlds of the mask until they are reset, and count those that were not hidden yet."""
+        fresh = lost & ~self._quarantined
+        overflowed = fresh & (self._batch.warning[:, _OVERFLOWED, _COUNT] > 0).any(1)
+        self.overflow_count += int(overflowed.sum())
+        self.diverged_count += int((fresh & ~overflowed).sum())
+        self._quarantined |= fresh
+
+    def _step_physics(self) -> np.ndarray | list[int]:
+        """Make the substeps, and bring derived fields up to the state; return the worlds that failed.
+
+        A substep leaves derived fields as they were before it.
+        """
+        failed: np.ndarray | list[int] = []
+        own_stage = self.task.needs_derived_fields and self._kinematics is None
         try:
-            with quiet_mujoco():
-                self._batch.step(nstep=self.task.frame_skip, stage=self._stage)
+            self._batch.step(nstep=self.task.frame_skip, stage=_VELOCITY_STAGE if own_stage else _NO_STAGE)
         except mujoco_batch.SimulationError as error:
-            unstable[error.ids] = True
-        return unstable | (self._batch.warning[:, _DIVERGED, _COUNT] > 0).any(1)
+            failed = error.ids
+        if self._kinematics is not None:
+            self._move_bodies(None)
+        return failed
+
+    def _move_bodies(self, ids: np.ndarray | None) -> None:
+        """Compute where bodies are and how they move, for fields that need no more."""
+        self._batch.set_models(self._kinematics)
+        try:
+            self._batch.forward(ids, stage=_VELOCITY_STAGE)
+        finally:
+            self._batch.set_models(None)
 
     def set_goal(self, goal: np.ndarray, worlds: np.ndarray | None = None) -> None:
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
@@ -116,40 +155,48 @@ class CpuSimulator(Simulator):
         self.desired_goal[chosen] = np.broadcast_to(goal, self.desired_goal.shape)[chosen]
 
     def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Put every world into a state and refresh the observation."""
+        """Put every world into a state; see `Simulator.set_state`."""
         self._qpos[:], self._qvel[:] = qpos, qvel
+        for carried in ("act", "qacc_warmstart"):
+            self._batch.bind(carried)[:] = 0.0
+        self._quarantined[:] = False
         self._refresh(None)
 
     def _refresh(self, ids: np.ndarray | None) -> None:
-        if self._stage != _NO_STAGE:
-            # All of mj_forward: a field that the call left out would hold another world's numbers.
-            with quiet_mujoco():
+        with quiet_mujoco():
+            if self._kinematics is not None:
+                self._move_bodies(ids)
+            elif self.task.needs_derived_fields:
+                # All of mj_forward: a field that the call left out would hold another world's numbers.
                 self._batch.forward(ids, stage=_FORWARD_STAGE)
         self._read()
 
     def _read(self) -> None:
         self.task.read_observation(self._fields, self.observation)
         self.task.read_achieved_goal(self._fields, self.achieved_goal)
+        if self._quarantined.any():
+            self.observation[self._quarantined] = self.achieved_goal[self._quarantined] = 0.0
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return everything that the next step depends on."""
         return {
             "state": self._batch.state.copy(),
-            "observation": self.observation.copy(),
-            "achieved_goal": self.achieved_goal.copy(),
-            "desired_goal": self.desired_goal.copy(),
-            "episode_step": self.episode_step.copy(),
+            **{name: getattr(self, name).copy() for name in _SHOWN},
+            "quarantined": self._quarantined.copy(),
             "unstable_count": np.array(self.unstable_count),
+            "overflow_count": np.array(self.overflow_count),
             "generator": pack_generator(self.rng),
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned."""
-        check_state(self.state_dict(), state)
+        state = checked_state(self.state_dict(), state)
         self._batch.state[:] = state["state"]
-        for name in ("observation", "achieved_goal", "desired_goal", "episode_step"):
+        for name in _SHOWN:
             getattr(self, name)[:] = state[name]
-        self.unstable_count = int(state["unstable_count"])
+        self._quarantined[:] = state["quarantined"]
+        self.overflow_count = int(state["overflow_count"])
+        self.diverged_count = int(state["unstable_count"]) - self.overflow_count
         self.rng = unpack_generator(state["generator"])
 
 

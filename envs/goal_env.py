@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -21,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.registry import compile_task
+from envs.scene_rendering import SceneRenderer
 from envs.simulator import StepResult
 
 Observation = Mapping[str, np.ndarray]
@@ -103,7 +103,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
 
     Args:
         num_envs: how many worlds to run.
-        task: a built-in task's name, or a compiled task.
+        task: a built-in task's name, the YAML file of your own, or a compiled task.
         distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
         num_threads: threads to step on; 0 takes as many as this process may use.
 
@@ -205,7 +205,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
     (``info["unstable"]``).
 
     Args:
-        task: a built-in task's name, or a compiled task.
+        task: a built-in task's name, the YAML file of your own, or a compiled task.
         distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
         render_mode: ``rgb_array`` or None.
 
@@ -226,7 +226,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         self.render_mode = render_mode
         self._simulator = CpuSimulator(self.task, 1, distribution=distribution, num_threads=1)
         self._started = False
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: SceneRenderer | None = None
         self.observation_space, self.action_space = goal_spaces(self.task)
 
     def reset(
@@ -268,16 +268,18 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         return self._first_observation(), _reward(result.success[0]), info["ended_early"], truncated, info
 
     def render(self) -> np.ndarray | None:
-        """Return a picture of the world, (480, 480, 3) uint8; None without a render mode.
+        """Return a picture of the world with the goal, (480, 480, 3) uint8; None without a render mode.
 
         Raises:
-            RuntimeError: there is no OpenGL to draw with.
+            NoOpenGLError: there is no OpenGL to draw with.
         """
         if self.render_mode is None:
             return None
-        renderer = self._renderer = self._renderer or _make_renderer(self.task.model)
-        renderer.update_scene(self._simulator.world_data(0))
-        return renderer.render()
+        renderer = self._renderer = self._renderer or SceneRenderer(self.task, _FRAME_PIXELS, _FRAME_PIXELS)
+        simulator = self._simulator
+        goal = simulator.desired_goal[0]
+        reached = bool(self.task.is_success(simulator.achieved_goal[0], goal))
+        return renderer.draw(simulator.world_data(0).qpos, goal, reached=reached)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -356,13 +358,3 @@ def _with_masks(info: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _first(info: dict[str, np.ndarray]) -> dict[str, bool]:
     return {name: bool(flags[0]) for name, flags in info.items()}
-
-
-def _make_renderer(model: mujoco.MjModel) -> mujoco.Renderer:
-    try:
-        return mujoco.Renderer(model, _FRAME_PIXELS, _FRAME_PIXELS)
-    except Exception as error:  # what is raised depends on the platform's OpenGL binding
-        raise RuntimeError(
-            "render needs OpenGL, and none could be opened: on a machine without a display set MUJOCO_GL=egl "
-            f"(or osmesa) before Python starts ({type(error).__name__}: {error})"
-        ) from error

@@ -1,4 +1,4 @@
-"""Maze layouts and the walls, cells and model options that come from them.
+"""Maze layouts, and the walls, cells, paths and episodes that come from them.
 
 A layout is rows of ``#`` wall, ``R`` start, ``G`` goal and ``.`` free, separated by spaces. The cell in
 row i and column j has its centre at (x, y) = scale * (i, j).
@@ -6,13 +6,31 @@ row i and column j has its centre at (x, y) = scale * (i, j).
 
 from __future__ import annotations
 
-import mujoco
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from envs.task import TaskError
+import mujoco
+import numpy as np
+
+from envs.distributions import CellPositions, ConcatenatedPositions, PositionDistribution, constant
+from envs.task import EpisodeDistribution, Reset, ScenePicture, TaskError
+
+FREE = "RG."
+"""The kinds of cells that are no wall."""
 
 LAYOUTS = {
     "u": "##### #RGG# ###G# #GGG# #####",
     "u_eval": "##### #R..# ###.# #GGG# #####",
+    "u2": "###### #RGGG# ####G# #GGGG# ######",
+    "u2_eval": "###### #R...# ####.# #GGGG# ######",
+    "u3": "####### #RGGGG# #####G# #GGGGG# #######",
+    "u3_eval": "####### #R....# #####.# #GGGGG# #######",
+    "u4": "##### #GGG# #R#G# ###G# #G#G# #GGG# #####",
+    "u4_eval": "##### #...# #R#.# ###.# #G#.# #GGG# #####",
+    "u5": "######## #GGGGGG# #R####G# ######G# #G####G# #GGGGGG# ########",
+    "u5_eval": "######## #......# #R####.# ######.# #G####G# #GGGGGG# ########",
     "big": "######## #RG##GG# #GG#GGG# ##GGG### #GG#GGG# #G#GG#G# #GGG#GG# ########",
     "big_eval": "######## #R.##GG# #..#..G# ##...### #..#...# #.#G.#G# #.GG#GG# ########",
     "hardest": (
@@ -20,6 +38,13 @@ LAYOUTS = {
         "#GG#GGG#GGG# ############"
     ),
 }
+
+_ANYWHERE_JITTER_CELLS = 0.2  # far enough from a cell's edge that no start touches a wall
+
+
+def evaluation_layout(name: str) -> str:
+    """Return the layout that `name` is evaluated on: the far cells are goals; itself where it has no such."""
+    return LAYOUTS.get(f"{name}_eval", LAYOUTS[name])
 
 
 def cells(layout: str, kinds: str, scale: float) -> tuple[tuple[float, float], ...]:
@@ -50,13 +75,159 @@ def wall_runs(layout: str) -> list[tuple[int, int, int]]:
     return runs
 
 
-def add_walls(spec: mujoco.MjSpec, layout: str, scale: float, height: float) -> None:
-    """Add the layout's walls to the world body as boxes of `height` metres standing on z = 0."""
+def add_walls(
+    spec: mujoco.MjSpec,
+    layout: str,
+    scale: float,
+    height: float,
+    *,
+    origin: tuple[float, float] = (0.0, 0.0),
+    contype: int = 1,
+    conaffinity: int = 1,
+) -> None:
+    """Add the layout's walls to the world body as boxes standing on z = 0.
+
+    Args:
+        spec: the model to add them to.
+        layout: the maze.
+        scale: metres from cell to cell.
+        height: of the walls, in metres.
+        origin: where the centre of the cell in row 0 and column 0 lies, in metres.
+        contype, conaffinity: the boxes' contact bits, as MuJoCo takes them.
+    """
     for row, first, last in wall_runs(layout):
         spec.worldbody.add_geom(
             name=f"wall_{row}_{first}",
             type=mujoco.mjtGeom.mjGEOM_BOX,
-            pos=[scale * row, scale * (first + last) / 2, height / 2],
+            pos=[origin[0] + scale * row, origin[1] + scale * (first + last) / 2, height / 2],
             size=[scale / 2, scale * (last - first + 1) / 2, height / 2],
             rgba=[0.55, 0.60, 0.68, 1.0],
+            contype=contype,
+            conaffinity=conaffinity,
+            material="",  # else the default of the model's own geoms would colour them
         )
+
+
+def path_lengths(layout: str, start: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """Return how many steps between neighbouring free cells lead from `start` to each cell, itself at 0.
+
+    Args:
+        layout: the maze.
+        start: (row, column) of a free cell.
+    """
+    rows = layout.split()
+    lengths, queue = {start: 0}, deque([start])
+    while queue:
+        i, j = queue.popleft()
+        for cell in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+            if cell not in lengths and rows[cell[0]][cell[1]] in FREE:
+                lengths[cell] = lengths[i, j] + 1
+                queue.append(cell)
+    return lengths
+
+
+@dataclass(frozen=True)
+class GoalsByPathLength:
+    """Goals whose cell lies between `shortest` and `longest` steps from the start's cell, each as likely.
+
+    Attributes:
+        layout: the maze.
+        scale: metres from cell to cell.
+        shortest: fewest steps between neighbouring free cells on the way to a goal.
+        longest: most of them; infinite by default.
+    """
+
+    layout: str
+    scale: float
+    shortest: int = 1
+    longest: float = math.inf
+
+    @cached_property
+    def _free(self) -> list[tuple[int, int]]:
+        return [(round(x), round(y)) for x, y in cells(self.layout, FREE, 1.0)]
+
+    @cached_property
+    def _within(self) -> np.ndarray:
+        """Whether a goal in one free cell suits a start in another, (starts, goals) bool."""
+        lengths = (path_lengths(self.layout, start) for start in self._free)
+        return np.array(
+            [
+                [self.shortest <= found.get(goal, math.inf) <= self.longest for goal in self._free]
+                for found in lengths
+            ]
+        )
+
+    @property
+    def start_cells(self) -> tuple[tuple[float, float], ...]:
+        """Centres in metres of the free cells that have such a goal, row by row."""
+        chosen = np.flatnonzero(self._within.any(axis=1))
+        if len(chosen) == 0:
+            raise TaskError(
+                f"The maze layout {self.layout!r} has no cells {self.shortest} to {self.longest} apart."
+            )
+        return tuple((self.scale * i, self.scale * j) for i, j in (self._free[index] for index in chosen))
+
+    def sample_for(self, rng: np.random.Generator, starts: np.ndarray) -> np.ndarray:
+        """Return the centre of a goal cell for each start, (count, 2) in metres.
+
+        Args:
+            rng: the generator to draw from.
+            starts: (count, 2 or more), x and y in metres first.
+
+        Raises:
+            TaskError: a start from which no cell lies so far away.
+        """
+        free = np.array(self._free)
+        nearest = ((starts[:, None, :2] / self.scale - free) ** 2).sum(-1).argmin(1)
+        suits = self._within[nearest]
+        if not suits.any(1).all():
+            x, y = starts[~suits.any(1)][0, :2]
+            raise TaskError(f"No goal is {self.shortest} to {self.longest} cells from ({x:g}, {y:g}).")
+        # The largest of uniform numbers falls on every goal that suits with the same probability.
+        return self.scale * free[np.where(suits, rng.random(suits.shape), -1.0).argmax(1)]
+
+
+def maze_episodes(
+    name: str, scale: float, reset: Reset, *, goal_height: float | None = None
+) -> dict[str, EpisodeDistribution]:
+    """Return a maze's episodes: ``training``, ``training_anywhere`` and ``evaluation``.
+
+    Training and evaluation start at R and draw a G cell of the layout or of its evaluation layout;
+    ``training_anywhere`` draws start and goal from all free cells, a little off their centres.
+
+    Args:
+        name: of the layout.
+        scale: metres from cell to cell.
+        reset: how an episode starts, but for its position; its joints take x and y.
+        goal_height: z of the goals in metres; None for goals of x and y alone.
+    """
+    training, evaluation = LAYOUTS[name], evaluation_layout(name)
+
+    def episodes(layout: str, starts: str, goals: str, jitter: float) -> EpisodeDistribution:
+        place: PositionDistribution = CellPositions(cells(layout, goals, scale), jitter)
+        if goal_height is not None:
+            place = ConcatenatedPositions((place, constant(goal_height)))
+        start = CellPositions(cells(layout, starts, scale), jitter)
+        return EpisodeDistribution(replace(reset, position=start), place)
+
+    return {
+        "training": episodes(training, "R", "G", 0.0),
+        "training_anywhere": episodes(training, FREE, FREE, _ANYWHERE_JITTER_CELLS * scale),
+        "evaluation": episodes(evaluation, "R", "G", 0.0),
+    }
+
+
+def maze_scene(
+    layout: str, scale: float, *, origin: tuple[float, float] = (0.0, 0.0), goal_height: float = 0.0
+) -> ScenePicture:
+    """Return the picture of a whole maze from above, x to the right and y upwards, tilted to show heights."""
+    rows, columns = len(layout.split()), len(layout.split()[0])
+    # A little below the middle: what is nearer to the camera takes more of the picture.
+    middle = (origin[0] + scale * (rows - 1) / 2, origin[1] + scale * (0.45 * columns - 0.5), 0.0)
+    return ScenePicture(
+        lookat=middle,
+        distance=1.2 * scale * max(0.75 * rows, columns),
+        azimuth=90.0,
+        elevation=-70.0,
+        goal_height=goal_height,
+    )

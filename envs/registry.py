@@ -1,18 +1,26 @@
-"""The built-in tasks, by name."""
+"""Tasks by name, and users' tasks by file."""
 
 from __future__ import annotations
 
 import difflib
-from functools import cache
+import os
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
 from envs.compiled_task import CompiledTask
 from envs.task import GoalTask, TaskError
-from envs.tasks import point
+from envs.tasks import ant, ant_objects, arm, humanoid, planar, point
+from envs.tasks.task_copy import is_copy
+from envs.tasks.user_task import compile_user_task, file_stamps, is_task_file, load_user_task
+
+_BUILT_IN = (point, ant, ant_objects, humanoid, arm, planar)
 
 
 @cache
 def _tasks() -> dict[str, GoalTask]:
-    return {task.name: task for task in point.tasks()}
+    return {task.name: task for module in _BUILT_IN for task in module.tasks()}
 
 
 def task_names() -> list[str]:
@@ -21,18 +29,61 @@ def task_names() -> list[str]:
 
 
 def get_task(name: str) -> GoalTask:
-    """Return the task `name`; raise TaskError with the nearest name when there is none."""
+    """Return the built-in task `name`, or the one that the file `name` describes.
+
+    Raises:
+        TaskError: there is no such task, with the nearest name; a file that describes none.
+    """
     if name in _tasks():
         return _tasks()[name]
+    if is_task_file(name):
+        return load_user_task(name, reserved_names(name))
+    if os.path.isfile(f"{name}.yaml"):
+        raise TaskError(f"Unknown task {name!r}: did you mean the file {name}.yaml?")
     nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(task_names())}."
     raise TaskError(f"Unknown task {name!r}: {hint} `pipeline tasks` lists them.")
 
 
+def compile_task(name: str, changes: Mapping[str, Any] | None = None) -> CompiledTask:
+    """Return the task `name`, or of the file `name`, with its model compiled.
+
+    Models are compiled once a process; that of a file again where it or a file of its model has changed.
+
+    Args:
+        name: of a built-in task, or the path of a user's.
+        changes: what `GoalTask.changed` is told; None or empty: the task as it is.
+
+    Raises:
+        TaskError: there is no such task, or the file or its model is wrong.
+    """
+    compiled = _compile(name)
+    changed = compiled.task.changed(**changes) if changes else compiled.task
+    return compiled if changed is compiled.task else compiled.with_episodes(changed)
+
+
+def _compile(name: str) -> CompiledTask:
+    if name not in _tasks() and is_task_file(name):
+        page = os.path.abspath(Path(name).expanduser())
+        return _compile_file(page, file_stamps(page))
+    return _compile_named(name)
+
+
 @cache
-def compile_task(name: str) -> CompiledTask:
-    """Return the task `name` with its model compiled. Models are compiled once a process."""
+def _compile_named(name: str) -> CompiledTask:
     return CompiledTask(get_task(name))
+
+
+@lru_cache(maxsize=32)
+def _compile_file(page: str, stamps: tuple[tuple[str, int, int], ...]) -> CompiledTask:
+    """Compile a user's task; `stamps` make it another call once a file has changed."""
+    return compile_user_task(page, reserved_names(page))
+
+
+def reserved_names(page: str) -> list[str]:
+    """Return the names that a user's task must not have."""
+    # A copy was made when its name was free.
+    return [] if is_copy(page) else task_names()
 
 
 def environment_id(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of tasks: paths through a maze, seen from above."""
+"""Pictures of tasks: paths seen from above, through a maze or over open ground."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from envs.compiled_task import CompiledTask
-from envs.task import TaskError
+from envs.goal_positions import goal_positions
+from envs.task import MazePicture, TaskError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's blue and vermilion: told apart by colour-blind readers, and in grey.
 _REACHED, _MISSED = "#0072B2", "#D55E00"
-_WALL, _FLOOR, _INK = "#C9CED6", "#FFFFFF", "#2B2F36"
+_WALL, _FLOOR, _INK, _GRID = "#C9CED6", "#FFFFFF", "#2B2F36", "#E7E9ED"
 _GOAL_FILL, _GOAL_EDGE = "#F0E442", "#8A7F00"
 _DPI, _LONGEST_SIDE_INCHES, _LARGEST_CELL_INCHES = 150, 7.0, 1.1
+_OPEN_SIDE_INCHES, _NARROWEST = 5.0, 0.45  # without a maze: the longer side, and the other one at least
 _OUTER_WALL_CELLS = 0.35  # how much of the outer wall to show: it carries no information
 _FAINTEST, _BOLDEST = 0.35, 0.9
 
 
-def draw_maze_paths(
+def has_plan(task: CompiledTask) -> bool:
+    """Return whether the task's goals have an x and a y, so that paths to them can be seen from above."""
+    positions = goal_positions(task, np.zeros(task.goal_dim))
+    return positions is not None and len(positions) >= 2
+
+
+def draw_paths(
     path_png: str | Path,
     task: CompiledTask,
     paths: Sequence[np.ndarray],
@@ -33,48 +41,117 @@ def draw_maze_paths(
     successes: np.ndarray,
     title: str,
 ) -> None:
-    """Draw paths through the task's maze, x to the right and y upwards, and write the picture as PNG.
+    """Draw what was achieved from above, x to the right and y upwards, and write the picture as PNG.
+
+    A maze is drawn whole, with its walls; without one the picture shows where the paths lead.
 
     Args:
         path_png: the file to write; it appears complete or not at all.
-        task: a maze task.
-        paths: n paths, each (steps, 2) positions in metres.
-        goals: (n, 2), the goal that each path was commanded to, in metres.
+        task: a task whose goal has an x and a y.
+        paths: n paths, each (steps, goal_dim), the goals that were achieved.
+        goals: (n, goal_dim), the goal that each path was commanded to.
         successes: (n,) bool, whether the path reached its goal.
         title: a line above the picture.
 
     Raises:
-        TaskError: the task has no maze.
+        TaskError: the task's goal has no x and y.
         ValueError: paths, goals and successes are not equally many.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    maze = task.task.maze
-    if maze is None:
-        raise TaskError(f"Task {task.name!r} has no maze to draw.")
-    goals, successes = np.asarray(goals, float).reshape(-1, 2), np.asarray(successes, bool)
+    if not has_plan(task):
+        raise TaskError(f"Task {task.name!r} has no goal in the plane to draw paths to.")
+    goals, successes = np.asarray(goals, float).reshape(-1, task.goal_dim), np.asarray(successes, bool)
     if not len(paths) == len(goals) == len(successes):
         raise ValueError(f"{len(paths)} paths, {len(goals)} goals and {len(successes)} successes")
+    radius, maze = task.task.success[0].radius, task.task.maze
+    goals, paths = _plan(task, goals), [_plan(task, path) for path in paths]
 
-    rows = maze.layout.split()
-    cells = np.array([len(rows), len(rows[0])]) - 2 + 2 * _OUTER_WALL_CELLS
-    width, height = cells * min(_LARGEST_CELL_INCHES, _LONGEST_SIDE_INCHES / cells.max())
-    # Room beside the maze for axis labels, above it for the title and below it for the legend.
+    low, high = _open_limits(paths, goals, radius) if maze is None else _maze_limits(maze)
+    width, height = _inches(high - low, None if maze is None else maze.scale)
+    # Room beside the map for axis labels, above it for the title and below it for the legend.
     figure = Figure(figsize=(max(width + 0.6, 4.0), height + 1.25), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    _draw_maze(axes, rows, maze.scale)
-    _draw_goals(axes, goals, successes, task.task.success[0].radius)
-    _draw_paths(axes, paths, successes)
+    _draw_ground(axes, low, high, maze)
+    _draw_goals(axes, goals, successes, radius)
+    _draw_lines(axes, paths, successes)
     axes.set_title(title, fontsize=10, color=_INK)
     _draw_legend(figure, successes)
     _write_png(FigureCanvasAgg(figure), Path(path_png))
 
 
-def _draw_maze(axes: Axes, rows: list[str], scale: float) -> None:
+def _plan(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
+    """Return x and y of goals, (n, 2)."""
+    positions = goal_positions(task, goals)
+    assert positions is not None  # the task has a plan
+    return positions[:, :2]
+
+
+def _maze_limits(maze: MazePicture) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the largest x and y to show of a maze, each (2,)."""
+    rows = maze.layout.split()
+    margin = 0.5 - _OUTER_WALL_CELLS
+    cells = np.array([len(rows), len(rows[0])])
+    return np.full(2, maze.scale * margin), maze.scale * (cells - 1 - margin)
+
+
+def _open_limits(
+    paths: Sequence[np.ndarray], goals: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the largest x and y to show, each (2,): all paths and whole goals.
+
+    Neither side is much shorter than the other, so that a straight path is no hairline.
+    """
+    points = np.concatenate([*paths, goals - radius, goals + radius, np.zeros((0, 2))])
+    if not len(points):
+        points = np.array([[-radius, -radius], [radius, radius]])
+    low, high = points.min(0), points.max(0)
+    span = np.maximum(high - low, _NARROWEST * (high - low).max()) * 1.1
+    middle = (low + high) / 2
+    return middle - span / 2, middle + span / 2
+
+
+def _inches(span: np.ndarray, cell: float | None) -> np.ndarray:
+    """Return width and height of the map for its span in metres; mazes of few cells stay small."""
+    if cell is None:
+        return span * _OPEN_SIDE_INCHES / span.max()
+    return span / cell * min(_LARGEST_CELL_INCHES, _LONGEST_SIDE_INCHES * cell / span.max())
+
+
+def _draw_ground(axes: Axes, low: np.ndarray, high: np.ndarray, maze: MazePicture | None) -> None:
+    """Draw walls with a tick at every cell, or open ground with a grid."""
+    axes.set_facecolor(_FLOOR)
+    axes.set_xlim(low[0], high[0])
+    axes.set_ylim(low[1], high[1])
+    axes.set_aspect("equal")
+    axes.set_xlabel("x (m)", fontsize=9, color=_INK)
+    axes.set_ylabel("y (m)", fontsize=9, color=_INK)
+    axes.tick_params(labelsize=8, colors=_INK, length=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if maze is None:
+        _draw_grid(axes)
+    else:
+        _draw_walls(axes, maze)
+
+
+def _draw_grid(axes: Axes) -> None:
+    """Draw lines as far apart along x as along y."""
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+    spans = [np.diff(axes.get_xlim())[0], np.diff(axes.get_ylim())[0]]
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0.0, max(spans))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _draw_walls(axes: Axes, maze: MazePicture) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.set_facecolor(_FLOOR)
+    rows, scale = maze.layout.split(), maze.scale
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
             if cell == "#":
@@ -83,17 +160,8 @@ def _draw_maze(axes: Axes, rows: list[str], scale: float) -> None:
                 axes.add_patch(
                     Rectangle(corner, scale, scale, facecolor=_WALL, edgecolor=_WALL, linewidth=0.5)
                 )
-    margin = 0.5 - _OUTER_WALL_CELLS
-    axes.set_xlim(scale * margin, scale * (len(rows) - 1 - margin))
-    axes.set_ylim(scale * margin, scale * (len(rows[0]) - 1 - margin))
     axes.set_xticks(scale * np.arange(1, len(rows) - 1))
     axes.set_yticks(scale * np.arange(1, len(rows[0]) - 1))
-    axes.set_aspect("equal")
-    axes.set_xlabel("x (m)", fontsize=9, color=_INK)
-    axes.set_ylabel("y (m)", fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8, colors=_INK, length=2)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _draw_goals(axes: Axes, goals: np.ndarray, successes: np.ndarray, radius: float) -> None:
@@ -107,7 +175,7 @@ def _draw_goals(axes: Axes, goals: np.ndarray, successes: np.ndarray, radius: fl
         axes.scatter(goals[:, 0], goals[:, 1], marker="*", s=45, color=_GOAL_EDGE, linewidths=0, zorder=5)
 
 
-def _draw_paths(axes: Axes, paths: Sequence[np.ndarray], successes: np.ndarray) -> None:
+def _draw_lines(axes: Axes, paths: Sequence[np.ndarray], successes: np.ndarray) -> None:
     """Draw paths with a dot at their start; the more there are, the fainter, misses above hits."""
     alpha = float(np.clip(10 / max(len(paths), 1), _FAINTEST, _BOLDEST))
     for path, reached in zip(paths, successes, strict=True):

@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
     truncated: Any
     """The episode has had its number of steps."""
     unstable: Any
-    """The physics diverged in this world: its episode must be dropped and the world reset."""
+    """The world is in quarantine: its episode must be dropped and the world reset."""
 
 
 class Simulator(ABC):
@@ -30,6 +30,9 @@ class Simulator(ABC):
 
     Arrays are float32, NumPy or torch as the simulator says, and are overwritten by the next call:
     copy what must last.
+
+    A world whose physics diverged, or that found no room for its contacts or constraints, is in quarantine
+    until it is reset or put into a state: it shows zeros and every step calls it unstable.
 
     Attributes:
         task: the compiled task.
@@ -39,7 +42,9 @@ class Simulator(ABC):
         achieved_goal: (num_worlds, goal_dim).
         desired_goal: (num_worlds, goal_dim), the commanded goal.
         episode_step: (num_worlds,) int, control steps since the last reset.
-        unstable_count: worlds that diverged since the simulator was made.
+        diverged_count: worlds that went into quarantine because their physics diverged, since the simulator
+            was made.
+        overflow_count: worlds that did because contacts or constraints found no room.
         rng: the generator that resets draw from.
     """
 
@@ -50,8 +55,14 @@ class Simulator(ABC):
     achieved_goal: Any
     desired_goal: Any
     episode_step: Any
-    unstable_count: int
+    diverged_count: int
+    overflow_count: int
     rng: np.random.Generator
+
+    @property
+    def unstable_count(self) -> int:
+        """Worlds that went into quarantine since the simulator was made."""
+        return self.diverged_count + self.overflow_count
 
     @abstractmethod
     def reset(self, worlds: Any = None) -> None:
@@ -78,7 +89,10 @@ class Simulator(ABC):
 
     @abstractmethod
     def set_state(self, qpos: Any, qvel: Any) -> None:
-        """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read."""
+        """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read.
+
+        Activations, and what the solver remembers, become 0: nothing of before plays a part.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -89,14 +103,25 @@ class Simulator(ABC):
         """Restore what `state_dict` returned; raise ValueError when it is of another size or task."""
 
 
-def check_state(expected: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError, naming the entry, unless `state` has the names and shapes of `expected`."""
+_ADDED = ("overflow_count", "quarantined")  # to what simulators save; older checkpoints do without
+
+
+def checked_state(
+    expected: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return `state`, complete: what older checkpoints lack is 0.
+
+    Raises:
+        ValueError: it has not the names and shapes of `expected`; the message names the entry.
+    """
+    complete = {name: np.zeros_like(expected[name]) for name in _ADDED} | dict(state)
     for name, array in expected.items():
-        if name not in state:
+        if name not in complete:
             raise ValueError(f"a simulator state without {name!r}")
-        shape = np.shape(state[name])
+        shape = np.shape(complete[name])
         if shape != array.shape:
             raise ValueError(f"a simulator state with {name!r} of shape {shape}, not {array.shape}")
+    return complete
 
 
 def pack_generator(rng: np.random.Generator) -> np.ndarray:
@@ -129,12 +154,14 @@ def make_simulator(
     seed: int | np.random.SeedSequence,
     distribution: str,
     num_threads: int = 0,
+    deterministic: bool = False,
 ) -> Simulator:
     """Return the simulator of a device: MuJoCo Warp on ``cuda``, CPU threads on ``cpu``.
 
     Args:
         task, num_worlds, device, seed, distribution: as the simulators take them.
         num_threads: CPU threads to step on, where it does; 0 takes as many as this process may use.
+        deterministic: on CUDA, as `WarpSimulator` takes it; the CPU's simulator always is.
     """
     if device == "cpu":
         from envs.cpu_simulator import CpuSimulator
@@ -142,4 +169,6 @@ def make_simulator(
         return CpuSimulator(task, num_worlds, seed=seed, distribution=distribution, num_threads=num_threads)
     from envs.warp_simulator import WarpSimulator
 
-    return WarpSimulator(task, num_worlds, seed=seed, distribution=distribution, device=device)
+    return WarpSimulator(
+        task, num_worlds, seed=seed, distribution=distribution, device=device, deterministic=deterministic
+    )

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from envs.task import Reset, TaskError, Term
-from envs.term_columns import TermResolver, object_names
+from envs.term_columns import TermResolver, as_slice, object_names
 
 _ONE_NUMBER = re.compile(r"(?P<joint>.+)\[(?P<index>\d+)\]$")
 _JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY
@@ -39,7 +39,7 @@ class StartStates:
         self._quaternions = [
             int(model.jnt_qposadr[joint]) + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0)
             for joint, kind in enumerate(model.jnt_type)
-            if kind in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)
+            if mujoco.mjtJoint(kind) in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)
         ]
 
     def _base(self) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ class StartStates:
         if self._reset.noise_joints is None:
             return slice(None)
         columns = [self._resolver.columns(Term(field, joint)) for joint in self._reset.noise_joints]
-        return np.concatenate(columns) if columns else np.zeros(0, int)
+        return as_slice(np.concatenate(columns) if columns else np.zeros(0, int))
 
     def sample(self, rng: np.random.Generator, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return qpos (count, nq) and qvel (count, nv), float64.
@@ -77,7 +77,8 @@ class StartStates:
             rng: draws the noise.
             positions: (count, drawn), what the reset drew for its joints.
         """
-        qpos, qvel = (np.tile(base, (len(positions), 1)) for base in (self._qpos, self._qvel))
+        qpos, qvel = (np.empty((len(positions), len(base))) for base in (self._qpos, self._qvel))
+        qpos[:], qvel[:] = self._qpos, self._qvel
         qpos[:, self._drawn] = positions
         if self._reset.qpos_noise:
             noise = self._reset.qpos_noise
@@ -87,5 +88,5 @@ class StartStates:
             qvel[:, self._noisy_qvel] += self._reset.qvel_noise * rng.standard_normal(shape)
         for start in self._quaternions:
             quaternion = qpos[:, start : start + 4]
-            quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
+            quaternion /= np.sqrt((quaternion * quaternion).sum(1, keepdims=True))
         return qpos, qvel

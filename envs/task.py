@@ -6,8 +6,8 @@ A task speaks in the names of MuJoCo's own data fields, so that every simulator 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import mujoco
 import numpy as np
@@ -179,6 +179,7 @@ class GoalTask:
         maze: the maze to draw, for maze tasks.
         scene: how a picture of it is taken.
         file: where the task is described, absolute, for a task of the user's; None for a built-in one.
+        changes: what `changed` was told, where this is not the task as it was written.
     """
 
     name: str
@@ -196,6 +197,7 @@ class GoalTask:
     maze: MazePicture | None = None
     scene: ScenePicture = field(default_factory=ScenePicture)
     file: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for required in ("training", "evaluation"):
@@ -210,6 +212,27 @@ class GoalTask:
     def reference(self) -> str:
         """What finds the task again: the name of a built-in one, the file of a user's."""
         return self.file or self.name
+
+    def changed(self, *, episode_steps: int | None = None, evaluation: str | None = None) -> GoalTask:
+        """Return the task with other episodes.
+
+        Args:
+            episode_steps: control steps until an episode is truncated; None leaves them.
+            evaluation: the episode distribution that takes the place of ``evaluation``; None leaves it.
+
+        Raises:
+            TaskError: there is no such distribution, or no step.
+        """
+        changes: dict[str, Any] = {}
+        task = self
+        if episode_steps not in (None, self.episode_steps):
+            changes["episode_steps"] = episode_steps
+            task = replace(task, episode_steps=episode_steps)
+        if evaluation not in (None, "evaluation"):
+            changes["evaluation"] = evaluation
+            distributions = {**self.distributions, "evaluation": self.distribution(evaluation)}
+            task = replace(task, distributions=distributions)
+        return replace(task, changes=changes) if changes else self
 
     def distribution(self, name: str) -> EpisodeDistribution:
         """Return the episode distribution `name`, or raise TaskError listing the valid ones."""

@@ -105,7 +105,7 @@ class TermResolver:
         index = mujoco.mj_name2id(self._model, kind, name)
         if index >= 0:
             return index
-        label = kind.name.removeprefix("mjOBJ_").lower()
+        label = "keyframe" if kind == mujoco.mjtObj.mjOBJ_KEY else kind.name.removeprefix("mjOBJ_").lower()
         names = object_names(self._model, kind)
         valid = (
             f"it has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else "it has none."

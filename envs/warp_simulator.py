@@ -20,8 +20,11 @@ import mujoco_warp  # noqa: E402
 
 from envs.compiled_task import CompiledTask  # noqa: E402
 from envs.data_fields import FIELDS  # noqa: E402
-from envs.mujoco_log import quiet_mujoco  # noqa: E402
-from envs.simulator import Simulator, StepResult, check_state, pack_generator, unpack_generator  # noqa: E402
+from envs.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator  # noqa: E402
+from envs.start_pool import StartPool  # noqa: E402
+from envs.task import TaskError  # noqa: E402
+from envs.warp_contacts import match_contacts  # noqa: E402
+from envs.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
 
 Array = torch.Tensor | np.ndarray
 
@@ -31,20 +34,22 @@ _LOST_PHYSICS = int(
     & ~(mujoco_warp.OverflowType.ITERATIONS | mujoco_warp.OverflowType.LS_ITERATIONS)
 )
 _LARGEST_STATE = 1e10  # MuJoCo's own bound (mjMAXVAL): beyond it, or not a number, a world has diverged
+# Of the solver. MuJoCo Warp takes no less than 1e-6, which leaves errors where many limits hold at once; this
+# costs an iteration in a hundred steps.
+_LEAST_TOLERANCE = 1e-7
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-_SMALLEST_NCONMAX, _SMALLEST_NJMAX = 48, 64  # what mujoco_warp takes for small models
-_WARM_UP_WORLDS, _WARM_UP_STEPS = 8, 50
+_SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
 _SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to last, on average over an unroll
 
 
 class WarpSimulator(Simulator):
     """Worlds of one task on MuJoCo Warp; every array is a torch tensor on `device`.
 
-    What goes in may be NumPy's too. On CUDA a control step is one captured graph, launched on torch's current
-    stream, and so is a reset; inside `unroll` neither waits for the device. A world that diverged or
-    overflowed shows zeros until it is reset; no world resets itself.
+    What goes in may be NumPy's too. A control step is one recorded graph of kernels, which is replayed, on
+    CUDA on torch's current stream, and so is a reset; inside `unroll` neither waits for the device.
 
     Attributes:
+        sizes: the room made for contacts and constraints.
         reused_starts: starts that served twice, because more worlds were reset in an unroll than it had drawn
             starts for.
 
@@ -54,11 +59,14 @@ class WarpSimulator(Simulator):
         device: ``cpu`` or ``cuda:<index>``.
         seed: seed of the resets' generator.
         distribution: episode distribution that resets draw from.
-        nconmax: contacts to make room for, per world; None takes twice what a short warm-up saw.
-        njmax: constraints to make room for, per world; None takes twice what a short warm-up saw.
+        nconmax: contacts to make room for, per world; None takes twice what a warm-up saw.
+        njmax: constraints to make room for, per world; None takes twice what a warm-up saw.
+        deterministic: add up in a fixed order on CUDA, which is slower. MuJoCo Warp 4.0 orders no contacts
+            and no constraints yet: only worlds without any repeat bit for bit. On the CPU all do.
+        record: launch the kernels of a step once and replay them; without, one by one, which is slower.
 
     Raises:
-        TaskError: the task has no such distribution.
+        TaskError: the task has no such distribution, or its model is none for MuJoCo Warp.
         ValueError: fewer than one world.
     """
 
@@ -72,6 +80,8 @@ class WarpSimulator(Simulator):
         distribution: str = "training",
         nconmax: int | None = None,
         njmax: int | None = None,
+        deterministic: bool = False,
+        record: bool = True,
     ) -> None:
         task.task.distribution(distribution)
         if num_worlds < 1:
@@ -79,33 +89,55 @@ class WarpSimulator(Simulator):
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
         self.device = torch.device(device)
         self.rng = np.random.Generator(np.random.PCG64(seed))
-        self._make_worlds(nconmax, njmax)
+        with wp.ScopedDevice(device):
+            self._make_worlds(nconmax, njmax, deterministic)
         self._make_arrays()
         self.reused_starts = 0
         self._pool: StartPool | None = None
-        self._launch_step = self._replayable(self._control_step)
-        self._launch_reset = self._replayable(self._reset_data)
-        self._launch_refresh = self._replayable(self._compute_fresh_fields) if self._derived else _nothing
+        replayable = self._replayable if record else _as_it_is
+        self._launch_step = replayable(self._control_step)
+        self._launch_reset = replayable(self._reset_data)
+        self._launch_refresh = replayable(self._compute_fresh_fields) if self._derived else _nothing
         self.reset()
 
-    def _make_worlds(self, nconmax: int | None, njmax: int | None) -> None:
-        if nconmax is None or njmax is None:
-            contacts, constraints = constraint_sizes(self.task)
-            nconmax, njmax = nconmax or contacts, njmax or constraints
-        data = mujoco.MjData(self.task.model)
-        with wp.ScopedDevice(str(self.device)):
+    def _make_worlds(self, nconmax: int | None, njmax: int | None, deterministic: bool) -> None:
+        try:
             self._model = mujoco_warp.put_model(self.task.model)
-            self._model.opt.warn_overflow = 0  # read from Data.overflow instead of printed by the kernels
-            on_cuda = self.device.type == "cuda"
-            self._model.opt.graph_conditional = on_cuda and wp.is_conditional_graph_supported()
-            self._data = mujoco_warp.put_data(
-                self.task.model, data, nworld=self.num_worlds, nconmax=nconmax, njmax=njmax
-            )
+        except NotImplementedError as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise TaskError(
+                f"Task {self.task.name!r}: MuJoCo Warp does not run the model: {reason}. "
+                "Change the model, or run it with device cpu."
+            ) from error
+        self.sizes = (
+            WarpSizes(nconmax, njmax)
+            if nconmax is not None and njmax is not None
+            else warm_up_sizes(self.task).overridden(nconmax, njmax)
+        )
+        match_contacts(self.task.model, self._model)
+        option = self._model.opt
+        option.warn_overflow = 0  # read from Data.overflow instead of printed by the kernels
+        option.tolerance.fill_(max(self.task.model.opt.tolerance, _LEAST_TOLERANCE))
+        option.deterministic = deterministic
+        option.graph_conditional = self.device.type == "cpu" or wp.is_conditional_graph_supported()
+        self._data = mujoco_warp.put_data(
+            self.task.model,
+            mujoco.MjData(self.task.model),
+            nworld=self.num_worlds,
+            nconmax=self.sizes.nconmax,
+            naconmax=self.sizes.naconmax(self.num_worlds),
+            njmax=self.sizes.njmax,
+        )
 
     def _make_arrays(self) -> None:
         worlds, device = self.num_worlds, self.device
-        self._qpos, self._qvel = wp.to_torch(self._data.qpos), wp.to_torch(self._data.qvel)
-        self._ctrl, self._overflow = wp.to_torch(self._data.ctrl), wp.to_torch(self._data.overflow)
+        names = ("qpos", "qvel", "qacc", "ctrl", "overflow")
+        self._qpos, self._qvel, self._qacc, self._ctrl, self._overflow = (
+            wp.to_torch(getattr(self._data, name)) for name in names
+        )
+        # Torch takes no empty array of Warp's on CUDA.
+        carried = ("act", "qacc_warmstart") if self.task.model.na else ("qacc_warmstart",)
+        self._carried = [wp.to_torch(getattr(self._data, name)) for name in carried]
         self._fields = {
             name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.task.fields
         }
@@ -114,13 +146,19 @@ class WarpSimulator(Simulator):
         self.achieved_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.desired_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.episode_step = torch.zeros(worlds, dtype=torch.int64, device=device)
-        self._unstable_count = torch.zeros((), dtype=torch.int64, device=device)
+        self._quarantined = torch.zeros(worlds, dtype=torch.bool, device=device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # diverged, overflowed
         self._reset_mask = torch.zeros(worlds, dtype=torch.bool, device=device)
 
     @property
-    def unstable_count(self) -> int:
-        """Worlds that diverged or overflowed since the simulator was made; waits for the device."""
-        return int(self._unstable_count)
+    def diverged_count(self) -> int:
+        """Worlds that diverged since the simulator was made; waits for the device."""
+        return int(self._counts[0])
+
+    @property
+    def overflow_count(self) -> int:
+        """Worlds that lost contacts or constraints since the simulator was made; waits for the device."""
+        return int(self._counts[1])
 
     @contextmanager
     def unroll(self, steps: int) -> Iterator[None]:
@@ -177,11 +215,12 @@ class WarpSimulator(Simulator):
         for target, part in zip(targets, parts, strict=True):
             target.copy_(torch.where(chosen, part, target))
         self.episode_step.masked_fill_(self._reset_mask, 0)
+        self._quarantined.masked_fill_(self._reset_mask, False)
         with self._on_device():
             self._launch_refresh()
         for field, old in zip(self._derived, before, strict=True):
             field.copy_(torch.where(chosen, field, old))
-        self._read(self._unstable())
+        self._read(self._quarantined)
 
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
@@ -191,8 +230,8 @@ class WarpSimulator(Simulator):
         with self._on_device():
             self._launch_step()
         self.episode_step += 1
-        unstable = self._unstable()
-        self._unstable_count += unstable.sum()
+        self._quarantine()
+        unstable = self._quarantined.clone()
         ended = self.task.ended_early(self._fields, xp=torch)
         self._read(unstable)
         success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
@@ -208,9 +247,12 @@ class WarpSimulator(Simulator):
         self.desired_goal.copy_(goal)
 
     def set_state(self, qpos: Array, qvel: Array) -> None:
-        """Put every world into a state and refresh the observation."""
+        """Put every world into a state; see `Simulator.set_state`."""
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
+        for array in self._carried:
+            array.zero_()
+        self._quarantined.zero_()
         self._refresh()
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -221,25 +263,28 @@ class WarpSimulator(Simulator):
         state = torch.zeros(self.num_worlds, size, device=self.device)
         with self._on_device():
             mujoco_warp.get_state(self._model, self._data, cast(Any, wp.from_torch(state)), _STATE)
-        names = ("observation", "achieved_goal", "desired_goal", "episode_step")
         return {
             "state": _to_numpy(state),
-            **{name: _to_numpy(getattr(self, name)).copy() for name in names},
+            **{name: _to_numpy(getattr(self, name)).copy() for name in _SHOWN},
+            "quarantined": _to_numpy(self._quarantined).copy(),
             "unstable_count": np.array(self.unstable_count),
+            "overflow_count": np.array(self.overflow_count),
             "generator": pack_generator(self.rng),
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned."""
-        check_state(self.state_dict(), state)
+        state = checked_state(self.state_dict(), state)
         rows = torch.as_tensor(state["state"], dtype=torch.float32).to(self.device).contiguous()
         with self._on_device():
             mujoco_warp.reset_data(self._model, self._data)
             mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), _STATE)
         self._refresh()
-        for name in ("observation", "achieved_goal", "desired_goal", "episode_step"):
+        for name in _SHOWN:
             getattr(self, name).copy_(torch.as_tensor(state[name]))
-        self._unstable_count.fill_(int(state["unstable_count"]))
+        self._quarantined.copy_(torch.as_tensor(state["quarantined"]))
+        overflowed = int(state["overflow_count"])
+        self._counts.copy_(torch.tensor([int(state["unstable_count"]) - overflowed, overflowed]))
         self.rng = unpack_generator(state["generator"])
 
     # -- physics ----------------------------------------------------------------------------------
@@ -279,12 +324,10 @@ class WarpSimulator(Simulator):
         mujoco_warp.reset_data(self._model, self._data, wp.from_torch(self._reset_mask))
 
     def _replayable(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Return what does the same launches; on CUDA as one graph, which saves launching them one by one.
+        """Return what does the same launches as one graph, which saves launching them one by one.
 
-        To capture them it runs them once: reset every world afterwards.
+        To record them it runs them once: reset every world afterwards.
         """
-        if not _captures(self.device):
-            return launches
         with self._on_device():
             launches()  # loads the kernels: older drivers load none during a capture
         device = str(self.device)
@@ -301,51 +344,28 @@ class WarpSimulator(Simulator):
     def _refresh(self) -> None:
         with self._on_device():
             self._launch_refresh()
-        self._read(self._unstable())
+        self._read(self._quarantined | ~_in_bounds(self._qpos, self._qvel))
 
-    def _unstable(self) -> torch.Tensor:
-        """Return which worlds diverged or lost contacts or constraints, (num_worlds,) bool."""
-        in_bounds = (self._qpos.abs() < _LARGEST_STATE).all(1) & (self._qvel.abs() < _LARGEST_STATE).all(1)
+    def _quarantine(self) -> None:
+        """Note and count which worlds the last step left diverged, or without contacts or constraints."""
+        overflowed = (self._overflow & _LOST_PHYSICS) != 0
         # Warp's clamp turns a control that is not a number into one end of its range, and goes on.
-        in_bounds &= self._ctrl.isfinite().all(1)
-        return ~in_bounds | ((self._overflow & _LOST_PHYSICS) != 0)
+        diverged = ~_in_bounds(self._qpos, self._qvel, self._qacc) | ~self._ctrl.isfinite().all(1)
+        fresh = (diverged | overflowed) & ~self._quarantined
+        self._counts += torch.stack([(fresh & ~overflowed).sum(), (fresh & overflowed).sum()])
+        self._quarantined |= fresh
 
-    def _read(self, unstable: torch.Tensor) -> None:
+    def _read(self, hidden: torch.Tensor) -> None:
+        """Read what the task shows; zeros in the worlds of the mask (num_worlds,)."""
         self.task.read_observation(self._fields, self.observation, xp=torch)
         self.task.read_achieved_goal(self._fields, self.achieved_goal, xp=torch)
-        self.observation.masked_fill_(unstable[:, None], 0.0)
-        self.achieved_goal.masked_fill_(unstable[:, None], 0.0)
+        self.observation.masked_fill_(hidden[:, None], 0.0)
+        self.achieved_goal.masked_fill_(hidden[:, None], 0.0)
 
 
-class StartPool:
-    """Starts drawn in advance, on the device, where resets take one after the other without waiting for it.
-
-    Args:
-        starts: (size, width), a start a row.
-    """
-
-    def __init__(self, starts: torch.Tensor) -> None:
-        self._starts = starts
-        self._taken = torch.zeros((), dtype=torch.int64, device=starts.device)
-
-    def take(self, worlds: torch.Tensor) -> torch.Tensor:
-        """Return (num_worlds, width): the next starts for the worlds of the mask; other rows mean nothing.
-
-        After the last start comes the first again.
-        """
-        place = (self._taken + worlds.cumsum(0) - 1) % len(self._starts)
-        self._taken += worlds.sum()
-        return self._starts[place]
-
-    @property
-    def reused(self) -> int:
-        """How many starts were taken that had been taken before; waits for the device."""
-        return max(int(self._taken) - len(self._starts), 0)
-
-
-def _captures(device: torch.device) -> bool:
-    """Tell whether replaying a graph pays: on CUDA, where it saves the launches one by one."""
-    return device.type == "cuda"
+def _as_it_is(launches: Callable[[], None]) -> Callable[[], None]:
+    """Return the launches, to be done one by one."""
+    return launches
 
 
 def _nothing() -> None:
@@ -358,22 +378,9 @@ def _reads_forces(task: CompiledTask) -> bool:
     return "qfrc_actuator" in task.fields or ("sensordata" in task.fields and bool(accelerations.any()))
 
 
-def constraint_sizes(task: CompiledTask) -> tuple[int, int]:
-    """Return how many contacts and constraints to make room for, per world: twice the most that were seen.
-
-    Seen by MuJoCo itself, in a few worlds from training starts under uniform random actions.
-    """
-    rng, data = np.random.default_rng(0), mujoco.MjData(task.model)
-    contacts = constraints = 0
-    with quiet_mujoco():
-        for qpos, qvel, _ in zip(*task.sample_start("training", rng, _WARM_UP_WORLDS), strict=True):
-            mujoco.mj_resetData(task.model, data)
-            data.qpos[:], data.qvel[:] = qpos, qvel
-            for _ in range(_WARM_UP_STEPS):
-                data.ctrl[:] = task.control(rng.uniform(-1, 1, task.action_dim))
-                mujoco.mj_step(task.model, data, nstep=task.frame_skip)
-                contacts, constraints = max(contacts, data.ncon), max(constraints, data.nefc)
-    return max(2 * contacts, _SMALLEST_NCONMAX), max(2 * constraints, _SMALLEST_NJMAX)
+def _in_bounds(*arrays: torch.Tensor) -> torch.Tensor:
+    """Return (num_worlds,) bool: every number of every array (num_worlds, …) is finite and not too large."""
+    return torch.stack([(array.abs() < _LARGEST_STATE).all(1) for array in arrays]).all(0)
 
 
 def _to_numpy(array: Array) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.core.errors import MissingArtifactError
+from pipeline.core.runtime import as_user_error
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
 
@@ -36,9 +37,14 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
+)
 @click.option("--resume", is_flag=True, help="Go on with the newest chain that was cut off.")
 @stage_command
-def run(session: Session, common: CommonOptions, resume: bool) -> None:
+def run(session: Session, common: CommonOptions, task: str | None, resume: bool) -> None:
     """Run every stage, from teacher to benchmark, in one chain run.
 
     --set takes the stage too: --set train_teacher.depth=32.
@@ -46,10 +52,10 @@ def run(session: Session, common: CommonOptions, resume: bool) -> None:
     from pipeline.run import resolve_chain, resume_chain, start_chain
 
     if resume:
-        common.refuse_with_resume({"dry-run": common.dry_run or None})
+        common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
         _report_chain(session, resume_chain(session.context))
         return
-    settings = resolve_chain(common)
+    settings = resolve_chain(common, task)
     if common.dry_run:
         session.show_settings(settings)
         return
@@ -58,7 +64,11 @@ def run(session: Session, common: CommonOptions, resume: bool) -> None:
 
 
 @cli.command("train-teacher")
-@click.option("--task", help="Task to learn; `pipeline tasks` lists them.")
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own.",
+)
 @click.option("--depth", type=int, help="Layers of every network, a multiple of 4.")
 @click.option("--width", type=int, help="Units of a layer.")
 @click.option(
@@ -204,15 +214,63 @@ def evaluate(
 
 
 @cli.command()
+@click.option("--policy", metavar="POLICY", help="Draw a policy [the newest].")
+@click.option("--student", metavar="STUDENT", help="Draw a student.")
+@click.option("--teacher", metavar="TEACHER", help="Draw a teacher.")
+@click.option("--episodes", type=int, help="Episodes to draw, one after another.")
+@click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
+@stage_command
+def render(
+    session: Session,
+    common: CommonOptions,
+    policy: str | None,
+    student: str | None,
+    teacher: str | None,
+    **flags: Any,
+) -> None:
+    """Draw closed-loop episodes, the goal included, as a video and a strip of key frames."""
+    from envs.opengl import NoOpenGLError, check_variable
+
+    as_user_error(check_variable, NoOpenGLError)  # before MuJoCo is imported, which it would break
+    from stages import render as stage
+
+    settings = common.resolve(stage.RenderSettings, "render", flags)
+    if not session.starts(common, "render", settings):
+        return
+    source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
+    session.report(stage.run(settings, session.context, source))
+
+
+@cli.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def tasks(context: click.Context, as_json: bool) -> None:
+    """List the tasks with their sizes; `tasks check` looks at one, built in or your own."""
+    session: Session = context.obj
+    session.as_json |= as_json
+    if context.invoked_subcommand is None:
+        from pipeline import listing
+
+        with session.open():
+            listing.show_tasks(session.console)
+
+
+@tasks.command()
+@click.argument("task")
+@click.option(
+    "--episodes", default=64, show_default=True, type=click.IntRange(1), help="Episodes of a random policy."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
+@click.option("--output", metavar="PNG", help="Where to put the picture [beside the YAML file].")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 @click.pass_obj
-def tasks(session: Session, as_json: bool) -> None:
-    """List the tasks with their sizes."""
-    from pipeline import listing
+def check(session: Session, task: str, episodes: int, seed: int, output: str | None, as_json: bool) -> None:
+    """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
+    from pipeline.tasks_check import check_task
 
     session.as_json |= as_json
     with session.open():
-        listing.show_tasks(session.console)
+        check_task(session.console, task, episodes=episodes, seed=seed, output=output)
 
 
 @cli.command()

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact, write_json_atomic
+from envs.registry import get_task
+from pipeline.core.artifacts import MANIFEST_NAME, Artifact, write_json_atomic
 from pipeline.core.console import figure
 from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
 from pipeline.core.runtime import StageContext
@@ -48,16 +49,21 @@ class ChainRecord:
     completed: bool = False
 
 
-def resolve_chain(common: CommonOptions) -> dict[str, StageSettings]:
+def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, StageSettings]:
     """Return the settings of every stage of the chain, by section.
+
+    Args:
+        common: options of the command line.
+        task: the teacher's task, by name or file; None: that of the preset.
 
     Raises:
         SettingsError: an unknown stage, key or value.
     """
     classes = _settings_classes()
     overrides = split_overrides(common.overrides, classes)
+    flags = {"train_teacher": {"task": task}}
     return {
-        section: replace(common, overrides=overrides[section]).resolve(cls, section)
+        section: replace(common, overrides=overrides[section]).resolve(cls, section, flags.get(section))
         for section, cls in classes.items()
     }
 
@@ -100,10 +106,29 @@ def resume_chain(context: StageContext) -> dict[str, Artifact]:
 def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
     try:
         record = ChainRecord(**json.loads(path.read_text()))
+        _take_kept_task(record, path.parent)
         classes = _settings_classes()
         return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedFileError(f"{path} is truncated or no chain record: delete it and run again.") from error
+
+
+def _take_kept_task(record: ChainRecord, runs: Path) -> None:
+    """Point the settings to the teacher's copy of a user's task: the user's file may be gone, or another.
+
+    Raises:
+        SettingsError: there is no copy yet, and the file is gone.
+    """
+    from stages.artifact_task import own_task
+
+    settings, teacher = record.settings["train_teacher"], runs / (record.teacher or "")
+    if record.teacher and (teacher / MANIFEST_NAME).is_file():
+        settings["task"] = own_task(Artifact.load(teacher)) or settings["task"]
+    if Path(settings["task"]).is_absolute() and not Path(settings["task"]).is_file():
+        raise SettingsError(
+            f"The chain's task {settings['task']} is gone: put it back, or start another chain with "
+            "`pipeline run`."
+        )
 
 
 class _Chain:
@@ -120,8 +145,8 @@ class _Chain:
         self, record: ChainRecord, settings: dict[str, Any], path: Path, context: StageContext
     ) -> None:
         self._record, self._settings, self._path = record, settings, path
-        task = settings["train_teacher"].task
         if record.chain_run_id is None:
+            task = get_task(settings["train_teacher"].task).name
             record.chain_run_id = context.tracker.open_chain(f"chain on {task}", {"task": task})
         self._context = replace(context, chain_run_id=record.chain_run_id, chain=path.stem)
         self._save()

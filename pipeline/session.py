@@ -247,11 +247,14 @@ class Session:
         self, kind: str, reference: str | None, where: Callable[[Artifact], bool] | None = None
     ) -> Artifact:
         """Return the artifact named, or the newest completed one of its kind, and say which."""
+        from stages.artifact_task import warn_of_changed_task
+
         if reference is not None:
             artifact, why = self.workspace.open(reference, kind), "as asked"
         else:
             artifact, why = self.workspace.newest(kind, where), "the newest completed"
         self.console.say(f"Taking {kind} {artifact.name} ({why}).")
+        warn_of_changed_task(artifact, self.console)
         return artifact
 
     def take_one_of(self, references: Mapping[str, str | None]) -> Artifact:

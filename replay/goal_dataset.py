@@ -149,7 +149,11 @@ def dataset_id(task_name: str) -> str:
 
 
 def write_goal_dataset(
-    root: Path, task: CompiledTask, episodes: Iterable[GoalEpisode], metadata: Mapping[str, Any]
+    root: Path,
+    task: CompiledTask,
+    episodes: Iterable[GoalEpisode],
+    metadata: Mapping[str, Any],
+    task_file: str | None = None,
 ) -> DatasetStatistics:
     """Write episodes, as they come, to the dataset of `task` below `root`; it appears once it is whole.
 
@@ -158,6 +162,7 @@ def write_goal_dataset(
         task: gives the id, the spaces and the environment to recover.
         episodes: at least one; the same episodes give the same bytes.
         metadata: JSON-able facts for `metadata.json`, kept under "thousandfold" beside the statistics.
+        task_file: where a user's task lies, for the environment to recover; None: where it was read.
 
     Raises:
         DatasetError: the dataset is already there, or there is no episode.
@@ -168,7 +173,8 @@ def write_goal_dataset(
     temporary = final.with_name(f"{_TEMPORARY_PREFIX}{secrets.token_hex(4)}-{final.name}")
     temporary.mkdir(parents=True)
     try:
-        statistics = _write(temporary / "data", task, episodes, metadata)
+        reference = task_file or task.task.reference
+        statistics = _write(temporary / "data", task, episodes, metadata, reference)
         if not statistics.episodes:
             raise DatasetError(f"{final}: there is no episode to write.")
         for path in (temporary / "data" / _METADATA_NAME, temporary / "data" / _ROWS_NAME):
@@ -183,13 +189,17 @@ def write_goal_dataset(
 
 
 def _write(
-    folder: Path, task: CompiledTask, episodes: Iterable[GoalEpisode], metadata: Mapping[str, Any]
+    folder: Path,
+    task: CompiledTask,
+    episodes: Iterable[GoalEpisode],
+    metadata: Mapping[str, Any],
+    reference: str,
 ) -> DatasetStatistics:
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
     observation_space, action_space = goal_spaces(task)
-    spec = _environment_spec(task.name, "training")
+    spec = _environment_spec(task.name, reference, "training")
     storage = MinariStorage.new(folder, observation_space, action_space, spec, data_format="hdf5")
     statistics = _write_rows(folder / _ROWS_NAME, episodes)
     storage.update_metadata(
@@ -201,20 +211,20 @@ def _write(
             "minari_version": minari.__version__,
             "algorithm_name": "contrastive RL teacher",
             "description": f"Episodes of a goal-reaching teacher on {task.name}, labelled with its Gaussian.",
-            "eval_env_spec": _environment_spec(task.name, "evaluation").to_json(),
+            "eval_env_spec": _environment_spec(task.name, reference, "evaluation").to_json(),
             NAMESPACE: {"format_version": FORMAT_VERSION, **metadata, **vars(statistics)},
         }
     )
     return statistics
 
 
-def _environment_spec(task_name: str, distribution: str) -> EnvSpec:
+def _environment_spec(task_name: str, reference: str, distribution: str) -> EnvSpec:
     """Return what Minari makes the environment from, `import thousandfold` or not."""
     return EnvSpec(
         environment_id(task_name),
         entry_point="envs.goal_env:GoalEnv",
         vector_entry_point="envs.goal_env:GoalVectorEnv",
-        kwargs={"task": task_name, "distribution": distribution},
+        kwargs={"task": reference, "distribution": distribution},
     )
 
 

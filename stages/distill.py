@@ -32,6 +32,7 @@ from pipeline.core.runtime import (
 )
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, GoalDataset, load_goal_dataset
+from stages.artifact_task import keep_task, task_record
 from stages.evaluate import Episodes, draw_rollouts, retention, run_episodes
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network, torch_policy
 
@@ -134,6 +135,7 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
     task = teacher.manifest.task
     parents = {"teacher": teacher, "dataset": dataset}
     with context.stage("student", "distill", task=task, settings=settings, parents=parents) as work:
+        keep_task(trained.task, work.artifact, context.console)
         _require_reproduction(trained, teacher, settings, context)
         student = _make_student(settings, trained, data, device, context)
         work.run.log_dataset(
@@ -343,7 +345,7 @@ def _finish(
         kind="student",
         task=trained.task,
         shape=settings.shape,
-        extra={"evaluation": ours.summary()},
+        extra={"evaluation": ours.summary()} | task_record(artifact),
     )
     _draw(artifact, trained, history, ours)
     artifact.complete(results)

@@ -13,11 +13,11 @@ import pydantic
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
-from envs.registry import compile_task
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
 from pipeline.core.settings import StageSettings
+from stages.artifact_task import load_task
 
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
@@ -40,7 +40,7 @@ class EvaluateSettings(StageSettings):
         default="evaluation", description="the task's episode distribution to draw from"
     )
     num_paths: int = pydantic.Field(
-        default=32, ge=0, description="episodes whose path is drawn, for maze tasks"
+        default=32, ge=0, description="episodes whose path is drawn, for tasks with goals in x and y"
     )
 
 
@@ -136,15 +136,16 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
     trace = [start[:num_paths]]
     for step in range(simulator.task.task.episode_steps):
         result = simulator.step(policy(simulator.observation, simulator.desired_goal))
-        unstable |= running & result.unstable
-        running &= ~result.unstable
+        dropped = running & result.unstable
+        unstable |= dropped
+        running &= ~dropped
         at_goal += running & result.success
         reached = simulator.task.goal_distance(simulator.achieved_goal, goal)
         distance = np.where(running, reached, distance)
         closest = np.where(running, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
         ended = running & (result.terminated | result.truncated)
-        length[ended | (result.unstable & unstable)] = step + 1
+        length[ended | dropped] = step + 1
         running &= ~ended
         if not running.any():
             break
@@ -222,7 +223,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     Raises:
         UserError: the task has no such distribution, or the file is damaged.
     """
-    task, policy = _load_policy(source, settings.device)
+    task, policy = load_policy(source, settings.device)
     as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
@@ -248,14 +249,20 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         return work.artifact
 
 
-def _load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
-    """Return task and policy of an artifact; torch is imported for networks alone."""
+def load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
+    """Return task and policy of a policy's, a student's or a teacher's artifact.
+
+    torch is imported for networks alone.
+
+    Raises:
+        UserError: a file is damaged, or the task is not there.
+    """
     if source.kind == "policy":
         from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
         source.verify()
         policy = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task)
-        return as_user_error(lambda: compile_task(policy.metadata.task), TaskError), policy
+        return load_task(source), policy
     from pipeline.core.runtime import resolve_device
     from stages.network_file import load_actor, torch_policy
 
@@ -266,8 +273,8 @@ def _load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
 def _draw_paths(
     artifact: Artifact, task: CompiledTask, episodes: Episodes, source: Artifact, context: StageContext
 ) -> None:
-    """Draw the kept paths of a maze task; without matplotlib say what would bring the picture."""
-    if task.task.maze is None or not episodes.paths:
+    """Draw the kept paths; without matplotlib say what would bring the picture."""
+    if not episodes.paths:
         return
     try:
         draw_rollouts(artifact.file("rollouts.png"), task, episodes, source.name)
@@ -276,12 +283,12 @@ def _draw_paths(
 
 
 def draw_rollouts(path: Path, task: CompiledTask, episodes: Episodes, title: str) -> None:
-    """Draw the episodes' paths from above, for maze tasks; other tasks have no such picture."""
-    if task.task.maze is None:
-        return
-    from envs.rendering import draw_maze_paths
+    """Draw the episodes' paths from above; tasks whose goals have no x and y have no such picture."""
+    from envs.rendering import draw_paths, has_plan
 
+    if not has_plan(task):
+        return
     count = len(episodes.paths)
     share = f"success {episodes.success.mean():.2f} over {len(episodes.success)} episodes"
-    paths = [episode[:, :2] for episode in episodes.paths]
-    draw_maze_paths(path, task, paths, episodes.goal[:count], episodes.success[:count], f"{title}: {share}")
+    goals, successes = episodes.goal[:count], episodes.success[:count]
+    draw_paths(path, task, episodes.paths, goals, successes, f"{title}: {share}")

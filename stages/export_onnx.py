@@ -20,6 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device
 from pipeline.core.settings import StageSettings
 from pipeline.core.tracking import NEWEST_ALIAS
+from stages.artifact_task import keep_task, task_record
 from stages.evaluate import Episodes
 from stages.network_file import TrainedActor, load_actor
 from stages.onnx_gate import (
@@ -105,6 +106,7 @@ def run(
         parents=parents,
         selectable=source.kind == "student" and source.manifest.selectable,
     ) as work:
+        keep_task(trained.task, work.artifact, context.console)
         context.console.say(
             f"Exporting {source.name}: depth {trained.shape.depth}, width {trained.shape.width}."
         )
@@ -260,6 +262,7 @@ def describe(source: Artifact, trained: TrainedActor, states: GateStates) -> Pol
         role="student" if source.kind == "student" else "teacher",
         task=task.name,
         model_sha256=str(trained.metadata["model_sha256"]),
+        **task_record(source),
         control_dt_s=task.task.control_dt_s,
         episode_steps=task.task.episode_steps,
         inputs=Inputs(

@@ -30,6 +30,7 @@ from pipeline.core.runtime import (
 )
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, DatasetStatistics, GoalEpisode, dataset_id, write_goal_dataset
+from stages.artifact_task import keep_task, own_task, task_record
 from stages.episode_round import EpisodeGroup, LabelledAction, RoundRecord, receive_round, send_round
 from stages.evaluate import wilson_interval
 from stages.network_file import TrainedActor, load_actor
@@ -291,6 +292,7 @@ def run(settings: GenerateDatasetSettings, context: StageContext, teacher: Artif
         )
         try:
             if ranks.leads:
+                keep_task(trained.task, work.artifact, context.console)
                 return _write(rollout, work, context, teacher)
             rollout.send_episodes()
             ranks.disconnect()
@@ -312,6 +314,7 @@ def _write(rollout: TeacherRollout, work: StageWork, context: StageContext, teac
                 task,
                 rollout.episodes(lambda: bar.update(min(rollout.tally.env_steps, most_steps))),
                 _metadata(settings, task, teacher, work),
+                own_task(work.artifact),
             ),
             DatasetError,
         )
@@ -325,6 +328,7 @@ def _metadata(
 ) -> dict[str, Any]:
     return {
         "task": task.name,
+        **task_record(work.artifact),
         "control_dt_s": task.task.control_dt_s,
         "teacher": {"name": teacher.name, "hash": teacher.manifest.hash},
         "action_noise": settings.action_noise,

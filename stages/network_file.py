@@ -6,26 +6,23 @@ Tensors: ``actor.*`` (the actor), ``critic.*`` (a teacher's critic), ``observati
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
 from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from envs.task import TaskError
+from envs.model_hash import model_sha256
 from models.deployable_policy import DeployablePolicy, NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import load_tensors, save_tensors
 from pipeline.core.errors import DamagedFileError
-from pipeline.core.runtime import as_user_error
+from stages.artifact_task import load_task
 from stages.evaluate import Policy
 
 NETWORK_FILE = "network.safetensors"
@@ -102,7 +99,7 @@ def load_actor(artifact: Artifact) -> TrainedActor:
                 f"{path} holds a {header['kind']} of task {header['task']!r}, "
                 f"not a {artifact.kind} of {artifact.manifest.task!r}."
             )
-        task = as_user_error(lambda: compile_task(header["task"]), TaskError)
+        task = load_task(artifact)
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         if dims != (task.observation_dim, task.goal_dim, task.action_dim):
             raise DamagedFileError(
@@ -133,10 +130,3 @@ def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:
         return torch.tanh(actor(*inputs).mean).cpu().numpy()
 
     return policy
-
-
-def model_sha256(model: mujoco.MjModel) -> str:
-    """Return the SHA-256 of the compiled model, the same wherever the same model is compiled."""
-    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, buffer)
-    return hashlib.sha256(buffer.tobytes()).hexdigest()

@@ -93,6 +93,7 @@ class PolicyMetadata(_Described):
         role: what was exported, ``student`` or ``teacher``.
         task: the task that the policy was trained for.
         model_sha256: hash of the task's compiled MuJoCo model.
+        task_file, task_sha256: of a user's task, where it came from and the hash of its files; else None.
         control_dt_s: seconds between two actions.
         episode_steps: control steps of an episode.
         inputs, outputs: names, order, units and ranges.
@@ -106,6 +107,8 @@ class PolicyMetadata(_Described):
     role: Literal["student", "teacher"]
     task: str
     model_sha256: str
+    task_file: str | None = None
+    task_sha256: str | None = None
     control_dt_s: float = pydantic.Field(gt=0)
     episode_steps: int = pydantic.Field(ge=1)
     inputs: Inputs

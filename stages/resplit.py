@@ -20,7 +20,7 @@ from replay.trajectory_buffer import TrajectoryBuffer
 
 # Of a rank and not of its worlds.
 _GENERATORS = ("generator", "simulator.generator")
-_UNSTABLE_COUNT = "simulator.unstable_count"
+_COUNTS = ("simulator.unstable_count", "simulator.overflow_count")
 
 
 def parts_with_worlds(num_worlds: int, saved: int, ranks: Ranks) -> range:
@@ -70,7 +70,7 @@ def _join(name: str, parts: Sequence[RankPart], slices: Sequence[slice]) -> Tens
     values = [part.tensors[name] for part in parts]
     if name in _GENERATORS:
         return values[0]
-    if name == _UNSTABLE_COUNT:  # goes with the first world of its part
+    if name in _COUNTS:  # goes with the first world of its part
         return torch.stack([v * (chosen.start == 0) for v, chosen in zip(values, slices, strict=True)]).sum(0)
     if name.startswith("metric."):  # the ranks' mean stays what it was
         counts = [chosen.stop - chosen.start for chosen in slices]

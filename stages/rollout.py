@@ -23,13 +23,15 @@ class RolloutStatistics:
         env_steps: control steps over all worlds.
         successes: steps that ended within the success region.
         episodes: episodes that ended.
-        unstable: episodes dropped because the physics diverged.
+        unstable: episodes dropped because the physics diverged or found no room for contacts or constraints.
+        overflowed: how many of them found no room.
     """
 
     env_steps: int = 0
     successes: int = 0
     episodes: int = 0
     unstable: int = 0
+    overflowed: int = 0
 
     def over(self, ranks: Ranks) -> RolloutStatistics:
         """Return the sums over the ranks, which all call this together."""
@@ -56,11 +58,14 @@ def collect(
         act: maps observations and goals to actions in place of the learner.
     """
     act = act or partial(learner.act, generator=generator)
+    overflowed = simulator.overflow_count
     counts = torch.zeros(3, dtype=torch.int64, device=learner.device)
     with simulator.unroll(steps):
         for _ in range(steps):
             _step(simulator, buffer, act, counts)
-    return RolloutStatistics(steps * simulator.num_worlds, *counts.tolist())
+    successes, episodes, unstable = counts.tolist()
+    overflowed = simulator.overflow_count - overflowed
+    return RolloutStatistics(steps * simulator.num_worlds, successes, episodes, unstable, overflowed)
 
 
 def _step(

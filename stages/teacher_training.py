@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from envs.compiled_task import CompiledTask
-from envs.registry import get_task
+from envs.registry import compile_task, get_task
 from envs.simulator import make_simulator
 from models.goal_actor import GoalActor
 from pipeline.core.checkpoint import CheckpointFolder, RankPart
@@ -29,6 +29,7 @@ from stages.evaluate import run_episodes
 from stages.network_file import torch_policy
 from stages.resplit import parts_with_worlds, resplit
 from stages.rollout import RolloutStatistics, collect
+from stages.training_progress import TrainingProgress
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
 
@@ -45,6 +46,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "checkpoint_activations",
         "threads",
         "cuda_graph",
+        "deterministic",
     }
 )
 """How long, how often and in what memory: what a run may go on with in another value."""
@@ -53,12 +55,20 @@ CHANGEABLE_ON_RESUME = frozenset(
 class TrainTeacherSettings(LearnerSettings):
     """Settings of `pipeline train-teacher`."""
 
-    task: str = pydantic.Field(default="point_u_maze", description="a name that `pipeline tasks` lists")
+    task: str = pydantic.Field(
+        default="point_u_maze",
+        description="a name that `pipeline tasks` lists, or the YAML file of your own task",
+    )
     training_distribution: str = pydantic.Field(
         default="training", description="where training episodes start and aim"
     )
     evaluation_distribution: str = pydantic.Field(
         default="evaluation", description="where evaluated episodes start and aim, the student's later too"
+    )
+    episode_steps: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        description="control steps of an episode, the student's too; null: the task's",
     )
     env_steps: int = pydantic.Field(default=1_000_000, ge=1, description="control steps over all worlds")
     num_worlds: int = pydantic.Field(default=128, ge=1, description="over all ranks")
@@ -88,17 +98,28 @@ class TrainTeacherSettings(LearnerSettings):
     cuda_graph: bool = pydantic.Field(
         default=True, description="capture the update on CUDA, with one rank; off for debugging"
     )
+    deterministic: bool = pydantic.Field(
+        default=False, description="let physics on CUDA add up in a fixed order, which is slower"
+    )
 
     @pydantic.field_validator("task")
     @classmethod
     def _task_exists(cls, task: str) -> str:
-        return get_task(task).name
+        found = get_task(task)
+        if found.file is not None:
+            compile_task(found.file)  # what is wrong with a user's model is told before anything is made
+        return found.reference
 
     @pydantic.model_validator(mode="after")
     def _distribution_exists(self) -> TrainTeacherSettings:
         for distribution in (self.training_distribution, self.evaluation_distribution):
             get_task(self.task).distribution(distribution)
         return self
+
+    @property
+    def task_changes(self) -> dict[str, Any]:
+        """What is changed of the task, as `GoalTask.changed` takes it."""
+        return {"episode_steps": self.episode_steps, "evaluation": self.evaluation_distribution}
 
     @pydantic.model_validator(mode="after")
     def _rows_fit(self) -> TrainTeacherSettings:
@@ -113,30 +134,6 @@ class TrainTeacherSettings(LearnerSettings):
         """Return the worlds and the batch of each rank. Raises SettingsError where they are not whole."""
         batch = ranks.share("batch_size", self.batch_size, least=2)
         return ranks.share("num_worlds", self.num_worlds), batch
-
-
-@dataclass
-class TrainingProgress:
-    """Counters and history of a run; everything here survives a restart.
-
-    Attributes:
-        unrolls, env_steps, updates, unstable: how far the run has come, and episodes the physics ended.
-        target_hits: consecutive evaluations that met `target_success`.
-        best_score: success, time at goal and minus the final distance of the best evaluation so far.
-        elapsed_s: seconds spent, over all restarts.
-        history: one entry an evaluation.
-        gradients: beside each entry, the norm of the last update's gradient in each block of each network.
-    """
-
-    unrolls: int = 0
-    env_steps: int = 0
-    updates: int = 0
-    unstable: int = 0
-    target_hits: int = 0
-    best_score: list[float] = field(default_factory=lambda: [-1.0, -1.0])
-    elapsed_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    gradients: list[dict[str, Any]] = field(default_factory=list)
 
 
 class TeacherTraining:
@@ -164,6 +161,7 @@ class TeacherTraining:
             seed=seed_sequence(settings.seed, _SIMULATOR_STREAM, *self.ranks.stream),
             distribution=settings.training_distribution,
             num_threads=cpu_share(self.ranks.local_size),
+            deterministic=settings.deterministic,
         )
         self.learner = ContrastiveLearner(task, settings, device, self.ranks)
         self.buffer = self._make_buffer(num_worlds, device)
@@ -213,6 +211,7 @@ class TeacherTraining:
         self.progress.unrolls += 1
         self.progress.env_steps += statistics.env_steps
         self.progress.unstable += statistics.unstable
+        self.progress.overflowed += statistics.overflowed
         return statistics
 
     def relabel(self) -> Iterator[TransitionBatch]:
@@ -294,7 +293,6 @@ class TeacherTraining:
             torch_policy(actor, self.device),
             episodes=self.settings.evaluation_episodes,
             seed=seed_sequence(self.settings.seed, _EVALUATION_STREAM, self.progress.unrolls),
-            distribution=self.settings.evaluation_distribution,
         )
         return episodes.summary()
 
@@ -324,8 +322,12 @@ class TeacherTraining:
         self.buffer.mark_saved()
 
     def _settings_to_compare(self) -> dict[str, Any]:
-        """Return the settings with the device that `auto` became: random numbers go on there alone."""
-        return dump_settings(self.settings) | {"device": self.device.partition(":")[0]}
+        """Return the settings with the device that `auto` became: random numbers go on there alone.
+
+        A task goes by its name: that of a user is first read from the user's file, later from its copy.
+        """
+        own = {"device": self.device.partition(":")[0], "task": self.task.name}
+        return dump_settings(self.settings) | own
 
     def load(self, folder: CheckpointFolder) -> None:
         """Restore what `save` wrote, on any number of ranks; bit for bit where it is the same number.

@@ -34,6 +34,7 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
+from stages.artifact_task import keep_task, own_task, task_record, warn_of_changed_task
 from stages.contrastive_learner import strip_prefix
 from stages.evaluate import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
@@ -68,7 +69,9 @@ def run(
         LostRankError: another rank is gone; the last checkpoint is kept.
     """
     ranks = context.ranks
-    task = as_user_error(lambda: compile_task(settings.task), TaskError)
+    if resumed is not None:
+        settings = _with_own_task(settings, resumed)
+    task = as_user_error(lambda: compile_task(settings.task, settings.task_changes), TaskError)
     device = resolve_device(settings.device)
     own_device = ranks.place(device)
     set_up_torch(settings.threads, ranks.local_size)
@@ -80,9 +83,19 @@ def run(
         if resumed is not None:
             stack.enter_context(CheckpointFolder(resumed.file("checkpoint"), ranks).lock())
         work = stack.enter_context(
-            context.stage("teacher", "train-teacher", task=task.name, settings=settings, resumed=resumed)
+            context.stage(
+                "teacher",
+                "train-teacher",
+                task=task.name,
+                settings=settings,
+                resumed=resumed,
+                task_changes=task.task.changes,
+            )
         )
         stack.enter_context(stop_on_interrupt(context.stop, ranks))
+        if ranks.leads:
+            keep_task(task, work.artifact, context.console)
+            warn_of_changed_task(work.artifact, context.console)
         if on_start is not None:
             on_start(work.artifact)
         folder = CheckpointFolder(work.artifact.file("checkpoint"), ranks)
@@ -97,6 +110,12 @@ def run(
             _train(training, folder, work, context)
             ranks.disconnect()
         return _finish(training, work, context) if ranks.leads else work.artifact
+
+
+def _with_own_task(settings: TrainTeacherSettings, teacher: Artifact) -> TrainTeacherSettings:
+    """Return the settings with the teacher's copy of the task, where it is a user's and has been copied."""
+    page = own_task(teacher)
+    return settings if page is None else settings.model_copy(update={"task": page})
 
 
 @contextlib.contextmanager
@@ -148,9 +167,15 @@ def _train(
 def _require_stable(
     statistics: RolloutStatistics, training: TeacherTraining, folder: CheckpointFolder
 ) -> None:
-    """Raise NonFiniteError when as many episodes diverged as there are worlds: nothing can be learned."""
+    """Raise NonFiniteError when as many episodes were dropped as there are worlds: nothing can be learned."""
     if statistics.unstable >= training.settings.num_worlds:
         kept = f" The last good checkpoint is kept in {folder.path}." if folder.exists else ""
+        if 2 * statistics.overflowed > statistics.unstable:
+            raise NonFiniteError(
+                f"The physics of {training.task.name} found no room for contacts or constraints in "
+                f"{statistics.overflowed} episodes within {statistics.env_steps:,} steps, at step "
+                f"{training.progress.env_steps:,}: let fewer of the model's geoms touch each other.{kept}"
+            )
         raise NonFiniteError(
             f"The physics of {training.task.name} diverged {statistics.unstable} times within "
             f"{statistics.env_steps:,} steps, at step {training.progress.env_steps:,}: check the model, its "
@@ -176,6 +201,7 @@ def _record(
             "updates": progress.updates,
             "exploration_success_rate": statistics.successes / statistics.env_steps,
             "unstable": progress.unstable,
+            "overflowed": progress.overflowed,
             "elapsed_s": progress.elapsed_s,
         }
     )
@@ -197,7 +223,7 @@ def _announce(context: StageContext, training: TeacherTraining) -> None:
     context.console.say(
         f"Teacher: depth {settings.depth}, width {settings.width}{form}, "
         f"actor {counts['actor_parameters']:,} and critic {counts['critic_parameters']:,} parameters; "
-        f"task {settings.task}, {settings.num_worlds} worlds on {training.device}{together}."
+        f"task {training.task.name}, {settings.num_worlds} worlds on {training.device}{together}."
     )
     if context.ranks.size > 1 and settings.cuda_graph and training.device.startswith("cuda"):
         context.console.say("Updates run without CUDA graphs, which are for one rank.")
@@ -215,7 +241,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         kind="teacher",
         task=training.task,
         shape=settings.shape,
-        extra={"energy": settings.energy, "evaluation": episodes.summary()},
+        extra={"energy": settings.energy, "evaluation": episodes.summary()} | task_record(artifact),
     )
     _write_history(training, artifact)
     _draw(training, artifact, episodes)
@@ -223,7 +249,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
     work.run.log_metrics({"final_success": float(results["success"])}, step=training.progress.env_steps)
     work.log_files(NETWORK_FILE, *PICTURES, HISTORY_FILE, "manifest.json")
     work.run.register_model(
-        f"teacher-{settings.task}", artifact.file(NETWORK_FILE), {"artifact": artifact.name}
+        f"teacher-{training.task.name}", artifact.file(NETWORK_FILE), {"artifact": artifact.name}
     )
     low, high = results["success_interval"]
     context.console.say(
@@ -253,7 +279,6 @@ def _evaluate_kept(training: TeacherTraining) -> Episodes:
         torch_policy(kept, training.device),
         episodes=settings.final_episodes,
         seed=seed_sequence(settings.seed, _FINAL_STREAM),
-        distribution=settings.evaluation_distribution,
         num_paths=32,
     )
 
@@ -266,6 +291,7 @@ def _results(training: TeacherTraining, episodes: Episodes) -> dict[str, Any]:
         "env_steps": progress.env_steps,
         "updates": progress.updates,
         "unstable": progress.unstable,
+        "overflowed": progress.overflowed,
         "elapsed_s": progress.elapsed_s,
     }
     return episodes.summary() | training.learner.parameter_counts() | counters
@@ -319,8 +345,10 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTe
         raise SettingsError(f"Teacher {artifact.name} is completed: there is nothing to resume.")
     if not CheckpointFolder(artifact.file("checkpoint")).exists:
         raise SettingsError(f"Teacher {artifact.name} has no checkpoint to go on from: train another.")
+    page = own_task(artifact)
+    stored: dict[str, Any] = artifact.manifest.settings | ({} if page is None else {"task": page})
     try:
-        return TrainTeacherSettings(**artifact.manifest.settings), artifact
+        return TrainTeacherSettings(**stored), artifact
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -7,7 +7,7 @@ from functools import partial
 import mujoco
 
 from envs.distributions import CellPositions
-from envs.mazes import LAYOUTS, add_walls, cells
+from envs.mazes import LAYOUTS, add_walls, cells, maze_scene
 from envs.task import EpisodeDistribution, GoalTask, MazePicture, Reset, SuccessRegion, Term
 
 CELL_SIZE_M = 1.0
@@ -77,6 +77,7 @@ def _point_maze(
         control_dt_s=0.1,
         episode_steps=episode_steps,
         maze=MazePicture(training, CELL_SIZE_M),
+        scene=maze_scene(training, CELL_SIZE_M),
     )
 
 

@@ -180,6 +180,7 @@ class Workspace:
         task: str,
         settings: Mapping[str, Any],
         parents: Mapping[str, Parent] | None = None,
+        task_changes: Mapping[str, Any] | None = None,
         selectable: bool = True,
     ) -> Artifact:
         """Make a folder of its own for a new artifact, with a manifest whose status is running.
@@ -189,6 +190,7 @@ class Workspace:
             task: Name of the task.
             settings: The stage's resolved settings, as `dump_settings` gives them.
             parents: By role, from `Artifact.parent_entry`.
+            task_changes: What was changed of the task, for the manifest.
             selectable: False for what must be chosen by name, such as intermediate rounds.
 
         Raises:
@@ -208,6 +210,7 @@ class Workspace:
             task=task,
             settings=plain_json(dict(settings)),
             parents=dict(parents or {}),
+            task_changes=dict(task_changes or {}),
             versions=installed_versions(),
             git=git_state(Path(__file__).resolve().parents[2]),
             platform=platform.platform(),

@@ -28,7 +28,9 @@ from pipeline.core.errors import StoppedByUser, UserError
 
 EXTRA_OF_PACKAGE = {
     "h5py": "train",
+    "PIL": "train",
     "imageio": "train",
+    "imageio_ffmpeg": "train",
     "matplotlib": "train",
     "minari": "train",
     "mlflow": "train",

@@ -22,6 +22,7 @@ KINDS = {
     "policy": "export-onnx",
     "benchmark": "benchmark",
     "evaluation": "evaluate",
+    "rendering": "render",
 }
 """Every kind of artifact and the command that makes it."""
 
@@ -55,7 +56,7 @@ class Manifest:
     """Everything that `manifest.json` says. Times are ISO 8601 in UTC with microseconds."""
 
     format_version: int
-    kind: Literal["teacher", "dataset", "student", "policy", "benchmark", "evaluation"]
+    kind: Literal["teacher", "dataset", "student", "policy", "benchmark", "evaluation", "rendering"]
     name: str
     status: Literal["running", "completed", "failed"]
     created_at: str
@@ -64,6 +65,8 @@ class Manifest:
     settings: dict[str, Any]
     parents: dict[str, Parent]
     """By role, such as `teacher`."""
+    task_changes: dict[str, Any] = field(default_factory=dict)
+    """What was changed of the task for this chain, as `GoalTask.changed` takes it."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 by path below the artifact's folder."""
     results: dict[str, Any] = field(default_factory=dict)

@@ -82,6 +82,7 @@ class StageContext:
         settings: StageSettings,
         parents: Mapping[str, Artifact] | None = None,
         resumed: Artifact | None = None,
+        task_changes: Mapping[str, Any] | None = None,
         selectable: bool = True,
     ) -> Iterator[StageWork]:
         """Create the stage's artifact and its tracking run; close both with what became of them.
@@ -94,6 +95,7 @@ class StageContext:
             task, settings: written to the manifest.
             parents: artifacts that this one is made from, by role.
             resumed: the artifact to go on with, instead of a new one.
+            task_changes: what was changed of the task; None: what was for the parents.
             selectable: whether the artifact may be picked as the newest of its kind.
 
         Raises:
@@ -113,6 +115,7 @@ class StageContext:
             task=task,
             settings=dump_settings(settings),
             parents={role: parent.parent_entry() for role, parent in parents.items()},
+            task_changes=_inherited(parents) if task_changes is None else task_changes,
             selectable=selectable,
         )
         self.ranks.from_leader(lambda: {"path": str(artifact.path), "settings": dump_settings(settings)})
@@ -170,6 +173,11 @@ class StageWork:
         for name in names:
             if self.artifact.file(name).exists():
                 self.run.log_file(self.artifact.file(name))
+
+
+def _inherited(parents: Mapping[str, Artifact]) -> Mapping[str, Any]:
+    """Return what was changed of the task that the parents, all of one chain, are of."""
+    return next((parent.manifest.task_changes for parent in parents.values()), {})
 
 
 def _artifact_of_leader(ranks: Ranks, settings: StageSettings) -> Artifact:

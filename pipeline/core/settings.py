@@ -23,7 +23,9 @@ import yaml
 from pipeline.core.errors import SettingsError, unknown_name
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
-STAGE_SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "evaluate")
+STAGE_SECTIONS = (
+    "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "evaluate", "render",
+)  # fmt: skip
 
 
 class StageSettings(pydantic.BaseModel):
@@ -271,5 +273,11 @@ def _explain(cls: type[StageSettings], detail: Any) -> str:
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not name or reason.startswith((f"{name} ", "Unknown ")):
         return reason
+    if (
+        isinstance(detail["input"], str)
+        and Path(detail["input"]).suffix
+        and Path(detail["input"]).name in reason
+    ):
+        return reason  # it names the file that is wrong
     joint = " " if reason.startswith("must ") else ": "
     return " ".join(f"{name}{joint}{reason} (got {detail['input']!r})".split())

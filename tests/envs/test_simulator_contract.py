@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import mujoco
 import numpy as np
@@ -15,39 +13,10 @@ from envs.cpu_simulator import CpuSimulator
 from envs.registry import compile_task, get_task
 from envs.simulator import Simulator
 from envs.task import SuccessRegion, TaskError, Term
-
-WORLDS = 4
-MakeSimulator = Callable[..., Simulator]
+from tests.envs.any_simulator import EVERY_SIMULATOR, WORLDS, MakeSimulator, mask, numpy, still
 
 
-def make_cpu(task: CompiledTask, num_worlds: int = WORLDS, **settings: Any) -> Simulator:
-    return CpuSimulator(task, num_worlds, num_threads=2, **settings)
-
-
-def make_warp(task: CompiledTask, num_worlds: int = WORLDS, **settings: Any) -> Simulator:
-    pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
-    from envs.warp_simulator import WarpSimulator
-
-    return WarpSimulator(task, num_worlds, device="cpu", **settings)
-
-
-def make_warp_on_cuda(task: CompiledTask, num_worlds: int = WORLDS, **settings: Any) -> Simulator:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    from envs.warp_simulator import WarpSimulator
-
-    return WarpSimulator(task, num_worlds, device="cuda:0", **settings)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(make_cpu, id="cpu"),
-        pytest.param(make_warp, id="warp"),
-        pytest.param(make_warp_on_cuda, id="warp-cuda", marks=pytest.mark.cuda),
-    ],
-)
+@pytest.fixture(scope="module", params=EVERY_SIMULATOR)
 def make(request: pytest.FixtureRequest) -> MakeSimulator:
     return request.param
 
@@ -63,23 +32,9 @@ def simulator(make: MakeSimulator, task: CompiledTask) -> Simulator:
     return make(task, seed=3)
 
 
-def numpy(array: Any) -> np.ndarray:
-    return array.cpu().numpy().copy() if hasattr(array, "cpu") else np.array(array)
-
-
-def still(simulator: Simulator) -> np.ndarray:
-    return np.zeros((simulator.num_worlds, simulator.task.action_dim), np.float32)
-
-
 def put(simulator: Simulator, positions: list[tuple[float, float]], velocity: float = 0.0) -> None:
     simulator.reset()
     simulator.set_state(np.array(positions), np.full((simulator.num_worlds, 2), velocity))
-
-
-def mask(simulator: Simulator, *worlds: int) -> Any:
-    chosen = np.zeros(simulator.num_worlds, bool)
-    chosen[list(worlds)] = True
-    return chosen
 
 
 def test_shapes_and_dtypes(simulator: Simulator) -> None:
@@ -255,45 +210,6 @@ def test_walls_hold(simulator: Simulator) -> None:
     position = numpy(simulator.achieved_goal)
     reached = [position[0, 0], position[1, 0], position[2, 1], position[3, 0]]
     assert reached == pytest.approx([0.65, 1.35, 0.65, 1.35], abs=0.05)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e12])
-def test_unstable_world_is_noticed_counted_and_recovers(simulator: Simulator, value: float) -> None:
-    simulator.reset()
-    counted = simulator.unstable_count
-    state = np.tile([1.0, 2.0], (WORLDS, 1))
-    velocity = np.zeros((WORLDS, 2))
-    velocity[1] = value
-    simulator.set_state(state, velocity)
-    simulator.set_goal(np.zeros(2, np.float32))
-    result = simulator.step(still(simulator))
-    assert numpy(result.unstable).tolist() == [False, True, False, False]
-    assert not numpy(result.success).any()
-    assert simulator.unstable_count == counted + 1
-    assert np.isfinite(numpy(simulator.observation)).all()
-    assert np.array_equal(numpy(simulator.observation)[0], numpy(simulator.observation)[3])
-
-    simulator.reset(result.unstable)
-    for _ in range(2):
-        assert not numpy(simulator.step(still(simulator)).unstable).any()
-    assert simulator.unstable_count == counted + 1
-
-
-def test_world_that_diverges_again_without_a_reset_is_noticed_again(simulator: Simulator) -> None:
-    simulator.reset()
-    counted = simulator.unstable_count
-    for _ in range(3):
-        simulator.set_state(np.ones((WORLDS, 2)), np.full((WORLDS, 2), np.nan))
-        assert numpy(simulator.step(still(simulator)).unstable).all()
-    assert simulator.unstable_count == counted + 3 * WORLDS
-
-
-def test_action_that_is_not_a_number_makes_the_world_unstable(simulator: Simulator) -> None:
-    simulator.reset()
-    action = still(simulator)
-    action[2] = np.nan
-    assert numpy(simulator.step(action).unstable).tolist() == [False, False, True, False]
-    simulator.reset()
 
 
 def test_state_dict_round_trip_continues_bit_for_bit(make: MakeSimulator, simulator: Simulator) -> None:

@@ -13,9 +13,10 @@ from click.testing import CliRunner, Result
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.run import SECTIONS
+from tests.envs.opengl_here import needs_opengl
 from tests.stages.handmade_policy import policy_artifact
 
-STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate"]
+STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
 COMMANDS = ["run", *STAGES, "tasks", "presets", "runs", "info", "ui"]
 
 
@@ -98,6 +99,12 @@ class TestDryRun:
         values = yaml.safe_load(invoke(tmp_path, command, "--dry-run", "--seed", "5").stdout)
         assert values["seed"] == 5
 
+    def test_a_chain_takes_a_task_by_name(self, tmp_path: Path) -> None:
+        result = invoke(tmp_path, "run", "--preset", "smoke", "--task", "reacher", "--dry-run", "--json")
+        assert json_of(result)["train_teacher"]["task"] == "reacher"
+        refused = invoke(tmp_path, "run", "--resume", "--task", "reacher", code=2)
+        assert "leave --task out" in refused.stderr
+
     def test_of_the_chain_prints_every_stage(self, tmp_path: Path) -> None:
         result = invoke(tmp_path, "run", "--preset", "smoke", "--seed", "5", "--dry-run", "--json")
         values = json_of(result)
@@ -148,6 +155,7 @@ class TestDryRun:
             ("distill", ["--objective", "mse"], "objective", "mse"),
             ("distill", ["--student-kind", "plain"], "student_kind", "plain"),
             ("evaluate", ["--episodes", "3"], "episodes", 3),
+            ("render", ["--distribution", "training"], "distribution", "training"),
             ("benchmark", ["--device", "cpu"], "device", "cpu"),
         ],
     )
@@ -209,6 +217,20 @@ class TestBenchmark:
         values = json_of(invoke(policy.path.parents[1], *arguments, "--set", "paced_s=0.1"))
         assert values["results"]["policy"] == policy.name
         assert {"student", "teacher"} == set(values["results"]["networks"])
+
+
+@needs_opengl
+class TestRender:
+    def test_draws_the_newest_policy_and_tracks_it(self, policy: Artifact) -> None:
+        workspace = policy.path.parents[1]
+        result = invoke(workspace, "render", "--preset", "smoke", "--distribution", "training", "--json")
+        values = json_of(result)
+        assert f"Taking policy {policy.name} (the newest completed)." in result.stderr
+        assert (values["kind"], set(values["files"])) == ("rendering", {"episodes.mp4", "strip.png"})
+        made = Workspace(workspace).open(values["artifact"], "rendering")
+        assert made.manifest.settings["distribution"] == "training"
+        tracked = {path.name for path in (workspace / "mlflow").rglob("*") if path.is_file()}
+        assert {"episodes.mp4", "strip.png"} <= tracked
 
 
 class TestLists:

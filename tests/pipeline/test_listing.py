@@ -38,6 +38,22 @@ def test_every_preset_has_a_description() -> None:
     assert all(len(row["description"]) > 10 for row in console.last_result["presets"])
 
 
+def test_every_task_has_a_preset_that_trains_it_as_published() -> None:
+    from envs.registry import task_names
+    from pipeline.core.settings import resolve_settings
+    from stages.teacher_training import TrainTeacherSettings
+
+    for name in task_names():
+        settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset=f"paper/{name}")
+        assert settings.task == name and settings.depth == 64
+    console = Console()
+    listing.show_presets(console)
+    published = {row["preset"]: row["published"] for row in console.last_result["presets"]}
+    assert "time at goal 649 at depth 64 in 11 h" in published["paper/humanoid"]
+    assert sum(text is not None for text in published.values()) == 10  # of the paper's table
+    assert published["paper/reacher"] is None
+
+
 class TestRuns:
     def test_what_an_artifact_reached(self, tmp_path: Path) -> None:
         make(tmp_path, "teacher", {"success": 0.98765, "episodes": 256})

@@ -271,7 +271,6 @@ def test_a_training_on_warp_goes_on_bit_for_bit_from_a_checkpoint(
     def make(*arguments: Any, num_threads: int, **settings: Any) -> Simulator:
         return warp_simulator.WarpSimulator(*arguments, **settings)
 
-    as_on_a_device.setattr(warp_simulator, "_captures", lambda device: True)
     as_on_a_device.setattr(teacher_training, "make_simulator", make)
     settings = TINY_TEACHER.model_copy(update={"updates_per_unroll": 6})
     unbroken = train(settings, 4)
@@ -285,6 +284,16 @@ def test_a_training_on_warp_goes_on_bit_for_bit_from_a_checkpoint(
     resumed.buffer.mark_unsaved()
     assert_same_training(unbroken, resumed)
     assert np.array_equal(*(one.simulator.state_dict()["generator"] for one in (unbroken, resumed)))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_simulator_is_told_whether_to_be_deterministic(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+):
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(teacher_training, "make_simulator", lambda *_, **settings: told.append(settings))
+    TeacherTraining(TINY_TEACHER.model_copy(update={"deterministic": deterministic}), TASK, "cpu")
+    assert told[0]["deterministic"] is deterministic
 
 
 @pytest.mark.parametrize(("size", "device", "said"), [(1, "cuda", 0), (2, "cuda:0", 1), (2, "cpu", 0)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from envs.registry import compile_task
 from envs.simulator import Simulator, StepResult
 from replay.trajectory_buffer import TrajectoryBuffer
 from stages import rollout
@@ -36,7 +38,7 @@ class ScriptedSimulator:
         terminates: dict[tuple[int, int], int] | None = None,
         diverges: dict[tuple[int, int], int] | None = None,
     ) -> None:
-        self.num_worlds = WORLDS
+        self.num_worlds, self.overflow_count = WORLDS, 0
         self.terminates, self.diverges = terminates or {}, diverges or {}
         self.episode, self.step_in_episode = np.zeros(WORLDS, int), np.zeros(WORLDS, int)
         self.observation = np.zeros((WORLDS, 3), np.float32)
@@ -187,3 +189,23 @@ def test_divergence_counts_also_where_the_task_ended_at_once():
     buffer = make_buffer()
     statistics = run(ScriptedSimulator({(1, 0): 3}, {(1, 0): 3}), buffer, 3)
     assert rows_of(buffer, 1) == [] and statistics.unstable == 1 and statistics.episodes == 0
+
+
+def test_an_episode_that_lost_contacts_is_dropped_and_counted_as_such():
+    """On MuJoCo Warp, with room for no contact: the row before the corner is dropped with what came of it."""
+    warp_simulator = pytest.importorskip("envs.warp_simulator", reason="needs MuJoCo Warp")
+    simulator = warp_simulator.WarpSimulator(compile_task("point_u_maze"), WORLDS, njmax=1)
+    simulator.set_state(np.array([(0.6, 0.6), (1.0, 2.0), (1.0, 2.0)]), np.zeros((WORLDS, 2)))
+    buffer = TrajectoryBuffer(WORLDS, 64, observation_dim=4, goal_dim=2, action_dim=2)
+    learner = SimpleNamespace(device=torch.device("cpu"))
+    statistics = collect(
+        simulator,
+        cast(ContrastiveLearner, learner),
+        buffer,
+        1,
+        torch.Generator(),
+        lambda *_: torch.zeros(3, 2),
+    )
+    assert statistics == RolloutStatistics(env_steps=3, unstable=1, overflowed=1)
+    assert buffer.unsaved_segment()["rows"].tolist() == [0, 1, 1]
+    assert simulator.episode_step.tolist() == [0, 1, 1] and simulator.observation[0].any()

@@ -127,7 +127,7 @@ def joined(trainings: list[TeacherTraining]) -> tuple[Tensors, dict[str, torch.T
     """Return all ranks' memory and simulator state, world after world."""
     rows = [held_rows(training) for training in trainings]
     states = [training.simulator.state_dict() for training in trainings]
-    names = [name for name in states[0] if name not in ("generator", "unstable_count")]
+    names = [name for name in states[0] if states[0][name].ndim and name != "generator"]
     return (
         {name: torch.cat([row[name] for row in rows]) for name in rows[0]},
         {name: torch.cat([torch.as_tensor(state[name]) for state in states]) for name in names},

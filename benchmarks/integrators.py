@@ -1,0 +1,171 @@
+"""How far the integrator of a task takes its worlds from where a finer one takes them, beside RK4.
+
+    python -m benchmarks.integrators --task ant
+
+The same worlds, brought from starts into the middle of things by random actions, go on from there under the
+same random actions three times: with the task's own integrator, with the fourth-order Runge-Kutta method
+that the shipped models ask for, both at the task's timestep, and with Runge-Kutta at a fraction of it, which
+the other two are compared with. Errors are those of the floating body's position and of the joints' angles
+(root mean square over the joints). Worlds whose episode would have ended are left out from then on. Contact
+makes such motion chaotic: errors grow by themselves, whatever the integrator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import mujoco
+import numpy as np
+from mujoco.batch import Batch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.env_sides import full_step, make_simulator, random_actions
+from benchmarks.learner_speed import merge_cell
+from benchmarks.task_variants import RK4, with_integrator
+from benchmarks.turns import facts
+from envs.compiled_task import CompiledTask
+from envs.registry import compile_task
+
+OWN, SAME_STEP, REFERENCE = "own", "RK4", "reference"
+PAIRS = ((OWN, REFERENCE), (SAME_STEP, REFERENCE), (OWN, SAME_STEP))
+_BODY = slice(0, 3)
+_JOINTS = slice(7, None)
+_STEPS_BEFORE = 20
+
+
+def positions(
+    task: CompiledTask, qpos: np.ndarray, qvel: np.ndarray, actions: np.ndarray, threads: int = 0
+) -> np.ndarray:
+    """Return where the worlds go, (control steps, worlds, nq).
+
+    Args:
+        task: whose model to step, and how often a control step.
+        qpos, qvel: (worlds, nq) and (worlds, nv), where they begin.
+        actions: (control steps, worlds, action_dim).
+        threads: to step on; 0 takes all.
+    """
+    batch = Batch(task.model, len(qpos), threads)
+    batch.qpos[:], batch.qvel[:] = qpos, qvel
+    passed = []
+    for action in actions:
+        batch.ctrl[:] = task.control(action)
+        batch.step(nstep=task.frame_skip)
+        passed.append(batch.qpos.copy())
+    return np.stack(passed)
+
+
+def begin(task: CompiledTask, worlds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return qpos and qvel of worlds that acted at random for some steps, and were reset where they ended."""
+    simulator = make_simulator(task, worlds, threads=0)
+    for action in random_actions(-1, 1, (worlds, task.action_dim), np.float32)[:steps]:
+        full_step(simulator, action)
+    data = [simulator.world_data(world) for world in range(worlds)]
+    return np.stack([each.qpos for each in data]), np.stack([each.qvel for each in data])
+
+
+def running(task: CompiledTask, passed: np.ndarray) -> np.ndarray:
+    """Return (control steps, worlds) bool: the episode has not ended early so far. Reads qpos alone."""
+    ended = np.stack([task.ended_early({"qpos": qpos}) for qpos in passed])
+    return ~np.logical_or.accumulate(ended, axis=0)
+
+
+def errors(one: np.ndarray, other: np.ndarray) -> dict[str, dict[str, float]]:
+    """Return median and 90th percentile over the worlds of the differences of qpos, (worlds, nq)."""
+    difference = one - other
+    found = {
+        "position_m": np.linalg.norm(difference[:, _BODY], axis=1),
+        "joints_rad": np.sqrt((difference[:, _JOINTS] ** 2).mean(1)),
+    }
+    return {
+        name: {"median": float(np.median(values)), "p90": float(np.percentile(values, 90))}
+        for name, values in found.items()
+    }
+
+
+def measure(task_name: str, worlds: int, horizons: tuple[int, ...], finer: int) -> dict[str, Any]:
+    """Return the errors at every horizon, in control steps."""
+    task = compile_task(task_name)
+    qpos, qvel = begin(task, worlds, steps=_STEPS_BEFORE)
+    actions = np.random.default_rng(2).uniform(-1, 1, (max(horizons), worlds, task.action_dim))
+    rk4 = {SAME_STEP: with_integrator(task_name, RK4), REFERENCE: with_integrator(task_name, RK4, finer)}
+    passed = {name: positions(side, qpos, qvel, actions) for name, side in ({OWN: task} | rk4).items()}
+    kept = np.logical_and.reduce([running(task, each) for each in passed.values()])
+    return {
+        "worlds": worlds,
+        "own_integrator": mujoco.mjtIntegrator(task.model.opt.integrator).name,
+        "timestep_s": task.model.opt.timestep,
+        "reference_timestep_s": task.model.opt.timestep / finer,
+        "control_dt_s": task.task.control_dt_s,
+        "horizons": [_at(horizon, passed, kept[horizon - 1]) for horizon in horizons],
+    }
+
+
+def _at(horizon: int, passed: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, Any]:
+    """Return the errors after so many control steps, over the worlds kept; none where there are none."""
+    row: dict[str, Any] = {"control_steps": horizon, "worlds": int(kept.sum())}
+    if kept.any():
+        now = {name: qpos[horizon - 1][kept] for name, qpos in passed.items()}
+        row["errors"] = {f"{one} - {other}": errors(now[one], now[other]) for one, other in PAIRS}
+    return row
+
+
+def result_table(task: str, cell: dict[str, Any]) -> Table:
+    """Return the errors of one task, a row a horizon."""
+    table = Table(title=f"{task}: median (90th percentile) of the difference, {cell['own_integrator']}")
+    for column in ("control steps", "worlds"):
+        table.add_column(column, justify="right")
+    for quantity in ("mm", "mrad"):
+        for one, other in PAIRS:
+            table.add_column(f"{one} - {other}, {quantity}", justify="right")
+    for row in cell["horizons"]:
+        found = row.get("errors", {}).values()
+        figures = [
+            f"{_short(1e3 * error[quantity]['median'])} ({_short(1e3 * error[quantity]['p90'])})"
+            for quantity in ("position_m", "joints_rad")
+            for error in found
+        ]
+        table.add_row(str(row["control_steps"]), str(row["worlds"]), *figures)
+    return table
+
+
+def _short(value: float) -> str:
+    """Return three digits of a number, without an exponent."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+@click.command(help="Measure the error of a task's integrator beside that of RK4.")
+@click.option("--task", "tasks", type=click.Choice(("ant", "humanoid")), multiple=True, default=("ant",))
+@click.option("--worlds", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option(
+    "--horizon",
+    "horizons",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 5, 20, 50),
+    show_default=True,
+    help="In control steps.",
+)
+@click.option(
+    "--finer", type=click.IntRange(min=2), default=4, show_default=True, help="Steps of the reference to one."
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results" / "integrators.json",
+    help="JSON file to add to.  [default: benchmarks/results/integrators.json]",
+)
+def main(tasks: tuple[str, ...], worlds: int, horizons: tuple[int, ...], finer: int, output: Path) -> None:
+    """Measure, print tables and write the figures."""
+    console = Console(width=max(Console().width, 150))
+    for task in tasks:
+        cell = facts() | measure(task, worlds, horizons, finer)
+        merge_cell(output, task, cell)
+        console.print(result_table(task, cell))
+    click.echo(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Pictures of a task's world through OpenGL, without a display, with the commanded goal drawn in.
+
+What is drawn is a model of its own, compiled from the task's: background, floor and colours change there, and
+never in the model that is simulated. The goal is an extra object of the scene and in no model at all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike
+
+from envs.compiled_task import CompiledTask
+from envs.goal_positions import goal_positions
+from envs.opengl import NoOpenGLError, open_context
+from envs.scene_style import SUN, apply_style, light_scene
+from envs.term_columns import TermResolver
+
+_EXTRA_GEOMS = 1000  # what MuJoCo adds of its own, and what is added here
+_TRAIL_PIECES, _TRAIL_WIDTH, _TRAIL_COLOUR = 200, 0.0025, (0.95, 0.55, 0.15, 0.9)
+_GOAL_COLOUR, _REACHED_COLOUR = (0.70, 0.84, 0.12), (0.10, 0.68, 0.35)
+_GOAL_ALPHA, _CORE_SHARE = 0.40, 0.12
+_FLAT_SHARE = 0.25  # half the height of the disc that marks a goal in the plane, in radii
+_ROOM = 0.25  # around a followed body and its goal, in distances of the camera that shows the body alone
+
+
+@dataclass(frozen=True)
+class GoalMarker:
+    """Where a goal is, in the world, as far as it is a position.
+
+    Attributes:
+        position: x, y and z in metres.
+        radius: of the first success region, in metres.
+        dims: how many of x, y and z the goal gives.
+    """
+
+    position: tuple[float, float, float]
+    radius: float
+    dims: int
+
+
+def goal_marker(task: CompiledTask, goal: np.ndarray) -> GoalMarker | None:
+    """Return where to mark a goal, (goal_dim,); None where the goal is no position."""
+    position = goal_positions(task, goal)
+    if position is None:
+        return None
+    x, y, z = (*position, *(0.0, 0.0, task.task.scene.goal_height)[len(position) :])
+    return GoalMarker((float(x), float(y), float(z)), task.task.success[0].radius, len(position))
+
+
+class SceneRenderer:
+    """Draws one world of a task. Use it as a context manager, or `close` it.
+
+    Args:
+        task: the compiled task; its `scene` says where the camera stands.
+        width, height: of the pictures, in pixels.
+
+    Raises:
+        NoOpenGLError: there is no OpenGL to draw with.
+        TaskError: the body to follow is not in the model.
+    """
+
+    def __init__(self, task: CompiledTask, width: int = 640, height: int = 480) -> None:
+        self.task, self.width, self.height = task, width, height
+        self._camera, self._follow = _camera_of(task)
+        self._distance = float(self._camera.distance)
+        self._model = _drawn_model(task, width, height, self._camera.distance)
+        self._data = mujoco.MjData(self._model)
+        self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = 0  # frames of reference, not things
+        self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        self._opengl = open_context(width, height)
+        self._context = _drawing_context(self._model, self._opengl)
+        # Not __del__: at the interpreter's exit OpenGL is gone before objects are.
+        self._finalizer = weakref.finalize(self, _free, self._opengl, self._context)
+
+    def __enter__(self) -> SceneRenderer:
+        """Return the renderer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free what OpenGL holds."""
+        self.close()
+
+    def close(self) -> None:
+        """Free what OpenGL holds; nothing can be drawn afterwards."""
+        self._finalizer()
+
+    def draw(
+        self,
+        qpos: np.ndarray,
+        goal: np.ndarray | None = None,
+        *,
+        reached: bool = False,
+        trail: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return a picture of the world, (height, width, 3) uint8.
+
+        Args:
+            qpos: (nq,), positions of the joints.
+            goal: (goal_dim,), the goal to draw; None draws none.
+            reached: whether it counts as reached, which gives it another colour.
+            trail: (steps, goal_dim), what was achieved until now, to draw as a line; None draws none.
+
+        Raises:
+            RuntimeError: the renderer is closed.
+        """
+        if not self._finalizer.alive:
+            raise RuntimeError("the renderer is closed")
+        marker = None if goal is None else goal_marker(self.task, goal)
+        self._pose(qpos)
+        self._aim(marker)
+        mujoco.mjv_updateScene(
+            self._model,
+            self._data,
+            self._option,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
+        )
+        light_scene(self._scene, np.asarray(self._camera.lookat), self._camera.distance)
+        if marker is not None:
+            self._add_marker(marker, _REACHED_COLOUR if reached else _GOAL_COLOUR)
+        if trail is not None:
+            self._add_trail(trail)
+        picture = np.empty((self.height, self.width, 3), np.uint8)
+        # Shadows of what is in view and no more: all that they cover shares one resolution.
+        self._context.shadowClip = SUN.reach * self._camera.distance
+        self._opengl.make_current()
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(picture, None, self._rectangle, self._context)
+        return picture[::-1].copy()  # OpenGL's first row is the lowest
+
+    def _pose(self, qpos: np.ndarray) -> None:
+        """Put the drawn model into a position: its kinematics, no dynamics and no contacts."""
+        self._data.qpos[:] = qpos
+        for compute in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_tendon):
+            compute(self._model, self._data)
+
+    def _aim(self, marker: GoalMarker | None) -> None:
+        """Point a camera that follows a body midway to the goal, far enough away to show them both."""
+        if self._follow is None:
+            return
+        body, half = self._data.xpos[self._follow][:2], np.zeros(3)
+        self._camera.lookat[:2], self._camera.distance = body, self._distance
+        if marker is None:
+            return
+        given = min(marker.dims, 2)
+        half[:given] = (np.array(marker.position[:2]) - body)[:given] / 2
+        self._camera.lookat[:2] += half[:2]
+        room = max(1.25 * marker.radius, _ROOM * self._distance)
+        self._camera.distance = max(self._distance, self._distance_to_show(half, room))
+
+    def _distance_to_show(self, half: np.ndarray, room: float) -> float:
+        """Return how far the camera must be from the middle of a line to show its ends at ±half, (3,) metres.
+
+        Args:
+            half: from the middle to one end.
+            room: to leave around the ends, in metres.
+        """
+        azimuth, elevation = np.radians((self._camera.azimuth, self._camera.elevation))
+        level = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
+        forward = np.cos(elevation) * level + np.array([0.0, 0.0, np.sin(elevation)])
+        right = np.array([level[1], -level[0], 0.0])
+        up = np.cross(right, forward)
+        slope = np.tan(np.radians(self._model.vis.global_.fovy) / 2)
+        across = max(abs(up @ half) + room, (abs(right @ half) + room) * self.height / self.width)
+        return float(across / slope + abs(forward @ half))
+
+    def _add_marker(self, marker: GoalMarker, colour: tuple[float, float, float]) -> None:
+        """Add a goal: a translucent shape as large as its success region around a small opaque core."""
+        geom, radius, flat = mujoco.mjtGeom, marker.radius, _FLAT_SHARE * marker.radius
+        kind, size = {
+            1: (geom.mjGEOM_BOX, (radius, 2 * radius, flat)),
+            2: (geom.mjGEOM_CYLINDER, (radius, flat, 0.0)),
+            3: (geom.mjGEOM_SPHERE, (radius, radius, radius)),
+        }[marker.dims]
+        core = _CORE_SHARE * radius
+        self._next_geom(geom.mjGEOM_SPHERE, (core, core, core), marker.position, (*colour, 1.0))
+        self._next_geom(kind, size, marker.position, (*colour, _GOAL_ALPHA))
+
+    def _add_trail(self, trail: np.ndarray) -> None:
+        """Add a line through what was achieved; a long one gets no more pieces, but longer ones."""
+        kept = np.unique(
+            np.linspace(0, len(trail) - 1, min(len(trail), _TRAIL_PIECES + 1)).round().astype(int)
+        )
+        markers = [goal_marker(self.task, achieved) for achieved in trail[kept]]
+        places = [np.array(marker.position) for marker in markers if marker is not None]
+        width, kind = _TRAIL_WIDTH * self._camera.distance, mujoco.mjtGeom.mjGEOM_CAPSULE
+        for start, stop in pairwise(places):
+            geom = self._next_geom(kind, np.zeros(3), start, _TRAIL_COLOUR)
+            mujoco.mjv_connector(geom, kind.value, width, start, stop)
+            geom.type = mujoco.mjtGeom.mjGEOM_BOX.value  # of 6 faces: capsules would take most of the time
+
+    def _next_geom(
+        self, kind: mujoco.mjtGeom, size: ArrayLike, position: ArrayLike, rgba: Sequence[float]
+    ) -> mujoco.MjvGeom:
+        """Return a geom that was added to the scene."""
+        geom = self._scene.geoms[self._scene.ngeom]
+        frame, colour = np.eye(3).ravel(), np.array(rgba, np.float32)
+        mujoco.mjv_initGeom(geom, kind.value, np.array(size), np.array(position), frame, colour)
+        geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
+        self._scene.ngeom += 1
+        return geom
+
+
+def _camera_of(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
+    """Return the camera that the task's scene describes, and the id of the body that it follows."""
+    scene, model = task.task.scene, task.model
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE.value
+    camera.azimuth, camera.elevation = scene.azimuth, scene.elevation
+    camera.distance = 1.5 * model.stat.extent if scene.distance is None else scene.distance
+    camera.lookat[:] = model.stat.center if scene.lookat is None else scene.lookat
+    if scene.follow is None:
+        return camera, None
+    resolver = TermResolver(model, f"Task {task.name!r}")
+    body = resolver.object_id(mujoco.mjtObj.mjOBJ_BODY, scene.follow)
+    if scene.lookat is None:
+        # Its height at rest: a camera that bobs with every step is hard to watch.
+        camera.lookat[2] = model.qpos0[2] if model.body_dofnum[body] == 6 else model.body_pos[body][2]
+    return camera, body
+
+
+def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -> mujoco.MjModel:
+    spec = task.task.build_spec()
+    apply_style(spec, distance, own=task.task.file is None)
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
+    return spec.compile()
+
+
+def _drawing_context(model: mujoco.MjModel, opengl: Any) -> mujoco.MjrContext:
+    try:
+        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+    except mujoco.FatalError as error:
+        opengl.free()
+        raise NoOpenGLError(f"MuJoCo cannot use the one that was opened ({error})") from error
+    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+    return context
+
+
+def _free(opengl: Any, context: mujoco.MjrContext) -> None:
+    with opengl.as_current():
+        context.free()
+    opengl.free()

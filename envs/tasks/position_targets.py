@@ -1,0 +1,54 @@
+"""Actions that are targets of position servos, over the ranges of what they move."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from envs.task import Command, TaskError
+
+
+def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:
+    """Return a command for each actuator of the model: its target, over the range of its joint or tendon.
+
+    Raises:
+        TaskError: an actuator that is no position servo, or whose joint has no range.
+    """
+    return tuple(_position_target(model, index) for index in range(model.nu))
+
+
+def _position_target(model: mujoco.MjModel, index: int) -> Command:
+    name = model.actuator(index).name
+    if not name:
+        raise TaskError(f"position_target needs named actuators, and number {index} has no name")
+    if not _is_position_servo(model, index):
+        raise TaskError(
+            f"position_target needs position servos, and actuator {name!r} is none: list the actuators, each "
+            "with its low and high"
+        )
+    target = int(model.actuator_trnid[index, 0])
+    transmission = mujoco.mjtTrn(model.actuator_trntype[index])  # a NumPy integer is in no tuple of these
+    if transmission in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
+        kind, what, limited = "joint", model.joint(target).name, model.jnt_limited[target]
+        bounds = model.jnt_range[target]
+    elif transmission == mujoco.mjtTrn.mjTRN_TENDON:
+        kind, what, limited = "tendon", model.tendon(target).name, model.tendon_limited[target]
+        bounds = model.tendon_range[target]
+    else:
+        raise TaskError(f"position_target: actuator {name!r} moves neither a joint nor a tendon")
+    if not limited:
+        raise TaskError(f"position_target: actuator {name!r} moves {kind} {what!r}, which has no range")
+    low, high = np.sort(bounds * model.actuator_gear[index, 0])
+    return Command(name, "range", float(low), float(high))
+
+
+def _is_position_servo(model: mujoco.MjModel, index: int) -> bool:
+    """Return whether the force is gain · (control − length), with damping or without."""
+    gain, bias = model.actuator_gainprm[index], model.actuator_biasprm[index]
+    return bool(
+        model.actuator_gaintype[index] == mujoco.mjtGain.mjGAIN_FIXED
+        and model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_AFFINE
+        and gain[0] != 0
+        and bias[0] == 0
+        and bias[1] == -gain[0]
+    )

@@ -1,0 +1,159 @@
+"""A page of YAML whose numbers are YAML 1.2's and whose every entry knows its line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from envs.task import TaskError
+
+Location = Sequence[str | int]
+"""How to get to an entry: keys of mappings and indices of lists, such as ``("observation", 1, "field")``."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars. PyYAML's own rules make `1e-4` a text and `off` a boolean."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|)$", ["~", "n", ""]),
+    ("bool", r"(?:true|True|false|False)$", "tTfF"),
+    ("int", r"[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"(?:[-+]?\.inf|\.nan)$", "-+."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value)  # PyYAML's own takes 010 for 8
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A YAML file that holds a mapping.
+
+    Attributes:
+        path: absolute.
+        text: as it stands in the file.
+        content: the mapping.
+        root: its node, which knows the lines.
+    """
+
+    path: Path
+    text: str
+    content: dict[str, Any]
+    root: yaml.Node
+
+    def error(self, location: Location, reason: str) -> TaskError:
+        """Return the error that says what is wrong with an entry, and where it stands; one line."""
+        return TaskError(f"{self.place(location)}: {' '.join(reason.split())}")
+
+    def place(self, location: Location) -> str:
+        """Return ``robot.yaml, line 7, observation[1].field`` for an entry, or the nearest that is there."""
+        steps, begins, _ = self._follow(location)
+        where = f", {_label(steps)}" if steps else ""
+        return f"{shown(self.path)}, line {begins.start_mark.line + 1}{where}"
+
+    def scalar_span(self, key: str) -> tuple[int, int]:
+        """Return where the value of a top-level key begins and ends in `text`."""
+        value = self._follow((key,))[2]
+        return value.start_mark.index, value.end_mark.index
+
+    def _follow(self, location: Location) -> tuple[list[str | int], yaml.Node, yaml.Node]:
+        """Return the steps to an entry, and the nodes where it begins, which is its key, and its value does.
+
+        An index that the page does not have is left out: one entry may stand where a list of them may.
+        """
+        steps: list[str | int] = []
+        begins = value = self.root
+        for step in location:
+            found = _child(value, step)
+            begins, value = found or (begins, value)
+            steps += [step] if found or isinstance(step, str) else []
+        return steps, begins, value
+
+
+def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    return None
+
+
+def _label(steps: Location) -> str:
+    """Return ``observation[1].field`` for ``("observation", 1, "field")``."""
+    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return "".join(parts).removeprefix(".")
+
+
+def shown(path: Path) -> str:
+    """Return a path as people write it: relative where it lies below the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def read_page(path: str | Path) -> Page:
+    """Read a YAML file.
+
+    Raises:
+        TaskError: there is none, or it is no YAML, not a mapping, or has a key twice; names file and line.
+    """
+    place = Path(os.path.abspath(Path(path).expanduser()))
+    try:
+        text = place.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TaskError(f"There is no task file {shown(place)}.") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"{shown(place)} is no text file in UTF-8.") from None
+    except OSError as error:
+        raise TaskError(f"{shown(place)} cannot be read: {error.strerror}.") from None
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        content = None if root is None else loader.construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _not_yaml(place, error) from None
+    if root is None or not isinstance(content, dict):
+        raise TaskError(f"{shown(place)} holds no `key: value` lines: see docs/user_tasks.md.")
+    page = Page(place, text, content, root)
+    for key in _repeated_keys(root):
+        line = f", line {key.start_mark.line + 1}"
+        raise TaskError(f"{shown(place)}{line}: the key {key.value!r} is there twice.")
+    return page
+
+
+def _not_yaml(path: Path, error: Exception) -> TaskError:
+    mark = getattr(error, "problem_mark", None)
+    line = f", line {mark.line + 1}" if mark else ""
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return TaskError(f"{shown(path)}{line}: not valid YAML: {' '.join(str(reason).split())}.")
+
+
+def _repeated_keys(root: yaml.Node) -> Iterator[yaml.Node]:
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            yield from (key for index, (key, _) in enumerate(node.value) if key.value in keys[:index])
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value

@@ -1,0 +1,299 @@
+"""`pipeline tasks check`: what a task is made of, whether its physics holds, whether its goals can be met."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
+from envs.goal_reach import GoalReach
+from envs.mujoco_log import quiet_mujoco
+from envs.registry import compile_task
+from envs.task import TaskError
+from envs.tasks.task_yaml import shown
+from pipeline.core.atomic import write_atomic
+from pipeline.core.console import Console
+from pipeline.core.runtime import as_user_error
+
+_JUDGED_GOALS = 48
+_PICTURES, _PIXELS = 3, 480
+_OFTEN, _SMALL_SPAN = 0.05, 0.15
+
+
+@dataclass
+class RandomRollout:
+    """What a random policy did in one episode of every world.
+
+    Attributes:
+        observation, achieved_goal, desired_goal: least and largest of each number, (2, size).
+        reached: (worlds,) bool, the episode met its goal; an unstable one did not.
+        reached_at_start: (worlds,) bool, it began within the success region.
+        ended_at_once: (worlds,) bool, its first step was its last, by an early end.
+        unstable: (worlds,) bool, its physics diverged.
+        non_finite: observations, one a step and world, that held NaN or infinity.
+        steps: control steps of all worlds.
+        seconds: spent in the simulator.
+    """
+
+    observation: np.ndarray
+    achieved_goal: np.ndarray
+    desired_goal: np.ndarray
+    reached: np.ndarray
+    reached_at_start: np.ndarray
+    ended_at_once: np.ndarray
+    unstable: np.ndarray
+    non_finite: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def check_task(console: Console, reference: str, *, episodes: int, seed: int, output: str | None) -> None:
+    """Print what there is to know of a task before it is trained, warn of what looks wrong, and draw it.
+
+    Args:
+        console: prints.
+        reference: a task's name, or the YAML file of a user's.
+        episodes: of the random policy, all at once.
+        seed: of the random policy, of starts and of goals.
+        output: where to put the picture; None: beside the YAML file, for a built-in task in this folder.
+
+    Raises:
+        UserError: the task, its model or a name in it is wrong.
+    """
+    task = as_user_error(lambda: compile_task(reference), TaskError)
+    rollout = roll_out(task, episodes, seed)
+    out_of_reach, warnings = judge_goals(task, seed)
+    warnings = [*rollout_warnings(rollout, task), *warnings]
+    report = {"task": task.name, "file": task.task.file, **_layout(task, rollout), **_figures(rollout)}
+    report["out_of_reach"] = out_of_reach
+    _print(console, task, report)
+    picture = _picture_place(task, output)
+    try:
+        write_png(picture, draw_starts(task, seed))
+        console.say(f"Picture of {_PICTURES} starts with their goals: {shown(picture)}")
+        report["picture"] = str(picture)
+    except RuntimeError as error:  # no OpenGL; it names the packages
+        warnings.append(f"no picture: {' '.join(str(error).split())}")
+    for warning in warnings:
+        console.warn(warning)
+    if not warnings:
+        console.say("Nothing looks wrong.")
+    console.result(report | {"warnings": warnings})
+
+
+# -- a random policy ------------------------------------------------------------------------------
+
+
+def roll_out(task: CompiledTask, worlds: int, seed: int) -> RandomRollout:
+    """Run one evaluation episode in every world, with actions uniform in [−1, 1]."""
+    simulator = CpuSimulator(task, worlds, seed=seed, distribution="evaluation")
+    rng, none = np.random.default_rng(seed), np.zeros(worlds, bool)
+    start = task.is_success(simulator.achieved_goal, simulator.desired_goal)
+    seen = {
+        name: np.stack([getattr(simulator, name).min(0), getattr(simulator, name).max(0)])
+        for name in ("observation", "achieved_goal", "desired_goal")
+    }
+    result = RandomRollout(
+        seen["observation"], seen["achieved_goal"], seen["desired_goal"], none.copy(), start, none, none
+    )
+    running = ~none
+    for step in range(task.task.episode_steps):
+        action = rng.uniform(-1.0, 1.0, (worlds, task.action_dim)).astype(np.float32)
+        began = time.perf_counter()
+        outcome = simulator.step(action)
+        result.seconds += time.perf_counter() - began
+        result.steps += worlds
+        result.unstable = result.unstable | (running & outcome.unstable)
+        running = running & ~outcome.unstable
+        result.reached |= running & outcome.success
+        _widen(result, simulator, running)
+        if step == 0:
+            result.ended_at_once = running & outcome.terminated
+        running = running & ~outcome.terminated
+        if not running.any():
+            break
+    result.reached &= ~result.unstable
+    return result
+
+
+def _widen(result: RandomRollout, simulator: CpuSimulator, running: np.ndarray) -> None:
+    """Widen the ranges seen to the numbers of the running worlds, and count those that are none."""
+    for name in ("observation", "achieved_goal"):
+        rows = getattr(simulator, name)[running]
+        finite = np.isfinite(rows).all(1)
+        if name == "observation":
+            result.non_finite += int((~finite).sum())
+        if finite.any():
+            span = getattr(result, name)
+            span[0] = np.minimum(span[0], rows[finite].min(0))
+            span[1] = np.maximum(span[1], rows[finite].max(0))
+
+
+def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
+    """Return what looks wrong in a random policy's episodes."""
+    found, episodes = [], len(rollout.reached)
+    if unstable := int(rollout.unstable.sum()):
+        found.append(
+            f"the physics diverged in {unstable} of {episodes} episodes: lower the timestep or the gains, or "
+            "raise damping and armature."
+        )
+    if rollout.non_finite:
+        found.append(f"{rollout.non_finite} observations held NaN or infinity.")
+    if at_once := int(rollout.ended_at_once.sum()):
+        found.append(
+            f"{at_once} of {episodes} episodes end at their first step: early_end holds at the start."
+        )
+    if (share := rollout.reached_at_start.mean()) > _OFTEN:
+        found.append(f"{share:.0%} of the episodes start within the success region of their goal.")
+    lowest = np.minimum(rollout.achieved_goal[0], rollout.desired_goal[0])
+    span = float((np.maximum(rollout.achieved_goal[1], rollout.desired_goal[1]) - lowest).max())
+    if (rollout.achieved_goal[0] == rollout.achieved_goal[1]).all():
+        found.append("the achieved goal never changes: no action moves what achieved_goal reads.")
+    elif span < _SMALL_SPAN:
+        found.append(
+            f"goals span {span:.2g} at most: networks see numbers as they are, and hardly learn to tell such "
+            "goals apart; write the model in smaller units of length, so that they span about 1."
+        )
+    return found
+
+
+# -- goals ----------------------------------------------------------------------------------------
+
+
+def judge_goals(task: CompiledTask, seed: int) -> tuple[dict[str, float] | None, list[str]]:
+    """Return the share of goals beyond what the joints' ranges allow, of training and evaluation.
+
+    Returns:
+        The share by distribution, None where the goal is no matter of positions; and a warning for each that
+        is above 0.
+    """
+    reach = GoalReach(task, seed)
+    if not reach.can_judge:
+        return None, []
+    shares, warnings = {}, []
+    for name in ("training", "evaluation"):
+        with quiet_mujoco():
+            report = reach.judge(name, _JUDGED_GOALS)
+        shares[name] = report.out_of_reach / report.goals
+        if report.out_of_reach:
+            warnings.append(
+                f"{report.out_of_reach} of {report.goals} {name} goals can never be reached: the joints' "
+                f"ranges allow nothing within {task.task.success[0].radius:g} of them, and the farthest is "
+                f"missed by {report.farthest:.3g}."
+            )
+    return shares, warnings
+
+
+# -- what is printed and drawn --------------------------------------------------------------------
+
+
+def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
+    """Return the elements of observation, goal and action."""
+    control = task.control
+    observation = [
+        element | {"low": float(low), "high": float(high)}
+        for element, low, high in zip(task.describe("observation"), *rollout.observation, strict=True)
+    ]
+    goal = [
+        element
+        | {"low": float(low), "high": float(high)}
+        | {"commanded_low": float(wanted_low), "commanded_high": float(wanted_high)}
+        for element, low, high, wanted_low, wanted_high in zip(
+            task.describe("achieved_goal"), *rollout.achieved_goal, *rollout.desired_goal, strict=True
+        )
+    ]
+    action = [
+        {
+            "actuator": name,
+            "action": None if held else int(control.columns[index]),
+            "kind": "hold" if held else "switch" if control.switched[index] else "range",
+            "low": float(control.low[index]),
+            "high": float(control.high[index]),
+        }
+        for index, name in enumerate(control.actuators)
+        for held in [name not in control.actions]
+    ]
+    return {"observation": observation, "goal": goal, "action": action}
+
+
+def _figures(rollout: RandomRollout) -> dict[str, Any]:
+    """Return what a random policy reached, and how fast."""
+    from stages.evaluate import wilson_interval
+
+    reached, episodes = int(rollout.reached.sum()), len(rollout.reached)
+    return {
+        "episodes": episodes,
+        "random_success": reached / episodes,
+        "random_success_interval": list(wilson_interval(reached, episodes)),
+        "unstable_episodes": int(rollout.unstable.sum()),
+        "steps": rollout.steps,
+        "steps_per_s": rollout.steps / rollout.seconds,
+    }
+
+
+def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None:
+    described = task.task
+    console.say(
+        f"Task {task.name}: control step {described.control_dt_s:g} s ({task.frame_skip} physics steps of "
+        f"{task.model.opt.timestep:g} s), {described.episode_steps} steps an episode; success within "
+        f"{', '.join(f'{region.radius:g}' for region in described.success)}."
+    )
+    for title, key in (
+        ("Observation, ranges as a random policy sees them", "observation"),
+        ("Goal, as a random policy achieves it and as it is commanded", "goal"),
+        ("Controls, at action -1 and +1", "action"),
+    ):
+        rows = report[key]
+        console.table(title, list(rows[0]), [list(row.values()) for row in rows])
+    low, high = report["random_success_interval"]
+    console.say(
+        f"A random policy meets {report['random_success']:.1%} of the goals of {report['episodes']} episodes "
+        f"(95 % interval {low:.1%} to {high:.1%}); {report['unstable_episodes']} unstable; "
+        f"{report['steps']:,} steps at {report['steps_per_s']:,.0f} steps/s."
+    )
+    if report["out_of_reach"] is None:
+        console.say(
+            "Whether goals can be reached is not judged: the goal is more than a matter of positions."
+        )
+
+
+def _picture_place(task: CompiledTask, output: str | None) -> Path:
+    if output is not None:
+        return Path(output).expanduser().absolute()
+    if task.task.file is not None:
+        return Path(task.task.file).with_suffix(".png")
+    return Path.cwd() / f"{task.name}.png"
+
+
+def draw_starts(task: CompiledTask, seed: int) -> np.ndarray:
+    """Return starts of evaluation episodes with their goals side by side, (height, width, 3) uint8.
+
+    Raises:
+        NoOpenGLError: there is no OpenGL to draw with.
+    """
+    from envs.scene_rendering import SceneRenderer
+
+    qpos, _, goals = task.sample_start("evaluation", np.random.default_rng(seed), _PICTURES)
+    with SceneRenderer(task, _PIXELS, _PIXELS) as renderer:
+        return np.concatenate([renderer.draw(*each) for each in zip(qpos, goals, strict=True)], axis=1)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, (height, width, 3) uint8, as PNG; no package of pictures is needed for it."""
+    height, width, _ = picture.shape
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
+    write_atomic(path, b"\x89PNG\r\n\x1a\n" + body)

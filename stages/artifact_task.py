@@ -1,0 +1,76 @@
+"""The task of an artifact: a user's travels with it, as a copy that later stages go on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from envs.compiled_task import CompiledTask
+from envs.registry import compile_task
+from envs.task import TaskError
+from envs.tasks.task_copy import PAGE_NAME, copy_task, describe_source, read_source
+from envs.tasks.task_yaml import shown
+from pipeline.core.artifacts import Artifact
+from pipeline.core.console import Console
+from pipeline.core.errors import DamagedFileError
+from pipeline.core.runtime import as_user_error
+
+TASK_FOLDER = "task"
+
+
+def own_task(artifact: Artifact) -> str | None:
+    """Return the page of the artifact's copy of a user's task; None where its task is a built-in one."""
+    page = artifact.file(TASK_FOLDER) / PAGE_NAME
+    return str(page) if page.is_file() else None
+
+
+def load_task(artifact: Artifact) -> CompiledTask:
+    """Return the artifact's task, with its changes: from its own copy, or the built-in one of its name.
+
+    Raises:
+        DamagedFileError: the copy is of another task.
+        UserError: there is no such task, or the copy is damaged.
+    """
+    reference, changes = own_task(artifact) or artifact.manifest.task, artifact.manifest.task_changes
+    task = as_user_error(lambda: compile_task(reference, changes), TaskError)
+    if task.name != artifact.manifest.task:
+        raise DamagedFileError(f"{reference} is task {task.name!r}, not {artifact.manifest.task!r}.")
+    return task
+
+
+def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
+    """Copy a user's task into the artifact, unless it is there; a built-in one needs no copy."""
+    if task.task.file is None or own_task(artifact) is not None:
+        return
+    outside = as_user_error(lambda: copy_task(task, artifact.file(TASK_FOLDER)), TaskError)
+    if outside:
+        console.warn(
+            f"the model names files by absolute paths ({_shown_all(outside)}), which no copy of it brings "
+            "along: name them relative to the model, or leave them where they are."
+        )
+
+
+def task_record(artifact: Artifact) -> dict[str, Any]:
+    """Return ``task_file`` and ``task_sha256`` of a user's task, for metadata; nothing of a built-in one."""
+    if own_task(artifact) is None:
+        return {}
+    return as_user_error(lambda: describe_source(artifact.file(TASK_FOLDER)), TaskError)
+
+
+def warn_of_changed_task(artifact: Artifact, console: Console) -> None:
+    """Say so where the files of a user's task are no longer what the artifact was made with."""
+    page = own_task(artifact)
+    if page is None:
+        return
+    changed = as_user_error(lambda: read_source(artifact.file(TASK_FOLDER)), TaskError).changed_files()
+    if changed:
+        console.warn(
+            f"{_shown_all(changed)} changed since {artifact.name} was made, which goes on with its own copy "
+            f"({page}): train another teacher to use the change."
+        )
+
+
+def _shown_all(paths: list[str]) -> str:
+    """Return paths as people write them, the first three."""
+    names = [shown(Path(path)) for path in paths[:3]]
+    return ", ".join(names) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -1,0 +1,39 @@
+"""Both sides of the step benchmark step the same worlds, and the script keeps other tasks' figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import env_step
+from envs.registry import compile_task
+
+
+def test_both_sides_go_the_same_way() -> None:
+    pair = env_step.StepPair(compile_task("ant"), worlds=8, threads=1)
+    pair._simulator.episode_step[:] = 0
+    for _ in range(2):
+        seconds = pair.turn()
+        assert set(seconds) == {"full", "bare"} and min(seconds.values()) > 0
+        # A world that ended was reset on the full side, and its clock with it.
+        went_on = pair._simulator.episode_step >= env_step._STEPS_A_TURN
+        assert went_on.any()
+        full = pair._simulator.state_dict()["state"]
+        assert np.array_equal(full[went_on], pair._batch.state[went_on])
+
+
+def test_the_script_writes_a_task_beside_the_others(tmp_path: Path) -> None:
+    output = tmp_path / "step.json"
+    output.write_text('{"ant": "kept"}')
+    arguments = ["--task=point_u_maze", "--worlds=4", "--rounds=5", "--round-s=0.01", f"--output={output}"]
+    done = CliRunner().invoke(env_step.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and "full / bare" in done.output
+    cells = json.loads(output.read_text())
+    assert cells["ant"] == "kept"
+    cell = cells["point_u_maze"]
+    full, bare = (cell["rounds_steps_per_second"][side] for side in ("full", "bare"))
+    assert len(full) == len(bare) == 5
+    ratios = [one / other for one, other in zip(full, bare, strict=True)]
+    assert cell["full_over_bare"]["max"] == pytest.approx(max(ratios), rel=1e-4)

@@ -1,0 +1,274 @@
+"""Users' tasks: what is wrong in a page or a model is told in one line that names file, line and entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from envs.registry import compile_task, get_task, task_names
+from envs.task import TaskError
+from tests.envs.tasks.user_pages import ARM, PAGE, changed, with_line, write
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(page: str = PAGE, model: str = ARM) -> str:
+    with pytest.raises(TaskError) as raised:
+        compile_task(str(write(Path.cwd(), page, model)))
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+MISTAKES = {
+    "an unknown key": (
+        changed(PAGE, "observation:", "obervation:"),
+        "line 5, obervation: unknown key; did you mean 'observation'?",
+    ),
+    "an unknown key inside": (
+        changed(PAGE, "    object: fingertip", "    objct: fingertip"),
+        "line 8, observation[1].objct: unknown key; did you mean 'object'?",
+    ),
+    "a key twice": (PAGE + "name: again\n", "line 13: the key 'name' is there twice."),
+    "no YAML": (changed(PAGE, "name: my_arm", "name: [my_arm"), "line 2: not valid YAML: "),
+    "no mapping": ("- a\n- b\n", "holds no `key: value` lines"),
+    "an empty page": ("", "holds no `key: value` lines"),
+    "a key that is missing": (with_line("success", ""), "line 1: 'success' must be given"),
+    "no goal": (
+        with_line("goal", ""),
+        "goal must be given, or a goal of its own for training and evaluation",
+    ),
+    "a text for a number": (
+        changed(PAGE, "5e-2", "fast"),
+        "line 3, control_dt_s: must be a valid number (got 'fast')",
+    ),
+    "a boolean for a number": (
+        changed(PAGE, "5e-2", "true"),
+        "line 3, control_dt_s: must be a valid number (got True)",
+    ),
+    "NaN": (changed(PAGE, "5e-2", ".nan"), "line 3, control_dt_s: must be a finite number"),
+    "a control step of 0": (
+        changed(PAGE, "5e-2", "0"),
+        "line 3, control_dt_s: must be greater than 0 (got 0)",
+    ),
+    "a negative control step": (
+        changed(PAGE, "5e-2", "-0.05"),
+        "line 3, control_dt_s: must be greater than 0 (got -0.05)",
+    ),
+    "a control step between": (
+        changed(PAGE, "5e-2", "0.033"),
+        "line 3, control_dt_s: 0.033 is not a multiple of the model's timestep 0.01.",
+    ),
+    "a built-in name": (
+        changed(PAGE, "my_arm", "point_u_maze"),
+        "line 1, name: 'point_u_maze' is a built-in task: choose another name",
+    ),
+    "a name with a blank": (changed(PAGE, "my_arm", "My arm"), "line 1, name: must be lower-case letters"),
+    "no model": (changed(PAGE, "arm.xml", "gone.xml"), "line 2, model: there is no file gone.xml"),
+    "no such field": (
+        changed(PAGE, "field: qpos", "field: qposs"),
+        "line 6, observation[0]: unknown field 'qposs'; did you mean 'qpos'?",
+    ),
+    "no such object": (
+        changed(PAGE, "    object: fingertip", "    object: fingertop"),
+        "line 7, observation[1]: the model has no site named 'fingertop'; did you mean 'finger",
+    ),
+    "no such keyframe": (
+        changed(PAGE, "home", "hom"),
+        "line 12, reset: the model has no keyframe named 'hom'; did you mean 'home'?",
+    ),
+    "no such joint": (
+        changed(PAGE, "keyframe: home", "joints: [elbo], positions: {list: [[1]]}"),
+        "line 12, reset: the model has no joint named 'elbo'; did you",
+    ),
+    "no such actuator": (
+        PAGE + "action: [{actuator: lift}, {actuator: bnd}]\n",
+        "line 13, action: the model has no actuator named 'bnd'; did you mean 'bend'?",
+    ),
+    "no such body to follow": (
+        PAGE + "scene: {follow: upper_arm}\n",
+        "line 13, scene.follow: the model has no body named 'upper_arm'; did you mean 'upper'?",
+    ),
+    "an actuator left out": (
+        PAGE + "action: [{actuator: lift}]\n",
+        "line 13, action: actuator 'bend' has no command",
+    ),
+    "an unknown action": (
+        PAGE + "action: position_targets\n",
+        "line 13, action: must be 'range' or 'position_target' (got 'position_targets')",
+    ),
+    "held and commanded": (
+        PAGE + "action: [{actuator: lift}, {actuator: bend, hold: 1, low: 0}]\n",
+        "line 13, action[1]: an actuator that is held has no kind, low or high",
+    ),
+    "goals of another size": (
+        with_line("goal", "goal: {box: {low: [0, 0], high: [1, 1]}}"),
+        "line 10, goal: goals of 2 numbers, and the achieved_goal has 3",
+    ),
+    "goals of another size in training": (
+        PAGE + "training: {goal: {ring: {low: 1, high: 2}}}\n",
+        "line 13, training.goal: goals of 2 numbers, and the achieved_goal has 3",
+    ),
+    "bounds of unequal length": (
+        changed(PAGE, "[0.3, 0, -0.1]", "[0.3, 0]"),
+        "line 10, goal.box: low has 3 numbers, high 2",
+    ),
+    "bounds the wrong way": (
+        changed(PAGE, "[0.3, 0, -0.1]", "[0.1, 0, -0.1]"),
+        "line 10, goal.box: low is above high",
+    ),
+    "two distributions in one": (
+        with_line("goal", "goal: {ring: {low: 1, high: 2}, list: [[1]]}"),
+        "line 10, goal: must be exactly one of box, list, ring and cells",
+    ),
+    "cells without a layout": (
+        with_line("goal", "goal: {cells: {z: 1}}"),
+        "line 10, goal: cells need a layout and a scale",
+    ),
+    "no such layout": (
+        with_line("goal", "goal: {cells: {layout: uu, scale: 1}}"),
+        "line 10, goal.cells.layout: no layout 'uu'; did you mean 'u'?",
+    ),
+    "a slice beyond the goal": (
+        changed(PAGE, "radius: 0.05", "radius: 0.05, slice: [1, 4]"),
+        "line 11, success: the slice [1, 4] is none of an achieved_goal of 3 numbers",
+    ),
+    "points that do not divide": (
+        changed(PAGE, "radius: 0.05", "radius: 0.05, points: 2"),
+        "line 11, success: 3 numbers are not 2 points",
+    ),
+    "a radius with a name of two words": (
+        PAGE + "other_radii: {very easy: 0.2}\n",
+        "line 13, other_radii.very easy: must be lower-case letters",
+    ),
+    "a radius of 0": (
+        changed(PAGE, "radius: 0.05", "radius: 0"),
+        "line 11, success.radius: must be greater than 0 (got 0)",
+    ),
+    "joints without positions": (
+        changed(PAGE, "keyframe: home", "joints: [elbow]"),
+        "line 12, reset: joints and positions are given together",
+    ),
+    "positions for fewer joints": (
+        changed(PAGE, "keyframe: home", "joints: [elbow], positions: {list: [[1, 2]]}"),
+        "line 12, reset: starts draw 2 numbers for 1 joints.",
+    ),
+    "a number to draw beyond the goal": (
+        PAGE + "scene: {goal_position: [0, 3]}\n",
+        "line 13, scene.goal_position: there is no number 3, the last one is 2",
+    ),
+}
+
+MODELS = {
+    "an unknown type": (
+        changed(
+            ARM,
+            '"capsule" size=".02" fromto="0 0 0 .2 0 0"/>\n      <body',
+            '"blob" size=".02"/>\n      <body',
+        ),
+        "MuJoCo refuses arm.xml: XML Error: invalid keyword: 'blob' Element 'geom', line 6",
+    ),
+    "no XML": (changed(ARM, "  </worldbody>\n", ""), "MuJoCo refuses arm.xml: XML parse error"),
+    "a joint that is not there": (
+        changed(ARM, 'joint="elbow"', 'joint="knee"'),
+        "unknown transmission target 'knee' for actuator id = 1 Element name 'bend', id 1, line 16",
+    ),
+    "a keyframe of the wrong size": (
+        changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25 0.5 1"'),
+        "MuJoCo refuses arm.xml: Error: keyframe 'home': invalid qpos size, expected 2, got 3",
+    ),
+    "a keyframe that is too short": (
+        changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25"'),
+        "reset.keyframe: 'home' gives 1 of the model's 2 qpos",
+    ),
+    "an include that is not there": (
+        changed(ARM, "  <worldbody>", '  <include file="gone.xml"/>\n  <worldbody>'),
+        "XML Error: Error opening file 'gone.xml' Element 'include', line 3",
+    ),
+    "a mesh that is not there": (
+        changed(ARM, "  <worldbody>", '  <asset><mesh name="m" file="gone.stl"/></asset>\n  <worldbody>'),
+        "MuJoCo refuses arm.xml: Error: Error opening file 'gone.stl'",
+    ),
+    "NaN in a position": (
+        changed(ARM, 'pos=".2 0 0">', 'pos="nan 0 0">'),
+        "arm.xml holds NaN, in body_pos of 'lower'",
+    ),
+    "NaN in a gain": (
+        changed(ARM, 'kp="10" ctrlrange="-1 1"', 'kp="nan" ctrlrange="-1 1"'),
+        "arm.xml holds NaN, in actuator_biasprm of 'lift'",
+    ),
+    "NaN in the keyframe": (
+        changed(ARM, 'qpos="0.25 0.5"', 'qpos="nan 0.5"'),
+        "arm.xml holds NaN, in key_qpos of 'home'",
+    ),
+    "a negative timestep": (
+        changed(ARM, 'timestep="0.01"', 'timestep="-0.01"'),
+        "control_dt_s: 0.05 and the model's timestep -0.01 must be above 0.",
+    ),
+    "a timestep of 0": (
+        changed(ARM, 'timestep="0.01"', 'timestep="0"'),
+        "control_dt_s: 0.05 and the model's timestep 0.0 must be above 0.",
+    ),
+}
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(("page", "expected"), MISTAKES.values(), ids=MISTAKES)
+    def test_in_the_page(self, page: str, expected: str) -> None:
+        message = refusal(page)
+        assert message.startswith("robot.yaml")
+        assert expected in message
+
+    @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS)
+    def test_in_the_model(self, model: str, expected: str, capfd: pytest.CaptureFixture[str]) -> None:
+        message = refusal(model=model)
+        assert message.startswith("robot.yaml, line ")
+        assert expected in message
+        assert capfd.readouterr() == ("", ""), "MuJoCo keeps silent"
+        assert not Path("MUJOCO_LOG.TXT").exists()
+
+    def test_several_at_once_on_one_line(self) -> None:
+        message = refusal(
+            changed(changed(PAGE, "radius: 0.05", "radius: -1"), "episode_steps: 30", "episode_steps: 0")
+        )
+        assert message.count("robot.yaml, line") == 2
+
+    @pytest.mark.parametrize(
+        ("old", "new", "expected"),
+        [
+            (
+                '<position name="bend"',
+                '<velocity name="bend"',
+                "position servos, and actuator 'bend' is none",
+            ),
+            (' range="0 120"', "", "actuator 'bend' moves joint 'elbow', which has no range"),
+            ('name="bend" ', "", "needs named actuators, and number 1 has no name"),
+        ],
+    )
+    def test_no_position_targets(self, old: str, new: str, expected: str) -> None:
+        model = changed(ARM, old, new)
+        if "velocity" in new:
+            model = changed(model, 'joint="elbow" kp="10"', 'joint="elbow" kv="10"')
+        message = refusal(PAGE + "action: position_target\n", model)
+        assert message.startswith("robot.yaml, line 13, action: ") and expected in message
+
+    def test_no_file(self) -> None:
+        Path("folder.yaml").mkdir()
+        Path("bytes.yaml").write_bytes(b"\xff\xfe\x00")
+        write(Path.cwd())
+        for name, expected in (
+            ("gone.yaml", "There is no task file gone.yaml."),
+            ("folder.yaml", "folder.yaml cannot be read: Is a directory."),
+            ("bytes.yaml", "bytes.yaml is no text file in UTF-8."),
+            ("robot", "Unknown task 'robot': did you mean the file robot.yaml?"),
+        ):
+            with pytest.raises(TaskError) as raised:
+                get_task(name)
+            assert str(raised.value) == expected
+
+    def test_no_built_in_task_has_the_name_of_the_environment(self) -> None:
+        assert "user_task" not in task_names()

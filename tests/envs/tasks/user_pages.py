@@ -1,0 +1,60 @@
+"""A small model and a page of YAML about it, to be changed line by line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ARM = """<mujoco model="arm">
+  <option timestep="0.01"/>
+  <worldbody>
+    <body name="upper">
+      <joint name="shoulder" axis="0 1 0" range="-90 90" damping="1"/>
+      <geom type="capsule" size=".02" fromto="0 0 0 .2 0 0"/>
+      <body name="lower" pos=".2 0 0">
+        <joint name="elbow" axis="0 1 0" range="0 120" damping="1"/>
+        <geom type="capsule" size=".02" fromto="0 0 0 .2 0 0"/>
+        <site name="fingertip" pos=".2 0 0"/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator>
+    <position name="lift" joint="shoulder" kp="10" ctrlrange="-1 1"/>
+    <position name="bend" joint="elbow" kp="10" ctrlrange="-0.5 1"/>
+  </actuator>
+  <keyframe><key name="home" qpos="0.25 0.5"/></keyframe>
+</mujoco>
+"""
+PAGE = """name: my_arm
+model: arm.xml
+control_dt_s: 5e-2
+episode_steps: 30
+observation:
+  - {field: qpos, unit: rad}
+  - field: site_xpos
+    object: fingertip
+achieved_goal: {field: site_xpos, object: fingertip, unit: m}
+goal: {box: {low: [0.2, 0, -0.3], high: [0.3, 0, -0.1]}}
+success: {radius: 0.05}
+reset: {keyframe: home}
+"""
+
+
+def write(folder: Path, page: str = PAGE, model: str = ARM) -> Path:
+    """Write page and model; return the page's path."""
+    (folder / "arm.xml").write_text(model)
+    path = folder / "robot.yaml"
+    path.write_text(page)
+    return path
+
+
+def changed(text: str, old: str, new: str) -> str:
+    """Return `text` with `old`, which is there once, replaced."""
+    assert text.count(old) == 1, (old, text.count(old))
+    return text.replace(old, new)
+
+
+def with_line(key: str, line: str) -> str:
+    """Return the page with the line of a top-level key replaced."""
+    lines = PAGE.splitlines()
+    (index,) = [i for i, each in enumerate(lines) if each.startswith(f"{key}:")]
+    return "\n".join([*lines[:index], line, *lines[index + 1 :]]) + "\n"

@@ -1,0 +1,104 @@
+"""Which goals the joints' ranges allow, against what a plane arm of two links can reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.goal_reach import GoalReach
+from envs.registry import compile_task
+from tests.envs.tasks.user_pages import ARM, changed, with_line, write
+
+
+def reach(folder: Path, page: str, model: str = ARM) -> GoalReach:
+    return GoalReach(compile_task(str(write(folder, page, model))))
+
+
+def listed(*goals: tuple[float, float, float]) -> str:
+    return with_line("goal", f"goal: {{list: {[list(goal) for goal in goals]}}}")
+
+
+# Both links are 0.2 m long; the elbow bends to one side alone, by at most 120 degrees.
+@pytest.mark.parametrize(
+    ("goal", "missed_by"),
+    [
+        ((0.4, 0.0, 0.0), None),
+        ((0.0, 0.0, 0.4), None),
+        ((0.2, 0.0, -0.2), None),
+        ((0.0, 0.0, -0.2), None),  # 120 degrees: the tip comes to 0.2 m
+        ((0.6, 0.0, 0.0), 0.2),
+        ((0.3, 0.3, 0.0), 0.3),  # out of the plane, where 0.3 m in it can be reached
+        ((0.0, 0.0, 0.0), 0.2),  # too near
+        ((-0.4, 0.0, 0.0), 0.4),  # the shoulder turns by 90 degrees: the upper link points to x >= 0
+    ],
+)
+def test_an_arm_of_two_links(
+    tmp_path: Path, goal: tuple[float, float, float], missed_by: float | None
+) -> None:
+    report = reach(tmp_path, listed(goal)).judge("evaluation", 2)
+    if missed_by is None:
+        assert report.out_of_reach == 0 and report.farthest == 0
+    else:
+        assert report.out_of_reach == 2
+        if goal[0] >= 0:
+            assert report.farthest == pytest.approx(missed_by, abs=0.005)
+
+
+def test_the_share_that_is_out_of_reach(tmp_path: Path) -> None:
+    report = reach(tmp_path, listed((0.4, 0, 0), (0.9, 0, 0))).judge("training", 60)
+    assert 15 <= report.out_of_reach <= 45
+    assert report.goals == 60
+
+
+def test_a_free_joint_goes_anywhere(tmp_path: Path) -> None:
+    model = changed(ARM, '<body name="upper">', '<body name="upper" pos="0 0 1"><freejoint name="root"/>')
+    model = changed(model, '<joint name="shoulder" axis="0 1 0" range="-90 90" damping="1"/>', "")
+    model = changed(model, '<position name="lift" joint="shoulder" kp="10" ctrlrange="-1 1"/>', "")
+    model = changed(model, '<keyframe><key name="home" qpos="0.25 0.5"/></keyframe>', "")
+    page = changed(listed((50.0, -30.0, 2.0)), "{keyframe: home}", "{qpos_noise: 0.1}")
+    assert reach(tmp_path, page, model).judge("evaluation", 3).out_of_reach == 0
+
+
+def test_every_region_counts(tmp_path: Path) -> None:
+    page = changed(
+        listed((0.4, 0.2, 0.0)),
+        "{radius: 0.05}",
+        "[{radius: 0.05, slice: [0, 1]}, {radius: 0.05, slice: [1, 2]}]",
+    )
+    report = reach(tmp_path, page).judge("evaluation", 1)
+    assert report.out_of_reach == 1, "x alone can be reached"
+    near = changed(page, "{radius: 0.05, slice: [1, 2]}", "{radius: 0.25, slice: [1, 2]}")
+    assert reach(tmp_path, near).judge("evaluation", 1).out_of_reach == 0
+
+
+@pytest.mark.parametrize(
+    ("term", "sensor", "judged"),
+    [
+        ("{field: qvel}", "", False),
+        ("{field: qpos}", "", True),
+        ("{field: sensordata}", '<framepos objtype="site" objname="fingertip"/>', True),
+        ("{field: sensordata}", '<framelinvel objtype="site" objname="fingertip"/>', False),
+    ],
+)
+def test_what_can_be_judged(tmp_path: Path, term: str, sensor: str, judged: bool) -> None:
+    model = changed(ARM, "  <keyframe>", f"  <sensor>{sensor}</sensor>\n  <keyframe>")
+    size = 3 if sensor else 2
+    page = changed(listed((0.4, 0, 0)), "[[0.4, 0, 0]]", f"[{[0.4, *[0.0] * (size - 1)]}]")
+    page = changed(
+        page, "achieved_goal: {field: site_xpos, object: fingertip, unit: m}", f"achieved_goal: {term}"
+    )
+    found = reach(tmp_path, page, model)
+    assert found.can_judge == judged
+    if judged:
+        assert found.judge("evaluation", 1).out_of_reach == 0
+
+
+def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
+    task = compile_task(
+        str(write(tmp_path, with_line("goal", "goal: {box: {low: [0, 0, 0], high: [0.6, 0, 0.6]}}")))
+    )
+    reports = [GoalReach(task, seed).judge("evaluation", 20) for seed in (3, 3)]
+    assert reports[0] == reports[1]
+    assert np.isfinite(reports[0].farthest)

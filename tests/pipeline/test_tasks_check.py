@@ -1,0 +1,276 @@
+"""`pipeline tasks check` through Click's runner: what it finds, what it warns of, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from envs.opengl import NoOpenGLError, choose_backend
+from envs.registry import compile_task
+from pipeline import tasks_check
+from pipeline.cli import cli
+from pipeline.tasks_check import check_task, judge_goals, roll_out, rollout_warnings, write_png
+from tests.end_to_end.command_line import error_of
+from tests.envs.tasks.user_pages import ARM, PAGE, changed, with_line, write
+
+assert check_task.__doc__
+
+
+def has_opengl() -> bool:
+    try:
+        choose_backend()
+    except NoOpenGLError:
+        return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("THOUSANDFOLD_TRACEBACK", raising=False)
+
+
+def invoke(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["tasks", *arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def check(*arguments: str) -> dict[str, Any]:
+    result = invoke("check", "robot.yaml", "--episodes", "4", "--json", *arguments)
+    (line,) = result.stdout.splitlines()
+    return json.loads(line)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Return the picture of a PNG whose lines are not filtered."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, chunks = 8, {}
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        kind, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + content)
+        chunks[kind], at = content, at + 12 + length
+    width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 3 * width)
+    assert not lines[:, 0].any()
+    return lines[:, 1:].reshape(height, width, 3)
+
+
+class TestCommand:
+    def test_the_group_alone_still_lists(self) -> None:
+        assert "point_u_maze" in invoke().stdout
+        assert json.loads(invoke("--json").stdout)["tasks"][0]["task"] == "point_u_maze"
+
+    def test_what_it_tells(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
+        write(Path.cwd())
+        result = invoke("check", "robot.yaml", "--episodes", "4")
+        for text in (
+            "Task my_arm: control step 0.05 s (5 physics steps of 0.01 s), 30 steps an episode",
+            "site_xpos:fingertip[2]",
+            "A random policy meets",
+            "0 unstable; 120 steps at",
+            "Picture of 3 starts with their goals: robot.png",
+            "Nothing looks wrong.",
+        ):
+            assert text in result.stdout, text
+        assert result.stderr == ""
+        assert read_png(Path("robot.png")).shape == (2, 6, 3)
+
+    def test_the_result_as_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
+        write(Path.cwd(), PAGE + "action: [{actuator: bend, kind: switch}, {actuator: lift, hold: 0.3}]\n")
+        found = check("--output", "pictures/arm.png")
+        assert (found["task"], found["file"]) == ("my_arm", str(Path.cwd() / "robot.yaml"))
+        assert [each["name"] for each in found["observation"]][:3] == [
+            "qpos[0]",
+            "qpos[1]",
+            "site_xpos:fingertip[0]",
+        ]
+        assert [each["unit"] for each in found["goal"]] == ["m"] * 3
+        assert all(
+            0.2 <= each <= 0.3
+            for each in (found["goal"][0]["commanded_low"], found["goal"][0]["commanded_high"])
+        )
+        assert found["action"] == [
+            {
+                "actuator": "lift",
+                "action": None,
+                "kind": "hold",
+                "low": pytest.approx(0.3),
+                "high": pytest.approx(0.3),
+            },
+            {"actuator": "bend", "action": 0, "kind": "switch", "low": -0.5, "high": 1.0},
+        ]
+        assert (found["episodes"], found["steps"], found["unstable_episodes"]) == (4, 120, 0)
+        assert found["steps_per_s"] > 0
+        assert found["out_of_reach"] == {"training": 0.0, "evaluation": 0.0}
+        assert found["warnings"] == [] and found["picture"] == str(Path.cwd() / "pictures/arm.png")
+        assert Path(found["picture"]).is_file()
+
+    def test_a_built_in_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
+        result = invoke("check", "point_u_maze", "--episodes", "2")
+        assert "Picture of 3 starts with their goals: point_u_maze.png" in result.stdout
+
+    @pytest.mark.skipif(not has_opengl(), reason="no EGL and no OSMesa here")
+    def test_a_picture_shows_the_arm(self) -> None:
+        write(Path.cwd())
+        picture = read_png(Path(check()["picture"]))
+        assert picture.shape == (480, 1440, 3)
+        assert picture.std() > 5
+        assert not np.array_equal(picture[:, :480], picture[:, 480:960]), "goals differ"
+
+    def test_without_opengl_it_names_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(Path.cwd())
+        monkeypatch.setenv("MUJOCO_GL", "off")
+        found = check()
+        assert found.get("picture") is None
+        (warning,) = found["warnings"]
+        assert warning.startswith("no picture: ") and "apt install libegl1" in warning
+
+    def test_warnings_go_to_stderr_and_do_not_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
+        write(Path.cwd(), with_line("goal", "goal: {list: [[0.9, 0, 0]]}"))
+        result = invoke("check", "robot.yaml", "--episodes", "2")
+        assert "Warning: 48 of 48 evaluation goals can never be reached" in result.stderr
+        assert "the farthest is missed by 0.5." in result.stderr
+
+
+class TestWarnings:
+    def warnings(self, page: str = PAGE, model: str = ARM) -> str:
+        task = compile_task(str(write(Path.cwd(), page, model)))
+        return " ".join(rollout_warnings(roll_out(task, 8, 0), task))
+
+    def test_nothing_to_warn_of(self) -> None:
+        assert self.warnings() == ""
+
+    def test_physics_that_diverges(self) -> None:
+        model = ARM.replace('kp="10"', 'kp="1e7"')
+        assert "the physics diverged in 8 of 8 episodes" in self.warnings(model=model)
+
+    def test_episodes_that_end_at_once(self) -> None:
+        page = PAGE + "early_end: {term: {field: qpos}, low: 5, high: 6}\n"
+        assert "8 of 8 episodes end at their first step" in self.warnings(page)
+
+    def test_episodes_that_start_at_their_goal(self) -> None:
+        page = changed(PAGE, "radius: 0.05", "radius: 5")
+        assert "100% of the episodes start within the success region" in self.warnings(page)
+
+    def test_a_goal_that_never_changes(self) -> None:
+        page = with_line("achieved_goal", "achieved_goal: {field: xpos, object: upper}")
+        assert "the achieved goal never changes" in self.warnings(page)
+
+    def test_goals_that_are_hard_to_tell_apart(self) -> None:
+        # The hand of a clock of 4 cm, and goals around it.
+        page = with_line("goal", "goal: {ring: {low: 0.04, high: 0.04, z: 0}}")
+        page = changed(page, "fingertip, unit", "hand, unit")
+        model = changed(ARM, '<body name="lower"', '<site name="hand" pos=".04 0 0"/><body name="lower"')
+        found = self.warnings(page, model)
+        assert re.search(r"goals span 0\.0[78]\d* at most", found)
+
+    def test_goals_partly_out_of_reach(self) -> None:
+        page = (
+            with_line("goal", "goal: {list: [[0.4, 0, 0], [0.9, 0, 0]]}")
+            + "evaluation: {goal: {list: [[0.4, 0, 0]]}}\n"
+        )
+        shares, warnings = judge_goals(compile_task(str(write(Path.cwd(), page))), seed=0)
+        assert shares is not None and shares["evaluation"] == 0
+        assert 0.25 < shares["training"] < 0.75
+        assert len(warnings) == 1 and "training goals can never be reached" in warnings[0]
+
+    def test_goals_of_velocities_are_not_judged(self) -> None:
+        page = with_line("achieved_goal", "achieved_goal: [{field: qvel}, {field: qpos, columns: [0]}]")
+        assert judge_goals(compile_task(str(write(Path.cwd(), page))), seed=0) == (None, [])
+
+
+class TestRandomRollout:
+    def test_ranges_and_counts(self) -> None:
+        task = compile_task(str(write(Path.cwd())))
+        rollout = roll_out(task, 8, 0)
+        assert rollout.steps == 8 * 30 and rollout.seconds > 0
+        assert rollout.observation[0, :2] == pytest.approx([0.25, 0.5], abs=2)
+        assert (rollout.observation[0] <= rollout.observation[1]).all()
+        # A plane arm of 0.4 m: y is 0, and the tip stays within its length.
+        assert rollout.achieved_goal[:, 1] == pytest.approx([0, 0], abs=1e-9)
+        assert np.abs(rollout.achieved_goal).max() < 0.42
+
+    def test_a_goal_as_large_as_the_workspace_is_always_met(self) -> None:
+        task = compile_task(str(write(Path.cwd(), changed(PAGE, "radius: 0.05", "radius: 1"))))
+        assert roll_out(task, 8, 0).reached.all()
+
+    def test_an_unstable_episode_meets_nothing(self) -> None:
+        page, model = changed(PAGE, "radius: 0.05", "radius: 1"), ARM.replace('kp="10"', 'kp="1e7"')
+        rollout = roll_out(compile_task(str(write(Path.cwd(), page, model))), 8, 0)
+        assert rollout.unstable.all() and not rollout.reached.any()
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("page", "model", "expected"),
+        [
+            (
+                changed(PAGE, "arm.xml", "gone.xml"),
+                ARM,
+                "robot.yaml, line 2, model: there is no file gone.xml",
+            ),
+            (
+                changed(PAGE, "episode_steps", "episode_step"),
+                ARM,
+                "line 4, episode_step: unknown key; did you mean 'episode_steps'?",
+            ),
+            (changed(PAGE, "name: my_arm", "name: [my_arm"), ARM, "robot.yaml, line 2: not valid YAML"),
+            (changed(PAGE, "5e-2", "-1"), ARM, "line 3, control_dt_s: must be greater than 0"),
+            (
+                with_line("goal", "goal: {ring: {low: 1, high: 2}}"),
+                ARM,
+                "goals of 2 numbers, and the achieved_goal has 3",
+            ),
+            (changed(PAGE, "    object: fingertip", "    object: tip"), ARM, "has no site named 'tip'"),
+            (
+                PAGE,
+                changed(ARM, 'joint="elbow"', 'joint="knee"'),
+                "MuJoCo refuses arm.xml: Error: unknown transmission target",
+            ),
+            (
+                PAGE,
+                changed(ARM, 'qpos="0.25 0.5"', 'qpos="0 0 0"'),
+                "keyframe 'home': invalid qpos size, expected 2, got 3",
+            ),
+            (
+                PAGE,
+                changed(ARM, 'pos=".2 0 0">', 'pos="nan 0 0">'),
+                "arm.xml holds NaN, in body_pos of 'lower'",
+            ),
+        ],
+    )
+    def test_one_line_and_exit_code_2(self, page: str, model: str, expected: str) -> None:
+        write(Path.cwd(), page, model)
+        for arguments in (("tasks", "check", "robot.yaml"), ("train-teacher", "--task", "robot.yaml")):
+            result = CliRunner().invoke(cli, ["--workspace", "ws", *arguments])
+            assert result.exit_code == 2, result.output
+            message = error_of(result.stderr).removeprefix("Error: ").removeprefix("train_teacher: ")
+            assert message.startswith("robot.yaml, line ") and expected in message
+            assert len(result.stderr.splitlines()) == 1
+        assert not list(Path("ws").rglob("manifest.json")), "nothing was begun"
+
+    def test_no_such_file(self) -> None:
+        assert (
+            error_of(invoke("check", "gone.yaml", code=2).stderr) == "Error: There is no task file gone.yaml."
+        )
+
+
+def test_a_picture_comes_back(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    write_png(tmp_path / "a.png", picture)
+    assert np.array_equal(read_png(tmp_path / "a.png"), picture)

@@ -1,0 +1,207 @@
+"""A user's task in artifacts: kept, loaded wherever the artifact lies, and used by a teacher that goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.registry import compile_task
+from envs.task import TaskError
+from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.checkpoint import load_tensors
+from pipeline.core.console import Console
+from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from pipeline.core.runtime import StageContext
+from pipeline.run import ChainRecord, resume_chain
+from stages import train_teacher
+from stages.artifact_task import keep_task, load_task, own_task, task_record, warn_of_changed_task
+from stages.network_file import NETWORK_FILE, load_actor
+from stages.teacher_training import TrainTeacherSettings
+from tests.envs.tasks.user_pages import ARM, changed, write
+from tests.stages.tiny_runs import TINY_TEACHER, make_context
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    return write(tmp_path / "home")
+
+
+def kept(root: Path, page: Path) -> Artifact:
+    artifact = Workspace(root).create("teacher", task="my_arm", settings={})
+    keep_task(compile_task(str(page)), artifact, Console())
+    artifact.complete({})
+    return artifact
+
+
+def settings_of(page: Path) -> TrainTeacherSettings:
+    return TrainTeacherSettings(**TINY_TEACHER.model_dump() | {"task": str(page)})
+
+
+class TestKeeping:
+    def test_a_built_in_task_needs_no_copy(self, tmp_path: Path) -> None:
+        artifact = Workspace(tmp_path).create("teacher", task="point_u_maze", settings={})
+        keep_task(compile_task("point_u_maze"), artifact, Console())
+        assert own_task(artifact) is None and task_record(artifact) == {}
+        assert [path.name for path in artifact.path.iterdir()] == ["manifest.json"]
+        assert load_task(artifact) is compile_task("point_u_maze")
+
+    def test_it_is_loaded_from_where_the_artifact_lies(self, tmp_path: Path, page: Path) -> None:
+        artifact = kept(tmp_path / "ws", page)
+        shutil.rmtree(page.parent)
+        moved = Artifact.load(Path(shutil.move(artifact.path, tmp_path / "moved")))
+        task = load_task(moved)
+        assert (task.name, task.task.file) == ("my_arm", str(tmp_path / "moved/task/task.yaml"))
+
+    def test_what_is_kept_stays(self, tmp_path: Path, page: Path) -> None:
+        artifact = kept(tmp_path / "ws", page)
+        page.write_text(changed(page.read_text(), "radius: 0.05", "radius: 0.5"))
+        keep_task(compile_task(str(page)), artifact, Console())
+        assert load_task(artifact).task.success[0].radius == 0.05
+
+    def test_the_record_names_file_and_hash(self, tmp_path: Path, page: Path) -> None:
+        record = task_record(kept(tmp_path / "ws", page))
+        assert record["task_file"] == str(page) and len(record["task_sha256"]) == 64
+
+    def test_a_copy_of_another_task(self, tmp_path: Path, page: Path) -> None:
+        artifact = kept(tmp_path / "ws", page)
+        artifact.update(task="another")
+        with pytest.raises(DamagedFileError, match="is task 'my_arm', not 'another'"):
+            load_task(artifact)
+
+    def test_a_damaged_copy(self, tmp_path: Path, page: Path) -> None:
+        artifact = kept(tmp_path / "ws", page)
+        artifact.file("task/model/arm.xml").unlink()
+        with pytest.raises(UserError, match=r"task\.yaml, line 2, model: there is no file"):
+            load_task(artifact)
+
+    def test_absolute_paths_are_warned_of(self, tmp_path: Path, page: Path, capsys: Capture) -> None:
+        (tmp_path / "far").mkdir()
+        corners = "v 0 0 0\nv .1 0 0\nv 0 .1 0\nv 0 0 .1\n"
+        (tmp_path / "far/part.obj").write_text(corners + "f 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
+        model = changed(
+            ARM,
+            "  <worldbody>",
+            f'  <asset><mesh name="part" file="{tmp_path}/far/part.obj"/></asset>\n  <worldbody>',
+        )
+        model = changed(
+            model, '<site name="fingertip"', '<geom type="mesh" mesh="part"/><site name="fingertip"'
+        )
+        kept(tmp_path / "ws", write(page.parent, model=model))
+        assert "names files by absolute paths" in capsys.readouterr().err
+
+
+class TestWarningOfChanges:
+    def test_nothing_changed_or_gone(self, tmp_path: Path, page: Path, capsys: Capture) -> None:
+        artifact = kept(tmp_path / "ws", page)
+        warn_of_changed_task(artifact, Console())
+        shutil.rmtree(page.parent)
+        warn_of_changed_task(artifact, Console())
+        assert capsys.readouterr().err == ""
+
+    def test_a_changed_model_is_named(self, tmp_path: Path, page: Path, capsys: Capture) -> None:
+        artifact = kept(tmp_path / "ws", page)
+        (page.parent / "arm.xml").write_text(ARM + "\n")
+        warn_of_changed_task(artifact, Console())
+        message = capsys.readouterr().err
+        assert f"{page.parent / 'arm.xml'} changed since {artifact.name} was made" in message
+        assert "train another teacher to use the change" in message
+
+
+def test_settings_hold_the_absolute_path(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(page.parent)
+    assert settings_of(Path("robot.yaml")).task == str(page)
+    page.write_text(changed(page.read_text(), "object: fingertip, unit", "object: tip, unit"))
+    with pytest.raises(ValueError, match="no site named 'tip'"):
+        settings_of(page)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Artifact, StageContext]:
+    """A teacher of a user's task that was stopped at its first checkpoint."""
+    context = make_context(tmp_path / "ws")
+    collect = train_teacher.TeacherTraining.collect
+
+    def stop_then_collect(training: train_teacher.TeacherTraining) -> object:
+        context.stop.requested = training.progress.unrolls == 3
+        return collect(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_teacher.TeacherTraining, "collect", stop_then_collect)
+        with pytest.raises(StoppedByUser):
+            train_teacher.run(settings_of(page), context)
+    context.stop.requested = False
+    (artifact,) = context.workspace.artifacts("teacher")
+    return artifact, context
+
+
+class TestResuming:
+    def test_with_the_task_gone(
+        self, stopped: tuple[Artifact, StageContext], page: Path, tmp_path: Path
+    ) -> None:
+        whole = train_teacher.run(settings_of(page), make_context(tmp_path / "whole"))
+        artifact, context = stopped
+        shutil.rmtree(page.parent)
+        settings, found = train_teacher.find_resumable(context.workspace, None)
+        finished = train_teacher.run(settings, context, found)
+        assert finished.name == artifact.name and finished.manifest.task == "my_arm"
+        tensors = [load_tensors(each.file(NETWORK_FILE))[0] for each in (whole, finished)]
+        assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+        assert load_actor(finished).task.name == "my_arm"
+
+    def test_with_the_task_changed(
+        self, stopped: tuple[Artifact, StageContext], page: Path, capsys: Capture
+    ) -> None:
+        artifact, context = stopped
+        page.write_text(changed(page.read_text(), "radius: 0.05", "radius: 5"))
+        finished = train_teacher.run(settings_of(page), context, artifact)
+        assert f"{page} changed since {artifact.name} was made" in capsys.readouterr().err
+        assert load_task(finished).task.success[0].radius == 0.05
+        assert finished.manifest.results["success"] < 1.0, "every goal is met within 5 m"
+
+    def test_a_chain_goes_on_with_the_copy(
+        self, stopped: tuple[Artifact, StageContext], page: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        artifact, context = stopped
+        self.write_record(context.workspace.runs, page, artifact.name)
+        shutil.rmtree(page.parent)
+        seen = []
+
+        def run(settings: TrainTeacherSettings, *_: object) -> Artifact:
+            seen.append(settings.task)
+            raise UserError("enough")
+
+        monkeypatch.setattr("stages.train_teacher.run", run)
+        with pytest.raises(UserError, match="enough"):
+            resume_chain(context)
+        assert seen == [str(artifact.file("task/task.yaml"))]
+
+    def test_a_chain_without_a_copy_says_what_is_gone(self, tmp_path: Path, page: Path) -> None:
+        context = make_context(tmp_path / "ws")
+        context.workspace.ensure_writable()
+        self.write_record(context.workspace.runs, page, None)
+        page.unlink()
+        with pytest.raises(SettingsError, match=r"robot\.yaml is gone: put it back"):
+            resume_chain(context)
+
+    def write_record(self, runs: Path, page: Path, teacher: str | None) -> None:
+        from pipeline.run import resolve_chain
+        from pipeline.session import CommonOptions
+
+        common = CommonOptions("smoke", (f"train_teacher.task={page}",), 0, "cpu", False)
+        values = {name: each.model_dump(mode="json") for name, each in resolve_chain(common).items()}
+        record = ChainRecord(values, teacher=teacher)
+        (runs / "chain-20260101-000000-000000.json").write_text(json.dumps(vars(record)))
+
+
+def test_an_unknown_task_is_no_users(tmp_path: Path) -> None:
+    artifact = Workspace(tmp_path).create("teacher", task="gone_with_a_version", settings={})
+    with pytest.raises(UserError, match="Unknown task 'gone_with_a_version'") as raised:
+        load_task(artifact)
+    assert isinstance(raised.value.__cause__, TaskError)

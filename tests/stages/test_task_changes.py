@@ -1,0 +1,59 @@
+"""A teacher of other episodes than its task's: every later stage has the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import SettingsError
+from pipeline.core.settings import resolve_settings
+from stages import distill, evaluate, export_onnx, generate_dataset, train_teacher
+from stages.distill import DistillSettings
+from stages.evaluate import EvaluateSettings, load_policy
+from stages.export_onnx import ExportOnnxSettings
+from stages.generate_dataset import GenerateDatasetSettings
+from stages.network_file import load_actor
+from stages.onnx_policy import POLICY_FILE, OnnxPolicy
+from stages.teacher_training import TrainTeacherSettings
+from tests.stages.tiny_runs import TINY_TEACHER, make_context
+
+CHANGES = {"episode_steps": 40, "evaluation": "training_from_start"}
+
+
+def test_later_stages_keep_what_the_teacher_changed(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    changed = {"episode_steps": 40, "evaluation_distribution": "training_from_start"}
+    teacher = train_teacher.run(TINY_TEACHER.model_copy(update=changed), context)
+    data = generate_dataset.run(GenerateDatasetSettings(episodes=4), context, teacher)
+    settings = DistillSettings(
+        updates=4,
+        evaluation_episodes=4,
+        final_episodes=4,
+        batch_size=16,
+        student_width=8,
+        reproduction_tolerance=1.0,
+    )
+    student = distill.run(settings, context, teacher, data)
+    policy = export_onnx.run(
+        ExportOnnxSettings(gate_states=50, closed_loop_episodes=4, include_teacher=False), context, student
+    )
+    outcome = evaluate.run(EvaluateSettings(episodes=4), context, policy)
+    for artifact in (teacher, data, student, policy, outcome):
+        assert artifact.manifest.task == "point_u_maze"
+        assert artifact.manifest.task_changes == CHANGES
+    for artifact in (teacher, student):
+        assert load_actor(artifact).task.task.changes == CHANGES
+    assert load_policy(policy, "cpu")[0].task.episode_steps == 40
+    assert OnnxPolicy(policy.file(POLICY_FILE)).metadata.episode_steps == 40
+
+
+def test_a_distribution_that_the_task_has_not_is_refused() -> None:
+    with pytest.raises(SettingsError, match="no episode distribution 'near'"):
+        resolve_settings(
+            TrainTeacherSettings,
+            "train_teacher",
+            overrides=["evaluation_distribution=near", "episode_steps=3"],
+        )
+    with pytest.raises(SettingsError, match="episode_steps"):
+        resolve_settings(TrainTeacherSettings, "train_teacher", overrides=["episode_steps=0"])

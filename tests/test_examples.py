@@ -1,0 +1,98 @@
+"""The example tasks: they are what their texts say, their goals can be reached, and their physics holds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+
+from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
+from envs.registry import compile_task, task_names
+from pipeline.tasks_check import judge_goals, roll_out, rollout_warnings
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PAGES = sorted(EXAMPLES.rglob("*.yaml"))
+SUBMARINE, CABLE_ARM = EXAMPLES / "submarine/submarine.yaml", EXAMPLES / "cable_arm/cable_arm.yaml"
+
+
+def settled(
+    page: Path, controls: list[list[float]], steps: int, qpos: list[float] | None = None
+) -> CpuSimulator:
+    """Return worlds after so many control steps at constant actions, one world each."""
+    task = compile_task(str(page))
+    simulator = CpuSimulator(task, len(controls), distribution="evaluation", num_threads=1)
+    start = task.model.qpos0 if qpos is None else np.array(qpos)
+    simulator.set_state(np.tile(start, (len(controls), 1)), np.zeros((len(controls), task.model.nv)))
+    for _ in range(steps):
+        simulator.step(np.array(controls, np.float32))
+    assert simulator.unstable_count == 0
+    return simulator
+
+
+def test_both_are_there() -> None:
+    assert {SUBMARINE, CABLE_ARM} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+class TestEvery:
+    def task(self, page: Path) -> CompiledTask:
+        return compile_task(str(page))
+
+    def test_nothing_looks_wrong(self, page: Path) -> None:
+        task = self.task(page)
+        rollout = roll_out(task, 16, 0)
+        assert rollout_warnings(rollout, task) == []
+        assert rollout.reached.mean() < 0.5, "a task that a random policy solves shows nothing"
+        assert judge_goals(task, 0) == ({"training": 0.0, "evaluation": 0.0}, [])
+
+    def test_it_is_in_no_built_in_list_and_in_the_readme(self, page: Path) -> None:
+        assert self.task(page).name not in task_names()
+        text = (EXAMPLES / "README.md").read_text()
+        assert f"examples/{page.relative_to(EXAMPLES).as_posix()}" in text
+        for name in re.findall(r"examples/[\w/]+\.(?:yaml|png)", text):
+            assert (EXAMPLES.parent / name).is_file(), name
+
+
+class TestSubmarine:
+    def test_it_floats_freely_and_without_weight(self) -> None:
+        model = compile_task(str(SUBMARINE)).model
+        assert model.jnt_type.tolist() == [int(mujoco.mjtJoint.mjJNT_FREE)]
+        assert settled(SUBMARINE, [[0, 0, 0]], 100).achieved_goal[0] == pytest.approx([0, 0, 1], abs=1e-4)
+
+    def test_it_rights_itself(self) -> None:
+        tilted = [0, 0, 1, np.cos(0.3), np.sin(0.3), 0, 0]  # rolled by 0.6 rad
+        quaternion = settled(SUBMARINE, [[0, 0, 0]], 100, tilted).observation[0, 3:7]
+        assert 2 * np.arcsin(np.linalg.norm(quaternion[1:3])) < 0.2
+
+    def test_what_the_thrusters_do(self) -> None:
+        ahead, turning, lifted = settled(SUBMARINE, [[1, 1, 0], [-1, 1, 0], [0, 0, 1]], 10).observation
+        assert ahead[0] > 0.1 and abs(ahead[1]) < 1e-6
+        assert 2 * np.arcsin(turning[6]) > 0.3 and np.hypot(*turning[:2]) < 0.1
+        assert lifted[2] > 1.05
+
+
+class TestCableArm:
+    def test_cables_alone_move_it_and_only_pull(self) -> None:
+        task = compile_task(str(CABLE_ARM))
+        model = task.model
+        assert set(model.actuator_trntype) == {int(mujoco.mjtTrn.mjTRN_TENDON)}
+        assert (model.actuator_gear[:, 0] < 0).all() and (task.control.low == 0).all()
+
+    def test_what_the_cables_do(self) -> None:
+        slack, back, belly, curl = settled(
+            CABLE_ARM, [[-1, -1, -1], [1, -1, -1], [-1, 1, -1], [-1, -1, 0]], 60
+        ).observation[:, :3]
+        assert back[0] < slack[0] - 0.2 < slack[0] + 0.2 < belly[0]  # the shoulder, positive downwards
+        assert (curl[1:] > slack[1:] + 0.2).all()  # elbow and wrist
+
+    def test_it_can_rest_at_its_goals(self) -> None:
+        grid = list(itertools.product(np.linspace(-1, 1, 7), repeat=3))
+        tips = settled(CABLE_ARM, [list(each) for each in grid], 60).achieved_goal
+        goals = compile_task(str(CABLE_ARM)).sample_start("evaluation", np.random.default_rng(0), 200)[2]
+        nearest = np.linalg.norm(goals[:, None] - tips[None], axis=-1).min(1)
+        assert (nearest < 0.08).mean() > 0.9
