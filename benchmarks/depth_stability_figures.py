@@ -64,6 +64,7 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
             [entry["info_nce"] for entry in curve],
             color="#08306b" if chosen else _VARIANT_COLOURS[index % len(_VARIANT_COLOURS)],
             linewidth=2.6 if chosen else 1.3,
+            linestyle="-" if index < len(_VARIANT_COLOURS) else "--",
             label=cell["variant"].replace("_", " "),
         )
     right.set(xlabel="updates", ylabel="InfoNCE (nats)")
