@@ -1,6 +1,7 @@
 """The systems whose environment steps are compared: the product's, EnvPool's and Gymnasium's.
 
-All act at random, and all reset what ends: their worlds stay where such a policy brings them.
+All act at random and reset what ends, and first go on for a while: what physics cost depends on where such a
+policy brings the worlds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from envs.cpu_simulator import CpuSimulator
 from envs.goal_env import GoalVectorEnv
 
 _ACTION_SETS = 64
+_SETTLING_STEPS = 100  # of each world; an ant or humanoid that acts at random falls within some 40
 
 
 def random_actions(low: Any, high: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -54,6 +56,7 @@ def own_side(task: CompiledTask, worlds: int, threads: int) -> Side:
         for index in range(count):
             full_step(simulator, actions[index % _ACTION_SETS])
 
+    advance(_SETTLING_STEPS)
     return Side(advance, worlds)
 
 
@@ -78,6 +81,7 @@ def _gymnasium_side(env: Any) -> Side:
         for index in range(count):
             env.step(actions[index % _ACTION_SETS])
 
+    advance(_SETTLING_STEPS)
     return Side(advance, env.num_envs, env.close)
 
 
@@ -103,6 +107,7 @@ def envpool_side(env_id: str, worlds: int, batch: int, threads: int) -> Side:
             else:
                 env.send(action, env.recv()[4]["env_id"])
 
+    advance(_SETTLING_STEPS * worlds // batch)
     return Side(advance, batch, env.close)
 
 

@@ -31,7 +31,7 @@ _STEPS_A_TURN = 8
 
 
 class StepPair:
-    """The two sides of a task, from the same states.
+    """The two sides of a task, from the same states, to which actions at random have brought the worlds.
 
     Args:
         task: the compiled task.
@@ -45,6 +45,8 @@ class StepPair:
         self._actions = random_actions(-1, 1, (worlds, task.action_dim), np.float32)
         self._controls = [task.control(action) for action in self._actions]
         self._taken = 0
+        for action in self._actions:
+            full_step(self._simulator, action)
 
     def turn(self) -> dict[str, float]:
         """Take `_STEPS_A_TURN` steps on each side; return the seconds of each."""
