@@ -39,7 +39,7 @@ test: setup  ## Run the fast tests, on two processes
 
 test-all: setup  ## Run every test that needs no GPU, the slow ones too
 	@echo "test-all: every test but those that need CUDA"
-	@$(BIN)/python -m pytest -q -m "not cuda"
+	@$(BIN)/python -m pytest -q -m "not cuda" -rs
 
 test-cuda: setup  ## Run the tests that need a CUDA device (each says why where it is skipped)
 	@echo "test-cuda: the tests that need a CUDA device"

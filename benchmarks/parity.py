@@ -30,6 +30,7 @@ from benchmarks.parity_measures import (
     makers,
     one_step_errors,
     play,
+    reachable_goals,
     visited_states,
 )
 from benchmarks.turns import facts
@@ -81,9 +82,11 @@ def compare_rollouts(
     """
     outcomes: dict[str, Outcomes] = {}
     figures: dict[str, Any] = {}
+    goals = reachable_goals(task, worlds, steps, seed)
     for name, make in makers(device).items():
         start = time.perf_counter()
         simulator = make(task, worlds, seed=seed)
+        simulator.set_goal(goals)
         outcomes[name] = found = play(simulator, steps, seed)
         stable = ~found.unstable
         figures[name] = {

@@ -159,6 +159,18 @@ def play(simulator: Simulator, steps: int, seed: int) -> Outcomes:
     return Outcomes(np.linalg.norm(achieved - start, axis=1), closest, at_goal, unstable)
 
 
+def reachable_goals(task: CompiledTask, worlds: int, steps: int, seed: int) -> np.ndarray:
+    """Return goals that random actions can meet, (worlds, goal_dim): where others than `play`'s lead.
+
+    From the same starts, with half the steps. The task's own goals are out of a random policy's reach in
+    most tasks, and two simulators that never succeed are alike whatever they do.
+    """
+    simulator, rng = CpuSimulator(task, worlds, seed=seed), np.random.default_rng((seed, 2))
+    for _ in range(steps // 2):
+        simulator.step(rng.uniform(-1, 1, (worlds, task.action_dim)).astype(np.float32))
+    return simulator.achieved_goal.copy()
+
+
 def makers(device: str) -> dict[str, Callable[..., Simulator]]:
     """Return what makes each simulator: of a task, a number of worlds and a seed."""
 

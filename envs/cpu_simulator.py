@@ -157,7 +157,7 @@ class CpuSimulator(Simulator):
     def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         """Put every world into a state; see `Simulator.set_state`."""
         self._qpos[:], self._qvel[:] = qpos, qvel
-        for carried in ("act", "qacc_warmstart"):
+        for carried in ("ctrl", "act", "qacc_warmstart"):
             self._batch.bind(carried)[:] = 0.0
         self._quarantined[:] = False
         self._refresh(None)

@@ -1,18 +1,23 @@
 """Whether goals can be reached at all: what the joints' ranges allow, without contacts and dynamics.
 
 Random configurations and, from the nearest of them, damped least squares on the distance to the goal
-(Levenberg-Marquardt) with the joints kept in their ranges. A goal for which a configuration is found can be
-reached as far as geometry goes; one for which none is found most likely cannot.
+(Levenberg-Marquardt) with the joints kept in their ranges, and away from what ends an episode early, where
+positions tell. A goal for which a configuration is found can be reached as far as geometry goes; one for
+which none is found most likely cannot. The walls of a maze are looked at apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
 from envs.compiled_task import CompiledTask
+from envs.maze_reach import MazeReach
+from envs.task import Term
+from envs.term_columns import TermResolver, read_terms
 
 _OF_CONFIGURATION = {"qpos", "xpos", "xquat", "site_xpos", "cinert", "sensordata"}
 _RANDOM_CONFIGURATIONS, _STARTS, _ITERATIONS = 1500, 3, 25
@@ -27,14 +32,16 @@ class ReachReport:
 
     Attributes:
         goals: how many were tried.
-        out_of_reach: how many no configuration was found for.
+        out_of_reach: how many no configuration was found for, of those that are not walled off.
         farthest: the largest of their distances to the nearest configuration found, over the first success
             region; 0 where all can be reached.
+        walled_off: how many lie within walls of the maze, or where no path leads from their start.
     """
 
     goals: int
     out_of_reach: int
     farthest: float
+    walled_off: int = 0
 
 
 class GoalReach:
@@ -49,8 +56,15 @@ class GoalReach:
         self._task, self._model = task, task.model
         self._data = mujoco.MjData(task.model)
         self._rng = np.random.default_rng(seed)
-        terms = task.task.achieved_goal
-        self._fields = {term.field for term in terms} | {term.minus.field for term in terms if term.minus}
+        self._maze = MazeReach(task)
+        resolver = TermResolver(task.model, f"Task {task.name!r}")
+        self._ends = [
+            (end, resolver.resolve((end.term,)))
+            for end in task.task.early_end
+            if self._is_positional((end.term,))
+        ]
+        ending = _fields_of(end.term for end, _ in self._ends)
+        self._fields = _fields_of(task.task.achieved_goal) | ending
         self._limited = [
             (int(self._model.jnt_qposadr[joint]), *map(float, self._model.jnt_range[joint]))
             for joint in range(self._model.njnt)
@@ -60,22 +74,34 @@ class GoalReach:
     @property
     def can_judge(self) -> bool:
         """Whether the achieved goal follows from the positions of the joints alone."""
-        if not self._fields <= _OF_CONFIGURATION:
+        return self._is_positional(self._task.task.achieved_goal)
+
+    def _is_positional(self, terms: Iterable[Term]) -> bool:
+        fields = _fields_of(terms)
+        if not fields <= _OF_CONFIGURATION:
             return False
         positional = self._model.sensor_needstage <= int(mujoco.mjtStage.mjSTAGE_POS)
-        return "sensordata" not in self._fields or bool(positional.all())
+        return "sensordata" not in fields or bool(positional.all())
 
     def judge(self, distribution: str, goals: int) -> ReachReport:
         """Draw so many goals of an episode distribution, and look for configurations that reach them."""
         qpos, _, desired = self._task.sample_start(distribution, self._rng, goals)
         configurations = self._random_configurations(qpos)
+        allowed = np.array([self._is_allowed(each) for each in configurations])
+        configurations = configurations[allowed] if allowed.any() else configurations
         achieved = np.stack([self._achieve(each) for each in configurations])
+        walled = np.zeros(goals, bool)
+        if self._maze.can_judge:
+            walled[:] = [
+                self._maze.walled_off(self._achieve(start), goal)
+                for goal, start in zip(desired, qpos, strict=True)
+            ]
         distances = [
             self._closest(goal, configurations, achieved, start)
-            for goal, start in zip(desired, qpos, strict=True)
+            for goal, start in zip(desired[~walled], qpos[~walled], strict=True)
         ]
         missed = [distance for distance in distances if distance is not None]
-        return ReachReport(goals, len(missed), max(missed, default=0.0))
+        return ReachReport(goals, len(missed), max(missed, default=0.0), int(walled.sum()))
 
     def _random_configurations(self, starts: np.ndarray) -> np.ndarray:
         """Return starts with every hinge and limited slide anywhere in its range, (configurations, nq)."""
@@ -91,6 +117,24 @@ class GoalReach:
 
     def _achieve(self, qpos: np.ndarray) -> np.ndarray:
         """Return the achieved goal of a configuration, (goal_dim,)."""
+        out = np.zeros((1, self._task.goal_dim))
+        self._task.read_achieved_goal(self._read(qpos), out)
+        return out[0]
+
+    def _is_allowed(self, qpos: np.ndarray) -> bool:
+        """Return whether a configuration does not end the episode early, as far as that can be told."""
+        if not self._ends:
+            return True
+        fields = self._read(qpos)
+        for end, columns in self._ends:
+            out = np.zeros((1, columns[-1].stop))
+            read_terms(columns, fields, out, np)
+            if ((out < end.low) | (out > end.high)).any():
+                return False
+        return True
+
+    def _read(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the fields of a configuration, each (1, width)."""
         self._data.qpos[:] = qpos
         if "sensordata" in self._fields:
             mujoco.mj_fwdPosition(self._model, self._data)
@@ -98,10 +142,7 @@ class GoalReach:
         else:
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_comPos(self._model, self._data)
-        out = np.zeros((1, self._task.goal_dim))
-        fields = {name: getattr(self._data, name).reshape(1, -1) for name in self._fields}
-        self._task.read_achieved_goal(fields, out)
-        return out[0]
+        return {name: getattr(self._data, name).reshape(1, -1) for name in self._fields}
 
     def _closest(
         self, goal: np.ndarray, configurations: np.ndarray, achieved: np.ndarray, start: np.ndarray
@@ -112,23 +153,26 @@ class GoalReach:
         for qpos in (*configurations[nearest], start):
             found = self._refine(qpos.copy(), goal)
             reached = self._achieve(found)
-            if self._task.is_success(reached, goal):
+            allowed = self._is_allowed(found)
+            if allowed and self._task.is_success(reached, goal):
                 return None
-            distances.append(float(self._task.goal_distance(reached, goal)))
-        return min(distances)
+            distances.append((not allowed, float(self._task.goal_distance(reached, goal))))
+        return min(distances)[1]
 
     def _refine(self, qpos: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return a configuration nearer to the goal."""
         damping, residual = 1e-3, self._residual(qpos, goal)
+        allowed = self._is_allowed(qpos)
         for _ in range(_ITERATIONS):
-            if self._task.is_success(self._achieve(qpos), goal):
+            if allowed and self._task.is_success(self._achieve(qpos), goal):
                 break
             jacobian = self._jacobian(qpos, goal, residual)
             normal = jacobian.T @ jacobian + damping * np.eye(self._model.nv)
             moved = self._moved(qpos, -np.linalg.solve(normal, jacobian.T @ residual))
             after = self._residual(moved, goal)
-            if after @ after < residual @ residual:
-                qpos, residual, damping = moved, after, max(damping / 3, 1e-6)
+            stays = self._is_allowed(moved)
+            if after @ after < residual @ residual and (stays or not allowed):
+                qpos, residual, damping, allowed = moved, after, max(damping / 3, 1e-6), stays
             else:
                 damping *= 10
         return qpos
@@ -161,3 +205,8 @@ class GoalReach:
         for column, low, high in self._limited:
             moved[column] = np.clip(moved[column], low, high)
         return moved
+
+
+def _fields_of(terms: Iterable[Term]) -> set[str]:
+    """Return the data fields that some terms read."""
+    return {each.field for term in terms for each in (term, term.minus) if each is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib
+import importlib.util
 import os
 import sys
 import warnings
@@ -29,6 +30,10 @@ class NoOpenGLError(RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"render needs OpenGL, and {' '.join(reason.split())}: {_REMEDY}.")
+
+
+class MujocoVariableError(RuntimeError):
+    """MuJoCo cannot be imported, for what MUJOCO_GL says. The message is one line that says what to do."""
 
 
 def choose_backend() -> str:
@@ -59,6 +64,25 @@ def check_variable() -> None:
     """Raise NoOpenGLError where MUJOCO_GL asks for what is not there: MuJoCo could not even be imported."""
     if os.environ.get("MUJOCO_GL", "").strip():
         choose_backend()
+
+
+def check_import() -> None:
+    """Import MuJoCo where MUJOCO_GL is set, which may keep it from being imported.
+
+    Nothing else foretells it: some of what is not there MuJoCo passes over until something is drawn.
+
+    Raises:
+        MujocoVariableError: the import fails. That MuJoCo is not installed is no matter of this.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").strip()
+    if not asked or asked.lower() in _OFF or importlib.util.find_spec("mujoco") is None:
+        return
+    try:
+        importlib.import_module("mujoco")
+    except Exception as error:  # what is raised depends on the platform's binding
+        raise MujocoVariableError(
+            f"MUJOCO_GL={asked} keeps MuJoCo from being imported: {_REMEDY}."
+        ) from error
 
 
 def open_context(width: int, height: int) -> Any:

@@ -91,7 +91,7 @@ class Simulator(ABC):
     def set_state(self, qpos: Any, qvel: Any) -> None:
         """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read.
 
-        Activations, and what the solver remembers, become 0: nothing of before plays a part.
+        Controls, activations and what the solver remembers become 0: nothing of before plays a part.
         """
 
     @abstractmethod

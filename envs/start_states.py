@@ -11,6 +11,7 @@ from envs.task import Reset, TaskError, Term
 from envs.term_columns import TermResolver, as_slice, object_names
 
 _ONE_NUMBER = re.compile(r"(?P<joint>.+)\[(?P<index>\d+)\]$")
+_TRIAL_DRAWS = 256
 _JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY
 
 
@@ -23,7 +24,8 @@ class StartStates:
         owner: how errors begin.
 
     Raises:
-        TaskError: a joint or keyframe that the model does not have, or draws that do not fit the joints.
+        TaskError: a joint or keyframe that the model does not have, or draws that do not fit the joints or
+            give a quaternion of length 0.
     """
 
     def __init__(self, model: mujoco.MjModel, reset: Reset, owner: str) -> None:
@@ -32,15 +34,27 @@ class StartStates:
         self._qpos, self._qvel = self._base()
         columns = [self._column(name) for name in reset.joints]
         self._drawn = np.array(columns, int)
-        drawn = reset.sample(np.random.default_rng(0), 1).shape[1]
-        if drawn != len(columns):
-            raise TaskError(f"{owner}: starts draw {drawn} numbers for {len(columns)} joints.")
+        drawn = reset.sample(np.random.default_rng(0), _TRIAL_DRAWS)
+        if drawn.shape[1] != len(columns):
+            raise TaskError(f"{owner}: starts draw {drawn.shape[1]} numbers for {len(columns)} joints.")
         self._noisy_qpos, self._noisy_qvel = self._noisy("qpos"), self._noisy("qvel")
         self._quaternions = [
             int(model.jnt_qposadr[joint]) + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0)
             for joint, kind in enumerate(model.jnt_type)
             if mujoco.mjtJoint(kind) in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)
         ]
+        self._require_orientations(drawn)
+
+    def _require_orientations(self, drawn: np.ndarray) -> None:
+        """Raise TaskError where a draw, before any noise, leaves a quaternion that is no orientation."""
+        qpos = np.tile(self._qpos, (len(drawn), 1))
+        qpos[:, self._drawn] = drawn
+        for start in self._quaternions:
+            if not qpos[:, start : start + 4].any(1).all():
+                raise TaskError(
+                    f"{self._owner}: starts draw zeros for all four numbers of a quaternion, which is no "
+                    "orientation; (1, 0, 0, 0) leaves the body as the model has it."
+                )
 
     def _base(self) -> tuple[np.ndarray, np.ndarray]:
         if self._reset.keyframe is None:
@@ -88,5 +102,6 @@ class StartStates:
             qvel[:, self._noisy_qvel] += self._reset.qvel_noise * rng.standard_normal(shape)
         for start in self._quaternions:
             quaternion = qpos[:, start : start + 4]
+            quaternion[~quaternion.any(1)] = (1.0, 0.0, 0.0, 0.0)  # noise or rare draws may cancel it
             quaternion /= np.sqrt((quaternion * quaternion).sum(1, keepdims=True))
         return qpos, qvel

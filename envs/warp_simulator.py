@@ -250,7 +250,7 @@ class WarpSimulator(Simulator):
         """Put every world into a state; see `Simulator.set_state`."""
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
-        for array in self._carried:
+        for array in (self._ctrl, *self._carried):
             array.zero_()
         self._quarantined.zero_()
         self._refresh()

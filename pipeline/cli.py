@@ -59,7 +59,7 @@ def run(session: Session, common: CommonOptions, task: str | None, resume: bool)
     if common.dry_run:
         session.show_settings(settings)
         return
-    session.announce(common)
+    session.announce_training(common, settings["train_teacher"].model_dump()["task"])
     _report_chain(session, start_chain(settings, session.context))
 
 
@@ -101,7 +101,7 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
         return
     settings.shares(session.ranks)  # before anything is made
     if artifact is None:
-        session.announce(common)
+        session.announce_training(common, settings.task)
     session.report(stage.run(settings, session.context, artifact))
 
 
@@ -261,15 +261,15 @@ def tasks(context: click.Context, as_json: bool) -> None:
     "--episodes", default=64, show_default=True, type=click.IntRange(1), help="Episodes of a random policy."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
-@click.option("--output", metavar="PNG", help="Where to put the picture [beside the YAML file].")
+@click.option("--output", metavar="PNG", help="Where to put the picture [ROBOT_check.png beside ROBOT.yaml].")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 @click.pass_obj
 def check(session: Session, task: str, episodes: int, seed: int, output: str | None, as_json: bool) -> None:
     """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
-    from pipeline.tasks_check import check_task
-
     session.as_json |= as_json
     with session.open():
+        from pipeline.tasks_check import check_task  # inside: it imports MuJoCo
+
         check_task(session.console, task, episodes=episodes, seed=seed, output=output)
 
 

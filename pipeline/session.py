@@ -17,10 +17,11 @@ from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console, error_boundary
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
-from pipeline.core.runtime import StageContext
+from pipeline.core.runtime import StageContext, as_user_error
 from pipeline.core.settings import (
     StageSettings,
     dump_settings,
+    load_preset,
     published_outcome,
     resolve_settings,
     settings_to_yaml,
@@ -31,6 +32,18 @@ from pipeline.core.tracking import NullTracker, open_tracker
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 COMMANDS_OF_RANKS = ("train-teacher", "generate-dataset")
 """What torchrun may start several of."""
+COMMANDS_OF_MUJOCO = (
+    "run",
+    "train-teacher",
+    "generate-dataset",
+    "distill",
+    "export-onnx",
+    "benchmark",
+    "evaluate",
+    "tasks",
+    "check",
+)
+"""What imports MuJoCo, where it is installed. `render` asks for more of MUJOCO_GL, and does so itself."""
 Settings = TypeVar("Settings", bound=StageSettings)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -208,6 +221,9 @@ class Session:
         with error_boundary(speaks=self.ranks.speaks):
             runs = self.workspace.runs
         with error_boundary(runs, self.ranks.speaks), self.console:
+            command = click.get_current_context(silent=True)
+            if command is not None and command.info_name in COMMANDS_OF_MUJOCO:
+                _require_mujoco_imports()
             yield
 
     @cached_property
@@ -223,8 +239,13 @@ class Session:
         """Say which preset is used and why."""
         preset, why = (common.preset, "as asked") if common.preset else default_preset(common.device)
         self.console.say(f"Preset {preset} ({why}); workspace {self.workspace.root}.")
-        if (published := published_outcome(preset)) is not None:
-            self.console.say(f"Published: {published}.")
+
+    def announce_training(self, common: CommonOptions, task: str) -> None:
+        """Say which preset is used, why, and what was published where it is the preset's own experiment."""
+        self.announce(common)
+        published = published_outcome(common.preset) if common.preset else None
+        if published is not None and load_preset(str(common.preset))["train_teacher"]["task"] == task:
+            self.console.say(f"Published, on other physics: {published}.")
 
     def starts(self, common: CommonOptions, section: str, settings: StageSettings) -> bool:
         """Announce a stage and return True; on a dry run print its settings instead and return False."""
@@ -277,6 +298,13 @@ class Session:
     def report(self, artifact: Artifact) -> None:
         """Remember the artifact as the command's result."""
         self.console.result(describe(artifact))
+
+
+def _require_mujoco_imports() -> None:
+    """Raise UserError where MUJOCO_GL keeps MuJoCo from being imported."""
+    from envs.opengl import MujocoVariableError, check_import
+
+    as_user_error(check_import, MujocoVariableError)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import zlib
@@ -20,10 +21,12 @@ from envs.task import TaskError
 from envs.tasks.task_yaml import shown
 from pipeline.core.atomic import write_atomic
 from pipeline.core.console import Console
+from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error
 
 _JUDGED_GOALS = 48
 _PICTURES, _PIXELS = 3, 480
+_MARK = b"Software\0pipeline tasks check"  # in a picture's text: what may be replaced
 _OFTEN, _SMALL_SPAN = 0.05, 0.15
 
 
@@ -62,25 +65,31 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
         reference: a task's name, or the YAML file of a user's.
         episodes: of the random policy, all at once.
         seed: of the random policy, of starts and of goals.
-        output: where to put the picture; None: beside the YAML file, for a built-in task in this folder.
+        output: where to put the picture; None: beside the YAML file, for a built-in task in this folder, as
+            ``<name>_check.png``.
 
     Raises:
-        UserError: the task, its model or a name in it is wrong.
+        UserError: the task, its model or a name in it is wrong; the picture would replace a file that no
+            check has drawn, or cannot be written.
     """
     task = as_user_error(lambda: compile_task(reference), TaskError)
+    picture = _picture_place(task, output)
     rollout = roll_out(task, episodes, seed)
     out_of_reach, warnings = judge_goals(task, seed)
     warnings = [*rollout_warnings(rollout, task), *warnings]
     report = {"task": task.name, "file": task.task.file, **_layout(task, rollout), **_figures(rollout)}
     report["out_of_reach"] = out_of_reach
     _print(console, task, report)
-    picture = _picture_place(task, output)
     try:
         write_png(picture, draw_starts(task, seed))
         console.say(f"Picture of {_PICTURES} starts with their goals: {shown(picture)}")
         report["picture"] = str(picture)
     except RuntimeError as error:  # no OpenGL; it names the packages
         warnings.append(f"no picture: {' '.join(str(error).split())}")
+    except OSError as error:
+        raise UserError(
+            f"{shown(picture)} cannot be written ({error.strerror}): choose another --output."
+        ) from error
     for warning in warnings:
         console.warn(warning)
     if not warnings:
@@ -168,7 +177,7 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
 
 
 def judge_goals(task: CompiledTask, seed: int) -> tuple[dict[str, float] | None, list[str]]:
-    """Return the share of goals beyond what the joints' ranges allow, of training and evaluation.
+    """Return the share of goals that most likely cannot be reached, of training and evaluation.
 
     Returns:
         The share by distribution, None where the goal is no matter of positions; and a warning for each that
@@ -181,12 +190,19 @@ def judge_goals(task: CompiledTask, seed: int) -> tuple[dict[str, float] | None,
     for name in ("training", "evaluation"):
         with quiet_mujoco():
             report = reach.judge(name, _JUDGED_GOALS)
-        shares[name] = report.out_of_reach / report.goals
+        shares[name] = (report.out_of_reach + report.walled_off) / report.goals
         if report.out_of_reach:
+            radius = task.task.success[0].radius
+            bounds = "ranges and the bounds of early_end" if task.task.early_end else "ranges"
             warnings.append(
-                f"{report.out_of_reach} of {report.goals} {name} goals can never be reached: the joints' "
-                f"ranges allow nothing within {task.task.success[0].radius:g} of them, and the farthest is "
+                f"no configuration was found for {report.out_of_reach} of {report.goals} {name} goals: "
+                f"in the joints' {bounds} nothing comes within {radius:g} of them, and the farthest is "
                 f"missed by {report.farthest:.3g}."
+            )
+        if report.walled_off:
+            warnings.append(
+                f"{report.walled_off} of {report.goals} {name} goals lie within walls of the maze, or where "
+                "no path leads from the start."
             )
     return shares, warnings
 
@@ -265,11 +281,30 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
 
 
 def _picture_place(task: CompiledTask, output: str | None) -> Path:
+    """Return where the picture goes. Raises UserError for what is no PNG, or there already and not ours."""
     if output is not None:
-        return Path(output).expanduser().absolute()
-    if task.task.file is not None:
-        return Path(task.task.file).with_suffix(".png")
-    return Path.cwd() / f"{task.name}.png"
+        path = Path(os.path.expanduser(output)).absolute()
+    elif task.task.file is not None:
+        path = Path(task.task.file)
+        path = path.with_name(f"{path.stem}_check.png")
+    else:
+        path = Path.cwd() / f"{task.name}_check.png"
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: the picture is a PNG, give it a name that ends in .png.")
+    if os.path.exists(path) and not _is_own_picture(path):
+        raise UserError(
+            f"{shown(path)} is there already, and is no picture of `tasks check`: choose another --output."
+        )
+    return path
+
+
+def _is_own_picture(path: Path) -> bool:
+    """Tell whether a file is a picture that a check has written."""
+    try:
+        with path.open("rb") as file:
+            return _MARK in file.read(128)
+    except OSError:
+        return False
 
 
 def draw_starts(task: CompiledTask, seed: int) -> np.ndarray:
@@ -286,7 +321,7 @@ def draw_starts(task: CompiledTask, seed: int) -> np.ndarray:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, (height, width, 3) uint8, as PNG; no package of pictures is needed for it."""
+    """Write a picture, (height, width, 3) uint8, as PNG with the mark of a check; it needs no package."""
     height, width, _ = picture.shape
     lines = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
 
@@ -295,5 +330,6 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
+    body = chunk(b"IHDR", header) + chunk(b"tEXt", _MARK)
+    body += chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
     write_atomic(path, b"\x89PNG\r\n\x1a\n" + body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -17,6 +18,7 @@ from envs.term_columns import nearest_hint
 
 Entry = TypeVar("Entry")
 Numbers = Annotated[list[float], Field(min_length=1)]
+_LARGEST_NOISE = 1e9  # far below where ± of it is no number any more
 _MAZE_CHARACTERS = set("#RG. ")
 
 
@@ -31,6 +33,15 @@ def _name(text: str) -> str:
 Name = Annotated[str, pydantic.AfterValidator(_name)]
 
 
+def _whole(value: Any) -> Any:
+    """Take 1e3 for 1000."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, pydantic.BeforeValidator(_whole)]
+"""An integer, which may be written as a float without a fraction."""
+
+
 class _Section(pydantic.BaseModel):
     """A mapping. Unknown keys, texts and booleans in place of numbers, NaN and infinity are refused."""
 
@@ -42,7 +53,7 @@ class TermEntry(_Section):
 
     field: str
     object: str | None = None
-    columns: Annotated[list[int], Field(min_length=1)] | None = None
+    columns: Annotated[list[Whole], Field(min_length=1)] | None = None
     transform: Literal["identity", "cos", "sin", "difference"] | None = None
     minus: TermEntry | None = None
     unit: str = ""
@@ -60,6 +71,8 @@ class BoxEntry(_Section):
             raise ValueError(f"low has {len(self.low)} numbers, high {len(self.high)}")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError("low is above high")
+        if not all(math.isfinite(high - low) for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low and high are too far apart for a floating-point number")
         return self
 
 
@@ -105,7 +118,7 @@ class CellsEntry(_Section):
     """Uniform over maze cells of some kinds, within ±`jitter` of the centre; with `z` a third number."""
 
     kinds: str = Field(default="RG.", min_length=1, pattern="^[RG.]+$")
-    jitter: float = Field(default=0.0, ge=0)
+    jitter: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
     layout: Layout | None = None
     scale: float | None = Field(default=None, gt=0)
     z: float | None = None
@@ -146,7 +159,7 @@ class ResetEntry(_Section):
     keyframe: str | None = None
     joints: list[str] = []
     positions: Distribution | None = None
-    qpos_noise: float = Field(default=0.0, ge=0)
+    qpos_noise: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
     qvel_noise: float = Field(default=0.0, ge=0)
     noise_joints: list[str] | None = None
 
@@ -168,8 +181,10 @@ class SuccessEntry(_Section):
     """A ball around a slice of the goal; see `envs.task.SuccessRegion`."""
 
     radius: float = Field(gt=0)
-    part: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(default=None, alias="slice")
-    points: int = Field(default=1, ge=1)
+    part: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, alias="slice"
+    )
+    points: Whole = Field(default=1, ge=1)
 
 
 class EarlyEndEntry(_Section):
@@ -211,7 +226,7 @@ class SceneEntry(_Section):
     azimuth: float = 120.0
     elevation: float = -30.0
     goal_height: float = 0.0
-    goal_position: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=3)] | None = None
+    goal_position: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=3)] | None = None
 
 
 class OptionsEntry(_Section):
@@ -235,7 +250,7 @@ class TaskEntry(_Section):
     description: str = ""
     model: str
     control_dt_s: float = Field(gt=0)
-    episode_steps: int = Field(default=200, ge=1)
+    episode_steps: Whole = Field(default=200, ge=1)
     options: OptionsEntry = OptionsEntry()
     observation: Listed[TermEntry]
     achieved_goal: Listed[TermEntry]

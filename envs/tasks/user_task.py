@@ -177,15 +177,18 @@ def _compile(page: Page, build_spec: Callable[[], mujoco.MjSpec]) -> mujoco.MjMo
 
 def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
     """Raise TaskError where the model holds NaN: MuJoCo compiles some of it, and diverges at once."""
-    arrays = ((name, getattr(model, name)) for name in dir(model) if not name.startswith("_"))
-    holding = [
-        (name, array)
-        for name, array in arrays
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and np.isnan(array).any()
+    arrays = [
+        (prefix + name, np.atleast_1d(value))
+        for prefix, owner in (("", model), ("option.", model.opt))
+        for name in dir(owner)
+        if not name.startswith("_") and isinstance(value := getattr(owner, name), np.ndarray | float)
     ]
+    holding = [(name, array) for name, array in arrays if array.dtype.kind == "f" and np.isnan(array).any()]
     if holding:
-        # What MuJoCo computed from it ends in 0, as actuator_acc0.
-        name, array = min(holding, key=lambda each: (each[0].endswith("0"), each[0]))
+        # The options are the user's own; what MuJoCo computed ends in 0, as actuator_acc0.
+        name, array = min(
+            holding, key=lambda each: (not each[0].startswith("option."), each[0].endswith("0"), each[0])
+        )
         index = int(np.argwhere(np.isnan(array))[0][0])
         kind = _KINDS.get(name.partition("_")[0])
         found = mujoco.mj_id2name(model, kind, index) if kind is not None else None
@@ -195,14 +198,20 @@ def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
 
 def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: CompiledTask) -> None:
     """Raise TaskError for a keyframe that episodes start at and that is too short: MuJoCo fills it up."""
-    keys = {key.name: len(key.qpos) for key in compiled.task.build_spec().keys}
+    keys = {key.name: key for key in compiled.task.build_spec().keys}
     for name in ("training", "evaluation"):
         own: schema.EpisodesEntry = getattr(entry, name)
         keyframe = (own.reset or entry.reset).keyframe
-        given = keys.get(keyframe, 0) if keyframe else 0
-        if given not in (0, compiled.model.nq):
-            place = (*_section(name, own.reset), "reset", "keyframe")
-            raise page.error(place, f"{keyframe!r} gives {given} of the model's {compiled.model.nq} qpos")
+        if keyframe not in keys:
+            continue
+        key = keys[keyframe]
+        for field, given, size in (
+            ("qpos", len(key.qpos), compiled.model.nq),
+            ("qvel", len(key.qvel), compiled.model.nv),
+        ):
+            if given not in (0, size):
+                place = (*_section(name, own.reset), "reset", "keyframe")
+                raise page.error(place, f"{keyframe!r} gives {given} of the model's {size} {field}")
 
 
 def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:

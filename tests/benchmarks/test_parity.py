@@ -85,6 +85,16 @@ def test_steps_and_rollouts_of_like_simulators_are_alike():
     assert rollout["cpu"]["displacement"] == pytest.approx(rollout["warp"]["displacement"], rel=1e-5)
 
 
+def test_random_worlds_meet_some_of_the_goals_that_they_are_given():
+    task = compile_task("reacher")
+    goals = parity_measures.reachable_goals(task, 32, 60, seed=0)
+    assert goals.shape == (32, 3) and len(np.unique(goals, axis=0)) == 32
+    simulator = makers("cpu")["cpu"](task, 32, seed=0)
+    simulator.set_goal(goals)
+    met = play(simulator, 60, seed=0).at_goal > 0
+    assert 0 < met.sum() < 32
+
+
 def test_a_simulator_that_drifts_is_found_out(monkeypatch: pytest.MonkeyPatch):
     """One whose actions come out a tenth too strong."""
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from envs.goal_reach import GoalReach
+from envs.maze_reach import MazeReach
 from envs.registry import compile_task
-from tests.envs.tasks.user_pages import ARM, changed, with_line, write
+from tests.envs.tasks.user_pages import ARM, MOVER, changed, walled_page, with_line, write
 
 
 def reach(folder: Path, page: str, model: str = ARM) -> GoalReach:
@@ -71,6 +72,64 @@ def test_every_region_counts(tmp_path: Path) -> None:
     assert report.out_of_reach == 1, "x alone can be reached"
     near = changed(page, "{radius: 0.05, slice: [1, 2]}", "{radius: 0.25, slice: [1, 2]}")
     assert reach(tmp_path, near).judge("evaluation", 1).out_of_reach == 0
+
+
+# The elbow reaches (0.2, 0, -0.2) at 90 degrees alone, within a radius of 0.05 from about 75 to 105.
+@pytest.mark.parametrize(
+    ("end", "missed"),
+    [
+        ("{field: qpos, object: elbow}, low: -0.1, high: 1.0", 3),
+        ("{field: qpos, object: elbow}, low: -0.1, high: 2.0", 0),
+        ("{field: xpos, object: lower, columns: [2]}, low: -0.1, high: 1.0", 0),
+        ("{field: site_xpos, object: fingertip, columns: [2]}, low: -0.1, high: 1.0", 3),
+        ("{field: qvel, object: elbow}, low: 1, high: 2", 0),  # velocities are not looked at
+    ],
+)
+def test_what_ends_an_episode_early_does_not_count_as_reached(tmp_path: Path, end: str, missed: int) -> None:
+    page = listed((0.2, 0.0, -0.2)) + f"early_end: {{term: {end}}}\n"
+    report = reach(tmp_path, page).judge("evaluation", 3)
+    assert report.out_of_reach == missed
+    assert (report.farthest > 0.05) == bool(missed)
+
+
+CLOSED, OPEN, UNFENCED = "##### #R#G# #####", "##### #R#G# #...# #####", "R#G"
+
+
+@pytest.mark.parametrize(
+    ("layout", "goal", "radius", "walled"),
+    [
+        (CLOSED, (1, 1), 0.2, False),
+        (CLOSED, (1, 3), 0.2, True),  # no path
+        (CLOSED, (1, 2), 0.2, True),  # in the wall
+        (CLOSED, (1, 1.6), 0.2, False),  # 0.1 m into the wall
+        (CLOSED, (1, 1.8), 0.2, True),
+        (CLOSED, (9, 9), 0.2, True),  # outside, and there is no way out
+        (CLOSED, (1, 3), 2.0, False),  # within the radius from the start's side
+        (OPEN, (1, 3), 0.2, False),
+        (OPEN, (1, 2), 0.2, True),
+        (UNFENCED, (0, 2), 0.2, False),  # around the wall
+        (UNFENCED, (0, 1), 0.2, True),
+        (UNFENCED, (-50, 70), 0.2, False),
+    ],
+)
+def test_walls(tmp_path: Path, layout: str, goal: tuple[float, float], radius: float, walled: bool) -> None:
+    page = walled_page(str([list(goal)]), layout, radius)
+    report = reach(tmp_path, page, MOVER).judge("evaluation", 2)
+    assert (report.walled_off, report.out_of_reach) == (2 if walled else 0, 0)
+
+
+def test_a_maze_without_walls_keeps_nothing_out_of_reach(tmp_path: Path) -> None:
+    page = changed(walled_page("[[1, 3]]"), ", wall_height: 0.5", "")
+    assert reach(tmp_path, page, MOVER).judge("evaluation", 2).walled_off == 0
+
+
+@pytest.mark.parametrize("name", ["point_u_maze", "point_hardest_maze", "ant_u4_maze"])
+def test_no_goal_of_the_built_in_mazes_is_walled_off(name: str) -> None:
+    task = compile_task(name)
+    found = MazeReach(task)
+    assert found.can_judge
+    qpos, _, goals = task.sample_start("training", np.random.default_rng(0), 50)
+    assert not any(found.walled_off(start[:2], goal) for start, goal in zip(qpos, goals, strict=True))
 
 
 @pytest.mark.parametrize(

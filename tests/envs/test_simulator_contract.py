@@ -275,6 +275,15 @@ def test_forces_are_those_of_the_new_episode_after_a_reset(make: MakeSimulator) 
     assert numpy(simulator.observation)[:, 2:].tolist() == [[0.0, 0.0]] + [[3.0, 3.0]] * (WORLDS - 1)
 
 
+def test_no_force_of_before_acts_in_a_state_that_is_set(make: MakeSimulator) -> None:
+    terms = (Term("qpos"), Term("qfrc_actuator"))
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), observation=terms))
+    simulator = make(task, seed=1)
+    simulator.step(np.ones((WORLDS, 2), np.float32))
+    simulator.set_state(np.ones((WORLDS, 2)), np.zeros((WORLDS, 2)))
+    assert numpy(simulator.observation).tolist() == [[1.0, 1.0, 0.0, 0.0]] * WORLDS
+
+
 def test_columns_that_are_not_side_by_side_are_read(make: MakeSimulator) -> None:
     swapped = Term("qpos", columns=(1, 0))
     terms = (swapped, Term("qpos", transform="difference", minus=swapped))

@@ -99,6 +99,30 @@ class TestDryRun:
         values = yaml.safe_load(invoke(tmp_path, command, "--dry-run", "--seed", "5").stdout)
         assert values["seed"] == 5
 
+    def test_what_was_published_is_told_of_its_own_task_alone(self, tmp_path: Path) -> None:
+        tiny = [
+            "--set=depth=4",
+            "--set=width=8",
+            "--set=num_worlds=2",
+            "--set=batch_size=4",
+            "--set=env_steps=4",
+        ]
+        tiny += ["--set=unroll_steps=2", "--set=min_rows_per_world=2", "--set=updates_per_unroll=1"]
+        tiny += ["--set=evaluation_episodes=1", "--set=final_episodes=1", "--set=episode_steps=2"]
+        told = {}
+        for task in ("arm_push_easy", "reacher"):
+            arguments = [
+                "train-teacher",
+                "--preset",
+                "paper/arm_push_easy",
+                "--device",
+                "cpu",
+                "--task",
+                task,
+            ]
+            told[task] = "Published, on other physics" in invoke(tmp_path, *arguments, *tiny).output
+        assert told == {"arm_push_easy": True, "reacher": False}
+
     def test_a_chain_takes_a_task_by_name(self, tmp_path: Path) -> None:
         result = invoke(tmp_path, "run", "--preset", "smoke", "--task", "reacher", "--dry-run", "--json")
         assert json_of(result)["train_teacher"]["task"] == "reacher"

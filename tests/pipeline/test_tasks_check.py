@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,10 @@ from pipeline import tasks_check
 from pipeline.cli import cli
 from pipeline.tasks_check import check_task, judge_goals, roll_out, rollout_warnings, write_png
 from tests.end_to_end.command_line import error_of
-from tests.envs.tasks.user_pages import ARM, PAGE, changed, with_line, write
+from tests.envs.tasks.user_pages import ARM, MOVER, PAGE, changed, walled_page, with_line, write
 
 assert check_task.__doc__
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def has_opengl() -> bool:
@@ -80,12 +85,12 @@ class TestCommand:
             "site_xpos:fingertip[2]",
             "A random policy meets",
             "0 unstable; 120 steps at",
-            "Picture of 3 starts with their goals: robot.png",
+            "Picture of 3 starts with their goals: robot_check.png",
             "Nothing looks wrong.",
         ):
             assert text in result.stdout, text
         assert result.stderr == ""
-        assert read_png(Path("robot.png")).shape == (2, 6, 3)
+        assert read_png(Path("robot_check.png")).shape == (2, 6, 3)
 
     def test_the_result_as_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
@@ -121,7 +126,7 @@ class TestCommand:
     def test_a_built_in_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
         result = invoke("check", "point_u_maze", "--episodes", "2")
-        assert "Picture of 3 starts with their goals: point_u_maze.png" in result.stdout
+        assert "Picture of 3 starts with their goals: point_u_maze_check.png" in result.stdout
 
     @pytest.mark.skipif(not has_opengl(), reason="no EGL and no OSMesa here")
     def test_a_picture_shows_the_arm(self) -> None:
@@ -143,8 +148,62 @@ class TestCommand:
         monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
         write(Path.cwd(), with_line("goal", "goal: {list: [[0.9, 0, 0]]}"))
         result = invoke("check", "robot.yaml", "--episodes", "2")
-        assert "Warning: 48 of 48 evaluation goals can never be reached" in result.stderr
+        assert "Warning: no configuration was found for 48 of 48 evaluation goals" in result.stderr
         assert "the farthest is missed by 0.5." in result.stderr
+
+
+class TestPicturePlace:
+    @pytest.fixture(autouse=True)
+    def drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
+        write(Path.cwd())
+
+    def refusal(self, *arguments: str) -> str:
+        return error_of(invoke("check", "robot.yaml", "--episodes", "1", *arguments, code=2).stderr)
+
+    def test_a_picture_of_the_user_stays(self) -> None:
+        Path("robot.png").write_bytes(b"a texture")
+        check()
+        check()  # replaces its own
+        assert Path("robot.png").read_bytes() == b"a texture"
+
+    @pytest.mark.parametrize("arguments", [(), ("--output", "robot_check.png")])
+    def test_it_replaces_nothing_but_its_own(self, arguments: tuple[str, ...]) -> None:
+        Path("robot_check.png").write_bytes(b"a texture")
+        assert "robot_check.png is there already, and is no picture of" in self.refusal(*arguments)
+        assert Path("robot_check.png").read_bytes() == b"a texture"
+
+    def test_the_page_stays(self) -> None:
+        before = Path("robot.yaml").read_bytes()
+        assert self.refusal("--output", "robot.yaml").endswith("give it a name that ends in .png.")
+        assert Path("robot.yaml").read_bytes() == before
+
+    def test_a_folder_and_a_place_that_cannot_be(self) -> None:
+        Path("folder.png").mkdir()
+        assert "folder.png is there already" in self.refusal("--output", "folder.png")
+        assert self.refusal("--output", "robot.yaml/a.png").endswith("choose another --output.")
+
+
+@pytest.mark.parametrize("variable", ["nonsense", "osmesa"])
+@pytest.mark.parametrize(
+    "command", ["tasks check point_u_maze", "tasks", "evaluate", "benchmark", "train-teacher --dry-run"]
+)
+def test_what_keeps_mujoco_from_being_imported_is_told_in_one_line(command: str, variable: str) -> None:
+    if variable == "osmesa" and ctypes.util.find_library("OSMesa") is not None:
+        pytest.skip("OSMesa is here")
+    # What MuJoCo leaves in the environment once it has drawn.
+    environment = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "--workspace", "ws", *command.split()],
+        env={**environment, "MUJOCO_GL": variable, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: MUJOCO_GL={variable} keeps MuJoCo from being imported")
+    assert "leave it unset" in line
 
 
 class TestWarnings:
@@ -187,7 +246,13 @@ class TestWarnings:
         shares, warnings = judge_goals(compile_task(str(write(Path.cwd(), page))), seed=0)
         assert shares is not None and shares["evaluation"] == 0
         assert 0.25 < shares["training"] < 0.75
-        assert len(warnings) == 1 and "training goals can never be reached" in warnings[0]
+        assert len(warnings) == 1 and "training goals" in warnings[0]
+
+    def test_goals_behind_walls(self) -> None:
+        page = walled_page("[[1, 3], [2, 3]]")
+        shares, warnings = judge_goals(compile_task(str(write(Path.cwd(), page, MOVER))), seed=0)
+        assert shares is not None and shares["evaluation"] == 1
+        assert any("48 of 48 evaluation goals lie within walls of the maze" in each for each in warnings)
 
     def test_goals_of_velocities_are_not_judged(self) -> None:
         page = with_line("achieved_goal", "achieved_goal: [{field: qvel}, {field: qpos, columns: [0]}]")

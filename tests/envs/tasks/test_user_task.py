@@ -13,8 +13,11 @@ from pydantic import BaseModel
 
 import thousandfold
 from envs.compiled_task import CompiledTask
+from envs.distributions import constant
 from envs.goal_env import GoalEnv, GoalVectorEnv
 from envs.registry import compile_task, get_task
+from envs.start_states import StartStates
+from envs.task import Reset
 from envs.tasks.task_yaml import read_page
 from envs.tasks.user_schema import (
     CommandEntry,
@@ -53,6 +56,14 @@ class TestWhatAPageSays:
         units = [each["unit"] for each in task.describe("observation")]
         assert units == ["rad", "rad", "", "", ""]
         assert task.task.reference == task.task.file
+
+    def test_whole_numbers_written_as_floats(self) -> None:
+        page = changed(
+            changed(PAGE, "steps: 30", "steps: 1e3"), "radius: 0.05", "radius: 0.05, slice: [0, 2.0]"
+        )
+        task = compiled(page).task
+        assert task.episode_steps == 1000 and isinstance(task.episode_steps, int)
+        assert task.success[0].stop == 2
 
     def test_training_and_evaluation_start_at_the_keyframe(self) -> None:
         for name in ("training", "evaluation"):
@@ -134,6 +145,16 @@ class TestWhatAPageSays:
         )
         assert np.linalg.norm(qpos[:, 3:7], axis=1) == pytest.approx(1.0)
         assert np.ptp(qpos[:, 7]) > 0.4
+
+    def test_an_orientation_that_is_none_becomes_the_identity(self) -> None:
+        model = mujoco.MjModel.from_xml_string(
+            '<mujoco><worldbody><body><freejoint name="root"/><geom size=".1"/></body></worldbody></mujoco>'
+        )
+        joints = tuple(f"root[{index}]" for index in range(3, 7))
+        starts = StartStates(model, Reset(joints, constant(0.0, 1.0, 0.0, 0.0)), "the task")
+        with np.errstate(all="raise"):
+            qpos, _ = starts.sample(np.random.default_rng(0), np.array([[0.0] * 4, [0, 0, 2, 0]]))
+        assert qpos[:, 3:].tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
 
 
 class TestGoals:

@@ -157,6 +157,22 @@ MISTAKES = {
         changed(PAGE, "keyframe: home", "joints: [elbow], positions: {list: [[1, 2]]}"),
         "line 12, reset: starts draw 2 numbers for 1 joints.",
     ),
+    "bounds whose span is no number": (
+        changed(PAGE, "[0.2, 0, -0.3], high: [0.3, 0, -0.1]", "[0, 0, -1e308], high: [0, 0, 1e308]"),
+        "line 10, goal.box: low and high are too far apart",
+    ),
+    "noise whose span is no number": (
+        changed(PAGE, "keyframe: home", "qpos_noise: 1e308"),
+        "line 12, reset.qpos_noise: must be less than or equal to 1000000000 (got 1e+308)",
+    ),
+    "jitter whose span is no number": (
+        with_line("goal", "goal: {cells: {layout: u, scale: 1, jitter: 1e308, z: 0}}"),
+        "line 10, goal.cells.jitter: must be less than or equal to 1000000000 (got 1e+308)",
+    ),
+    "a fraction of a step": (
+        changed(PAGE, "episode_steps: 30", "episode_steps: 30.5"),
+        "line 4, episode_steps: must be a valid integer (got 30.5)",
+    ),
     "a number to draw beyond the goal": (
         PAGE + "scene: {goal_position: [0, 3]}\n",
         "line 13, scene.goal_position: there is no number 3, the last one is 2",
@@ -184,6 +200,26 @@ MODELS = {
     "a keyframe that is too short": (
         changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25"'),
         "reset.keyframe: 'home' gives 1 of the model's 2 qpos",
+    ),
+    "a keyframe whose velocities are too short": (
+        changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25 0.5" qvel="1"'),
+        "reset.keyframe: 'home' gives 1 of the model's 2 qvel",
+    ),
+    "NaN in gravity": (
+        changed(ARM, 'timestep="0.01"', 'timestep="0.01" gravity="0 0 nan"'),
+        "arm.xml holds NaN, in option.gravity[2]",
+    ),
+    "NaN in the wind": (
+        changed(ARM, 'timestep="0.01"', 'timestep="0.01" wind="nan 0 0"'),
+        "arm.xml holds NaN, in option.wind[0]",
+    ),
+    "NaN in the density": (
+        changed(ARM, 'timestep="0.01"', 'timestep="0.01" density="nan"'),
+        "arm.xml holds NaN, in option.density",
+    ),
+    "NaN in the viscosity": (
+        changed(ARM, 'timestep="0.01"', 'timestep="0.01" viscosity="nan"'),
+        "arm.xml holds NaN, in option.viscosity",
     ),
     "an include that is not there": (
         changed(ARM, "  <worldbody>", '  <include file="gone.xml"/>\n  <worldbody>'),
@@ -230,6 +266,24 @@ class TestMistakes:
         assert expected in message
         assert capfd.readouterr() == ("", ""), "MuJoCo keeps silent"
         assert not Path("MUJOCO_LOG.TXT").exists()
+
+    @pytest.mark.parametrize(
+        "draws", ["list: [[1, 0, 0, 0], [0, 0, 0, 0]]", "box: {low: [0, 0, 0, 0], high: [0, 0, 0, 0]}"]
+    )
+    def test_a_quaternion_of_length_0(self, draws: str) -> None:
+        joints = [f"root[{index}]" for index in range(3, 7)]
+        page = changed(PAGE, "keyframe: home", f"joints: {joints}, positions: {{{draws}}}")
+        model = changed(
+            ARM,
+            "</body>\n  </worldbody>",
+            '</body><body><freejoint name="root"/><geom size=".1"/></body>\n  </worldbody>',
+        )
+        model = changed(model, '<key name="home" qpos="0.25 0.5"/>', "")
+        message = refusal(page, model)
+        assert (
+            message.startswith("robot.yaml, line 12, reset: ")
+            and "all four numbers of a quaternion" in message
+        )
 
     def test_several_at_once_on_one_line(self) -> None:
         message = refusal(

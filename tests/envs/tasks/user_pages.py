@@ -39,6 +39,33 @@ reset: {keyframe: home}
 """
 
 
+MOVER = """<mujoco>
+  <worldbody>
+    <body name="mover" pos="0 0 .1">
+      <joint name="x" type="slide" axis="1 0 0"/>
+      <joint name="y" type="slide" axis="0 1 0"/>
+      <geom size=".1"/>
+    </body>
+  </worldbody>
+  <actuator><motor joint="x" ctrlrange="-1 1"/><motor joint="y" ctrlrange="-1 1"/></actuator>
+</mujoco>
+"""
+
+
+def walled_page(goals: str, layout: str = "##### #R#G# #####", radius: float = 0.2) -> str:
+    """Return the page of a ball that slides in a maze of cells of 1 m, with its goals (x, y)."""
+    return f"""name: mover
+model: arm.xml
+control_dt_s: 0.02
+observation: {{field: qpos}}
+achieved_goal: {{field: qpos, columns: [0, 1]}}
+goal: {{list: {goals}}}
+success: {{radius: {radius}}}
+reset: {{joints: [x, y], positions: {{cells: {{kinds: R}}}}}}
+maze: {{layout: "{layout}", scale: 1, wall_height: 0.5}}
+"""
+
+
 def write(folder: Path, page: str = PAGE, model: str = ARM) -> Path:
     """Write page and model; return the page's path."""
     (folder / "arm.xml").write_text(model)
