@@ -21,8 +21,8 @@ KEYFRAME = "stand"
 STAND = (0, 0, 0.75, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1)
 """Position of the torso in metres, its quaternion, then hips at 0 and ankles at ±1 rad.
 
-The published 0.55 m suits their softer physics: here the noise puts feet deep into the floor, which throws the
-ant up and ends a quarter of all episodes. From 0.75, the model's own, hardly a foot is in deep enough to throw it.
+The published 0.55 m suits their softer physics: here the noise puts feet deep into the floor, which throws
+the ant up and ends a quarter of all episodes. From 0.75, the model's own, no more than a few are in so deep.
 """
 
 JOINTS = ("root", "hip_1", "ankle_1", "hip_2", "ankle_2", "hip_3", "ankle_3", "hip_4", "ankle_4")
