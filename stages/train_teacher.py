@@ -15,6 +15,7 @@ from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.console import Progress
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import (
     DamagedFileError,
     LostRankError,
@@ -71,31 +72,13 @@ def run(
     ranks = context.ranks
     if resumed is not None:
         settings = _with_own_task(settings, resumed)
-    task = as_user_error(lambda: compile_task(settings.task, settings.task_changes), TaskError)
-    device = resolve_device(settings.device)
-    own_device = ranks.place(device)
-    set_up_torch(settings.threads, ranks.local_size)
-    require_precision(settings.precision, device)
-    require_memory(task, settings, device, ranks.local_size, ranks.size)
-    training = TeacherTraining(settings, task, own_device, ranks)
+    training = _prepare(settings, ranks)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ranks.connect(own_device))
+        stack.enter_context(ranks.connect(training.device))
         if resumed is not None:
             stack.enter_context(CheckpointFolder(resumed.file("checkpoint"), ranks).lock())
-        work = stack.enter_context(
-            context.stage(
-                "teacher",
-                "train-teacher",
-                task=task.name,
-                settings=settings,
-                resumed=resumed,
-                task_changes=task.task.changes,
-            )
-        )
+        work = stack.enter_context(_open_stage(training, context, resumed))
         stack.enter_context(stop_on_interrupt(context.stop, ranks))
-        if ranks.leads:
-            keep_task(task, work.artifact, context.console)
-            warn_of_changed_task(work.artifact, context.console)
         if on_start is not None:
             on_start(work.artifact)
         folder = CheckpointFolder(work.artifact.file("checkpoint"), ranks)
@@ -110,6 +93,36 @@ def run(
             _train(training, folder, work, context)
             ranks.disconnect()
         return _finish(training, work, context) if ranks.leads else work.artifact
+
+
+def _prepare(settings: TrainTeacherSettings, ranks: Ranks) -> TeacherTraining:
+    """Return the training at its start, once the machine has what it needs."""
+    task = as_user_error(lambda: compile_task(settings.task, settings.task_changes), TaskError)
+    device = resolve_device(settings.device)
+    set_up_torch(settings.threads, ranks.local_size)
+    require_precision(settings.precision, device)
+    require_memory(task, settings, device, ranks.local_size, ranks.size)
+    return TeacherTraining(settings, task, ranks.place(device), ranks)
+
+
+@contextlib.contextmanager
+def _open_stage(
+    training: TeacherTraining, context: StageContext, resumed: Artifact | None
+) -> Iterator[StageWork]:
+    """Open the stage's artifact and tracking, with a copy of the task where it is a user's."""
+    task = training.task
+    with context.stage(
+        "teacher",
+        "train-teacher",
+        task=task.name,
+        settings=training.settings,
+        resumed=resumed,
+        task_changes=task.task.changes,
+    ) as work:
+        if context.ranks.leads:
+            keep_task(task, work.artifact, context.console)
+            warn_of_changed_task(work.artifact, context.console)
+        yield work
 
 
 def _with_own_task(settings: TrainTeacherSettings, teacher: Artifact) -> TrainTeacherSettings:

@@ -195,31 +195,35 @@ def test_fingers_around_the_cube_are_a_grasp() -> None:
 # -- random actions -----------------------------------------------------------------------------------
 
 
-def soak(name: str, worlds: int, steps: int, *, hold: int) -> None:
-    """Run random actions, each for `hold` steps; every world stays stable and every cube above the table."""
+def soak(name: str, worlds: int, steps: int, *, hold: int) -> tuple[int, float]:
+    """Run random actions, each for `hold` steps; return how many ended unstable and the lowest cube (m)."""
     task = compile_task(name)
     simulator = CpuSimulator(task, worlds, seed=7)
     rng, action = np.random.default_rng(7), np.zeros((worlds, task.action_dim))
+    unstable, lowest = 0, np.inf
     for step in range(steps):
         if step % hold == 0:
             action = rng.uniform(-1, 1, action.shape)
         result = simulator.step(action)
-        assert not result.unstable.any()
+        unstable += int(result.unstable.sum())
         if name != "arm_reach":
-            assert simulator.observation[:, 2].min() > 0.01
+            lowest = min(lowest, float(simulator.observation[:, 2].min()))
         simulator.reset(result.truncated)
+    return unstable, lowest
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_random_actions_stay_stable(name: str) -> None:
-    soak(name, 8, 40, hold=4)
+    unstable, lowest_cube_m = soak(name, 8, 40, hold=4)
+    assert unstable == 0 and lowest_cube_m > 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hold", [1, 10])
 @pytest.mark.parametrize("name", NAMES)
 def test_random_actions_stay_stable_for_long(name: str, hold: int) -> None:
-    soak(name, 64, 1000, hold=hold)
+    unstable, lowest_cube_m = soak(name, 64, 1000, hold=hold)
+    assert unstable == 0 and lowest_cube_m > 0.01
 
 
 def test_only_what_may_touch_is_in_contact() -> None:
