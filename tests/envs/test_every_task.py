@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 import thousandfold  # noqa: F401, registers the environments
 from envs.registry import compile_task, environment_id, task_names
 from envs.simulator import Simulator
-from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator, numpy
+from tests.envs.any_simulator import MakeSimulator, numpy
 
 STEPS = 1000
 FEW_STEPS = 20
@@ -30,11 +30,6 @@ def every_warning_is_an_error() -> Iterator[None]:
         # State and goals have no bounds to declare.
         warnings.filterwarnings("ignore", message=".*A Box observation space (min|max)imum value is.*")
         yield
-
-
-@pytest.fixture(params=EVERY_SIMULATOR)
-def make(request: pytest.FixtureRequest) -> MakeSimulator:
-    return request.param
 
 
 def run(simulator: Simulator, steps: int) -> dict[str, int]:

@@ -10,26 +10,10 @@ import pytest
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
-from envs.registry import compile_task, get_task
+from envs.registry import get_task
 from envs.simulator import Simulator
 from envs.task import SuccessRegion, TaskError, Term
-from tests.envs.any_simulator import EVERY_SIMULATOR, WORLDS, MakeSimulator, mask, numpy, still
-
-
-@pytest.fixture(scope="module", params=EVERY_SIMULATOR)
-def make(request: pytest.FixtureRequest) -> MakeSimulator:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def task() -> CompiledTask:
-    return compile_task("point_u_maze")
-
-
-@pytest.fixture(scope="module")
-def simulator(make: MakeSimulator, task: CompiledTask) -> Simulator:
-    """A simulator that tests share; each starts by resetting or setting its state."""
-    return make(task, seed=3)
+from tests.envs.any_simulator import WORLDS, MakeSimulator, mask, numpy, still
 
 
 def put(simulator: Simulator, positions: list[tuple[float, float]], velocity: float = 0.0) -> None:

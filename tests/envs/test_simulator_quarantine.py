@@ -10,27 +10,11 @@ import pytest
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
-from envs.registry import compile_task, get_task
+from envs.registry import get_task
 from envs.simulator import Simulator
-from tests.envs.any_simulator import EVERY_SIMULATOR, WORLDS, MakeSimulator, make_cpu, mask, numpy, still
+from tests.envs.any_simulator import WORLDS, MakeSimulator, make_cpu, mask, numpy, still
 
 CORNER, FREE = (0.6, 0.6), (1.0, 2.0)  # a sphere of 0.15 m touches two walls; none
-
-
-@pytest.fixture(scope="module", params=EVERY_SIMULATOR)
-def make(request: pytest.FixtureRequest) -> MakeSimulator:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def task() -> CompiledTask:
-    return compile_task("point_u_maze")
-
-
-@pytest.fixture(scope="module")
-def simulator(make: MakeSimulator, task: CompiledTask) -> Simulator:
-    """A simulator that tests share; each starts by resetting or setting its state."""
-    return make(task, seed=3)
 
 
 @pytest.fixture(scope="module")

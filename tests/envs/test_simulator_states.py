@@ -12,7 +12,7 @@ from envs.compiled_task import CompiledTask
 from envs.distributions import BoxPositions
 from envs.simulator import Simulator
 from envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
-from tests.envs.any_simulator import EVERY_SIMULATOR, WORLDS, MakeSimulator, make_cpu, mask, numpy, still
+from tests.envs.any_simulator import WORLDS, MakeSimulator, make_cpu, mask, numpy, still
 
 MODEL = """
 <mujoco>
@@ -68,16 +68,6 @@ def task() -> CompiledTask:
             control_dt_s=0.05,
         )
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=EVERY_SIMULATOR)
-def make(request: pytest.FixtureRequest) -> MakeSimulator:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def simulator(make: MakeSimulator, task: CompiledTask) -> Simulator:
-    return make(task, seed=3)
 
 
 def observed(simulator: Simulator, field: str) -> np.ndarray:

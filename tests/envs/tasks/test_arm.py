@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import warnings
-
 import mujoco
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.goal_env import GoalEnv
 from envs.registry import compile_task
 from envs.tasks.arm import build_spec
+from tests.envs.strict_checks import check_env_strictly, require_goal_apart_from_state
 
 NAMES = (
     "arm_reach",
@@ -143,14 +141,10 @@ def test_state_and_achieved_goal_are_what_mujoco_has(name: str, dims: tuple[int,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_goal_is_nowhere_in_the_state_or_the_model(name: str) -> None:
-    one, other = (CpuSimulator(compile_task(name), 3, seed=5, num_threads=1) for _ in range(2))
-    other.set_goal(one.desired_goal + 0.3)
-    action = np.random.default_rng(5).uniform(-1, 1, (3, one.task.action_dim))
-    for _ in range(3):
-        one.step(action)
-        other.step(action)
-    assert np.array_equal(one.observation, other.observation)
-    assert one.task.model.nq == (9 if name == "arm_reach" else 16)  # the robot, and the cube's free joint
+    require_goal_apart_from_state(name, shift=0.3)
+    assert compile_task(name).model.nq == (
+        9 if name == "arm_reach" else 16
+    )  # the robot, and the cube's free joint
 
 
 def test_actions_are_targets_within_the_published_ranges() -> None:
@@ -245,8 +239,4 @@ def distance_to_reach(task: CompiledTask, site: str, points: np.ndarray) -> np.n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_check_env_passes(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # State and goals have no bounds to declare; every other warning is an error.
-        warnings.filterwarnings("ignore", message=".*A Box observation space (min|max)imum value is.*")
-        check_env(GoalEnv(task=name), skip_render_check=True)
+    check_env_strictly(GoalEnv(task=name))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 import thousandfold  # noqa: F401, registers the environments
 from envs.cpu_simulator import CpuSimulator
 from envs.mazes import FREE, cells
 from envs.registry import compile_task, environment_id
 from envs.tasks import ant, ant_objects, humanoid
+from tests.envs.strict_checks import check_env_strictly
 
 REPRESENTATIVE = ("ant_u_maze", "ant_push", "humanoid")
 TASKS = {task.name: task for module in (ant, ant_objects, humanoid) for task in module.tasks()}
@@ -42,11 +40,7 @@ def test_sizes_of_the_spaces(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY_TASK)
 def test_check_env_passes(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # State and goals have no bounds to declare; every other warning is an error.
-        warnings.filterwarnings("ignore", message=".*A Box observation space (min|max)imum value is.*")
-        check_env(gymnasium.make(environment_id(name)).unwrapped, skip_render_check=True)
+    check_env_strictly(gymnasium.make(environment_id(name)).unwrapped)
 
 
 @pytest.mark.parametrize("name", EVERY_TASK)
