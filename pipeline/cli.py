@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -189,10 +190,20 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     session.report(stage.run(settings, session.context, source))
 
 
+def _one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options that name a policy, a student or a teacher."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
+            help_text = f"{verb} a {kind}{otherwise}."
+            command = click.option(f"--{kind}", metavar=kind.upper(), help=help_text)(command)
+        return command
+
+    return decorate
+
+
 @cli.command()
-@click.option("--policy", metavar="POLICY", help="Evaluate a policy [the newest].")
-@click.option("--student", metavar="STUDENT", help="Evaluate a student.")
-@click.option("--teacher", metavar="TEACHER", help="Evaluate a teacher.")
+@_one_of_three("Evaluate")
 @click.option("--episodes", type=int, help="Fresh episodes to run.")
 @stage_command
 def evaluate(
@@ -214,9 +225,7 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--policy", metavar="POLICY", help="Draw a policy [the newest].")
-@click.option("--student", metavar="STUDENT", help="Draw a student.")
-@click.option("--teacher", metavar="TEACHER", help="Draw a teacher.")
+@_one_of_three("Draw")
 @click.option("--episodes", type=int, help="Episodes to draw, one after another.")
 @click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
 @stage_command

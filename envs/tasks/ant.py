@@ -37,7 +37,9 @@ def build_maze(layout: str) -> mujoco.MjSpec:
     return spec
 
 
-def _ant() -> GoalTask:
+def ant() -> GoalTask:
+    """Return the ant in the open, which the other ant tasks are made from."""
+
     def goals_at(distance: float) -> EpisodeDistribution:
         return EpisodeDistribution(ant_model.AT_ORIGIN, RingPositions(distance, distance))
 
@@ -64,7 +66,7 @@ def _ant() -> GoalTask:
 def _ant_maze(name: str) -> GoalTask:
     layout = LAYOUTS[name]
     return replace(
-        _ant(),
+        ant(),
         name=f"ant_{name}_maze",
         description=f"ant {_MAZES[name]}",
         build_spec=partial(build_maze, layout),
@@ -93,4 +95,4 @@ def _ant_maze_stitch(name: str) -> GoalTask:
 
 def tasks() -> list[GoalTask]:
     """Return the ant's tasks without objects."""
-    return [_ant(), *map(_ant_maze, _MAZES), *map(_ant_maze_stitch, _STITCHED)]
+    return [ant(), *map(_ant_maze, _MAZES), *map(_ant_maze_stitch, _STITCHED)]

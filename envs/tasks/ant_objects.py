@@ -9,8 +9,9 @@ import numpy as np
 
 from envs.distributions import BoxPositions, MixedPositions, RingPositions
 from envs.mazes import add_walls, maze_scene
-from envs.task import EpisodeDistribution, GoalTask, ScenePicture, SuccessRegion, Term
+from envs.task import EpisodeDistribution, GoalTask, ScenePicture, Term
 from envs.tasks import ant_model
+from envs.tasks.ant import ant
 
 BALL_RADIUS_M = 0.5
 BALL_DENSITY = 1.0  # kg/m³, which makes 0.52 kg: the ant, of 0.91 kg, can push it
@@ -118,18 +119,14 @@ def _ant_ball() -> GoalTask:
         position=RingPositions(BALL_NEAREST_M, BALL_FARTHEST_M),
     )
     episodes = EpisodeDistribution(starts, GoalsBeyond(BALL_GOAL_DISTANCE_M, BALL_GOAL_TURN_RAD))
-    return GoalTask(
+    return replace(
+        ant(),
         name="ant_ball",
         description="ant pushes a ball to a point 5 m away",
         build_spec=build_ball,
         observation=(*ant_model.STATE, *_xy_of("ball")),
         achieved_goal=_xy_of("ball"),
-        success=(SuccessRegion(ant_model.SUCCESS_RADIUS_M),),
         distributions={"training": episodes, "evaluation": episodes},
-        control_dt_s=ant_model.CONTROL_DT_S,
-        episode_steps=ant_model.EPISODE_STEPS,
-        early_end=(ant_model.FALLEN,),
-        other_radii={"easy": ant_model.EASY_RADIUS_M},
         scene=ScenePicture(follow="torso", distance=10.0),
     )
 
@@ -137,18 +134,13 @@ def _ant_ball() -> GoalTask:
 def _ant_push() -> GoalTask:
     goals = MixedPositions((BoxPositions((16.0, 8.0), (18.0, 10.0)), BoxPositions((8.0, 16.0), (10.0, 18.0))))
     episodes = EpisodeDistribution(ant_model.AT_ORIGIN, goals)
-    return GoalTask(
+    return replace(
+        ant(),
         name="ant_push",
         description="ant pushes a block out of its way to a room behind it",
         build_spec=build_push,
         observation=(*ant_model.STATE, *_xy_of("block")),
-        achieved_goal=(ant_model.TORSO_XY,),
-        success=(SuccessRegion(ant_model.SUCCESS_RADIUS_M),),
         distributions={"training": episodes, "evaluation": episodes},
-        control_dt_s=ant_model.CONTROL_DT_S,
-        episode_steps=ant_model.EPISODE_STEPS,
-        early_end=(ant_model.FALLEN,),
-        other_radii={"easy": ant_model.EASY_RADIUS_M},
         scene=maze_scene(PUSH_LAYOUT, PUSH_CELL_SIZE_M, origin=PUSH_ORIGIN),
     )
 
