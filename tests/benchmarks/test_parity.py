@@ -85,6 +85,14 @@ def test_steps_and_rollouts_of_like_simulators_are_alike():
     assert rollout["cpu"]["displacement"] == pytest.approx(rollout["warp"]["displacement"], rel=1e-5)
 
 
+def test_rounding_is_no_difference_and_a_shift_is():
+    same, rng = np.full(512, 0.03882), np.random.default_rng(0)
+    assert parity._p_alike(same, same + 1e-6) == 1.0
+    spread = rng.normal(size=512)
+    assert parity._p_alike(spread, rng.normal(size=512)) > 0.01
+    assert parity._p_alike(spread, rng.normal(size=512) + 0.3) < 1e-3
+
+
 def test_random_worlds_meet_some_of_the_goals_that_they_are_given():
     task = compile_task("reacher")
     goals = parity_measures.reachable_goals(task, 32, 60, seed=0)
