@@ -107,8 +107,8 @@ def compare_rollouts(
 def _p_alike(one: np.ndarray, other: np.ndarray) -> float:
     """Return the p-value of the two-sample Kolmogorov-Smirnov test.
 
-    Of values to the bound of a step: where a cube stays where it fell, all worlds have one number, and the test
-    would tell two simulators apart by its last bit.
+    Of values to the bound of a step: where a cube stays where it fell, all worlds have one number, and the
+    test would tell two simulators apart by its last bit.
     """
     result: Any = stats.ks_2samp(*(np.round(values / FREE_BOUND) for values in (one, other)))
     return float(result.pvalue)
