@@ -313,27 +313,14 @@ def _finish(
     context: StageContext,
 ) -> Artifact:
     """Measure retention over paired episodes, write the student and complete the artifact."""
-    artifact, count = work.artifact, settings.final_episodes
-    ours, theirs = (
-        run_episodes(
-            trained.task,
-            torch_policy(actor, str(next(actor.parameters()).device)),
-            episodes=count,
-            seed=seed_sequence(settings.seed, _FINAL_STREAM),
-            num_paths=_DRAWN_PATHS,
-        )
-        for actor in (student, trained.actor)
-    )
-    retained = retention(theirs.success, ours.success)
-    retained_time = retention(theirs.time_at_goal, ours.time_at_goal)
-    results: dict[str, Any] = ours.summary() | {
+    artifact = work.artifact
+    ours, theirs = (_evaluate_finally(actor, trained, settings) for actor in (student, trained.actor))
+    retained = {
+        "retention": retention(theirs.success, ours.success),
+        "time_at_goal_retention": retention(theirs.time_at_goal, ours.time_at_goal),
+    }
+    results = _results(ours, theirs, retained) | {
         "evaluation_seed": [settings.seed, _FINAL_STREAM],
-        "teacher_success": float(theirs.success.mean()),
-        "teacher_time_at_goal": float(theirs.time_at_goal.mean()),
-        "retention": retained["retention"],
-        "retention_interval": retained["interval"],
-        "time_at_goal_retention": retained_time["retention"],
-        "time_at_goal_retention_interval": retained_time["interval"],
         "student_parameters": parameter_count(student),
         "teacher_parameters": parameter_count(trained.actor),
         "validation_loss": kept["validation_loss"],
@@ -359,10 +346,33 @@ def _finish(
     )
     context.console.say(
         f"Student {artifact.name}: success {figure(results['success'])} beside the teacher's "
-        f"{figure(results['teacher_success'])} over the same {count} episodes; retention "
-        f"{_with_interval(retained)}, of time at goal {_with_interval(retained_time)}."
+        f"{figure(results['teacher_success'])} over the same {settings.final_episodes} episodes; retention "
+        f"{_with_interval(retained['retention'])}, of time at goal "
+        f"{_with_interval(retained['time_at_goal_retention'])}."
     )
     return artifact
+
+
+def _evaluate_finally(actor: NormalizedActor, trained: TrainedActor, settings: DistillSettings) -> Episodes:
+    """Run the closing episodes, the same for student and teacher."""
+    return run_episodes(
+        trained.task,
+        torch_policy(actor, str(next(actor.parameters()).device)),
+        episodes=settings.final_episodes,
+        seed=seed_sequence(settings.seed, _FINAL_STREAM),
+        num_paths=_DRAWN_PATHS,
+    )
+
+
+def _results(ours: Episodes, theirs: Episodes, retained: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what the student's and the teacher's episodes say, and the retentions with their intervals."""
+    results = ours.summary() | {
+        "teacher_success": float(theirs.success.mean()),
+        "teacher_time_at_goal": float(theirs.time_at_goal.mean()),
+    }
+    for name, measured in retained.items():
+        results |= {name: measured["retention"], f"{name}_interval": measured["interval"]}
+    return results
 
 
 def _draw(
