@@ -110,7 +110,7 @@ def _p_alike(one: np.ndarray, other: np.ndarray) -> float:
     Of values to the bound of a step: where a cube stays where it fell, all worlds have one number, and the
     test would tell two simulators apart by its last bit.
     """
-    result: Any = stats.ks_2samp(*(np.round(values / FREE_BOUND) for values in (one, other)))
+    result: Any = stats.ks_2samp(np.round(one / FREE_BOUND), np.round(other / FREE_BOUND))
     return float(result.pvalue)
 
 
