@@ -1,0 +1,57 @@
+"""A critic read back holds states and goals apart as it did in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.registry import compile_task
+from models.contrastive_critic import pairwise_energy
+from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.errors import DamagedFileError
+from pipeline.core.settings import dump_settings
+from stages.contrastive_learner import ContrastiveLearner
+from stages.network_file import NETWORK_FILE, save_network
+from stages.teacher_critic import load_critic
+from tests.stages.tiny_runs import TINY_TEACHER
+
+TASK = compile_task("point_u_maze")
+
+
+def make_teacher(
+    root: Path, energy: str = "norm", critic: bool = True
+) -> tuple[ContrastiveLearner, Artifact]:
+    settings = TINY_TEACHER.model_copy(update={"energy": energy})
+    learner = ContrastiveLearner(TASK, settings, "cpu")
+    artifact = Workspace(root).create("teacher", task=TASK.name, settings=dump_settings(settings))
+    weights = learner.weights(learner.actor)
+    kept = {name: value for name, value in weights.items() if critic or not name.startswith("critic.")}
+    save_network(artifact.file(NETWORK_FILE), kept, kind="teacher", task=TASK, shape=settings.shape)
+    artifact.complete({})
+    return learner, artifact
+
+
+@pytest.mark.parametrize("energy", ["norm", "squared", "dot", "cosine"])
+def test_energies_are_those_of_the_learner(tmp_path: Path, energy: str) -> None:
+    learner, teacher = make_teacher(tmp_path, energy)
+    observation, action, goal = torch.randn(5, 4), torch.rand(5, 2) * 2 - 1, torch.randn(5, 2)
+    found = load_critic(teacher)(observation, action, goal)
+    critic = learner.critic
+    embeddings = critic.encode_state_action(observation, action), critic.encode_goal(goal)
+    torch.testing.assert_close(found, pairwise_energy(*embeddings, learner.settings.energy).diagonal())
+
+
+def test_the_action_has_a_gradient_and_the_critic_none(tmp_path: Path) -> None:
+    critic = load_critic(make_teacher(tmp_path)[1])
+    action = torch.zeros(3, 2, requires_grad=True)
+    critic(torch.randn(3, 4), action, torch.randn(3, 2)).sum().backward()
+    assert action.grad is not None and action.grad.abs().min() > 0
+    assert all(parameter.grad is None for parameter in critic.critic.parameters())
+
+
+def test_a_file_without_a_critic_is_refused(tmp_path: Path) -> None:
+    _, teacher = make_teacher(tmp_path, critic=False)
+    with pytest.raises(DamagedFileError, match="holds no critic"):
+        load_critic(teacher)
