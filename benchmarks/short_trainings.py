@@ -75,8 +75,6 @@ TRAININGS: Mapping[str, Training] = {
     "arm_reach": Training("arm_reach", settings={"env_steps": 1_500_000}),
     "reacher": Training("reacher", settings={"env_steps": 1_500_000}),
     # A single action moves the ant's energies little: with the others' first alpha entropy wins for an hour.
-    # Goals from the batch, most of them out of an early ant's reach, taught it nothing in 0.8 M steps; goals
-    # from its own future did.
     "ant, 3 m": Training(
         "ant",
         settings={
