@@ -120,7 +120,7 @@ def shortfalls(figures: dict[str, Any]) -> list[str]:
     free, touching = figures["step"]["free"], figures["step"]["touching"]
     if free["states"] and (beyond := free["state"]["beyond"]):
         found.append(f"{beyond} of {free['states']} free steps beyond, worst {free['state']['worst']}")
-    if free["states"] and free["observation"]["p99"] > FREE_BOUND:
+    if free["states"] and free["observation"]["beyond"]:
         found.append(f"free observations, worst {free['observation']['worst']}")
     if touching["states"] and touching["state"]["median"] > TOUCHING_MEDIAN:
         found.append(f"steps in contact, worst {touching['state']['worst']}")

@@ -25,6 +25,7 @@ TOUCHING_MEDIAN = 1e-3  # of the same, the median over states in contact
 LEAST_P = 0.01  # of the Kolmogorov-Smirnov tests
 _VISITING_WORLDS, _VISITED_STEPS = 64, 200
 _HAIR = 1e-6
+_LIFTS_M = (0.6, 1.6)  # above a table and what an arm reaches beside it
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def visited_states(task: CompiledTask, count: int, seed: int) -> States:
 
     Every second world is reset when its episode ends early, the others lie where they fell. Every fourth
     world holds one extreme action, which drives it into walls and limits; the rest draw anew at every step.
+    In every fourth state what lies about loose, a cube or a ball, is lifted off the ground: it touches
+    something in nearly all the others.
     """
     rng = np.random.default_rng((seed, 0))
     simulator = CpuSimulator(task, _VISITING_WORLDS, seed=seed)
@@ -70,11 +73,20 @@ def visited_states(task: CompiledTask, count: int, seed: int) -> States:
         result = simulator.step(np.where(held, extreme, rng.uniform(-1, 1, extreme.shape)))
         simulator.reset(result.unstable | (result.terminated & (world % 2 == 0)))
     qpos, qvel = (np.concatenate(rows)[:count] for rows in (qpos, qvel))
+    for height in _heights_of_loose_bodies(task.model):
+        qpos[1::4, height] = np.float32(qpos[1::4, height] + rng.uniform(*_LIFTS_M, len(qpos[1::4])))
     action = rng.uniform(-1, 1, (count, task.action_dim)).astype(np.float32)
     contacts, _ = _constraints(task.model, qpos)
     near, far = (_constraints(_with_margin(task.model, margin), qpos) for margin in (_HAIR, -_HAIR))
     undecided = (near[0] != far[0]) | (near[1] != far[1])
     return States(qpos, qvel, action, contacts > 0, undecided)
+
+
+def _heights_of_loose_bodies(model: mujoco.MjModel) -> list[int]:
+    """Return which numbers of qpos are heights of bodies that move by a free joint alone."""
+    free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    alone = [joint for joint in free if model.tree_dofnum[model.dof_treeid[model.jnt_dofadr[joint]]] == 6]
+    return [int(model.jnt_qposadr[joint]) + 2 for joint in alone]
 
 
 def _positions_and_velocities(simulator: CpuSimulator) -> tuple[np.ndarray, np.ndarray]:

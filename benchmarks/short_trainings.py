@@ -1,4 +1,4 @@
-"""What twenty minutes on one core teach: short trainings beside a policy that acts at random.
+"""What up to twenty minutes on one core teach: short trainings beside a policy that acts at random.
 
     python -m benchmarks.short_trainings --tasks arm_reach reacher --seeds 0 1
     python -m benchmarks.short_trainings --figure          draw what is recorded; run nothing
@@ -74,7 +74,7 @@ SHARED: Mapping[str, Any] = {
 TRAININGS: Mapping[str, Training] = {
     "arm_reach": Training("arm_reach", settings={"env_steps": 1_500_000}),
     "reacher": Training("reacher", settings={"env_steps": 1_500_000}),
-    # A single action moves the ant's energies little: with the others' first alpha entropy wins for an hour.
+    # A single action moves the ant's energies little: the others' first alpha leaves it all to entropy.
     "ant, 3 m": Training(
         "ant",
         settings={
@@ -144,7 +144,7 @@ def run_cell(training: Training, seed: int, workspace: Path) -> dict[str, Any]:
         "intervals_disjoint": apart,
         "minutes": teacher.manifest.results["elapsed_s"] / 60,
         "env_steps": teacher.manifest.results["env_steps"],
-        "settings": teacher.manifest.settings,
+        "settings": teacher.manifest.settings | {"task": training.task},  # not where it lies here
         "curve": [{name: entry[name] for name in _CURVE} for entry in history],
     }
 
