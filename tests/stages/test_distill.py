@@ -25,7 +25,7 @@ from pipeline.core.checkpoint import load_tensors
 from pipeline.core.errors import DamagedFileError, NonFiniteError, UserError
 from pipeline.core.runtime import StageContext, seed_sequence
 from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages import distill, generate_dataset
+from stages import dataset_results, distill, generate_dataset
 from stages.distill import DistillSettings, gaussian_kl, imitation_loss
 from stages.evaluate import run_episodes
 from stages.generate_dataset import GenerateDatasetSettings
@@ -123,7 +123,7 @@ def task() -> Iterator[CompiledTask]:
         tasks = {**registry._tasks(), TASK_NAME: corridor}
         monkeypatch.setattr(registry, "_tasks", lambda: tasks)
         monkeypatch.setattr(distill, "draw_learning_curve", lambda *_, **__: None)
-        monkeypatch.setattr(generate_dataset, "draw_coverage", lambda *_, **__: None)
+        monkeypatch.setattr(dataset_results, "draw_coverage", lambda *_, **__: None)
         yield compile_task(TASK_NAME)
 
 
@@ -164,7 +164,9 @@ def make_teacher(context: StageContext, actor: GoalActor, **results: Any) -> Art
 
 
 def make_dataset(context: StageContext, teacher: Artifact) -> Artifact:
-    settings = GenerateDatasetSettings(episodes=30, num_worlds=30, device="cpu", threads=1, action_noise=0.5)
+    settings = GenerateDatasetSettings(
+        episodes=30, num_worlds=30, device="cpu", threads=1, noise_levels=(0.0, 0.5), noise_until=1.0
+    )
     return generate_dataset.run(settings, context, teacher)
 
 
@@ -434,7 +436,7 @@ def test_a_teacher_without_a_recorded_evaluation_is_refused(
 
 def test_a_damaged_dataset_is_named(context: StageContext, teacher: Artifact):
     damaged = make_dataset(context, teacher)
-    path = next(damaged.path.rglob("*.hdf5"))
+    path = next(damaged.path.rglob("shard_*/data/*.hdf5"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
