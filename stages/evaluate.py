@@ -15,6 +15,7 @@ from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
 from pipeline.core.settings import StageSettings
 from stages.artifact_task import load_task
@@ -41,6 +42,9 @@ class EvaluateSettings(StageSettings):
     )
     num_paths: int = pydantic.Field(
         default=32, ge=0, description="episodes whose path is drawn, for tasks with goals in x and y"
+    )
+    teacher_samples: int = pydantic.Field(
+        default=1, ge=1, le=1024, description="actions that a teacher's critic chooses from; 1: the mean"
     )
 
 
@@ -223,7 +227,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     Raises:
         UserError: the task has no such distribution, or the file is damaged.
     """
-    task, policy = load_policy(source, settings.device)
+    task, policy = load_policy(source, settings.device, settings.teacher_samples, settings.seed)
     as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
@@ -249,14 +253,24 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         return work.artifact
 
 
-def load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
+def load_policy(
+    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0
+) -> tuple[CompiledTask, Policy]:
     """Return task and policy of a policy's, a student's or a teacher's artifact.
 
     torch is imported for networks alone.
 
+    Args:
+        source: the artifact.
+        device: where a network runs.
+        teacher_samples: actions that a teacher's critic chooses from; 1: the mean.
+        seed: of their draws.
+
     Raises:
-        UserError: a file is damaged, or the task is not there.
+        UserError: a file is damaged, the task is not there, or no teacher is to have a critic choose.
     """
+    if teacher_samples > 1 and source.kind != "teacher":
+        raise SettingsError(f"teacher_samples {teacher_samples}: a {source.kind} has no critic to choose.")
     if source.kind == "policy":
         from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
@@ -267,6 +281,11 @@ def load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
     from stages.network_file import load_actor, torch_policy
 
     trained, place = load_actor(source), resolve_device(device)
+    if teacher_samples > 1:
+        from stages.best_action import best_action_policy
+        from stages.teacher_critic import load_critic
+
+        return trained.task, best_action_policy(trained, load_critic(source), teacher_samples, seed, place)
     return trained.task, torch_policy(trained.actor.to(place), place)
 
 

@@ -27,12 +27,13 @@ from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
 from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages import labelled_rollout
+from stages import generate_dataset, labelled_rollout
 from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
 from stages.evaluate import wilson_interval
 from stages.generate_dataset import GenerateDatasetSettings, find_resumable, plan_groups, run
 from stages.labelled_rollout import LabelledRollout, Round
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network
+from tests.stages.test_best_action import CRITIC
 from tests.stages.tiny_runs import make_context
 
 SHAPE = NetworkShape(depth=4, width=16)
@@ -186,6 +187,22 @@ def test_groups_are_drawn_as_the_settings_say(dataset: Artifact):
 def test_levels_share_the_episodes_and_empty_groups_are_left_out(changes: dict, expected: list):
     settings = GenerateDatasetSettings(episodes=10, **changes)
     assert [(g.distribution, g.action_noise, g.episodes) for g in plan_groups(settings)] == expected
+
+
+def test_labels_may_be_the_critics_choice(
+    context: StageContext, teacher: Artifact, data: GoalDataset, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate_dataset, "load_critic", lambda _: CRITIC)  # wants the goal as the action
+    chosen = run(SETTINGS.model_copy(update={"teacher_samples": 8}), context, teacher)
+    best = load_goal_dataset(chosen.path)
+    assert best.metadata["thousandfold"]["teacher_samples"] == 8
+
+    def error(found: GoalDataset) -> float:
+        return float(np.abs(np.tanh(found.alternative_mean) - found.alternative_goal).mean())
+
+    assert error(best) < 0.9 * error(data)
+    clean = ~noise_of_rows(chosen)
+    assert np.abs(best.action - np.tanh(best.teacher_mean))[clean].max() < 1e-6
 
 
 # -- what the stage says --------------------------------------------------------------------------
