@@ -278,7 +278,7 @@ def _draw(
         f"Student on {trained.task.name}",
         x="updates",
         x_label="updates",
-        metrics=("success", "validation_loss", "kl", "action_mse"),
+        metrics=("success", "validation_loss", "kl", "action_mse", "energy_gain"),
     )
     draw_rollouts(artifact.file("rollouts.png"), trained.task, pairs.student, "Student")
 

@@ -151,7 +151,7 @@ def split_rows(
         order = order[np.cumsum(rows[order]) <= most_rows]
     held_out = max(1, round(validation_fraction * len(order)))
     if held_out >= len(order):
-        limit = "" if most_rows is None else f" and may use {max(most_rows, 0):,} rows"
+        limit = "" if most_rows is None else f", max_labels leaves {max(most_rows, 0):,} of its rows"
         raise UserError(
             f"The dataset has {len(numbers)} episode(s){limit}: too few to hold {held_out} out "
             "for validation."

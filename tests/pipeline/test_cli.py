@@ -178,6 +178,8 @@ class TestDryRun:
             ("generate-dataset", ["--noise-levels", "0,0.5"], "noise_levels", [0.0, 0.5]),
             ("distill", ["--objective", "mse"], "objective", "mse"),
             ("distill", ["--student-kind", "plain"], "student_kind", "plain"),
+            ("distill", ["--dagger-rounds", "3"], "dagger_rounds", 3),
+            ("distill", ["--skip-damaged-shards"], "skip_damaged_shards", True),
             ("evaluate", ["--episodes", "3"], "episodes", 3),
             ("render", ["--distribution", "training"], "distribution", "training"),
             ("benchmark", ["--device", "cpu"], "device", "cpu"),

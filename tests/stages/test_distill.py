@@ -26,6 +26,7 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import load_tensors
 from pipeline.core.errors import DamagedFileError, NonFiniteError, UserError
 from pipeline.core.runtime import StageContext, seed_sequence
+from pipeline.core.tracking import StageRun
 from replay.goal_dataset import GoalDataset, load_goal_dataset
 from stages import dataset_results, distill, generate_dataset
 from stages.distill import DistillSettings
@@ -424,6 +425,21 @@ def test_rounds_keep_to_the_labels_and_leave_their_episodes(rounds_student: Arti
     assert any(name.startswith("rounds/round_02/") for name in rounds_student.manifest.files)
 
 
+def test_rounds_are_one_series_a_figure(
+    context: StageContext, teacher: Artifact, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    logged: list[tuple[int, dict[str, float]]] = []
+    monkeypatch.setattr(StageRun, "log_metrics", lambda _, entry, step: logged.append((step, dict(entry))))
+    settings = change(updates=2, dagger_rounds=2, dagger_episodes=2, dagger_updates=1, final_episodes=4)
+    rounds = distill.run(settings, context, teacher, dataset).manifest.results["rounds"]
+    series = [(step, entry) for step, entry in logged if "round/success" in entry]
+    assert [step for step, _ in series] == [1, 2]
+    for (_, entry), recorded in zip(series, rounds, strict=True):
+        assert {f"round/{name}": value for name, value in recorded.items() if name != "round"} == entry
+    updates = [step for step, entry in logged if "validation_loss" in entry and "updates" in entry]
+    assert updates == [2, 3, 4]
+
+
 def test_a_student_is_guided_by_its_teachers_critic(
     context: StageContext, dataset: Artifact, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
 ):
@@ -507,7 +523,7 @@ def test_a_dataset_of_another_task_is_refused(context: StageContext, teacher: Ar
 
 def test_too_few_labels_are_refused(context: StageContext, teacher: Artifact, dataset: Artifact):
     settings = change(max_labels=3000, dagger_rounds=1, dagger_episodes=10)
-    assert "may use 0 rows: too few" in refusal(context, teacher, dataset, settings)
+    assert "max_labels leaves 0 of its rows: too few" in refusal(context, teacher, dataset, settings)
 
 
 def test_damaged_shards_are_left_out_when_told_so(

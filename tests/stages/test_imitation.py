@@ -227,7 +227,9 @@ def test_whole_episodes_are_left_out_where_labels_are_limited():
         assert set(counts.tolist()) <= {0, 7}
 
 
-@pytest.mark.parametrize(("most_rows", "line"), [(10, "may use 10 rows: too few"), (-5, "may use 0 rows")])
+@pytest.mark.parametrize(
+    ("most_rows", "line"), [(10, "max_labels leaves 10 of its rows: too few"), (-5, "leaves 0 of its rows")]
+)
 def test_too_few_rows_to_split_are_refused(most_rows: int, line: str):
     with pytest.raises(UserError, match=line):
         split(numbered_data(0, (7,) * 20), most_rows=most_rows)
