@@ -145,7 +145,8 @@ def generate_dataset(
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
     if not session.starts(common, "generate_dataset", settings):
         return
-    session.report(stage.run(settings, session.context, session.take("teacher", teacher)))
+    source = session.take("teacher", teacher)
+    session.report(stage.run(settings, session.context, source))
 
 
 @cli.command()
