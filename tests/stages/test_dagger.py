@@ -9,78 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Workspace
 from replay.goal_dataset import GoalDataset, load_goal_dataset
 from stages.dagger import KeptRollout, mixed_policy, run_rounds
-from stages.imitation import ImitationRows
 from stages.labelled_rollout import Act
-from stages.network_file import TrainedActor, torch_policy
-from stages.student_training import DistillSettings, StudentTraining
-
-TASK = compile_task("point_u_maze")
-SHAPE = NetworkShape(4, 8)
-SETTINGS = DistillSettings(
-    student_depth=2,
-    student_width=8,
-    updates=4,
-    batch_size=32,
-    evaluate_every=100,
-    evaluation_episodes=2,
-    dagger_rounds=3,
-    dagger_episodes=4,
-    dagger_beta=0.5,
-    dagger_updates=2,
-    threads=1,
-    device="cpu",
-)
-
-
-def make_network(shape: NetworkShape, seed: int) -> NormalizedActor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return NormalizedActor(GoalActor(4, 2, 2, shape), 4, 2)
-
-
-def make_teacher() -> TrainedActor:
-    return TrainedActor(make_network(SHAPE, 0).eval(), TASK, SHAPE, {})
-
-
-def made_up_data(value: float, episodes: int = 4, choices: int = 1) -> GoalDataset:
-    """Return episodes of five steps whose every number is `value`."""
-    rows = 5 * episodes
-
-    def column(*shape: int) -> np.ndarray:
-        return np.full((rows, *shape), value, np.float32)
-
-    return GoalDataset(
-        observation=column(4),
-        achieved_goal=column(2),
-        desired_goal=column(2),
-        action=column(2),
-        teacher_mean=column(2),
-        teacher_log_std=column(2),
-        alternative_goal=column(choices, 2),
-        alternative_mean=column(choices, 2),
-        alternative_log_std=column(choices, 2),
-        episode=np.repeat(np.arange(episodes), 5),
-        success=np.arange(episodes) % 2 == 0,
-        metadata={},
-    )
-
-
-def make_training(settings: DistillSettings = SETTINGS) -> StudentTraining:
-    data = made_up_data(0.5)
-    rows = ImitationRows.of(data, data.episode > 0, "cpu")
-    validation = ImitationRows.of(data, data.episode == 0, "cpu")
-    student = make_network(settings.shape, 1)
-    training = StudentTraining(student, rows, validation, settings, make_teacher())
-    training.descend(settings.updates)
-    return training
-
+from stages.network_file import torch_policy
+from stages.student_training import StudentTraining
+from tests.stages.made_up_training import SETTINGS, TASK, made_up_data, make_teacher, make_training
 
 # -- who acts ---------------------------------------------------------------------------------------
 
@@ -103,6 +38,7 @@ def test_the_teacher_acts_in_a_share_of_the_steps(beta: float):
 
 def test_the_student_acts_the_rows_grow_and_training_goes_on():
     training, acted, logged = make_training(), [], []
+    training.descend(SETTINGS.updates)
     offline = len(training.rows)
     assert training.updates == 4
 
@@ -138,7 +74,8 @@ def test_rounds_end_where_retention_meets_its_target(monkeypatch: pytest.MonkeyP
         return {"validation_loss": 1.0, "success": share, "time_at_goal": 0.0, "retention": share}
 
     monkeypatch.setattr(StudentTraining, "validate", validate)
-    training = make_training(SETTINGS.model_copy(update={"target_retention": 0.9}))
+    training = make_training(target_retention=0.9)
+    training.descend(SETTINGS.updates)
     rounds = run_rounds(training, lambda number, act: made_up_data(0.0))
     assert [entry["retention"] for entry in rounds] == [0.2, 0.95]
 

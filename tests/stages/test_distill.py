@@ -19,7 +19,6 @@ from envs.distributions import CellPositions
 from envs.registry import compile_task, get_task
 from envs.task import EpisodeDistribution, Reset
 from models.contrastive_critic import ContrastiveCritic
-from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape, parameter_count
 from pipeline.core.artifacts import Artifact
@@ -32,9 +31,8 @@ from stages import dataset_results, distill, generate_dataset
 from stages.distill import DistillSettings
 from stages.evaluate import run_episodes
 from stages.generate_dataset import GenerateDatasetSettings
-from stages.imitation import split_rows
 from stages.network_file import NETWORK_FILE, load_actor, save_network, torch_policy
-from stages.student_training import StudentTraining, smaller_retention
+from stages.student_training import StudentTraining
 from stages.teacher_critic import TeacherCritic
 from tests.stages.tiny_runs import make_context
 
@@ -313,93 +311,6 @@ def test_the_student_is_left_with_the_weights_that_acted_best(
     results = artifact.manifest.results
     assert results["validation_loss"] == outcomes[kept][1]
     assert results["kept_update"] == (6, 12, 18, 20)[kept]
-
-
-def test_the_better_of_student_and_average_is_kept(
-    context: StageContext, teacher: Artifact, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
-):
-    found: list[tuple[dict[str, torch.Tensor], float]] = []
-
-    def validate(training: StudentTraining, network: torch.nn.Module) -> dict[str, float]:
-        weights = {name: value.clone() for name, value in network.state_dict().items()}
-        found.append((weights, float(network is not training.student)))
-        success = (0.5, 0.2, 0.1, 0.6)[len(found) - 1]
-        return {"success": success, "validation_loss": 1.0, "time_at_goal": 0.0}
-
-    monkeypatch.setattr(StudentTraining, "validate", validate)
-    settings = change(updates=20, evaluate_every=10, average_decay=0.9)
-    artifact = distill.run(settings, context, teacher, dataset)
-    assert [averaged for _, averaged in found] == [0.0, 1.0, 0.0, 1.0]
-    saved = load_tensors(artifact.file(NETWORK_FILE))[0]
-    assert all(torch.equal(saved[name], value) for name, value in found[3][0].items())
-    assert not torch.equal(found[2][0]["actor.mean_head.weight"], found[3][0]["actor.mean_head.weight"])
-
-
-def test_the_average_follows_the_student(context: StageContext, teacher: Artifact, dataset: Artifact):
-    data = load_goal_dataset(dataset.path)
-    rows, validation = split_rows(data, "cpu", np.random.default_rng(0), validation_fraction=0.1)
-    trained, settings = load_actor(teacher), change(average_decay=0.75, updates=3, evaluate_every=3)
-    student = NormalizedActor(GoalActor(4, 2, 2, settings.shape), 4, 2)
-    training = StudentTraining(student, rows, validation, settings, trained)
-    expected, seen = student.actor.mean_head.weight.detach().clone(), []
-
-    def follow(*_: Any) -> None:
-        seen.append(student.actor.mean_head.weight.detach().clone())
-
-    training._on_update = follow
-    averages = []
-    training.validate = lambda network: (  # type: ignore[method-assign]
-        averages.append(network.actor.mean_head.weight.detach().clone())
-        or {"success": 0.0, "validation_loss": 1.0, "time_at_goal": 0.0}
-    )
-    training.descend(3)
-    for weight in seen:
-        expected = 0.75 * expected + 0.25 * weight
-    torch.testing.assert_close(averages[1], expected)
-
-
-@pytest.mark.parametrize(
-    ("limits", "outcomes", "evaluations"),
-    [
-        ({"target_retention": 0.9}, [0.5, 0.95, 0.99], 2),
-        ({"patience": 2}, [0.5, 0.4, 0.6, 0.6, 0.5, 0.9], 5),
-        ({"patience": 9}, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6),
-    ],
-)
-def test_training_stops_early(
-    context: StageContext,
-    teacher: Artifact,
-    dataset: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-    limits: dict[str, Any],
-    outcomes: list[float],
-    evaluations: int,
-):
-    shares = iter(outcomes)
-
-    def validate(*_: Any) -> dict[str, float]:
-        share = next(shares)
-        return {"success": share, "validation_loss": 1.0, "time_at_goal": 0.0, "retention": share}
-
-    monkeypatch.setattr(StudentTraining, "validate", validate)
-    artifact = distill.run(change(updates=12, evaluate_every=2, **limits), context, teacher, dataset)
-    assert artifact.manifest.results["updates"] == 2 * evaluations
-
-
-def test_retention_is_the_smaller_of_both(context: StageContext, teacher: Artifact, dataset: Artifact):
-    task = compile_task(TASK_NAME)
-    actor = load_actor(teacher).actor
-    theirs, ours = (
-        run_episodes(task, policy, episodes=16, seed=0)
-        for policy in (torch_policy(actor), lambda observation, goal: np.zeros((len(goal), 2), np.float32))
-    )
-    share = min(
-        ours.success.mean() / theirs.success.mean(), ours.time_at_goal.mean() / theirs.time_at_goal.mean()
-    )
-    assert smaller_retention(theirs, ours) == pytest.approx(share) and share < 1
-    assert smaller_retention(theirs, theirs) == 1.0
-    never = dataclasses.replace(ours, success=np.zeros(16, bool), time_at_goal=np.zeros(16))
-    assert smaller_retention(never, ours) == 0.0
 
 
 # -- rounds, and what else a student may be told ------------------------------------------------------
