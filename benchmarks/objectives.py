@@ -50,7 +50,7 @@ VARIANTS: Mapping[str, Variant] = {
     "mse": Variant(),
     "kl": Variant({"objective": "kl"}),
     "critic": Variant({"objective": "critic"}),
-    "critic, imitation 10": Variant({"objective": "critic", "imitation_weight": 10.0}),
+    "critic, imitation 1": Variant({"objective": "critic", "imitation_weight": 1.0}),
     "mse, no LayerNorm": Variant({"student_layer_norm": False}),
     "mse, averaged": Variant({"average_decay": 0.99}),
     "mse, 4 alternative goals": Variant({"alternative_fraction": 0.5}),

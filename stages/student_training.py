@@ -50,7 +50,7 @@ class DistillSettings(StageSettings):
         "critic: the teacher's energy of tanh(mean), mixed with mse",
     )
     imitation_weight: float = pydantic.Field(
-        default=1.0,
+        default=10.0,
         ge=0,
         description="of mse in the objective critic; energies are in standard deviations",
     )
