@@ -9,6 +9,7 @@ import click
 
 from pipeline.core.errors import MissingArtifactError, SettingsError
 from pipeline.core.runtime import as_user_error
+from pipeline.dataset_commands import dataset
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
 
@@ -276,6 +277,9 @@ def render(
         return
     source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
     session.report(stage.run(settings, session.context, source))
+
+
+cli.add_command(dataset)
 
 
 @cli.group(invoke_without_command=True)

@@ -42,6 +42,7 @@ COMMANDS_OF_MUJOCO = (
     "evaluate",
     "tasks",
     "check",
+    "import",
 )
 """What imports MuJoCo, where it is installed. `render` asks for more of MUJOCO_GL, and does so itself."""
 Settings = TypeVar("Settings", bound=StageSettings)
@@ -215,14 +216,18 @@ class Session:
                 )
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Turn errors into one line and an exit code, and print the result at the end."""
+    def open(self, mujoco: bool = False) -> Iterator[None]:
+        """Turn errors into one line and an exit code, and print the result at the end.
+
+        Args:
+            mujoco: the command imports MuJoCo, though it is none of `COMMANDS_OF_MUJOCO`.
+        """
         self.console = Console(self.as_json, silent=not self.ranks.leads)
         with error_boundary(speaks=self.ranks.speaks):
             runs = self.workspace.runs
         with error_boundary(runs, self.ranks.speaks), self.console:
             command = click.get_current_context(silent=True)
-            if command is not None and command.info_name in COMMANDS_OF_MUJOCO:
+            if mujoco or (command is not None and command.info_name in COMMANDS_OF_MUJOCO):
                 _require_mujoco_imports()
             yield
 

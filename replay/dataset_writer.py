@@ -100,6 +100,29 @@ def write_shard(
     return statistics
 
 
+def adopt_shard(root: Path, task_name: str, index: int, shard: Path) -> None:
+    """Take a shard of another dataset over as number `index`; its rows are linked, or copied if they cannot.
+
+    Args:
+        root, index: as of `write_shard`.
+        task_name: of the task of both datasets.
+        shard: the other's data folder.
+
+    Raises:
+        DatasetError: the shard is damaged, or one of that number is already there.
+    """
+    name = shard_id(task_name, index)
+    if (Path(root) / name).exists():
+        raise DatasetError(f"{Path(root) / name} is already there: a shard is never changed.")
+    metadata = read_metadata(shard) | {"dataset_id": name}
+    with _renamed_when_whole(Path(root) / name) as folder:
+        try:
+            os.link(shard / ROWS_NAME, folder / ROWS_NAME)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(shard / ROWS_NAME, folder / ROWS_NAME)
+        (folder / METADATA_NAME).write_text(json.dumps(metadata), encoding="utf-8")
+
+
 def write_view(
     root: Path, task: CompiledTask, metadata: Mapping[str, Any], task_file: str | None = None
 ) -> DatasetStatistics:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+OTHER_POLICY = "another policy"
+"""In place of a level of noise where it was not the teacher that acted."""
 
 _COUNTS = ("episodes", "rows", "successes", "clean_episodes", "clean_successes")
 
@@ -63,7 +67,7 @@ class DatasetStatistics:
         episodes, rows: episodes and actions in it.
         successes: episodes that succeeded.
         clean_episodes, clean_successes: the same of the episodes without action noise.
-        by_noise: episodes and successes by level of action noise, as text.
+        by_noise: episodes and successes by level of action noise, as text, or `OTHER_POLICY`.
     """
 
     episodes: int = 0
@@ -82,7 +86,8 @@ class DatasetStatistics:
     def add(self, episode: GoalEpisode) -> None:
         """Count one episode."""
         clean = episode.action_noise == 0.0
-        self._merge_noise({f"{episode.action_noise:g}": [1, int(episode.succeeded)]})
+        level = OTHER_POLICY if math.isnan(episode.action_noise) else f"{episode.action_noise:g}"
+        self._merge_noise({level: [1, int(episode.succeeded)]})
         self.episodes += 1
         self.rows += len(episode.action)
         self.successes += episode.succeeded

@@ -27,7 +27,6 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
-from pipeline.core.settings import StageSettings
 from replay.dataset_layout import is_whole, shards_below
 from replay.dataset_writer import remove_leftovers, write_shard
 from stages.artifact_task import keep_task, own_task, task_record
@@ -37,11 +36,12 @@ from stages.episode_round import EpisodeGroup
 from stages.labelled_rollout import LabelledRollout, RolloutPlan, Round
 from stages.network_file import load_actor
 from stages.teacher_critic import load_critic
+from stages.teacher_labels import LabelSettings
 
 CHANGEABLE_ON_RESUME = ("device", "threads")
 
 
-class GenerateDatasetSettings(StageSettings):
+class GenerateDatasetSettings(LabelSettings):
     """Settings of `pipeline generate-dataset`.
 
     Noise takes the teacher off its own path, so that the dataset also shows how it comes back; clean episodes
@@ -63,24 +63,6 @@ class GenerateDatasetSettings(StageSettings):
     )
     noise_until: float = pydantic.Field(
         default=0.75, ge=0, le=1, description="share of an episode's steps after which its noise ends"
-    )
-    alternative_goals: int = pydantic.Field(
-        default=4, ge=0, le=64, description="goals beside the commanded one that label every state"
-    )
-    hindsight_fraction: float = pydantic.Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of them that the episode achieves later; the rest other episodes are commanded",
-    )
-    hindsight_discount: float = pydantic.Field(
-        default=0.99, gt=0, le=1, description="how near in time those are, as the discount of training"
-    )
-    teacher_samples: int = pydantic.Field(
-        default=1, ge=1, le=1024, description="actions that the critic chooses from; 1: the mean"
-    )
-    threads: int = pydantic.Field(
-        default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
     )
     num_worlds: int = pydantic.Field(
         default=256, ge=1, description="episodes that run at a time in a process, a shard's at most"
@@ -297,11 +279,7 @@ def _metadata(
         "noise_levels": list(settings.noise_levels),
         "noise_until": settings.noise_until,
         "evaluation_fraction": settings.evaluation_fraction,
-        "alternative_goals": settings.alternative_goals,
-        "hindsight_fraction": settings.hindsight_fraction,
-        "hindsight_discount": settings.hindsight_discount,
-        "teacher_samples": settings.teacher_samples,
-        "seed": settings.seed,
+        **settings.label_facts(),
         "versions": work.artifact.manifest.versions,
     }
 

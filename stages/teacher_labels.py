@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
 from models.goal_actor import Gaussian
 from pipeline.core.errors import NonFiniteError
+from pipeline.core.settings import StageSettings
 from stages.best_action import best_mean
 from stages.network_file import TrainedActor
 from stages.teacher_critic import TeacherCritic
@@ -17,6 +21,34 @@ LABEL_BATCH = 2048
 
 LabelledAction = tuple[np.ndarray, np.ndarray, np.ndarray]
 """The teacher's action tanh(mean), its mean and its log-std, each (rows, action_dim)."""
+
+
+class LabelSettings(StageSettings):
+    """How the states of a dataset are labelled."""
+
+    alternative_goals: int = pydantic.Field(
+        default=4, ge=0, le=64, description="goals beside the commanded one that label every state"
+    )
+    hindsight_fraction: float = pydantic.Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of them that the episode achieves later; the rest other episodes are commanded",
+    )
+    hindsight_discount: float = pydantic.Field(
+        default=0.99, gt=0, le=1, description="how near in time those are, as the discount of training"
+    )
+    teacher_samples: int = pydantic.Field(
+        default=1, ge=1, le=1024, description="actions that the critic chooses from; 1: the mean"
+    )
+    threads: int = pydantic.Field(
+        default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
+    )
+
+    def label_facts(self) -> dict[str, Any]:
+        """Return what a dataset's metadata says of its labels."""
+        names = ("alternative_goals", "hindsight_fraction", "hindsight_discount", "teacher_samples", "seed")
+        return {name: getattr(self, name) for name in names}
 
 
 class TeacherLabels:
