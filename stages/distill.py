@@ -33,6 +33,7 @@ from pipeline.core.runtime import (
 from pipeline.core.settings import StageSettings
 from replay.goal_dataset import DatasetError, GoalDataset, load_goal_dataset
 from stages.artifact_task import keep_task, task_record
+from stages.episode_cache import episodes_of_teacher
 from stages.evaluate import Episodes, draw_rollouts, retention, run_episodes
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network, torch_policy
 
@@ -142,7 +143,22 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
             dataset.name, str(dataset.manifest.hash)[:16], str(dataset.path), len(data.action), "training"
         )
         history, kept = _train(student, data, settings, trained, work, context)
-        return _finish(student, trained, history, kept, settings, work, context)
+        return _finish(student, trained, teacher, history, kept, settings, work, context)
+
+
+def rehearse(
+    settings: DistillSettings, context: StageContext, teacher: Artifact, dataset: Artifact
+) -> TrainedActor:
+    """Do what is the same for every student of a teacher: check, and fill the context's episode cache.
+
+    Returns the teacher and raises as `run` does.
+    """
+    trained = load_actor(teacher)
+    _load_dataset(dataset, teacher)
+    set_up_torch(settings.threads)
+    _require_reproduction(trained, teacher, settings, context)
+    _closing_episodes_of_teacher(trained, teacher, settings, resolve_device(settings.device), context)
+    return trained
 
 
 def _load_dataset(dataset: Artifact, teacher: Artifact) -> GoalDataset:
@@ -169,7 +185,13 @@ def _require_reproduction(
             raise ValueError(f"{episodes} episodes")
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
-    replayed = run_episodes(trained.task, torch_policy(trained.actor), episodes=episodes, seed=seed)
+    replayed = episodes_of_teacher(
+        teacher,
+        context,
+        lambda: run_episodes(trained.task, torch_policy(trained.actor), episodes=episodes, seed=seed),
+        seed=recorded["evaluation_seed"],
+        episodes=episodes,
+    )
     rate = float(replayed.success.mean())
     if not abs(rate - success) <= settings.reproduction_tolerance:  # NaN is no success either
         raise UserError(
@@ -306,6 +328,7 @@ def _run(student: NormalizedActor, trained: TrainedActor, episodes: int, seed: i
 def _finish(
     student: NormalizedActor,
     trained: TrainedActor,
+    teacher: Artifact,
     history: list[dict[str, float]],
     kept: dict[str, float],
     settings: DistillSettings,
@@ -314,7 +337,9 @@ def _finish(
 ) -> Artifact:
     """Measure retention over paired episodes, write the student and complete the artifact."""
     artifact = work.artifact
-    ours, theirs = (_evaluate_finally(actor, trained, settings) for actor in (student, trained.actor))
+    device = str(next(student.parameters()).device)
+    ours = _closing_episodes(student, trained, settings, device)
+    theirs = _closing_episodes_of_teacher(trained, teacher, settings, device, context)
     retained = {
         "retention": retention(theirs.success, ours.success),
         "time_at_goal_retention": retention(theirs.time_at_goal, ours.time_at_goal),
@@ -353,14 +378,28 @@ def _finish(
     return artifact
 
 
-def _evaluate_finally(actor: NormalizedActor, trained: TrainedActor, settings: DistillSettings) -> Episodes:
+def _closing_episodes(
+    actor: NormalizedActor, trained: TrainedActor, settings: DistillSettings, device: str
+) -> Episodes:
     """Run the closing episodes, the same for student and teacher."""
     return run_episodes(
         trained.task,
-        torch_policy(actor, str(next(actor.parameters()).device)),
+        torch_policy(actor, device),
         episodes=settings.final_episodes,
         seed=seed_sequence(settings.seed, _FINAL_STREAM),
         num_paths=_DRAWN_PATHS,
+    )
+
+
+def _closing_episodes_of_teacher(
+    trained: TrainedActor, teacher: Artifact, settings: DistillSettings, device: str, context: StageContext
+) -> Episodes:
+    return episodes_of_teacher(
+        teacher,
+        context,
+        lambda: _closing_episodes(trained.actor.to(device), trained, settings, device),
+        seed=[settings.seed, _FINAL_STREAM],
+        episodes=settings.final_episodes,
     )
 
 
