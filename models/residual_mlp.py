@@ -18,9 +18,9 @@ from models.norm_swish import LAYER_NORM_EPS
 Kind = Literal["residual", "plain"]
 ResidualScale = Literal["none", "inverse_sqrt_blocks", "learned_from_zero"]
 
-# Without LayerNorm the first kernels decide how large activations are. He et al. ("Delving Deep into Rectifiers",
-# ICCV 2015) derive √6 for ReLU; Swish lets less through: at 2.6 their mean square stays between 0.4 and 2.5 from
-# 1 to 32 plain layers, where √6 leaves 5e-6 and √(3 / E[swish²]) = 2.90 makes 2e4 of it.
+# Without LayerNorm the first kernels decide how large activations are. He et al. ("Delving Deep into
+# Rectifiers", ICCV 2015) derive √6 for ReLU; Swish lets less through: at 2.6 their mean square stays between
+# 0.4 and 2.5 from 1 to 32 plain layers, where √6 leaves 5e-6 and √(3 / E[swish²]) = 2.90 makes 2e4 of it.
 SWISH_GAIN = 2.6
 
 

@@ -156,7 +156,11 @@ def generate_dataset(
 @click.option("--student-depth", type=int, help="Layers of the student.")
 @click.option("--student-width", type=int, help="Units of a layer.")
 @click.option("--student-kind", type=click.Choice(["auto", "residual", "plain"]), help="Form of the student.")
-@click.option("--objective", type=click.Choice(["kl", "mse"]), help="What the student minimises.")
+@click.option("--objective", type=click.Choice(["kl", "mse", "critic"]), help="What the student minimises.")
+@click.option("--dagger-rounds", type=int, help="Rounds in which the student acts and the teacher labels.")
+@click.option(
+    "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
+)
 @stage_command
 def distill(
     session: Session, common: CommonOptions, teacher: str | None, dataset: str | None, **flags: Any
