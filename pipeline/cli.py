@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
 from pipeline.frontier_commands import frontier
 from pipeline.session import CommonOptions, Session, describe, stage_command
@@ -110,19 +111,42 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
 @click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
 @click.option("--episodes", type=int, help="Episodes to record.")
 @click.option(
-    "--action-noise", type=float, help="Standard deviation of the noise on noisy episodes' actions."
+    "--noise-levels",
+    metavar="LEVEL,...",
+    help="Standard deviations of the noise on actions, each for as many episodes; 0 for clean ones.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[DATASET]",
+    help="Go on with an unfinished dataset: the newest, or the one named.",
 )
 @stage_command
-def generate_dataset(session: Session, common: CommonOptions, teacher: str | None, **flags: Any) -> None:
+def generate_dataset(
+    session: Session, common: CommonOptions, teacher: str | None, resume: str | None, **flags: Any
+) -> None:
     """Record the teacher's episodes, with its mean and log-std in every row, as a Minari dataset."""
     from stages import generate_dataset as stage
 
+    if resume is not None:
+        if teacher is not None:
+            raise SettingsError("--resume goes on with the dataset's own teacher: leave --teacher out.")
+        stored, dataset, source = stage.find_resumable(
+            session.workspace, None if resume == "newest" else resume
+        )
+        settings = common.resolve_resumed(
+            stored, "generate_dataset", flags, name=dataset.name, changeable=stage.CHANGEABLE_ON_RESUME
+        )
+        if common.dry_run:
+            session.show_settings({"generate_dataset": settings})
+            return
+        session.report(stage.run(settings, session.context, source, dataset))
+        return
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
-    settings.shares(session.ranks)  # before anything is made
     if not session.starts(common, "generate_dataset", settings):
         return
-    source = session.take("teacher", teacher)
-    session.report(stage.run(settings, session.context, source))
+    session.report(stage.run(settings, session.context, session.take("teacher", teacher)))
 
 
 @cli.command()
@@ -133,7 +157,11 @@ def generate_dataset(session: Session, common: CommonOptions, teacher: str | Non
 @click.option("--student-depth", type=int, help="Layers of the student.")
 @click.option("--student-width", type=int, help="Units of a layer.")
 @click.option("--student-kind", type=click.Choice(["auto", "residual", "plain"]), help="Form of the student.")
-@click.option("--objective", type=click.Choice(["kl", "mse"]), help="What the student minimises.")
+@click.option("--objective", type=click.Choice(["kl", "mse", "critic"]), help="What the student minimises.")
+@click.option("--dagger-rounds", type=int, help="Rounds in which the student acts and the teacher labels.")
+@click.option(
+    "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
+)
 @stage_command
 def distill(
     session: Session, common: CommonOptions, teacher: str | None, dataset: str | None, **flags: Any

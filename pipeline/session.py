@@ -103,8 +103,8 @@ class CommonOptions:
         if fixed:
             differing = ", ".join(f"{key} {before[key]}, not {after[key]}" for key in fixed)
             raise SettingsError(
-                f"{name} was started with {differing}: leave that out to go on with it, or train another "
-                "teacher without --resume."
+                f"{name} was started with {differing}: leave that out to go on with it, or start another "
+                "without --resume."
             )
         return settings
 

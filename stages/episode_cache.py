@@ -6,7 +6,6 @@ than a student takes to learn, so a grid of students runs them once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,52 +13,66 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
 from pipeline.core.artifacts import Artifact
 from pipeline.core.atomic import json_sha256
 from pipeline.core.checkpoint import load_tensors, save_tensors
 from pipeline.core.runtime import StageContext
-from stages.evaluate import Episodes
-
-_PATH_PREFIX = "path."
+from stages.evaluate import Episodes, EpisodeStream, Policy
 
 
-def episodes_of_teacher(
-    teacher: Artifact, context: StageContext, run: Callable[[], Episodes], **facts: Any
-) -> Episodes:
-    """Return what `run` returns, from the context's cache where it was run before.
+class TeacherEpisodes(EpisodeStream):
+    """Episodes of a teacher, round by round from the context's cache where they were run before.
+
+    A round that is read is not run. What comes after it is the same all the same: a reset draws the starts of
+    all worlds anew, and nothing else draws from its generator.
 
     Args:
         teacher: whose episodes they are.
-        context: names the cache; without one the episodes are run.
-        run: runs them.
-        facts: what tells these episodes from others of the teacher, such as seed and count; fit into JSON.
-
-    Raises:
-        DamagedFileError: the cached file is truncated or foreign.
+        context: names the cache; without one all rounds are run.
+        task: the teacher's task.
+        policy: the teacher's.
+        seed: of starts and goals.
     """
-    if context.episode_cache is None:
-        return run()
-    key = json_sha256({"teacher": teacher.manifest.hash, **facts})
-    path = context.episode_cache / f"{key[:32]}.safetensors"
-    if path.is_file():
-        return read_episodes(path)
-    episodes = run()
-    write_episodes(path, episodes)
-    return episodes
+
+    def __init__(
+        self,
+        teacher: Artifact,
+        context: StageContext,
+        task: CompiledTask,
+        policy: Policy,
+        *,
+        seed: np.random.SeedSequence,
+    ) -> None:
+        super().__init__(task, policy, seed=seed)
+        self._cache = context.episode_cache
+        self._facts: dict[str, Any] = {
+            "teacher": teacher.manifest.hash,
+            "seed": [str(seed.entropy), *seed.spawn_key],
+        }
+
+    def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
+        if self._cache is None:
+            return super()._round(simulator, num_paths)
+        facts = self._facts | {"worlds": simulator.num_worlds, "round": len(self._rounds)}
+        path = self._cache / f"{json_sha256(facts)[:32]}.safetensors"
+        if path.is_file():
+            return read_episodes(path)
+        episodes = super()._round(simulator, num_paths)
+        write_episodes(path, episodes)
+        return episodes
 
 
 def write_episodes(path: Path, episodes: Episodes) -> None:
-    """Write episodes as one safetensors file, atomically."""
+    """Write the outcomes of episodes, without their paths, as one safetensors file, atomically."""
     columns = {field.name: getattr(episodes, field.name) for field in fields(episodes)}
     arrays = {name: value for name, value in columns.items() if isinstance(value, np.ndarray)}
-    arrays |= {f"{_PATH_PREFIX}{index:06d}": walked for index, walked in enumerate(episodes.paths)}
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    save_tensors(path, tensors, {"other_radii": dict(episodes.other_radii)})
+    save_tensors(path, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, {})
 
 
 def read_episodes(path: Path) -> Episodes:
     """Return the episodes of a file. Raises DamagedFileError where it is truncated or foreign."""
-    tensors, header = load_tensors(path)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    paths = [arrays.pop(name) for name in sorted(arrays) if name.startswith(_PATH_PREFIX)]
-    return Episodes(**arrays, paths=paths, other_radii=header["other_radii"])
+    tensors, _ = load_tensors(path)
+    columns: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return Episodes(**columns)

@@ -25,6 +25,7 @@ Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Z_95 = 1.959963984540054
 MAX_WORLDS = 256
 _BOOTSTRAP_DRAWS = 4000
+_CHUNK_NUMBERS = 2**22  # of a resampling at a time, 32 MiB
 _MEAN_DRAWS = 1000
 _EPISODE_STREAM = 41
 _OUTCOMES = (
@@ -112,16 +113,56 @@ def run_episodes(
         distribution: episode distribution to draw from.
         num_paths: of how many episodes to keep the path.
     """
-    worlds = min(episodes, MAX_WORLDS)
-    simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution)
-    rounds = []
-    for index in range(math.ceil(episodes / worlds)):
-        if index:
-            simulator.reset()
-        rounds.append(_run_round(simulator, policy, max(num_paths - index * worlds, 0)))
-    joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
-    paths = [path for part in rounds for path in part.paths][:num_paths]
-    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
+    return EpisodeStream(task, policy, seed=seed, distribution=distribution, num_paths=num_paths).first(
+        episodes
+    )
+
+
+class EpisodeStream:
+    """Episodes that go on where they stopped: `first(n)` is what `run_episodes` returns for n episodes.
+
+    Args:
+        task, policy, seed, distribution, num_paths: as of `run_episodes`.
+    """
+
+    def __init__(
+        self,
+        task: CompiledTask,
+        policy: Policy,
+        *,
+        seed: int | np.random.SeedSequence,
+        distribution: str = "evaluation",
+        num_paths: int = 0,
+    ) -> None:
+        self.task, self.policy, self.num_paths = task, policy, num_paths
+        self._seed, self._distribution = seed, distribution
+        self._simulator: CpuSimulator | None = None
+        self._rounds: list[Episodes] = []
+
+    def first(self, episodes: int) -> Episodes:
+        """Return the first so many episodes, running those that are missing."""
+        worlds = min(episodes, MAX_WORLDS)
+        if self._simulator is None or self._simulator.num_worlds < worlds:
+            # Worlds draw their starts from one generator, so that their number decides what each draws.
+            self._simulator, self._rounds = self._new_simulator(worlds), []
+        worlds = self._simulator.num_worlds
+        for index in range(len(self._rounds), math.ceil(episodes / worlds)):
+            if index:
+                self._simulator.reset()
+            self._rounds.append(self._round(self._simulator, max(self.num_paths - index * worlds, 0)))
+        rounds = self._rounds[: math.ceil(episodes / worlds)]
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES
+        }
+        paths = [path for part in rounds for path in part.paths][: min(self.num_paths, episodes)]
+        return Episodes(**joined, paths=paths, other_radii=self.task.task.other_radii)
+
+    def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
+        """Run the episodes that the simulator has begun, one in every world."""
+        return _run_round(simulator, self.policy, num_paths)
+
+    def _new_simulator(self, worlds: int) -> CpuSimulator:
+        return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)
 
 
 def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
@@ -189,7 +230,8 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Return mean(student) / mean(teacher) over paired episodes, with a 95 % bootstrap interval.
 
-    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7).
+    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7). Only how often each
+    distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
 
     Args:
         teacher, student: (episodes,) outcomes of the same episodes.
@@ -198,18 +240,19 @@ def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[s
     Returns:
         ``retention`` and ``interval``; None where the teacher's mean is 0.
     """
-    teacher, student = np.asarray(teacher, float), np.asarray(student, float)
-    if teacher.mean() == 0:
+    outcomes = np.stack([teacher, student], axis=1).astype(float)
+    teacher_sum, student_sum = outcomes.sum(0)
+    if teacher_sum == 0:
         return {"retention": None, "interval": None}
-    rng = np.random.default_rng(seed)
-    count = len(teacher)
-    ratios = []
-    for _ in range(_BOOTSTRAP_DRAWS):
-        weights = np.bincount(rng.integers(count, size=count), minlength=count)
-        base = weights @ teacher
-        ratios.append(weights @ student / base if base else math.nan)
-    low, high = np.nanpercentile(ratios, [2.5, 97.5])
-    return {"retention": float(student.mean() / teacher.mean()), "interval": [float(low), float(high)]}
+    pairs, counts = np.unique(outcomes, axis=0, return_counts=True)
+    rng, sums = np.random.default_rng(seed), []
+    chunk = max(1, _CHUNK_NUMBERS // len(pairs))
+    for first in range(0, _BOOTSTRAP_DRAWS, chunk):
+        draws = min(chunk, _BOOTSTRAP_DRAWS - first)
+        sums.append(rng.multinomial(len(outcomes), counts / len(outcomes), size=draws) @ pairs)
+    bases, ours = np.concatenate(sums).T
+    low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
+    return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
 
 
 def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:

@@ -6,6 +6,7 @@
                 manifest.json           ... with its settings, parents and hashes
                 ...                     ... and its files
         mlflow/                         the tracking store
+        cache/                          packed copies of datasets, which may be deleted
 
 An artifact is running until `Artifact.complete` hashes its files. Its own hash covers its settings, its files
 and the hashes of its parents, so that a chain of artifacts can be checked from its end to its beginning.
@@ -17,7 +18,7 @@ import dataclasses
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,18 +111,33 @@ class Artifact:
         Raises DamagedFileError for the first that is missing or differs, MissingArtifactError if the artifact
         is not completed.
         """
-        self._require_completed()
-        remedy = f"restore it, or make the {self.kind} again with `pipeline {KINDS[self.kind]}`."
-        if self.manifest.content_hash() != self.manifest.hash:
-            raise DamagedFileError(
-                f"{self.path / MANIFEST_NAME} was changed since it was completed: {remedy}"
-            )
+        for path, problem in self.damage():
+            raise DamagedFileError(f"{path} {problem}: {self._remedy}")
+
+    def damage(self) -> Iterator[tuple[Path, str]]:
+        """Yield every file that is missing or differs from its hash, and which of the two.
+
+        Raises as `require_sealed` does.
+        """
+        self.require_sealed()
         for relative, expected in self.manifest.files.items():
             path = self.file(relative)
             if not path.is_file():
-                raise DamagedFileError(f"{path} is missing: {remedy}")
-            if file_sha256(path) != expected:
-                raise DamagedFileError(f"{path} differs from its recorded hash: {remedy}")
+                yield path, "is missing"
+            elif file_sha256(path) != expected:
+                yield path, "differs from its recorded hash"
+
+    def require_sealed(self) -> None:
+        """Raise MissingArtifactError if it is not completed, DamagedFileError if its manifest was changed."""
+        self._require_completed()
+        if self.manifest.content_hash() != self.manifest.hash:
+            raise DamagedFileError(
+                f"{self.path / MANIFEST_NAME} was changed since it was completed: {self._remedy}"
+            )
+
+    @property
+    def _remedy(self) -> str:
+        return f"restore it, or make the {self.kind} again with `pipeline {KINDS[self.kind]}`."
 
     def _hash_files(self, exclude: Iterable[str]) -> dict[str, str]:
         """Return the SHA-256 of every file below the folder by its relative path, sorted."""
@@ -142,7 +158,7 @@ class Artifact:
 
 
 class Workspace:
-    """A folder with artifacts under `runs/` and the tracking store under `mlflow/`."""
+    """A folder with artifacts under `runs/`, the tracking store under `mlflow/` and copies under `cache/`."""
 
     def __init__(self, root: Path) -> None:
         """Name the folder; nothing is made until `ensure_writable` or `create`."""
@@ -157,6 +173,7 @@ class Workspace:
             ) from None
         self.runs = self.root / "runs"
         self.tracking = self.root / "mlflow"
+        self.cache = self.root / "cache"
 
     @classmethod
     def resolve(cls, option: str | None) -> Workspace:

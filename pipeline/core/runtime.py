@@ -70,8 +70,12 @@ class StageContext:
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with what Ctrl-C stopped."""
-        command = "run" if self.chain else "train-teacher"
+        """The command that goes on with what Ctrl-C stopped, a teacher where it is no chain."""
+        return self.resume_command_of("train-teacher")
+
+    def resume_command_of(self, stage: str) -> str:
+        """Return the command that goes on with a stage, or with the chain that it is part of."""
+        command = "run" if self.chain else stage
         workspace = shlex.quote(str(self.workspace.root))
         return f"{self.ranks.launcher}pipeline --workspace {workspace} {command} --resume"
 

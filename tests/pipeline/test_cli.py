@@ -175,7 +175,7 @@ class TestDryRun:
         [
             ("train-teacher", ["--task", "point_big_maze"], "task", "point_big_maze"),
             ("train-teacher", ["--width", "32"], "width", 32),
-            ("generate-dataset", ["--action-noise", "0.5"], "action_noise", 0.5),
+            ("generate-dataset", ["--noise-levels", "0,0.5"], "noise_levels", [0.0, 0.5]),
             ("distill", ["--objective", "mse"], "objective", "mse"),
             ("distill", ["--student-kind", "plain"], "student_kind", "plain"),
             ("evaluate", ["--episodes", "3"], "episodes", 3),
