@@ -189,6 +189,7 @@ class _Frontier:
         workspace = teacher_workspace(self._artifact) if cell is None else self._workspace(cell)
         work = {
             "workspace": str(workspace.root),
+            "cache": str(self._context.workspace.cache),
             "teacher": str(self._teacher.path),
             "dataset": str(self._dataset.path),
             "episode_cache": str(self._artifact.file(EPISODES_FOLDER)),

@@ -26,14 +26,15 @@ def run_job(job: dict[str, Any]) -> None:
     """Make what is missing of a cell.
 
     Args:
-        job: ``workspace``, ``teacher`` and ``dataset`` (folders), ``episode_cache``, and the settings
-            ``distill`` (None: export the teacher itself) and ``export_onnx``.
+        job: the folders ``workspace``, ``cache`` (of the workspace around it), ``teacher``, ``dataset`` and
+            ``episode_cache``, and the settings ``distill`` (None: export the teacher itself) and
+            ``export_onnx``.
 
     Raises:
         UserError: as the stages do.
     """
     teacher, dataset = Artifact.load(Path(job["teacher"])), Artifact.load(Path(job["dataset"]))
-    workspace = Workspace(Path(job["workspace"]))
+    workspace = Workspace(Path(job["workspace"]), Path(job["cache"]))
     remove_unfinished(workspace)
     context = StageContext(workspace, Console(), NullTracker(), episode_cache=Path(job["episode_cache"]))
 

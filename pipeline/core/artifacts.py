@@ -160,8 +160,13 @@ class Artifact:
 class Workspace:
     """A folder with artifacts under `runs/`, the tracking store under `mlflow/` and copies under `cache/`."""
 
-    def __init__(self, root: Path) -> None:
-        """Name the folder; nothing is made until `ensure_writable` or `create`."""
+    def __init__(self, root: Path, cache: Path | None = None) -> None:
+        """Name the folder; nothing is made until `ensure_writable` or `create`.
+
+        Args:
+            root: The folder.
+            cache: Another workspace's folder of copies, to share; None: one of its own.
+        """
         try:
             self.root = Path(root).expanduser().absolute()
         except (
@@ -173,7 +178,7 @@ class Workspace:
             ) from None
         self.runs = self.root / "runs"
         self.tracking = self.root / "mlflow"
-        self.cache = self.root / "cache"
+        self.cache = cache or self.root / "cache"
 
     @classmethod
     def resolve(cls, option: str | None) -> Workspace:

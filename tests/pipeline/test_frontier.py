@@ -150,6 +150,8 @@ def test_the_artifact_is_whole_and_its_students_are_no_news(frontier: Artifact, 
     frontier.verify()
     assert frontier.file("frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert not frontier.file("episodes").exists()
+    assert len(list(workspace.glob("cache/datasets/*"))) == 1, "all processes read one packed copy"
+    assert not list(frontier.path.rglob("cache"))
     assert frontier.manifest.results["students"] == 2 and frontier.manifest.results["failed"] == 0
     assert Workspace(workspace).artifacts("policy") == []
     teacher = finished(teacher_workspace(frontier), "policy")

@@ -34,7 +34,7 @@ def test_every_process_has_cpus_of_its_own_while_there_are_enough() -> None:
 def job(tmp_path: Path, name: str) -> Job:
     """Return a job whose teacher is not there: it fails before anything large is imported."""
     folder = tmp_path / name
-    names = {part: str(tmp_path / part) for part in ("teacher", "dataset", "episode_cache")}
+    names = {part: str(tmp_path / part) for part in ("teacher", "dataset", "cache", "episode_cache")}
     return Job(name, folder, names | {"workspace": str(folder), "distill": None, "export_onnx": {}})
 
 
