@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from pipeline.core.errors import MissingArtifactError, SettingsError
+from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
 from pipeline.dataset_commands import dataset
+from pipeline.frontier_commands import frontier
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
 
@@ -169,21 +170,12 @@ def distill(
 ) -> None:
     """Distil a teacher into a student of a few layers."""
     from stages import distill as stage
-    from stages import generate_dataset
 
     settings = common.resolve(stage.DistillSettings, "distill", flags)
     if not session.starts(common, "distill", settings):
         return
     source = session.take("teacher", teacher)
-    try:
-        data = session.take("dataset", dataset, where=lambda found: _made_from(found, source, "teacher"))
-    except MissingArtifactError:
-        if dataset is not None:
-            raise
-        session.console.say(f"No dataset of teacher {source.name} yet: making one first.")
-        first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
-        data_settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
-        data = generate_dataset.run(data_settings, session.context, source)
+    data = session.take_dataset(common, source, dataset)
     session.report(stage.run(settings, session.context, source, data))
 
 
@@ -280,6 +272,7 @@ def render(
 
 
 cli.add_command(dataset)
+cli.add_command(frontier)
 
 
 @cli.group(invoke_without_command=True)
@@ -367,8 +360,3 @@ def ui(session: Session, host: str, port: int) -> None:
 
 def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
     session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})
-
-
-def _made_from(artifact: Any, parent: Any, role: str) -> bool:
-    entry = artifact.manifest.parents.get(role)
-    return entry is not None and entry.hash == parent.manifest.hash

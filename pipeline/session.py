@@ -40,6 +40,7 @@ COMMANDS_OF_MUJOCO = (
     "export-onnx",
     "benchmark",
     "evaluate",
+    "frontier",
     "tasks",
     "check",
     "import",
@@ -300,6 +301,20 @@ class Session:
                     raise
         raise MissingArtifactError("There is no artifact to take.")
 
+    def take_dataset(self, common: CommonOptions, teacher: Artifact, reference: str | None) -> Artifact:
+        """Return the dataset named, or the teacher's newest; where it has none, make one by the preset."""
+        from stages import generate_dataset
+
+        try:
+            return self.take("dataset", reference, where=lambda found: made_from(found, teacher, "teacher"))
+        except MissingArtifactError:
+            if reference is not None:
+                raise
+        self.console.say(f"No dataset of teacher {teacher.name} yet: making one first.")
+        first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
+        settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
+        return generate_dataset.run(settings, self.context, teacher)
+
     def report(self, artifact: Artifact) -> None:
         """Remember the artifact as the command's result."""
         self.console.result(describe(artifact))
@@ -310,6 +325,12 @@ def _require_mujoco_imports() -> None:
     from envs.opengl import MujocoVariableError, check_import
 
     as_user_error(check_import, MujocoVariableError)
+
+
+def made_from(artifact: Artifact, parent: Artifact, role: str) -> bool:
+    """Return whether an artifact names this one, by hash, as what it was made from in a role."""
+    entry = artifact.manifest.parents.get(role)
+    return entry is not None and entry.hash == parent.manifest.hash
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from replay.goal_dataset import GoalDataset
 from stages.artifact_task import keep_task, task_record
 from stages.dagger import KeptRollout, run_rounds
 from stages.dataset_files import load_dataset
-from stages.evaluate import EpisodeStream, draw_rollouts, run_episodes
+from stages.episode_cache import TeacherEpisodes
+from stages.evaluate import EpisodeStream, draw_rollouts
 from stages.imitation import split_rows
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network, torch_policy
 from stages.paired_evaluation import (
@@ -70,7 +71,22 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
             dataset.name, str(dataset.manifest.hash)[:16], str(dataset.path), len(data.action), "training"
         )
         training, rounds = _train(student, data, settings, trained, teacher, work, context)
-        return _finish(training, rounds, work, context)
+        return _finish(training, rounds, teacher, work, context)
+
+
+def rehearse(
+    settings: DistillSettings, context: StageContext, teacher: Artifact, dataset: Artifact
+) -> TrainedActor:
+    """Do what is the same for every student of a teacher: check, and fill the context's episode cache.
+
+    Returns the teacher and raises as `run` does.
+    """
+    trained = load_actor(teacher)
+    _load_dataset(dataset, teacher, settings, context)
+    set_up_torch(settings.threads)
+    _require_reproduction(trained, teacher, settings, context)
+    _teachers_closing_episodes(trained, teacher, settings, context).first(settings.final_episodes)
+    return trained
 
 
 def _load_dataset(
@@ -103,7 +119,8 @@ def _require_reproduction(
             raise ValueError(f"{episodes} episodes")
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
-    replayed = run_episodes(trained.task, torch_policy(trained.actor), episodes=episodes, seed=seed)
+    policy = torch_policy(trained.actor)
+    replayed = TeacherEpisodes(teacher, context, trained.task, policy, seed=seed).first(episodes)
     rate = float(replayed.success.mean())
     if not abs(rate - success) <= settings.reproduction_tolerance:  # NaN is no success either
         raise UserError(
@@ -182,15 +199,19 @@ def _critic(teacher: Artifact, device: str) -> TeacherCritic:
 
 
 def _finish(
-    training: StudentTraining, rounds: list[dict[str, float]], work: StageWork, context: StageContext
+    training: StudentTraining,
+    rounds: list[dict[str, float]],
+    teacher: Artifact,
+    work: StageWork,
+    context: StageContext,
 ) -> Artifact:
     """Measure retention over paired episodes, write the student and complete the artifact."""
     artifact, settings = work.artifact, training.settings
     trained, student = training.trained, training.student
     assert training.kept is not None  # the last update is evaluated
     kept = training.kept.entry
-    theirs, ours = (_closing_episodes(network, trained, settings) for network in (trained.actor, student))
-    pairs = run_pairs(theirs, ours, settings.budget)
+    theirs = _teachers_closing_episodes(trained, teacher, settings, context)
+    pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
     results = pairs.results() | {
         "evaluation_seed": [settings.seed, _FINAL_STREAM],
         "student_parameters": parameter_count(student),
@@ -218,15 +239,20 @@ def _finish(
 
 
 def _closing_episodes(
-    network: NormalizedActor, trained: TrainedActor, settings: DistillSettings
+    student: NormalizedActor, trained: TrainedActor, settings: DistillSettings
 ) -> EpisodeStream:
-    """Return the closing episodes, the same for student and teacher."""
-    return EpisodeStream(
-        trained.task,
-        torch_policy(network, str(next(network.parameters()).device)),
-        seed=seed_sequence(settings.seed, _FINAL_STREAM),
-        num_paths=_DRAWN_PATHS,
-    )
+    """Return the student's closing episodes; the teacher's have the same starts and goals."""
+    policy = torch_policy(student, str(next(student.parameters()).device))
+    seed = seed_sequence(settings.seed, _FINAL_STREAM)
+    return EpisodeStream(trained.task, policy, seed=seed, num_paths=_DRAWN_PATHS)
+
+
+def _teachers_closing_episodes(
+    trained: TrainedActor, teacher: Artifact, settings: DistillSettings, context: StageContext
+) -> TeacherEpisodes:
+    policy = torch_policy(trained.actor, str(next(trained.actor.parameters()).device))
+    seed = seed_sequence(settings.seed, _FINAL_STREAM)
+    return TeacherEpisodes(teacher, context, trained.task, policy, seed=seed)
 
 
 def _track(results: dict[str, Any], updates: int, work: StageWork, task: str) -> None:

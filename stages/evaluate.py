@@ -153,14 +153,17 @@ class EpisodeStream:
         for index in range(len(self._rounds), math.ceil(episodes / worlds)):
             if index:
                 self._simulator.reset()
-            left = max(self.num_paths - index * worlds, 0)
-            self._rounds.append(_run_round(self._simulator, self.policy, left))
+            self._rounds.append(self._round(self._simulator, max(self.num_paths - index * worlds, 0)))
         rounds = self._rounds[: math.ceil(episodes / worlds)]
         joined = {
             name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES
         }
         paths = [path for part in rounds for path in part.paths][: min(self.num_paths, episodes)]
         return Episodes(**joined, paths=paths, other_radii=self.task.task.other_radii)
+
+    def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
+        """Run the episodes that the simulator has begun, one in every world."""
+        return _run_round(simulator, self.policy, num_paths)
 
     def _new_simulator(self, worlds: int) -> CpuSimulator:
         return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)

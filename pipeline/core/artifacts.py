@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,8 +160,13 @@ class Artifact:
 class Workspace:
     """A folder with artifacts under `runs/`, the tracking store under `mlflow/` and copies under `cache/`."""
 
-    def __init__(self, root: Path) -> None:
-        """Name the folder; nothing is made until `ensure_writable` or `create`."""
+    def __init__(self, root: Path, cache: Path | None = None) -> None:
+        """Name the folder; nothing is made until `ensure_writable` or `create`.
+
+        Args:
+            root: The folder.
+            cache: Another workspace's folder of copies, to share; None: one of its own.
+        """
         try:
             self.root = Path(root).expanduser().absolute()
         except (
@@ -172,7 +178,7 @@ class Workspace:
             ) from None
         self.runs = self.root / "runs"
         self.tracking = self.root / "mlflow"
-        self.cache = self.root / "cache"
+        self.cache = cache or self.root / "cache"
 
     @classmethod
     def resolve(cls, option: str | None) -> Workspace:
@@ -216,7 +222,7 @@ class Workspace:
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
         self.ensure_writable()
-        path = _make_unique_folder(self.runs, f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        path = _make_unique_folder(self.runs, _new_name(kind))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             kind=kind,  # type: ignore[arg-type]
@@ -232,6 +238,37 @@ class Workspace:
             git=git_state(Path(__file__).resolve().parents[2]),
             platform=platform.platform(),
             selectable=selectable,
+        )
+        artifact = Artifact(path, manifest)
+        artifact.save()
+        return artifact
+
+    def adopt(self, source: Artifact, results: Mapping[str, Any], tracking: Mapping[str, Any]) -> Artifact:
+        """Copy a completed artifact of another workspace and make it the newest of its kind here.
+
+        Args:
+            source: Its content, and so its hash, stays the same; name and finish time are new.
+            results: What to record beside its own.
+            tracking: Of the copy, in place of its own.
+
+        Raises:
+            MissingArtifactError: It is not completed.
+            WorkspaceError: The workspace cannot be written.
+        """
+        source._require_completed()
+        self.ensure_writable()
+        path = _make_unique_folder(self.runs, _new_name(source.kind))
+        # The manifest comes last: a folder without one is nothing yet.
+        for relative in source.manifest.files:
+            path.joinpath(relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.file(relative), path / relative)
+        manifest = dataclasses.replace(
+            source.manifest,
+            name=path.name,
+            finished_at=_now(),
+            results={**source.manifest.results, **plain_json(dict(results))},
+            tracking=dict(tracking),
+            selectable=True,
         )
         artifact = Artifact(path, manifest)
         artifact.save()
@@ -312,6 +349,10 @@ class Workspace:
 def _now() -> str:
     """Return the time in a form whose alphabetical order is the order of time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _new_name(kind: str) -> str:
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def _make_unique_folder(parent: Path, name: str) -> Path:

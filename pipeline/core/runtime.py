@@ -55,6 +55,8 @@ class StageContext:
         chain: name of the chain that the stage is part of, or None where it was called alone.
         stop: Ctrl-C.
         ranks: the processes that run the stage together; this one alone, as a rule.
+        episode_cache: folder of a teacher's closed-loop episodes, for stages that would run the same ones
+            again; None: they are run each time.
     """
 
     workspace: Workspace
@@ -64,6 +66,7 @@ class StageContext:
     chain: str | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     ranks: Ranks = field(default_factory=Ranks)
+    episode_cache: Path | None = None
 
     @property
     def resume_command(self) -> str:
