@@ -21,7 +21,7 @@ from benchmarks.depth_study_results import (
     last_evaluations,
     mean_success_at,
 )
-from pipeline.core.pictures import INK, SOFT, _figure, _short_count
+from pipeline.core.pictures import INK, SOFT, _short_count, house_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +123,7 @@ def draw_figure(path: Path, arms: Sequence[ArmResults]) -> None:
     if not arms:
         raise SystemExit("nothing is recorded yet: there is nothing to draw")
     depths = sorted({row.configuration.depth for arm in arms for row in arm.started})
-    with _figure(path, width=20.0, height=0.8 + 4.4 * len(arms)) as figure:
+    with house_figure(path, width=20.0, height=0.8 + 4.4 * len(arms)) as figure:
         rows = figure.subfigures(len(arms), 1, squeeze=False)[:, 0]
         for subfigure, arm in zip(rows, arms, strict=True):
             _draw_arm(subfigure, arm, _colours(depths))

@@ -81,6 +81,57 @@ def draw_paths(
     _write_png(FigureCanvasAgg(figure), Path(path_png))
 
 
+def draw_arrows(
+    path_png: str | Path, task: CompiledTask, starts: np.ndarray, goals: np.ndarray, title: str
+) -> None:
+    """Draw an arrow from each start to its goal, over the maze where there is one, and write a PNG.
+
+    Goals with an x and a y are seen from above. Of others the first two numbers span the picture; of a single
+    one the arrows lie one above the other.
+
+    Args:
+        path_png: the file to write; it appears complete or not at all.
+        task: the task of the goals.
+        starts, goals: (n, goal_dim), what was achieved at the start and what was commanded; n may be 0.
+        title: a line above the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    seen_from_above, maze = has_plan(task), task.task.maze
+    starts, goals = (_arrow_ends(task, ends) for ends in (starts, goals))
+    radius = task.task.success[0].radius
+    low, high = _open_limits([starts], goals, radius) if maze is None else _maze_limits(maze)
+    width, height = _inches(high - low, None if maze is None else maze.scale)
+    if not seen_from_above:
+        width = height = _OPEN_SIDE_INCHES  # the two numbers need not be of one unit
+    figure = Figure(figsize=(max(width + 0.6, 4.0), height + 0.9), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    _draw_ground(axes, low, high, maze)
+    if not seen_from_above:
+        axes.set_aspect("auto")
+        axes.set_xlabel("first number of the goal", fontsize=9, color=_INK)
+        axes.set_ylabel(
+            "second number of the goal" if task.goal_dim > 1 else "episode", fontsize=9, color=_INK
+        )
+    for start, goal in zip(starts, goals, strict=True):
+        style = {"arrowstyle": "-|>", "color": _MISSED, "alpha": _FAINTEST * 2, "linewidth": 1.1}
+        axes.annotate("", goal, start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0}, zorder=4)
+    axes.scatter(
+        starts[:, 0], starts[:, 1], s=14, color=_MISSED, edgecolors="white", linewidths=0.5, zorder=6
+    )
+    axes.set_title(title, fontsize=10, color=_INK)
+    _write_png(FigureCanvasAgg(figure), Path(path_png))
+
+
+def _arrow_ends(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
+    """Return where the ends of arrows lie in the picture, (n, 2)."""
+    goals = np.asarray(goals, float).reshape(-1, task.goal_dim)
+    if has_plan(task):
+        return _plan(task, goals)
+    return goals[:, :2] if task.goal_dim > 1 else np.stack([goals[:, 0], np.arange(len(goals))], axis=1)
+
+
 def _plan(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
     """Return x and y of goals, (n, 2)."""
     positions = goal_positions(task, goals)

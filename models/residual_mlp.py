@@ -18,6 +18,11 @@ from models.norm_swish import LAYER_NORM_EPS
 Kind = Literal["residual", "plain"]
 ResidualScale = Literal["none", "inverse_sqrt_blocks", "learned_from_zero"]
 
+# Without LayerNorm the first kernels decide how large activations are. He et al. ("Delving Deep into
+# Rectifiers", ICCV 2015) derive √6 for ReLU; Swish lets less through: at 2.6 their mean square stays between
+# 0.4 and 2.5 from 1 to 32 plain layers, where √6 leaves 5e-6 and √(3 / E[swish²]) = 2.90 makes 2e4 of it.
+SWISH_GAIN = 2.6
+
 
 @dataclass(frozen=True)
 class NetworkShape:
@@ -30,6 +35,7 @@ class NetworkShape:
         residual_scale: what multiplies each block's branch: ``none`` is the published sum,
             ``learned_from_zero`` a number a block that starts at 0.
         final_norm: a LayerNorm between the last block and the head.
+        layer_norm: a LayerNorm after every Dense layer; without, layers are [Dense, Swish].
     """
 
     depth: int
@@ -37,6 +43,7 @@ class NetworkShape:
     kind: Kind = "residual"
     residual_scale: ResidualScale = "none"
     final_norm: bool = False
+    layer_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 1:
@@ -60,10 +67,10 @@ class NetworkShape:
         return 1.0 / math.sqrt(max(self.num_blocks, 1)) if scaled else 1.0
 
 
-def dense(inputs: int, outputs: int) -> nn.Linear:
-    """Return a Dense layer with kernel U(±1/√fan_in) and zero bias."""
+def dense(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
+    """Return a Dense layer with kernel U(±gain/√fan_in) and zero bias."""
     layer = nn.Linear(inputs, outputs)
-    bound = 1.0 / math.sqrt(inputs)
+    bound = gain / math.sqrt(inputs)
     nn.init.uniform_(layer.weight, -bound, bound)
     nn.init.zeros_(layer.bias)
     return layer
@@ -72,6 +79,11 @@ def dense(inputs: int, outputs: int) -> nn.Linear:
 def dense_norm_swish(inputs: int, outputs: int) -> nn.Sequential:
     """Return Dense, LayerNorm, Swish."""
     return nn.Sequential(dense(inputs, outputs), nn.LayerNorm(outputs, eps=LAYER_NORM_EPS), nn.SiLU())
+
+
+def dense_swish(inputs: int, outputs: int) -> nn.Sequential:
+    """Return Dense, Swish, whose outputs are as large as its inputs without a LayerNorm to see to it."""
+    return nn.Sequential(dense(inputs, outputs, gain=SWISH_GAIN), nn.SiLU())
 
 
 class ResidualMLP(nn.Module):
@@ -86,18 +98,25 @@ class ResidualMLP(nn.Module):
     def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
         super().__init__()
         self.shape = shape
-        self.stem = dense_norm_swish(inputs, shape.width)
-        if shape.kind == "residual":
-            self.body: nn.Module = BlockStack(
+        layer = dense_norm_swish if shape.layer_norm else dense_swish
+        learned_gain = shape.residual_scale == "learned_from_zero"
+        self.stem = layer(inputs, shape.width)
+        if shape.kind == "plain":
+            layers = [layer(shape.width, shape.width) for _ in range(shape.depth - 1)]
+            self.body: nn.Module = nn.Sequential(*layers)
+        elif shape.layer_norm:
+            self.body = BlockStack(
                 shape.width,
                 shape.num_blocks,
                 scale=shape.branch_scale,
-                learned_gain=shape.residual_scale == "learned_from_zero",
+                learned_gain=learned_gain,
                 compute=compute,
             )
         else:
-            layers = [dense_norm_swish(shape.width, shape.width) for _ in range(shape.depth - 1)]
-            self.body = nn.Sequential(*layers)
+            blocks = [
+                PlainBlock(shape.width, shape.branch_scale, learned_gain) for _ in range(shape.num_blocks)
+            ]
+            self.body = nn.Sequential(*blocks)
         norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         self.final_norm = norm if shape.final_norm else nn.Identity()
 
@@ -107,10 +126,13 @@ class ResidualMLP(nn.Module):
         Args:
             inputs: what the network is asked about.
             frozen_rows: so many leading rows pass their gradient on to `inputs` and give none to the
-                parameters. Residual networks only.
+                parameters.
         """
         hidden = apply_rows(self.stem, inputs, frozen_rows)
-        hidden = self.body(hidden, frozen_rows) if frozen_rows else self.body(hidden)
+        if isinstance(self.body, BlockStack):
+            hidden = self.body(hidden, frozen_rows)
+        else:
+            hidden = apply_rows(self.body, hidden, frozen_rows)
         return apply_rows(self.final_norm, hidden, frozen_rows)
 
 
@@ -133,6 +155,27 @@ def centre_kernels(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, BlockStack | nn.Linear) and "stem" not in name.split("."):
             module.weight -= module.weight.mean(-1, keepdim=True)
+
+
+class PlainBlock(nn.Module):
+    """One residual block without LayerNorm: four times [Dense, Swish], scaled and added to its input.
+
+    Args:
+        width: units of every layer.
+        scale: the factor on the branch.
+        learned_gain: multiply the branch by a learned number too, which starts at 0.
+    """
+
+    def __init__(self, width: int, scale: float = 1.0, learned_gain: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[dense_swish(width, width) for _ in range(LAYERS_PER_BLOCK)])
+        self.scale = scale
+        self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (batch, width) to (batch, width)."""
+        branch = self.layers(hidden) if self.gain is None else self.gain * self.layers(hidden)
+        return hidden + branch if self.scale == 1.0 else torch.add(hidden, branch, alpha=self.scale)
 
 
 class ResidualBlock(nn.Module):

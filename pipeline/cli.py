@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from pipeline.core.errors import MissingArtifactError
+from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
+from pipeline.dataset_commands import dataset
+from pipeline.frontier_commands import frontier
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
 
@@ -110,15 +112,39 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
 @click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
 @click.option("--episodes", type=int, help="Episodes to record.")
 @click.option(
-    "--action-noise", type=float, help="Standard deviation of the noise on noisy episodes' actions."
+    "--noise-levels",
+    metavar="LEVEL,...",
+    help="Standard deviations of the noise on actions, each for as many episodes; 0 for clean ones.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[DATASET]",
+    help="Go on with an unfinished dataset: the newest, or the one named.",
 )
 @stage_command
-def generate_dataset(session: Session, common: CommonOptions, teacher: str | None, **flags: Any) -> None:
+def generate_dataset(
+    session: Session, common: CommonOptions, teacher: str | None, resume: str | None, **flags: Any
+) -> None:
     """Record the teacher's episodes, with its mean and log-std in every row, as a Minari dataset."""
     from stages import generate_dataset as stage
 
+    if resume is not None:
+        if teacher is not None:
+            raise SettingsError("--resume goes on with the dataset's own teacher: leave --teacher out.")
+        stored, dataset, source = stage.find_resumable(
+            session.workspace, None if resume == "newest" else resume
+        )
+        settings = common.resolve_resumed(
+            stored, "generate_dataset", flags, name=dataset.name, changeable=stage.CHANGEABLE_ON_RESUME
+        )
+        if common.dry_run:
+            session.show_settings({"generate_dataset": settings})
+            return
+        session.report(stage.run(settings, session.context, source, dataset))
+        return
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
-    settings.shares(session.ranks)  # before anything is made
     if not session.starts(common, "generate_dataset", settings):
         return
     source = session.take("teacher", teacher)
@@ -133,28 +159,23 @@ def generate_dataset(session: Session, common: CommonOptions, teacher: str | Non
 @click.option("--student-depth", type=int, help="Layers of the student.")
 @click.option("--student-width", type=int, help="Units of a layer.")
 @click.option("--student-kind", type=click.Choice(["auto", "residual", "plain"]), help="Form of the student.")
-@click.option("--objective", type=click.Choice(["kl", "mse"]), help="What the student minimises.")
+@click.option("--objective", type=click.Choice(["kl", "mse", "critic"]), help="What the student minimises.")
+@click.option("--dagger-rounds", type=int, help="Rounds in which the student acts and the teacher labels.")
+@click.option(
+    "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
+)
 @stage_command
 def distill(
     session: Session, common: CommonOptions, teacher: str | None, dataset: str | None, **flags: Any
 ) -> None:
     """Distil a teacher into a student of a few layers."""
     from stages import distill as stage
-    from stages import generate_dataset
 
     settings = common.resolve(stage.DistillSettings, "distill", flags)
     if not session.starts(common, "distill", settings):
         return
     source = session.take("teacher", teacher)
-    try:
-        data = session.take("dataset", dataset, where=lambda found: _made_from(found, source, "teacher"))
-    except MissingArtifactError:
-        if dataset is not None:
-            raise
-        session.console.say(f"No dataset of teacher {source.name} yet: making one first.")
-        first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
-        data_settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
-        data = generate_dataset.run(data_settings, session.context, source)
+    data = session.take_dataset(common, source, dataset)
     session.report(stage.run(settings, session.context, source, data))
 
 
@@ -250,6 +271,10 @@ def render(
     session.report(stage.run(settings, session.context, source))
 
 
+cli.add_command(dataset)
+cli.add_command(frontier)
+
+
 @cli.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.pass_context
@@ -335,8 +360,3 @@ def ui(session: Session, host: str, port: int) -> None:
 
 def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
     session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})
-
-
-def _made_from(artifact: Any, parent: Any, role: str) -> bool:
-    entry = artifact.manifest.parents.get(role)
-    return entry is not None and entry.hash == parent.manifest.hash

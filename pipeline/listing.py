@@ -12,7 +12,7 @@ from pipeline.core.manifest import git_state, installed_versions
 from pipeline.core.settings import list_presets
 from pipeline.session import describe
 
-_HEADLINES = ("success", "retention", "rows")
+_HEADLINES = ("success", "retention", "rows", "students")
 
 
 def show_tasks(console: Console) -> None:

@@ -40,8 +40,10 @@ COMMANDS_OF_MUJOCO = (
     "export-onnx",
     "benchmark",
     "evaluate",
+    "frontier",
     "tasks",
     "check",
+    "import",
 )
 """What imports MuJoCo, where it is installed. `render` asks for more of MUJOCO_GL, and does so itself."""
 Settings = TypeVar("Settings", bound=StageSettings)
@@ -102,8 +104,8 @@ class CommonOptions:
         if fixed:
             differing = ", ".join(f"{key} {before[key]}, not {after[key]}" for key in fixed)
             raise SettingsError(
-                f"{name} was started with {differing}: leave that out to go on with it, or train another "
-                "teacher without --resume."
+                f"{name} was started with {differing}: leave that out to go on with it, or start another "
+                "without --resume."
             )
         return settings
 
@@ -215,14 +217,18 @@ class Session:
                 )
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Turn errors into one line and an exit code, and print the result at the end."""
+    def open(self, mujoco: bool = False) -> Iterator[None]:
+        """Turn errors into one line and an exit code, and print the result at the end.
+
+        Args:
+            mujoco: the command imports MuJoCo, though it is none of `COMMANDS_OF_MUJOCO`.
+        """
         self.console = Console(self.as_json, silent=not self.ranks.leads)
         with error_boundary(speaks=self.ranks.speaks):
             runs = self.workspace.runs
         with error_boundary(runs, self.ranks.speaks), self.console:
             command = click.get_current_context(silent=True)
-            if command is not None and command.info_name in COMMANDS_OF_MUJOCO:
+            if mujoco or (command is not None and command.info_name in COMMANDS_OF_MUJOCO):
                 _require_mujoco_imports()
             yield
 
@@ -295,6 +301,20 @@ class Session:
                     raise
         raise MissingArtifactError("There is no artifact to take.")
 
+    def take_dataset(self, common: CommonOptions, teacher: Artifact, reference: str | None) -> Artifact:
+        """Return the dataset named, or the teacher's newest; where it has none, make one by the preset."""
+        from stages import generate_dataset
+
+        try:
+            return self.take("dataset", reference, where=lambda found: made_from(found, teacher, "teacher"))
+        except MissingArtifactError:
+            if reference is not None:
+                raise
+        self.console.say(f"No dataset of teacher {teacher.name} yet: making one first.")
+        first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
+        settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
+        return generate_dataset.run(settings, self.context, teacher)
+
     def report(self, artifact: Artifact) -> None:
         """Remember the artifact as the command's result."""
         self.console.result(describe(artifact))
@@ -305,6 +325,12 @@ def _require_mujoco_imports() -> None:
     from envs.opengl import MujocoVariableError, check_import
 
     as_user_error(check_import, MujocoVariableError)
+
+
+def made_from(artifact: Artifact, parent: Artifact, role: str) -> bool:
+    """Return whether an artifact names this one, by hash, as what it was made from in a role."""
+    entry = artifact.manifest.parents.get(role)
+    return entry is not None and entry.hash == parent.manifest.hash
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

@@ -1,21 +1,16 @@
-"""Distil a teacher into a small student: imitate its Gaussian, keep what acts best in closed loop."""
+"""Distil a teacher into a small student: imitate it, keep what acts best in closed loop, say what is lost."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+import dataclasses
+from typing import Any
 
 import numpy as np
-import pydantic
 import torch
-from torch import Tensor
 
 from models.deployable_policy import NormalizedActor
-from models.goal_actor import Gaussian, GoalActor
-from models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape, parameter_count
+from models.goal_actor import GoalActor
+from models.residual_mlp import parameter_count
 from pipeline.core.artifacts import Artifact
 from pipeline.core.console import figure
 from pipeline.core.errors import DamagedFileError, UserError
@@ -23,97 +18,31 @@ from pipeline.core.pictures import draw_learning_curve
 from pipeline.core.runtime import (
     StageContext,
     StageWork,
-    as_user_error,
-    require_finite,
     resolve_device,
     seed_sequence,
     set_up_torch,
     torch_seed,
 )
-from pipeline.core.settings import StageSettings
-from replay.goal_dataset import DatasetError, GoalDataset, load_goal_dataset
+from replay.goal_dataset import GoalDataset
 from stages.artifact_task import keep_task, task_record
-from stages.evaluate import Episodes, draw_rollouts, retention, run_episodes
+from stages.dagger import KeptRollout, run_rounds
+from stages.dataset_files import load_dataset
+from stages.episode_cache import TeacherEpisodes
+from stages.evaluate import EpisodeStream, draw_rollouts
+from stages.imitation import split_rows
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network, torch_policy
+from stages.paired_evaluation import (
+    FAILURES_FILE,
+    FAILURES_PICTURE,
+    PairedEpisodes,
+    run_pairs,
+    write_failures,
+)
+from stages.student_training import DistillSettings, StudentTraining
+from stages.teacher_critic import TeacherCritic, load_critic
 
-_BATCH_STREAM, _INITIALISATION_STREAM, _VALIDATION_STREAM, _FINAL_STREAM = 11, 12, 13, 14
+_SPLIT_STREAM, _INITIALISATION_STREAM, _FINAL_STREAM = 11, 12, 14
 _DRAWN_PATHS = 32
-
-
-class DistillSettings(StageSettings):
-    """Settings of `pipeline distill`."""
-
-    student_depth: int = pydantic.Field(default=4, ge=1, le=1024, description="layers of the student")
-    student_width: int = pydantic.Field(default=128, ge=1, le=8192, description="units of a layer")
-    student_kind: Literal["auto", "residual", "plain"] = pydantic.Field(
-        default="auto", description="auto: residual where the depth is a multiple of 4, else plain"
-    )
-    objective: Literal["kl", "mse"] = pydantic.Field(
-        default="mse",
-        description="kl: divergence of the Gaussians before the tanh; mse: squared error of tanh(mean)",
-    )
-    updates: int = pydantic.Field(default=4000, ge=1)
-    batch_size: int = pydantic.Field(default=1024, ge=1)
-    learning_rate: float = pydantic.Field(
-        default=1e-3, gt=0, description="at the start; falls to 0 along a cosine"
-    )
-    validation_fraction: float = pydantic.Field(
-        default=0.1, gt=0, lt=1, description="share of episodes held out"
-    )
-    evaluate_every: int = pydantic.Field(default=500, ge=1, description="updates between evaluations")
-    evaluation_episodes: int = pydantic.Field(default=256, ge=1)
-    final_episodes: int = pydantic.Field(
-        default=1024, ge=1, description="paired episodes that measure retention"
-    )
-    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
-    reproduction_tolerance: float = pydantic.Field(
-        default=0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _shape_is_valid(self) -> DistillSettings:
-        _ = self.shape
-        return self
-
-    @property
-    def shape(self) -> NetworkShape:
-        """The form of the student."""
-        kind = self.student_kind
-        if kind == "auto":
-            kind = "plain" if self.student_depth % LAYERS_PER_BLOCK else "residual"
-        return NetworkShape(self.student_depth, self.student_width, kind=kind)
-
-
-@dataclass(frozen=True)
-class ImitationRows:
-    """Rows to imitate, on the training device; first dimension is the row."""
-
-    observation: Tensor
-    goal: Tensor
-    teacher: Gaussian
-
-    def __len__(self) -> int:
-        return len(self.observation)
-
-    def select(self, rows: Tensor) -> ImitationRows:
-        """Return the rows of an index."""
-        teacher = Gaussian(self.teacher.mean[rows], self.teacher.log_std[rows])
-        return ImitationRows(self.observation[rows], self.goal[rows], teacher)
-
-
-def gaussian_kl(teacher: Gaussian, student: Gaussian) -> Tensor:
-    """Return KL(teacher ‖ student) of diagonal Gaussians, (batch,): Σ log(σs/σt) + (σt² + Δμ²) / 2σs² − ½."""
-    ratio = (2.0 * (teacher.log_std - student.log_std)).exp()
-    shift = ((teacher.mean - student.mean) / student.log_std.exp()).square()
-    return (student.log_std - teacher.log_std + 0.5 * (ratio + shift - 1.0)).sum(-1)
-
-
-def imitation_loss(teacher: Gaussian, student: Gaussian, objective: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the objective's mean over the batch, and both objectives as metrics."""
-    divergence = gaussian_kl(teacher, student).mean()
-    action_error = (teacher.mean.tanh() - student.mean.tanh()).square().mean()
-    loss = divergence if objective == "kl" else action_error
-    return loss, {"kl": divergence.detach(), "action_mse": action_error.detach()}
 
 
 def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dataset: Artifact) -> Artifact:
@@ -129,7 +58,7 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
         UserError: the dataset is another teacher's, or the teacher does not reproduce its recorded success.
     """
     trained = load_actor(teacher)
-    data = _load_dataset(dataset, teacher)
+    data = _load_dataset(dataset, teacher, settings, context)
     device = resolve_device(settings.device)
     set_up_torch(settings.threads)
     task = teacher.manifest.task
@@ -141,11 +70,33 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
         work.run.log_dataset(
             dataset.name, str(dataset.manifest.hash)[:16], str(dataset.path), len(data.action), "training"
         )
-        history, kept = _train(student, data, settings, trained, work, context)
-        return _finish(student, trained, history, kept, settings, work, context)
+        training, rounds = _train(student, data, settings, trained, teacher, work, context)
+        return _finish(training, rounds, teacher, work, context)
 
 
-def _load_dataset(dataset: Artifact, teacher: Artifact) -> GoalDataset:
+def rehearse(
+    settings: DistillSettings, context: StageContext, teacher: Artifact, dataset: Artifact
+) -> TrainedActor:
+    """Do what is the same for every student of a teacher: check, and fill the context's episode cache.
+
+    Returns the teacher and raises as `run` does.
+    """
+    trained = load_actor(teacher)
+    _load_dataset(dataset, teacher, settings, context)
+    set_up_torch(settings.threads)
+    _require_reproduction(trained, teacher, settings, context)
+    _teachers_closing_episodes(trained, teacher, settings, context).first(settings.final_episodes)
+    return trained
+
+
+def _load_dataset(
+    dataset: Artifact, teacher: Artifact, settings: DistillSettings, context: StageContext
+) -> GoalDataset:
+    if dataset.manifest.task != teacher.manifest.task:
+        raise UserError(
+            f"Dataset {dataset.name} is of task {dataset.manifest.task!r}, teacher {teacher.name} of "
+            f"{teacher.manifest.task!r}: choose a dataset of that teacher."
+        )
     made_by = dataset.manifest.parents.get("teacher")
     if made_by is None or made_by.hash != teacher.manifest.hash:
         name = made_by.name if made_by else "no teacher"
@@ -153,8 +104,7 @@ def _load_dataset(dataset: Artifact, teacher: Artifact) -> GoalDataset:
             f"Dataset {dataset.name} was made by {name}, not by {teacher.name}: make one with "
             f"`pipeline generate-dataset --teacher {teacher.name}`."
         )
-    dataset.verify()
-    return as_user_error(lambda: load_goal_dataset(dataset.path), DatasetError)
+    return load_dataset(dataset, context.workspace.cache, settings.skip_damaged_shards, context.console.warn)
 
 
 def _require_reproduction(
@@ -169,7 +119,8 @@ def _require_reproduction(
             raise ValueError(f"{episodes} episodes")
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
-    replayed = run_episodes(trained.task, torch_policy(trained.actor), episodes=episodes, seed=seed)
+    policy = torch_policy(trained.actor)
+    replayed = TeacherEpisodes(teacher, context, trained.task, policy, seed=seed).first(episodes)
     rate = float(replayed.success.mean())
     if not abs(rate - success) <= settings.reproduction_tolerance:  # NaN is no success either
         raise UserError(
@@ -184,13 +135,15 @@ def _require_reproduction(
 def _make_student(
     settings: DistillSettings, trained: TrainedActor, data: GoalDataset, device: str, context: StageContext
 ) -> NormalizedActor:
-    task = trained.task
+    task, goals = trained.task, data.desired_goal
+    if settings.alternative_fraction > 0:
+        goals = np.concatenate([goals, data.alternative_goal.reshape(-1, task.goal_dim)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
         actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, settings.shape)
     student = NormalizedActor(actor, task.observation_dim, task.goal_dim)
     student.observation_normalizer.fit(torch.from_numpy(data.observation))
-    student.goal_normalizer.fit(torch.from_numpy(data.desired_goal))
+    student.goal_normalizer.fit(torch.from_numpy(goals))
     own, teachers = parameter_count(student), parameter_count(trained.actor)
     if own > teachers:
         context.console.warn(f"the student has {own:,} parameters, more than its teacher's {teachers:,}.")
@@ -201,130 +154,73 @@ def _make_student(
     return student.to(device)
 
 
-def _split(
-    data: GoalDataset, settings: DistillSettings, device: torch.device
-) -> tuple[ImitationRows, ImitationRows]:
-    """Return training and validation rows; an episode's rows are all on one side."""
-    episodes = np.unique(data.episode)
-    held_out = max(1, round(settings.validation_fraction * len(episodes)))
-    if held_out >= len(episodes):
-        raise UserError(
-            f"The dataset has {len(episodes)} episode(s): too few to hold {held_out} out for validation."
-        )
-    rng = np.random.default_rng(seed_sequence(settings.seed, _BATCH_STREAM))
-    chosen = np.isin(data.episode, rng.permutation(episodes)[:held_out])
-    columns = (data.observation, data.desired_goal, data.teacher_mean, data.teacher_log_std)
-
-    def rows(mask: np.ndarray) -> ImitationRows:
-        observation, goal, mean, log_std = (torch.from_numpy(c[mask]).to(device) for c in columns)
-        return ImitationRows(observation, goal, Gaussian(mean, log_std))
-
-    return rows(~chosen), rows(chosen)
-
-
-def _batches(rows: ImitationRows, settings: DistillSettings) -> Iterator[ImitationRows]:
-    """Yield `settings.updates` batches, drawn uniformly with replacement."""
-    device = rows.observation.device
-    generator = torch.Generator(device).manual_seed(torch_seed(settings.seed, _BATCH_STREAM))
-    for _ in range(settings.updates):
-        yield rows.select(
-            torch.randint(len(rows), (settings.batch_size,), generator=generator, device=device)
-        )
-
-
 def _train(
     student: NormalizedActor,
     data: GoalDataset,
     settings: DistillSettings,
     trained: TrainedActor,
+    teacher: Artifact,
     work: StageWork,
     context: StageContext,
-) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Descend the objective along a cosine; leave the student with the weights that acted best.
-
-    Returns:
-        The history, and its entry whose weights the student was left with.
-    """
-    device = next(student.parameters()).device
-    training, validation = _split(data, settings, device)
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.updates)
-    history: list[dict[str, float]] = []
-    best_score, best_weights, best = (-1.0, -math.inf), copy.deepcopy(student.state_dict()), {}
-    with context.console.progress("distill", settings.updates, unit="updates") as bar:
-        for update, batch in enumerate(_batches(training, settings), start=1):
-            loss, metrics = imitation_loss(
-                batch.teacher, student(batch.observation, batch.goal), settings.objective
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if update % settings.evaluate_every == 0 or update == settings.updates:
-                entry = {name: float(value) for name, value in metrics.items()} | {
-                    "loss": float(loss.detach())
-                }
-                entry |= _validate(student, validation, settings, trained, update)
-                require_finite(entry, f"update {update}")
-                history.append(entry | {"updates": float(update)})
-                work.run.log_metrics(entry, step=update)
-                score = (entry["success"], -entry["validation_loss"])
-                if score > best_score:
-                    best_score, best_weights, best = score, copy.deepcopy(student.state_dict()), history[-1]
-            success = f"{history[-1]['success']:.2f}" if history else "not evaluated yet"
-            bar.update(update, success=success)
-    student.load_state_dict(best_weights)
-    return history, best
-
-
-@torch.no_grad()
-def _validate(
-    student: NormalizedActor,
-    rows: ImitationRows,
-    settings: DistillSettings,
-    trained: TrainedActor,
-    update: int,
-) -> dict[str, float]:
-    """Return the loss on held-out episodes and the success over fresh ones."""
-    loss, _ = imitation_loss(rows.teacher, student(rows.observation, rows.goal), settings.objective)
-    episodes = _run(student, trained, settings.evaluation_episodes, settings.seed, _VALIDATION_STREAM, update)
-    return {
-        "validation_loss": float(loss),
-        "success": float(episodes.success.mean()),
-        "time_at_goal": float(episodes.time_at_goal.mean()),
-    }
-
-
-def _run(student: NormalizedActor, trained: TrainedActor, episodes: int, seed: int, *stream: int) -> Episodes:
+) -> tuple[StudentTraining, list[dict[str, float]]]:
+    """Train on the dataset, then over the rounds; return the training and the rounds' figures."""
     device = str(next(student.parameters()).device)
-    policy = torch_policy(student, device)
-    return run_episodes(trained.task, policy, episodes=episodes, seed=seed_sequence(seed, *stream))
+    made_with, choices = data.metadata["thousandfold"], data.alternative_goal.shape[1]
+    rows, validation = split_rows(
+        data,
+        device,
+        np.random.default_rng(seed_sequence(settings.seed, _SPLIT_STREAM)),
+        validation_fraction=settings.validation_fraction,
+        most_rows=settings.offline_rows(choices, trained.task.task.episode_steps),
+    )
+    guided = settings.objective == "critic"
+    sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.dagger_rounds > 0
+    critic = _critic(teacher, device) if guided or sampled else None
+    with context.console.progress("distill", settings.total_updates, unit="updates") as bar:
+        training = StudentTraining(
+            student,
+            rows,
+            validation,
+            settings,
+            trained,
+            critic=critic,
+            report=lambda entry: work.run.log_metrics(entry, step=int(entry["updates"])),
+            on_update=lambda update, success: bar.update(update, success=success),
+        )
+        training.descend(settings.updates)
+        rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
+        rounds = run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
+    return training, rounds
+
+
+def _critic(teacher: Artifact, device: str) -> TeacherCritic:
+    critic = load_critic(teacher)
+    return dataclasses.replace(critic, critic=critic.critic.to(device))
 
 
 def _finish(
-    student: NormalizedActor,
-    trained: TrainedActor,
-    history: list[dict[str, float]],
-    kept: dict[str, float],
-    settings: DistillSettings,
+    training: StudentTraining,
+    rounds: list[dict[str, float]],
+    teacher: Artifact,
     work: StageWork,
     context: StageContext,
 ) -> Artifact:
     """Measure retention over paired episodes, write the student and complete the artifact."""
-    artifact = work.artifact
-    ours, theirs = (_evaluate_finally(actor, trained, settings) for actor in (student, trained.actor))
-    retained = {
-        "retention": retention(theirs.success, ours.success),
-        "time_at_goal_retention": retention(theirs.time_at_goal, ours.time_at_goal),
-    }
-    results = _results(ours, theirs, retained) | {
+    artifact, settings = work.artifact, training.settings
+    trained, student = training.trained, training.student
+    assert training.kept is not None  # the last update is evaluated
+    kept = training.kept.entry
+    theirs = _teachers_closing_episodes(trained, teacher, settings, context)
+    pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
+    results = pairs.results() | {
         "evaluation_seed": [settings.seed, _FINAL_STREAM],
         "student_parameters": parameter_count(student),
         "teacher_parameters": parameter_count(trained.actor),
         "validation_loss": kept["validation_loss"],
         "kept_update": int(kept["updates"]),
+        "updates": training.updates,
+        "labels": training.labels,
+        "rounds": rounds,
     }
     save_network(
         artifact.file(NETWORK_FILE),
@@ -332,51 +228,74 @@ def _finish(
         kind="student",
         task=trained.task,
         shape=settings.shape,
-        extra={"evaluation": ours.summary()} | task_record(artifact),
+        extra={"evaluation": pairs.student.summary()} | task_record(artifact),
     )
-    _draw(artifact, trained, history, ours)
+    _draw(artifact, trained, training.history, pairs)
+    write_failures(artifact.path, trained.task, pairs)
     artifact.complete(results)
-    measured = ("success", "retention", "time_at_goal_retention")
-    # Retention is undefined beside a teacher that never succeeds.
-    finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
-    work.run.log_metrics(finals, step=settings.updates)
-    work.log_files(NETWORK_FILE, "learning_curve.png", "rollouts.png", "manifest.json")
-    work.run.register_model(
-        f"student-{trained.task.name}", artifact.file(NETWORK_FILE), {"artifact": artifact.name}
-    )
-    context.console.say(
-        f"Student {artifact.name}: success {figure(results['success'])} beside the teacher's "
-        f"{figure(results['teacher_success'])} over the same {settings.final_episodes} episodes; retention "
-        f"{_with_interval(retained['retention'])}, of time at goal "
-        f"{_with_interval(retained['time_at_goal_retention'])}."
-    )
+    _track(results, training.updates, work, trained.task.name)
+    _say(pairs, results, settings, artifact, context)
     return artifact
 
 
-def _evaluate_finally(actor: NormalizedActor, trained: TrainedActor, settings: DistillSettings) -> Episodes:
-    """Run the closing episodes, the same for student and teacher."""
-    return run_episodes(
-        trained.task,
-        torch_policy(actor, str(next(actor.parameters()).device)),
-        episodes=settings.final_episodes,
-        seed=seed_sequence(settings.seed, _FINAL_STREAM),
-        num_paths=_DRAWN_PATHS,
+def _closing_episodes(
+    student: NormalizedActor, trained: TrainedActor, settings: DistillSettings
+) -> EpisodeStream:
+    """Return the student's closing episodes; the teacher's have the same starts and goals."""
+    policy = torch_policy(student, str(next(student.parameters()).device))
+    seed = seed_sequence(settings.seed, _FINAL_STREAM)
+    return EpisodeStream(trained.task, policy, seed=seed, num_paths=_DRAWN_PATHS)
+
+
+def _teachers_closing_episodes(
+    trained: TrainedActor, teacher: Artifact, settings: DistillSettings, context: StageContext
+) -> TeacherEpisodes:
+    policy = torch_policy(trained.actor, str(next(trained.actor.parameters()).device))
+    seed = seed_sequence(settings.seed, _FINAL_STREAM)
+    return TeacherEpisodes(teacher, context, trained.task, policy, seed=seed)
+
+
+def _track(results: dict[str, Any], updates: int, work: StageWork, task: str) -> None:
+    """Send what was measured to the tracking store, and register the student."""
+    measured = ("success", "retention", "time_at_goal_retention")
+    # Retention is undefined beside a teacher that never succeeds.
+    finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
+    work.run.log_metrics(finals, step=updates)
+    pictures = ("learning_curve.png", "rollouts.png", FAILURES_PICTURE)
+    work.log_files(NETWORK_FILE, *pictures, FAILURES_FILE, "manifest.json")
+    artifact = work.artifact
+    work.run.register_model(f"student-{task}", artifact.file(NETWORK_FILE), {"artifact": artifact.name})
+
+
+def _say(
+    pairs: PairedEpisodes,
+    results: dict[str, Any],
+    settings: DistillSettings,
+    artifact: Artifact,
+    context: StageContext,
+) -> None:
+    """Say what was retained, and warn where the episodes do not tell it well enough."""
+    for entry in results["rounds"]:
+        context.console.say(
+            f"Round {entry['round']:.0f}: success {figure(entry['acting_success'])} while it acted, "
+            f"{figure(entry['success'])} after training; {entry['labels']:,.0f} labels."
+        )
+    episodes = results["episodes"]
+    context.console.say(
+        f"Student {artifact.name}: success {figure(results['success'])} beside the teacher's "
+        f"{figure(results['teacher_success'])} over the same {episodes} episodes; retention "
+        f"{_with_interval(pairs.retained['retention'])}, of time at goal "
+        f"{_with_interval(pairs.retained['time_at_goal_retention'])}."
     )
-
-
-def _results(ours: Episodes, theirs: Episodes, retained: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what the student's and the teacher's episodes say, and the retentions with their intervals."""
-    results = ours.summary() | {
-        "teacher_success": float(theirs.success.mean()),
-        "teacher_time_at_goal": float(theirs.time_at_goal.mean()),
-    }
-    for name, measured in retained.items():
-        results |= {name: measured["retention"], f"{name}_interval": measured["interval"]}
-    return results
+    if pairs.half_width is not None and pairs.half_width > settings.interval_half_width:
+        context.console.warn(
+            f"{episodes} episodes leave retention's interval at ±{pairs.half_width:.3f}, not "
+            f"±{settings.interval_half_width:g}: raise max_final_episodes."
+        )
 
 
 def _draw(
-    artifact: Artifact, trained: TrainedActor, history: list[dict[str, float]], episodes: Episodes
+    artifact: Artifact, trained: TrainedActor, history: list[dict[str, float]], pairs: PairedEpisodes
 ) -> None:
     """Draw how the student learned and, in a maze, where it goes."""
     draw_learning_curve(
@@ -385,9 +304,9 @@ def _draw(
         f"Student on {trained.task.name}",
         x="updates",
         x_label="updates",
-        metrics=("success", "validation_loss", "kl", "action_mse"),
+        metrics=("success", "validation_loss", "kl", "action_mse", "energy_gain"),
     )
-    draw_rollouts(artifact.file("rollouts.png"), trained.task, episodes, "Student")
+    draw_rollouts(artifact.file("rollouts.png"), trained.task, pairs.student, "Student")
 
 
 def _with_interval(retained: dict[str, Any]) -> str:

@@ -1,20 +1,16 @@
-"""The episodes of a round: recorded world by world, and passed on from rank to rank."""
+"""The episodes of a round, recorded world by world."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
-from pipeline.core.distributed import Ranks
 from replay.goal_dataset import GoalEpisode
-
-LabelledAction = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""The teacher's action tanh(mean), its mean and its log-std, each (num_worlds, action_dim)."""
+from stages.teacher_labels import LabelledAction
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,8 @@ class RoundRecord:
 
     Attributes:
         running: (num_worlds,) bool, the worlds whose episode has not ended.
+        desired_goal: (num_worlds, goal_dim), what is commanded in each.
+        step: how many actions were taken.
     """
 
     def __init__(self, task: CompiledTask, simulator: CpuSimulator) -> None:
@@ -48,8 +46,8 @@ class RoundRecord:
         self._rows = {name: np.zeros((worlds, rows, size), np.float32) for name, size in sizes.items()}
         self._success = np.zeros((worlds, rows), bool)
         self._success[:, 0] = task.is_success(simulator.achieved_goal, simulator.desired_goal)
-        self._desired_goal = simulator.desired_goal.copy()
-        self._length, self._step = np.zeros(worlds, np.int64), 0
+        self.desired_goal = simulator.desired_goal.copy()
+        self._length, self.step = np.zeros(worlds, np.int64), 0
         self._terminated, self._truncated, self._unstable = (np.zeros(worlds, bool) for _ in range(3))
         self.running = np.ones(worlds, bool)
 
@@ -68,103 +66,37 @@ class RoundRecord:
         """Take and record an action in every world, and note which episodes it ended."""
         self._put(action=action)
         result = simulator.step(action)
-        self._step += 1
-        self._success[:, self._step] = result.success
+        self.step += 1
+        self._success[:, self.step] = result.success
         ended = self.running & (result.terminated | result.truncated | result.unstable)
         self._terminated[ended] = result.terminated[ended]
         self._truncated[ended] = result.truncated[ended]
         self._unstable[ended] = result.unstable[ended]
-        self._length[ended] = self._step
+        self._length[ended] = self.step
         self.running &= ~ended
 
     def _put(self, **columns: np.ndarray) -> None:
         for name, values in columns.items():
-            self._rows[name][:, self._step] = values
+            self._rows[name][:, self.step] = values
 
     def episode(self, world: int, group: EpisodeGroup) -> GoalEpisode | None:
-        """Return the episode of a world once it has ended; None where the physics diverged."""
+        """Return the episode of a world once it has ended, without alternative goals; None where the physics
+        diverged.
+        """
         if self._unstable[world]:
             return None
         stop = int(self._length[world]) + 1
         rows = {name: values[world, :stop] for name, values in self._rows.items()}
         rows["action"] = rows["action"][:-1]
+        like = {"goal": "achieved_goal", "mean": "teacher_mean", "log_std": "teacher_log_std"}
+        none = {f"alternative_{name}": rows[source][:, None][:, :0] for name, source in like.items()}
         return GoalEpisode(
             **rows,
-            desired_goal=self._desired_goal[world],
+            **none,
+            desired_goal=self.desired_goal[world],
             success=self._success[world, :stop],
             terminated=bool(self._terminated[world]),
             truncated=bool(self._truncated[world]),
             distribution=group.distribution,
             action_noise=group.action_noise,
         )
-
-
-# -- from rank to rank ----------------------------------------------------------------------------
-
-
-def send_round(episodes: Sequence[GoalEpisode | None], ranks: Ranks) -> None:
-    """Send the episodes of a round to rank 0, which takes them with `receive_round`; at least one."""
-    marks = [
-        (0, 0, 0) if episode is None else (len(episode.success), episode.terminated, episode.truncated)
-        for episode in episodes
-    ]
-    rows = [_rows_of(episode) for episode in episodes if episode is not None]
-    ranks.send(torch.tensor(marks, dtype=torch.int64))
-    ranks.send(torch.from_numpy(np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)))
-
-
-def receive_round(
-    source: int, group: EpisodeGroup, task: CompiledTask, ranks: Ranks
-) -> list[GoalEpisode | None]:
-    """Return the next round of episodes that a rank has sent.
-
-    Args:
-        source: the rank.
-        group: what the episodes belong to.
-        task: gives the sizes of their columns.
-        ranks: the processes that make the dataset.
-    """
-    marks = ranks.receive(source, torch.int64).tolist()
-    rows = ranks.receive(source, torch.float32).numpy()
-    episodes: list[GoalEpisode | None] = []
-    start = 0
-    for length, terminated, truncated in marks:
-        own = rows[start : start + length]
-        start += length
-        episodes.append(_episode_of(own, task, group, terminated, truncated) if length else None)
-    return episodes
-
-
-def _rows_of(episode: GoalEpisode) -> np.ndarray:
-    """Return an episode's columns side by side, (T + 1, columns), in the order in which they are read."""
-    rows = len(episode.success)
-    columns = [
-        episode.observation,
-        episode.achieved_goal,
-        np.tile(episode.desired_goal, (rows, 1)),
-        np.pad(episode.action, ((0, 1), (0, 0))),
-        episode.teacher_mean,
-        episode.teacher_log_std,
-        episode.success[:, None],
-    ]
-    return np.concatenate(columns, axis=1, dtype=np.float32)
-
-
-def _episode_of(
-    rows: np.ndarray, task: CompiledTask, group: EpisodeGroup, terminated: int, truncated: int
-) -> GoalEpisode:
-    widths = [task.observation_dim, task.goal_dim, task.goal_dim, *[task.action_dim] * 3]
-    observation, achieved, desired, action, mean, log_std, success = np.split(rows, np.cumsum(widths), axis=1)
-    return GoalEpisode(
-        observation=observation,
-        achieved_goal=achieved,
-        desired_goal=desired[0],
-        action=action[:-1],
-        teacher_mean=mean,
-        teacher_log_std=log_std,
-        success=success[:, 0] > 0.5,
-        terminated=bool(terminated),
-        truncated=bool(truncated),
-        distribution=group.distribution,
-        action_noise=group.action_noise,
-    )

@@ -15,6 +15,7 @@ from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
 from pipeline.core.settings import StageSettings
 from stages.artifact_task import load_task
@@ -25,6 +26,7 @@ Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Z_95 = 1.959963984540054
 MAX_WORLDS = 256
 _BOOTSTRAP_DRAWS = 4000
+_CHUNK_NUMBERS = 2**22  # of a resampling at a time, 32 MiB
 _MEAN_DRAWS = 1000
 _EPISODE_STREAM = 41
 _OUTCOMES = (
@@ -41,6 +43,9 @@ class EvaluateSettings(StageSettings):
     )
     num_paths: int = pydantic.Field(
         default=32, ge=0, description="episodes whose path is drawn, for tasks with goals in x and y"
+    )
+    teacher_samples: int = pydantic.Field(
+        default=1, ge=1, le=1024, description="actions that a teacher's critic chooses from; 1: the mean"
     )
 
 
@@ -112,16 +117,56 @@ def run_episodes(
         distribution: episode distribution to draw from.
         num_paths: of how many episodes to keep the path.
     """
-    worlds = min(episodes, MAX_WORLDS)
-    simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution)
-    rounds = []
-    for index in range(math.ceil(episodes / worlds)):
-        if index:
-            simulator.reset()
-        rounds.append(_run_round(simulator, policy, max(num_paths - index * worlds, 0)))
-    joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
-    paths = [path for part in rounds for path in part.paths][:num_paths]
-    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
+    return EpisodeStream(task, policy, seed=seed, distribution=distribution, num_paths=num_paths).first(
+        episodes
+    )
+
+
+class EpisodeStream:
+    """Episodes that go on where they stopped: `first(n)` is what `run_episodes` returns for n episodes.
+
+    Args:
+        task, policy, seed, distribution, num_paths: as of `run_episodes`.
+    """
+
+    def __init__(
+        self,
+        task: CompiledTask,
+        policy: Policy,
+        *,
+        seed: int | np.random.SeedSequence,
+        distribution: str = "evaluation",
+        num_paths: int = 0,
+    ) -> None:
+        self.task, self.policy, self.num_paths = task, policy, num_paths
+        self._seed, self._distribution = seed, distribution
+        self._simulator: CpuSimulator | None = None
+        self._rounds: list[Episodes] = []
+
+    def first(self, episodes: int) -> Episodes:
+        """Return the first so many episodes, running those that are missing."""
+        worlds = min(episodes, MAX_WORLDS)
+        if self._simulator is None or self._simulator.num_worlds < worlds:
+            # Worlds draw their starts from one generator, so that their number decides what each draws.
+            self._simulator, self._rounds = self._new_simulator(worlds), []
+        worlds = self._simulator.num_worlds
+        for index in range(len(self._rounds), math.ceil(episodes / worlds)):
+            if index:
+                self._simulator.reset()
+            self._rounds.append(self._round(self._simulator, max(self.num_paths - index * worlds, 0)))
+        rounds = self._rounds[: math.ceil(episodes / worlds)]
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES
+        }
+        paths = [path for part in rounds for path in part.paths][: min(self.num_paths, episodes)]
+        return Episodes(**joined, paths=paths, other_radii=self.task.task.other_radii)
+
+    def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
+        """Run the episodes that the simulator has begun, one in every world."""
+        return _run_round(simulator, self.policy, num_paths)
+
+    def _new_simulator(self, worlds: int) -> CpuSimulator:
+        return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)
 
 
 def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
@@ -189,7 +234,8 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Return mean(student) / mean(teacher) over paired episodes, with a 95 % bootstrap interval.
 
-    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7).
+    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7). Only how often each
+    distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
 
     Args:
         teacher, student: (episodes,) outcomes of the same episodes.
@@ -198,18 +244,19 @@ def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[s
     Returns:
         ``retention`` and ``interval``; None where the teacher's mean is 0.
     """
-    teacher, student = np.asarray(teacher, float), np.asarray(student, float)
-    if teacher.mean() == 0:
+    outcomes = np.stack([teacher, student], axis=1).astype(float)
+    teacher_sum, student_sum = outcomes.sum(0)
+    if teacher_sum == 0:
         return {"retention": None, "interval": None}
-    rng = np.random.default_rng(seed)
-    count = len(teacher)
-    ratios = []
-    for _ in range(_BOOTSTRAP_DRAWS):
-        weights = np.bincount(rng.integers(count, size=count), minlength=count)
-        base = weights @ teacher
-        ratios.append(weights @ student / base if base else math.nan)
-    low, high = np.nanpercentile(ratios, [2.5, 97.5])
-    return {"retention": float(student.mean() / teacher.mean()), "interval": [float(low), float(high)]}
+    pairs, counts = np.unique(outcomes, axis=0, return_counts=True)
+    rng, sums = np.random.default_rng(seed), []
+    chunk = max(1, _CHUNK_NUMBERS // len(pairs))
+    for first in range(0, _BOOTSTRAP_DRAWS, chunk):
+        draws = min(chunk, _BOOTSTRAP_DRAWS - first)
+        sums.append(rng.multinomial(len(outcomes), counts / len(outcomes), size=draws) @ pairs)
+    bases, ours = np.concatenate(sums).T
+    low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
+    return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
 
 
 def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:
@@ -223,7 +270,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     Raises:
         UserError: the task has no such distribution, or the file is damaged.
     """
-    task, policy = load_policy(source, settings.device)
+    task, policy = load_policy(source, settings.device, settings.teacher_samples, settings.seed)
     as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
@@ -249,14 +296,24 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         return work.artifact
 
 
-def load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
+def load_policy(
+    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0
+) -> tuple[CompiledTask, Policy]:
     """Return task and policy of a policy's, a student's or a teacher's artifact.
 
     torch is imported for networks alone.
 
+    Args:
+        source: the artifact.
+        device: where a network runs.
+        teacher_samples: actions that a teacher's critic chooses from; 1: the mean.
+        seed: of their draws.
+
     Raises:
-        UserError: a file is damaged, or the task is not there.
+        UserError: a file is damaged, the task is not there, or no teacher is to have a critic choose.
     """
+    if teacher_samples > 1 and source.kind != "teacher":
+        raise SettingsError(f"teacher_samples {teacher_samples}: a {source.kind} has no critic to choose.")
     if source.kind == "policy":
         from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
@@ -267,6 +324,11 @@ def load_policy(source: Artifact, device: str) -> tuple[CompiledTask, Policy]:
     from stages.network_file import load_actor, torch_policy
 
     trained, place = load_actor(source), resolve_device(device)
+    if teacher_samples > 1:
+        from stages.best_action import best_action_policy
+        from stages.teacher_critic import load_critic
+
+        return trained.task, best_action_policy(trained, load_critic(source), teacher_samples, seed, place)
     return trained.task, torch_policy(trained.actor.to(place), place)
 
 

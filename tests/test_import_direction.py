@@ -29,7 +29,7 @@ STAGES = {
     f"stages.{stage}"
     for stage in (
         "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "render", "report",
-        "run_policy",
+        "run_policy", "merge_datasets", "import_dataset",
     )
 }  # fmt: skip
 

@@ -6,6 +6,7 @@
                 manifest.json           ... with its settings, parents and hashes
                 ...                     ... and its files
         mlflow/                         the tracking store
+        cache/                          packed copies of datasets, which may be deleted
 
 An artifact is running until `Artifact.complete` hashes its files. Its own hash covers its settings, its files
 and the hashes of its parents, so that a chain of artifacts can be checked from its end to its beginning.
@@ -16,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -109,18 +111,33 @@ class Artifact:
         Raises DamagedFileError for the first that is missing or differs, MissingArtifactError if the artifact
         is not completed.
         """
-        self._require_completed()
-        remedy = f"restore it, or make the {self.kind} again with `pipeline {KINDS[self.kind]}`."
-        if self.manifest.content_hash() != self.manifest.hash:
-            raise DamagedFileError(
-                f"{self.path / MANIFEST_NAME} was changed since it was completed: {remedy}"
-            )
+        for path, problem in self.damage():
+            raise DamagedFileError(f"{path} {problem}: {self._remedy}")
+
+    def damage(self) -> Iterator[tuple[Path, str]]:
+        """Yield every file that is missing or differs from its hash, and which of the two.
+
+        Raises as `require_sealed` does.
+        """
+        self.require_sealed()
         for relative, expected in self.manifest.files.items():
             path = self.file(relative)
             if not path.is_file():
-                raise DamagedFileError(f"{path} is missing: {remedy}")
-            if file_sha256(path) != expected:
-                raise DamagedFileError(f"{path} differs from its recorded hash: {remedy}")
+                yield path, "is missing"
+            elif file_sha256(path) != expected:
+                yield path, "differs from its recorded hash"
+
+    def require_sealed(self) -> None:
+        """Raise MissingArtifactError if it is not completed, DamagedFileError if its manifest was changed."""
+        self._require_completed()
+        if self.manifest.content_hash() != self.manifest.hash:
+            raise DamagedFileError(
+                f"{self.path / MANIFEST_NAME} was changed since it was completed: {self._remedy}"
+            )
+
+    @property
+    def _remedy(self) -> str:
+        return f"restore it, or make the {self.kind} again with `pipeline {KINDS[self.kind]}`."
 
     def _hash_files(self, exclude: Iterable[str]) -> dict[str, str]:
         """Return the SHA-256 of every file below the folder by its relative path, sorted."""
@@ -141,10 +158,15 @@ class Artifact:
 
 
 class Workspace:
-    """A folder with artifacts under `runs/` and the tracking store under `mlflow/`."""
+    """A folder with artifacts under `runs/`, the tracking store under `mlflow/` and copies under `cache/`."""
 
-    def __init__(self, root: Path) -> None:
-        """Name the folder; nothing is made until `ensure_writable` or `create`."""
+    def __init__(self, root: Path, cache: Path | None = None) -> None:
+        """Name the folder; nothing is made until `ensure_writable` or `create`.
+
+        Args:
+            root: The folder.
+            cache: Another workspace's folder of copies, to share; None: one of its own.
+        """
         try:
             self.root = Path(root).expanduser().absolute()
         except (
@@ -156,6 +178,7 @@ class Workspace:
             ) from None
         self.runs = self.root / "runs"
         self.tracking = self.root / "mlflow"
+        self.cache = cache or self.root / "cache"
 
     @classmethod
     def resolve(cls, option: str | None) -> Workspace:
@@ -199,7 +222,7 @@ class Workspace:
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
         self.ensure_writable()
-        path = _make_unique_folder(self.runs, f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        path = _make_unique_folder(self.runs, _new_name(kind))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             kind=kind,  # type: ignore[arg-type]
@@ -215,6 +238,37 @@ class Workspace:
             git=git_state(Path(__file__).resolve().parents[2]),
             platform=platform.platform(),
             selectable=selectable,
+        )
+        artifact = Artifact(path, manifest)
+        artifact.save()
+        return artifact
+
+    def adopt(self, source: Artifact, results: Mapping[str, Any], tracking: Mapping[str, Any]) -> Artifact:
+        """Copy a completed artifact of another workspace and make it the newest of its kind here.
+
+        Args:
+            source: Its content, and so its hash, stays the same; name and finish time are new.
+            results: What to record beside its own.
+            tracking: Of the copy, in place of its own.
+
+        Raises:
+            MissingArtifactError: It is not completed.
+            WorkspaceError: The workspace cannot be written.
+        """
+        source._require_completed()
+        self.ensure_writable()
+        path = _make_unique_folder(self.runs, _new_name(source.kind))
+        # The manifest comes last: a folder without one is nothing yet.
+        for relative in source.manifest.files:
+            path.joinpath(relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.file(relative), path / relative)
+        manifest = dataclasses.replace(
+            source.manifest,
+            name=path.name,
+            finished_at=_now(),
+            results={**source.manifest.results, **plain_json(dict(results))},
+            tracking=dict(tracking),
+            selectable=True,
         )
         artifact = Artifact(path, manifest)
         artifact.save()
@@ -295,6 +349,10 @@ class Workspace:
 def _now() -> str:
     """Return the time in a form whose alphabetical order is the order of time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _new_name(kind: str) -> str:
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def _make_unique_folder(parent: Path, name: str) -> Path:

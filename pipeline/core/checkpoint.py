@@ -22,7 +22,6 @@ leaves a whole checkpoint, the old one or the new one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ from pipeline.core.atomic import (
     write_json_atomic,
 )
 from pipeline.core.distributed import Ranks
-from pipeline.core.errors import DamagedFileError, UserError
+from pipeline.core.errors import DamagedFileError
+from pipeline.core.folder_lock import folder_lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,14 +144,7 @@ class CheckpointFolder:
         if not self._ranks.leads:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path} is in use by another process: wait for it, or stop it."
-                ) from error
+        with folder_lock(self.path):
             yield
 
     def save(

@@ -23,6 +23,7 @@ KINDS = {
     "benchmark": "benchmark",
     "evaluation": "evaluate",
     "rendering": "render",
+    "frontier": "frontier",
 }
 """Every kind of artifact and the command that makes it."""
 
@@ -56,7 +57,9 @@ class Manifest:
     """Everything that `manifest.json` says. Times are ISO 8601 in UTC with microseconds."""
 
     format_version: int
-    kind: Literal["teacher", "dataset", "student", "policy", "benchmark", "evaluation", "rendering"]
+    kind: Literal[
+        "teacher", "dataset", "student", "policy", "benchmark", "evaluation", "rendering", "frontier"
+    ]
     name: str
     status: Literal["running", "completed", "failed"]
     created_at: str

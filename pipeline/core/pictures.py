@@ -79,7 +79,7 @@ def draw_learning_curve(
     }
     if not curves:
         raise ValueError(f"no finite value of {', '.join(metrics or ['any metric'])} to draw")
-    with _figure(path, width=8.0, height=1.0 + 2.0 * len(curves)) as figure:
+    with house_figure(path, width=8.0, height=1.0 + 2.0 * len(curves)) as figure:
         panels: list[Axes] = list(figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0])
         for axes, colour, (name, curve) in zip(panels, cycle(PALETTE), curves.items(), strict=False):
             _draw_curve(axes, name, curve, colour)
@@ -114,7 +114,7 @@ def draw_latency_histogram(
     series = {label: _positive_samples(label, samples) for label, samples in samples_us.items()}
     if not series:
         raise ValueError("a latency histogram needs at least one series")
-    with _figure(path, width=8.0, height=4.6) as figure:
+    with house_figure(path, width=8.0, height=4.6) as figure:
         axes: Axes = figure.subplots()
         edges = _log_edges(np.concatenate(list(series.values())))
         for (label, samples), colour in zip(series.items(), cycle(PALETTE), strict=False):
@@ -129,7 +129,7 @@ def draw_latency_histogram(
             label = f"control period {_microseconds(deadline_us)}"
             axes.axvline(deadline_us, color=INK, linewidth=1.5, linestyle="--", label=label)
         axes.set(xscale="log", yscale="log", title=title, xlabel="latency of one call (µs)", ylabel="calls")
-        _label_log_axis(axes)
+        label_log_axis(axes)
         axes.set_ylim(bottom=0.8)
         figure.legend(loc="outside lower left", fontsize=10)
 
@@ -157,7 +157,7 @@ def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title:
     updates = np.array([report["updates"] for report in gradients], dtype=np.float64)
     # Each report is a column up to its own update.
     edges = np.concatenate([[2 * updates[0] - updates[1] if len(updates) > 1 else 0.0], updates])
-    with _figure(path, width=8.0, height=1.2 + 2.0 * len(maps)) as figure:
+    with house_figure(path, width=8.0, height=1.2 + 2.0 * len(maps)) as figure:
         panels: list[Axes] = list(figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0])
         for axes, (name, norms) in zip(panels, maps.items(), strict=True):
             blocks = np.arange(len(norms) + 1) + 0.5
@@ -174,7 +174,7 @@ def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def house_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """Yield a figure in the house style, sizes in inches; it is written when the block ends well."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -238,7 +238,7 @@ def _log_edges(samples: np.ndarray, bins: int = 90) -> list[float]:
     return np.geomspace(samples.min() / 1.02, samples.max() * 1.02, bins + 1).tolist()
 
 
-def _label_log_axis(axes: Axes) -> None:
+def label_log_axis(axes: Axes) -> None:
     """Label 1, 2 and 5 of each decade in plain numbers: latencies rarely span many decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 

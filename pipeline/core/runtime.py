@@ -55,6 +55,8 @@ class StageContext:
         chain: name of the chain that the stage is part of, or None where it was called alone.
         stop: Ctrl-C.
         ranks: the processes that run the stage together; this one alone, as a rule.
+        episode_cache: folder of a teacher's closed-loop episodes, for stages that would run the same ones
+            again; None: they are run each time.
     """
 
     workspace: Workspace
@@ -64,11 +66,16 @@ class StageContext:
     chain: str | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     ranks: Ranks = field(default_factory=Ranks)
+    episode_cache: Path | None = None
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with what Ctrl-C stopped."""
-        command = "run" if self.chain else "train-teacher"
+        """The command that goes on with what Ctrl-C stopped, a teacher where it is no chain."""
+        return self.resume_command_of("train-teacher")
+
+    def resume_command_of(self, stage: str) -> str:
+        """Return the command that goes on with a stage, or with the chain that it is part of."""
+        command = "run" if self.chain else stage
         workspace = shlex.quote(str(self.workspace.root))
         return f"{self.ranks.launcher}pipeline --workspace {workspace} {command} --resume"
 

@@ -118,7 +118,7 @@ class TestRun:
 
     def test_nothing_half_written_is_left(self, workspace: Path, made: dict[str, Any]) -> None:
         assert not [path for path in workspace.rglob("*") if path.name.startswith(".tmp-")]
-        assert {path.name for path in workspace.iterdir()} == {"runs", "mlflow"}
+        assert {path.name for path in workspace.iterdir()} == {"cache", "runs", "mlflow"}
 
 
 class TestTracking:

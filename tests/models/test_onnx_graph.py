@@ -17,18 +17,24 @@ from models.goal_actor import GoalActor
 from models.onnx_graph import to_onnx
 from models.residual_mlp import NetworkShape
 
+SHAPE = NetworkShape(4, 8)
 LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 5.0])
 
 
-def make_module() -> DeployablePolicy:
+def make_module(shape: NetworkShape = SHAPE) -> DeployablePolicy:
     torch.manual_seed(0)
-    actor = NormalizedActor(GoalActor(4, 3, 2, NetworkShape(4, 8)), 4, 3)
+    actor = NormalizedActor(GoalActor(4, 3, 2, shape), 4, 3)
     actor.observation_normalizer.fit(5 * torch.randn(100, 4) + 3)
     return DeployablePolicy(actor, LOW, HIGH).eval()
 
 
-def test_the_graph_is_the_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    module = make_module()
+@pytest.mark.parametrize(
+    "shape",
+    [SHAPE, NetworkShape(4, 8, layer_norm=False), NetworkShape(2, 8, kind="plain", layer_norm=False)],
+    ids=["residual", "residual without norm", "plain without norm"],
+)
+def test_the_graph_is_the_module(shape: NetworkShape, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    module = make_module(shape)
     before = [weight.clone() for weight in module.state_dict().values()]
     to_onnx(module, 4, 3, opset=20).save(tmp_path / "policy.onnx", external_data=False)
     assert capfd.readouterr() == ("", "")
@@ -49,6 +55,7 @@ def test_the_graph_is_the_module(tmp_path: Path, capfd: pytest.CaptureFixture[st
         np.testing.assert_allclose(control, low + (action + 1) / 2 * (high - low), atol=1e-5)
 
     model = onnx.load(tmp_path / "policy.onnx")
+    assert shape.layer_norm == any("LayerNorm" in node.op_type for node in model.graph.node)
     assert model.opset_import[0].version == 20
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert str(Path(onnx_graph.__file__).parent).encode() not in (tmp_path / "policy.onnx").read_bytes()

@@ -73,6 +73,56 @@ def test_final_norm_normalises_what_the_head_sees():
     torch.testing.assert_close(hidden.var(-1, correction=0), torch.ones(5), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_without_layer_norm_a_layer_is_dense_and_swish(kind):
+    torch.manual_seed(0)
+    shape = NetworkShape(depth=8, width=5, kind=kind, layer_norm=False, residual_scale="inverse_sqrt_blocks")
+    network, inputs = ResidualMLP(3, shape), torch.randn(7, 3)
+    assert not any(isinstance(module, torch.nn.LayerNorm) for module in network.modules())
+
+    def layers(hidden, stack):
+        for linear in (module for module in stack.modules() if isinstance(module, torch.nn.Linear)):
+            hidden = hidden @ linear.weight.T + linear.bias
+            hidden = hidden * torch.sigmoid(hidden)
+        return hidden
+
+    hidden = layers(inputs, network.stem)
+    if kind == "plain":
+        hidden = layers(hidden, network.body)
+        assert len(network.body) == 7  # the stem is the first of 8
+    else:
+        for block in network.body:
+            hidden = hidden + layers(hidden, block.layers) / math.sqrt(2)
+    torch.testing.assert_close(network(inputs), hidden)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 8, 32])
+def test_without_layer_norm_activations_neither_vanish_nor_explode(depth):
+    torch.manual_seed(0)
+    shape = NetworkShape(depth, 128, kind="plain", layer_norm=False)
+    mean_square = ResidualMLP(6, shape)(torch.randn(1000, 6)).square().mean().item()
+    assert 0.3 < mean_square < 3
+
+
+def test_frozen_rows_teach_a_network_without_layer_norm_nothing():
+    torch.manual_seed(0)
+    network = ResidualMLP(3, NetworkShape(4, 6, layer_norm=False))
+    inputs, weights = torch.randn(5, 3, requires_grad=True), torch.randn(5, 6)
+    (network(inputs, frozen_rows=2) * weights).sum().backward()
+    frozen = [parameter.grad.clone() for parameter in network.parameters()]
+    assert inputs.grad is not None and inputs.grad.abs().min() > 0
+    network.zero_grad()
+    (network(inputs[2:]) * weights[2:]).sum().backward()
+    for got, parameter in zip(frozen, network.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad)
+
+
+def test_a_learned_branch_without_layer_norm_starts_at_nothing():
+    network = ResidualMLP(3, NetworkShape(8, 6, residual_scale="learned_from_zero", layer_norm=False))
+    inputs = torch.randn(4, 3)
+    assert torch.equal(network(inputs), network.stem(inputs))
+
+
 def spread_of_inputs(network):
     """How much of what the last LayerNorm would see depends on the input, between 0 and 1."""
     stream = network.body.stream(network.stem(torch.randn(128, 6)))[-1]

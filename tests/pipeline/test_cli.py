@@ -17,7 +17,7 @@ from tests.envs.opengl_here import needs_opengl
 from tests.stages.handmade_policy import policy_artifact
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
-COMMANDS = ["run", *STAGES, "tasks", "presets", "runs", "info", "ui"]
+COMMANDS = ["run", *STAGES, "dataset", "frontier", "tasks", "presets", "runs", "info", "ui"]
 
 
 @pytest.fixture(autouse=True)
@@ -175,9 +175,11 @@ class TestDryRun:
         [
             ("train-teacher", ["--task", "point_big_maze"], "task", "point_big_maze"),
             ("train-teacher", ["--width", "32"], "width", 32),
-            ("generate-dataset", ["--action-noise", "0.5"], "action_noise", 0.5),
+            ("generate-dataset", ["--noise-levels", "0,0.5"], "noise_levels", [0.0, 0.5]),
             ("distill", ["--objective", "mse"], "objective", "mse"),
             ("distill", ["--student-kind", "plain"], "student_kind", "plain"),
+            ("distill", ["--dagger-rounds", "3"], "dagger_rounds", 3),
+            ("distill", ["--skip-damaged-shards"], "skip_damaged_shards", True),
             ("evaluate", ["--episodes", "3"], "episodes", 3),
             ("render", ["--distribution", "training"], "distribution", "training"),
             ("benchmark", ["--device", "cpu"], "device", "cpu"),

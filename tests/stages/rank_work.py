@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,9 +20,10 @@ from pipeline.core.errors import StoppedByUser, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
 from replay.trajectory_buffer import TransitionBatch
-from stages import generate_dataset, teacher_training, train_teacher
+from stages import dataset_results, generate_dataset, teacher_training, train_teacher
 from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
 from stages.generate_dataset import GenerateDatasetSettings
+from stages.labelled_rollout import LabelledRollout
 from stages.rollout import RolloutStatistics
 from stages.teacher_training import TeacherTraining, TrainTeacherSettings
 
@@ -124,7 +126,7 @@ def train(
 def _without_pictures() -> None:
     for name in [name for name in vars(train_teacher) if name.startswith("draw_")]:
         setattr(train_teacher, name, lambda *_, **__: None)
-    generate_dataset.draw_coverage = lambda *_, **__: None
+    dataset_results.draw_coverage = lambda *_, **__: None
 
 
 def _checked() -> None:
@@ -175,21 +177,42 @@ def train_with_others(ranks: Ranks, settings: list[TrainTeacherSettings], root: 
 # -- datasets ---------------------------------------------------------------------------------------
 
 
-def make_dataset(ranks: Ranks, settings: GenerateDatasetSettings, root: Path, killed: int = -1) -> None:
-    """Make a dataset of the workspace's teacher; the rank `killed` dies in its second group of episodes."""
+def make_dataset(
+    ranks: Ranks,
+    settings: GenerateDatasetSettings,
+    root: Path,
+    stopping: int = -1,
+    how: str = "",
+    resumed: str | None = None,
+) -> None:
+    """Make a dataset of the workspace's teacher, or go on with one.
+
+    Args:
+        ranks: the processes.
+        settings: of the stage.
+        root: of the workspace.
+        stopping: the rank that is killed, or stopped, in its second round.
+        how: `kill`, or `stop` by Ctrl-C.
+        resumed: name of the dataset to go on with.
+    """
     _without_pictures()
     context = context_of(ranks, root)
-    if ranks.rank == killed:
-        rounds = generate_dataset.TeacherRollout._rounds
-
-        def dying(rollout: Any, group: Any, *arguments: Any) -> Any:
-            if group.index:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return rounds(rollout, group, *arguments)
-
-        generate_dataset.TeacherRollout._rounds = dying
+    teacher = context.workspace.newest("teacher")
+    dataset = None if resumed is None else context.workspace.find(resumed, "dataset")
+    _interrupt_rollout(ranks.rank == stopping, how)
     try:
-        generate_dataset.run(settings, context, context.workspace.newest("teacher"))
+        generate_dataset.run(settings, context, teacher, dataset)
     except UserError as error:
         (root / f"told-{ranks.rank}.json").write_text(json.dumps({"error": str(error)}))
-        os._exit(REFUSED)
+        os._exit(STOPPED if isinstance(error, StoppedByUser) else REFUSED)
+
+
+def _interrupt_rollout(here: bool, how: str) -> None:
+    run_round, count = LabelledRollout.run_round, itertools.count()
+
+    def interrupting(rollout: Any, *arguments: Any) -> Any:
+        if here and next(count) == 1:
+            os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+        return run_round(rollout, *arguments)
+
+    LabelledRollout.run_round = interrupting

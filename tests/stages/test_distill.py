@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,25 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Independent, Normal, kl_divergence
 
 from envs import registry
 from envs.compiled_task import CompiledTask
 from envs.distributions import CellPositions
 from envs.registry import compile_task, get_task
 from envs.task import EpisodeDistribution, Reset
-from models.goal_actor import Gaussian, GoalActor
+from models.contrastive_critic import ContrastiveCritic
+from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape, parameter_count
 from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import load_tensors
 from pipeline.core.errors import DamagedFileError, NonFiniteError, UserError
 from pipeline.core.runtime import StageContext, seed_sequence
+from pipeline.core.tracking import StageRun
 from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages import distill, generate_dataset
-from stages.distill import DistillSettings, gaussian_kl, imitation_loss
+from stages import dataset_results, distill, generate_dataset
+from stages.distill import DistillSettings
 from stages.evaluate import run_episodes
 from stages.generate_dataset import GenerateDatasetSettings
 from stages.network_file import NETWORK_FILE, load_actor, save_network, torch_policy
+from stages.student_training import StudentTraining
+from stages.teacher_critic import TeacherCritic
 from tests.stages.tiny_runs import make_context
 
 TASK_NAME = "point_corridor"
@@ -45,6 +49,7 @@ SETTINGS = DistillSettings(
     evaluate_every=40,
     evaluation_episodes=16,
     final_episodes=64,
+    max_final_episodes=64,
     threads=1,
     device="cpu",
 )
@@ -52,59 +57,6 @@ SETTINGS = DistillSettings(
 
 def change(**values: Any) -> DistillSettings:
     return DistillSettings(**(SETTINGS.model_dump() | values))
-
-
-def gaussian(mean: Any, log_std: Any) -> Gaussian:
-    return Gaussian(torch.tensor(mean, dtype=torch.float64), torch.tensor(log_std, dtype=torch.float64))
-
-
-# -- objectives -------------------------------------------------------------------------------------
-
-
-def test_kl_by_hand():
-    # One action: log(2/1) + (1 + 3²) / (2·4) − 1/2; a second one that agrees adds nothing.
-    teacher, student = gaussian([[3.0, 0.5]], [[0.0, -1.0]]), gaussian([[0.0, 0.5]], [[math.log(2), -1.0]])
-    expected = math.log(2) + 10 / 8 - 0.5
-    torch.testing.assert_close(gaussian_kl(teacher, student), torch.tensor([expected], dtype=torch.float64))
-    # The divergence is no distance: the other way round it is another number.
-    other = -math.log(2) + (4 + 9) / 2 - 0.5
-    torch.testing.assert_close(gaussian_kl(student, teacher), torch.tensor([other], dtype=torch.float64))
-    assert gaussian_kl(teacher, teacher).item() == 0.0
-
-
-def random_gaussians() -> tuple[Gaussian, Gaussian]:
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) * 2
-    log_stds = torch.rand(2, 7, 3, generator=generator, dtype=torch.float64) * 7 - 5
-    return Gaussian(means[0], log_stds[0]), Gaussian(means[1], log_stds[1])
-
-
-def test_kl_is_that_of_torch():
-    teacher, student = random_gaussians()
-    ours, theirs = (Independent(Normal(g.mean, g.log_std.exp()), 1) for g in (teacher, student))
-    torch.testing.assert_close(gaussian_kl(teacher, student), kl_divergence(ours, theirs))
-
-
-@pytest.mark.parametrize("objective", ["kl", "mse"])
-def test_gradients_of_the_objectives(objective: str):
-    teacher, student = random_gaussians()
-
-    def loss(mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-        return imitation_loss(teacher, Gaussian(mean, log_std), objective)[0]
-
-    assert torch.autograd.gradcheck(loss, [value.clone().requires_grad_() for value in student])
-
-
-def test_both_objectives_are_reported_and_one_is_descended():
-    teacher, student = random_gaussians()
-    expected = {
-        "kl": gaussian_kl(teacher, student).mean(),
-        "action_mse": (teacher.mean.tanh() - student.mean.tanh()).square().mean(),
-    }
-    for objective, name in (("kl", "kl"), ("mse", "action_mse")):
-        loss, metrics = imitation_loss(teacher, student, objective)
-        torch.testing.assert_close(metrics, expected)
-        torch.testing.assert_close(loss, expected[name])
 
 
 # -- a teacher that reaches goals -------------------------------------------------------------------
@@ -123,7 +75,7 @@ def task() -> Iterator[CompiledTask]:
         tasks = {**registry._tasks(), TASK_NAME: corridor}
         monkeypatch.setattr(registry, "_tasks", lambda: tasks)
         monkeypatch.setattr(distill, "draw_learning_curve", lambda *_, **__: None)
-        monkeypatch.setattr(generate_dataset, "draw_coverage", lambda *_, **__: None)
+        monkeypatch.setattr(dataset_results, "draw_coverage", lambda *_, **__: None)
         yield compile_task(TASK_NAME)
 
 
@@ -163,8 +115,16 @@ def make_teacher(context: StageContext, actor: GoalActor, **results: Any) -> Art
     return artifact
 
 
-def make_dataset(context: StageContext, teacher: Artifact) -> Artifact:
-    settings = GenerateDatasetSettings(episodes=30, num_worlds=30, device="cpu", threads=1, action_noise=0.5)
+def make_dataset(context: StageContext, teacher: Artifact, seed: int = 0) -> Artifact:
+    settings = GenerateDatasetSettings(
+        episodes=30,
+        num_worlds=30,
+        noise_levels=(0.0, 0.5),
+        alternative_goals=2,
+        device="cpu",
+        threads=1,
+        seed=seed,
+    )
     return generate_dataset.run(settings, context, teacher)
 
 
@@ -258,9 +218,10 @@ def test_the_student_is_an_artifact_of_its_parents(student: Artifact, teacher: A
 
 def test_the_normalisers_are_those_of_the_dataset(student: Artifact, dataset: Artifact):
     data, actor = load_goal_dataset(dataset.path), load_actor(student).actor
+    all_goals = np.concatenate([data.desired_goal, data.alternative_goal.reshape(-1, 2)])
     for values, normalizer in (
         (data.observation, actor.observation_normalizer),
-        (data.desired_goal, actor.goal_normalizer),
+        (all_goals, actor.goal_normalizer),
     ):
         np.testing.assert_allclose(normalizer.mean, values.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(normalizer.std, values.std(0), rtol=1e-4)
@@ -335,12 +296,12 @@ def test_the_student_is_left_with_the_weights_that_acted_best(
 ):
     weights: list[dict[str, torch.Tensor]] = []
 
-    def validate(student: torch.nn.Module, *arguments: Any) -> dict[str, float]:
+    def validate(_: Any, student: torch.nn.Module) -> dict[str, float]:
         success, loss = outcomes[len(weights)]
         weights.append({name: value.clone() for name, value in student.state_dict().items()})
         return {"success": success, "validation_loss": loss, "time_at_goal": 0.0}
 
-    monkeypatch.setattr(distill, "_validate", validate)
+    monkeypatch.setattr(StudentTraining, "validate", validate)
     artifact = distill.run(change(updates=20, evaluate_every=6), context, teacher, dataset)
     saved = load_tensors(artifact.file(NETWORK_FILE))[0]
     assert len(weights) == 4  # at 6, 12, 18 and the end
@@ -352,21 +313,91 @@ def test_the_student_is_left_with_the_weights_that_acted_best(
     assert results["kept_update"] == (6, 12, 18, 20)[kept]
 
 
-def test_no_episode_is_on_both_sides_of_the_split(dataset: Artifact):
+# -- rounds, and what else a student may be told ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rounds_student(context: StageContext, teacher: Artifact, dataset: Artifact) -> Artifact:
+    settings = change(
+        dagger_rounds=2, dagger_episodes=8, dagger_updates=40, updates=80, max_labels=6000, objective="mse"
+    )
+    return distill.run(settings, context, teacher, dataset)
+
+
+def test_rounds_keep_to_the_labels_and_leave_their_episodes(rounds_student: Artifact):
+    results = rounds_student.manifest.results
+    # 6000 labels of three goals a state: 20 episodes of 100 steps, of which the rounds have 16.
+    assert results["labels"] == 6000 and [entry["labels"] for entry in results["rounds"]] == [3600, 6000]
+    assert results["updates"] == 160
+    for number in (1, 2):
+        data = load_goal_dataset(rounds_student.file("rounds") / f"round_{number:02d}")
+        assert len(data.success) == 8
+    rounds_student.verify()
+    assert any(name.startswith("rounds/round_02/") for name in rounds_student.manifest.files)
+
+
+def test_rounds_are_one_series_a_figure(
+    context: StageContext, teacher: Artifact, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    logged: list[tuple[int, dict[str, float]]] = []
+    monkeypatch.setattr(StageRun, "log_metrics", lambda _, entry, step: logged.append((step, dict(entry))))
+    settings = change(updates=2, dagger_rounds=2, dagger_episodes=2, dagger_updates=1, final_episodes=4)
+    rounds = distill.run(settings, context, teacher, dataset).manifest.results["rounds"]
+    series = [(step, entry) for step, entry in logged if "round/success" in entry]
+    assert [step for step, _ in series] == [1, 2]
+    for (_, entry), recorded in zip(series, rounds, strict=True):
+        assert {f"round/{name}": value for name, value in recorded.items() if name != "round"} == entry
+    updates = [step for step, entry in logged if "validation_loss" in entry and "updates" in entry]
+    assert updates == [2, 3, 4]
+
+
+def test_a_student_is_guided_by_its_teachers_critic(
+    context: StageContext, dataset: Artifact, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    def load_critic(artifact: Artifact) -> TeacherCritic:
+        assert artifact is teacher
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            critic = ContrastiveCritic(4, 2, 2, SHAPE)
+        return TeacherCritic(critic.eval().requires_grad_(False), "norm")
+
+    monkeypatch.setattr(distill, "load_critic", load_critic)
+    settings = [
+        change(objective="critic", imitation_weight=weight, updates=80, final_episodes=4)
+        for weight in (0.0, 100.0)
+    ]
+    free, bound = (distill.run(each, context, teacher, dataset) for each in settings)
     data = load_goal_dataset(dataset.path)
-    settings = change(validation_fraction=0.3)
-    training, validation = distill._split(data, settings, torch.device("cpu"))
-    assert len(training) + len(validation) == len(data.action)
-    assert len(validation) == 9 * 100  # 30 % of 30 episodes of 100 steps
+    assert action_error(free, data) > 3 * action_error(bound, data)
 
-    def goals(rows: distill.ImitationRows) -> set[tuple[float, ...]]:
-        return {tuple(goal) for goal in rows.goal.tolist()}  # fresh for every episode
 
-    assert len(goals(training)) == 21 and len(goals(validation)) == 9
-    assert not goals(training) & goals(validation)
-    again = distill._split(data, settings, torch.device("cpu"))[1]
-    other = distill._split(data, change(validation_fraction=0.3, seed=1), torch.device("cpu"))[1]
-    assert goals(again) == goals(validation) != goals(other)
+def test_a_teacher_without_a_critic_cannot_guide(context: StageContext, teacher: Artifact, dataset: Artifact):
+    assert "holds no critic" in refusal(context, teacher, dataset, change(objective="critic"))
+
+
+def test_a_student_without_layer_norm_can_be_read_back(
+    context: StageContext, teacher: Artifact, dataset: Artifact
+):
+    artifact = distill.run(change(student_layer_norm=False, updates=1), context, teacher, dataset)
+    shape = load_actor(artifact).shape
+    assert shape == NetworkShape(4, 12, residual_scale="inverse_sqrt_blocks", layer_norm=False)
+
+
+def test_failures_lie_beside_the_student(student: Artifact):
+    failures = json.loads(student.file("failures.json").read_text())
+    results = student.manifest.results
+    failed = round((1 - results["success"]) * results["episodes"])
+    assert len([entry for entry in failures if entry["failed"] != "teacher"]) == failed
+    assert student.file("failures.png").stat().st_size > 0
+
+
+def test_more_episodes_run_where_retention_is_uncertain(
+    context: StageContext, teacher: Artifact, dataset: Artifact, capsys: pytest.CaptureFixture[str]
+):
+    settings = change(updates=1, final_episodes=16, max_final_episodes=300, interval_half_width=1e-4)
+    artifact = distill.run(settings, context, teacher, dataset)
+    assert artifact.manifest.results["episodes"] == 300
+    assert "raise max_final_episodes" in capsys.readouterr().err
 
 
 # -- refusals ---------------------------------------------------------------------------------------
@@ -392,6 +423,32 @@ def test_a_dataset_without_a_teacher_is_refused(context: StageContext, teacher: 
     orphan = context.workspace.create("dataset", task=TASK_NAME, settings={})
     orphan.complete({})
     assert "was made by no teacher" in refusal(context, teacher, orphan)
+
+
+def test_a_dataset_of_another_task_is_refused(context: StageContext, teacher: Artifact):
+    other = context.workspace.create("dataset", task="point_big_maze", settings={})
+    other.complete({})
+    line = refusal(context, teacher, other)
+    assert "is of task 'point_big_maze'" in line and teacher.name in line
+
+
+def test_too_few_labels_are_refused(context: StageContext, teacher: Artifact, dataset: Artifact):
+    settings = change(max_labels=3000, dagger_rounds=1, dagger_episodes=10)
+    assert "max_labels leaves 0 of its rows: too few" in refusal(context, teacher, dataset, settings)
+
+
+def test_damaged_shards_are_left_out_when_told_so(
+    context: StageContext, teacher: Artifact, capsys: pytest.CaptureFixture[str]
+):
+    damaged = make_dataset(context, teacher, seed=2)
+    path = sorted(damaged.path.rglob("*shard_00000*/data/*.hdf5"))[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "shard_00000" in refusal(context, teacher, damaged, change(updates=1))
+    artifact = distill.run(change(updates=1, skip_damaged_shards=True), context, teacher, damaged)
+    assert "shard_00000" in capsys.readouterr().err
+    assert 0 < artifact.manifest.results["labels"] < 3 * 30 * 100
 
 
 @pytest.mark.parametrize("off", [-0.5, -0.03, math.nan])
@@ -433,8 +490,8 @@ def test_a_teacher_without_a_recorded_evaluation_is_refused(
 
 
 def test_a_damaged_dataset_is_named(context: StageContext, teacher: Artifact):
-    damaged = make_dataset(context, teacher)
-    path = next(damaged.path.rglob("*.hdf5"))
+    damaged = make_dataset(context, teacher, seed=1)  # no packed copy of it yet
+    path = next(damaged.path.rglob("*shard_00001*/data/*.hdf5"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -7,7 +7,7 @@ import pytest
 
 from envs.compiled_task import CompiledTask
 from envs.registry import compile_task
-from stages.evaluate import mean_interval, retention, run_episodes, wilson_interval
+from stages.evaluate import EpisodeStream, mean_interval, retention, run_episodes, wilson_interval
 
 TASK = compile_task("point_u_maze")
 
@@ -109,3 +109,40 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
         pytest.approx(values.mean() - half, abs=0.01),
         pytest.approx(values.mean() + half, abs=0.01),
     )
+
+
+def test_a_stream_goes_on_where_it_stopped(monkeypatch):
+    monkeypatch.setattr("stages.evaluate.MAX_WORLDS", 8)
+    steps = []
+
+    def counting(observation, goal):
+        steps.append(len(observation))
+        return still(observation, goal)
+
+    stream = EpisodeStream(TASK, counting, seed=3, num_paths=3)
+    for count in (16, 20, 10):
+        found, fresh = stream.first(count), run_episodes(TASK, still, episodes=count, seed=3, num_paths=3)
+        for name in ("start", "goal", "final_distance", "success"):
+            assert np.array_equal(getattr(found, name), getattr(fresh, name))
+        assert len(found.paths) == 3
+    assert len(steps) == 3 * 100  # three rounds for 20 episodes, and none run twice
+
+
+def test_a_stream_of_few_episodes_starts_again_with_more_worlds():
+    stream = EpisodeStream(TASK, still, seed=3)
+    stream.first(4)
+    assert np.array_equal(stream.first(20).goal, run_episodes(TASK, still, episodes=20, seed=3).goal)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_the_interval_of_retention_is_that_of_resampled_episodes(discrete, monkeypatch):
+    monkeypatch.setattr("stages.evaluate._CHUNK_NUMBERS", 500 * 300)  # several chunks
+    rng, count = np.random.default_rng(0), 500
+    teacher = rng.random(count) if not discrete else (rng.random(count) < 0.8).astype(float)
+    student = teacher * (rng.random(count) < 0.9)
+    measured = retention(teacher, student)
+    ratios = []
+    for _ in range(4000):
+        rows = rng.integers(count, size=count)
+        ratios.append(student[rows].sum() / teacher[rows].sum())
+    assert measured["interval"] == pytest.approx(np.percentile(ratios, [2.5, 97.5]).tolist(), abs=0.004)

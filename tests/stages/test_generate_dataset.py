@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,25 +22,25 @@ from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console
-from pipeline.core.errors import DamagedFileError, NonFiniteError, UserError
+from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError, StoppedByUser, UserError
+from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
 from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages import generate_dataset
+from stages import generate_dataset, labelled_rollout
+from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
 from stages.evaluate import wilson_interval
-from stages.generate_dataset import (
-    COVERAGE_PICTURE,
-    MINARI_FOLDER,
-    GenerateDatasetSettings,
-    TeacherRollout,
-    plan_groups,
-    run,
-)
+from stages.generate_dataset import GenerateDatasetSettings, find_resumable, plan_groups, run
+from stages.labelled_rollout import LabelledRollout, Round
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network
+from tests.stages.test_best_action import CRITIC
+from tests.stages.tiny_runs import make_context
 
 SHAPE = NetworkShape(depth=4, width=16)
 STEPS = 100
-SETTINGS = GenerateDatasetSettings(episodes=10, num_worlds=4, seed=3, device="cpu")
+SETTINGS = GenerateDatasetSettings(
+    episodes=10, num_worlds=4, noise_levels=(0.0, 0.2), noise_until=0.8, seed=7, device="cpu"
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def make_teacher(context: StageContext, change: Callable[[torch.Tensor], object]
 
 def noise_of_rows(dataset: Artifact) -> np.ndarray:
     """Return for each row whether its episode was acted with noise."""
-    storage = minari.MinariDataset(next(dataset.path.rglob("data"))).storage
+    storage = minari.MinariDataset(dataset.file(MINARI_FOLDER) / "thousandfold/point_u_maze-v0/data").storage
     metadata = storage.get_episode_metadata(range(storage.total_episodes))
     return np.repeat([float(each["options"]["action_noise"]) > 0 for each in metadata], STEPS)
 
@@ -106,9 +108,40 @@ def test_clean_episodes_take_the_mean_action_and_noisy_ones_stray_from_it(
     assert noisy.mean() == pytest.approx(0.4)  # 2 of 5 evaluation and 2 of 5 training episodes
     assert np.abs(stray[~noisy]).max() < 1e-6
     assert np.abs(data.action).max() <= 1.0
-    inside = np.abs(data.action[noisy]) < 1.0
-    assert stray[noisy][inside].std() == pytest.approx(SETTINGS.action_noise, rel=0.15)
-    assert abs(stray[noisy][inside].mean()) < 0.05
+    step = np.tile(np.arange(STEPS), 10)
+    under_way = noisy & (step < 80)
+    inside = np.abs(data.action[under_way]) < 1.0
+    assert stray[under_way][inside].std() == pytest.approx(0.2, rel=0.15)
+    assert abs(stray[under_way][inside].mean()) < 0.05
+    assert np.abs(stray[noisy & (step >= 80)]).max() < 1e-6  # the way back
+
+
+def test_alternative_goals_carry_the_teachers_output_for_them(teacher: Artifact, data: GoalDataset):
+    assert data.alternative_goal.shape == (10 * STEPS, 4, 2)
+    actor = load_actor(teacher).actor
+    for column in range(4):
+        with torch.no_grad():
+            goal = torch.from_numpy(data.alternative_goal[:, column])
+            mean, log_std = actor(torch.from_numpy(data.observation), goal)
+        np.testing.assert_allclose(data.alternative_mean[:, column], mean.numpy(), atol=1e-5)
+        np.testing.assert_allclose(data.alternative_log_std[:, column], log_std.numpy(), atol=1e-5)
+
+
+def test_half_of_the_alternative_goals_lie_ahead_and_the_others_are_commanded_elsewhere(data: GoalDataset):
+    achieved = data.achieved_goal.reshape(10, STEPS, 2)
+    goals = data.alternative_goal.reshape(10, STEPS, 4, 2)
+    commanded = data.desired_goal.reshape(10, STEPS, 2)[:, 0]
+    # Rounds are of one group: 3 and 2 episodes of evaluation, 3 and 2 of training.
+    for first, stop in ((0, 3), (3, 5), (5, 8), (8, 10)):
+        for episode in range(first, stop):
+            others = [commanded[other] for other in range(first, stop) if other != episode]
+            for step in range(0, STEPS - 1, 7):
+                for column in (0, 1):
+                    ahead = (achieved[episode, step + 1 :] == goals[episode, step, column]).all(1)
+                    final = step + 1 + len(ahead)  # the final observation is no row
+                    assert ahead.any() or final == STEPS
+                for column in (2, 3):
+                    assert any((goals[episode, step, column] == other).all() for other in others)
 
 
 def test_the_stored_actions_lead_from_each_state_to_the_next(data: GoalDataset):
@@ -128,7 +161,7 @@ def test_goals_stay_for_an_episode_and_change_between(data: GoalDataset):
 
 
 def test_groups_are_drawn_as_the_settings_say(dataset: Artifact):
-    storage = minari.MinariDataset(next(dataset.path.rglob("data"))).storage
+    storage = minari.MinariDataset(dataset.file(MINARI_FOLDER) / "thousandfold/point_u_maze-v0/data").storage
     options = [each["options"] for each in storage.get_episode_metadata(range(10))]
     found = [(str(each["distribution"]), float(each["action_noise"])) for each in options]
     assert found == [
@@ -142,14 +175,34 @@ def test_groups_are_drawn_as_the_settings_say(dataset: Artifact):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"evaluation_fraction": 1.0, "noisy_fraction": 0.0}, [("evaluation", 0.0, 10)]),
-        ({"evaluation_fraction": 0.0, "noisy_fraction": 1.0}, [("training", 0.2, 10)]),
-        ({"action_noise": 0.0}, [("evaluation", 0.0, 5), ("training", 0.0, 5)]),
+        ({"evaluation_fraction": 1.0, "noise_levels": 0.0}, [("evaluation", 0.0, 10)]),
+        ({"evaluation_fraction": 0.0, "noise_levels": "0.2"}, [("training", 0.2, 10)]),
+        ({"noise_levels": [0.0]}, [("evaluation", 0.0, 5), ("training", 0.0, 5)]),
+        (
+            {"evaluation_fraction": 0.1, "noise_levels": "0, 0.1,0.4"},
+            [("evaluation", 0.0, 1), *(("training", noise, 3) for noise in (0.0, 0.1, 0.4))],
+        ),
     ],
 )
-def test_empty_groups_are_left_out(changes: dict, expected: list):
+def test_levels_share_the_episodes_and_empty_groups_are_left_out(changes: dict, expected: list):
     settings = GenerateDatasetSettings(episodes=10, **changes)
     assert [(g.distribution, g.action_noise, g.episodes) for g in plan_groups(settings)] == expected
+
+
+def test_labels_may_be_the_critics_choice(
+    context: StageContext, teacher: Artifact, data: GoalDataset, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate_dataset, "load_critic", lambda _: CRITIC)  # wants the goal as the action
+    chosen = run(SETTINGS.model_copy(update={"teacher_samples": 8}), context, teacher)
+    best = load_goal_dataset(chosen.path)
+    assert best.metadata["thousandfold"]["teacher_samples"] == 8
+
+    def error(found: GoalDataset) -> float:
+        return float(np.abs(np.tanh(found.alternative_mean) - found.alternative_goal).mean())
+
+    assert error(best) < 0.9 * error(data)
+    clean = ~noise_of_rows(chosen)
+    assert np.abs(best.action - np.tanh(best.teacher_mean))[clean].max() < 1e-6
 
 
 # -- what the stage says --------------------------------------------------------------------------
@@ -163,7 +216,9 @@ def test_success_is_stated_with_its_interval(dataset: Artifact, data: GoalDatase
     clean = data.success[~noise_of_rows(dataset)[::STEPS]]
     assert (results["clean_episodes"], results["clean_success"]) == (6, clean.mean())
     assert results["clean_success_interval"] == list(wilson_interval(int(clean.sum()), 6))
-    assert results["unstable_episodes"] == 0 and results["rows_per_s"] > 0
+    noisy = data.success[noise_of_rows(dataset)[::STEPS]]
+    assert results["success_by_noise"] == {"0": clean.mean(), "0.2": noisy.mean()}
+    assert results["unstable_episodes"] == 0 and results["env_steps_per_s"] > 0
 
 
 def test_success_is_that_of_the_task(data: GoalDataset):
@@ -189,7 +244,8 @@ def test_the_artifact_knows_its_teacher_and_is_whole(
     assert dataset.manifest.parents["teacher"].hash == teacher.manifest.hash
     own = data.metadata["thousandfold"]
     assert own["teacher"] == {"name": teacher.name, "hash": teacher.manifest.hash}
-    assert (own["task"], own["control_dt_s"], own["action_noise"]) == ("point_u_maze", 0.1, 0.2)
+    assert (own["task"], own["control_dt_s"], own["noise_levels"]) == ("point_u_maze", 0.1, [0.0, 0.2])
+    assert own["by_noise"]["0.2"][0] == 4
     assert own["versions"]["python"]
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(dataset.file(MINARI_FOLDER)))
     assert minari.load_dataset(dataset.manifest.results["dataset_id"]).total_steps == 10 * STEPS
@@ -199,13 +255,102 @@ def test_the_artifact_knows_its_teacher_and_is_whole(
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(context: StageContext, teacher: Artifact):
-    noisy = SETTINGS.model_copy(update={"episodes": 2, "evaluation_fraction": 0.0, "noisy_fraction": 1.0})
+    noisy = SETTINGS.model_copy(update={"episodes": 2, "evaluation_fraction": 0.0, "noise_levels": (0.3,)})
     one, again = (run(noisy, context, teacher) for _ in range(2))
-    assert one.manifest.files == again.manifest.files and len(one.manifest.files) == 3
+    assert one.manifest.files == again.manifest.files and len(one.manifest.files) == 5
     assert one.manifest.hash == again.manifest.hash
-    other = run(noisy.model_copy(update={"seed": 4}), context, teacher)
+    other = run(noisy.model_copy(update={"seed": 99}), context, teacher)
     mine, theirs = load_goal_dataset(one.path), load_goal_dataset(other.path)
     assert not np.array_equal(mine.observation[::STEPS], theirs.observation[::STEPS])
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets to clean up after it."""
+
+
+@pytest.fixture
+def unfinished(context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """Return a dataset that was cut off in its third shard of four."""
+    rename, count = Path.rename, itertools.count()
+
+    def dying(path: Path, target: Path) -> Path:
+        if next(count) == 2:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", dying)
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            run(SETTINGS, context, teacher)
+    artifact = context.workspace.artifacts("dataset")[0]
+    artifact.update(status="running", finished_at=None, results={})
+    assert len(shards_of(artifact)) == 2 and list(artifact.path.rglob(".tmp-*"))
+    return artifact
+
+
+def shards_of(artifact: Artifact) -> list[Path]:
+    return sorted(artifact.path.rglob("shard_*-v0"))
+
+
+def test_a_resumed_dataset_is_the_one_that_was_never_cut_off(
+    context: StageContext, dataset: Artifact, unfinished: Artifact
+):
+    settings, found, teacher = find_resumable(context.workspace, None)
+    assert settings == SETTINGS and found.path == unfinished.path
+    kept = [(shard / "data/main_data.hdf5").stat().st_mtime_ns for shard in shards_of(unfinished)]
+    resumed = run(settings, context, teacher, found)
+    assert resumed.manifest.files == dataset.manifest.files and not list(resumed.path.rglob(".tmp-*"))
+    assert resumed.manifest.hash == dataset.manifest.hash
+    assert kept == [(shard / "data/main_data.hdf5").stat().st_mtime_ns for shard in shards_of(resumed)[:2]]
+    assert resumed.manifest.results["success"] == dataset.manifest.results["success"]
+    with pytest.raises(SettingsError, match="is completed: there is nothing to resume"):
+        find_resumable(context.workspace, resumed.name)
+
+
+def test_a_damaged_shard_is_made_again_on_resume(
+    context: StageContext, dataset: Artifact, unfinished: Artifact
+):
+    rows = shards_of(unfinished)[0] / "data/main_data.hdf5"
+    rows.write_bytes(rows.read_bytes()[:-100])
+    settings, found, teacher = find_resumable(context.workspace, unfinished.name)
+    assert run(settings, context, teacher, found).manifest.hash == dataset.manifest.hash
+
+
+def test_ctrl_c_keeps_the_shards_and_says_how_to_go_on(
+    context: StageContext, dataset: Artifact, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    run_round = LabelledRollout.run_round
+
+    def stopping(rollout: LabelledRollout, each: Round, *arguments: Callable[[], None]) -> list:
+        if each.index == 1:
+            context.stop.requested = True
+        return run_round(rollout, each, *arguments)
+
+    monkeypatch.setattr(LabelledRollout, "run_round", stopping)
+    with pytest.raises(StoppedByUser, match=r"generate-dataset --resume$"):
+        run(SETTINGS, context, teacher)
+    context.stop.requested = False
+    monkeypatch.undo()
+    settings, found, _ = find_resumable(context.workspace, None)
+    assert found.manifest.status == "running" and len(shards_of(found)) == 2
+    assert run(settings, context, teacher, found).manifest.hash == dataset.manifest.hash
+
+
+def test_a_dataset_in_the_making_is_left_alone(
+    context: StageContext, unfinished: Artifact, teacher: Artifact
+):
+    with folder_lock(unfinished.path), pytest.raises(UserError, match="in use by another process"):
+        run(SETTINGS, context, teacher, unfinished)
+
+
+def test_what_cannot_be_resumed_is_said_in_one_line(tmp_path: Path):
+    context = make_context(tmp_path)
+    with pytest.raises(SettingsError, match="No unfinished dataset with a shard"):
+        find_resumable(context.workspace, None)
+    foreign = context.workspace.create("dataset", task="point_u_maze", settings={"nois": 1})
+    with pytest.raises(DamagedFileError, match="cannot be resumed"):
+        find_resumable(context.workspace, foreign.name)
 
 
 # -- ends of episodes -----------------------------------------------------------------------------
@@ -219,15 +364,21 @@ def trained(task: CompiledTask) -> TrainedActor:
 def test_an_early_end_closes_the_episode_at_its_final_observation():
     fast = EarlyEnd(Term("qvel"), -0.3, 0.3)
     task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), early_end=(fast,), episode_steps=12))
-    settings = SETTINGS.model_copy(update={"episodes": 24, "num_worlds": 5, "action_noise": 0.5})
-    rollout = TeacherRollout(trained(task), settings, "cpu")
-    episodes = list(rollout.episodes())
+    settings = SETTINGS.model_copy(
+        update={"episodes": 24, "num_worlds": 5, "noise_levels": (0.0, 0.5), "alternative_goals": 2}
+    )
+    episodes = list(LabelledRollout(trained(task), settings.plan()))
     assert len(episodes) == 24
     assert len({len(episode.action) for episode in episodes}) > 2
     for episode in episodes:
         rows = len(episode.action) + 1
         assert {len(getattr(episode, name)) for name in ("observation", "achieved_goal", "success")} == {rows}
         assert {len(episode.teacher_mean), len(episode.teacher_log_std)} == {rows}
+        assert {len(episode.alternative_goal), len(episode.alternative_mean)} == {rows}
+        ahead = episode.alternative_goal[:, 0]
+        for step in range(rows):  # the final state has itself ahead
+            later = episode.achieved_goal[min(step + 1, rows - 1) :]
+            assert (later == ahead[step]).all(1).any()
         too_fast = np.abs(episode.observation[:, 2:]).max(1) > 0.3
         assert not too_fast[:-1].any() and too_fast[-1] == episode.terminated
         assert episode.truncated == (rows == 13)
@@ -246,8 +397,8 @@ class UnstableSimulator(CpuSimulator):
 def test_unstable_episodes_are_dropped_and_counted(
     context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generate_dataset, "CpuSimulator", UnstableSimulator)
-    clean = SETTINGS.model_copy(update={"episodes": 6, "evaluation_fraction": 1.0, "noisy_fraction": 0.0})
+    monkeypatch.setattr(labelled_rollout, "CpuSimulator", UnstableSimulator)
+    clean = SETTINGS.model_copy(update={"episodes": 6, "evaluation_fraction": 1.0, "noise_levels": (0.0,)})
     artifact = run(clean, context, teacher)
     data = load_goal_dataset(artifact.path)
     # A round of four episodes and one of two: the second of each is lost.
@@ -265,7 +416,7 @@ class DivergingSimulator(CpuSimulator):
 def test_a_dataset_without_a_stable_episode_is_refused(
     context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generate_dataset, "CpuSimulator", DivergingSimulator)
+    monkeypatch.setattr(labelled_rollout, "CpuSimulator", DivergingSimulator)
     with pytest.raises(UserError, match="no episode to write"):
         run(SETTINGS, context, teacher)
     assert context.workspace.artifacts("dataset")[0].manifest.status == "failed"
@@ -293,7 +444,16 @@ def test_a_damaged_teacher_is_refused_before_anything_is_made(context: StageCont
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"episodes": 0}, {"noisy_fraction": 1.5}, {"action_noise": -0.1}, {"nois": 0.1}]
+    "wrong",
+    [
+        {"episodes": 0},
+        {"noise_until": 1.5},
+        {"noise_levels": (-0.1,)},
+        {"noise_levels": (0.1, 0.1)},
+        {"noise_levels": ()},
+        {"noise_levels": "0,much"},
+        {"nois": 0.1},
+    ],
 )
 def test_settings_out_of_bounds_are_refused(wrong: dict):
     with pytest.raises(pydantic.ValidationError):

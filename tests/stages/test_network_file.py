@@ -86,6 +86,14 @@ def test_a_teacher_comes_back_without_critic_and_with_the_identity_for_normalise
         assert torch.equal(ours, theirs)
 
 
+def test_a_file_from_before_layer_norm_could_be_left_out_has_it(tmp_path: Path):
+    def older(tensors: Tensors, header: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+        del header["shape"]["layer_norm"]
+        return tensors, header
+
+    assert load_actor(make_artifact(tmp_path, change=older)).shape == SHAPE and SHAPE.layer_norm
+
+
 def test_the_policy_is_the_squashed_mean(tmp_path: Path):
     trained = load_actor(make_artifact(tmp_path))
     observation, goal = inputs()

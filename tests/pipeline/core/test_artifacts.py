@@ -317,3 +317,37 @@ class TestWorkspace:
             with pytest.raises(UserError, match=words):
                 workspace.open(reference, "teacher")
         assert workspace.find(running.name, "teacher").name == running.name
+
+
+class TestAdoption:
+    def test_a_copy_has_the_same_content_and_is_the_newest(self, workspace: Workspace) -> None:
+        teacher = make(workspace)
+        inside = Workspace(workspace.root / "inside")
+        parents = {"teacher": teacher.parent_entry()}
+        source = make(inside, "student", parents=parents, selectable=False)
+        make(workspace, "student")
+        copy = workspace.adopt(source, results={"frontier": "frontier-1"}, tracking={"run_id": "7"})
+        copy.verify()
+        assert copy.manifest.hash == source.manifest.hash and copy.manifest.parents == parents
+        assert copy.file("weights.bin").read_text() == "weights"
+        assert copy.manifest.results == {"success": 0.5, "frontier": "frontier-1"}
+        assert copy.manifest.tracking == {"run_id": "7"}
+        assert workspace.newest("student").name == copy.name == copy.path.name
+        assert Artifact.load(source.path).manifest == source.manifest
+
+    def test_files_that_are_no_part_of_the_result_stay_behind(self, workspace: Workspace) -> None:
+        source = workspace.create("student", task="ant", settings={})
+        for name in ("task/task.yaml", "checkpoint/state"):
+            write_atomic(source.file(name), name)
+        source.complete({}, exclude=["checkpoint"])
+        copy = Workspace(workspace.root / "other").adopt(source, results={}, tracking={})
+        assert copy.file("task/task.yaml").is_file() and not copy.file("checkpoint").exists()
+
+    def test_what_is_not_completed_is_refused(self, workspace: Workspace) -> None:
+        source = workspace.create("student", task="ant", settings={})
+        with pytest.raises(MissingArtifactError, match="not completed"):
+            workspace.adopt(source, results={}, tracking={})
+        assert len(workspace.artifacts()) == 1
+
+    def test_a_workspace_may_share_the_cache_of_another(self, workspace: Workspace) -> None:
+        assert Workspace(workspace.root / "inside", workspace.cache).cache == workspace.root / "cache"

@@ -23,7 +23,7 @@ HISTORY = [
 @pytest.fixture
 def drawn(monkeypatch) -> list:
     """The figures that were drawn, to look at what is on them."""
-    figures, original = [], pictures._figure
+    figures, original = [], pictures.house_figure
 
     @contextmanager
     def recording(*args, **kwargs):
@@ -31,7 +31,7 @@ def drawn(monkeypatch) -> list:
             figures.append(figure)
             yield figure
 
-    monkeypatch.setattr(pictures, "_figure", recording)
+    monkeypatch.setattr(pictures, "house_figure", recording)
     return figures
 
 

@@ -1,0 +1,174 @@
+"""DAgger against a dataset alone, at equal labels and equal updates, over the same episodes.
+
+    python -m benchmarks.dagger_against_offline --teacher .../runs/teacher-20261124-083600
+    python -m benchmarks.dagger_against_offline --table          print what is recorded; run nothing
+
+A cell is a number of labels with a seed. Both students have one dataset to draw from: the offline one takes
+all labels from it, the other half of them and the rest from rounds in which it acts. A label is a state under
+one goal, as the teacher is asked about it. The ratio of both is measured over fresh episodes that neither has
+seen, the same for both; a recorded cell is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.distillation import (
+    RESULTS,
+    ROOT,
+    Cell,
+    CellBook,
+    make_dataset,
+    make_student,
+    run_both,
+    with_interval,
+)
+from pipeline.core.artifacts import Artifact, Workspace
+from stages.evaluate import retention
+from stages.network_file import load_actor
+
+OUTPUT = RESULTS / "dagger_against_offline.json"
+EPISODES = 4096
+ROUNDS = 4
+UPDATES = 4000
+ROUND_UPDATES = 500
+DATASET: Mapping[str, Any] = {"alternative_goals": 0, "threads": 1}
+STUDENT: Mapping[str, Any] = {
+    "student_depth": 4,
+    "student_width": 64,
+    "final_episodes": 256,
+    "max_final_episodes": 256,  # the comparison runs episodes of its own
+    "threads": 1,
+}
+
+
+def arms(labels: int, episode_steps: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of both students for as many labels, one a state.
+
+    Raises:
+        ValueError: half of the labels are too few for an episode a round.
+    """
+    in_round = labels // (2 * ROUNDS * episode_steps)
+    if not in_round:
+        raise ValueError(f"{labels} labels are too few for {ROUNDS} rounds of {episode_steps}-step episodes")
+    rounds = {
+        "updates": UPDATES - ROUNDS * ROUND_UPDATES,
+        "dagger_rounds": ROUNDS,
+        "dagger_episodes": in_round,
+        "dagger_updates": ROUND_UPDATES,
+    }
+    return {"offline": {"updates": UPDATES}, "dagger": rounds}
+
+
+def run_cell(
+    teacher: Artifact,
+    labels: int,
+    seed: int,
+    workspace: Path,
+    student: Mapping[str, Any] = STUDENT,
+    episodes: int = EPISODES,
+) -> Cell:
+    """Make what is missing of a cell and return its record: both students, and DAgger over offline."""
+    steps = load_actor(teacher).task.task.episode_steps
+    enough = -(-labels // steps) + 1
+    data = make_dataset(workspace, teacher, {**DATASET, "episodes": enough, "seed": seed})
+    students = {
+        name: make_student(
+            workspace, teacher, data, {**student, **settings, "max_labels": labels, "seed": seed}
+        )
+        for name, settings in arms(labels, steps).items()
+    }
+    offline, dagger = run_both(students["offline"], students["dagger"], episodes, seed)
+    ratios = {
+        "success": retention(offline.success, dagger.success),
+        "time_at_goal": retention(offline.time_at_goal, dagger.time_at_goal),
+    }
+    return {
+        "task": teacher.manifest.task,
+        "teacher": teacher.name,
+        "episodes": episodes,
+        "offline": offline.summary() | {"labels": students["offline"].manifest.results["labels"]},
+        "dagger": dagger.summary() | {"labels": students["dagger"].manifest.results["labels"]},
+        "rounds": students["dagger"].manifest.results["rounds"],
+        "pairs": pair_counts(offline.success, dagger.success),
+        **{f"{name}_ratio": ratio["retention"] for name, ratio in ratios.items()},
+        **{f"{name}_ratio_interval": ratio["interval"] for name, ratio in ratios.items()},
+        "settings": {name: found.manifest.settings for name, found in students.items()},
+    }
+
+
+def pair_counts(offline: np.ndarray, dagger: np.ndarray) -> dict[str, int]:
+    """Return in how many episodes both, one or neither of the students succeeded."""
+    return {
+        "both": int((offline & dagger).sum()),
+        "offline": int((offline & ~dagger).sum()),
+        "dagger": int((dagger & ~offline).sum()),
+        "neither": int((~offline & ~dagger).sum()),
+    }
+
+
+def pooled_ratio(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return DAgger's success over the offline student's, over the episodes of several cells."""
+    counts = [sum(cell["pairs"][who] for cell in cells) for who in ("both", "offline", "dagger", "neither")]
+    return retention(np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts))
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return the cells as a Markdown table."""
+    lines = [
+        "| labels, seed | task | offline | DAgger | DAgger / offline, success | time at goal |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cell in cells.items():
+        ratios = [
+            with_interval(cell[f"{of}_ratio"], cell[f"{of}_ratio_interval"])
+            for of in ("success", "time_at_goal")
+        ]
+        successes = " | ".join(f"{cell[side]['success']:.3f}" for side in ("offline", "dagger"))
+        lines.append(f"| {name} | {cell['task']} | {successes} | {' | '.join(ratios)} |")
+    for labels in dict.fromkeys(name.partition(",")[0] for name in cells):
+        own = [cell for name, cell in cells.items() if name.partition(",")[0] == labels]
+        ratio = pooled_ratio(own)
+        means = " | ".join(
+            f"{np.mean([cell[side]['success'] for cell in own]):.3f}" for side in ("offline", "dagger")
+        )
+        whole = with_interval(ratio["retention"], ratio["interval"])
+        lines.append(f"| {labels}, all {len(own)} | {own[0]['task']} | {means} | {whole} | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or print what is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", help="folder of the teacher's artifact")
+    parser.add_argument("--labels", type=int, nargs="+", default=[4_000, 20_000, 100_000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "dagger_against_offline")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
+    options = parser.parse_args()
+    book = CellBook(options.output)
+    if not options.table:
+        if options.teacher is None:
+            parser.error("give --teacher, or --table")
+        teacher = Workspace(options.workspace).open(options.teacher, "teacher")
+        for labels in options.labels:
+            for seed in options.seeds:
+                name = f"{labels}, {seed}"
+                cell = book.cell(
+                    name,
+                    lambda labels=labels, seed=seed: run_cell(teacher, labels, seed, options.workspace),
+                )
+                print(table({name: cell}).splitlines()[-1], flush=True)
+    print(table(book.cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What the distillation benchmarks share: stages that are not run twice, cells that are recorded one by one.
+
+A cell's stages lie in a workspace: a completed artifact of the same parents and settings is taken, so that a
+benchmark that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.atomic import write_json_atomic
+from pipeline.core.console import Console
+from pipeline.core.manifest import installed_versions
+from pipeline.core.runtime import StageContext, describe_host, seed_sequence
+from pipeline.core.settings import dump_settings
+from pipeline.core.tracking import NullTracker
+from stages import distill, generate_dataset
+from stages.distill import DistillSettings
+from stages.evaluate import Episodes, run_episodes
+from stages.generate_dataset import GenerateDatasetSettings
+from stages.network_file import load_actor, torch_policy
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+_COMPARISON_STREAM = 73
+
+Cell = dict[str, Any]
+
+
+class CellBook:
+    """The recorded cells of a benchmark, in a JSON file that is written anew after each.
+
+    Args:
+        path: the file; cells that it holds are not made again.
+        facts: written beside the cells.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
+        self.path, self.facts = path, dict(facts or {})
+        recorded = json.loads(path.read_text()) if path.exists() else {}
+        self.cells: dict[str, Cell] = recorded.get("cells", {})
+
+    def cell(self, name: str, make: Callable[[], Cell]) -> Cell:
+        """Return a cell, making and recording it where it is missing."""
+        if name not in self.cells:
+            self.cells[name] = make()
+            facts = {"host": describe_host(), "versions": installed_versions(), **self.facts}
+            write_json_atomic(self.path, facts | {"cells": self.cells})
+        return self.cells[name]
+
+
+def make_dataset(workspace: Path, teacher: Artifact, settings: Mapping[str, Any]) -> Artifact:
+    """Return the teacher's dataset with these settings, recorded now or before."""
+    wanted = GenerateDatasetSettings(**settings)
+    context = _context(workspace)
+    found = _completed(context.workspace, "dataset", {"teacher": teacher}, dump_settings(wanted))
+    return found or generate_dataset.run(wanted, context, teacher)
+
+
+def make_student(
+    workspace: Path, teacher: Artifact, dataset: Artifact, settings: Mapping[str, Any]
+) -> Artifact:
+    """Return the student of the dataset with these settings, distilled now or before."""
+    wanted = DistillSettings(**settings)
+    context = _context(workspace)
+    parents = {"teacher": teacher, "dataset": dataset}
+    found = _completed(context.workspace, "student", parents, dump_settings(wanted))
+    return found or distill.run(wanted, context, teacher, dataset)
+
+
+def _context(workspace: Path) -> StageContext:
+    return StageContext(Workspace(workspace), Console(), NullTracker())
+
+
+def _completed(
+    workspace: Workspace, kind: str, parents: Mapping[str, Artifact], settings: Mapping[str, Any]
+) -> Artifact | None:
+    """Return the completed artifact of these parents and settings; None where there is none."""
+    for artifact in workspace.artifacts(kind):
+        manifest = artifact.manifest
+        hashes = {role: parent.hash for role, parent in manifest.parents.items()}
+        same = hashes == {role: parent.manifest.hash for role, parent in parents.items()}
+        if manifest.status == "completed" and same and manifest.settings == settings:
+            return artifact
+    return None
+
+
+def run_both(one: Artifact, other: Artifact, episodes: int, seed: int) -> tuple[Episodes, Episodes]:
+    """Return the outcomes of two networks over the same fresh episodes, none of which a stage has run."""
+    found = []
+    for artifact in (one, other):
+        trained = load_actor(artifact)
+        policy, stream = torch_policy(trained.actor), seed_sequence(seed, _COMPARISON_STREAM)
+        found.append(run_episodes(trained.task, policy, episodes=episodes, seed=stream))
+    return found[0], found[1]
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """Return a figure with its interval, for tables."""
+    if value is None or interval is None:
+        return "undefined"
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

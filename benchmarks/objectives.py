@@ -1,0 +1,129 @@
+"""Which objective, and which additions to it, keep most of one teacher: equal updates, the same episodes.
+
+    python -m benchmarks.objectives --teacher runs/retention/point_u_maze-seed-0/runs/teacher-...
+    python -m benchmarks.objectives --table          print what is recorded; run nothing
+
+A cell is a variant with a seed; a seed decides dataset, student and closing episodes alike, so that variants
+of a seed are compared over the same episodes. A recorded cell is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.distillation import RESULTS, ROOT, Cell, CellBook, make_dataset, make_student, with_interval
+from pipeline.core.artifacts import Artifact, Workspace
+
+OUTPUT = RESULTS / "objectives.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to distil.
+
+    Attributes:
+        student: settings of the distillation beside `STUDENT`.
+        dataset: settings of the dataset beside `DATASET`.
+    """
+
+    student: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+
+
+DATASET: Mapping[str, Any] = {"episodes": 300, "alternative_goals": 4, "threads": 1}
+STUDENT: Mapping[str, Any] = {
+    "student_depth": 4,
+    "student_width": 64,
+    "updates": 2000,
+    "alternative_fraction": 0.0,
+    "final_episodes": 2048,
+    "max_final_episodes": 2048,
+    "threads": 1,
+}
+VARIANTS: Mapping[str, Variant] = {
+    "mse": Variant(),
+    "kl": Variant({"objective": "kl"}),
+    "critic": Variant({"objective": "critic"}),
+    "critic, imitation 1": Variant({"objective": "critic", "imitation_weight": 1.0}),
+    "mse, no LayerNorm": Variant({"student_layer_norm": False}),
+    "mse, averaged": Variant({"average_decay": 0.99}),
+    "mse, 4 alternative goals": Variant({"alternative_fraction": 0.5}),
+    "mse, best of 16 actions": Variant(dataset={"teacher_samples": 16}),
+}
+_RESULTS = (
+    "success", "success_interval", "teacher_success", "retention", "retention_interval",
+    "time_at_goal_retention", "time_at_goal_retention_interval", "episodes", "lost_episodes", "labels",
+    "kept_update",
+)  # fmt: skip
+
+
+def run_cell(
+    variant: Variant,
+    seed: int,
+    teacher: Artifact,
+    workspace: Path,
+    dataset: Mapping[str, Any] = DATASET,
+    student: Mapping[str, Any] = STUDENT,
+) -> Cell:
+    """Make what is missing of a cell and return its record."""
+    data = make_dataset(workspace, teacher, {**dataset, **variant.dataset, "seed": seed})
+    made = make_student(workspace, teacher, data, {**student, **variant.student, "seed": seed})
+    results = {name: made.manifest.results[name] for name in _RESULTS}
+    settings = {"dataset": data.manifest.settings, "student": made.manifest.settings}
+    return results | {"teacher": teacher.name, "task": teacher.manifest.task, "settings": settings}
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return the variants as a Markdown table: means over seeds, and the retention of each seed."""
+    lines = [
+        "| variant | success | retention | of time at goal | retention of each seed |",
+        "|---|---|---|---|---|",
+    ]
+    variants = dict.fromkeys(name.rsplit(" seed ", 1)[0] for name in cells)
+    for variant in variants:
+        own = [cell for name, cell in cells.items() if name.rsplit(" seed ", 1)[0] == variant]
+        means = [_mean(own, name) for name in ("success", "retention", "time_at_goal_retention")]
+        seeds = "; ".join(with_interval(cell["retention"], cell["retention_interval"]) for cell in own)
+        lines.append(f"| {variant} | {' | '.join(means)} | {seeds} |")
+    return "\n".join(lines)
+
+
+def _mean(cells: list[Cell], name: str) -> str:
+    values = [cell[name] for cell in cells if cell[name] is not None]
+    return f"{np.mean(values):.3f}" if values else "undefined"
+
+
+def main() -> None:
+    """Run what is missing, or print what is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", help="folder of the teacher's artifact")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "objectives")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
+    options = parser.parse_args()
+    book = CellBook(options.output)
+    if not options.table:
+        if options.teacher is None:
+            parser.error("give --teacher, or --table")
+        teacher = Workspace(options.workspace).open(options.teacher, "teacher")
+        for seed in options.seeds:
+            for name in options.variants:
+                book.cell(
+                    f"{name} seed {seed}",
+                    lambda name=name, seed=seed: run_cell(VARIANTS[name], seed, teacher, options.workspace),
+                )
+    print(table(book.cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What a four-layer student retains of its teacher, on four tasks with three teachers each.
+
+    python -m benchmarks.retention --tasks point_u_maze reacher --seeds 0 1 2
+    python -m benchmarks.retention --table          print what is recorded; run nothing
+
+A cell is a task with a seed: a teacher, its dataset and a student, in a workspace of its own. A teacher that
+is there is taken, one that was cut off goes on from its checkpoint; a recorded cell is not run again.
+Retention is measured over at least 1024 pairs of episodes that start and aim alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.distillation import RESULTS, ROOT, Cell, CellBook, make_dataset, make_student, with_interval
+from benchmarks.short_trainings import TRAININGS, Training, train
+from pipeline.core.artifacts import Artifact
+
+OUTPUT = RESULTS / "retention.json"
+_POINT: Mapping[str, Any] = {
+    "evaluate_every": 2,
+    "evaluation_episodes": 256,
+    "target_success": 0.99,
+    "target_evaluations": 1,
+}
+TEACHERS: Mapping[str, Training] = {
+    "point_u_maze": Training("point_u_maze", _POINT | {"env_steps": 1_300_000}),
+    "point_big_maze": Training("point_big_maze", _POINT | {"env_steps": 4_000_000}),
+    "arm_reach": TRAININGS["arm_reach"],
+    "reacher": TRAININGS["reacher"],
+}
+DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
+STUDENT: Mapping[str, Any] = {"student_depth": 4, "student_width": 128, "final_episodes": 1024, "threads": 1}
+LEAST_TEACHER, LEAST_RETENTION, LEAST_BOUND = 0.8, 0.98, 0.95
+
+_RESULTS = (
+    "success", "success_interval", "teacher_success", "time_at_goal", "teacher_time_at_goal", "retention",
+    "retention_interval", "time_at_goal_retention", "time_at_goal_retention_interval", "episodes",
+    "lost_episodes", "gained_episodes", "student_parameters", "teacher_parameters", "kept_update", "labels",
+)  # fmt: skip
+
+
+def run_cell(
+    training: Training,
+    seed: int,
+    workspace: Path,
+    dataset: Mapping[str, Any] = DATASET,
+    student: Mapping[str, Any] = STUDENT,
+) -> Cell:
+    """Make what is missing of a cell and return its record."""
+    teacher = train(training, seed, workspace)
+    data = make_dataset(workspace, teacher, {**dataset, "seed": seed})
+    return _record(teacher, data, make_student(workspace, teacher, data, {**student, "seed": seed}))
+
+
+def _record(teacher: Artifact, dataset: Artifact, student: Artifact) -> Cell:
+    results = student.manifest.results
+    return {
+        **{name: results[name] for name in _RESULTS},
+        "met": met(results),
+        "rows": dataset.manifest.results["rows"],
+        "teacher_minutes": teacher.manifest.results["elapsed_s"] / 60,
+        "settings": {
+            "teacher": teacher.manifest.settings,
+            "dataset": dataset.manifest.settings,
+            "student": student.manifest.settings,
+        },
+    }
+
+
+def met(results: Mapping[str, Any]) -> bool:
+    """Tell whether teacher, both retentions and the lower ends of their intervals are as high as asked."""
+    kept = [
+        results[name] is not None
+        and results[name] >= LEAST_RETENTION
+        and results[f"{name}_interval"][0] >= LEAST_BOUND
+        for name in ("retention", "time_at_goal_retention")
+    ]
+    return results["teacher_success"] >= LEAST_TEACHER and all(kept)
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return the cells as a Markdown table."""
+    lines = [
+        "| teacher | its success | student's | retention of success | of time at goal | episodes | met |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, cell in cells.items():
+        success = with_interval(cell["retention"], cell["retention_interval"])
+        time = with_interval(cell["time_at_goal_retention"], cell["time_at_goal_retention_interval"])
+        lines.append(
+            f"| {name} | {cell['teacher_success']:.3f} | {cell['success']:.3f} | {success} | {time} | "
+            f"{cell['episodes']} | {'yes' if cell['met'] else 'no'} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or print what is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TEACHERS, default=list(TEACHERS), help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workspace-root", type=Path, default=ROOT / "runs" / "retention")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
+    options = parser.parse_args()
+    book = CellBook(options.output)
+    if not options.table:
+        for seed in options.seeds:
+            for task in options.tasks:
+                name = f"{task} seed {seed}"
+                workspace = options.workspace_root / name.replace(" ", "-")
+                cell = book.cell(
+                    name, lambda task=task, seed=seed, at=workspace: run_cell(TEACHERS[task], seed, at)
+                )
+                print(table({name: cell}).splitlines()[-1], flush=True)
+    print(table(book.cells))
+
+
+if __name__ == "__main__":
+    main()

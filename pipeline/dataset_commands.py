@@ -1,0 +1,84 @@
+"""`pipeline dataset`: what a dataset holds, several as one, and those that others have made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.core.console import figure
+from pipeline.session import CommonOptions, Session, describe, stage_command
+
+_FACTS = (
+    "episodes", "rows", "success", "success_interval", "success_by_noise", "alternative_goals", "coverage",
+    "occupied_cells", "distinct_observations", "distances", "unstable_episodes", "dataset_id",
+)  # fmt: skip
+
+
+@click.group()
+def dataset() -> None:
+    """Look at datasets, merge them, or import those of others."""
+
+
+@dataset.command()
+@click.argument("name", metavar="[DATASET]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON on the last line.")
+@click.pass_obj
+def info(session: Session, name: str | None, as_json: bool) -> None:
+    """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
+    session.as_json |= as_json
+    with session.open(mujoco=True):
+        from stages.dataset_table import describe_shards
+
+        workspace = session.workspace
+        artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset")
+        manifest, shards = artifact.manifest, describe_shards(artifact)
+        facts = [line for fact in _FACTS for line in _lines(fact, manifest.results.get(fact))]
+        parents = [(role, parent.name) for role, parent in manifest.parents.items()]
+        title = f"{artifact.name}: dataset of {manifest.task}, {manifest.status}"
+        session.console.table(title, ("what", "value"), [*parents, *facts])
+        if shards:
+            rows = [[figure(value) for value in row.values()] for row in shards]
+            session.console.table("Shards", list(shards[0]), rows)
+        session.console.result(describe(artifact) | {"status": manifest.status, "shards": shards})
+
+
+def _lines(name: str, value: Any) -> list[tuple[str, str]]:
+    """Return a line for a result, or for each part of a mapping; none for one that is missing."""
+    if isinstance(value, dict):
+        return [line for key, item in value.items() for line in _lines(f"{name}, {key}", item)]
+    return [] if value is None else [(name.replace("_", " "), figure(value))]
+
+
+@dataset.command()
+@click.argument("datasets", metavar="DATASET DATASET...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+@click.pass_obj
+def merge(session: Session, datasets: tuple[str, ...], as_json: bool) -> None:
+    """Make one dataset of several of the same task and teacher."""
+    session.as_json |= as_json
+    with session.open(mujoco=True):
+        from stages import merge_datasets as stage
+
+        found = [session.workspace.open(name, "dataset") for name in datasets]
+        session.report(stage.run(session.context, found))
+
+
+@dataset.command("import")
+@click.argument("source")
+@click.option("--teacher", metavar="TEACHER", help="Name or path of who labels it [the newest].")
+@click.option(
+    "--goal-columns",
+    metavar="COLUMN,...",
+    help="Numbers of an observation that are the achieved goal, where it is no dictionary.",
+)
+@stage_command
+def import_(session: Session, common: CommonOptions, source: str, teacher: str | None, **flags: Any) -> None:
+    """Label SOURCE, a Minari dataset (folder or id) or an .npz file as of OGBench, with a teacher."""
+    from stages import import_dataset as stage
+
+    settings = common.resolve(stage.ImportDatasetSettings, "import_dataset", flags)
+    if not session.starts(common, "import_dataset", settings):
+        return
+    labeller = session.take("teacher", teacher)
+    session.report(stage.run(settings, session.context, labeller, source))

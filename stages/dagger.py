@@ -1,0 +1,164 @@
+"""DAgger: the student acts, the teacher labels what it meets, the rows grow, and training goes on.
+
+Source: Ross, Gordon and Bagnell, "A Reduction of Imitation Learning and Structured Prediction to No-Regret
+Online Learning", AISTATS 2011. The dataset is its first iteration, in which the teacher acts alone.
+
+The episodes of a round lie in the student's artifact, a Minari dataset each:
+
+    rounds/round_01/thousandfold/<task>-v0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.artifacts import Artifact
+from pipeline.core.runtime import as_user_error, torch_seed
+from replay.goal_dataset import DatasetError, GoalDataset, load_goal_dataset, write_goal_dataset
+from stages.artifact_task import own_task, task_record
+from stages.episode_round import EpisodeGroup
+from stages.evaluate import Policy
+from stages.imitation import ImitationRows
+from stages.labelled_rollout import Act, LabelledRollout, RolloutPlan
+from stages.network_file import TrainedActor, torch_policy
+from stages.student_training import DistillSettings, StudentTraining
+from stages.teacher_critic import TeacherCritic
+
+ROUNDS_FOLDER = "rounds"
+_ROUND_STREAM = 15
+
+Rollout = Callable[[int, Act], GoalDataset]
+"""Maps the number of a round, from 1, and what acts in it to its labelled rows."""
+
+
+def mixed_policy(student: Policy, beta: float) -> Act:
+    """Return π = β · teacher + (1 − β) · student, decided anew at every step of every episode.
+
+    As in the paper: the coin is tossed a step, so that the states of a round are the student's own with the
+    teacher's help here and there. A coin an episode would give whole episodes of the teacher's, which the
+    dataset has already.
+    """
+
+    def act(
+        observation: np.ndarray, goal: np.ndarray, teacher_action: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        helped = rng.random(len(observation)) < beta
+        if helped.all():
+            return teacher_action
+        return np.where(helped[:, None], teacher_action, student(observation, goal))
+
+    return act
+
+
+def run_rounds(
+    training: StudentTraining,
+    rollout: Rollout,
+    log: Callable[[dict[str, float], int], None] = lambda *_: None,
+) -> list[dict[str, float]]:
+    """Run the rounds that the settings ask for, until retention meets its target.
+
+    In each the student that is kept acts; afterwards training goes on from it over all rows.
+
+    Args:
+        training: the student, its rows and its settings.
+        rollout: makes the rows of a round.
+        log: takes a round's figures and its number.
+
+    Returns:
+        A round's figures each: its number, β, success with the mixture acting, all labels used so far,
+        and success, time at goal and, where one is aimed at, retention of the student that is kept.
+    """
+    settings, rounds = training.settings, []
+    for number in range(1, settings.dagger_rounds + 1):
+        if training.target_met:
+            break
+        beta = settings.dagger_beta**number
+        student = torch_policy(training.student, training.device)
+        data = rollout(number, mixed_policy(student, beta))
+        everything = np.ones(len(data.action), bool)
+        training.rows = training.rows.joined(ImitationRows.of(data, everything, training.device))
+        training.descend(settings.dagger_updates)
+        assert training.kept is not None  # there was an evaluation
+        entry = {name: training.kept.entry[name] for name in _KEPT if name in training.kept.entry}
+        entry |= {
+            "round": float(number),
+            "beta": beta,
+            "acting_success": float(data.success.mean()),
+            "labels": float(training.labels),
+        }
+        rounds.append(entry)
+        log({f"round/{name}": value for name, value in entry.items() if name != "round"}, number)
+    return rounds
+
+
+_KEPT = ("success", "time_at_goal", "retention", "validation_loss")
+
+
+@dataclass(frozen=True)
+class KeptRollout:
+    """Rolls out rounds and keeps their episodes in the student's artifact.
+
+    Attributes:
+        trained: the teacher; its labels are as in the dataset: as many alternative goals, as many samples.
+        critic: the teacher's, where it labels with the best of several samples.
+        dataset: what the dataset was made with, its metadata under "thousandfold".
+        alternative_goals: goals beside the commanded one that every state is labelled for.
+        settings: of the stage.
+        artifact: the student's.
+        device: where the teacher runs.
+    """
+
+    trained: TrainedActor
+    critic: TeacherCritic | None
+    dataset: dict[str, Any]
+    alternative_goals: int
+    settings: DistillSettings
+    artifact: Artifact
+    device: str
+
+    def __call__(self, number: int, act: Act) -> GoalDataset:
+        """Return the rows of a round.
+
+        Raises:
+            UserError: the physics diverged in all of its episodes.
+        """
+        rollout = LabelledRollout(
+            self.trained,
+            self.plan,
+            device=self.device,
+            seed=torch_seed(self.settings.seed, _ROUND_STREAM, number),
+            act=act,
+            critic=self.critic,
+        )
+        task, root = self.trained.task, self.artifact.file(ROUNDS_FOLDER) / f"round_{number:02d}"
+        facts = {
+            "task": task.name,
+            **task_record(self.artifact),
+            "round": number,
+            "beta": self.settings.dagger_beta**number,
+            "teacher": self.dataset.get("teacher"),
+            "seed": self.settings.seed,
+        }
+        as_user_error(
+            lambda: write_goal_dataset(root, task, rollout, facts, own_task(self.artifact)), DatasetError
+        )
+        return as_user_error(lambda: load_goal_dataset(root), DatasetError)
+
+    @property
+    def plan(self) -> RolloutPlan:
+        """The episodes of a round: from the dataset's distributions in its proportion, without noise."""
+        episodes = self.settings.dagger_episodes
+        evaluation = round(float(self.dataset.get("evaluation_fraction", 1.0)) * episodes)
+        groups = [
+            EpisodeGroup(0, "evaluation", 0.0, evaluation),
+            EpisodeGroup(1, "training", 0.0, episodes - evaluation),
+        ]
+        return RolloutPlan(
+            [group for group in groups if group.episodes],
+            alternative_goals=self.alternative_goals,
+            teacher_samples=int(self.dataset.get("teacher_samples", 1)),
+        )

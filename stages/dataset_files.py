@@ -1,0 +1,152 @@
+"""The files of a dataset artifact: checked by hash, read shard by shard, and packed for the next time.
+
+<workspace>/cache/datasets/<the dataset's hash>.safetensors    may be deleted at any time
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import DamagedFileError
+from pipeline.core.runtime import as_user_error
+from replay.dataset_layout import METADATA_NAME, ROWS_NAME, dataset_id, read_metadata
+from replay.goal_dataset import DatasetError, GoalDataset, load_shards
+
+MINARI_FOLDER = "minari"
+"""Folder of a dataset artifact that MINARI_DATASETS_PATH is set to, to read it with `minari.load_dataset`."""
+
+COVERAGE_PICTURE = "coverage.png"
+
+_INSTEAD = "or use the rest with `pipeline distill --skip-damaged-shards`."
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def verify_dataset(
+    dataset: Artifact, skip_damaged: bool = False, warn: Callable[[str], None] = _silent
+) -> list[Path]:
+    """Compare a dataset's files with their recorded hashes; return the data folders of the whole shards.
+
+    Args:
+        dataset: a completed artifact.
+        skip_damaged: leave damaged shards out, as long as one is whole.
+        warn: told of each that is left out.
+
+    Raises:
+        DamagedFileError: a file is missing or differs; the message names it.
+        MissingArtifactError: the artifact is not completed.
+    """
+    shards = shard_folders(dataset)
+    damaged: dict[Path, str] = {}
+    for path, problem in dataset.damage():
+        if not skip_damaged or not path.is_relative_to(dataset.file(MINARI_FOLDER)):
+            hint = f", {_INSTEAD}" if path.parent in shards and len(shards) > 1 else "."
+            raise DamagedFileError(f"{path} {problem}: restore it, make the dataset again{hint}")
+        damaged.setdefault(path.parent, problem)
+    for shard in shards:
+        if shard in damaged:
+            warn(f"shard {shard.parent.name} of {dataset.name} {damaged[shard]}: it is left out.")
+    whole = [shard for shard in shards if shard not in damaged]
+    if not whole:
+        raise DamagedFileError(f"Every shard of {dataset.path} is damaged: make the dataset again.")
+    return whole
+
+
+def shard_folders(dataset: Artifact) -> list[Path]:
+    """Return the data folders of a dataset's shards, whole or not; of one without shards, its only one.
+
+    Raises:
+        DamagedFileError: the artifact holds no dataset.
+    """
+    view = Path(dataset_id(dataset.manifest.task)).name
+    rows = [dataset.file(name) for name in dataset.manifest.files if Path(name).name == ROWS_NAME]
+    shards = [path.parent for path in rows if path.parent.parent.name != view]
+    found = sorted(shards or [path.parent for path in rows])
+    if not found:
+        raise DamagedFileError(f"{dataset.path} holds no Minari dataset: make another.")
+    return found
+
+
+def load_dataset(
+    dataset: Artifact,
+    cache: Path | None = None,
+    skip_damaged: bool = False,
+    warn: Callable[[str], None] = _silent,
+) -> GoalDataset:
+    """Read a dataset artifact, checked by hash: from the packed copy in the cache, if one is there.
+
+    Args:
+        dataset: a completed artifact.
+        cache: the workspace's folder of caches; None: neither read nor write one.
+        skip_damaged, warn: as of `verify_dataset`; what is left of a damaged dataset is not packed.
+
+    Raises:
+        UserError: the dataset is damaged.
+    """
+    dataset.require_sealed()
+    packed = None if cache is None else cache / "datasets" / f"{dataset.manifest.hash}.safetensors"
+    data = None if packed is None else _unpack(packed)
+    if data is not None:
+        return data
+    shards = verify_dataset(dataset, skip_damaged, warn)
+    data = as_user_error(lambda: load_shards(shards, _metadata_of(dataset)), DatasetError)
+    if packed is not None and len(shards) == len(shard_folders(dataset)):
+        try:
+            _pack(packed, data)
+        except OSError as error:
+            warn(f"{packed} cannot be written ({error.strerror}): the next load is as slow as this one.")
+    return data
+
+
+def _metadata_of(dataset: Artifact) -> dict[str, Any] | None:
+    """Return what the view says of the dataset; None, which takes a shard's word, where it is damaged."""
+    root = dataset.file(MINARI_FOLDER) / dataset_id(dataset.manifest.task) / "data"
+    try:
+        return read_metadata(root) if (root / METADATA_NAME).is_file() else None
+    except DatasetError:
+        return None
+
+
+# -- the packed copy ------------------------------------------------------------------------------
+
+
+def _pack(path: Path, data: GoalDataset) -> None:
+    """Write a dataset as one file of tensors, each with a checksum."""
+    import torch
+
+    from pipeline.core.checkpoint import save_tensors
+
+    columns = {name: value for name, value in vars(data).items() if name != "metadata"}
+    checks = {name: _checksum(column) for name, column in columns.items()}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
+    # As text: NaN, which strict JSON lacks, may be in it.
+    save_tensors(path, tensors, {"crc32": checks, "metadata": json.dumps(data.metadata)})
+
+
+def _unpack(path: Path) -> GoalDataset | None:
+    """Return what was packed; None where there is nothing, or nothing whole."""
+    from pipeline.core.checkpoint import load_tensors
+
+    if not path.is_file():
+        return None
+    try:
+        tensors, header = load_tensors(path)
+        columns = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if {name: _checksum(column) for name, column in columns.items()} != header["crc32"]:
+            return None
+        return GoalDataset(**columns, metadata=json.loads(header["metadata"]))
+    except (DamagedFileError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _checksum(column: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(column).data)

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+import torch
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+
+from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import UserError
+from pipeline.core.runtime import StageContext
+from replay.goal_dataset import load_goal_dataset
+from stages import dataset_results, import_dataset
+from stages.import_dataset import ImportDatasetSettings, run
+from stages.network_file import load_actor
+from tests.stages.test_generate_dataset import make_teacher
+from tests.stages.tiny_runs import make_context
+
+SETTINGS = ImportDatasetSettings(alternative_goals=2, device="cpu", threads=1)
+COLUMNS = SETTINGS.model_copy(update={"goal_columns": (0, 1)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(dataset_results, "draw_coverage", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    return make_context(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def teacher(context: StageContext) -> Artifact:
+    return make_teacher(context)
+
+
+def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.uniform(-1, 1, shape).astype(np.float32)
+
+
+def box(size: int) -> gymnasium.spaces.Box:
+    return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def write_minari(folder: Path, goals: list[np.ndarray], identity: str = "maze/two-v0", observation: int = 4):
+    """Write episodes whose goals, one a row, are given."""
+    rng = np.random.default_rng(0)
+    space = gymnasium.spaces.Dict(observation=box(observation), achieved_goal=box(2), desired_goal=box(2))
+    folder.mkdir(parents=True)
+    storage = MinariStorage.new(folder, space, box(2))
+    for desired in goals:
+        rows = len(desired)
+        storage.update_episodes(
+            [
+                EpisodeBuffer(
+                    observations={
+                        "observation": draw(rng, rows, observation),
+                        "achieved_goal": draw(rng, rows, 2),
+                        "desired_goal": desired,
+                    },
+                    actions=draw(rng, rows - 1, 2),
+                    rewards=[0.0] * (rows - 1),
+                    terminations=[False] * (rows - 2) + [True],
+                    truncations=[False] * (rows - 1),
+                )
+            ]
+        )
+    storage.update_metadata({"dataset_id": identity, "minari_version": minari.__version__})
+
+
+def labels_of(teacher: Artifact, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return load_actor(teacher).actor(torch.from_numpy(observation), torch.from_numpy(goal)).mean.numpy()
+
+
+# -- Minari ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["folder", "data", "id"])
+def test_a_minari_dataset_is_labelled_by_the_teacher(
+    context: StageContext, teacher: Artifact, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+):
+    goals = [np.full((6, 2), 0.5, np.float32), np.full((4, 2), -0.5, np.float32)]
+    write_minari(tmp_path / "maze/two-v0/data", goals)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    folder = tmp_path / "maze/two-v0"
+    source = {"folder": str(folder), "data": str(folder / "data"), "id": "maze/two-v0"}[by]
+    dataset = run(SETTINGS, context, teacher, source)
+    dataset.verify()
+    data, original = load_goal_dataset(dataset.path), minari.MinariDataset(folder / "data")
+    episodes = list(original.iterate_episodes())
+    kept = np.concatenate([episode.observations["observation"][:-1] for episode in episodes])
+    np.testing.assert_array_equal(data.observation, kept)
+    np.testing.assert_array_equal(data.action, np.concatenate([episode.actions for episode in episodes]))
+    assert data.desired_goal[:, 0].tolist() == [0.5] * 5 + [-0.5] * 3
+    labels = labels_of(teacher, data.observation, data.desired_goal)
+    np.testing.assert_allclose(data.teacher_mean, labels, atol=1e-5)
+    assert data.alternative_goal.shape == (8, 2, 2)
+    labels = labels_of(teacher, data.observation, data.alternative_goal[:, 1])
+    np.testing.assert_allclose(data.alternative_mean[:, 1], labels, atol=1e-5)
+    assert dataset.manifest.parents["teacher"].hash == teacher.manifest.hash
+    assert dataset.manifest.results["clean_episodes"] == 0  # another policy acted
+    assert list(dataset.manifest.results["success_by_noise"]) == ["another policy"]
+
+
+def test_an_episode_ends_where_its_goal_changes(context: StageContext, teacher: Artifact, tmp_path: Path):
+    goals = np.repeat(np.float32([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]), [4, 1, 3], axis=0)
+    write_minari(tmp_path / "maze/data", [goals])
+    data = load_goal_dataset(run(SETTINGS, context, teacher, str(tmp_path / "maze")).path)
+    assert data.episode.tolist() == [0] * 3 + [1] * 2  # the goal of a single state leads nowhere
+    np.testing.assert_array_equal(data.desired_goal[:, 0], np.float32([0.1] * 3 + [0.3] * 2))
+    original = next(minari.MinariDataset(tmp_path / "maze/data").iterate_episodes())
+    np.testing.assert_array_equal(data.action, original.actions[[0, 1, 2, 5, 6]])
+
+
+# -- OGBench --------------------------------------------------------------------------------------
+
+
+def write_npz(path: Path, lengths: list[int], following: bool, observation: int = 4, action: int = 2) -> dict:
+    rng, terminals = np.random.default_rng(1), np.zeros(sum(lengths), np.float32)
+    terminals[np.cumsum(lengths, dtype=int) - 1] = 1
+    columns = {
+        "observations": draw(rng, sum(lengths), observation),
+        "actions": draw(rng, sum(lengths), action),
+        "terminals": terminals,
+    }
+    if following:
+        columns["next_observations"] = draw(rng, sum(lengths), observation)
+    np.savez(path, **columns)
+    return columns
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_a_file_of_ogbench_is_split_at_its_terminals(
+    context: StageContext, teacher: Artifact, tmp_path: Path, following: bool
+):
+    columns = write_npz(tmp_path / "maze.npz", [5, 1, 4], following)
+    dataset = run(COLUMNS, context, teacher, str(tmp_path / "maze.npz"))
+    data = load_goal_dataset(dataset.path)
+    lengths = [5, 1, 4] if following else [4, 3]
+    assert np.bincount(data.episode).tolist() == lengths
+    taken = np.arange(10) if following else np.array([0, 1, 2, 3, 6, 7, 8])
+    np.testing.assert_array_equal(data.observation, columns["observations"][taken])
+    np.testing.assert_array_equal(data.action, columns["actions"][taken])
+    np.testing.assert_array_equal(data.achieved_goal, data.observation[:, :2])
+    ahead = np.concatenate([columns["observations"], columns.get("next_observations", np.zeros((0, 4)))])
+    for episode in range(len(lengths)):
+        goals = data.desired_goal[data.episode == episode]
+        assert (goals == goals[0]).all() and (ahead[:, :2] == goals[0]).all(1).any()  # in hindsight
+    assert data.metadata["thousandfold"]["imported"]["name"] == "maze.npz"
+
+
+def test_goals_in_hindsight_are_those_of_the_seed(context: StageContext, teacher: Artifact, tmp_path: Path):
+    write_npz(tmp_path / "maze.npz", [20, 20], False)
+    source = str(tmp_path / "maze.npz")
+    one, same = (run(COLUMNS, context, teacher, source) for _ in range(2))
+    other = run(COLUMNS.model_copy(update={"seed": 5}), context, teacher, source)
+    assert one.manifest.hash == same.manifest.hash
+    goals = [load_goal_dataset(dataset.path).desired_goal for dataset in (one, other)]
+    assert not np.array_equal(*goals)
+
+
+def test_many_episodes_make_many_shards(
+    context: StageContext, teacher: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(import_dataset, "_SHARD_EPISODES", 3)
+    write_npz(tmp_path / "maze.npz", [3] * 7, False)
+    dataset = run(COLUMNS, context, teacher, str(tmp_path / "maze.npz"))
+    assert len(list(dataset.path.rglob("shard_*-v0"))) == 3
+    assert dataset.manifest.results["episodes"] == 7 and dataset.manifest.results["rows"] == 14
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def refusal(context: StageContext, teacher: Artifact, source: Path | str, settings=COLUMNS) -> str:
+    before = len(context.workspace.artifacts("dataset"))
+    with pytest.raises(UserError) as raised:
+        run(settings, context, teacher, str(source))
+    assert len(context.workspace.artifacts("dataset")) == before, "nothing may be made"
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(context: StageContext, teacher: Artifact, tmp_path: Path):
+    write_npz(tmp_path / "wide.npz", [5], False, observation=7)
+    assert "observations have 7 numbers" in refusal(context, teacher, tmp_path / "wide.npz")
+    write_npz(tmp_path / "acts.npz", [5], False, action=3)
+    assert "actions have 3 numbers" in refusal(context, teacher, tmp_path / "acts.npz")
+    write_npz(tmp_path / "fits.npz", [5], False)
+    assert "give --goal-columns" in refusal(context, teacher, tmp_path / "fits.npz", SETTINGS)
+    one, far = (COLUMNS.model_copy(update={"goal_columns": columns}) for columns in ((0,), (0, 4)))
+    assert "achieved goals have 1 numbers" in refusal(context, teacher, tmp_path / "fits.npz", one)
+    assert "--goal-columns 0,4" in refusal(context, teacher, tmp_path / "fits.npz", far)
+    write_minari(tmp_path / "minari/data", [np.zeros((3, 2), np.float32)], observation=6)
+    assert "observations have 6 numbers" in refusal(context, teacher, tmp_path / "minari")
+
+
+def test_what_is_empty_is_refused(context: StageContext, teacher: Artifact, tmp_path: Path):
+    write_npz(tmp_path / "short.npz", [1, 1], False)
+    assert "nothing to import" in refusal(context, teacher, tmp_path / "short.npz")
+    write_npz(tmp_path / "none.npz", [], False)
+    assert "nothing to import" in refusal(context, teacher, tmp_path / "none.npz")
+
+
+def test_what_cannot_be_read_is_named(
+    context: StageContext, teacher: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert "is not there" in refusal(context, teacher, tmp_path / "nowhere.npz")
+    assert "neither an .npz file" in refusal(context, teacher, "maze/nowhere-v0")
+    (tmp_path / "strange/data").mkdir(parents=True)
+    (tmp_path / "strange/data/metadata.json").write_text("{}")
+    assert "cannot be read by Minari" in refusal(context, teacher, tmp_path / "strange")
+    (tmp_path / "noise.npz").write_bytes(b"PK\x03\x04 something else")
+    assert "noise.npz is damaged" in refusal(context, teacher, tmp_path / "noise.npz")
+    np.savez(tmp_path / "other.npz", images=np.zeros(3))
+    assert "has no observations, actions, terminals" in refusal(context, teacher, tmp_path / "other.npz")
+    np.savez(tmp_path / "pickled.npz", observations=np.array([{}], object))
+    assert "pickled.npz is damaged" in refusal(context, teacher, tmp_path / "pickled.npz")
+    columns = write_npz(tmp_path / "uneven.npz", [5], False)
+    np.savez(tmp_path / "uneven.npz", **columns | {"actions": columns["actions"][:3]})
+    assert "all as long" in refusal(context, teacher, tmp_path / "uneven.npz")
+    columns["observations"][3, 1] = np.nan
+    np.savez(tmp_path / "nan.npz", **columns)
+    assert "not finite" in refusal(context, teacher, tmp_path / "nan.npz")
+    write_minari(tmp_path / "torn/data", [np.zeros((3, 2), np.float32)])
+    rows = tmp_path / "torn/data/main_data.hdf5"
+    rows.write_bytes(rows.read_bytes()[:200])
+    assert "is damaged" in refusal(context, teacher, tmp_path / "torn")

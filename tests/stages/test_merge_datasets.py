@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+
+from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import DamagedFileError, UserError
+from pipeline.core.runtime import StageContext
+from replay import dataset_writer
+from replay.goal_dataset import concatenate_datasets, load_goal_dataset
+from stages import dataset_results, generate_dataset, merge_datasets
+from stages.dataset_table import describe_shards
+from stages.generate_dataset import GenerateDatasetSettings
+from tests.stages.test_generate_dataset import make_teacher
+from tests.stages.tiny_runs import make_context
+
+SETTINGS = GenerateDatasetSettings(
+    episodes=4, num_worlds=4, noise_levels=(0.0, 0.3), alternative_goals=1, device="cpu", threads=1
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(dataset_results, "draw_coverage", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    return make_context(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def teacher(context: StageContext) -> Artifact:
+    return make_teacher(context)
+
+
+def make(context: StageContext, teacher: Artifact, **changes) -> Artifact:
+    return generate_dataset.run(SETTINGS.model_copy(update=changes), context, teacher)
+
+
+@pytest.fixture(scope="module")
+def pair(context: StageContext, teacher: Artifact) -> list[Artifact]:
+    return [make(context, teacher), make(context, teacher, seed=1, evaluation_fraction=0.0, episodes=3)]
+
+
+def rows_of(dataset: Artifact) -> list[Path]:
+    return sorted(dataset.path.rglob("shard_*/data/main_data.hdf5"))
+
+
+def test_a_merge_holds_the_episodes_of_both_in_order(
+    context: StageContext, teacher: Artifact, pair: list[Artifact], monkeypatch: pytest.MonkeyPatch
+):
+    merged = merge_datasets.run(context, pair)
+    merged.verify()
+    assert merged.kind == "dataset" and merged.manifest.results["episodes"] == 7
+    assert merged.manifest.parents["teacher"].hash == teacher.manifest.hash
+    assert [merged.manifest.parents[role].name for role in ("dataset", "dataset_2")] == [d.name for d in pair]
+    data = load_goal_dataset(merged.path)
+    expected = concatenate_datasets([load_goal_dataset(dataset.path) for dataset in pair])
+    for name in ("observation", "action", "alternative_mean", "episode", "success"):
+        np.testing.assert_array_equal(getattr(data, name), getattr(expected, name))
+    assert data.metadata["thousandfold"]["evaluation_fraction"] == pytest.approx(2 / 7)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(merged.file("minari")))
+    assert len(minari.load_dataset("thousandfold/point_u_maze-v0")[6]) == 100
+    assert len(minari.list_local_datasets()) == 1 + len(rows_of(merged))
+
+
+def test_files_are_linked_and_copied_where_they_cannot_be(
+    context: StageContext, pair: list[Artifact], monkeypatch: pytest.MonkeyPatch
+):
+    merged = merge_datasets.run(context, pair)
+    assert rows_of(merged)[0].samefile(rows_of(pair[0])[0])
+
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(dataset_writer.os, "link", refuse)
+    copied = merge_datasets.run(context, pair)
+    assert not rows_of(copied)[0].samefile(rows_of(pair[0])[0])
+    assert copied.manifest.hash == merged.manifest.hash
+    assert os.link is refuse
+
+
+def test_a_merge_can_be_merged_again(context: StageContext, teacher: Artifact, pair: list[Artifact]):
+    merged = merge_datasets.run(context, pair)
+    again = merge_datasets.run(context, [merged, make(context, teacher, seed=2, episodes=2)])
+    assert again.manifest.results["episodes"] == 9
+
+
+# -- what cannot be one ---------------------------------------------------------------------------
+
+
+def refusal(context: StageContext, datasets: list[Artifact]) -> str:
+    before = len(context.workspace.artifacts("dataset"))
+    with pytest.raises(UserError) as raised:
+        merge_datasets.run(context, datasets)
+    assert len(context.workspace.artifacts("dataset")) == before
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_datasets_of_two_teachers_are_refused(context: StageContext, pair: list[Artifact]):
+    other = make(context, make_teacher(context, lambda bias: bias.add_(0.1)))
+    assert "was labelled by another teacher" in refusal(context, [pair[0], other])
+
+
+def test_datasets_of_two_tasks_are_refused(context: StageContext, pair: list[Artifact], tmp_path: Path):
+    shutil.copytree(pair[1].path, tmp_path / pair[1].name)
+    other = Artifact.load(tmp_path / pair[1].name)
+    other.update(task="point_big_maze")
+    assert "merge datasets of one task" in refusal(context, [pair[0], other])
+
+
+def test_one_dataset_is_no_merge_and_none_counts_twice(context: StageContext, pair: list[Artifact]):
+    assert "two datasets or more" in refusal(context, pair[:1])
+    assert "twice" in refusal(context, [pair[0], pair[1], pair[0]])
+
+
+def test_labels_of_another_kind_are_refused(
+    context: StageContext, pair: list[Artifact], monkeypatch: pytest.MonkeyPatch
+):
+    samples = iter([1, 1, 8, 1, 8, 1])
+    monkeypatch.setattr(merge_datasets, "_samples", lambda _: next(samples))
+    assert "teacher_samples 8" in refusal(context, pair)
+
+
+def test_a_damaged_shard_is_named(context: StageContext, pair: list[Artifact], tmp_path: Path):
+    shutil.copytree(pair[1].path, tmp_path / pair[1].name)
+    damaged = Artifact.load(tmp_path / pair[1].name)
+    rows = rows_of(damaged)[1]
+    rows.write_bytes(rows.read_bytes()[:-10])
+    with pytest.raises(DamagedFileError, match=r"shard_00001-v0"):
+        merge_datasets.run(context, [pair[0], damaged])
+    states = [row["files"] for row in describe_shards(damaged)]
+    assert states == ["whole", "differs from its recorded hash"]
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_row_for_each_shard(pair: list[Artifact]):
+    rows = describe_shards(pair[0])
+    assert [row["shard"] for row in rows] == [f"shard_{number:05d}-v0" for number in range(4)]
+    assert [(row["distribution"], row["noise"], row["episodes"]) for row in rows] == [
+        ("evaluation", "0", 1), ("evaluation", "0.3", 1), ("training", "0", 1), ("training", "0.3", 1)
+    ]  # fmt: skip
+    assert {row["rows"] for row in rows} == {100} and {row["files"] for row in rows} == {"whole"}
+
+
+def test_the_table_of_an_unfinished_dataset_tells_what_is_whole(pair: list[Artifact], tmp_path: Path):
+    shutil.copytree(pair[0].path, tmp_path / pair[0].name)
+    unfinished = Artifact.load(tmp_path / pair[0].name)
+    unfinished.update(status="running")
+    rows_of(unfinished)[0].write_bytes(b"")
+    rows_of(unfinished)[3].with_name("metadata.json").write_text("{")
+    rows = describe_shards(unfinished)
+    assert [row["files"] for row in rows] == ["is damaged", "whole", "whole", "is damaged"]
+    assert rows[3]["episodes"] is None and rows[0]["episodes"] == 1
