@@ -242,16 +242,14 @@ def draw_coverage(path: Path, coverage: MazeCoverage, title: str) -> None:
     from matplotlib.figure import Figure
 
     rows, columns = coverage.free.shape
-    scale = coverage.maze.scale
-    extent = (-scale / 2, (rows - 0.5) * scale, -scale / 2, (columns - 0.5) * scale)
     figure = Figure(figsize=(1.6 + 0.8 * rows, 1.4 + 0.7 * columns), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
     walls = np.ma.masked_where(coverage.free, np.ones(coverage.free.shape))
-    axes.imshow(walls.T, cmap=ListedColormap(["#8C96A3"]), origin="lower", extent=extent)
+    axes.imshow(walls.T, cmap=ListedColormap(["#8C96A3"]), origin="lower", extent=coverage.extent)
     visits = np.ma.masked_equal(coverage.visits, 0)
     norm = LogNorm(1, max(2, int(coverage.visits.max())))
-    image = axes.imshow(visits.T, cmap="viridis", norm=norm, origin="lower", extent=extent)
+    image = axes.imshow(visits.T, cmap="viridis", norm=norm, origin="lower", extent=coverage.extent)
     axes.set(xlabel="x (m)", ylabel="y (m)")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     figure.colorbar(image, ax=axes, label="states in a patch", shrink=0.8)

@@ -123,7 +123,7 @@ def test_a_maze_without_walls_keeps_nothing_out_of_reach(tmp_path: Path) -> None
     assert reach(tmp_path, page, MOVER).judge("evaluation", 2).walled_off == 0
 
 
-@pytest.mark.parametrize("name", ["point_u_maze", "point_hardest_maze", "ant_u4_maze"])
+@pytest.mark.parametrize("name", ["point_u_maze", "point_hardest_maze", "ant_u4_maze", "ant_push"])
 def test_no_goal_of_the_built_in_mazes_is_walled_off(name: str) -> None:
     task = compile_task(name)
     found = MazeReach(task)
