@@ -66,10 +66,11 @@ class CompiledTask:
 
     def _frame_skip(self) -> int:
         control_dt, timestep = self.task.control_dt_s, self.model.opt.timestep
-        if not (control_dt > 0 and timestep > 0):
+        if not control_dt > 0:
+            raise TaskError(f"Task {self.name!r}: control_dt_s must be above 0, not {control_dt}.")
+        if not timestep > 0:
             raise TaskError(
-                f"Task {self.name!r}: control_dt_s {control_dt} and the model's timestep {timestep} must be "
-                "above 0."
+                f"Task {self.name!r}: the model's timestep (option timestep) must be above 0, not {timestep}."
             )
         ratio = control_dt / timestep
         if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6 * ratio:
