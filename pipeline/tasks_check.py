@@ -41,7 +41,7 @@ class RandomRollout:
         ended_at_once: (worlds,) bool, its first step was its last, by an early end.
         unstable: (worlds,) bool, its physics diverged.
         non_finite: observations, one a step and world, that held NaN or infinity.
-        steps: control steps of all worlds.
+        steps: control steps of all worlds while their episodes ran.
         seconds: spent in the simulator.
     """
 
@@ -118,7 +118,7 @@ def roll_out(task: CompiledTask, worlds: int, seed: int) -> RandomRollout:
         began = time.perf_counter()
         outcome = simulator.step(action)
         result.seconds += time.perf_counter() - began
-        result.steps += worlds
+        result.steps += int(running.sum())
         result.unstable = result.unstable | (running & outcome.unstable)
         running = running & ~outcome.unstable
         result.reached |= running & outcome.success

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from envs.cpu_simulator import CpuSimulator
 from envs.opengl import NoOpenGLError, choose_backend
 from envs.registry import compile_task
 from pipeline import tasks_check
@@ -142,7 +143,8 @@ class TestCommand:
         found = check()
         assert found.get("picture") is None
         (warning,) = found["warnings"]
-        assert warning.startswith("no picture: ") and "apt install libegl1" in warning
+        assert warning.startswith("no picture: drawing needs OpenGL, and MUJOCO_GL=off switches it off")
+        assert "apt install libegl1" in warning
 
     def test_warnings_go_to_stderr_and_do_not_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
@@ -269,6 +271,19 @@ class TestRandomRollout:
         # A plane arm of 0.4 m: y is 0, and the tip stays within its length.
         assert rollout.achieved_goal[:, 1] == pytest.approx([0, 0], abs=1e-9)
         assert np.abs(rollout.achieved_goal).max() < 0.42
+
+    def test_steps_of_episodes_that_ended_do_not_count(self) -> None:
+        page = PAGE + "early_end: {term: {field: qpos}, low: 5, high: 6}\n"
+        assert roll_out(compile_task(str(write(Path.cwd(), page))), 8, 0).steps == 8
+        task = compile_task("humanoid")  # each falls at a time of its own
+        rollout = roll_out(task, 4, 0)
+        simulator, rng = CpuSimulator(task, 4, seed=0, distribution="evaluation"), np.random.default_rng(0)
+        ends: dict[int, int] = {}
+        for step in range(task.task.episode_steps):
+            outcome = simulator.step(rng.uniform(-1, 1, (4, 17)).astype(np.float32))
+            for world in np.flatnonzero(outcome.terminated):
+                ends.setdefault(int(world), step + 1)
+        assert len(set(ends.values())) > 1 and rollout.steps == sum(ends.values())
 
     def test_a_goal_as_large_as_the_workspace_is_always_met(self) -> None:
         task = compile_task(str(write(Path.cwd(), changed(PAGE, "radius: 0.05", "radius: 1"))))
