@@ -15,9 +15,10 @@ import numpy as np
 
 from envs.control_map import ControlMap
 from envs.data_fields import FIELDS
+from envs.element_names import describe_elements
 from envs.start_states import StartStates
 from envs.task import GoalTask, SuccessRegion, TaskError
-from envs.term_columns import TermResolver, label_of, read_terms
+from envs.term_columns import TermResolver, read_terms
 
 
 class CompiledTask:
@@ -66,10 +67,11 @@ class CompiledTask:
 
     def _frame_skip(self) -> int:
         control_dt, timestep = self.task.control_dt_s, self.model.opt.timestep
-        if not (control_dt > 0 and timestep > 0):
+        if not control_dt > 0:
+            raise TaskError(f"Task {self.name!r}: control_dt_s must be above 0, not {control_dt}.")
+        if not timestep > 0:
             raise TaskError(
-                f"Task {self.name!r}: control_dt_s {control_dt} and the model's timestep {timestep} must be "
-                "above 0."
+                f"Task {self.name!r}: the model's timestep (option timestep) must be above 0, not {timestep}."
             )
         ratio = control_dt / timestep
         if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6 * ratio:
@@ -174,13 +176,12 @@ class CompiledTask:
     # -- documentation ----------------------------------------------------------------------------
 
     def describe(self, part: str) -> list[dict[str, str]]:
-        """Return name and unit of every number of ``observation`` or ``achieved_goal``, in order."""
+        """Return name and unit of every number of ``observation`` or ``achieved_goal``, in order.
+
+        `element_names.describe_elements` says how they are called.
+        """
         terms = {"observation": self._observation, "achieved_goal": self._achieved_goal}[part]
-        return [
-            {"name": f"{label_of(columns.term)}[{i}]", "unit": columns.term.unit}
-            for columns in terms
-            for i in columns.term.columns or range(columns.stop - columns.start)
-        ]
+        return [element for columns in terms for element in describe_elements(self.model, columns)]
 
 
 def _compile(task: GoalTask) -> mujoco.MjModel:

@@ -3,27 +3,34 @@
 Random configurations and, from the nearest of them, damped least squares on the distance to the goal
 (Levenberg-Marquardt) with the joints kept in their ranges, and away from what ends an episode early, where
 positions tell. A goal for which a configuration is found can be reached as far as geometry goes; one for
-which none is found most likely cannot. The walls of a maze are looked at apart.
+which none is found most likely cannot. Walls of a maze and floors are looked at apart.
+
+A body that nothing drives directly, such as a cube on a free joint or the torso of a walker, goes anywhere in
+this sense: whether something brings it there is a matter of contacts, and not judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import mujoco
 import numpy as np
 
 from envs.compiled_task import CompiledTask
+from envs.floor_reach import FloorReach
 from envs.maze_reach import MazeReach
 from envs.task import Term
 from envs.term_columns import TermResolver, read_terms
 
 _OF_CONFIGURATION = {"qpos", "xpos", "xquat", "site_xpos", "cinert", "sensordata"}
-_RANDOM_CONFIGURATIONS, _STARTS, _ITERATIONS = 1500, 3, 25
+_STARTS, _ITERATIONS = 3, 25
 _DIFFERENCE = 1e-6
+_MOVES_GOAL, _MOVES_JOINT = 1e-6, 1e-9
+_MOMENTS_AT = 5  # configurations: an arm of force may vanish in one
 _FREE, _BALL = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_BALL)
-_HINGE = int(mujoco.mjtJoint.mjJNT_HINGE)
+_HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 
 
 @dataclass(frozen=True)
@@ -32,16 +39,24 @@ class ReachReport:
 
     Attributes:
         goals: how many were tried.
-        out_of_reach: how many no configuration was found for, of those that are not walled off.
+        out_of_reach: how many no configuration was found for, of those that are neither walled off nor below
+            a floor.
         farthest: the largest of their distances to the nearest configuration found, over the first success
             region; 0 where all can be reached.
         walled_off: how many lie within walls of the maze, or where no path leads from their start.
+        below_floor: how many of the others lie below a floor.
     """
 
     goals: int
     out_of_reach: int
     farthest: float
     walled_off: int = 0
+    below_floor: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of the goals that most likely cannot be reached."""
+        return (self.out_of_reach + self.walled_off + self.below_floor) / self.goals
 
 
 class GoalReach:
@@ -49,14 +64,16 @@ class GoalReach:
 
     Args:
         task: the compiled task.
-        seed: of the random configurations.
+        seed: of goals and random configurations.
+        configurations: how many random ones to look at; with too few, goals seem out of reach that are not.
     """
 
-    def __init__(self, task: CompiledTask, seed: int = 0) -> None:
+    def __init__(self, task: CompiledTask, seed: int = 0, configurations: int = 1500) -> None:
         self._task, self._model = task, task.model
         self._data = mujoco.MjData(task.model)
         self._rng = np.random.default_rng(seed)
-        self._maze = MazeReach(task)
+        self._num_configurations = configurations
+        self._maze, self._floor = MazeReach(task), FloorReach(task)
         resolver = TermResolver(task.model, f"Task {task.name!r}")
         self._ends = [
             (end, resolver.resolve((end.term,)))
@@ -76,6 +93,35 @@ class GoalReach:
         """Whether the achieved goal follows from the positions of the joints alone."""
         return self._is_positional(self._task.task.achieved_goal)
 
+    @cached_property
+    def is_driven(self) -> bool:
+        """Whether actuators act on all joints without bounds that success depends on.
+
+        Free joints and slides without a range are meant: hinges and balls have a bounded reach.
+        """
+        rng = np.random.default_rng(0)  # its own: what `judge` draws does not depend on who asks this
+        starts, _, goals = self._task.sample_start("training", rng, 1)
+        loose = self._undriven_columns(self._random_configurations(starts, rng, _MOMENTS_AT))
+        jacobian = self._jacobian(starts[0], goals[0], self._residual(starts[0], goals[0]))
+        return not (np.abs(jacobian[:, loose]) > _MOVES_GOAL).any()
+
+    def _undriven_columns(self, configurations: np.ndarray) -> np.ndarray:
+        """Return (nv,) bool: degrees of freedom of joints without bounds that no actuator acts on."""
+        model, data = self._model, self._data
+        moment, driven = np.zeros((model.nu, model.nv)), np.zeros(model.nv, bool)
+        for qpos in configurations:
+            data.qpos[:] = qpos
+            mujoco.mj_fwdPosition(model, data)
+            sparse = data.moment_rownnz, data.moment_rowadr, data.moment_colind
+            mujoco.mju_sparse2dense(moment, data.actuator_moment, *sparse)
+            driven |= (np.abs(moment) > _MOVES_JOINT).any(0)
+        loose = np.zeros(model.nv, bool)
+        for joint in range(model.njnt):
+            kind, own = model.jnt_type[joint], model.dof_jntid == joint
+            unbounded = kind == _FREE or (kind == _SLIDE and not model.jnt_limited[joint])
+            loose[own] = unbounded and not driven[own].any()
+        return loose
+
     def _is_positional(self, terms: Iterable[Term]) -> bool:
         fields = _fields_of(terms)
         if not fields <= _OF_CONFIGURATION:
@@ -86,7 +132,7 @@ class GoalReach:
     def judge(self, distribution: str, goals: int) -> ReachReport:
         """Draw so many goals of an episode distribution, and look for configurations that reach them."""
         qpos, _, desired = self._task.sample_start(distribution, self._rng, goals)
-        configurations = self._random_configurations(qpos)
+        configurations = self._random_configurations(qpos, self._rng, self._num_configurations)
         allowed = np.array([self._is_allowed(each) for each in configurations])
         configurations = configurations[allowed] if allowed.any() else configurations
         achieved = np.stack([self._achieve(each) for each in configurations])
@@ -96,23 +142,26 @@ class GoalReach:
                 self._maze.walled_off(self._achieve(start), goal)
                 for goal, start in zip(desired, qpos, strict=True)
             ]
+        below = ~walled & np.array([self._floor.below(goal) for goal in desired])
+        open_ones = ~walled & ~below
         distances = [
             self._closest(goal, configurations, achieved, start)
-            for goal, start in zip(desired[~walled], qpos[~walled], strict=True)
+            for goal, start in zip(desired[open_ones], qpos[open_ones], strict=True)
         ]
         missed = [distance for distance in distances if distance is not None]
-        return ReachReport(goals, len(missed), max(missed, default=0.0), int(walled.sum()))
+        farthest = max(missed, default=0.0)
+        return ReachReport(goals, len(missed), farthest, int(walled.sum()), int(below.sum()))
 
-    def _random_configurations(self, starts: np.ndarray) -> np.ndarray:
-        """Return starts with every hinge and limited slide anywhere in its range, (configurations, nq)."""
-        chosen = self._rng.integers(len(starts), size=_RANDOM_CONFIGURATIONS)
+    def _random_configurations(self, starts: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return starts with every hinge and limited slide anywhere in its range, (count, nq)."""
+        chosen = rng.integers(len(starts), size=count)
         configurations = starts[chosen].copy()
         for joint in range(self._model.njnt):
             kind, column = self._model.jnt_type[joint], self._model.jnt_qposadr[joint]
             if kind == _HINGE and not self._model.jnt_limited[joint]:
-                configurations[:, column] = self._rng.uniform(-np.pi, np.pi, len(configurations))
+                configurations[:, column] = rng.uniform(-np.pi, np.pi, len(configurations))
         for column, low, high in self._limited:
-            configurations[:, column] = self._rng.uniform(low, high, len(configurations))
+            configurations[:, column] = rng.uniform(low, high, len(configurations))
         return configurations
 
     def _achieve(self, qpos: np.ndarray) -> np.ndarray:

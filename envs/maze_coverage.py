@@ -33,6 +33,12 @@ class MazeCoverage:
         return np.array([[character != "#" for character in row] for row in self.maze.layout.split()])
 
     @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """The least and the largest x, and the least and the largest y, of the layout in metres."""
+        (x, y), scale, (rows, columns) = self.maze.origin, self.maze.scale, self.free.shape
+        return x - scale / 2, x + (rows - 0.5) * scale, y - scale / 2, y + (columns - 0.5) * scale
+
+    @property
     def share(self) -> float:
         """The share of free cells that were visited."""
         rows, columns = self.free.shape
@@ -40,8 +46,9 @@ class MazeCoverage:
         return float((visits > 0)[self.free].mean())
 
     def add(self, positions: np.ndarray) -> None:
-        """Count positions (n, 2) in metres; cell (i, j) has its centre at (i, j) x scale."""
-        patches = np.floor((positions / self.maze.scale + 0.5) * _PATCHES_PER_CELL).astype(np.int64)
+        """Count positions (n, 2) in metres; cell (i, j) has its centre at origin + (i, j) x scale."""
+        cells = np.subtract(positions, self.maze.origin) / self.maze.scale
+        patches = np.floor((cells + 0.5) * _PATCHES_PER_CELL).astype(np.int64)
         inside = ((patches >= 0) & (patches < self.visits.shape)).all(1)
         flat = np.ravel_multi_index(tuple(patches[inside].T), self.visits.shape)
         self.visits += np.bincount(flat, minlength=self.visits.size).reshape(self.visits.shape)

@@ -29,7 +29,7 @@ class NoOpenGLError(RuntimeError):
     """There is no OpenGL to draw with. The message is one line with the packages to install."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"render needs OpenGL, and {' '.join(reason.split())}: {_REMEDY}.")
+        super().__init__(f"drawing needs OpenGL, and {' '.join(reason.split())}: {_REMEDY}.")
 
 
 class MujocoVariableError(RuntimeError):

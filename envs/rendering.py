@@ -144,7 +144,7 @@ def _maze_limits(maze: MazePicture) -> tuple[np.ndarray, np.ndarray]:
     rows = maze.layout.split()
     margin = 0.5 - _OUTER_WALL_CELLS
     cells = np.array([len(rows), len(rows[0])])
-    return np.full(2, maze.scale * margin), maze.scale * (cells - 1 - margin)
+    return np.add(maze.origin, maze.scale * margin), np.add(maze.origin, maze.scale * (cells - 1 - margin))
 
 
 def _open_limits(
@@ -202,17 +202,17 @@ def _draw_grid(axes: Axes) -> None:
 def _draw_walls(axes: Axes, maze: MazePicture) -> None:
     from matplotlib.patches import Rectangle
 
-    rows, scale = maze.layout.split(), maze.scale
+    rows, scale, (x, y) = maze.layout.split(), maze.scale, maze.origin
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
             if cell == "#":
-                corner = (scale * (i - 0.5), scale * (j - 0.5))
+                corner = (x + scale * (i - 0.5), y + scale * (j - 0.5))
                 # An edge of the wall's own colour: without it, hairlines show between neighbouring cells.
                 axes.add_patch(
                     Rectangle(corner, scale, scale, facecolor=_WALL, edgecolor=_WALL, linewidth=0.5)
                 )
-    axes.set_xticks(scale * np.arange(1, len(rows) - 1))
-    axes.set_yticks(scale * np.arange(1, len(rows[0]) - 1))
+    axes.set_xticks(x + scale * np.arange(1, len(rows) - 1))
+    axes.set_yticks(y + scale * np.arange(1, len(rows[0]) - 1))
 
 
 def _draw_goals(axes: Axes, goals: np.ndarray, successes: np.ndarray, radius: float) -> None:

@@ -129,10 +129,17 @@ class Command:
 
 @dataclass(frozen=True)
 class MazePicture:
-    """What a top-down picture of a maze task needs: the layout and the size of a cell in metres."""
+    """What a top-down picture of a maze task needs.
+
+    Attributes:
+        layout: rows of cells, as `envs.mazes` takes them.
+        scale: metres from cell to cell.
+        origin: where the centre of the cell in row 0 and column 0 lies, in metres.
+    """
 
     layout: str
     scale: float
+    origin: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ import numpy as np
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
-from envs.goal_reach import GoalReach
-from envs.mujoco_log import quiet_mujoco
+from envs.goal_judgement import judge_goals
 from envs.registry import compile_task
 from envs.task import TaskError
 from envs.tasks.task_yaml import shown
@@ -24,10 +23,10 @@ from pipeline.core.console import Console
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error
 
-_JUDGED_GOALS = 48
 _PICTURES, _PIXELS = 3, 480
 _MARK = b"Software\0pipeline tasks check"  # in a picture's text: what may be replaced
 _OFTEN, _SMALL_SPAN = 0.05, 0.15
+_EPISODES_AWAY = 3.0
 
 
 @dataclass
@@ -41,7 +40,8 @@ class RandomRollout:
         ended_at_once: (worlds,) bool, its first step was its last, by an early end.
         unstable: (worlds,) bool, its physics diverged.
         non_finite: observations, one a step and world, that held NaN or infinity.
-        steps: control steps of all worlds.
+        fastest: (goal_dim,), how far each number of the achieved goal went at most in one control step.
+        steps: control steps of all worlds while their episodes ran.
         seconds: spent in the simulator.
     """
 
@@ -52,6 +52,7 @@ class RandomRollout:
     reached_at_start: np.ndarray
     ended_at_once: np.ndarray
     unstable: np.ndarray
+    fastest: np.ndarray
     non_finite: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -75,10 +76,10 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
     task = as_user_error(lambda: compile_task(reference), TaskError)
     picture = _picture_place(task, output)
     rollout = roll_out(task, episodes, seed)
-    out_of_reach, warnings = judge_goals(task, seed)
-    warnings = [*rollout_warnings(rollout, task), *warnings]
+    judgement = judge_goals(task, seed)
+    warnings = [*rollout_warnings(rollout, task), *judgement.warnings]
     report = {"task": task.name, "file": task.task.file, **_layout(task, rollout), **_figures(rollout)}
-    report["out_of_reach"] = out_of_reach
+    report |= {"out_of_reach": judgement.out_of_reach, "not_judged": judgement.not_judged or None}
     _print(console, task, report)
     try:
         write_png(picture, draw_starts(task, seed))
@@ -110,19 +111,31 @@ def roll_out(task: CompiledTask, worlds: int, seed: int) -> RandomRollout:
         for name in ("observation", "achieved_goal", "desired_goal")
     }
     result = RandomRollout(
-        seen["observation"], seen["achieved_goal"], seen["desired_goal"], none.copy(), start, none, none
+        observation=seen["observation"],
+        achieved_goal=seen["achieved_goal"],
+        desired_goal=seen["desired_goal"],
+        reached=none.copy(),
+        reached_at_start=start,
+        ended_at_once=none,
+        unstable=none,
+        fastest=np.zeros(task.goal_dim),
     )
+    before = np.array(simulator.achieved_goal)
     running = ~none
     for step in range(task.task.episode_steps):
         action = rng.uniform(-1.0, 1.0, (worlds, task.action_dim)).astype(np.float32)
         began = time.perf_counter()
         outcome = simulator.step(action)
         result.seconds += time.perf_counter() - began
-        result.steps += worlds
+        result.steps += int(running.sum())
         result.unstable = result.unstable | (running & outcome.unstable)
         running = running & ~outcome.unstable
         result.reached |= running & outcome.success
         _widen(result, simulator, running)
+        if running.any():
+            moved = np.abs(simulator.achieved_goal - before)[running]
+            result.fastest = np.fmax(result.fastest, moved.max(0))
+        before = np.array(simulator.achieved_goal)
         if step == 0:
             result.ended_at_once = running & outcome.terminated
         running = running & ~outcome.terminated
@@ -170,41 +183,31 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
             f"goals span {span:.2g} at most: networks see numbers as they are, and hardly learn to tell such "
             "goals apart; write the model in smaller units of length, so that they span about 1."
         )
-    return found
+    return [*found, *_far_goals(rollout, task)]
 
 
-# -- goals ----------------------------------------------------------------------------------------
+def _far_goals(rollout: RandomRollout, task: CompiledTask) -> list[str]:
+    """Return a line for each number of the goal that is commanded far from where a random policy came.
 
-
-def judge_goals(task: CompiledTask, seed: int) -> tuple[dict[str, float] | None, list[str]]:
-    """Return the share of goals that most likely cannot be reached, of training and evaluation.
-
-    Returns:
-        The share by distribution, None where the goal is no matter of positions; and a warning for each that
-        is above 0.
+    Far is farther than the model is large, and than some episodes would lead at the fastest that was seen: a
+    random policy's speed is no bound, but a good policy is rarely some times as fast all the time.
     """
-    reach = GoalReach(task, seed)
-    if not reach.can_judge:
-        return None, []
-    shares, warnings = {}, []
-    for name in ("training", "evaluation"):
-        with quiet_mujoco():
-            report = reach.judge(name, _JUDGED_GOALS)
-        shares[name] = (report.out_of_reach + report.walled_off) / report.goals
-        if report.out_of_reach:
-            radius = task.task.success[0].radius
-            bounds = "ranges and the bounds of early_end" if task.task.early_end else "ranges"
-            warnings.append(
-                f"no configuration was found for {report.out_of_reach} of {report.goals} {name} goals: "
-                f"in the joints' {bounds} nothing comes within {radius:g} of them, and the farthest is "
-                f"missed by {report.farthest:.3g}."
-            )
-        if report.walled_off:
-            warnings.append(
-                f"{report.walled_off} of {report.goals} {name} goals lie within walls of the maze, or where "
-                "no path leads from the start."
-            )
-    return shares, warnings
+    found = []
+    (low, high), (least, largest) = rollout.achieved_goal, rollout.desired_goal
+    away = np.maximum(np.maximum(largest - high, low - least), 0.0)
+    travel = rollout.fastest * task.task.episode_steps
+    matters = np.zeros(task.goal_dim, bool)
+    for region in task.task.success:
+        matters[region.start : region.stop] = True
+    names = [element["name"] for element in task.describe("achieved_goal")]
+    far = matters & (away > task.model.stat.extent) & (away > _EPISODES_AWAY * travel)
+    for index in np.flatnonzero(far):
+        found.append(
+            f"{names[index]} is commanded from {least[index]:.3g} to {largest[index]:.3g}, and a random "
+            f"policy achieved {low[index]:.3g} to {high[index]:.3g}: at its largest step, an episode of "
+            f"{task.task.episode_steps} leads {travel[index]:.3g} far."
+        )
+    return found
 
 
 # -- what is printed and drawn --------------------------------------------------------------------
@@ -274,10 +277,8 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
         f"(95 % interval {low:.1%} to {high:.1%}); {report['unstable_episodes']} unstable; "
         f"{report['steps']:,} steps at {report['steps_per_s']:,.0f} steps/s."
     )
-    if report["out_of_reach"] is None:
-        console.say(
-            "Whether goals can be reached is not judged: the goal is more than a matter of positions."
-        )
+    if report["not_judged"] is not None:
+        console.say(f"Whether goals can be reached is not judged: {report['not_judged']}.")
 
 
 def _picture_place(task: CompiledTask, output: str | None) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.compiled_task import CompiledTask
+from envs.goal_judgement import judge_goals
 from envs.registry import compile_task
 from envs.task import TaskError
 from envs.tasks.task_copy import PAGE_NAME, copy_task, describe_source, read_source
@@ -16,6 +17,7 @@ from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import as_user_error
 
 TASK_FOLDER = "task"
+_JUDGED_GOALS, _CONFIGURATIONS = 16, 500
 
 
 def own_task(artifact: Artifact) -> str | None:
@@ -48,6 +50,14 @@ def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
             f"the model names files by absolute paths ({_shown_all(outside)}), which no copy of it brings "
             "along: name them relative to the model, or leave them where they are."
         )
+
+
+def warn_of_goals_out_of_reach(task: CompiledTask, console: Console) -> None:
+    """Say so where some of a few goals of a user's task most likely cannot be reached; in about 0.1 s."""
+    if task.task.file is None:
+        return
+    for warning in judge_goals(task, 0, goals=_JUDGED_GOALS, configurations=_CONFIGURATIONS).warnings:
+        console.warn(f"{warning} `pipeline tasks check {shown(Path(task.task.file))}` looks closer.")
 
 
 def task_record(artifact: Artifact) -> dict[str, Any]:

@@ -73,14 +73,11 @@ def _draw_maze(figure: Any, axes: Any, coverage: MazeCoverage) -> None:
     """Draw from above how often each patch of the maze was visited."""
     from matplotlib.colors import ListedColormap, LogNorm
 
-    rows, columns = coverage.free.shape
-    scale = coverage.maze.scale
-    extent = (-scale / 2, (rows - 0.5) * scale, -scale / 2, (columns - 0.5) * scale)
     walls = np.ma.masked_where(coverage.free, np.ones(coverage.free.shape))
-    axes.imshow(walls.T, cmap=ListedColormap([_WALL]), origin="lower", extent=extent)
+    axes.imshow(walls.T, cmap=ListedColormap([_WALL]), origin="lower", extent=coverage.extent)
     visits = np.ma.masked_equal(coverage.visits, 0)
     norm = LogNorm(1, max(2, int(coverage.visits.max())))
-    image = axes.imshow(visits.T, cmap="viridis", norm=norm, origin="lower", extent=extent)
+    image = axes.imshow(visits.T, cmap="viridis", norm=norm, origin="lower", extent=coverage.extent)
     axes.set(xlabel="x (m)", ylabel="y (m)")
     figure.colorbar(image, ax=axes, label="states in a patch", shrink=0.8)
 

@@ -35,7 +35,13 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
-from stages.artifact_task import keep_task, own_task, task_record, warn_of_changed_task
+from stages.artifact_task import (
+    keep_task,
+    own_task,
+    task_record,
+    warn_of_changed_task,
+    warn_of_goals_out_of_reach,
+)
 from stages.contrastive_learner import strip_prefix
 from stages.evaluate import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
@@ -122,6 +128,8 @@ def _open_stage(
         if context.ranks.leads:
             keep_task(task, work.artifact, context.console)
             warn_of_changed_task(work.artifact, context.console)
+            if resumed is None:
+                warn_of_goals_out_of_reach(task, context.console)
         yield work
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
+from envs.goal_judgement import GoalJudgement, judge_goals
 from envs.registry import compile_task, task_names
-from pipeline.tasks_check import judge_goals, roll_out, rollout_warnings
+from pipeline.tasks_check import roll_out, rollout_warnings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGES = sorted(EXAMPLES.rglob("*.yaml"))
@@ -48,7 +49,7 @@ class TestEvery:
         rollout = roll_out(task, 16, 0)
         assert rollout_warnings(rollout, task) == []
         assert rollout.reached.mean() < 0.5, "a task that a random policy solves shows nothing"
-        assert judge_goals(task, 0) == ({"training": 0.0, "evaluation": 0.0}, [])
+        assert judge_goals(task, 0) == GoalJudgement({"training": 0.0, "evaluation": 0.0}, [])
 
     def test_it_is_in_no_built_in_list_and_in_the_readme(self, page: Path) -> None:
         assert self.task(page).name not in task_names()

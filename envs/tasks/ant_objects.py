@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.distributions import BoxPositions, MixedPositions, RingPositions
 from envs.mazes import add_walls, maze_scene
-from envs.task import EpisodeDistribution, GoalTask, ScenePicture, Term
+from envs.task import EpisodeDistribution, GoalTask, MazePicture, ScenePicture, Term
 from envs.tasks import ant_model
 from envs.tasks.ant import ant
 
@@ -141,6 +141,7 @@ def _ant_push() -> GoalTask:
         build_spec=build_push,
         observation=(*ant_model.STATE, *_xy_of("block")),
         distributions={"training": episodes, "evaluation": episodes},
+        maze=MazePicture(PUSH_LAYOUT, PUSH_CELL_SIZE_M, PUSH_ORIGIN),
         scene=maze_scene(PUSH_LAYOUT, PUSH_CELL_SIZE_M, origin=PUSH_ORIGIN),
     )
 

@@ -38,6 +38,7 @@ from envs.task import (
     Term,
 )
 from envs.tasks import user_schema as schema
+from envs.tasks.model_errors import with_place
 from envs.tasks.position_targets import position_targets
 from envs.tasks.task_yaml import Location, Page, read_page, shown
 from envs.term_columns import TermResolver
@@ -165,13 +166,17 @@ def _build_spec(model: Path, options: schema.OptionsEntry, maze: schema.MazeEntr
 
 
 def _compile(page: Page, build_spec: Callable[[], mujoco.MjSpec]) -> mujoco.MjModel:
-    """Return the compiled model; raise TaskError where MuJoCo refuses it or it holds NaN."""
+    """Return the compiled model; raise TaskError where MuJoCo refuses it, or it holds NaN or no timestep."""
     try:
         with quiet_mujoco():
             model = build_spec().compile()
     except ValueError as error:
-        raise page.error(("model",), f"MuJoCo refuses {_model_file(page)}: {error}") from error
+        reason = with_place(_model_path(page), str(error))
+        raise page.error(("model",), f"MuJoCo refuses {_model_file(page)}: {reason}") from error
     _require_numbers(page, model)
+    if model.opt.timestep <= 0:
+        reason = f"the timestep of {_model_file(page)} (option timestep) must be above 0"
+        raise page.error(("model",), f"{reason}, not {model.opt.timestep:g}")
     return model
 
 
@@ -225,8 +230,12 @@ def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
         raise page.error(place, f"there is no number {max(scene.goal_position)}, the last one is {highest}")
 
 
+def _model_path(page: Page) -> Path:
+    return page.path.parent / Path(page.content["model"]).expanduser()
+
+
 def _model_file(page: Page) -> str:
-    return shown(page.path.parent / Path(page.content["model"]).expanduser())
+    return shown(_model_path(page))
 
 
 # -- from entries to parts of a task --------------------------------------------------------------

@@ -360,7 +360,7 @@ def test_render_draws_or_says_what_is_missing(backend: str) -> None:
     )
     assert outcome.returncode == 0, outcome.stderr
     drawn = outcome.stdout.startswith("(480, 480, 3) uint8 True")
-    refused = "refused: render needs OpenGL" in outcome.stdout and "MUJOCO_GL=egl" in outcome.stdout
+    refused = "refused: drawing needs OpenGL" in outcome.stdout and "MUJOCO_GL=egl" in outcome.stdout
     assert refused if backend == "glfw" else drawn or refused
 
 

@@ -62,6 +62,85 @@ def test_a_free_joint_goes_anywhere(tmp_path: Path) -> None:
     assert reach(tmp_path, page, model).judge("evaluation", 3).out_of_reach == 0
 
 
+CUBE = '<body name="cube" pos="1 0 0"><freejoint/><geom size=".1"/></body>'
+CART = """<body name="cart" pos="1 0 0"><joint name="x" type="slide" axis="1 0 0"{range}/><geom size=".1"/>
+  {pole}</body>"""
+POLE = """<body name="pole"><joint name="hinge" axis="0 1 0"/><geom size=".1" pos="0 0 1"/>
+  <site name="top" pos="0 0 1"/></body>"""
+HOME = '  <keyframe><key name="home" qpos="0.25 0.5"/></keyframe>\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "actuator", "term", "driven"),
+    [
+        ("", "", "site_xpos, object: fingertip", True),
+        (CUBE, "", "xpos, object: cube", False),
+        (CUBE, "", "site_xpos, object: fingertip", True),  # the cube is no matter of the goal
+        (CUBE, '<adhesion body="cube"/>', "xpos, object: cube", False),  # adhesion pulls at contacts alone
+        (changed(CUBE, "<geom", '<site name="jet"/><geom'), '<motor site="jet" gear="1 0 0 0 0 0"/>',
+         "xpos, object: cube", True),
+        (CART.format(range="", pole=""), "", "xpos, object: cart", False),
+        (CART.format(range=' range="-1 1" limited="true"', pole=""), "", "xpos, object: cart", True),
+        (CART.format(range="", pole=""), '<motor joint="x"/>', "xpos, object: cart", True),
+        (CART.format(range="", pole=POLE), '<motor joint="x"/>', "site_xpos, object: top", True),
+        (CART.format(range="", pole=POLE), '<motor joint="hinge"/>', "site_xpos, object: top", False),
+    ],
+)  # fmt: skip
+def test_what_is_driven(tmp_path: Path, body: str, actuator: str, term: str, driven: bool) -> None:
+    model = changed(ARM, "  </worldbody>", f"  {body}</worldbody>")
+    own = actuator.replace("/>", ' ctrlrange="0 1"/>')
+    model = changed(changed(model, "  </actuator>", f"{own}</actuator>"), HOME, "")
+    page = changed(listed((0.4, 0, 0)), "{keyframe: home}", "{qpos_noise: 0.01}")
+    page = changed(
+        page, "achieved_goal: {field: site_xpos, object: fingertip", f"achieved_goal: {{field: {term}"
+    )
+    assert reach(tmp_path, page, model).is_driven == driven
+
+
+FLOOR = '<geom name="floor" type="plane" size="1 1 1" pos="0 0 -.1"{}/>'
+
+
+@pytest.mark.parametrize(
+    ("floor", "goal", "page", "below"),
+    [
+        # The tip is 0.1 m from the centre of its link, and the radius is 0.05 m.
+        ("", (0.2, 0.0, -0.24), {}, False),
+        ("", (0.2, 0.0, -0.26), {}, True),
+        ("", (0.2, 0.0, -0.26), {"radius: 0.05": "radius: 0.1"}, False),
+        ("", (0.2, 0.0, -0.26), {"radius: 0.05": "radius: 0.05, slice: [0, 2]"}, False),
+        ("", (0.2, 0.0, -0.26), {"site_xpos, object: fingertip, unit": "xpos, object: lower, unit"}, True),
+        ("", (0.2, 0.0, 0.3), {}, False),
+        (' euler="180 0 0"', (0.2, 0.0, -0.26), {}, False),  # the ceiling of what is below
+        (' contype="0" conaffinity="0"', (0.2, 0.0, -0.26), {}, False),
+        (' contype="0" conaffinity="2"', (0.2, 0.0, -0.26), {}, False),
+    ],
+)
+def test_floors(
+    tmp_path: Path, floor: str, goal: tuple[float, float, float], page: dict[str, str], below: bool
+) -> None:
+    text = listed(goal)
+    for old, new in page.items():
+        text = changed(text, old, new)
+    model = changed(ARM, "<worldbody>", f"<worldbody>{FLOOR.format(floor)}")
+    report = reach(tmp_path, text, model).judge("evaluation", 2)
+    assert report.below_floor == (2 if below else 0)
+    without = changed(model, "<option ", '<option><flag contact="disable"/></option><option ')
+    assert reach(tmp_path, text, without).judge("evaluation", 2).below_floor == 0
+
+
+def test_a_free_joint_below_the_floor(tmp_path: Path) -> None:
+    model = changed(ARM, "<worldbody>", f"<worldbody>{FLOOR.format('')}{CUBE}")
+    model = changed(model, HOME, "")
+    for z, below in ((-0.14, 0), (-0.2, 2)):
+        page = changed(listed((0.4, 0, z)), "{keyframe: home}", "{qpos_noise: 0.01}")
+        page = changed(
+            page,
+            "achieved_goal: {field: site_xpos, object: fingertip",
+            "achieved_goal: {field: qpos, columns: [0, 1, 2]",
+        )
+        assert reach(tmp_path, page, model).judge("evaluation", 2).below_floor == below
+
+
 def test_every_region_counts(tmp_path: Path) -> None:
     page = changed(
         listed((0.4, 0.2, 0.0)),
@@ -123,7 +202,7 @@ def test_a_maze_without_walls_keeps_nothing_out_of_reach(tmp_path: Path) -> None
     assert reach(tmp_path, page, MOVER).judge("evaluation", 2).walled_off == 0
 
 
-@pytest.mark.parametrize("name", ["point_u_maze", "point_hardest_maze", "ant_u4_maze"])
+@pytest.mark.parametrize("name", ["point_u_maze", "point_hardest_maze", "ant_u4_maze", "ant_push"])
 def test_no_goal_of_the_built_in_mazes_is_walled_off(name: str) -> None:
     task = compile_task(name)
     found = MazeReach(task)

@@ -23,6 +23,13 @@ def test_positions_outside_the_maze_are_left_out():
     assert coverage.visits.sum() == 0
 
 
+def test_a_maze_whose_first_cell_lies_elsewhere():
+    coverage = MazeCoverage(MazePicture("##### #R.G# #####", 2.0, (-2.0, 10.0)))
+    assert coverage.extent == (-3.0, 3.0, 9.0, 19.0)
+    coverage.add(np.array([[0.0, 12.0], [0.0, 16.0], [2.0, 2.0]]))  # two cells, and outside
+    assert coverage.share == pytest.approx(2 / 3) and coverage.visits.sum() == 2
+
+
 def test_a_patch_is_an_eighth_of_a_cell():
     coverage = MazeCoverage(MazePicture("### #R# ###", 1.0))
     coverage.add(np.array([[0.51, 0.51], [1.49, 1.49]]))

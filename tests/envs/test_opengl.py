@@ -95,5 +95,5 @@ def test_the_command_line_refuses_without_a_traceback(tmp_path: Path, variable: 
     )
     assert outcome.returncode == 2
     (line,) = outcome.stderr.splitlines()
-    assert line.startswith(f"Error: render needs OpenGL, and MUJOCO_GL={variable}") and PACKAGES in line
+    assert line.startswith(f"Error: drawing needs OpenGL, and MUJOCO_GL={variable}") and PACKAGES in line
     assert not list(tmp_path.iterdir())

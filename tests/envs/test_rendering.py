@@ -140,6 +140,15 @@ def test_a_maze_of_large_cells_has_a_tick_at_each_of_them(monkeypatch: pytest.Mo
     assert len(walls) == 12
 
 
+def test_the_walls_stand_where_the_maze_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = varied(maze=MazePicture("##### #RG.# #####", 4.0, (-4.0, 6.0)))
+    axes = axes_of(monkeypatch, task, [np.array([[0.0, 10.0], [0.0, 14.0]])], [[0.0, 14.0]])
+    assert labels(axes) == (["0"], ["10", "14", "18"])
+    assert axes.get_xlim() == pytest.approx((-3.4, 3.4)) and axes.get_ylim() == pytest.approx((6.6, 21.4))
+    walls = [patch.get_xy() for patch in axes.patches if patch.get_width() == 4.0]  # pyright: ignore
+    assert min(walls) == (-6.0, 4.0) and max(walls) == (2.0, 20.0)
+
+
 def test_open_ground_shows_every_path_and_whole_goals(monkeypatch: pytest.MonkeyPatch) -> None:
     task = varied(maze=None)
     paths = [np.array([[0.0, 0.0], [-4.0, 3.0]]), np.array([[0.0, 0.0], [1.0, 1.0]])]

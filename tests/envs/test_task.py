@@ -235,7 +235,7 @@ def test_description_names_every_number() -> None:
     task = compiled(observation=(Term("qpos", "hinge", transform="cos", unit="1"), Term("site_xpos", "tip")))
     assert task.describe("observation") == [
         {"name": "cos(qpos:hinge)[0]", "unit": "1"},
-        *({"name": f"site_xpos:tip[{i}]", "unit": ""} for i in range(3)),
+        *({"name": f"site_xpos:tip[{i}]", "unit": "m"} for i in range(3)),
     ]
     assert task.control.actuators == ["motor"]
 

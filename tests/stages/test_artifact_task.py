@@ -18,10 +18,17 @@ from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser,
 from pipeline.core.runtime import StageContext
 from pipeline.run import ChainRecord, resume_chain
 from stages import train_teacher
-from stages.artifact_task import keep_task, load_task, own_task, task_record, warn_of_changed_task
+from stages.artifact_task import (
+    keep_task,
+    load_task,
+    own_task,
+    task_record,
+    warn_of_changed_task,
+    warn_of_goals_out_of_reach,
+)
 from stages.network_file import NETWORK_FILE, load_actor
 from stages.teacher_training import TrainTeacherSettings
-from tests.envs.tasks.user_pages import ARM, changed, write
+from tests.envs.tasks.user_pages import ARM, PAGE, changed, write
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
 Capture = pytest.CaptureFixture[str]
@@ -42,6 +49,27 @@ def kept(root: Path, page: Path) -> Artifact:
 
 def settings_of(page: Path) -> TrainTeacherSettings:
     return TrainTeacherSettings(**TINY_TEACHER.model_dump() | {"task": str(page)})
+
+
+class TestGoalsOutOfReach:
+    def test_a_training_begins_with_a_warning_and_goes_on_without(
+        self, tmp_path: Path, capsys: Capture
+    ) -> None:
+        page = write(tmp_path, changed(PAGE, "[0.2, 0, -0.3], high: [0.3", "[0.6, 0, -0.3], high: [0.9"))
+        settings = settings_of(page).model_copy(update={"env_steps": 240})
+        teacher = train_teacher.run(settings, make_context(tmp_path / "ws"))
+        training, evaluation = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert training.startswith("Warning: no configuration was found for 16 of 16 training goals: ")
+        assert training.endswith(f"`pipeline tasks check {page}` looks closer.")
+        assert "16 of 16 evaluation goals" in evaluation
+        assert teacher.manifest.status == "completed"
+
+    def test_nothing_is_said_of_goals_in_reach_and_of_built_in_tasks(
+        self, page: Path, capsys: Capture
+    ) -> None:
+        warn_of_goals_out_of_reach(compile_task(str(page)), Console())
+        warn_of_goals_out_of_reach(compile_task("point_u_maze"), Console())
+        assert capsys.readouterr().err == ""
 
 
 class TestKeeping:

@@ -31,10 +31,13 @@ def test_state_is_positions_then_velocities(task: CompiledTask) -> None:
         np.testing.assert_array_equal(simulator.achieved_goal[world], expected[:2])
 
 
-def test_description_numbers_the_positions(task: CompiledTask) -> None:
+def test_description_names_and_numbers_the_positions(task: CompiledTask) -> None:
     described = task.describe("observation")
-    assert [each["name"] for each in described[:15]] == [f"qpos[{i}]" for i in range(15)]
-    assert [each["name"] for each in described[15:]] == [f"qvel[{i}]" for i in range(14)]
+    joints = [f"{side}_{leg}" for leg in (1, 2, 3, 4) for side in ("hip", "ankle")]
+    places = [*(f"root[{i}]" for i in range(7)), *joints]
+    assert [each["name"] for each in described[:15]] == [f"qpos[{i}] {own}" for i, own in enumerate(places)]
+    rates = [*(f"root[{i}]" for i in range(6)), *joints]
+    assert [each["name"] for each in described[15:]] == [f"qvel[{i}] {own}" for i, own in enumerate(rates)]
     assert [each["unit"] for each in described[:8]] == ["m"] * 3 + ["1"] * 4 + ["rad"]
 
 

@@ -76,7 +76,7 @@ def test_starts_and_goals_lie_in_free_cells(name: str) -> None:
     task = compile_task(name)
     maze = task.task.maze
     assert maze is not None
-    free = np.array(cells(maze.layout, FREE, maze.scale))
+    free = np.array(cells(maze.layout, FREE, maze.scale)) + maze.origin
     for distribution in task.task.distributions:
         qpos, _, goals = task.sample_start(distribution, np.random.default_rng(0), 300)
         for positions in (qpos[:, :2], goals[:, :2]):

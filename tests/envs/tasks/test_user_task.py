@@ -54,7 +54,7 @@ class TestWhatAPageSays:
         assert task.frame_skip == 5  # 5e-2 is a number, not a text
         assert task.task.episode_steps == 30
         units = [each["unit"] for each in task.describe("observation")]
-        assert units == ["rad", "rad", "", "", ""]
+        assert units == ["rad", "rad", "m", "m", "m"]
         assert task.task.reference == task.task.file
 
     def test_whole_numbers_written_as_floats(self) -> None:

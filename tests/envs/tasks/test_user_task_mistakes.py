@@ -243,11 +243,53 @@ MODELS = {
     ),
     "a negative timestep": (
         changed(ARM, 'timestep="0.01"', 'timestep="-0.01"'),
-        "control_dt_s: 0.05 and the model's timestep -0.01 must be above 0.",
+        "line 2, model: the timestep of arm.xml (option timestep) must be above 0, not -0.01",
     ),
     "a timestep of 0": (
         changed(ARM, 'timestep="0.01"', 'timestep="0"'),
-        "control_dt_s: 0.05 and the model's timestep 0.0 must be above 0.",
+        "line 2, model: the timestep of arm.xml (option timestep) must be above 0, not 0",
+    ),
+}
+
+
+INCLUDED = """<mujocoinclude>
+
+  <body name="loose" pos="0 0 1">
+    <freejoint/>
+    <geom name="ball" size=".1"/>
+    <geom name="box" type="box" size=".1 .1 .1"/>
+  </body>
+</mujocoinclude>
+"""
+INCLUDES = {
+    "an unknown attribute": (
+        changed(INCLUDED, 'box" type="box" size', 'box" type="box" sise'),
+        "Schema violation: unrecognized attribute: 'sise' Element 'geom', line 6 of parts/ball.xml",
+    ),
+    "a text for a number": (
+        changed(INCLUDED, 'size=".1"', 'size="large"'),
+        "bad format in attribute 'size' Element 'geom', line 5 of parts/ball.xml",
+    ),
+    "a size that is none": (
+        changed(INCLUDED, 'size=".1"', 'size="-1"'),
+        "must be positive in geom Element name 'ball', id 0, line 5 of parts/ball.xml",
+    ),
+    "a name twice": (
+        changed(INCLUDED, "loose", "upper"),
+        "repeated name 'upper' in body Element 'body', line 5",  # of the model itself, which comes after it
+    ),
+    "an element that is none": (
+        changed(INCLUDED, "<freejoint/>", "<freejont/>"),
+        "unrecognized element Element 'freejont', line 4 of parts/ball.xml",
+    ),
+    "no XML": (changed(INCLUDED, "  </body>\n", ""), "XML Error: mismatched tag, line 7 of parts/ball.xml"),
+    "one of two that look alike": (
+        changed(changed(INCLUDED, ' name="ball" size=".1"', ' size="-1"'), ' name="box"', ""),
+        "Element name '', id 0, in a file that it includes: parts/ball.xml",
+    ),
+    "an include that is not there": (
+        changed(INCLUDED, "<freejoint/>", '<include file="gone.xml"/>'),
+        "parts/gone.xml' Element 'include', in a file that it includes: parts/ball.xml",
     ),
 }
 
@@ -266,6 +308,16 @@ class TestMistakes:
         assert expected in message
         assert capfd.readouterr() == ("", ""), "MuJoCo keeps silent"
         assert not Path("MUJOCO_LOG.TXT").exists()
+
+    @pytest.mark.parametrize(("included", "expected"), INCLUDES.values(), ids=INCLUDES)
+    def test_in_a_file_that_the_model_includes(self, included: str, expected: str) -> None:
+        Path("parts").mkdir()
+        Path("parts/ball.xml").write_text(included)
+        message = refusal(
+            model=changed(ARM, "  <worldbody>\n", '  <worldbody>\n  <include file="parts/ball.xml"/>\n')
+        )
+        assert message.startswith("robot.yaml, line 2, model: MuJoCo refuses arm.xml: ")
+        assert message.endswith(expected)
 
     @pytest.mark.parametrize(
         "draws", ["list: [[1, 0, 0, 0], [0, 0, 0, 0]]", "box: {low: [0, 0, 0, 0], high: [0, 0, 0, 0]}"]
