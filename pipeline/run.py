@@ -35,7 +35,7 @@ class ChainRecord:
     Attributes:
         settings: resolved settings by section.
         chain_run_id: the parent run in the tracking store.
-        teacher: name of the teacher's artifact, from the moment its training begins.
+        teacher, dataset: name of the artifact, from the moment its making begins.
         done: names of the completed artifacts by section.
         seconds: how long each completed section took.
         completed: whether every stage is done.
@@ -44,6 +44,7 @@ class ChainRecord:
     settings: dict[str, dict[str, Any]]
     chain_run_id: str | None = None
     teacher: str | None = None
+    dataset: str | None = None
     done: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     completed: bool = False
@@ -157,7 +158,7 @@ class _Chain:
 
         try:
             teacher = self._teacher(train_teacher)
-            dataset = self._stage("generate_dataset", generate_dataset, teacher)
+            dataset = self._dataset(generate_dataset, teacher)
             student = self._stage("distill", distill, teacher, dataset)
             policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
             latency = self._stage("benchmark", benchmark, policy)
@@ -188,6 +189,22 @@ class _Chain:
             self._save()
 
         return self._stage("train_teacher", module, known, remember)
+
+    def _dataset(self, module: Any, teacher: Artifact) -> Artifact:
+        """Make the dataset, or go on from its shards where there are some."""
+        record, known = self._record, None
+        if record.dataset and "generate_dataset" not in record.done:
+            with contextlib.suppress(UserError):  # the user removed it: make another
+                known = self._context.workspace.find(record.dataset, "dataset")
+        if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
+            record.done["generate_dataset"] = known.name
+            record.seconds["generate_dataset"] = float(known.manifest.results["elapsed_s"])
+
+        def remember(artifact: Artifact) -> None:
+            record.dataset = artifact.name
+            self._save()
+
+        return self._stage("generate_dataset", module, teacher, known, remember)
 
     def _stage(self, section: str, module: Any, *sources: Any) -> Artifact:
         """Run one stage, or take what it made before the chain was cut off."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ def run(
     context: StageContext,
     teacher: Artifact,
     resumed: Artifact | None = None,
+    on_start: Callable[[Artifact], None] = lambda _: None,
 ) -> Artifact:
     """Roll the teacher out and return the artifact of the Minari dataset.
 
@@ -124,6 +125,7 @@ def run(
         context: workspace, console and tracking.
         teacher: the teacher to roll out and to label with.
         resumed: an unfinished dataset to go on with from its shards.
+        on_start: told the artifact before the first episode.
 
     Raises:
         DamagedFileError: the teacher's files are damaged.
@@ -156,6 +158,7 @@ def run(
         with _told_how_to_go_on(work, context):
             if ranks.leads:
                 keep_task(trained.task, work.artifact, context.console)
+                on_start(work.artifact)
                 remove_leftovers(work.artifact.file(MINARI_FOLDER))
                 _announce(rollout, settings, teacher, resumed, context)
             ranks.barrier()
@@ -258,7 +261,7 @@ def _write_shard(
     root: Path,
     metadata: dict[str, Any],
     task_file: str | None,
-    on_step: Any,
+    on_step: Callable[[], None],
 ) -> None:
     """Run a round and write its shard; a round whose every episode diverged leaves none."""
     before = rollout.tally.unstable

@@ -14,7 +14,7 @@ from pipeline.session import CommonOptions
 
 RESULTS = {
     "train_teacher": {"success": 1.0, "elapsed_s": 2.0},
-    "generate_dataset": {"rows": 10},
+    "generate_dataset": {"rows": 10, "elapsed_s": 3.0},
     "distill": {"success": 1.0, "retention": None},
     "export_onnx": {"success": 1.0},
     "benchmark": {"networks": {"student": {"back_to_back": {"p50_us": 12.0, "p99_us": 30.0}}}},
@@ -54,13 +54,13 @@ def calls(monkeypatch):
         def run(settings, context, *sources):
             artifacts = [source for source in sources if hasattr(source, "manifest")]
             made.append((section, [artifact.kind for artifact in artifacts], context.chain_run_id))
-            if section == "train_teacher" and artifacts:
-                artifact = artifacts[0]
+            if artifacts and artifacts[-1].kind == KIND_OF_SECTION[section]:
+                artifact = artifacts[-1]
             else:
                 artifact = context.workspace.create(
                     KIND_OF_SECTION[section], task="point_u_maze", settings={}
                 )
-            if section == "train_teacher":
+            if section in ("train_teacher", "generate_dataset"):
                 sources[-1](artifact)
             if section == fails:
                 raise UserError("cut off")
@@ -115,6 +115,30 @@ def test_an_unfinished_teacher_is_resumed_not_trained_anew(context, calls):
     resume_chain(context)
     assert made[0] == ("train_teacher", ["teacher"], "chain-1")
     assert len(context.workspace.artifacts("teacher")) == 1
+
+
+def test_an_unfinished_dataset_is_resumed_not_made_anew(context, calls):
+    calls("generate_dataset")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    made = calls()
+    resume_chain(context)
+    assert made[0] == ("generate_dataset", ["teacher", "dataset"], "chain-1")
+    assert len(context.workspace.artifacts("dataset")) == 1
+
+
+def test_a_dataset_that_was_finished_but_not_noted_is_kept(context, calls):
+    calls("distill")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    path = next(context.workspace.runs.glob("chain-*.json"))
+    record = json.loads(path.read_text())
+    del record["done"]["generate_dataset"]
+    path.write_text(json.dumps(record))
+    made = calls()
+    artifacts = resume_chain(context)
+    assert made[0][0] == "distill"
+    assert artifacts["generate_dataset"].name == record["dataset"]
 
 
 def test_a_teacher_that_was_finished_but_not_noted_is_kept(context, calls):
