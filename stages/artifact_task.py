@@ -17,7 +17,7 @@ from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import as_user_error
 
 TASK_FOLDER = "task"
-_JUDGED_GOALS, _CONFIGURATIONS = 16, 500
+_JUDGED_GOALS, _CONFIGURATIONS = 8, 500  # goals of training and of evaluation each
 
 
 def own_task(artifact: Artifact) -> str | None:
@@ -53,7 +53,7 @@ def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
 
 
 def warn_of_goals_out_of_reach(task: CompiledTask, console: Console) -> None:
-    """Say so where some of a few goals of a user's task most likely cannot be reached; in about 0.1 s."""
+    """Say so where some of a few goals of a user's task most likely cannot be reached; in under a second."""
     if task.task.file is None:
         return
     for warning in judge_goals(task, 0, goals=_JUDGED_GOALS, configurations=_CONFIGURATIONS).warnings:

@@ -34,7 +34,7 @@ class Element(_Described):
     """One number of an input or output.
 
     Attributes:
-        name: what it is, such as ``qpos[0]`` or an actuator's name.
+        name: what it is, such as ``qpos[0] elbow`` or an actuator's name.
         unit: its unit; empty where the task gives none.
         low, high: its range: of an input as seen when the policy was checked, of an output as it can be.
     """

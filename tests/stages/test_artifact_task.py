@@ -59,9 +59,9 @@ class TestGoalsOutOfReach:
         settings = settings_of(page).model_copy(update={"env_steps": 240})
         teacher = train_teacher.run(settings, make_context(tmp_path / "ws"))
         training, evaluation = [line for line in capsys.readouterr().err.splitlines() if line]
-        assert training.startswith("Warning: no configuration was found for 16 of 16 training goals: ")
+        assert training.startswith("Warning: no configuration was found for 8 of 8 training goals: ")
         assert training.endswith(f"`pipeline tasks check {page}` looks closer.")
-        assert "16 of 16 evaluation goals" in evaluation
+        assert "8 of 8 evaluation goals" in evaluation
         assert teacher.manifest.status == "completed"
 
     def test_nothing_is_said_of_goals_in_reach_and_of_built_in_tasks(
