@@ -40,7 +40,7 @@ TEACHERS: Mapping[str, Training] = {
             "target_success": 0.92,
         },
     ),
-    "arm_reach": Training("arm_reach", TRAININGS["arm_reach"].settings | {"env_steps": 900_000}),
+    "arm_reach": Training("arm_reach", {**TRAININGS["arm_reach"].settings, "env_steps": 900_000}),
     "reacher": TRAININGS["reacher"],
 }
 DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
