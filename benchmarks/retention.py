@@ -28,8 +28,8 @@ _POINT: Mapping[str, Any] = {
 }
 TEACHERS: Mapping[str, Training] = {
     "point_u_maze": Training("point_u_maze", _POINT | {"env_steps": 1_300_000}),
-    # A mean action that is pushed against a wall stays there. With more entropy to keep and larger batches it
-    # learns more slowly, and loses less of it again.
+    # A mean action that pushes against a wall stays there, and which walls those are changes from update to
+    # update. More entropy to keep, larger batches and a longer average make it steadier.
     "point_big_maze": Training(
         "point_big_maze",
         _POINT
@@ -37,6 +37,7 @@ TEACHERS: Mapping[str, Training] = {
             "env_steps": 4_000_000,
             "batch_size": 512,
             "target_entropy_per_action": -0.25,
+            "average_decay": 0.998,
             "target_success": 0.92,
         },
     ),
