@@ -56,7 +56,7 @@ class CellBook:
 def make_dataset(workspace: Path, teacher: Artifact, settings: Mapping[str, Any]) -> Artifact:
     """Return the teacher's dataset with these settings, recorded now or before."""
     wanted = GenerateDatasetSettings(**settings)
-    context = _context(workspace)
+    context = make_context(workspace)
     found = _completed(context.workspace, "dataset", {"teacher": teacher}, dump_settings(wanted))
     return found or generate_dataset.run(wanted, context, teacher)
 
@@ -66,13 +66,14 @@ def make_student(
 ) -> Artifact:
     """Return the student of the dataset with these settings, distilled now or before."""
     wanted = DistillSettings(**settings)
-    context = _context(workspace)
+    context = make_context(workspace)
     parents = {"teacher": teacher, "dataset": dataset}
     found = _completed(context.workspace, "student", parents, dump_settings(wanted))
     return found or distill.run(wanted, context, teacher, dataset)
 
 
-def _context(workspace: Path) -> StageContext:
+def make_context(workspace: Path) -> StageContext:
+    """Return the context of a workspace, untracked."""
     return StageContext(Workspace(workspace), Console(), NullTracker())
 
 

@@ -1,0 +1,118 @@
+"""What students of four layers, and plain ones of two, keep of a teacher of hundreds, and their speed-up.
+
+    python -m benchmarks.deep_students --teacher runs/thousand-1/runs/teacher-... [--teacher ...]
+    python -m benchmarks.deep_students --table          print what is recorded; run nothing
+
+A cell is a teacher with a student: distilled from the teacher's dataset, measured over paired episodes,
+exported with the teacher beside it, and both timed in turns by `pipeline benchmark`'s stage, on one thread.
+Timings count when nothing else runs. What is there is taken; a recorded cell is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.distillation import (
+    RESULTS,
+    ROOT,
+    Cell,
+    CellBook,
+    make_context,
+    make_dataset,
+    make_student,
+    with_interval,
+)
+from pipeline.core.artifacts import Artifact
+from stages import benchmark, export_onnx
+
+OUTPUT = RESULTS / "deep_students.json"
+DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
+STUDENT: Mapping[str, Any] = {"final_episodes": 1024, "threads": 1}
+STUDENTS: Mapping[str, Mapping[str, Any]] = {
+    "residual 4 x 128": {"student_depth": 4, "student_width": 128},
+    "plain 2 x 128": {"student_depth": 2, "student_width": 128},
+}
+_RESULTS = (
+    "success", "success_interval", "teacher_success", "retention", "retention_interval",
+    "time_at_goal_retention", "time_at_goal_retention_interval", "episodes", "student_parameters",
+    "teacher_parameters",
+)  # fmt: skip
+_TIMES = ("p50_us", "p99_us")
+
+
+def run_cell(
+    teacher: Artifact,
+    shape: Mapping[str, Any],
+    workspace: Path,
+    student: Mapping[str, Any] = STUDENT,
+    dataset: Mapping[str, Any] = DATASET,
+) -> Cell:
+    """Make what is missing of a cell and return its record."""
+    data = make_dataset(workspace, teacher, dataset)
+    made = make_student(workspace, teacher, data, {**student, **shape})
+    context = make_context(workspace)
+    policy = export_onnx.run(
+        export_onnx.ExportOnnxSettings(include_teacher=True), context, made, teacher, data
+    )
+    timed = benchmark.run(benchmark.BenchmarkSettings(), context, policy).manifest.results
+    networks = timed["networks"]
+    times = {
+        name: {key: networks[name]["back_to_back"][key] for key in _TIMES} for name in ("student", "teacher")
+    }
+    return {
+        **{name: made.manifest.results[name] for name in _RESULTS},
+        "task": teacher.manifest.task,
+        "teacher_depth": teacher.manifest.settings["depth"],
+        "teacher_width": teacher.manifest.settings["width"],
+        "times": times,
+        "speed_up_p50": times["teacher"]["p50_us"] / times["student"]["p50_us"],
+        "settings": {"dataset": data.manifest.settings, "student": made.manifest.settings},
+    }
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return the cells as a Markdown table."""
+    lines = [
+        "| teacher | student | retention of success | of time at goal | p50 µs, student / teacher | faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cell in cells.items():
+        success = with_interval(cell["retention"], cell["retention_interval"])
+        time = with_interval(cell["time_at_goal_retention"], cell["time_at_goal_retention_interval"])
+        student, teacher = (cell["times"][side]["p50_us"] for side in ("student", "teacher"))
+        lines.append(
+            f"| {cell['teacher_depth']} x {cell['teacher_width']}, {cell['teacher_success']:.3f} "
+            f"| {name.split(': ')[1]} | {success} | {time} | {student:.1f} / {teacher:,.0f} "
+            f"| {cell['speed_up_p50']:.0f} x |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or print what is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", type=Path, action="append", default=[], help="folder of an artifact")
+    parser.add_argument("--workspace-root", type=Path, default=ROOT / "runs" / "deep_students")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
+    options = parser.parse_args()
+    book = CellBook(options.output)
+    for folder in [] if options.table else options.teacher:
+        teacher = Artifact.load(folder)
+        for name, shape in STUDENTS.items():
+            book.cell(
+                f"{teacher.name}: {name}",
+                lambda teacher=teacher, shape=shape: run_cell(
+                    teacher, shape, options.workspace_root / teacher.name
+                ),
+            )
+    print(table(book.cells))
+
+
+if __name__ == "__main__":
+    main()
