@@ -29,7 +29,7 @@ _POINT: Mapping[str, Any] = {
 TEACHERS: Mapping[str, Training] = {
     "point_u_maze": Training("point_u_maze", _POINT | {"env_steps": 1_300_000}),
     # A mean action that pushes against a wall stays there, and which walls those are changes from update to
-    # update. Faster learning and an evaluation every unroll find the updates at which few are left.
+    # update. Faster learning and many evaluations find the updates at which few are left.
     "point_big_maze": Training(
         "point_big_maze",
         {
@@ -41,7 +41,7 @@ TEACHERS: Mapping[str, Training] = {
             "batch_size": 512,
             "actor_learning_rate": 1e-3,
             "critic_learning_rate": 1e-3,
-            "evaluate_every": 1,
+            "evaluate_every": 3,
             "target_success": 0.88,
         },
     ),
