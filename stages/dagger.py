@@ -161,4 +161,5 @@ class KeptRollout:
             [group for group in groups if group.episodes],
             alternative_goals=self.alternative_goals,
             teacher_samples=int(self.dataset.get("teacher_samples", 1)),
+            sample_scale=float(self.dataset.get("sample_scale", 1.0)),
         )

@@ -17,8 +17,8 @@ from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
-from pipeline.core.settings import StageSettings
 from stages.artifact_task import load_task
+from stages.sampling_settings import SamplingSettings
 
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
@@ -34,7 +34,7 @@ _OUTCOMES = (
 )  # fmt: skip
 
 
-class EvaluateSettings(StageSettings):
+class EvaluateSettings(SamplingSettings):
     """Settings of `pipeline evaluate`."""
 
     episodes: int = pydantic.Field(default=1024, ge=1, description="fresh episodes to run")
@@ -43,9 +43,6 @@ class EvaluateSettings(StageSettings):
     )
     num_paths: int = pydantic.Field(
         default=32, ge=0, description="episodes whose path is drawn, for tasks with goals in x and y"
-    )
-    teacher_samples: int = pydantic.Field(
-        default=1, ge=1, le=1024, description="actions that a teacher's critic chooses from; 1: the mean"
     )
 
 
@@ -270,7 +267,9 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     Raises:
         UserError: the task has no such distribution, or the file is damaged.
     """
-    task, policy = load_policy(source, settings.device, settings.teacher_samples, settings.seed)
+    task, policy = load_policy(
+        source, settings.device, settings.teacher_samples, settings.seed, settings.sample_scale
+    )
     as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
@@ -297,7 +296,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
 
 
 def load_policy(
-    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0
+    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0, sample_scale: float = 1.0
 ) -> tuple[CompiledTask, Policy]:
     """Return task and policy of a policy's, a student's or a teacher's artifact.
 
@@ -308,6 +307,7 @@ def load_policy(
         device: where a network runs.
         teacher_samples: actions that a teacher's critic chooses from; 1: the mean.
         seed: of their draws.
+        sample_scale: times the teacher's standard deviation is what they are drawn with.
 
     Raises:
         UserError: a file is damaged, the task is not there, or no teacher is to have a critic choose.
@@ -328,7 +328,9 @@ def load_policy(
         from stages.best_action import best_action_policy
         from stages.teacher_critic import load_critic
 
-        return trained.task, best_action_policy(trained, load_critic(source), teacher_samples, seed, place)
+        critic = load_critic(source)
+        policy = best_action_policy(trained, critic, teacher_samples, seed, place, scale=sample_scale)
+        return trained.task, policy
     return trained.task, torch_policy(trained.actor.to(place), place)
 
 
