@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,11 +17,15 @@ from click.testing import CliRunner, Result
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import SettingsError
+from pipeline.core.runtime import seed_sequence
 from pipeline.core.tracking import NEWEST_ALIAS
 from pipeline.frontier import cell_settings, resolve_plan
 from pipeline.frontier_cells import Cell, cell_workspace, finished, teacher_workspace
 from pipeline.frontier_table import read_table
 from pipeline.session import CommonOptions
+from stages.evaluate import run_episodes
+from stages.network_file import load_actor, torch_policy
+from stages.paired_evaluation import PairedEpisodes
 from tests.end_to_end.command_line import clean_environment, command, error_of, pipeline
 from tests.pipeline.frontier_runs import QUICK, make_dataset, make_teacher
 
@@ -204,11 +209,63 @@ def test_the_student_chosen_is_the_newest_student_and_policy(frontier: Artifact,
     policy = Workspace(workspace).newest("policy")
     assert policy.manifest.parents["student"].hash == student.manifest.hash
     assert policy.name == entries["policy"]["artifact"] and "teacher.onnx" in policy.manifest.files
+    fresh = student.manifest.results["fresh_episodes"]
+    for name in ("retention", "retention_interval", "success"):
+        assert fresh[name] == fresh_results(frontier, student)[name] != student.manifest.results[name]
+    assert fresh["episodes"] == 1024 and "Over 1,024 fresh episodes 5x4 has success" in result.stderr
     client = MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow/mlflow.db")
+    run = client.get_run(student.manifest.tracking["run_id"])
+    assert run.data.metrics["fresh/retention"] == fresh["retention"]
     for kind, artifact in (("student", student), ("policy", policy)):
         version = client.get_model_version_by_alias(f"{kind}-point_u_maze", NEWEST_ALIAS)
         assert version.tags["artifact"] == artifact.name
     frontier.verify()
+
+
+def fresh_results(frontier: Artifact, student: Artifact) -> dict[str, Any]:
+    """Return what teacher and student reach over 1024 episodes of a stream that no stage has run."""
+    teacher = next(
+        artifact
+        for artifact in Workspace(frontier.path.parents[1]).artifacts("teacher")
+        if artifact.manifest.hash == frontier.manifest.parents["teacher"].hash
+    )
+    sides = []
+    for artifact in (teacher, student):
+        trained = load_actor(artifact)
+        policy, seed = torch_policy(trained.actor), seed_sequence(0, 17)
+        sides.append(run_episodes(trained.task, policy, episodes=1024, seed=seed))
+    return PairedEpisodes(*sides).results()
+
+
+def test_a_choice_that_fresh_episodes_do_not_bear_out_is_told(
+    frontier: Artifact, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_table(frontier)
+    lucky = [row | {"retention": 1.9, "retention_interval": [1.8, 2.0]} for row in table["rows"]]
+    monkeypatch.setattr("pipeline.frontier_selection.read_table", lambda _: table | {"rows": lucky})
+    teacher = Workspace(workspace).newest("teacher").path
+    result = invoke(workspace, "--select", "--min-retention=1.8", "--teacher", str(teacher))
+    assert "that is below the 1.8 asked for" in result.stderr
+
+
+def test_a_teacher_that_never_succeeds_leaves_a_retention_that_is_undefined(
+    frontier: Artifact, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_table(frontier)
+    undefined = [row | {"retention": None, "retention_interval": None} for row in table["rows"]]
+    monkeypatch.setattr("pipeline.frontier_selection.read_table", lambda _: table | {"rows": undefined})
+    result = invoke(workspace, "--select", "--min-retention=0")
+    assert "retention undefined" in result.stdout
+
+
+def test_without_the_teacher_the_choice_is_said_to_flatter(
+    frontier: Artifact, workspace: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "runs" / frontier.name
+    shutil.copytree(frontier.path, elsewhere)
+    result = invoke(tmp_path, "--select", "--min-retention=0")
+    assert "no fresh episodes without the teacher" in result.stderr
+    assert Workspace(tmp_path).newest("student").manifest.results["fresh_episodes"] is None
 
 
 # -- what goes wrong --------------------------------------------------------------------------------
