@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.errors import SettingsError
+from pipeline.core.errors import SettingsError, UserError
+from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import seed_sequence
 from pipeline.core.tracking import NEWEST_ALIAS
 from pipeline.frontier import cell_settings, resolve_plan
@@ -155,6 +156,7 @@ def test_the_artifact_is_whole_and_its_students_are_no_news(frontier: Artifact, 
     frontier.verify()
     assert frontier.file("frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert not frontier.file("episodes").exists()
+    assert ".lock" not in frontier.manifest.files
     assert len(list(workspace.glob("cache/datasets/*"))) == 1, "all processes read one packed copy"
     assert not list(frontier.path.rglob("cache"))
     assert frontier.manifest.results["students"] == 2 and frontier.manifest.results["failed"] == 0
@@ -268,6 +270,18 @@ def test_without_the_teacher_the_choice_is_said_to_flatter(
     assert Workspace(tmp_path).newest("student").manifest.results["fresh_episodes"] is None
 
 
+def test_a_frontier_in_the_making_is_left_alone(frontier: Artifact, workspace: Path) -> None:
+    made_of = {"settings": frontier.manifest.settings, "parents": frontier.manifest.parents}
+    unfinished = Workspace(workspace).create("frontier", task=frontier.manifest.task, **made_of)
+    under_way = cell_workspace(unfinished, Cell(5, 4)).runs / "student-1"
+    under_way.mkdir(parents=True)
+    before = unfinished.file("manifest.json").read_bytes()
+    with folder_lock(unfinished.path):
+        result = invoke(workspace, "--resume", unfinished.name, code=2)
+    assert "in use by another process" in error_of(result.stderr)
+    assert under_way.exists() and unfinished.file("manifest.json").read_bytes() == before
+
+
 # -- what goes wrong --------------------------------------------------------------------------------
 
 
@@ -310,6 +324,9 @@ def test_a_frontier_that_was_stopped_goes_on_and_does_nothing_twice(tmp_path: Pa
         return [a for a in found if a.kind == "policy" and a.manifest.status == "completed"]
 
     wait_for(done, process)
+    (artifact,) = Workspace(tmp_path).artifacts("frontier")
+    with pytest.raises(UserError, match="in use by another process"), folder_lock(artifact.path):
+        pass
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 130)
