@@ -103,7 +103,8 @@ class KeptRollout:
     """Rolls out rounds and keeps their episodes in the student's artifact.
 
     Attributes:
-        trained: the teacher; its labels are as in the dataset: as many alternative goals, as many samples.
+        trained: the teacher; its labels are as in the dataset: as many alternative goals, drawn
+            alike, and as many samples.
         critic: the teacher's, where it labels with the best of several samples.
         dataset: what the dataset was made with, its metadata under "thousandfold".
         alternative_goals: goals beside the commanded one that every state is labelled for.
@@ -160,5 +161,12 @@ class KeptRollout:
         return RolloutPlan(
             [group for group in groups if group.episodes],
             alternative_goals=self.alternative_goals,
+            hindsight_fraction=self._fact("hindsight_fraction", RolloutPlan.hindsight_fraction),
+            discount=self._fact("hindsight_discount", RolloutPlan.discount),
             teacher_samples=int(self.dataset.get("teacher_samples", 1)),
         )
+
+    def _fact(self, name: str, otherwise: float) -> float:
+        """Return what the dataset says that it was made with; `otherwise` where it says nothing."""
+        value = self.dataset.get(name)
+        return otherwise if value is None else float(value)
