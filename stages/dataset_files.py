@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Callable
@@ -16,13 +17,16 @@ import numpy as np
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import as_user_error
-from replay.dataset_layout import METADATA_NAME, ROWS_NAME, dataset_id, read_metadata
+from replay.dataset_layout import METADATA_NAME, NAMESPACE, ROWS_NAME, dataset_id, read_metadata
 from replay.goal_dataset import DatasetError, GoalDataset, load_shards
 
 MINARI_FOLDER = "minari"
 """Folder of a dataset artifact that MINARI_DATASETS_PATH is set to, to read it with `minari.load_dataset`."""
 
 COVERAGE_PICTURE = "coverage.png"
+
+SKIPPED = "skipped_shards"
+"""What the metadata of a dataset that was read without its damaged shards calls these."""
 
 _INSTEAD = "or use the rest with `pipeline distill --skip-damaged-shards`."
 
@@ -87,7 +91,8 @@ def load_dataset(
     Args:
         dataset: a completed artifact.
         cache: the workspace's folder of caches; None: neither read nor write one.
-        skip_damaged, warn: as of `verify_dataset`; what is left of a damaged dataset is not packed.
+        skip_damaged, warn: as of `verify_dataset`; what is left of a damaged dataset is not packed, and its
+            metadata names the shards that were left out as `skipped_shards`.
 
     Raises:
         UserError: the dataset is damaged.
@@ -99,7 +104,11 @@ def load_dataset(
         return data
     shards = verify_dataset(dataset, skip_damaged, warn)
     data = as_user_error(lambda: load_shards(shards, _metadata_of(dataset)), DatasetError)
-    if packed is not None and len(shards) == len(shard_folders(dataset)):
+    skipped = [shard.parent.name for shard in shard_folders(dataset) if shard not in shards]
+    if skipped:
+        facts = data.metadata.get(NAMESPACE, {}) | {SKIPPED: skipped}
+        return dataclasses.replace(data, metadata=data.metadata | {NAMESPACE: facts})
+    if packed is not None:
         try:
             _pack(packed, data)
         except OSError as error:

@@ -231,29 +231,40 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Return mean(student) / mean(teacher) over paired episodes, with a 95 % bootstrap interval.
 
-    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7). Only how often each
-    distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
+    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7), and two made-up pairs
+    with them: one in which the student loses the largest outcome seen, and one in which it gains it. Without
+    these, pairs that all agree would give an interval of no width, though one in n could have been lost.
+    Pseudo-observations are Agresti and Min's way with matched pairs (2005, Stat. Med. 24), who add half an
+    episode to each of four cells; agreeing pairs need none, so that the two go to those that disagree. Only
+    how often each distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
 
     Args:
-        teacher, student: (episodes,) outcomes of the same episodes.
+        teacher, student: (episodes,) outcomes of the same episodes, none negative.
         seed: seed of the resampling.
 
     Returns:
-        ``retention`` and ``interval``; None where the teacher's mean is 0.
+        ``retention``, to which the made-up pairs do not count, and ``interval``; None where the teacher's
+        mean is 0.
     """
     outcomes = np.stack([teacher, student], axis=1).astype(float)
     teacher_sum, student_sum = outcomes.sum(0)
     if teacher_sum == 0:
         return {"retention": None, "interval": None}
-    pairs, counts = np.unique(outcomes, axis=0, return_counts=True)
+    pairs, counts = np.unique(_with_pseudo_pairs(outcomes), axis=0, return_counts=True)
+    total = int(counts.sum())
     rng, sums = np.random.default_rng(seed), []
     chunk = max(1, _CHUNK_NUMBERS // len(pairs))
     for first in range(0, _BOOTSTRAP_DRAWS, chunk):
         draws = min(chunk, _BOOTSTRAP_DRAWS - first)
-        sums.append(rng.multinomial(len(outcomes), counts / len(outcomes), size=draws) @ pairs)
+        sums.append(rng.multinomial(total, counts / total, size=draws) @ pairs)
     bases, ours = np.concatenate(sums).T
     low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
     return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
+
+
+def _with_pseudo_pairs(outcomes: np.ndarray) -> np.ndarray:
+    """Return pairs, (n, 2), and after them one that is lost and one that is gained, (n + 2, 2)."""
+    return np.concatenate([outcomes, np.eye(2) * outcomes.max()])
 
 
 def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:

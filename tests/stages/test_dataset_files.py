@@ -150,6 +150,7 @@ def test_what_is_left_of_a_damaged_dataset_is_not_packed(dataset: Artifact, tmp_
     told: list[str] = []
     data = load_dataset(dataset, tmp_path / "cache", skip_damaged=True, warn=told.append)
     assert len(data.success) == 6 and len(told) == 1
+    assert data.metadata["thousandfold"]["skipped_shards"] == ["shard_00000-v0"]
     assert not (tmp_path / "cache").exists()
 
 
