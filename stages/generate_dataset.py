@@ -2,8 +2,8 @@
 
 Episodes run in rounds, and each round becomes a shard of the dataset as soon as it has run. A round is seeded
 by itself, so that a dataset is the same if it was interrupted and resumed, and for any number of ranks, which
-take the rounds in turn: byte for byte as long as processor, device and `threads` are the same, for the order in
-which a network sums depends on each. A resumed dataset keeps `threads` and the device that was asked for;
+take the rounds in turn: byte for byte as long as processor, device and `threads` are the same, for the order
+in which a network sums depends on each. A resumed dataset keeps `threads` and the device that was asked for;
 `threads` 0 is each rank's share of the CPUs, and so differs with their number.
 """
 
