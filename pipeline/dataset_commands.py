@@ -28,11 +28,12 @@ def info(session: Session, name: str | None, as_json: bool) -> None:
     """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
     session.as_json |= as_json
     with session.open(mujoco=True):
-        from stages.dataset_table import describe_shards
+        from stages.dataset_table import describe_shards, find_damage, other_damage
 
         workspace = session.workspace
         artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset")
-        manifest, shards = artifact.manifest, describe_shards(artifact)
+        manifest, damage = artifact.manifest, find_damage(artifact)
+        shards, damaged = describe_shards(artifact, damage), other_damage(artifact, damage)
         facts = [line for fact in _FACTS for line in _lines(fact, manifest.results.get(fact))]
         parents = [(role, parent.name) for role, parent in manifest.parents.items()]
         title = f"{artifact.name}: dataset of {manifest.task}, {manifest.status}"
@@ -40,7 +41,10 @@ def info(session: Session, name: str | None, as_json: bool) -> None:
         if shards:
             rows = [[figure(value) for value in row.values()] for row in shards]
             session.console.table("Shards", list(shards[0]), rows)
-        session.console.result(describe(artifact) | {"status": manifest.status, "shards": shards})
+        if damaged:
+            session.console.table("Damaged files beside the shards", ("file", "state"), [*damaged.items()])
+        found = {"status": manifest.status, "shards": shards, "damaged": damaged}
+        session.console.result(describe(artifact) | found)
 
 
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from pipeline.core.artifacts import Artifact, Workspace, write_json_atomic
 from pipeline.core.console import Console
 from pipeline.core.errors import SettingsError, StoppedByUser, UserError
+from pipeline.core.folder_lock import LOCK_FILE, folder_lock
 from pipeline.core.runtime import StageContext, StageWork, cpu_share, describe_host, usable_cpus
 from pipeline.core.settings import StageSettings, dump_settings, resolve_settings, split_overrides
 from pipeline.core.tracking import NullTracker
@@ -98,14 +100,19 @@ def run(
 
     Raises:
         StoppedByUser: Ctrl-C; what is done is kept.
-        UserError: the dataset is another teacher's, the teacher does not reproduce its recorded success, or
-            no cell succeeded.
+        UserError: the dataset is another teacher's, the teacher does not reproduce its recorded success,
+            no cell succeeded, or another process is making the frontier.
     """
     parents = {"teacher": teacher, "dataset": dataset}
     task = teacher.manifest.task
-    with context.stage(
-        "frontier", "frontier", task=task, settings=plan, parents=parents, resumed=resumed
-    ) as work:
+    with contextlib.ExitStack() as stack:
+        if resumed is not None:  # before the stage writes to its manifest
+            stack.enter_context(folder_lock(resumed.path))
+        work = stack.enter_context(
+            context.stage("frontier", "frontier", task=task, settings=plan, parents=parents, resumed=resumed)
+        )
+        if resumed is None:
+            stack.enter_context(folder_lock(work.artifact.path))
         try:
             return _Frontier(plan, context, work, teacher, dataset).make()
         except KeyboardInterrupt:
@@ -228,7 +235,7 @@ class _Frontier:
         draw_frontier(artifact.file(PICTURE_FILE), table)
         shutil.rmtree(artifact.file(EPISODES_FOLDER), ignore_errors=True)
         results = _summary(table)
-        artifact.complete(results)
+        artifact.complete(results, exclude=(LOCK_FILE,))
         self._record(table, results)
         show(table, context.console)
         context.console.say(

@@ -16,7 +16,7 @@ _MIN_RETENTION = 0.98
 @click.command()
 @click.option("--depths", metavar="N,N,...", help="Layers of the students [1,2,4,8].")
 @click.option("--widths", metavar="N,N,...", help="Units of their layers [32,64,128,256].")
-@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
+@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest; with --select the frontier's].")
 @click.option(
     "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
 )
@@ -66,9 +66,9 @@ def frontier(
         "frontier": frontier,
     }
     if select:
-        making = {**flags, "teacher": teacher, "dataset": dataset, "resume": resume, **_given(common)}
+        making = {**flags, "dataset": dataset, "resume": resume, **_given(common)}
         _refuse("--select chooses from a frontier that is there", making)
-        _select(session, frontier, min_retention, max_p99_us, bool(confident))
+        _select(session, frontier, teacher, min_retention, max_p99_us, bool(confident))
         return
     _refuse("only --select chooses", choosing)
     if resume is not None:
@@ -103,7 +103,7 @@ def _resume(session: Session, reference: str | None, teacher: str | None, datase
 
 
 def _parent(session: Session, artifact: Artifact, role: str, reference: str | None) -> Artifact:
-    """Return what an unfinished frontier is made from. Raises UserError where it is another one now."""
+    """Return what a frontier is made from. Raises UserError where it is another one now."""
     recorded = artifact.manifest.parents[role]
     parent = session.take(role, reference or recorded.name)
     if not made_from(artifact, parent, role):
@@ -114,6 +114,7 @@ def _parent(session: Session, artifact: Artifact, role: str, reference: str | No
 def _select(
     session: Session,
     reference: str | None,
+    teacher: str | None,
     min_retention: float | None,
     max_p99_us: float | None,
     confident: bool,
@@ -123,7 +124,9 @@ def _select(
     bounds = Bounds(_MIN_RETENTION if min_retention is None else min_retention, max_p99_us, confident)
     if not 0 <= bounds.min_retention <= 2 or (max_p99_us is not None and not max_p99_us > 0):
         raise SettingsError("--min-retention must be between 0 and 2, and --max-p99-us greater than 0.")
-    made = select(session.take("frontier", reference), bounds, session.context)
+    chosen_from = session.take("frontier", reference)
+    given = None if teacher is None else _parent(session, chosen_from, "teacher", teacher)
+    made = select(chosen_from, bounds, session.context, given)
     session.console.result({kind: describe(artifact) for kind, artifact in made.items()})
 
 

@@ -1,4 +1,8 @@
-"""Choosing a student from a frontier: the smallest that retains enough and answers fast enough."""
+"""Choosing a student from a frontier: the smallest that retains enough and answers fast enough.
+
+The best of several students owes some of its figure to luck: the episodes that it was chosen by flatter it.
+What is reported of it comes from fresh ones.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.artifacts import Artifact
-from pipeline.core.errors import UserError
-from pipeline.core.runtime import StageContext
+from pipeline.core.console import figure
+from pipeline.core.errors import MissingArtifactError, UserError
+from pipeline.core.runtime import StageContext, resolve_device, seed_sequence
 from pipeline.frontier_table import read_table
 
+FRESH = "fresh_episodes"
+"""Under what a chosen student's results have the outcome of the episodes that it was not chosen by."""
+
+_FRESH_STREAM = 17
+_LEAST_EPISODES = 1024
 Row = Mapping[str, Any]
 
 
@@ -86,13 +96,16 @@ def _fastest(rows: Sequence[Row], bounds: Bounds) -> str:
     return f"the fastest, {row['name']}, takes {row['p99_us']:.1f} µs, too long by {over:.1f} µs"
 
 
-def select(frontier: Artifact, bounds: Bounds, context: StageContext) -> dict[str, Artifact]:
+def select(
+    frontier: Artifact, bounds: Bounds, context: StageContext, teacher: Artifact | None = None
+) -> dict[str, Artifact]:
     """Make the smallest student that keeps to the bounds the newest student, and export it.
 
     Args:
         frontier: a completed one.
         bounds: what the student must keep to.
         context: workspace, console and tracking.
+        teacher: the frontier's; None looks for it in the workspace.
 
     Returns:
         The ``student`` and its ``policy``.
@@ -107,28 +120,88 @@ def select(frontier: Artifact, bounds: Bounds, context: StageContext) -> dict[st
     row = smallest(table["rows"], bounds)
     context.console.say(
         f"Choosing {row['name']} of {frontier.name}: {row['parameters']:,} parameters, retention "
-        f"{row['retention']:.3f} [{', '.join(f'{end:.3f}' for end in row['retention_interval'])}], "
-        f"p99 {row['p99_us']:.3g} µs."
+        f"{_retained(row)}, p99 {row['p99_us']:.3g} µs."
     )
-    student = _register(frontier, row, context)
+    source = Artifact.load(frontier.file(row["student"]))
+    teacher = teacher or _teacher_of(frontier, context)
+    fresh = None if teacher is None else _run_fresh(source, teacher, row, bounds, context)
+    student = _register(frontier, source, row, fresh, context)
     settings = export_onnx.ExportOnnxSettings(**frontier.manifest.settings["export_onnx"])
-    return {"student": student, "policy": export_onnx.run(settings, context, student)}
+    return {"student": student, "policy": export_onnx.run(settings, context, student, teacher)}
 
 
-def _register(frontier: Artifact, row: Row, context: StageContext) -> Artifact:
+def _teacher_of(frontier: Artifact, context: StageContext) -> Artifact | None:
+    """Return the frontier's teacher; None, with a warning, where the workspace has it no more."""
+    recorded = frontier.manifest.parents["teacher"]
+    try:
+        teacher = context.workspace.open(recorded.name, "teacher")
+        if teacher.manifest.hash == recorded.hash:
+            return teacher
+        why = f"{teacher.name} is another one now"
+    except MissingArtifactError:
+        why = f"{recorded.name} is not in {context.workspace.runs}"
+    context.console.warn(
+        f"no fresh episodes without the teacher ({why}; give --teacher): the retention is that of the "
+        "episodes that the student was chosen by, which flatter it."
+    )
+    return None
+
+
+def _run_fresh(
+    student: Artifact, teacher: Artifact, row: Row, bounds: Bounds, context: StageContext
+) -> dict[str, Any]:
+    """Run paired episodes that nothing was chosen by, say what is retained over them and return it."""
+    from stages.evaluate import EpisodeStream
+    from stages.network_file import load_actor, torch_policy
+    from stages.paired_evaluation import EpisodeBudget, run_pairs
+    from stages.student_training import DistillSettings
+
+    settings = DistillSettings(**student.manifest.settings)
+    device = resolve_device(settings.device)
+
+    def stream(artifact: Artifact) -> EpisodeStream:
+        trained = load_actor(artifact)
+        policy = torch_policy(trained.actor.to(device), device)
+        return EpisodeStream(trained.task, policy, seed=seed_sequence(settings.seed, _FRESH_STREAM))
+
+    least, most = (max(_LEAST_EPISODES, n) for n in (settings.final_episodes, settings.max_final_episodes))
+    budget = EpisodeBudget(least, most, settings.interval_half_width)
+    results = run_pairs(stream(teacher), stream(student), budget).results()
+    results["evaluation_seed"] = [settings.seed, _FRESH_STREAM]
+    context.console.say(
+        f"Over {results['episodes']:,} fresh episodes {row['name']} has success {figure(results['success'])} "
+        f"beside the teacher's {figure(results['teacher_success'])}: retention {_retained(results)}."
+    )
+    if not bounds.retains(results):
+        context.console.warn(
+            f"that is below the {bounds.min_retention:g} asked for: {row['name']} was chosen with some luck. "
+            f"Ask for more{'' if bounds.confident else ', or give --confident'}."
+        )
+    return results
+
+
+def _retained(row: Row) -> str:
+    if row["retention"] is None:
+        return "undefined (the teacher never reached a goal)"
+    return f"{figure(row['retention'])} {figure(row['retention_interval'])}"
+
+
+def _register(
+    frontier: Artifact, source: Artifact, row: Row, fresh: dict[str, Any] | None, context: StageContext
+) -> Artifact:
     """Copy a student into the workspace, as its newest, and into the registry of models."""
     from stages.network_file import NETWORK_FILE
 
     chain = frontier.manifest.tracking.get("chain_run_id")
-    source = Artifact.load(frontier.file(row["student"]))
     tags = {"task": frontier.manifest.task, "frontier": frontier.name, "cell": row["name"]}
     with context.tracker.stage("frontier-select", name=source.name, chain_run_id=chain, tags=tags) as run:
         student = context.workspace.adopt(
             source,
-            results={"frontier": frontier.name},
+            results={"frontier": frontier.name, FRESH: fresh},
             tracking={"run_id": run.run_id, "chain_run_id": chain, "own_chain": False},
         )
-        run.log_metrics({k: float(v) for k, v in row.items() if isinstance(v, int | float)}, step=0)
+        measured = {**row, **{f"fresh/{name}": value for name, value in (fresh or {}).items()}}
+        run.log_metrics({k: float(v) for k, v in measured.items() if isinstance(v, int | float)}, step=0)
         run.register_model(
             f"student-{student.manifest.task}", student.file(NETWORK_FILE), {"artifact": student.name, **tags}
         )

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,6 @@ class GoalDataset:
         episode: (rows,) int64, the number of the row's episode.
         success: (episodes,) bool.
         metadata: all of `metadata.json`; `metadata["thousandfold"]` is what `write_goal_dataset` was given.
-            Where damaged shards were skipped, it names them as `skipped_shards`.
     """
 
     observation: np.ndarray
@@ -73,12 +72,11 @@ class GoalDataset:
     metadata: dict[str, Any]
 
 
-def load_goal_dataset(path: Path, *, skip_damaged: bool = False) -> GoalDataset:
+def load_goal_dataset(path: Path) -> GoalDataset:
     """Read a dataset into memory; the rows of every shard are checked against their recorded hash.
 
     Args:
         path: the folder of a dataset, or one above it that holds no other, such as a dataset artifact's.
-        skip_damaged: leave damaged shards out, as long as one is whole, and name them in the metadata.
 
     Raises:
         DatasetError: no dataset or several, a damaged file, or a dataset without the teacher's Gaussian.
@@ -88,38 +86,27 @@ def load_goal_dataset(path: Path, *, skip_damaged: bool = False) -> GoalDataset:
         shards = shards_of(folder, metadata)
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise DatasetError(f"{folder} does not say what its shards are: make the dataset again.") from error
-    return load_shards(shards, metadata, skip_damaged=skip_damaged)
+    return load_shards(shards, metadata)
 
 
 def load_shards(
-    shards: Sequence[Path], metadata: dict[str, Any] | None = None, *, skip_damaged: bool = False
+    shards: Sequence[Path],
+    metadata: dict[str, Any] | None = None,
+    *,
+    known_hashes: Mapping[Path, str] | None = None,
 ) -> GoalDataset:
     """Read shards into memory, in the order in which they are given.
 
     Args:
         shards: their data folders, at least one.
         metadata: what the result says of itself; None: what the first shard does.
-        skip_damaged: as of `load_goal_dataset`.
+        known_hashes: SHA-256 of files of rows that were hashed just now, which is not done again.
 
     Raises:
-        DatasetError: a shard is damaged, or each is.
+        DatasetError: a shard is damaged.
     """
-    parts, skipped, damage = [], [], DatasetError("there is no shard to read.")
-    for shard in shards:
-        try:
-            parts.append(_load_shard(shard))
-        except DatasetError as error:
-            if not skip_damaged:
-                raise
-            skipped.append(shard.parent.name)
-            damage = error
-    if not parts:
-        raise damage
-    data = concatenate_datasets(parts)
-    own = dict(parts[0].metadata if metadata is None else metadata)
-    if skipped:
-        own[NAMESPACE] = {**own.get(NAMESPACE, {}), "skipped_shards": skipped}
-    return GoalDataset(**_arrays(data), metadata=own)
+    data = concatenate_datasets([_load_shard(shard, known_hashes or {}) for shard in shards])
+    return GoalDataset(**_arrays(data), metadata=data.metadata if metadata is None else metadata)
 
 
 def concatenate_datasets(datasets: Sequence[GoalDataset]) -> GoalDataset:
@@ -162,25 +149,25 @@ def _with_alternatives(data: GoalDataset, count: int) -> GoalDataset:
 # -- one file -------------------------------------------------------------------------------------
 
 
-def _load_shard(folder: Path) -> GoalDataset:
+def _load_shard(folder: Path, known_hashes: Mapping[Path, str]) -> GoalDataset:
     """Read one file of rows. Raises DatasetError, naming it."""
     metadata, rows = read_metadata(folder), folder / ROWS_NAME
     try:
-        _check_hash(rows, metadata)
+        _check_hash(rows, metadata, known_hashes.get(rows))
         with h5py.File(rows, "r") as file:
             return _read(file, metadata)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(
             f"{rows} is damaged or no dataset of thousandfold ({reason}): make it again with "
-            "`pipeline generate-dataset`, or use the rest with `pipeline distill --skip-damaged-shards`."
+            "`pipeline generate-dataset`."
         ) from error
 
 
-def _check_hash(rows: Path, metadata: dict[str, Any]) -> None:
+def _check_hash(rows: Path, metadata: dict[str, Any], known: str | None) -> None:
     """Raise ValueError where the rows differ from what the metadata recorded; version 1 recorded nothing."""
     recorded = metadata[NAMESPACE].get("sha256")
-    if recorded is not None and file_sha256(rows) != recorded:
+    if recorded is not None and (known or file_sha256(rows)) != recorded:
         raise ValueError("it differs from its recorded hash")
 
 

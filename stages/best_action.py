@@ -24,6 +24,7 @@ def best_mean(
     critic: TeacherCritic,
     samples: int,
     generator: torch.Generator,
+    scale: float = 1.0,
 ) -> Tensor:
     """Return the critic's best action before the tanh, (batch, action_dim).
 
@@ -36,8 +37,9 @@ def best_mean(
         critic: on the device of the others.
         samples: how many actions to choose from, at least 1.
         generator: of the draws, on the same device.
+        scale: times the teacher's standard deviation is that of the draws.
     """
-    mean, std = gaussian.mean, gaussian.log_std.exp()
+    mean, std = gaussian.mean, scale * gaussian.log_std.exp()
     shape = (samples - 1, *mean.shape)
     noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
     candidates = torch.cat([mean[None], mean + std * noise])
@@ -51,7 +53,12 @@ def best_mean(
 
 
 def best_action_policy(
-    trained: TrainedActor, critic: TeacherCritic, samples: int, seed: int, device: str = "cpu"
+    trained: TrainedActor,
+    critic: TeacherCritic,
+    samples: int,
+    seed: int,
+    device: str = "cpu",
+    scale: float = 1.0,
 ) -> Policy:
     """Return the policy that takes the critic's best of `samples` actions, the mean among them.
 
@@ -61,6 +68,7 @@ def best_action_policy(
         samples: how many actions it chooses from, at least 1.
         seed: of the draws.
         device: where both networks run.
+        scale: as of `best_mean`.
     """
     actor = trained.actor.to(device)
     critic.critic.to(device)
@@ -70,6 +78,7 @@ def best_action_policy(
     def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         state, target = (torch.as_tensor(array, device=device) for array in (observation, goal))
         gaussian = actor(state, target)
-        return best_mean(gaussian, state, target, critic, samples, generator).tanh().cpu().numpy()
+        best = best_mean(gaussian, state, target, critic, samples, generator, scale)
+        return best.tanh().cpu().numpy()
 
     return policy

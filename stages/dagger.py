@@ -70,7 +70,8 @@ def run_rounds(
 
     Returns:
         A round's figures each: its number, β, success with the mixture acting, all labels used so far,
-        and success, time at goal and, where one is aimed at, retention of the student that is kept.
+        and success, time at goal and, where a retention is aimed at, the smaller one of the student that is
+        kept.
     """
     settings, rounds = training.settings, []
     for number in range(1, settings.dagger_rounds + 1):
@@ -95,7 +96,7 @@ def run_rounds(
     return rounds
 
 
-_KEPT = ("success", "time_at_goal", "retention", "validation_loss")
+_KEPT = ("success", "time_at_goal", "smaller_retention", "validation_loss")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class KeptRollout:
     """Rolls out rounds and keeps their episodes in the student's artifact.
 
     Attributes:
-        trained: the teacher; its labels are as in the dataset: as many alternative goals, as many samples.
+        trained: the teacher; its labels are as in the dataset: as many alternative goals, drawn
+            alike, and as many samples.
         critic: the teacher's, where it labels with the best of several samples.
         dataset: what the dataset was made with, its metadata under "thousandfold".
         alternative_goals: goals beside the commanded one that every state is labelled for.
@@ -160,5 +162,13 @@ class KeptRollout:
         return RolloutPlan(
             [group for group in groups if group.episodes],
             alternative_goals=self.alternative_goals,
+            hindsight_fraction=self._fact("hindsight_fraction", RolloutPlan.hindsight_fraction),
+            discount=self._fact("hindsight_discount", RolloutPlan.discount),
             teacher_samples=int(self.dataset.get("teacher_samples", 1)),
+            sample_scale=float(self.dataset.get("sample_scale", 1.0)),
         )
+
+    def _fact(self, name: str, otherwise: float) -> float:
+        """Return what the dataset says that it was made with; `otherwise` where it says nothing."""
+        value = self.dataset.get(name)
+        return otherwise if value is None else float(value)

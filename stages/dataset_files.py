@@ -1,13 +1,17 @@
 """The files of a dataset artifact: checked by hash, read shard by shard, and packed for the next time.
 
-<workspace>/cache/datasets/<the dataset's hash>.safetensors    may be deleted at any time
+<workspace>/cache/datasets/<the dataset's hash>-<format>.safetensors    may be deleted at any time
+
+The packed copy stands for the files as long as each of them has the size and the time of change that it had
+when it was compared with its hash; where one differs, all are compared again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,19 @@ import numpy as np
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import as_user_error
-from replay.dataset_layout import METADATA_NAME, ROWS_NAME, dataset_id, read_metadata
+from replay.dataset_layout import METADATA_NAME, NAMESPACE, ROWS_NAME, dataset_id, read_metadata
 from replay.goal_dataset import DatasetError, GoalDataset, load_shards
 
 MINARI_FOLDER = "minari"
 """Folder of a dataset artifact that MINARI_DATASETS_PATH is set to, to read it with `minari.load_dataset`."""
 
 COVERAGE_PICTURE = "coverage.png"
+
+SKIPPED = "skipped_shards"
+"""What the metadata of a dataset that was read without its damaged shards calls these."""
+
+PACK_FORMAT = 1
+"""To be raised whenever the rows that are read from the same files become others."""
 
 _INSTEAD = "or use the rest with `pipeline distill --skip-damaged-shards`."
 
@@ -82,26 +92,37 @@ def load_dataset(
     skip_damaged: bool = False,
     warn: Callable[[str], None] = _silent,
 ) -> GoalDataset:
-    """Read a dataset artifact, checked by hash: from the packed copy in the cache, if one is there.
+    """Read a dataset artifact: from the packed copy in the cache, if there is one and no file changed since.
+
+    Otherwise from its shards, after every file was compared with its hash.
 
     Args:
         dataset: a completed artifact.
         cache: the workspace's folder of caches; None: neither read nor write one.
-        skip_damaged, warn: as of `verify_dataset`; what is left of a damaged dataset is not packed.
+        skip_damaged, warn: as of `verify_dataset`; what is left of a damaged dataset is not packed, and its
+            metadata names the shards that were left out as `skipped_shards`.
 
     Raises:
         UserError: the dataset is damaged.
     """
     dataset.require_sealed()
-    packed = None if cache is None else cache / "datasets" / f"{dataset.manifest.hash}.safetensors"
-    data = None if packed is None else _unpack(packed)
+    packed = None if cache is None else _packed_path(cache, dataset)
+    stamps = _stamps(dataset)
+    data = None if packed is None else _unpack(packed, stamps)
     if data is not None:
         return data
     shards = verify_dataset(dataset, skip_damaged, warn)
-    data = as_user_error(lambda: load_shards(shards, _metadata_of(dataset)), DatasetError)
-    if packed is not None and len(shards) == len(shard_folders(dataset)):
+    hashes = {dataset.file(name): recorded for name, recorded in dataset.manifest.files.items()}
+    data = as_user_error(
+        lambda: load_shards(shards, _metadata_of(dataset), known_hashes=hashes), DatasetError
+    )
+    skipped = [shard.parent.name for shard in shard_folders(dataset) if shard not in shards]
+    if skipped:
+        facts = data.metadata.get(NAMESPACE, {}) | {SKIPPED: skipped}
+        return dataclasses.replace(data, metadata=data.metadata | {NAMESPACE: facts})
+    if packed is not None:
         try:
-            _pack(packed, data)
+            _pack(packed, data, stamps)
         except OSError as error:
             warn(f"{packed} cannot be written ({error.strerror}): the next load is as slow as this one.")
     return data
@@ -119,8 +140,24 @@ def _metadata_of(dataset: Artifact) -> dict[str, Any] | None:
 # -- the packed copy ------------------------------------------------------------------------------
 
 
-def _pack(path: Path, data: GoalDataset) -> None:
-    """Write a dataset as one file of tensors, each with a checksum."""
+def _packed_path(cache: Path, dataset: Artifact) -> Path:
+    return cache / "datasets" / f"{dataset.manifest.hash}-{PACK_FORMAT}.safetensors"
+
+
+def _stamps(dataset: Artifact) -> dict[str, list[int] | None]:
+    """Return size in bytes and time of change in ns of every file of a dataset; None where it is missing."""
+    stamps: dict[str, list[int] | None] = {}
+    for name in dataset.manifest.files:
+        try:
+            found = dataset.file(name).stat()
+            stamps[name] = [found.st_size, found.st_mtime_ns]
+        except OSError:
+            stamps[name] = None
+    return stamps
+
+
+def _pack(path: Path, data: GoalDataset, stamps: Mapping[str, list[int] | None]) -> None:
+    """Write a dataset as one file of tensors, each with a checksum, beside the stamps of its own files."""
     import torch
 
     from pipeline.core.checkpoint import save_tensors
@@ -129,17 +166,20 @@ def _pack(path: Path, data: GoalDataset) -> None:
     checks = {name: _checksum(column) for name, column in columns.items()}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
     # As text: NaN, which strict JSON lacks, may be in it.
-    save_tensors(path, tensors, {"crc32": checks, "metadata": json.dumps(data.metadata)})
+    header = {"crc32": checks, "stamps": dict(stamps), "metadata": json.dumps(data.metadata)}
+    save_tensors(path, tensors, header)
 
 
-def _unpack(path: Path) -> GoalDataset | None:
-    """Return what was packed; None where there is nothing, or nothing whole."""
+def _unpack(path: Path, stamps: Mapping[str, list[int] | None]) -> GoalDataset | None:
+    """Return what was packed; None where there is nothing, nothing whole, or other stamps."""
     from pipeline.core.checkpoint import load_tensors
 
     if not path.is_file():
         return None
     try:
         tensors, header = load_tensors(path)
+        if header["stamps"] != stamps:
+            return None
         columns = {name: tensor.numpy() for name, tensor in tensors.items()}
         if {name: _checksum(column) for name, column in columns.items()} != header["crc32"]:
             return None

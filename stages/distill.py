@@ -26,7 +26,7 @@ from pipeline.core.runtime import (
 from replay.goal_dataset import GoalDataset
 from stages.artifact_task import keep_task, task_record
 from stages.dagger import KeptRollout, run_rounds
-from stages.dataset_files import load_dataset
+from stages.dataset_files import SKIPPED, load_dataset
 from stages.episode_cache import TeacherEpisodes
 from stages.evaluate import EpisodeStream, draw_rollouts
 from stages.imitation import split_rows
@@ -70,8 +70,8 @@ def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dat
         work.run.log_dataset(
             dataset.name, str(dataset.manifest.hash)[:16], str(dataset.path), len(data.action), "training"
         )
-        training, rounds = _train(student, data, settings, trained, teacher, work, context)
-        return _finish(training, rounds, teacher, work, context)
+        training, record = _train(student, data, settings, trained, teacher, work, context)
+        return _finish(training, record, teacher, work, context)
 
 
 def rehearse(
@@ -162,8 +162,8 @@ def _train(
     teacher: Artifact,
     work: StageWork,
     context: StageContext,
-) -> tuple[StudentTraining, list[dict[str, float]]]:
-    """Train on the dataset, then over the rounds; return the training and the rounds' figures."""
+) -> tuple[StudentTraining, dict[str, Any]]:
+    """Train on the dataset, then over the rounds; return the training and what it learned from."""
     device = str(next(student.parameters()).device)
     made_with, choices = data.metadata["thousandfold"], data.alternative_goal.shape[1]
     rows, validation = split_rows(
@@ -173,6 +173,11 @@ def _train(
         validation_fraction=settings.validation_fraction,
         most_rows=settings.offline_rows(choices, trained.task.task.episode_steps),
     )
+    record: dict[str, Any] = {
+        "dataset_rows": len(rows) + len(validation),
+        "held_out_rows": len(validation),
+        "skipped_shards": made_with.get(SKIPPED, []),
+    }
     guided = settings.objective == "critic"
     sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.dagger_rounds > 0
     critic = _critic(teacher, device) if guided or sampled else None
@@ -190,7 +195,7 @@ def _train(
         training.descend(settings.updates)
         rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
         rounds = run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
-    return training, rounds
+    return training, record | {"rounds": rounds}
 
 
 def _critic(teacher: Artifact, device: str) -> TeacherCritic:
@@ -200,7 +205,7 @@ def _critic(teacher: Artifact, device: str) -> TeacherCritic:
 
 def _finish(
     training: StudentTraining,
-    rounds: list[dict[str, float]],
+    record: dict[str, Any],
     teacher: Artifact,
     work: StageWork,
     context: StageContext,
@@ -212,7 +217,8 @@ def _finish(
     kept = training.kept.entry
     theirs = _teachers_closing_episodes(trained, teacher, settings, context)
     pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
-    results = pairs.results() | {
+    results = pairs.results() | record
+    results |= {
         "evaluation_seed": [settings.seed, _FINAL_STREAM],
         "student_parameters": parameter_count(student),
         "teacher_parameters": parameter_count(trained.actor),
@@ -220,7 +226,6 @@ def _finish(
         "kept_update": int(kept["updates"]),
         "updates": training.updates,
         "labels": training.labels,
-        "rounds": rounds,
     }
     save_network(
         artifact.file(NETWORK_FILE),

@@ -17,8 +17,8 @@ from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
-from pipeline.core.settings import StageSettings
 from stages.artifact_task import load_task
+from stages.sampling_settings import SamplingSettings
 
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
@@ -34,7 +34,7 @@ _OUTCOMES = (
 )  # fmt: skip
 
 
-class EvaluateSettings(StageSettings):
+class EvaluateSettings(SamplingSettings):
     """Settings of `pipeline evaluate`."""
 
     episodes: int = pydantic.Field(default=1024, ge=1, description="fresh episodes to run")
@@ -43,9 +43,6 @@ class EvaluateSettings(StageSettings):
     )
     num_paths: int = pydantic.Field(
         default=32, ge=0, description="episodes whose path is drawn, for tasks with goals in x and y"
-    )
-    teacher_samples: int = pydantic.Field(
-        default=1, ge=1, le=1024, description="actions that a teacher's critic chooses from; 1: the mean"
     )
 
 
@@ -234,29 +231,40 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Return mean(student) / mean(teacher) over paired episodes, with a 95 % bootstrap interval.
 
-    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7). Only how often each
-    distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
+    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7), and two made-up pairs
+    with them: one in which the student loses the largest outcome seen, and one in which it gains it. Without
+    these, pairs that all agree would give an interval of no width, though one in n could have been lost.
+    Pseudo-observations are Agresti and Min's way with matched pairs (2005, Stat. Med. 24), who add half an
+    episode to each of four cells; agreeing pairs need none, so that the two go to those that disagree. Only
+    how often each distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
 
     Args:
-        teacher, student: (episodes,) outcomes of the same episodes.
+        teacher, student: (episodes,) outcomes of the same episodes, none negative.
         seed: seed of the resampling.
 
     Returns:
-        ``retention`` and ``interval``; None where the teacher's mean is 0.
+        ``retention``, to which the made-up pairs do not count, and ``interval``; None where the teacher's
+        mean is 0.
     """
     outcomes = np.stack([teacher, student], axis=1).astype(float)
     teacher_sum, student_sum = outcomes.sum(0)
     if teacher_sum == 0:
         return {"retention": None, "interval": None}
-    pairs, counts = np.unique(outcomes, axis=0, return_counts=True)
+    pairs, counts = np.unique(_with_pseudo_pairs(outcomes), axis=0, return_counts=True)
+    total = int(counts.sum())
     rng, sums = np.random.default_rng(seed), []
     chunk = max(1, _CHUNK_NUMBERS // len(pairs))
     for first in range(0, _BOOTSTRAP_DRAWS, chunk):
         draws = min(chunk, _BOOTSTRAP_DRAWS - first)
-        sums.append(rng.multinomial(len(outcomes), counts / len(outcomes), size=draws) @ pairs)
+        sums.append(rng.multinomial(total, counts / total, size=draws) @ pairs)
     bases, ours = np.concatenate(sums).T
     low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
     return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
+
+
+def _with_pseudo_pairs(outcomes: np.ndarray) -> np.ndarray:
+    """Return pairs, (n, 2), and after them one that is lost and one that is gained, (n + 2, 2)."""
+    return np.concatenate([outcomes, np.eye(2) * outcomes.max()])
 
 
 def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:
@@ -270,7 +278,9 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     Raises:
         UserError: the task has no such distribution, or the file is damaged.
     """
-    task, policy = load_policy(source, settings.device, settings.teacher_samples, settings.seed)
+    task, policy = load_policy(
+        source, settings.device, settings.teacher_samples, settings.seed, settings.sample_scale
+    )
     as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
@@ -297,7 +307,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
 
 
 def load_policy(
-    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0
+    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0, sample_scale: float = 1.0
 ) -> tuple[CompiledTask, Policy]:
     """Return task and policy of a policy's, a student's or a teacher's artifact.
 
@@ -308,6 +318,7 @@ def load_policy(
         device: where a network runs.
         teacher_samples: actions that a teacher's critic chooses from; 1: the mean.
         seed: of their draws.
+        sample_scale: times the teacher's standard deviation is what they are drawn with.
 
     Raises:
         UserError: a file is damaged, the task is not there, or no teacher is to have a critic choose.
@@ -328,7 +339,9 @@ def load_policy(
         from stages.best_action import best_action_policy
         from stages.teacher_critic import load_critic
 
-        return trained.task, best_action_policy(trained, load_critic(source), teacher_samples, seed, place)
+        critic = load_critic(source)
+        policy = best_action_policy(trained, critic, teacher_samples, seed, place, scale=sample_scale)
+        return trained.task, policy
     return trained.task, torch_policy(trained.actor.to(place), place)
 
 

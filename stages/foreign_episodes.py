@@ -83,6 +83,8 @@ def _read_npz(path: Path, goal_columns: Sequence[int]) -> Iterator[ForeignEpisod
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     """Return the columns of a file, float32, all as long."""
     names = ("observations", "actions", "terminals", "next_observations")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DamagedFileError(f"{path} is damaged or no .npz file of arrays: name another.")
     try:
         with np.load(path, allow_pickle=False) as file:
             columns = {name: np.asarray(file[name], np.float32) for name in names if name in file.files}
@@ -90,7 +92,11 @@ def _load_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not there: name an .npz file or a Minari dataset.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DamagedFileError(f"{path} is damaged or no .npz file ({reason}).") from None
+        if "allow_pickle" in reason:  # which is no advice to give
+            raise DamagedFileError(
+                f"{path} holds Python objects, which are not read: save plain arrays of numbers."
+            ) from None
+        raise DamagedFileError(f"{path} is damaged or no .npz file of arrays ({reason}).") from None
     missing = [name for name in names[:3] if name not in columns]
     if missing:
         raise UserError(f"{path} has no {', '.join(missing)}: it is no goal-conditioned dataset of OGBench.")
@@ -117,6 +123,8 @@ def _goal_of(observation: np.ndarray, goal_columns: Sequence[int], source: str) 
 
 def _read_minari(source: str, path: Path, goal_columns: Sequence[int]) -> Iterator[ForeignEpisode]:
     dataset = _open_minari(source, path)
+    if not dataset.total_episodes:
+        raise UserError(f"{source} is an empty Minari dataset: there is no episode to import.")
     try:
         for episode in dataset.iterate_episodes():
             yield _from_minari(episode, goal_columns, source)

@@ -1,8 +1,10 @@
 """Generate a dataset: the teacher acts in closed loop; every state that it visits carries its Gaussian.
 
 Episodes run in rounds, and each round becomes a shard of the dataset as soon as it has run. A round is seeded
-by itself, so that a dataset is the same, byte for byte, if it was interrupted and resumed, and for any number
-of ranks, which take the rounds in turn.
+by itself, so that a dataset is the same if it was interrupted and resumed, and for any number of ranks, which
+take the rounds in turn: byte for byte as long as processor, device and `threads` are the same, for the order
+in which a network sums depends on each. A resumed dataset keeps `threads` and the device that was asked for;
+`threads` 0 is each rank's share of the CPUs, and so differs with their number.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ from stages.artifact_task import keep_task, own_task, task_record
 from stages.dataset_files import MINARI_FOLDER
 from stages.dataset_results import UNSTABLE, complete_dataset
 from stages.episode_round import EpisodeGroup
+from stages.label_strength import require_strength
 from stages.labelled_rollout import LabelledRollout, RolloutPlan, Round
 from stages.network_file import load_actor
 from stages.teacher_critic import load_critic
 from stages.teacher_labels import LabelSettings
 
-CHANGEABLE_ON_RESUME = ("device", "threads")
+CHANGEABLE_ON_RESUME: tuple[str, ...] = ()
+"""Nothing: on another device, or with other threads, the last bits of the labels would change under way."""
 
 
 class GenerateDatasetSettings(LabelSettings):
@@ -57,7 +61,6 @@ class GenerateDatasetSettings(LabelSettings):
     )
     noise_levels: tuple[float, ...] = pydantic.Field(
         default=(0.0, 0.1, 0.2, 0.4),
-        min_length=1,
         description="standard deviations of the Gaussian noise on the actions, each for as many episodes; "
         "0: clean ones",
     )
@@ -79,8 +82,8 @@ class GenerateDatasetSettings(LabelSettings):
     @pydantic.field_validator("noise_levels")
     @classmethod
     def _are_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 <= level <= 2 for level in levels) or len(set(levels)) < len(levels):
-            raise ValueError("must be different numbers from 0 to 2")
+        if not levels or not all(0 <= level <= 2 for level in levels) or len(set(levels)) < len(levels):
+            raise ValueError("must be different numbers from 0 to 2, one at least")
         return levels
 
     def plan(self) -> RolloutPlan:
@@ -93,6 +96,7 @@ class GenerateDatasetSettings(LabelSettings):
             hindsight_fraction=self.hindsight_fraction,
             discount=self.hindsight_discount,
             teacher_samples=self.teacher_samples,
+            sample_scale=self.sample_scale,
         )
 
 
@@ -130,34 +134,20 @@ def run(
     Raises:
         DamagedFileError: the teacher's files are damaged.
         NonFiniteError: the teacher's output is not finite.
-        UserError: the physics diverged in every episode.
+        UserError: the physics diverged in every episode, or the critic's best of several actions, which
+            the settings ask for, is weaker than the mean.
         StoppedByUser: after Ctrl-C, once the shard is written.
         LostRankError: another rank is gone; the shards are kept.
     """
     ranks = context.ranks
-    trained = load_actor(teacher)
     set_up_torch(settings.threads, ranks.local_size)
     device = ranks.place(resolve_device(settings.device))
-    rollout = LabelledRollout(
-        trained,
-        settings.plan(),
-        device=device,
-        seed=settings.seed,
-        critic=load_critic(teacher) if settings.teacher_samples > 1 else None,
-        num_threads=cpu_share(ranks.local_size),
-    )
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ranks.connect(device))
-        if resumed is not None and ranks.leads:
-            stack.enter_context(folder_lock(resumed.path))
-        work = stack.enter_context(_open_stage(settings, context, teacher, resumed))
-        if resumed is None and ranks.leads:
-            stack.enter_context(folder_lock(work.artifact.path))
-        stack.enter_context(stop_on_interrupt(context.stop, ranks))
+    rollout, trial = _prepare(settings, context, teacher, device, is_new=resumed is None)
+    with _open_work(settings, context, teacher, resumed, device) as work:
         started = time.perf_counter()
         with _told_how_to_go_on(work, context):
             if ranks.leads:
-                keep_task(trained.task, work.artifact, context.console)
+                keep_task(rollout.task, work.artifact, context.console)
                 on_start(work.artifact)
                 remove_leftovers(work.artifact.file(MINARI_FOLDER))
                 _announce(rollout, settings, teacher, resumed, context)
@@ -171,20 +161,60 @@ def run(
         elapsed_s = time.perf_counter() - started
         speed = {"elapsed_s": elapsed_s, "env_steps_per_s": rollout.tally.env_steps / elapsed_s}
         metadata = _metadata(settings, rollout, teacher, work)
-        return complete_dataset(work, context, rollout.task, metadata, speed)
+        return complete_dataset(work, context, rollout.task, metadata, speed | trial)
 
 
-def _open_stage(
-    settings: GenerateDatasetSettings, context: StageContext, teacher: Artifact, resumed: Artifact | None
-) -> contextlib.AbstractContextManager[StageWork]:
-    return context.stage(
-        "dataset",
-        "generate-dataset",
-        task=teacher.manifest.task,
-        settings=settings,
-        parents={"teacher": teacher},
-        resumed=resumed,
+def _prepare(
+    settings: GenerateDatasetSettings, context: StageContext, teacher: Artifact, device: str, *, is_new: bool
+) -> tuple[LabelledRollout, dict[str, Any]]:
+    """Return the rollout, and what came of the trial of its labels where the settings ask for one.
+
+    Every rank runs the whole trial, and comes to the same end, before any of them waits for another.
+    """
+    trained, critic, trial = load_actor(teacher), None, {}
+    if settings.teacher_samples > 1:
+        critic = load_critic(teacher)
+        if is_new:
+            trial["label_trial"] = require_strength(trained, critic, settings, device, context.console)
+    rollout = LabelledRollout(
+        trained,
+        settings.plan(),
+        device=device,
+        seed=settings.seed,
+        critic=critic,
+        num_threads=cpu_share(context.ranks.local_size),
     )
+    return rollout, trial
+
+
+@contextlib.contextmanager
+def _open_work(
+    settings: GenerateDatasetSettings,
+    context: StageContext,
+    teacher: Artifact,
+    resumed: Artifact | None,
+    device: str,
+) -> Iterator[StageWork]:
+    """Connect the ranks and open the stage; the first one holds the artifact's lock until it is closed."""
+    ranks = context.ranks
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ranks.connect(device))
+        if resumed is not None and ranks.leads:
+            stack.enter_context(folder_lock(resumed.path))
+        work = stack.enter_context(
+            context.stage(
+                "dataset",
+                "generate-dataset",
+                task=teacher.manifest.task,
+                settings=settings,
+                parents={"teacher": teacher},
+                resumed=resumed,
+            )
+        )
+        if resumed is None and ranks.leads:
+            stack.enter_context(folder_lock(work.artifact.path))
+        stack.enter_context(stop_on_interrupt(context.stop, ranks))
+        yield work
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from stages.artifact_task import keep_task, own_task, task_record
 from stages.dataset_files import MINARI_FOLDER
 from stages.dataset_results import complete_dataset
 from stages.foreign_episodes import ForeignEpisode, read_foreign
-from stages.network_file import load_actor
+from stages.label_strength import require_strength
+from stages.network_file import TrainedActor, load_actor
 from stages.teacher_critic import load_critic
 from stages.teacher_labels import LabelSettings, TeacherLabels
 
@@ -50,6 +51,25 @@ class ImportDatasetSettings(LabelSettings):
         return [value] if isinstance(value, int) else value
 
 
+@dataclasses.dataclass
+class ClipTally:
+    """How many numbers of the actions there were, and how many of them lay outside [−1, 1]."""
+
+    numbers: int = 0
+    clipped: int = 0
+
+    @property
+    def share(self) -> float:
+        """Which share was clipped."""
+        return self.clipped / max(self.numbers, 1)
+
+    def clip(self, action: np.ndarray) -> np.ndarray:
+        """Return the actions within [−1, 1], and count."""
+        self.numbers += action.size
+        self.clipped += int((np.abs(action) > 1).sum())
+        return action.clip(-1.0, 1.0)
+
+
 def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifact, source: str) -> Artifact:
     """Label a dataset of others and return it as an artifact.
 
@@ -60,38 +80,75 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         source: an ``.npz`` file, or a Minari dataset by its folder or id.
 
     Raises:
-        UserError: the source cannot be read, has no episode, or is of other sizes than the teacher's task.
+        UserError: the source cannot be read, has no episode, or is of other sizes than the teacher's task;
+            or the critic's best of several actions, which the settings ask for, is weaker than the mean.
     """
     trained = load_actor(teacher)
     set_up_torch(settings.threads)
-    task, device = trained.task, resolve_device(settings.device)
-    critic = load_critic(teacher) if settings.teacher_samples > 1 else None
-    labels = TeacherLabels(trained, device, critic, settings.teacher_samples)
-    coming = _commanded(read_foreign(source, settings.goal_columns), task, settings, source)
+    task, tally = trained.task, ClipTally()
+    coming = _commanded(read_foreign(source, settings.goal_columns), task, settings, source, tally)
     first = next(coming, None)  # what does not fit is refused before anything is made
     if first is None:
         raise UserError(f"{source} has no episode with an action: there is nothing to import.")
+    labels, trial = _teacher_labels(settings, context, teacher, trained)
     parents = {"teacher": teacher}
     with context.stage(
         "dataset", "dataset import", task=task.name, settings=settings, parents=parents
     ) as work:
         keep_task(task, work.artifact, context.console)
         metadata = _metadata(settings, task, teacher, work.artifact, source)
-        root, number = work.artifact.file(MINARI_FOLDER), 0
-        shard = [first, *islice(coming, _SHARD_EPISODES - 1)]
-        while shard:
-            episodes = _labelled(shard, labels, settings, number)
-            facts = metadata | {"distribution": DISTRIBUTION}
-            write_shard(root, task, number, episodes, facts, own_task(work.artifact))
-            shard, number = list(islice(coming, _SHARD_EPISODES)), number + 1
-        context.console.say(f"Imported {source}, labelled by {teacher.name}, in {number} shards.")
-        return complete_dataset(work, context, task, metadata)
+        shards = _write_shards(chain([first], coming), labels, settings, work.artifact, task, metadata)
+        context.console.say(f"Imported {source}, labelled by {teacher.name}, in {shards} shards.")
+        if tally.clipped:
+            context.console.warn(
+                f"{tally.share:.2%} of the numbers in its actions lay outside [-1, 1] and were clipped: see "
+                f"that its actions are scaled as those of {task.name}."
+            )
+        more = trial | {"clipped_actions": tally.share}
+        dataset = complete_dataset(work, context, task, metadata, more)
+    context.console.say(
+        f"`pipeline distill` now takes {dataset.name}, the newest dataset of {teacher.name}; --dataset names "
+        "another."
+    )
+    return dataset
+
+
+def _teacher_labels(
+    settings: ImportDatasetSettings, context: StageContext, teacher: Artifact, trained: TrainedActor
+) -> tuple[TeacherLabels, dict[str, Any]]:
+    """Return what labels, and what came of its trial where the settings ask for one."""
+    device, critic, trial = resolve_device(settings.device), None, {}
+    if settings.teacher_samples > 1:
+        critic = load_critic(teacher)
+        trial["label_trial"] = require_strength(trained, critic, settings, device, context.console)
+    return TeacherLabels(trained, device, critic, settings.teacher_samples, settings.sample_scale), trial
+
+
+def _write_shards(
+    episodes: Iterator[GoalEpisode],
+    labels: TeacherLabels,
+    settings: ImportDatasetSettings,
+    artifact: Artifact,
+    task: CompiledTask,
+    metadata: dict[str, Any],
+) -> int:
+    """Label the episodes as they come and write them; return the number of shards."""
+    root, facts, number = artifact.file(MINARI_FOLDER), metadata | {"distribution": DISTRIBUTION}, 0
+    while shard := list(islice(episodes, _SHARD_EPISODES)):
+        labelled = _labelled(shard, labels, settings, number)
+        write_shard(root, task, number, labelled, facts, own_task(artifact))
+        number += 1
+    return number
 
 
 def _commanded(
-    episodes: Iterator[ForeignEpisode], task: CompiledTask, settings: ImportDatasetSettings, source: str
+    episodes: Iterator[ForeignEpisode],
+    task: CompiledTask,
+    settings: ImportDatasetSettings,
+    source: str,
+    tally: ClipTally,
 ) -> Iterator[GoalEpisode]:
-    """Yield the episodes without labels, each with one goal throughout.
+    """Yield the episodes without labels, each with one goal throughout and actions within [−1, 1].
 
     Where the goal changed under way, an episode ends before the change. Where none is known, it is what the
     episode achieves at one of its later states, each as likely.
@@ -107,7 +164,8 @@ def _commanded(
         bounds = [0, *changes.tolist(), last + 1]
         for start, stop in pairwise(bounds):
             if stop - start > 1:
-                yield _part(episode, desired[start], slice(start, stop), task, stop == last + 1)
+                part = _part(episode, desired[start], slice(start, stop), task, stop == last + 1)
+                yield dataclasses.replace(part, action=tally.clip(part.action))
 
 
 def _require_fit(episode: ForeignEpisode, task: CompiledTask, source: str) -> None:
@@ -125,9 +183,10 @@ def _require_fit(episode: ForeignEpisode, task: CompiledTask, source: str) -> No
                 f"{source}: its {name} have {column.shape[1]} numbers, those of task {task.name} {size}: "
                 "choose a teacher of its task."
             )
-        if len(column) != rows or not np.isfinite(column).all():
-            problem = f"are not finite, or an episode has {len(column)} of them, not {rows}"
-            raise UserError(f"{source}: its {name} {problem}.")
+        if len(column) != rows:
+            raise UserError(f"{source}: an episode has {len(column)} {name}, not {rows}: it is not whole.")
+        if not np.isfinite(column).all():
+            raise UserError(f"{source}: its {name} hold NaN or infinity: leave those episodes out.")
 
 
 def _part(
@@ -141,7 +200,7 @@ def _part(
         observation=episode.observation[rows],
         achieved_goal=achieved,
         desired_goal=goal,
-        action=episode.action[rows.start : rows.stop - 1].clip(-1.0, 1.0),
+        action=episode.action[rows.start : rows.stop - 1],
         teacher_mean=np.zeros((count, actions), np.float32),
         teacher_log_std=np.zeros((count, actions), np.float32),
         alternative_goal=np.zeros((count, 0, task.goal_dim), np.float32),

@@ -52,6 +52,7 @@ class RolloutPlan:
         hindsight_fraction: share of them that the episode achieves later.
         discount: of the distance ahead of those.
         teacher_samples: actions that the critic chooses the teacher's from; 1 takes its mean.
+        sample_scale: times the teacher's standard deviation is what they are drawn with.
     """
 
     groups: Sequence[EpisodeGroup]
@@ -61,6 +62,7 @@ class RolloutPlan:
     hindsight_fraction: float = 0.5
     discount: float = 0.99
     teacher_samples: int = 1
+    sample_scale: float = 1.0
 
     def rounds(self) -> list[Round]:
         """Return the rounds of every group, in order."""
@@ -113,7 +115,7 @@ class LabelledRollout:
         num_threads: int = 0,
     ) -> None:
         self.task, self.plan, self.tally = trained.task, plan, RolloutTally()
-        self._labels = TeacherLabels(trained, device, critic, plan.teacher_samples)
+        self._labels = TeacherLabels(trained, device, critic, plan.teacher_samples, plan.sample_scale)
         self._act, self._seed, self._num_threads = act, seed, num_threads
 
     def __iter__(self) -> Iterator[GoalEpisode]:

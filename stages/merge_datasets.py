@@ -11,7 +11,7 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext, as_user_error
 from pipeline.core.settings import StageSettings
-from replay.dataset_layout import NAMESPACE, read_metadata
+from replay.dataset_layout import NAMESPACE, ROWS_NAME, file_sha256, read_metadata
 from replay.dataset_writer import adopt_shard
 from replay.goal_dataset import DatasetError
 from stages.artifact_task import keep_task, load_task, task_record
@@ -28,13 +28,15 @@ def run(context: StageContext, datasets: Sequence[Artifact]) -> Artifact:
 
     Args:
         context: workspace, console and tracking.
-        datasets: completed ones of one task and teacher, at least two.
+        datasets: completed ones of one task and teacher, at least two. A shard that several of them hold, as
+            those of one seed do, is taken once.
 
     Raises:
-        UserError: they are of different tasks or teachers, one is named twice, or one is damaged.
+        UserError: they are of different tasks or teachers; one is named twice, holds all that the others do,
+            or is damaged.
     """
     _require_one_kind(datasets)
-    shards = [shard for dataset in datasets for shard in verify_dataset(dataset)]
+    shards = _distinct_shards(datasets, context)
     first = datasets[0]
     task = load_task(first)
     parents = {_role(number): dataset for number, dataset in enumerate(datasets)}
@@ -50,6 +52,33 @@ def run(context: StageContext, datasets: Sequence[Artifact]) -> Artifact:
             as_user_error(lambda n=number, s=shard: adopt_shard(root, task.name, n, s), DatasetError)
         context.console.say(f"Merging {len(datasets)} datasets of {task.name}: {len(shards)} shards.")
         return complete_dataset(work, context, task, _metadata(datasets, shards, task, work.artifact))
+
+
+def _distinct_shards(datasets: Sequence[Artifact], context: StageContext) -> list[Path]:
+    """Return the data folders of the shards whose rows no other before them holds.
+
+    Raises:
+        UserError: the shards of one dataset hold all that there is, or one is damaged.
+    """
+    by_dataset = [verify_dataset(dataset) for dataset in datasets]
+    distinct: dict[str, Path] = {}
+    for shard in (shard for shards in by_dataset for shard in shards):
+        distinct.setdefault(_rows_hash(shard), shard)
+    for dataset, shards in zip(datasets, by_dataset, strict=True):
+        if {_rows_hash(shard) for shard in shards} == distinct.keys():
+            raise UserError(
+                f"The others have no episode that {dataset.name} lacks, as those of one seed may: merge "
+                "datasets of different seeds."
+            )
+    repeated = sum(len(shards) for shards in by_dataset) - len(distinct)
+    if repeated:
+        context.console.warn(f"{repeated} shards hold the same episodes as others: each is taken once.")
+    return list(distinct.values())
+
+
+def _rows_hash(shard: Path) -> str:
+    """Return the hash of a shard's rows; the oldest ones did not record it."""
+    return str(_facts(shard).get("sha256") or file_sha256(shard / ROWS_NAME))
 
 
 def _role(number: int) -> str:
@@ -74,10 +103,14 @@ def _require_one_kind(datasets: Sequence[Artifact]) -> None:
                 f"{dataset.name} was labelled by another teacher than {first.name}: merge datasets of one "
                 "teacher, or label one anew with `pipeline dataset import`."
             )
-        if _samples(dataset) != _samples(first):
+        if _sampling(dataset) != _sampling(first):
+            theirs, ours = (
+                ", ".join(f"{name} {value:g}" for name, value in _sampling(each).items())
+                for each in (dataset, first)
+            )
             raise UserError(
-                f"{dataset.name} has labels of teacher_samples {_samples(dataset)}, {first.name} of "
-                f"{_samples(first)}: merge datasets that are labelled alike."
+                f"{dataset.name} has labels of {theirs}, {first.name} of {ours}: merge datasets that are "
+                "labelled alike."
             )
 
 
@@ -92,9 +125,12 @@ def _teacher_hash(dataset: Artifact) -> str:
     return teacher.hash
 
 
-def _samples(dataset: Artifact) -> int:
-    """Return how many actions the critic chose the labels from."""
-    return int(_facts(shard_folders(dataset)[0]).get("teacher_samples", 1))
+def _sampling(dataset: Artifact) -> dict[str, float]:
+    """Return how many actions the critic chose the labels from, and where there are several, their scale."""
+    facts = _facts(shard_folders(dataset)[0])
+    samples = int(facts.get("teacher_samples", 1))
+    scale = {"sample_scale": float(facts.get("sample_scale", 1.0))} if samples > 1 else {}
+    return {"teacher_samples": samples, **scale}
 
 
 def _facts(shard: Path) -> dict[str, Any]:
@@ -108,6 +144,17 @@ def _evaluation_fraction(shards: Sequence[Path]) -> float:
     return evaluation / sum(each["episodes"] for each in facts)
 
 
+def _hindsight(shards: Sequence[Path]) -> dict[str, float]:
+    """Return how the alternative goals were drawn: each setting's mean over the episodes that have any."""
+    found = [facts for facts in map(_facts, shards) if facts.get("alternative_goals")]
+    episodes = sum(facts["episodes"] for facts in found)
+    return {
+        name: sum(facts["episodes"] * facts[name] for facts in found) / episodes
+        for name in ("hindsight_fraction", "hindsight_discount")
+        if found and all(name in facts for facts in found)
+    }
+
+
 def _metadata(
     datasets: Sequence[Artifact], shards: Sequence[Path], task: CompiledTask, merged: Artifact
 ) -> dict[str, Any]:
@@ -118,7 +165,8 @@ def _metadata(
         "control_dt_s": task.task.control_dt_s,
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "evaluation_fraction": _evaluation_fraction(shards),
-        "teacher_samples": _samples(datasets[0]),
+        **_sampling(datasets[0]),
+        **_hindsight(shards),
         "merged": [{"name": dataset.name, "hash": dataset.manifest.hash} for dataset in datasets],
         "versions": merged.manifest.versions,
     }

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from models.goal_actor import Gaussian
 from pipeline.core.errors import NonFiniteError
-from pipeline.core.settings import StageSettings
 from stages.best_action import best_mean
 from stages.network_file import TrainedActor
+from stages.sampling_settings import SamplingSettings
 from stages.teacher_critic import TeacherCritic
 
 LABEL_BATCH = 2048
@@ -23,7 +23,7 @@ LabelledAction = tuple[np.ndarray, np.ndarray, np.ndarray]
 """The teacher's action tanh(mean), its mean and its log-std, each (rows, action_dim)."""
 
 
-class LabelSettings(StageSettings):
+class LabelSettings(SamplingSettings):
     """How the states of a dataset are labelled."""
 
     alternative_goals: int = pydantic.Field(
@@ -38,16 +38,22 @@ class LabelSettings(StageSettings):
     hindsight_discount: float = pydantic.Field(
         default=0.99, gt=0, le=1, description="how near in time those are, as the discount of training"
     )
-    teacher_samples: int = pydantic.Field(
-        default=1, ge=1, le=1024, description="actions that the critic chooses from; 1: the mean"
+    accept_weaker_labels: bool = pydantic.Field(
+        default=False, description="label with the best of several actions even where the mean does better"
     )
     threads: int = pydantic.Field(
-        default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
+        default=1,
+        ge=0,
+        description="CPU threads of torch in each process; 0: every CPU, shared evenly. With another number "
+        "the last bits of the labels differ",
     )
 
     def label_facts(self) -> dict[str, Any]:
         """Return what a dataset's metadata says of its labels."""
-        names = ("alternative_goals", "hindsight_fraction", "hindsight_discount", "teacher_samples", "seed")
+        names = (
+            "alternative_goals", "hindsight_fraction", "hindsight_discount", "teacher_samples",
+            "sample_scale", "seed",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
@@ -59,15 +65,21 @@ class TeacherLabels:
         device: where it runs.
         critic: the teacher's critic, for `samples` above 1.
         samples: how many actions the critic chooses from, the mean among them; 1 takes the mean.
+        scale: times the teacher's standard deviation is what they are drawn with.
     """
 
     def __init__(
-        self, trained: TrainedActor, device: str, critic: TeacherCritic | None = None, samples: int = 1
+        self,
+        trained: TrainedActor,
+        device: str,
+        critic: TeacherCritic | None = None,
+        samples: int = 1,
+        scale: float = 1.0,
     ) -> None:
         if samples > 1 and critic is None:
             raise ValueError(f"the best of {samples} actions is the critic's choice, and none was given")
         self._actor, self._device, self._samples = trained.actor.to(device), device, samples
-        self._critic = critic
+        self._critic, self._scale = critic, scale
         if critic is not None:
             critic.critic.to(device)
         self._generator = torch.Generator(device)
@@ -115,7 +127,9 @@ class TeacherLabels:
         state, target = (torch.as_tensor(array, device=self._device) for array in (observation, goal))
         gaussian = self._actor(state, target)
         if self._samples > 1 and self._critic is not None:
-            mean = best_mean(gaussian, state, target, self._critic, self._samples, self._generator)
+            mean = best_mean(
+                gaussian, state, target, self._critic, self._samples, self._generator, self._scale
+            )
             return Gaussian(mean, gaussian.log_std)
         return gaussian
 

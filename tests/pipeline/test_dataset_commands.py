@@ -60,3 +60,14 @@ def test_import_labels_an_npz_file_with_the_newest_teacher(workspace: Path):
 def test_there_is_nothing_to_resume(workspace: Path):
     result = invoke(workspace, "generate-dataset", "--resume", code=2)
     assert "No unfinished dataset with a shard" in result.stderr
+
+
+def test_info_shows_a_damaged_view(workspace: Path):
+    view = next((workspace / "runs").glob("dataset-*/minari/thousandfold/point_u_maze-v0/data/metadata.json"))
+    whole = view.read_bytes()
+    view.write_bytes(whole[:-1])
+    result = invoke(workspace, "dataset", "info", view.relative_to(workspace / "runs").parts[0], "--json")
+    view.write_bytes(whole)
+    damaged = json.loads(result.stdout.splitlines()[-1])["damaged"]
+    assert list(damaged) == ["minari/thousandfold/point_u_maze-v0/data/metadata.json"]
+    assert "Damaged files" in result.stderr

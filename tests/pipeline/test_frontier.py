@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,12 +16,17 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.errors import SettingsError
+from pipeline.core.errors import SettingsError, UserError
+from pipeline.core.folder_lock import folder_lock
+from pipeline.core.runtime import seed_sequence
 from pipeline.core.tracking import NEWEST_ALIAS
 from pipeline.frontier import cell_settings, resolve_plan
 from pipeline.frontier_cells import Cell, cell_workspace, finished, teacher_workspace
 from pipeline.frontier_table import read_table
 from pipeline.session import CommonOptions
+from stages.evaluate import run_episodes
+from stages.network_file import load_actor, torch_policy
+from stages.paired_evaluation import PairedEpisodes
 from tests.end_to_end.command_line import clean_environment, command, error_of, pipeline
 from tests.pipeline.frontier_runs import QUICK, make_dataset, make_teacher
 
@@ -150,6 +156,7 @@ def test_the_artifact_is_whole_and_its_students_are_no_news(frontier: Artifact, 
     frontier.verify()
     assert frontier.file("frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert not frontier.file("episodes").exists()
+    assert ".lock" not in frontier.manifest.files
     assert len(list(workspace.glob("cache/datasets/*"))) == 1, "all processes read one packed copy"
     assert not list(frontier.path.rglob("cache"))
     assert frontier.manifest.results["students"] == 2 and frontier.manifest.results["failed"] == 0
@@ -204,11 +211,75 @@ def test_the_student_chosen_is_the_newest_student_and_policy(frontier: Artifact,
     policy = Workspace(workspace).newest("policy")
     assert policy.manifest.parents["student"].hash == student.manifest.hash
     assert policy.name == entries["policy"]["artifact"] and "teacher.onnx" in policy.manifest.files
+    fresh = student.manifest.results["fresh_episodes"]
+    for name in ("retention", "retention_interval", "success"):
+        assert fresh[name] == fresh_results(frontier, student)[name] != student.manifest.results[name]
+    assert fresh["episodes"] == 1024 and "Over 1,024 fresh episodes 5x4 has success" in result.stderr
     client = MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow/mlflow.db")
+    run = client.get_run(student.manifest.tracking["run_id"])
+    assert run.data.metrics["fresh/retention"] == fresh["retention"]
     for kind, artifact in (("student", student), ("policy", policy)):
         version = client.get_model_version_by_alias(f"{kind}-point_u_maze", NEWEST_ALIAS)
         assert version.tags["artifact"] == artifact.name
     frontier.verify()
+
+
+def fresh_results(frontier: Artifact, student: Artifact) -> dict[str, Any]:
+    """Return what teacher and student reach over 1024 episodes of a stream that no stage has run."""
+    teacher = next(
+        artifact
+        for artifact in Workspace(frontier.path.parents[1]).artifacts("teacher")
+        if artifact.manifest.hash == frontier.manifest.parents["teacher"].hash
+    )
+    sides = []
+    for artifact in (teacher, student):
+        trained = load_actor(artifact)
+        policy, seed = torch_policy(trained.actor), seed_sequence(0, 17)
+        sides.append(run_episodes(trained.task, policy, episodes=1024, seed=seed))
+    return PairedEpisodes(*sides).results()
+
+
+def test_a_choice_that_fresh_episodes_do_not_bear_out_is_told(
+    frontier: Artifact, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_table(frontier)
+    lucky = [row | {"retention": 1.9, "retention_interval": [1.8, 2.0]} for row in table["rows"]]
+    monkeypatch.setattr("pipeline.frontier_selection.read_table", lambda _: table | {"rows": lucky})
+    teacher = Workspace(workspace).newest("teacher").path
+    result = invoke(workspace, "--select", "--min-retention=1.8", "--teacher", str(teacher))
+    assert "that is below the 1.8 asked for" in result.stderr
+
+
+def test_a_teacher_that_never_succeeds_leaves_a_retention_that_is_undefined(
+    frontier: Artifact, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_table(frontier)
+    undefined = [row | {"retention": None, "retention_interval": None} for row in table["rows"]]
+    monkeypatch.setattr("pipeline.frontier_selection.read_table", lambda _: table | {"rows": undefined})
+    result = invoke(workspace, "--select", "--min-retention=0")
+    assert "retention undefined" in result.stdout
+
+
+def test_without_the_teacher_the_choice_is_said_to_flatter(
+    frontier: Artifact, workspace: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "runs" / frontier.name
+    shutil.copytree(frontier.path, elsewhere)
+    result = invoke(tmp_path, "--select", "--min-retention=0")
+    assert "no fresh episodes without the teacher" in result.stderr
+    assert Workspace(tmp_path).newest("student").manifest.results["fresh_episodes"] is None
+
+
+def test_a_frontier_in_the_making_is_left_alone(frontier: Artifact, workspace: Path) -> None:
+    made_of = {"settings": frontier.manifest.settings, "parents": frontier.manifest.parents}
+    unfinished = Workspace(workspace).create("frontier", task=frontier.manifest.task, **made_of)
+    under_way = cell_workspace(unfinished, Cell(5, 4)).runs / "student-1"
+    under_way.mkdir(parents=True)
+    before = unfinished.file("manifest.json").read_bytes()
+    with folder_lock(unfinished.path):
+        result = invoke(workspace, "--resume", unfinished.name, code=2)
+    assert "in use by another process" in error_of(result.stderr)
+    assert under_way.exists() and unfinished.file("manifest.json").read_bytes() == before
 
 
 # -- what goes wrong --------------------------------------------------------------------------------
@@ -253,6 +324,9 @@ def test_a_frontier_that_was_stopped_goes_on_and_does_nothing_twice(tmp_path: Pa
         return [a for a in found if a.kind == "policy" and a.manifest.status == "completed"]
 
     wait_for(done, process)
+    (artifact,) = Workspace(tmp_path).artifacts("frontier")
+    with pytest.raises(UserError, match="in use by another process"), folder_lock(artifact.path):
+        pass
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 130)

@@ -68,13 +68,15 @@ def test_the_best_is_the_candidate_of_highest_energy_and_the_mean_is_one_of_them
     )
 
 
-def test_draws_have_the_teachers_spread():
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_draws_have_the_teachers_spread_times_the_scale(scale: float):
     gaussian = Gaussian(torch.full((4000, 2), 0.3), torch.full((4000, 2), math.log(0.2)))
     away = torch.full((4000, 2), 100.0)  # the larger of two is chosen
-    found = best_mean(gaussian, torch.zeros(4000, 4), away, CRITIC, 2, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    found = best_mean(gaussian, torch.zeros(4000, 4), away, CRITIC, 2, generator, scale)
     drawn = found[(found != 0.3).any(1)]
     assert 0.4 < len(drawn) / 4000 < 0.6
-    assert (drawn - 0.3).square().mean().sqrt() == pytest.approx(0.2, rel=0.05)
+    assert (drawn - 0.3).square().mean().sqrt() == pytest.approx(0.2 * scale, rel=0.05)
 
 
 def test_the_policy_acts_on_the_best_and_is_the_same_for_the_same_seed():
@@ -105,17 +107,17 @@ def test_labels_of_the_best_action_lead_to_it():
 def test_a_teacher_is_evaluated_with_its_critics_choice(tmp_path, monkeypatch: pytest.MonkeyPatch):
     context = make_context(tmp_path)
     teacher = train(TINY_TEACHER, context)
-    asked: list[int] = []
+    asked: list[tuple[int, float]] = []
     original = best_action.best_mean
 
-    def counted(gaussian, observation, goal, critic, samples, generator):
-        asked.append(samples)
-        return original(gaussian, observation, goal, critic, samples, generator)
+    def counted(gaussian, observation, goal, critic, samples, generator, scale):
+        asked.append((samples, scale))
+        return original(gaussian, observation, goal, critic, samples, generator, scale)
 
     monkeypatch.setattr(best_action, "best_mean", counted)
-    settings = EvaluateSettings(episodes=2, teacher_samples=3, device="cpu", num_paths=0)
+    settings = EvaluateSettings(episodes=2, teacher_samples=3, sample_scale=0.2, device="cpu", num_paths=0)
     evaluation = run(settings, context, teacher)
-    assert set(asked) == {3} and len(asked) == 100
+    assert set(asked) == {(3, 0.2)} and len(asked) == 100
     assert evaluation.manifest.settings["teacher_samples"] == 3
     run(settings.model_copy(update={"teacher_samples": 1}), context, teacher)
     assert len(asked) == 100

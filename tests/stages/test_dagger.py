@@ -71,13 +71,13 @@ def test_rounds_end_where_retention_meets_its_target(monkeypatch: pytest.MonkeyP
 
     def validate(*_: object) -> dict[str, float]:
         share = next(outcomes)
-        return {"validation_loss": 1.0, "success": share, "time_at_goal": 0.0, "retention": share}
+        return {"validation_loss": 1.0, "success": share, "time_at_goal": 0.0, "smaller_retention": share}
 
     monkeypatch.setattr(StudentTraining, "validate", validate)
     training = make_training(target_retention=0.9)
     training.descend(SETTINGS.updates)
     rounds = run_rounds(training, lambda number, act: made_up_data(0.0))
-    assert [entry["retention"] for entry in rounds] == [0.2, 0.95]
+    assert [entry["smaller_retention"] for entry in rounds] == [0.2, 0.95]
 
 
 # -- what is kept -----------------------------------------------------------------------------------
@@ -126,3 +126,25 @@ def test_a_round_is_drawn_like_the_dataset(tmp_path: Path):
         ("evaluation", 1, 0.0),
         ("training", 3, 0.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "drawn"),
+    [({"hindsight_fraction": 0.25, "hindsight_discount": 0.9}, (0.25, 0.9)), ({}, (0.5, 0.99))],
+)
+def test_alternative_goals_are_drawn_as_in_the_dataset(
+    tmp_path: Path, facts: dict[str, float], drawn: tuple[float, float]
+):
+    plan = make_rollout(tmp_path, dataset={"evaluation_fraction": 0.25, **facts}).plan
+    assert (plan.hindsight_fraction, plan.discount) == drawn
+
+
+def test_rounds_achieve_as_many_of_their_alternative_goals_as_the_dataset_says(tmp_path: Path):
+    def pushes(observation: np.ndarray, *_: object) -> np.ndarray:
+        return np.full((len(observation), 2), 0.5, np.float32)
+
+    made = [make_rollout(tmp_path / str(f), dataset={"hindsight_fraction": f})(1, pushes) for f in (0.0, 1.0)]
+    for data, achieved in zip(made, (False, True), strict=True):
+        commanded = np.unique(data.desired_goal, axis=0)
+        goals = data.alternative_goal.reshape(-1, 1, 2)
+        assert (goals == commanded).all(2).any(1).all() != achieved

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.core import artifacts
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, UserError
 from pipeline.core.runtime import StageContext
+from replay import goal_dataset
 from replay.goal_dataset import GoalDataset, load_goal_dataset
 from stages import dataset_files, dataset_results, generate_dataset
-from stages.dataset_files import load_dataset, verify_dataset
+from stages.dataset_files import PACK_FORMAT, load_dataset, verify_dataset
 from stages.generate_dataset import GenerateDatasetSettings
 from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
@@ -122,7 +125,7 @@ def test_a_second_load_comes_from_the_cache_and_is_the_same(
     first = load_dataset(dataset, tmp_path / "cache")
     assert same(first, load_goal_dataset(dataset.path))
     (packed,) = (tmp_path / "cache/datasets").iterdir()
-    assert packed.name == f"{dataset.manifest.hash}.safetensors"
+    assert packed.name == f"{dataset.manifest.hash}-{PACK_FORMAT}.safetensors"
     monkeypatch.setattr(dataset_files, "load_shards", lambda *_, **__: pytest.fail("read again"))
     assert same(load_dataset(dataset, tmp_path / "cache"), first)
 
@@ -135,6 +138,45 @@ def test_a_cache_that_is_damaged_or_gone_is_made_again(dataset: Artifact, tmp_pa
     how(packed)
     assert same(load_dataset(dataset, tmp_path / "cache"), first)
     assert packed.read_bytes() == whole
+
+
+def test_a_file_that_changes_after_packing_is_noticed(dataset: Artifact, tmp_path: Path):
+    first = load_dataset(dataset, tmp_path / "cache")
+    whole = shard_file(dataset, 1).read_bytes()
+    damage(shard_file(dataset, 1))
+    with pytest.raises(DamagedFileError, match=r"shard_00001-v0.*differs"):
+        load_dataset(dataset, tmp_path / "cache")
+    assert len(load_dataset(dataset, tmp_path / "cache", skip_damaged=True).success) == 6
+    shard_file(dataset, 1).write_bytes(whole)
+    assert same(load_dataset(dataset, tmp_path / "cache"), first)
+    shard_file(dataset, 1).unlink()
+    with pytest.raises(DamagedFileError, match="is missing"):
+        load_dataset(dataset, tmp_path / "cache")
+
+
+def test_files_that_are_only_newer_are_packed_again(
+    dataset: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = load_dataset(dataset, tmp_path / "cache")
+    os.utime(shard_file(dataset, 0), (1, 1))
+    assert same(load_dataset(dataset, tmp_path / "cache"), first)
+    monkeypatch.setattr(dataset_files, "load_shards", lambda *_, **__: pytest.fail("read again"))
+    load_dataset(dataset, tmp_path / "cache")
+    monkeypatch.setattr(dataset_files, "PACK_FORMAT", PACK_FORMAT + 1)
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        load_dataset(dataset, tmp_path / "cache")
+
+
+def test_a_first_load_hashes_every_shard_once(dataset: Artifact, monkeypatch: pytest.MonkeyPatch):
+    hashed: list[Path] = []
+    for module in (artifacts, goal_dataset):
+        original = module.file_sha256
+        monkeypatch.setattr(
+            module, "file_sha256", lambda path, original=original: hashed.append(path) or original(path)
+        )
+    load_dataset(dataset)
+    rows = [path for path in hashed if path.name == "main_data.hdf5"]
+    assert len(rows) == len(set(rows)) == 4 + 1  # the view is a file of rows as well
 
 
 def test_another_dataset_is_not_taken_for_this_one(dataset: Artifact, tmp_path: Path):
@@ -150,6 +192,7 @@ def test_what_is_left_of_a_damaged_dataset_is_not_packed(dataset: Artifact, tmp_
     told: list[str] = []
     data = load_dataset(dataset, tmp_path / "cache", skip_damaged=True, warn=told.append)
     assert len(data.success) == 6 and len(told) == 1
+    assert data.metadata["thousandfold"]["skipped_shards"] == ["shard_00000-v0"]
     assert not (tmp_path / "cache").exists()
 
 

@@ -448,7 +448,11 @@ def test_damaged_shards_are_left_out_when_told_so(
     assert "shard_00000" in refusal(context, teacher, damaged, change(updates=1))
     artifact = distill.run(change(updates=1, skip_damaged_shards=True), context, teacher, damaged)
     assert "shard_00000" in capsys.readouterr().err
-    assert 0 < artifact.manifest.results["labels"] < 3 * 30 * 100
+    results = artifact.manifest.results
+    assert results["skipped_shards"] == ["shard_00000-v0"]
+    # A state has a label under each of three goals.
+    assert 0 < 3 * results["dataset_rows"] == results["labels"] < 3 * 30 * 100
+    assert 0 < results["held_out_rows"] < results["dataset_rows"]
 
 
 @pytest.mark.parametrize("off", [-0.5, -0.03, math.nan])

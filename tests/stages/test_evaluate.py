@@ -75,12 +75,36 @@ def test_summary_reports_the_interval_and_the_count():
 def test_retention_is_a_ratio_with_a_paired_interval():
     rng = np.random.default_rng(0)
     teacher = rng.random(1000) < 0.9
-    assert retention(teacher, teacher) == {"retention": 1.0, "interval": [1.0, 1.0]}
+    same = retention(teacher, teacher)
+    assert same["retention"] == 1.0 and 0.99 < same["interval"][0] < 1 < same["interval"][1] < 1.01
     student = teacher & (rng.random(1000) < 0.95)
     measured = retention(teacher, student)
     low, high = measured["interval"]
     assert measured["retention"] == pytest.approx(student.sum() / teacher.sum())
     assert low < measured["retention"] < high < 1 and high - low < 0.04
+
+
+@pytest.mark.parametrize(
+    ("count", "teacher", "student"),
+    [(1024, 0.999, 0.998), (64, 1.0, 0.985), (64, 0.999, 0.998), (1024, 1.0, 0.999), (1024, 1.0, 0.985)],
+)
+def test_the_interval_of_retention_covers_near_one(count, teacher, student):
+    """Whatever the student reaches the teacher does too; without pseudo-pairs these cover 7 to 93 %."""
+    shares = [student, teacher - student, 1 - teacher]
+    drawn = np.random.default_rng(1).multinomial(count, shares, size=1000)
+    covered = 0
+    for cells, times in zip(*np.unique(drawn, axis=0, return_counts=True), strict=True):
+        low, high = retention(np.repeat([1, 1, 0], cells), np.repeat([1, 0, 0], cells))["interval"]
+        covered += times * (low <= student / teacher <= high)
+    assert covered / len(drawn) >= 0.93
+
+
+@pytest.mark.parametrize("outcomes", [np.ones(64), np.full(64, 300.0), np.linspace(0, 900, 64)])
+def test_pairs_that_agree_leave_an_interval_that_has_a_width(outcomes):
+    low, high = retention(outcomes, outcomes)["interval"]
+    # None of n lost leaves 3 / n possible at 95 %, of outcomes as large as the largest.
+    expected = 3 / 64 * outcomes.max() / outcomes.mean()
+    assert 0.6 * expected < 1 - low < 1.5 * expected and 0.6 * expected < high - 1 < 1.5 * expected
 
 
 def test_retention_of_a_teacher_without_success_is_undefined():

@@ -25,12 +25,15 @@ from pipeline.core.console import Console
 from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError, StoppedByUser, UserError
 from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import StageContext
+from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
+from pipeline.session import CommonOptions
 from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages import generate_dataset, labelled_rollout
+from stages import generate_dataset, label_strength, labelled_rollout
 from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
 from stages.evaluate import wilson_interval
 from stages.generate_dataset import GenerateDatasetSettings, find_resumable, plan_groups, run
+from stages.label_strength import TRIAL_EPISODES
 from stages.labelled_rollout import LabelledRollout, Round
 from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network
 from tests.stages.test_best_action import CRITIC
@@ -193,9 +196,13 @@ def test_labels_may_be_the_critics_choice(
     context: StageContext, teacher: Artifact, data: GoalDataset, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(generate_dataset, "load_critic", lambda _: CRITIC)  # wants the goal as the action
-    chosen = run(SETTINGS.model_copy(update={"teacher_samples": 8}), context, teacher)
+    asked = {"teacher_samples": 8, "sample_scale": 1.0, "accept_weaker_labels": True}
+    chosen = run(SETTINGS.model_copy(update=asked), context, teacher)
     best = load_goal_dataset(chosen.path)
-    assert best.metadata["thousandfold"]["teacher_samples"] == 8
+    made_with = best.metadata["thousandfold"]
+    assert (made_with["teacher_samples"], made_with["sample_scale"]) == (8, 1.0)
+    assert (made_with["hindsight_fraction"], made_with["hindsight_discount"]) == (0.5, 0.99)
+    assert chosen.manifest.results["label_trial"]["episodes"] == TRIAL_EPISODES
 
     def error(found: GoalDataset) -> float:
         return float(np.abs(np.tanh(found.alternative_mean) - found.alternative_goal).mean())
@@ -203,6 +210,17 @@ def test_labels_may_be_the_critics_choice(
     assert error(best) < 0.9 * error(data)
     clean = ~noise_of_rows(chosen)
     assert np.abs(best.action - np.tanh(best.teacher_mean))[clean].max() < 1e-6
+
+
+def test_labels_weaker_than_the_mean_are_refused_before_anything_is_made(
+    context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate_dataset, "load_critic", lambda _: CRITIC)
+    monkeypatch.setattr(label_strength, "is_weaker", lambda _: True)
+    before = len(context.workspace.artifacts("dataset"))
+    with pytest.raises(SettingsError, match="would be weaker"):
+        run(SETTINGS.model_copy(update={"teacher_samples": 2}), context, teacher)
+    assert len(context.workspace.artifacts("dataset")) == before
 
 
 # -- what the stage says --------------------------------------------------------------------------
@@ -452,9 +470,24 @@ def test_a_damaged_teacher_is_refused_before_anything_is_made(context: StageCont
         {"noise_levels": (0.1, 0.1)},
         {"noise_levels": ()},
         {"noise_levels": "0,much"},
+        {"sample_scale": 0},
         {"nois": 0.1},
     ],
 )
 def test_settings_out_of_bounds_are_refused(wrong: dict):
     with pytest.raises(pydantic.ValidationError):
         GenerateDatasetSettings(**wrong)
+
+
+def test_a_level_that_is_no_number_is_said_once():
+    with pytest.raises(SettingsError) as raised:
+        resolve_settings(GenerateDatasetSettings, "generate_dataset", flags={"noise_levels": "a"})
+    assert str(raised.value).count("noise_levels") == 1 and "valid number" in str(raised.value)
+
+
+def test_nothing_that_the_bytes_depend_on_changes_on_resume():
+    assert GenerateDatasetSettings().threads == 1  # whatever the number of ranks
+    with pytest.raises(SettingsError, match="threads 1, not 2"):
+        CommonOptions(None, ("threads=2",), None, None, False).resolve_resumed(
+            SETTINGS, "generate_dataset", {}, name="it", changeable=generate_dataset.CHANGEABLE_ON_RESUME
+        )

@@ -14,9 +14,10 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext
 from replay.goal_dataset import load_goal_dataset
-from stages import dataset_results, import_dataset
+from stages import dataset_results, import_dataset, label_strength
 from stages.import_dataset import ImportDatasetSettings, run
 from stages.network_file import load_actor
+from tests.stages.test_best_action import CRITIC
 from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
 
@@ -177,6 +178,40 @@ def test_many_episodes_make_many_shards(
     assert dataset.manifest.results["episodes"] == 7 and dataset.manifest.results["rows"] == 14
 
 
+def test_clipped_actions_are_counted_and_said(
+    context: StageContext, teacher: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    columns = write_npz(tmp_path / "maze.npz", [5], True)
+    dataset = run(COLUMNS, context, teacher, str(tmp_path / "maze.npz"))
+    assert dataset.manifest.results["clipped_actions"] == 0 and "clipped" not in capsys.readouterr().err
+    columns["actions"][2] = (3.0, -1.5)
+    np.savez(tmp_path / "maze.npz", **columns)
+    dataset = run(COLUMNS, context, teacher, str(tmp_path / "maze.npz"))
+    assert dataset.manifest.results["clipped_actions"] == 0.2
+    assert load_goal_dataset(dataset.path).action[2].tolist() == [1.0, -1.0]
+    said = capsys.readouterr()
+    assert "20.00% of the numbers" in said.err
+    last = said.out.splitlines()[-1]
+    assert f"`pipeline distill` now takes {dataset.name}" in last and "--dataset" in last
+
+
+def test_an_imports_labels_are_tried_as_well(
+    context: StageContext, teacher: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(import_dataset, "load_critic", lambda _: CRITIC)
+    monkeypatch.setattr(label_strength, "is_weaker", lambda _: True)
+    write_npz(tmp_path / "maze.npz", [5], False)
+    sampled = COLUMNS.model_copy(update={"teacher_samples": 2})
+    assert "would be weaker" in refusal(context, teacher, tmp_path / "maze.npz", sampled)
+    dataset = run(
+        sampled.model_copy(update={"accept_weaker_labels": True}),
+        context,
+        teacher,
+        str(tmp_path / "maze.npz"),
+    )
+    assert "best_success" in dataset.manifest.results["label_trial"]
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
@@ -208,6 +243,8 @@ def test_what_is_empty_is_refused(context: StageContext, teacher: Artifact, tmp_
     assert "nothing to import" in refusal(context, teacher, tmp_path / "short.npz")
     write_npz(tmp_path / "none.npz", [], False)
     assert "nothing to import" in refusal(context, teacher, tmp_path / "none.npz")
+    write_minari(tmp_path / "empty/data", [])
+    assert "empty Minari dataset" in refusal(context, teacher, tmp_path / "empty")
 
 
 def test_what_cannot_be_read_is_named(
@@ -220,17 +257,22 @@ def test_what_cannot_be_read_is_named(
     (tmp_path / "strange/data/metadata.json").write_text("{}")
     assert "cannot be read by Minari" in refusal(context, teacher, tmp_path / "strange")
     (tmp_path / "noise.npz").write_bytes(b"PK\x03\x04 something else")
-    assert "noise.npz is damaged" in refusal(context, teacher, tmp_path / "noise.npz")
+    assert "noise.npz is damaged or no .npz" in refusal(context, teacher, tmp_path / "noise.npz")
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    assert "no .npz file of arrays" in refusal(context, teacher, tmp_path / "single.npz")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     assert "has no observations, actions, terminals" in refusal(context, teacher, tmp_path / "other.npz")
     np.savez(tmp_path / "pickled.npz", observations=np.array([{}], object))
-    assert "pickled.npz is damaged" in refusal(context, teacher, tmp_path / "pickled.npz")
+    message = refusal(context, teacher, tmp_path / "pickled.npz")
+    assert "holds Python objects" in message and "pickle" not in message.partition("pickled.npz")[2]
     columns = write_npz(tmp_path / "uneven.npz", [5], False)
     np.savez(tmp_path / "uneven.npz", **columns | {"actions": columns["actions"][:3]})
     assert "all as long" in refusal(context, teacher, tmp_path / "uneven.npz")
     columns["observations"][3, 1] = np.nan
     np.savez(tmp_path / "nan.npz", **columns)
-    assert "not finite" in refusal(context, teacher, tmp_path / "nan.npz")
+    message = refusal(context, teacher, tmp_path / "nan.npz")
+    assert "observations hold NaN or infinity" in message and "an episode has" not in message
     write_minari(tmp_path / "torn/data", [np.zeros((3, 2), np.float32)])
     rows = tmp_path / "torn/data/main_data.hdf5"
     rows.write_bytes(rows.read_bytes()[:200])

@@ -14,7 +14,7 @@ from pipeline.core.runtime import StageContext
 from replay import dataset_writer
 from replay.goal_dataset import concatenate_datasets, load_goal_dataset
 from stages import dataset_results, generate_dataset, merge_datasets
-from stages.dataset_table import describe_shards
+from stages.dataset_table import describe_shards, find_damage, other_damage
 from stages.generate_dataset import GenerateDatasetSettings
 from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
@@ -126,9 +126,50 @@ def test_one_dataset_is_no_merge_and_none_counts_twice(context: StageContext, pa
 def test_labels_of_another_kind_are_refused(
     context: StageContext, pair: list[Artifact], monkeypatch: pytest.MonkeyPatch
 ):
-    samples = iter([1, 1, 8, 1, 8, 1])
-    monkeypatch.setattr(merge_datasets, "_samples", lambda _: next(samples))
-    assert "teacher_samples 8" in refusal(context, pair)
+    facts = merge_datasets._facts
+    others = {pair[0].name: {"teacher_samples": 8, "sample_scale": 0.1}}
+
+    def with_other_labels(shard: Path) -> dict:
+        return facts(shard) | next((other for name, other in others.items() if name in shard.parts), {})
+
+    monkeypatch.setattr(merge_datasets, "_facts", with_other_labels)
+    message = refusal(context, pair)
+    assert "labels of teacher_samples 1, " in message and "of teacher_samples 8, sample_scale 0.1:" in message
+    others[pair[1].name] = {"teacher_samples": 8, "sample_scale": 0.3}
+    assert "sample_scale 0.3, " in refusal(context, pair)
+
+
+# -- what they share ------------------------------------------------------------------------------
+
+
+def test_the_same_episodes_are_taken_once(
+    context: StageContext, teacher: Artifact, capsys: pytest.CaptureFixture[str]
+):
+    settings = {"num_worlds": 2, "evaluation_fraction": 1.0, "noise_levels": (0.0,)}
+    few, more = make(context, teacher, **settings), make(context, teacher, **settings, episodes=6)
+    assert len(rows_of(few)) == 2 and len(rows_of(more)) == 3
+    for order in ([few, more], [more, few]):
+        assert f"no episode that {more.name} lacks" in refusal(context, order)
+    capsys.readouterr()
+    merged = merge_datasets.run(context, [few, more, make(context, teacher, **settings, seed=1)])
+    assert "2 shards hold the same episodes" in capsys.readouterr().err
+    assert merged.manifest.results["episodes"] == 6 + 4
+    observation = load_goal_dataset(merged.path).observation
+    assert len(np.unique(observation[::100], axis=0)) == 10
+
+
+def test_a_merge_says_how_its_alternative_goals_were_drawn(
+    context: StageContext, teacher: Artifact, pair: list[Artifact]
+):
+    def hindsight(datasets: list[Artifact]) -> tuple[float, float]:
+        own = load_goal_dataset(merge_datasets.run(context, datasets).path).metadata["thousandfold"]
+        return own["hindsight_fraction"], own["hindsight_discount"]
+
+    assert hindsight(pair) == pytest.approx((0.5, 0.99))
+    other = make(context, teacher, seed=7, hindsight_fraction=1.0, hindsight_discount=0.9)
+    assert hindsight([pair[0], other]) == pytest.approx((0.75, 0.945))  # four episodes each
+    none = make(context, teacher, seed=8, hindsight_fraction=0.0, alternative_goals=0)
+    assert hindsight([pair[0], none]) == pytest.approx((0.5, 0.99))
 
 
 def test_a_damaged_shard_is_named(context: StageContext, pair: list[Artifact], tmp_path: Path):
@@ -138,7 +179,7 @@ def test_a_damaged_shard_is_named(context: StageContext, pair: list[Artifact], t
     rows.write_bytes(rows.read_bytes()[:-10])
     with pytest.raises(DamagedFileError, match=r"shard_00001-v0"):
         merge_datasets.run(context, [pair[0], damaged])
-    states = [row["files"] for row in describe_shards(damaged)]
+    states = [row["files"] for row in describe_shards(damaged, find_damage(damaged))]
     assert states == ["whole", "differs from its recorded hash"]
 
 
@@ -146,7 +187,7 @@ def test_a_damaged_shard_is_named(context: StageContext, pair: list[Artifact], t
 
 
 def test_the_table_has_a_row_for_each_shard(pair: list[Artifact]):
-    rows = describe_shards(pair[0])
+    rows = describe_shards(pair[0], {})
     assert [row["shard"] for row in rows] == [f"shard_{number:05d}-v0" for number in range(4)]
     assert [(row["distribution"], row["noise"], row["episodes"]) for row in rows] == [
         ("evaluation", "0", 1), ("evaluation", "0.3", 1), ("training", "0", 1), ("training", "0.3", 1)
@@ -160,6 +201,19 @@ def test_the_table_of_an_unfinished_dataset_tells_what_is_whole(pair: list[Artif
     unfinished.update(status="running")
     rows_of(unfinished)[0].write_bytes(b"")
     rows_of(unfinished)[3].with_name("metadata.json").write_text("{")
-    rows = describe_shards(unfinished)
+    rows = describe_shards(unfinished, find_damage(unfinished))
     assert [row["files"] for row in rows] == ["is damaged", "whole", "whole", "is damaged"]
     assert rows[3]["episodes"] is None and rows[0]["episodes"] == 1
+
+
+def test_what_is_damaged_beside_the_shards_is_found(pair: list[Artifact], tmp_path: Path):
+    shutil.copytree(pair[0].path, tmp_path / pair[0].name)
+    dataset = Artifact.load(tmp_path / pair[0].name)
+    assert find_damage(dataset) == {}
+    view = "minari/thousandfold/point_u_maze-v0/data/metadata.json"
+    dataset.file(view).write_text("{")
+    rows_of(dataset)[2].unlink()
+    damage = find_damage(dataset)
+    assert other_damage(dataset, damage) == {view: "differs from its recorded hash"}
+    states = [row["files"] for row in describe_shards(dataset, damage)]
+    assert states == ["whole", "whole", "is missing", "whole"]
