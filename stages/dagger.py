@@ -70,7 +70,8 @@ def run_rounds(
 
     Returns:
         A round's figures each: its number, β, success with the mixture acting, all labels used so far,
-        and success, time at goal and, where one is aimed at, retention of the student that is kept.
+        and success, time at goal and, where a retention is aimed at, the smaller one of the student that is
+        kept.
     """
     settings, rounds = training.settings, []
     for number in range(1, settings.dagger_rounds + 1):
@@ -95,7 +96,7 @@ def run_rounds(
     return rounds
 
 
-_KEPT = ("success", "time_at_goal", "retention", "validation_loss")
+_KEPT = ("success", "time_at_goal", "smaller_retention", "validation_loss")
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ class StudentTraining:
     def target_met(self) -> bool:
         """Whether the student that is kept retains what is aimed at."""
         target, kept = self.settings.target_retention, self.kept
-        return target is not None and kept is not None and kept.entry["retention"] >= target
+        return target is not None and kept is not None and kept.entry["smaller_retention"] >= target
 
     def descend(self, updates: int) -> None:
         """Take so many updates along a cosine, or fewer; leave the student with the weights that acted best.
@@ -317,7 +317,7 @@ class StudentTraining:
         }
         if self.settings.target_retention is not None:
             self._teacher = self._teacher or self._run(self.trained.actor)
-            found["retention"] = smaller_retention(self._teacher, episodes)
+            found["smaller_retention"] = smaller_retention(self._teacher, episodes)
         return found
 
     def _run(self, network: NormalizedActor) -> Episodes:

@@ -71,13 +71,13 @@ def test_rounds_end_where_retention_meets_its_target(monkeypatch: pytest.MonkeyP
 
     def validate(*_: object) -> dict[str, float]:
         share = next(outcomes)
-        return {"validation_loss": 1.0, "success": share, "time_at_goal": 0.0, "retention": share}
+        return {"validation_loss": 1.0, "success": share, "time_at_goal": 0.0, "smaller_retention": share}
 
     monkeypatch.setattr(StudentTraining, "validate", validate)
     training = make_training(target_retention=0.9)
     training.descend(SETTINGS.updates)
     rounds = run_rounds(training, lambda number, act: made_up_data(0.0))
-    assert [entry["retention"] for entry in rounds] == [0.2, 0.95]
+    assert [entry["smaller_retention"] for entry in rounds] == [0.2, 0.95]
 
 
 # -- what is kept -----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def evaluated_as(training: StudentTraining, outcomes: Iterable[dict[str, float]]
 
 
 def successes(*shares: float) -> list[dict[str, float]]:
-    return [{"success": share, "retention": share} for share in shares]
+    return [{"success": share, "smaller_retention": share} for share in shares]
 
 
 # -- what is kept -----------------------------------------------------------------------------------
