@@ -4,9 +4,12 @@
     python -m benchmarks.dagger_against_offline --table          print what is recorded; run nothing
 
 A cell is a number of labels with a seed. Both students have one dataset to draw from: the offline one takes
-all labels from it, the other half of them and the rest from rounds in which it acts. A label is a state under
-one goal, as the teacher is asked about it. The ratio of both is measured over fresh episodes that neither has
-seen, the same for both; a recorded cell is not run again.
+all labels from it, the other half of them and the rest from rounds in which it acts. Both hold out as many of
+them. A label is a state under one goal, as the teacher is asked about it. The ratio of both is measured over
+fresh episodes that neither has seen, the same for both; a recorded cell is not run again.
+
+The interval of a cell is that of its two students: other seeds would train others. The one of several cells
+is for students to come: seeds are resampled first, then episodes. With three seeds it is rough.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ EPISODES = 4096
 ROUNDS = 4
 UPDATES = 4000
 ROUND_UPDATES = 500
+HELD_OUT = 0.1
+"""Share of the half of the labels that both arms take from the dataset."""
+
+_BOOTSTRAP_DRAWS = 4000
 DATASET: Mapping[str, Any] = {"alternative_goals": 0, "threads": 1}
 STUDENT: Mapping[str, Any] = {
     "student_depth": 4,
@@ -48,7 +55,7 @@ STUDENT: Mapping[str, Any] = {
 
 
 def arms(labels: int, episode_steps: int) -> dict[str, dict[str, Any]]:
-    """Return the settings of both students for as many labels, one a state.
+    """Return the settings of both students for as many labels, one a state, of which they hold out as many.
 
     Raises:
         ValueError: half of the labels are too few for an episode a round.
@@ -56,13 +63,17 @@ def arms(labels: int, episode_steps: int) -> dict[str, dict[str, Any]]:
     in_round = labels // (2 * ROUNDS * episode_steps)
     if not in_round:
         raise ValueError(f"{labels} labels are too few for {ROUNDS} rounds of {episode_steps}-step episodes")
+    offline = labels // episode_steps
+    half = offline - ROUNDS * in_round
+    held_out = max(1, round(HELD_OUT * half))
     rounds = {
         "updates": UPDATES - ROUNDS * ROUND_UPDATES,
         "dagger_rounds": ROUNDS,
         "dagger_episodes": in_round,
         "dagger_updates": ROUND_UPDATES,
+        "validation_fraction": held_out / half,
     }
-    return {"offline": {"updates": UPDATES}, "dagger": rounds}
+    return {"offline": {"updates": UPDATES, "validation_fraction": held_out / offline}, "dagger": rounds}
 
 
 def run_cell(
@@ -92,14 +103,20 @@ def run_cell(
         "task": teacher.manifest.task,
         "teacher": teacher.name,
         "episodes": episodes,
-        "offline": offline.summary() | {"labels": students["offline"].manifest.results["labels"]},
-        "dagger": dagger.summary() | {"labels": students["dagger"].manifest.results["labels"]},
+        "offline": offline.summary() | _labels(students["offline"]),
+        "dagger": dagger.summary() | _labels(students["dagger"]),
         "rounds": students["dagger"].manifest.results["rounds"],
         "pairs": pair_counts(offline.success, dagger.success),
         **{f"{name}_ratio": ratio["retention"] for name, ratio in ratios.items()},
         **{f"{name}_ratio_interval": ratio["interval"] for name, ratio in ratios.items()},
         "settings": {name: found.manifest.settings for name, found in students.items()},
     }
+
+
+def _labels(student: Artifact) -> dict[str, int]:
+    """Return how many labels a student was given, and with how many of them it trained."""
+    results = student.manifest.results
+    return {"labels": results["labels"], "training_labels": results["labels"] - results["held_out_rows"]}
 
 
 def pair_counts(offline: np.ndarray, dagger: np.ndarray) -> dict[str, int]:
@@ -112,10 +129,36 @@ def pair_counts(offline: np.ndarray, dagger: np.ndarray) -> dict[str, int]:
     }
 
 
-def pooled_ratio(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return DAgger's success over the offline student's, over the episodes of several cells."""
-    counts = [sum(cell["pairs"][who] for cell in cells) for who in ("both", "offline", "dagger", "neither")]
-    return retention(np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts))
+def pooled_ratio(cells: Sequence[Cell], seed: int = 0) -> tuple[float | None, list[float] | None]:
+    """Return DAgger's success over the offline student's, over several cells, with its 95 % interval.
+
+    A bootstrap of two stages (Davison and Hinkley 1997, Bootstrap Methods and their Application, 3.8): cells
+    are drawn with replacement, then the episodes of each, for those of one pair of students are alike. One
+    lost and one gained pair are spread over the cells, as in `stages.evaluate.retention`.
+
+    Args:
+        cells: of one number of labels.
+        seed: seed of the resampling.
+
+    Returns:
+        Ratio and interval; None where the offline students never succeed.
+    """
+    counts = np.array([[cell["pairs"][who] for who in _PAIRS] for cell in cells], float)
+    both, offline, dagger, _ = counts.sum(0)
+    if not both + offline:
+        return None, None
+    shares = counts + np.array([0, 1, 1, 0]) / len(cells)
+    shares /= shares.sum(1, keepdims=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(cells), size=(_BOOTSTRAP_DRAWS, len(cells)))
+    sizes = counts.sum(1).astype(int)
+    sums = rng.multinomial(sizes[drawn], shares[drawn]).sum(1)
+    bases, ours = sums[:, 0] + sums[:, 1], sums[:, 0] + sums[:, 2]
+    low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
+    return float((both + dagger) / (both + offline)), [float(low), float(high)]
+
+
+_PAIRS = ("both", "offline", "dagger", "neither")
 
 
 def table(cells: Mapping[str, Cell]) -> str:
@@ -133,11 +176,10 @@ def table(cells: Mapping[str, Cell]) -> str:
         lines.append(f"| {name} | {cell['task']} | {successes} | {' | '.join(ratios)} |")
     for labels in dict.fromkeys(name.partition(",")[0] for name in cells):
         own = [cell for name, cell in cells.items() if name.partition(",")[0] == labels]
-        ratio = pooled_ratio(own)
         means = " | ".join(
             f"{np.mean([cell[side]['success'] for cell in own]):.3f}" for side in ("offline", "dagger")
         )
-        whole = with_interval(ratio["retention"], ratio["interval"])
+        whole = with_interval(*pooled_ratio(own))
         lines.append(f"| {labels}, all {len(own)} | {own[0]['task']} | {means} | {whole} | |")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ than a student takes to learn, so a grid of students runs them once.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from envs.cpu_simulator import CpuSimulator
 from pipeline.core.artifacts import Artifact
 from pipeline.core.atomic import json_sha256
 from pipeline.core.checkpoint import load_tensors, save_tensors
+from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import StageContext
 from stages.evaluate import Episodes, EpisodeStream, Policy
 
@@ -25,8 +27,9 @@ from stages.evaluate import Episodes, EpisodeStream, Policy
 class TeacherEpisodes(EpisodeStream):
     """Episodes of a teacher, round by round from the context's cache where they were run before.
 
-    A round that is read is not run. What comes after it is the same all the same: a reset draws the starts of
-    all worlds anew, and nothing else draws from its generator.
+    A round that is read is not run; one whose file is damaged is run, and its file written, again. What comes
+    after a round that was read is the same all the same: a reset draws the starts of all worlds anew, and
+    nothing else draws from its generator.
 
     Args:
         teacher: whose episodes they are.
@@ -58,7 +61,8 @@ class TeacherEpisodes(EpisodeStream):
         facts = self._facts | {"worlds": simulator.num_worlds, "round": len(self._rounds)}
         path = self._cache / f"{json_sha256(facts)[:32]}.safetensors"
         if path.is_file():
-            return read_episodes(path)
+            with contextlib.suppress(DamagedFileError):  # it is written anew
+                return read_episodes(path)
         episodes = super()._round(simulator, num_paths)
         write_episodes(path, episodes)
         return episodes
@@ -75,4 +79,7 @@ def read_episodes(path: Path) -> Episodes:
     """Return the episodes of a file. Raises DamagedFileError where it is truncated or foreign."""
     tensors, _ = load_tensors(path)
     columns: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return Episodes(**columns)
+    try:
+        return Episodes(**columns)
+    except TypeError as error:
+        raise DamagedFileError(f"{path} holds no episodes of this version.") from error

@@ -30,7 +30,7 @@ from stages.imitation import (
 from stages.network_file import TrainedActor, torch_policy
 from stages.paired_evaluation import EpisodeBudget
 
-_BATCH_STREAM, _VALIDATION_STREAM = 11, 13
+_BATCH_STREAM, _VALIDATION_STREAM = 16, 13
 
 
 class DistillSettings(StageSettings):
@@ -124,6 +124,14 @@ class DistillSettings(StageSettings):
     @pydantic.model_validator(mode="after")
     def _shape_is_valid(self) -> DistillSettings:
         _ = self.shape
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _episodes_are_in_order(self) -> DistillSettings:
+        if self.max_final_episodes < self.final_episodes:
+            raise ValueError(
+                f"max_final_episodes {self.max_final_episodes} is below final_episodes {self.final_episodes}"
+            )
         return self
 
     @property

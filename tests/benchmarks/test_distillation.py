@@ -165,6 +165,7 @@ def test_both_arms_have_as_many_updates_and_labels() -> None:
     offline, dagger = (DistillSettings(**both[name]) for name in ("offline", "dagger"))
     assert offline.total_updates == dagger.total_updates == dagger_against_offline.UPDATES
     assert dagger.dagger_rounds * dagger.dagger_episodes * 100 == 10_000
+    assert offline.validation_fraction * 200 == dagger.validation_fraction * 100 == 10
     with pytest.raises(ValueError, match="700 labels are too few for 4 rounds of 100-step"):
         arms(700, 100)
 
@@ -177,15 +178,44 @@ def test_a_cell_compares_both_at_equal_labels(
     student = {**STUDENT, "evaluate_every": 100}
     cell = dagger_against_offline.run_cell(teacher, 320, 0, workspace, student, episodes=16)
     assert cell["offline"]["labels"] == cell["dagger"]["labels"] == 320  # 16 episodes of 20 steps
+    assert cell["offline"]["training_labels"] == cell["dagger"]["training_labels"] == 300
     assert [entry["labels"] for entry in cell["rounds"]] == [200, 240, 280, 320]
     assert cell["offline"]["episodes"] == cell["episodes"] == sum(cell["pairs"].values()) == 16
     text = dagger_against_offline.table({"320, 0": cell})
     assert text.splitlines()[-1].startswith("| 320, all 1 | point_u_maze |")
 
 
-def test_pooled_episodes_give_the_ratio_of_all() -> None:
+def cells_of(shares: list[tuple[float, float]], episodes: int = 1000) -> list[dict[str, Any]]:
+    """Return a cell a pair of successes, of the offline student and of DAgger's, which do not depend."""
     rng = np.random.default_rng(0)
-    batches = [(rng.random(300) < 0.7, rng.random(300) < 0.8) for _ in range(2)]
-    pooled = pooled_ratio([{"pairs": pair_counts(offline, dagger)} for offline, dagger in batches])
-    offline, dagger = (np.concatenate([batch[side] for batch in batches]) for side in (0, 1))
-    assert pooled == ratio_of_means(offline, dagger)
+    return [
+        {"pairs": pair_counts(rng.random(episodes) < offline, rng.random(episodes) < dagger)}
+        for offline, dagger in shares
+    ]
+
+
+def test_the_ratio_of_several_cells_is_that_of_all_their_episodes() -> None:
+    cells = cells_of([(0.7, 0.8)] * 4)
+    ratio, interval = pooled_ratio(cells)
+    counts = {who: sum(cell["pairs"][who] for cell in cells) for who in ("both", "offline", "dagger")}
+    expected = (counts["both"] + counts["dagger"]) / (counts["both"] + counts["offline"])
+    assert ratio == expected and interval is not None and interval[0] < ratio < interval[1]
+    assert pooled_ratio([{"pairs": pair_counts(np.zeros(4, bool), np.ones(4, bool))}]) == (None, None)
+
+
+def test_seeds_that_differ_widen_the_interval_however_many_episodes_there_are() -> None:
+    alike, apart = [(0.7, 0.7)] * 3, [(0.7, 0.5), (0.7, 0.7), (0.7, 0.9)]
+    widths = []
+    for shares in (alike, apart):
+        _, interval = pooled_ratio(cells_of(shares, 20_000))
+        assert interval is not None
+        widths.append(interval[1] - interval[0])
+    assert widths[0] < 0.03 and widths[1] > 0.3
+
+
+def test_one_cell_has_the_interval_of_its_episodes() -> None:
+    (cell,) = cells_of([(0.7, 0.8)])
+    cells = [cell["pairs"][who] for who in ("both", "offline", "dagger", "neither")]
+    own = ratio_of_means(np.repeat([1, 1, 0, 0], cells), np.repeat([1, 0, 1, 0], cells))
+    ratio, interval = pooled_ratio([cell])
+    assert ratio == own["retention"] and interval == pytest.approx(own["interval"], abs=0.01)

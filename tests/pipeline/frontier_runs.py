@@ -29,6 +29,7 @@ QUICK = (
     "--set=distill.evaluate_every=40",
     "--set=distill.learning_rate=1e-2",
     "--set=distill.final_episodes=32",
+    "--set=distill.max_final_episodes=32",
     "--set=export_onnx.closed_loop_episodes=8",
     "--set=export_onnx.gate_states=64",
     # So few episodes may end another way when the last digit of an action differs.

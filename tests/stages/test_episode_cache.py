@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from envs.registry import compile_task
 from pipeline.core.artifacts import Artifact
+from pipeline.core.checkpoint import save_tensors
 from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import StageContext, seed_sequence
 from stages import evaluate
@@ -117,3 +119,21 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DamagedFileError, match=r"one\.safetensors"):
         read_episodes(path)
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "one.safetensors", {"weights": torch.zeros(2)}, {})
+    with pytest.raises(DamagedFileError, match=r"one\.safetensors holds no episodes"):
+        read_episodes(tmp_path / "one.safetensors")
+
+
+def test_a_damaged_round_is_run_again_and_written(
+    run: Callable[..., tuple[Episodes, int]], tmp_path: Path
+) -> None:
+    expected, _ = run(16)
+    one, _ = sorted((tmp_path / "episodes").iterdir())
+    whole = one.read_bytes()
+    one.write_bytes(whole[:200])
+    again, calls = run(16)
+    assert calls == 30 and same(again, expected)
+    assert one.read_bytes() == whole and run(16)[1] == 0

@@ -13,7 +13,7 @@ import torch
 
 from models.deployable_policy import NormalizedActor
 from stages.evaluate import run_episodes
-from stages.student_training import StudentTraining, smaller_retention
+from stages.student_training import DistillSettings, StudentTraining, smaller_retention
 from tests.stages.made_up_training import TASK, make_training
 
 
@@ -161,3 +161,13 @@ def test_retention_is_the_smaller_of_both():
     assert smaller_retention(theirs, theirs) == 1.0
     never = dataclasses.replace(ours, success=np.zeros(64, bool), time_at_goal=np.zeros(64))
     assert smaller_retention(never, ours) == 0.0
+
+
+# -- settings ---------------------------------------------------------------------------------------
+
+
+def test_fewer_episodes_at_most_than_at_least_are_refused():
+    with pytest.raises(ValueError, match="max_final_episodes 8192 is below final_episodes 10000"):
+        DistillSettings(final_episodes=10_000)
+    budget = DistillSettings(final_episodes=10_000, max_final_episodes=10_000).budget
+    assert (budget.least, budget.most) == (10_000, 10_000)
