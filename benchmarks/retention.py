@@ -49,7 +49,13 @@ TEACHERS: Mapping[str, Training] = {
     "reacher": TRAININGS["reacher"],
 }
 DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
-STUDENT: Mapping[str, Any] = {"student_depth": 4, "student_width": 128, "final_episodes": 1024, "threads": 1}
+STUDENT: Mapping[str, Any] = {
+    "student_depth": 4,
+    "student_width": 128,
+    "alternative_fraction": 0.5,
+    "final_episodes": 1024,
+    "threads": 1,
+}
 # Where the dataset alone leaves a gap (docs/distillation.md): the student's own states, and a wider network.
 HARDER_STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "point_big_maze": {

@@ -55,7 +55,7 @@ class DistillSettings(StageSettings):
         description="of mse in the objective critic; energies are in standard deviations",
     )
     alternative_fraction: float = pydantic.Field(
-        default=0.5,
+        default=0.0,
         ge=0,
         le=1,
         description="share of a batch under alternative goals, where the dataset has them",

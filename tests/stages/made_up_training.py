@@ -22,6 +22,7 @@ SETTINGS = DistillSettings(
     student_depth=2,
     student_width=8,
     updates=4,
+    alternative_fraction=0.5,
     batch_size=32,
     evaluate_every=100,
     evaluation_episodes=2,

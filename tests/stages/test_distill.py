@@ -44,6 +44,7 @@ SETTINGS = DistillSettings(
     student_depth=4,
     student_width=12,
     updates=160,
+    alternative_fraction=0.5,
     batch_size=128,
     learning_rate=1e-2,
     evaluate_every=40,
