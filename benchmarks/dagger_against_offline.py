@@ -14,7 +14,6 @@ is for students to come: seeds are resampled first, then episodes. With three se
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,16 @@ import numpy as np
 
 from benchmarks.distillation import (
     RESULTS,
-    ROOT,
     Cell,
     CellBook,
     make_dataset,
     make_student,
     run_both,
+    studied_teacher,
+    study_parser,
     with_interval,
 )
-from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.artifacts import Artifact
 from stages.evaluate import retention
 from stages.network_file import load_actor
 
@@ -186,21 +186,12 @@ def table(cells: Mapping[str, Cell]) -> str:
 
 def main() -> None:
     """Run what is missing, or print what is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--teacher", help="folder of the teacher's artifact")
+    parser = study_parser(__doc__, "dagger_against_offline", OUTPUT)
     parser.add_argument("--labels", type=int, nargs="+", default=[4_000, 20_000, 100_000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "dagger_against_offline")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
     options = parser.parse_args()
     book = CellBook(options.output)
     if not options.table:
-        if options.teacher is None:
-            parser.error("give --teacher, or --table")
-        teacher = Workspace(options.workspace).open(options.teacher, "teacher")
+        teacher = studied_teacher(parser, options)
         for labels in options.labels:
             for seed in options.seeds:
                 name = f"{labels}, {seed}"

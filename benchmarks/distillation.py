@@ -6,6 +6,7 @@ benchmark that was cut off goes on where it was.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,26 @@ def run_both(one: Artifact, other: Artifact, episodes: int, seed: int) -> tuple[
         policy, stream = torch_policy(trained.actor), seed_sequence(seed, _COMPARISON_STREAM)
         found.append(run_episodes(trained.task, policy, episodes=episodes, seed=stream))
     return found[0], found[1]
+
+
+def study_parser(description: str | None, name: str, output: Path) -> argparse.ArgumentParser:
+    """Return the options of a study of one teacher's students, whose workspace is called `name`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", help="folder of the teacher's artifact")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / name)
+    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
+    return parser
+
+
+def studied_teacher(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Artifact:
+    """Return the teacher that a study was given; exit with one line where it was given none."""
+    if options.teacher is None:
+        parser.error("give --teacher, or --table")
+    return Workspace(options.workspace).open(options.teacher, "teacher")
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None) -> str:

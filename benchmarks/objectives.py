@@ -9,7 +9,6 @@ of a seed are compared over the same episodes. A recorded cell is not run again.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.distillation import RESULTS, ROOT, Cell, CellBook, make_dataset, make_student, with_interval
-from pipeline.core.artifacts import Artifact, Workspace
+from benchmarks.distillation import (
+    RESULTS,
+    Cell,
+    CellBook,
+    make_dataset,
+    make_student,
+    studied_teacher,
+    study_parser,
+    with_interval,
+)
+from pipeline.core.artifacts import Artifact
 
 OUTPUT = RESULTS / "objectives.json"
 
@@ -101,21 +109,12 @@ def _mean(cells: list[Cell], name: str) -> str:
 
 def main() -> None:
     """Run what is missing, or print what is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--teacher", help="folder of the teacher's artifact")
+    parser = study_parser(__doc__, "objectives", OUTPUT)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "objectives")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
     options = parser.parse_args()
     book = CellBook(options.output)
     if not options.table:
-        if options.teacher is None:
-            parser.error("give --teacher, or --table")
-        teacher = Workspace(options.workspace).open(options.teacher, "teacher")
+        teacher = studied_teacher(parser, options)
         for seed in options.seeds:
             for name in options.variants:
                 book.cell(

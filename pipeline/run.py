@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,35 +177,27 @@ class _Chain:
 
     def _teacher(self, module: Any) -> Artifact:
         """Train the teacher, or go on from its checkpoint where there is one."""
-        record, known = self._record, None
-        if record.teacher and "train_teacher" not in record.done:
-            with contextlib.suppress(UserError):  # the user removed it: train another
-                known = self._context.workspace.find(record.teacher, "teacher")
-        if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
-            record.done["train_teacher"] = known.name
-            record.seconds["train_teacher"] = float(known.manifest.results["elapsed_s"])
-
-        def remember(artifact: Artifact) -> None:
-            record.teacher = artifact.name
-            self._save()
-
-        return self._stage("train_teacher", module, known, remember)
+        return self._stage("train_teacher", module, *self._begun("train_teacher"))
 
     def _dataset(self, module: Any, teacher: Artifact) -> Artifact:
         """Make the dataset, or go on from its shards where there are some."""
-        record, known = self._record, None
-        if record.dataset and "generate_dataset" not in record.done:
+        return self._stage("generate_dataset", module, teacher, *self._begun("generate_dataset"))
+
+    def _begun(self, section: str) -> tuple[Artifact | None, Callable[[Artifact], None]]:
+        """Return the artifact to go on with, if any, and what remembers the name of a new one."""
+        record, kind, known = self._record, KIND_OF_SECTION[section], None
+        if (name := getattr(record, kind)) and section not in record.done:
             with contextlib.suppress(UserError):  # the user removed it: make another
-                known = self._context.workspace.find(record.dataset, "dataset")
+                known = self._context.workspace.find(name, kind)
         if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
-            record.done["generate_dataset"] = known.name
-            record.seconds["generate_dataset"] = float(known.manifest.results["elapsed_s"])
+            record.done[section] = known.name
+            record.seconds[section] = float(known.manifest.results["elapsed_s"])
 
         def remember(artifact: Artifact) -> None:
-            record.dataset = artifact.name
+            setattr(record, kind, artifact.name)
             self._save()
 
-        return self._stage("generate_dataset", module, teacher, known, remember)
+        return known, remember
 
     def _stage(self, section: str, module: Any, *sources: Any) -> Artifact:
         """Run one stage, or take what it made before the chain was cut off."""
