@@ -39,7 +39,7 @@ OUTPUT = RESULTS / "dagger_against_offline.json"
 EPISODES = 4096
 ROUNDS = 4
 UPDATES = 4000
-ROUND_UPDATES = 500
+ROUND_UPDATES = 800
 HELD_OUT = 0.1
 """Share of the half of the labels that both arms take from the dataset."""
 

@@ -61,7 +61,7 @@ def run_rounds(
 ) -> list[dict[str, float]]:
     """Run the rounds that the settings ask for, until retention meets its target.
 
-    In each the student that is kept acts; afterwards training goes on from it over all rows.
+    In each the student acts as it is by then; afterwards training goes on over all rows.
 
     Args:
         training: the student, its rows and its settings.
@@ -70,21 +70,20 @@ def run_rounds(
 
     Returns:
         A round's figures each: its number, β, success with the mixture acting, all labels used so far,
-        and success, time at goal and, where a retention is aimed at, the smaller one of the student that is
-        kept.
+        and success, time at goal and, where a retention is aimed at, the smaller one after its training.
     """
     settings, rounds = training.settings, []
     for number in range(1, settings.dagger_rounds + 1):
         if training.target_met:
             break
         beta = settings.dagger_beta**number
-        student = torch_policy(training.student, training.device)
+        student = torch_policy(training.acting, training.device)
         data = rollout(number, mixed_policy(student, beta))
         everything = np.ones(len(data.action), bool)
         training.rows = training.rows.joined(ImitationRows.of(data, everything, training.device))
         training.descend(settings.dagger_updates)
-        assert training.kept is not None  # there was an evaluation
-        entry = {name: training.kept.entry[name] for name in _KEPT if name in training.kept.entry}
+        after = training.history[-1]
+        entry = {name: after[name] for name in _OF_EVALUATION if name in after}
         entry |= {
             "round": float(number),
             "beta": beta,
@@ -96,7 +95,7 @@ def run_rounds(
     return rounds
 
 
-_KEPT = ("success", "time_at_goal", "smaller_retention", "validation_loss")
+_OF_EVALUATION = ("success", "time_at_goal", "smaller_retention", "validation_loss")
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ def _train(
         training.descend(settings.updates)
         rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
         rounds = run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
+        training.finish()
     return training, record | {"rounds": rounds}
 
 

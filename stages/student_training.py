@@ -69,7 +69,7 @@ class DistillSettings(StageSettings):
     updates: int = pydantic.Field(default=4000, ge=1)
     batch_size: int = pydantic.Field(default=1024, ge=1)
     learning_rate: float = pydantic.Field(
-        default=1e-3, gt=0, description="at the start; falls to 0 along a cosine"
+        default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
     )
     validation_fraction: float = pydantic.Field(
         default=0.1, gt=0, lt=1, description="share of episodes held out"
@@ -94,7 +94,8 @@ class DistillSettings(StageSettings):
     patience: int | None = pydantic.Field(
         default=None,
         ge=1,
-        description="stop after so many evaluations without a better one; None: never",
+        description="end the offline part, or a round, after so many evaluations without a better one; "
+        "None: never",
     )
     dagger_rounds: int = pydantic.Field(
         default=0, ge=0, description="rounds in which the student acts and the teacher labels"
@@ -221,6 +222,10 @@ class StudentTraining:
         self.history: list[dict[str, float]] = []
         self.updates = 0
         self._critic, self._report, self._on_update = critic, report, on_update
+        self._optimizer = torch.optim.AdamW(
+            student.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True
+        )
+        self._position = 0
         self._averaged = copy.deepcopy(student).requires_grad_(False) if settings.average_decay else None
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         self._device = next(student.parameters()).device
@@ -245,29 +250,41 @@ class StudentTraining:
         target, kept = self.settings.target_retention, self.kept
         return target is not None and kept is not None and kept.entry["smaller_retention"] >= target
 
-    def descend(self, updates: int) -> None:
-        """Take so many updates along a cosine, or fewer; leave the student with the weights that acted best.
+    @property
+    def acting(self) -> NormalizedActor:
+        """The student as it is now: its average where there is one."""
+        return self.student if self._averaged is None else self._averaged
 
-        It stops early where retention meets its target or patience ends.
+    def descend(self, updates: int) -> None:
+        """Take the next so many updates; fewer where retention meets its target or patience ends.
+
+        All calls together go down one cosine over the settings' `total_updates`: a learning rate that began
+        anew with every round would undo what the last one refined. Where a call ends early, the rate goes on
+        from where the call would have ended.
         """
-        optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=self.settings.learning_rate, weight_decay=0.0, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-        if self._averaged is not None:
-            self._averaged.load_state_dict(self.student.state_dict())
-        without_better = 0
-        for step in range(1, updates + 1):
-            metrics = self._update(optimizer)
-            schedule.step()
+        without_better, end = 0, self._position + updates
+        for position in range(self._position, end):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.learning_rate(position)
+            metrics = self._update(self._optimizer)
             self.updates += 1
+            step = position + 1 - (end - updates)
             if step % self.settings.evaluate_every == 0 or step == updates:
                 without_better = 0 if self._evaluate(metrics) else without_better + 1
                 if self.target_met or without_better == self.settings.patience:
                     break
             success = f"{self.history[-1]['success']:.2f}" if self.history else "not evaluated yet"
             self._on_update(self.updates, success)
-        assert self.kept is not None  # the last update is evaluated
+        self._position = end
+
+    def learning_rate(self, position: int) -> float:
+        """Return the rate of the update that `position` others come before."""
+        share = min(position / self.settings.total_updates, 1.0)
+        return self.settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+    def finish(self) -> None:
+        """Give the student the weights that acted best."""
+        assert self.kept is not None  # the last update of every descent is evaluated
         self.student.load_state_dict(self.kept.weights)
 
     def _update(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ def test_the_best_is_kept(outcomes: list[dict[str, float]], kept: int):
     training = make_training(evaluate_every=2)
     heads = evaluated_as(training, outcomes)
     training.descend(2 * len(outcomes))
+    training.finish()
     assert training.kept is not None and torch.equal(head(training.student), heads[kept])
     assert training.kept.entry is training.history[kept]
     assert training.history[kept]["updates"] == 2 * (kept + 1)
@@ -64,10 +65,13 @@ def test_a_later_descent_does_not_forget_the_best():
     heads = evaluated_as(training, successes(0.9, 0.5, 0.6))
     training.descend(2)
     training.descend(4)
-    assert training.updates == 6 and torch.equal(head(training.student), heads[0])
+    assert training.updates == 6 and torch.equal(head(training.acting), heads[2])  # rounds act as it is now
+    training.finish()
+    assert torch.equal(head(training.student), heads[0])
 
 
-def test_the_learning_rate_falls_to_nothing_and_begins_anew(monkeypatch: pytest.MonkeyPatch):
+def recorded_rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that takes the learning rate of every update."""
     rates: list[float] = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
@@ -75,11 +79,26 @@ def test_the_learning_rate_falls_to_nothing_and_begins_anew(monkeypatch: pytest.
         "step",
         lambda optimizer, *a, **k: (rates.append(optimizer.param_groups[0]["lr"]), step(optimizer, *a, **k)),
     )
+    return rates
+
+
+def test_the_learning_rate_falls_once_rounds_included(monkeypatch: pytest.MonkeyPatch):
+    rates = recorded_rates(monkeypatch)
     training = make_training(learning_rate=0.1)
-    evaluated_as(training, successes(0.1, 0.2))
+    evaluated_as(training, successes(0.1, 0.2, 0.3, 0.4))
+    for updates in (4, 2, 2, 2):  # a dataset's updates and three rounds
+        training.descend(updates)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * done / 10)) for done in range(10)])
+
+
+def test_a_descent_that_ends_early_leaves_the_next_ones_rates_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    rates = recorded_rates(monkeypatch)
+    training = make_training(learning_rate=0.1, patience=1, evaluate_every=1)
+    evaluated_as(training, successes(0.5, 0.4, 0.6, 0.7))
     training.descend(4)
+    assert training.updates == 2
     training.descend(2)
-    expected = [0.05 * (1 + math.cos(math.pi * share)) for share in (0, 0.25, 0.5, 0.75, 0, 0.5)]
+    expected = [0.05 * (1 + math.cos(math.pi * done / 10)) for done in (0, 1, 4, 5)]
     assert rates == pytest.approx(expected)
 
 
@@ -103,7 +122,8 @@ def test_the_better_of_student_and_average_is_kept(shares: tuple[float, float], 
     training = make_training(average_decay=0.9)
     heads = evaluated_as(training, successes(*shares))
     training.descend(3)
-    assert not torch.equal(*heads)
+    assert not torch.equal(*heads) and torch.equal(head(training.acting), heads[1])
+    training.finish()
     assert torch.equal(head(training.student), heads[int(averaged)])
     assert training.history[0]["averaged"] == averaged and training.history[0]["success"] == 0.7
 
