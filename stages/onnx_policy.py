@@ -190,6 +190,10 @@ class OnnxPolicy:
         self._session.run_with_iobinding(self._binding)
         return PolicyOutputs(self._action.copy(), self._control.copy())
 
+    def run_bound(self) -> None:
+        """Compute once more what the last step was given: the runtime's part of a step alone, to be timed."""
+        self._session.run_with_iobinding(self._binding)
+
     def _bind(self) -> None:
         """Bind buffers for single steps: saves allocations and look-ups in every call."""
         self._binding = self._session.io_binding()
