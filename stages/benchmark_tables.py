@@ -109,7 +109,7 @@ def _fresh_process(report: Mapping[str, Any]) -> list[str]:
         f"{start['interpreter_s']:.3f}, imports {start['import_s']:.2f}, session {start['session_s']:.3f}, "
         f"first call {start['first_call_s']:.4f}."
     ]
-    kept = f"a step leaves {memory['python_kept'] / 1000:g} bytes of Python behind"
+    kept = f"a step leaves {memory['python_kept'] / 1000:.0f} bytes of Python behind"
     if memory["resident_after_load"] is None:
         return [*lines, f"Memory: this system does not tell a process's size; {kept}."]
     heap = "" if memory["heap_growth"] is None else f", {memory['heap_growth']:+,} bytes on the heap"
