@@ -69,7 +69,8 @@ def other_runtimes(
         found = OtherRuntimes()
         missing = [name for name in ("torch", "safetensors", "threadpoolctl") if _absent(name)]
         if missing:
-            why = f'{", ".join(missing)} not installed (pip install "thousandfold[train]" brings them)'
+            them = "it" if len(missing) == 1 else "them"
+            why = f'{", ".join(missing)} not installed (pip install "thousandfold[train]" brings {them})'
             found.left_out = dict.fromkeys(RUNTIMES, why)
         else:
             try:

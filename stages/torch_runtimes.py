@@ -117,7 +117,7 @@ def _children(block: ResidualBlock | PlainBlock) -> list[nn.Sequential]:
 
 
 def _scale(block: ResidualBlock | PlainBlock) -> float:
-    return block.scale if block.gain is None else block.scale * float(block.gain)
+    return block.scale if block.gain is None else block.scale * block.gain.item()
 
 
 def _layer(layers: nn.Sequential) -> Layer:

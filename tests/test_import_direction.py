@@ -37,13 +37,15 @@ TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "llvmlite", "matplotlib", "minari", "mlflow",
-    "mujoco_warp", "onnx", "onnxscript", "PIL", "safetensors", "torch", "warp",
+    "mujoco_warp", "onnx", "onnxscript", "PIL", "safetensors", "threadpoolctl",
+    "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",
     "pipeline.__main__",
     "pipeline.cli",
     "stages.benchmark",
+    "stages.fresh_probe",
     "stages.run_policy",
 )
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

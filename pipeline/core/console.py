@@ -38,6 +38,7 @@ EXTRA_OF_PACKAGE = {
     "onnx": "train",
     "onnxscript": "train",
     "safetensors": "train",
+    "threadpoolctl": "train",
     "torch": "train",
     "warp": "train",
 }
