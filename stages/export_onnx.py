@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pydantic
-import torch
 
 from models.deployable_policy import DeployablePolicy
 from models.onnx_graph import to_onnx
@@ -46,7 +46,7 @@ from stages.onnx_policy import (
     PolicyMetadata,
 )
 
-_EXPORTERS = ("thousandfold", "torch", "onnx", "onnxscript", "onnxruntime")
+_EXPORTERS = ("thousandfold", "torch", "onnx", "onnxruntime")
 
 
 class ExportOnnxSettings(StageSettings):
@@ -170,8 +170,8 @@ def _export_policy(
     settings: ExportOnnxSettings,
 ) -> dict[str, Any]:
     """Write the policy once it has passed both gates; return what the manifest records."""
-    module = trained.deployable()
-    graph = _convert(trained, module, settings.opset)
+    module = trained.deployable(states.limits())
+    graph = _convert(module, settings.opset)
     metadata = describe(source, trained, states)
     with atomic_file(path) as temporary:
         policy = _write(temporary, graph, metadata)
@@ -201,27 +201,26 @@ def _export_teacher(
 ) -> dict[str, Any]:
     """Write the teacher beside its student. It is there to be timed: its success is the one on record."""
     trained = load_actor(teacher)
-    module = trained.deployable()
+    module = trained.deployable(states.limits())
     metadata = describe(teacher, trained, states)
     with contextlib.suppress(pydantic.ValidationError):  # a record without an evaluation
         evaluation = Evaluation.model_validate(teacher.manifest.results | {"runtime": "torch"})
         metadata = metadata.model_copy(update={"evaluation": evaluation})
     with atomic_file(path) as temporary:
-        policy = _write(temporary, _convert(trained, module, settings.opset), metadata)
+        policy = _write(temporary, _convert(module, settings.opset), metadata)
         error = _compare_actions(policy, trained, module, states, settings)
     return {"name": teacher.name, **_figures(path, error, metadata)}
 
 
-def _convert(trained: TrainedActor, module: DeployablePolicy, opset: int) -> torch.onnx.ONNXProgram:
+def _convert(module: DeployablePolicy, opset: int) -> onnx.ModelProto:
     """Return the graph, or raise UserError when it fits into no file."""
-    task = trained.task
-    return as_user_error(lambda: to_onnx(module, task.observation_dim, task.goal_dim, opset), ValueError)
+    return as_user_error(lambda: to_onnx(module, opset), ValueError)
 
 
-def _write(path: Path, graph: torch.onnx.ONNXProgram, metadata: PolicyMetadata) -> OnnxPolicy:
+def _write(path: Path, graph: onnx.ModelProto, metadata: PolicyMetadata) -> OnnxPolicy:
     """Write a graph with its metadata and read it back."""
-    graph.model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
-    graph.save(path, external_data=False)
+    onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.model_dump_json()})
+    path.write_bytes(graph.SerializeToString())
     return OnnxPolicy(path, task=metadata.task)
 
 

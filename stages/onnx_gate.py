@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from envs.compiled_task import CompiledTask
-from models.deployable_policy import DeployablePolicy
+from models.deployable_policy import DeployablePolicy, InputLimits
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error, seed_sequence
@@ -39,6 +39,10 @@ class GateStates:
     observation: np.ndarray
     goal: np.ndarray
     counts: Mapping[str, int]
+
+    def limits(self) -> InputLimits:
+        """Return the limits of a policy that is checked on these states."""
+        return InputLimits.around(torch.from_numpy(self.observation), torch.from_numpy(self.goal))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from models.deployable_policy import DeployablePolicy, NormalizedActor, Normalizer
+from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor, Normalizer
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 
 LOW, HIGH = torch.tensor([-2.0, 0.0, 10.0]), torch.tensor([2.0, 5.0, 11.0])
+WIDE = InputLimits(
+    torch.full((4,), -99.0), torch.full((4,), 99.0), torch.full((2,), -99.0), torch.full((2,), 99.0)
+)
 
 
 def make_actor() -> NormalizedActor:
@@ -64,14 +67,14 @@ def test_the_normalizers_travel_with_the_weights():
 
 def test_controls_are_actions_in_actuator_units():
     actor, (observation, goal) = make_actor(), states()
-    output = DeployablePolicy(actor, LOW, HIGH)(observation, goal)
+    output = DeployablePolicy(actor, WIDE, LOW, HIGH)(observation, goal)
     assert torch.equal(output.action, torch.tanh(actor(observation, goal).mean))
     assert torch.allclose(output.control, LOW + (output.action + 1) / 2 * (HIGH - LOW), rtol=1e-6)
 
 
 def test_saturated_actions_reach_exactly_the_ends_of_the_actuator_range():
     actor, (observation, goal) = make_actor(), states(1)
-    policy = DeployablePolicy(actor, LOW, HIGH)
+    policy = DeployablePolicy(actor, WIDE, LOW, HIGH)
     for bias, end in ((100.0, HIGH), (-100.0, LOW)):
         torch.nn.init.constant_(actor.actor.mean_head.bias, bias)
         assert torch.equal(policy(observation, goal).control[0], end)

@@ -12,20 +12,21 @@ import pytest
 import torch
 
 from models import onnx_graph
-from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
 from models.onnx_graph import to_onnx
 from models.residual_mlp import NetworkShape
 
 SHAPE = NetworkShape(4, 8)
 LOW, HIGH = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 5.0])
+LIMITS = InputLimits(torch.full((4,), -10.0), torch.full((4,), 14.0), -2 * torch.ones(3), 2 * torch.ones(3))
 
 
 def make_module(shape: NetworkShape = SHAPE) -> DeployablePolicy:
     torch.manual_seed(0)
     actor = NormalizedActor(GoalActor(4, 3, 2, shape), 4, 3)
     actor.observation_normalizer.fit(5 * torch.randn(100, 4) + 3)
-    return DeployablePolicy(actor, LOW, HIGH).eval()
+    return DeployablePolicy(actor, LIMITS, LOW, HIGH).eval()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def make_module(shape: NetworkShape = SHAPE) -> DeployablePolicy:
 def test_the_graph_is_the_module(shape: NetworkShape, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     module = make_module(shape)
     before = [weight.clone() for weight in module.state_dict().values()]
-    to_onnx(module, 4, 3, opset=20).save(tmp_path / "policy.onnx", external_data=False)
+    (tmp_path / "policy.onnx").write_bytes(to_onnx(module, opset=20).SerializeToString())
     assert capfd.readouterr() == ("", "")
     assert all(map(torch.equal, before, module.state_dict().values()))
     assert os.listdir(tmp_path) == ["policy.onnx"]
@@ -64,4 +65,4 @@ def test_the_graph_is_the_module(shape: NetworkShape, tmp_path: Path, capfd: pyt
 def test_a_network_that_fits_into_no_file_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(onnx_graph, "MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(ValueError, match="GiB of weights"):
-        to_onnx(make_module(), 4, 3, opset=20)
+        to_onnx(make_module(), opset=20)
