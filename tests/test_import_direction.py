@@ -37,7 +37,7 @@ TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "llvmlite", "matplotlib", "minari", "mlflow",
-    "mujoco_warp", "onnx", "onnxscript", "PIL", "safetensors", "torch", "warp",
+    "mujoco_warp", "onnx", "PIL", "safetensors", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",
