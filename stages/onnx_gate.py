@@ -155,12 +155,12 @@ def _largest_difference(policy: OnnxPolicy, module: DeployablePolicy, states: Ga
     for action, control in (policy.run(states.observation, states.goal), one_by_one):
         differences.append(np.abs(action - expected.action.numpy()[: len(action)]).max())
         off = np.abs((control - expected.control.numpy()[: len(control)]) / bound)
-        off[_at_a_switch(module, expected.action)[: len(control)]] = 0.0
+        off[at_a_switch(module, expected.action)[: len(control)]] = 0.0
         differences.append(off.max())
     return float(np.max(differences))
 
 
-def _at_a_switch(module: DeployablePolicy, action: torch.Tensor) -> np.ndarray:
+def at_a_switch(module: DeployablePolicy, action: torch.Tensor) -> np.ndarray:
     """Return where the least rounding turns a switch over, (states, num_actuators) bool."""
     taken = action if module.columns is None else action[:, module.columns]
     near = taken.abs() < _SWITCH_MARGIN

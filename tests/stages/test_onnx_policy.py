@@ -13,10 +13,9 @@ from stages.onnx_policy import OnnxPolicy
 from tests.stages.handmade_policy import (
     ACTION_DIM,
     GOAL_DIM,
-    HIGH,
-    LOW,
     OBSERVATION_DIM,
     expected_action,
+    expected_control,
     metadata,
     write_policy,
 )
@@ -39,7 +38,7 @@ def test_a_batch_of_any_size_gives_actions_and_controls_in_actuator_units(policy
     action, control = policy.run(observation, goal)
     assert action.shape == control.shape == (count, ACTION_DIM)
     np.testing.assert_allclose(action, expected_action(observation, goal), atol=1e-6)
-    np.testing.assert_allclose(control, LOW + (action + 1) / 2 * (HIGH - LOW), atol=1e-6)
+    np.testing.assert_allclose(control, expected_control(action), atol=1e-6)
     np.testing.assert_array_equal(policy(observation, goal), action)
 
 
@@ -126,8 +125,10 @@ def test_a_policy_of_another_task_is_refused(tmp_path: Path):
     [
         ("{", "metadata"),
         ("[]", "metadata"),
-        ('{"format_version": 1}', "role"),
-        (json.dumps(metadata(format_version=2)), "update thousandfold"),
+        ('{"format_version": 2}', "role"),
+        (json.dumps(metadata(format_version=1)), "of format 1, this version reads 2: export"),
+        (json.dumps(metadata(format_version=3)), "update thousandfold"),
+        (json.dumps(metadata(format_version="two")), "format_version"),
         (json.dumps(metadata(control_dt_s=0.0)), "control_dt_s"),
         (json.dumps(metadata(inputs=metadata()["inputs"] | {"goal": []})), "its metadata says"),
     ],
