@@ -152,22 +152,31 @@ class EpisodeStream:
                 self._simulator.reset()
             self._rounds.append(self._round(self._simulator, max(self.num_paths - index * worlds, 0)))
         rounds = self._rounds[: math.ceil(episodes / worlds)]
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES
-        }
-        paths = [path for part in rounds for path in part.paths][: min(self.num_paths, episodes)]
-        return Episodes(**joined, paths=paths, other_radii=self.task.task.other_radii)
+        return join_rounds(rounds, self.task, episodes, self.num_paths)
 
     def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
         """Run the episodes that the simulator has begun, one in every world."""
-        return _run_round(simulator, self.policy, num_paths)
+        return run_round(simulator, self.policy, num_paths)
 
     def _new_simulator(self, worlds: int) -> CpuSimulator:
         return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)
 
 
-def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
-    """Run one episode in every world; a world that ended early stands still in the books."""
+def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_paths: int = 0) -> Episodes:
+    """Return the first episodes of several rounds, in order, with the paths of the first of them."""
+    joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
+    paths = [path for part in rounds for path in part.paths][: min(num_paths, episodes)]
+    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
+
+
+def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Episodes:
+    """Run the episode that every world has begun; one that ends early stands still in the books.
+
+    Args:
+        simulator: was just reset.
+        policy: called with every world at once.
+        num_paths: of how many worlds to keep the path.
+    """
     running = np.ones(simulator.num_worlds, bool)
     unstable = np.zeros(simulator.num_worlds, bool)
     at_goal = np.zeros(simulator.num_worlds)
