@@ -13,6 +13,7 @@ import pydantic
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
+from envs.model_hash import model_sha256
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
@@ -213,13 +214,19 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     )
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion, of 95 % (Wilson 1927, J. Am. Stat. Assoc. 22).
+
+    Args:
+        successes: how many of the trials succeeded.
+        trials: how many there were.
+        z: quantile of the normal distribution, for another confidence.
+    """
     if trials == 0:
         return 0.0, 1.0
-    rate, square = successes / trials, Z_95**2
+    rate, square = successes / trials, z**2
     centre = (rate + square / (2 * trials)) / (1 + square / trials)
-    half = Z_95 / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
+    half = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -330,7 +337,8 @@ def load_policy(
         sample_scale: times the teacher's standard deviation is what they are drawn with.
 
     Raises:
-        UserError: a file is damaged, the task is not there, or no teacher is to have a critic choose.
+        UserError: a file is damaged, the task is not there or has another model now, or no teacher is to
+            have a critic choose.
     """
     if teacher_samples > 1 and source.kind != "teacher":
         raise SettingsError(f"teacher_samples {teacher_samples}: a {source.kind} has no critic to choose.")
@@ -338,8 +346,9 @@ def load_policy(
         from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
         source.verify()
-        policy = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task)
-        return load_task(source), policy
+        policy, task = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task), load_task(source)
+        policy.expect_model(model_sha256(task.model))
+        return task, policy
     from pipeline.core.runtime import resolve_device
     from stages.network_file import load_actor, torch_policy
 

@@ -14,7 +14,6 @@ from pipeline.core.artifacts import Artifact, atomic_file
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device
 from pipeline.core.settings import StageSettings
-from pipeline.core.tracking import NEWEST_ALIAS
 from stages.artifact_task import keep_task
 from stages.evaluate import Episodes
 from stages.network_file import TrainedActor, load_actor
@@ -30,6 +29,7 @@ from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from stages.policy_golden import TOLERANCE
 from stages.policy_hash import ModelBytes, split_model
 from stages.policy_metadata import Evaluation, PolicyMetadata
+from stages.policy_registration import register_policy
 from stages.policy_writing import PolicyDraft, describe, golden_rows
 
 
@@ -106,7 +106,7 @@ def run(
         if teacher is not None:
             context.console.say(f"Beside it, to be timed: {teacher.name}.")
             results["teacher"] = _export_teacher(work.artifact.file(TEACHER_FILE), teacher, states, settings)
-        return _finish(results, source, work, context)
+        return _finish(results, parents, work, context)
 
 
 def _parent(source: Artifact, role: str, given: Artifact | None, context: StageContext) -> Artifact | None:
@@ -239,19 +239,16 @@ def _figures(path: Path, error: ActionError, metadata: PolicyMetadata) -> dict[s
     }
 
 
-def _finish(results: dict[str, Any], source: Artifact, work: StageWork, context: StageContext) -> Artifact:
+def _finish(
+    results: dict[str, Any], parents: dict[str, Artifact], work: StageWork, context: StageContext
+) -> Artifact:
     """Complete the artifact, record it and say what was found."""
     artifact = work.artifact
     artifact.complete(results)
     numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
     work.run.log_metrics(numbers, step=0)
     work.log_files(POLICY_FILE, TEACHER_FILE, "manifest.json")
-    work.run.register_model(
-        f"policy-{artifact.manifest.task}",
-        artifact.file(POLICY_FILE),
-        {"artifact": artifact.name, "role": source.kind},
-        (NEWEST_ALIAS,) if artifact.manifest.selectable else (),
-    )
+    register_policy(work, OnnxPolicy(artifact.file(POLICY_FILE)), parents)
     low, high = results["success_interval"]
     context.console.say(
         f"Policy {artifact.name}: {results['bytes'] / 1e6:.2f} MB, off torch by at most "

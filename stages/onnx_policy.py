@@ -25,6 +25,10 @@ TEACHER_FILE = "teacher.onnx"
 _FATAL = 4
 
 
+class OtherModelError(DamagedFileError):
+    """A policy was trained for another compiled model than the one at hand."""
+
+
 class PolicyOutputs(NamedTuple):
     """What a policy returns."""
 
@@ -65,12 +69,12 @@ class OnnxPolicy:
         return parse_golden(self._golden, self.metadata, self.path)
 
     def expect_model(self, model_sha256: str) -> None:
-        """Raise DamagedFileError where the policy was trained for another compiled model.
+        """Raise OtherModelError where the policy was trained for another compiled model.
 
         Args:
             model_sha256: of the model at hand, as `envs.model_hash` gives it.
         """
-        require_model(self.metadata, model_sha256, self.path)
+        require_model(self.metadata, model_sha256, str(self.path))
 
     def __call__(self, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return actions (n, action_dim) for observations (n, observation_dim) and goals (n, goal_dim)."""
@@ -167,17 +171,24 @@ def require_graph(model: ModelBytes, metadata: PolicyMetadata, path: Path) -> No
         )
 
 
-def require_model(metadata: PolicyMetadata, model_sha256: str, path: Path) -> None:
-    """Raise DamagedFileError where a policy was trained for another compiled model than the one at hand."""
+def require_model(metadata: PolicyMetadata, model_sha256: str, name: str) -> None:
+    """Raise OtherModelError where a policy was trained for another compiled model than the one at hand.
+
+    Args:
+        metadata: of the policy.
+        model_sha256: of the model at hand.
+        name: what to call the policy.
+    """
     if metadata.model_sha256 == model_sha256:
         return
     import mujoco  # for its version alone
 
     ours, theirs = mujoco.__version__, metadata.exporter.get("mujoco", "unknown")
-    versions = f", compiled by MuJoCo {theirs}, and this is MuJoCo {ours}" if ours != theirs else ""
-    raise DamagedFileError(
-        f"{path} is a policy for another model of task {metadata.task!r} ({metadata.model_sha256[:12]}…, "
-        f"not {model_sha256[:12]}…{versions}): give the task that it was trained for, or train on this one."
+    why = f"MuJoCo {theirs} compiled it and this is {ours}" if ours != theirs else "it was changed since"
+    raise OtherModelError(
+        f"{name} was made for another model of task {metadata.task!r} (hash {metadata.model_sha256[:12]}…, "
+        f"here {model_sha256[:12]}…): {why}, or the processor is another. Give the task that it was trained "
+        "for, or train on this one."
     )
 
 

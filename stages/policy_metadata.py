@@ -21,12 +21,14 @@ METADATA_VERSION = 2
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
+class InvalidMetadataError(DamagedFileError):
+    """Metadata of this version that does not fit its description."""
+
+
 class Described(pydantic.BaseModel):
     """Facts of an exported file; what a newer version adds is passed over."""
 
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Element(Described):
@@ -198,11 +200,11 @@ def parse_metadata(text: str | None, path: Path) -> PolicyMetadata:
         raise damaged_metadata(path, error) from error
 
 
-def damaged_metadata(path: Path, error: pydantic.ValidationError) -> DamagedFileError:
+def damaged_metadata(path: Path, error: pydantic.ValidationError) -> InvalidMetadataError:
     """Return the one line for metadata that does not fit its description."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "JSON"
-    return DamagedFileError(f"{path} has damaged metadata ({where}: {first['msg']}): {EXPORT_AGAIN}.")
+    return InvalidMetadataError(f"{path} has damaged metadata ({where}: {first['msg']}): {EXPORT_AGAIN}.")
 
 
 def _of_another_version(path: Path, version: int) -> str:
