@@ -54,6 +54,8 @@ def open_source(
         path = Path(reference).expanduser()
         artifact = Artifact.load(path.parent) if (path.parent / MANIFEST_NAME).is_file() else None
         name = str(path)
+    elif reference is not None and reference.endswith(Path(POLICY_FILE).suffix):
+        raise UserError(f"{reference} is no file: give a policy file, or the name of a policy's artifact.")
     else:
         artifact = workspace.newest("policy") if reference is None else workspace.open(reference, "policy")
         artifact.verify()
