@@ -105,8 +105,9 @@ def _require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str, 
         )
     found = model_sha256(task.model)
     if found != metadata.model_sha256 and not any_model:
+        was = metadata.exporter.get("mujoco", "what it was")
         raise UserError(
             f"{name} was made for another model of task {task.name!r} (hash {metadata.model_sha256[:12]}, "
-            f"here {found[:12]}): the model changed since, or MuJoCo or the processor is another. "
+            f"here {found[:12]}): the model changed since, or MuJoCo is not {was} or the processor another. "
             "--any-model runs it all the same."
         )
