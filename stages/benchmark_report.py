@@ -112,9 +112,10 @@ def _network(role: str, policy: OnnxPolicy, measured: Measured, rate_hz: float) 
     return {
         "file": policy.path.name,
         "network": policy.metadata.network.model_dump(),
+        "precision": policy.metadata.precision,
         "back_to_back": summarize(measured.samples[role]),
         "inside_runtime": inside,
-        "roofline": roofline(policy.metadata.network.parameters, "float32", inside["p50_us"]),
+        "roofline": roofline(policy.metadata.network.parameters, policy.metadata.precision, inside["p50_us"]),
         "paced": summarize_paced(loop),
     }
 

@@ -60,15 +60,24 @@ class Head:
 
 
 class NumpyPolicy:
-    """Normaliser, blocks and head, for one state at a time.
+    """Limits, normaliser, blocks and head, for one state at a time.
 
     Args:
+        limits: the least and the greatest that the joined observation and goal are taken for, float32.
         mean, std: of the joined observation and goal, float32.
         blocks: the stem first.
         head: what follows them.
     """
 
-    def __init__(self, mean: np.ndarray, std: np.ndarray, blocks: Sequence[Block], head: Head) -> None:
+    def __init__(
+        self,
+        limits: tuple[np.ndarray, np.ndarray],
+        mean: np.ndarray,
+        std: np.ndarray,
+        blocks: Sequence[Block],
+        head: Head,
+    ) -> None:
+        self._low, self._high = limits
         self._mean, self._factor = mean, (1.0 / std).astype(np.float32)
         self._blocks, self._head = blocks, head
         self._state = np.zeros_like(mean)
@@ -82,6 +91,8 @@ class NumpyPolicy:
         state = self._state
         state[: len(observation)] = observation
         state[len(observation) :] = goal
+        np.maximum(state, self._low, out=state)
+        np.minimum(state, self._high, out=state)
         np.subtract(state, self._mean, out=state)
         np.multiply(state, self._factor, out=state)
         value = state

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.compiled_task import CompiledTask
-from models.deployable_policy import DeployablePolicy
+from models.deployable_policy import DeployablePolicy, InputLimits, PolicyOutput
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error, seed_sequence
@@ -22,8 +23,9 @@ from stages.onnx_policy import OnnxPolicy
 _EPISODE_STREAM, _STATE_STREAM, _DATASET_STREAM = 51, 52, 53
 _SHALLOW_DEPTH = 16
 _ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0
-_SINGLE_STEPS = 32
-_SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side of it
+_STATES_BEYOND_LIMITS = 32
+_SINGLE_STEPS = 2 * _STATES_BEYOND_LIMITS
+SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side of it
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class GateStates:
     observation: np.ndarray
     goal: np.ndarray
     counts: Mapping[str, int]
+
+    def limits(self) -> InputLimits:
+        """Return the limits of a policy that is checked on these states."""
+        return InputLimits.around(torch.from_numpy(self.observation), torch.from_numpy(self.goal))
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def roll_out(
         seen.append((observation[chosen], goal[chosen]))
         return act(observation, goal)
 
-    outcome = _run(trained.task, policy, episodes, seed)
+    outcome = act_in_same_episodes(policy, trained.task, episodes=episodes, seed=seed)
     trained.actor.to("cpu")
     observation, goal = (np.concatenate(part) for part in zip(*seen, strict=True))
     chosen = rng.permutation(len(observation))[:num_states]
@@ -125,10 +131,13 @@ def compare_actions(
     Raises:
         UserError: they differ by more.
     """
-    largest = _largest_difference(policy, module, states)
+    states = _with_states_beyond_limits(states, module)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
+    largest = _largest_difference(policy, module, states, expected)
     allowed = max_action_error * math.sqrt(max(1.0, depth / _SHALLOW_DEPTH))
     if not largest <= allowed:  # NaN is not
-        explained = _ROUNDING_MARGIN * rounding_error(module, states)
+        explained = _ROUNDING_MARGIN * rounding_error(module, states, expected.action)
         allowed = min(max(allowed, explained), _ROUNDING_CAP * allowed)
     if not largest <= allowed:
         raise UserError(
@@ -138,10 +147,48 @@ def compare_actions(
     return ActionError(largest, allowed)
 
 
-def _largest_difference(policy: OnnxPolicy, module: DeployablePolicy, states: GateStates) -> float:
-    """Return the largest difference over both outputs; NaN where either side gives NaN."""
-    with torch.no_grad():
-        expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
+def beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
+    """Return the states with every other number beyond its limits, above and below in turns."""
+    moved = []
+    for rows, low, high in (
+        (states.observation, module.observation_low.numpy(), module.observation_high.numpy()),
+        (states.goal, module.goal_low.numpy(), module.goal_high.numpy()),
+    ):
+        place, width = np.add.outer(np.arange(len(rows)), np.arange(rows.shape[1])), high - low
+        outside = np.where(place % 4 == 0, high + width, low - width)
+        moved.append(np.where(place % 2 == 0, outside, rows).astype(np.float32))
+    return GateStates(moved[0], moved[1], states.counts)
+
+
+def _with_states_beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
+    """Return the states with a few more in front, of which every other number is beyond its limits."""
+    rows = slice(0, _STATES_BEYOND_LIMITS)
+    moved = beyond_limits(GateStates(states.observation[rows], states.goal[rows], {}), module)
+    return GateStates(
+        np.concatenate([moved.observation, states.observation]),
+        np.concatenate([moved.goal, states.goal]),
+        states.counts,
+    )
+
+
+@torch.no_grad()
+def largest_action_error(policy: OnnxPolicy, module: DeployablePolicy, states: GateStates) -> float:
+    """Return the largest difference of an action from torch's, within the limits and beyond; NaN for NaN.
+
+    Args:
+        policy: the exported file.
+        module: the network in torch, on the CPU.
+        states: where to compare.
+    """
+    states = _with_states_beyond_limits(states, module)
+    expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    return float(np.abs(policy.run(states.observation, states.goal).action - expected.numpy()).max())
+
+
+def _largest_difference(
+    policy: OnnxPolicy, module: DeployablePolicy, states: GateStates, expected: PolicyOutput
+) -> float:
+    """Return the largest difference from what torch gives; NaN where either side gives NaN."""
     bound = torch.maximum(module.control_low.abs(), module.control_high.abs()).numpy()
     bound[bound == 0] = 1.0  # held at 0
     pairs = zip(states.observation[:_SINGLE_STEPS], states.goal[:_SINGLE_STEPS], strict=True)
@@ -151,23 +198,22 @@ def _largest_difference(policy: OnnxPolicy, module: DeployablePolicy, states: Ga
     for action, control in (policy.run(states.observation, states.goal), one_by_one):
         differences.append(np.abs(action - expected.action.numpy()[: len(action)]).max())
         off = np.abs((control - expected.control.numpy()[: len(control)]) / bound)
-        off[_at_a_switch(module, expected.action)[: len(control)]] = 0.0
+        off[at_a_switch(module, expected.action)[: len(control)]] = 0.0
         differences.append(off.max())
     return float(np.max(differences))
 
 
-def _at_a_switch(module: DeployablePolicy, action: torch.Tensor) -> np.ndarray:
-    """Return where the least rounding turns a switch over, (states, num_actuators) bool."""
+def at_a_switch(module: DeployablePolicy, action: Tensor, margin: float = SWITCH_MARGIN) -> np.ndarray:
+    """Return where an action that is off by `margin` turns a switch over, (states, num_actuators) bool."""
     taken = action if module.columns is None else action[:, module.columns]
-    near = taken.abs() < _SWITCH_MARGIN
+    near = taken.abs() < margin
     return (near & module.switched if module.switched is not None else torch.zeros_like(near)).numpy()
 
 
 @torch.no_grad()
-def rounding_error(module: DeployablePolicy, states: GateStates) -> float:
-    """Return how far torch's own float32 actions are off its float64 ones, at most."""
+def rounding_error(module: DeployablePolicy, states: GateStates, single: Tensor) -> float:
+    """Return how far torch's float32 actions `single` at the states are off its float64 ones, at most."""
     observation, goal = torch.from_numpy(states.observation), torch.from_numpy(states.goal)
-    single = module(observation, goal).action
     exact = module.double()(observation.double(), goal.double()).action
     module.float()  # every weight was float32 before, and is the same again
     return float((single - exact).abs().max())
@@ -188,7 +234,7 @@ def compare_closed_loop(
     Raises:
         UserError: the success differs by more.
     """
-    outcome = _run(task, policy, len(reference.success), seed)
+    outcome = act_in_same_episodes(policy, task, episodes=len(reference.success), seed=seed)
     ours, theirs = float(outcome.success.mean()), float(reference.success.mean())
     if abs(ours - theirs) > max_difference:
         raise UserError(
@@ -198,5 +244,6 @@ def compare_closed_loop(
     return outcome
 
 
-def _run(task: CompiledTask, policy: Policy, episodes: int, seed: int) -> Episodes:
+def act_in_same_episodes(policy: Policy, task: CompiledTask, *, episodes: int, seed: int) -> Episodes:
+    """Return the outcome of a policy; equal numbers of episodes and seeds give the same episodes."""
     return run_episodes(task, policy, episodes=episodes, seed=seed_sequence(seed, _EPISODE_STREAM))

@@ -66,7 +66,7 @@ def _routines(size: int) -> dict[str, Callable[[], object]]:
     """
     text = bytearray(max(size, 4))
     words = np.frombuffer(text, np.int32, count=len(text) // 4)
-    # Written once: memory that was never written is one page of zeros all over, and always in the first cache.
+    # Written once: memory that never was is one page of zeros over and over, and always in the first cache.
     numbers = np.ones(len(words), np.float32)
     return {
         "largest int32 (NumPy)": lambda: np.maximum.reduce(words),

@@ -22,7 +22,7 @@ from stages.latency import Step
 from stages.onnx_policy import OnnxPolicy
 
 if TYPE_CHECKING:
-    from models.deployable_policy import DeployablePolicy
+    from models.deployable_policy import DeployablePolicy, InputLimits
 
 TORCH, INDUCTOR, NUMPY = "torch eager", "AOTInductor", "numpy"
 RUNTIMES = (TORCH, NUMPY, INDUCTOR)
@@ -98,7 +98,22 @@ def _source_network(policy: OnnxPolicy, artifact: Artifact, workspace: Workspace
     source = workspace.open(recorded.name, role)
     if source.manifest.hash != recorded.hash:
         raise UserError(f"{source.name} was changed since {artifact.name} was exported from it")
-    return load_actor(source).deployable()
+    return load_actor(source).deployable(_limits(policy))
+
+
+def _limits(policy: OnnxPolicy) -> InputLimits:
+    """Return what the file clips its inputs to."""
+    import torch
+
+    from models.deployable_policy import InputLimits
+
+    inputs = policy.metadata.inputs
+    limits = {
+        f"{name}_{side}": torch.tensor([getattr(element, f"limit_{side}") for element in elements])
+        for name, elements in (("observation", inputs.observation), ("goal", inputs.goal))
+        for side in ("low", "high")
+    }
+    return InputLimits(**limits)
 
 
 def _open(

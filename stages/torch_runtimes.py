@@ -15,9 +15,12 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from models.block_stack import LAYERS_PER_BLOCK, BlockStack
 from models.deployable_policy import DeployablePolicy
-from models.residual_mlp import PlainBlock, ResidualBlock, ResidualMLP, unroll_blocks
+from models.norm_swish import LAYER_NORM_EPS
+from models.residual_mlp import PlainBlock, ResidualMLP
 from stages.latency import Step
 from stages.numpy_network import Block, Head, Layer, NumpyPolicy
 
@@ -56,12 +59,15 @@ def compiled_step(module: DeployablePolicy, folder: Path) -> Step:
     """
     import torch._inductor  # not part of torch until it is asked for
 
-    plain = _Outputs(unroll_blocks(copy.deepcopy(module))).eval()
+    traced = copy.deepcopy(module)
+    trunk = traced.actor.actor.trunk
+    if isinstance(trunk.body, BlockStack):
+        trunk.body = _TracedStack(trunk.body)
     normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
     example = tuple(torch.zeros(1, len(each.mean)) for each in normalizers)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's, about itself
-        program = torch.export.export(plain, example)
+        program = torch.export.export(_Outputs(traced).eval(), example)
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "policy.pt2"))
         compiled = torch._inductor.aoti_load_package(package)
     return torch_step(cast(nn.Module, compiled))
@@ -80,9 +86,29 @@ class _Outputs(nn.Module):
         return action, control
 
 
+class _TracedStack(nn.Module):
+    """A `BlockStack` in torch's own operators: a compiler cannot look into its kernels."""
+
+    def __init__(self, stack: BlockStack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (batch, width) to (batch, width)."""
+        stack, size = self.stack, hidden.shape[-1:]
+        for block in range(stack.num_blocks):
+            branch = hidden
+            for layer in range(block * LAYERS_PER_BLOCK, (block + 1) * LAYERS_PER_BLOCK):
+                branch = functional.linear(branch, stack.weight[layer], stack.bias[layer])
+                norm = stack.norm_weight[layer], stack.norm_bias[layer]
+                branch = functional.silu(functional.layer_norm(branch, size, *norm, LAYER_NORM_EPS))
+            branch = branch if stack.gain is None else stack.gain[block] * branch
+            hidden = torch.add(hidden, branch, alpha=stack.scale)
+        return hidden
+
+
 def numpy_policy(module: DeployablePolicy) -> NumpyPolicy:
     """Return the same policy in NumPy."""
-    module = cast(DeployablePolicy, unroll_blocks(copy.deepcopy(module)))
     actor = module.actor.actor
     trunk = actor.trunk
     norm, eps = _layer_norm(trunk.final_norm)
@@ -100,24 +126,38 @@ def numpy_policy(module: DeployablePolicy) -> NumpyPolicy:
     mean, std = (
         np.concatenate([_array(getattr(each, name)) for each in normalizers]) for name in ("mean", "std")
     )
-    return NumpyPolicy(mean, std, _blocks(trunk), head)
+    low, high = (
+        np.concatenate([_array(getattr(module, f"{name}_{side}")) for name in ("observation", "goal")])
+        for side in ("low", "high")
+    )
+    return NumpyPolicy((low, high), mean, std, _blocks(trunk), head)
 
 
 def _blocks(trunk: ResidualMLP) -> list[Block]:
-    stem = Block((_layer(cast(nn.Sequential, trunk.stem)),))
-    body = list(cast(nn.Sequential, trunk.body))
-    if not body or not isinstance(body[0], ResidualBlock | PlainBlock):
-        return [stem, *(Block((_layer(cast(nn.Sequential, layer)),)) for layer in body)]
-    blocks = cast(list[ResidualBlock | PlainBlock], body)
-    return [stem, *(Block(tuple(map(_layer, _children(block))), _scale(block)) for block in blocks)]
+    blocks = [Block((_layer(cast(nn.Sequential, trunk.stem)),))]
+    if isinstance(trunk.body, BlockStack):
+        return blocks + _stacked_blocks(trunk.body)
+    for part in cast(nn.Sequential, trunk.body):
+        if isinstance(part, PlainBlock):
+            layers = tuple(_layer(cast(nn.Sequential, layer)) for layer in part.layers)
+            blocks.append(Block(layers, part.scale * (1.0 if part.gain is None else part.gain.item())))
+        else:
+            blocks.append(Block((_layer(cast(nn.Sequential, part)),)))
+    return blocks
 
 
-def _children(block: ResidualBlock | PlainBlock) -> list[nn.Sequential]:
-    return [cast(nn.Sequential, layer) for layer in block.layers]
-
-
-def _scale(block: ResidualBlock | PlainBlock) -> float:
-    return block.scale if block.gain is None else block.scale * block.gain.item()
+def _stacked_blocks(stack: BlockStack) -> list[Block]:
+    tensors = (stack.weight, stack.bias, stack.norm_weight, stack.norm_bias)
+    weight, bias, scale, shift = map(_array, tensors)
+    layers = [
+        Layer(weight[index], bias[index], (scale[index], shift[index]), LAYER_NORM_EPS)
+        for index in range(len(weight))
+    ]
+    gains = np.ones(stack.num_blocks) if stack.gain is None else _array(stack.gain)
+    return [
+        Block(tuple(layers[first : first + LAYERS_PER_BLOCK]), stack.scale * float(gain))
+        for first, gain in zip(range(0, len(layers), LAYERS_PER_BLOCK), gains, strict=True)
+    ]
 
 
 def _layer(layers: nn.Sequential) -> Layer:

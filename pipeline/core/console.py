@@ -36,7 +36,6 @@ EXTRA_OF_PACKAGE = {
     "mlflow": "train",
     "mujoco_warp": "train",
     "onnx": "train",
-    "onnxscript": "train",
     "safetensors": "train",
     "threadpoolctl": "train",
     "torch": "train",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from stages.torch_runtimes import compiled_step, numpy_policy, one_thread, torch_step
@@ -38,13 +38,14 @@ def policy(shape: NetworkShape, **actuators: Any) -> DeployablePolicy:
     actor.goal_normalizer.fit(3.0 * torch.randn(64, GOALS) - 1.0)
     low, high = torch.tensor([-2.0, 0.0, -1.0]), torch.tensor([2.0, 5.0, -1.0])
     columns = torch.tensor([1, 0, 0])
-    return DeployablePolicy(actor, low, high, columns, **actuators).eval()
+    limits = InputLimits.around(0.5 * torch.randn(4, OBSERVATIONS), 0.5 * torch.randn(4, GOALS))
+    return DeployablePolicy(actor, limits, low, high, columns, **actuators).eval()
 
 
 def states(count: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     draw = rng.standard_normal
-    return [(draw(OBSERVATIONS, np.float32), draw(GOALS, np.float32)) for _ in range(count)]
+    return [(3 * draw(OBSERVATIONS, np.float32), 3 * draw(GOALS, np.float32)) for _ in range(count)]
 
 
 def expected(module: DeployablePolicy, state: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
