@@ -80,6 +80,11 @@ def _excess(cell: Cell) -> float:
     return 100 * cell["paced_loops"][-1]["excess_missed_share"]
 
 
+def _excess_error(cell: Cell) -> float:
+    error = cell["paced_loops"][-1]["excess_missed_error"]
+    return math.nan if error is None else 100 * error
+
+
 def _excess_when_busy(cell: Cell) -> float:
     return 100 * cell["busy"]["paced"]["excess_missed_share"]
 
@@ -91,6 +96,7 @@ TARGETS = (
     Target("torch eager", _ratio("torch eager"), lambda _, x: x >= 5, ".1f"),
     Target("numpy", _ratio("numpy"), lambda _, x: x >= 1, ".1f"),
     Target("excess misses, %", _excess, lambda _, x: x <= 0.01, ".3f"),
+    Target("± standard error", _excess_error, lambda *_: True, ".3f"),
     Target("beside a busy process, %", _excess_when_busy, lambda *_: True, ".3f"),
 )
 
