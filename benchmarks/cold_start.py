@@ -2,13 +2,13 @@
 
     python -m benchmarks.cold_start --policy runs/policy-20260131-120000/policy.onnx --rounds 15
 
-Every round starts a new interpreter, which runs the command on the file until its policy has returned once, and
-is ended there. Libraries lie in the file system's cache after the first round, which is reported by itself:
-`first_round_s` is the figure nearest to a machine that was just switched on.
+Every round starts a new interpreter, which runs the command on the file until its policy has returned
+once, and is ended there. Libraries lie in the file system's cache after the first round, which is reported by
+itself: `first_round_s` is the figure nearest to a machine that was just switched on.
 
 Phases: `interpreter` until Python runs code, `command_line` imports the command line, `stage` imports the
-stage with MuJoCo and ONNX Runtime, `open` reads the file and compiles the task's model, `act` makes the world,
-resets it and runs the network once.
+stage with MuJoCo and ONNX Runtime, `open` reads the file and compiles the task's model, `act` makes the
+world, resets it and runs the network once.
 """
 
 from __future__ import annotations

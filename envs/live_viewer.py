@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from envs.compiled_task import CompiledTask
 from envs.scene_rendering import add_goal, goal_marker, scene_camera
 
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+_CLOSING_S = 5.0
 
 
 class NoScreenError(RuntimeError):
@@ -26,7 +28,7 @@ class LiveViewer:
 
     Args:
         task: the compiled task; its `scene` says where the camera stands at first.
-        on_key: called from the window's own thread with the key that was pressed, as a capital letter.
+        on_key: called from the window's own thread with each key that was pressed, letters as capitals.
 
     Raises:
         NoScreenError: there is no screen, or it gives no window with OpenGL.
@@ -40,16 +42,18 @@ class LiveViewer:
         # A copy, because the window's panels can change a model.
         self._model = copy.copy(task.model)
         self._data = mujoco.MjData(self._model)
+        others = set(threading.enumerate())
         try:
             self._handle = mujoco.viewer.launch_passive(
                 self._model,
                 self._data,
-                key_callback=lambda code: on_key(chr(code).upper()),
+                key_callback=lambda code: on_key(chr(code).upper() if code > 0 else ""),
                 show_left_ui=False,
                 show_right_ui=False,
             )
         except RuntimeError as error:  # on macOS, outside mjpython
             raise NoScreenError(" ".join(str(error).split())) from error
+        self._threads = set(threading.enumerate()) - others
         self._place_camera()
 
     def __enter__(self) -> LiveViewer:
@@ -68,6 +72,9 @@ class LiveViewer:
     def close(self) -> None:
         """Close the window; nothing can be shown afterwards."""
         self._handle.close()
+        # The window's thread draws on for a moment; the X server would end a process that exits under it.
+        for thread in self._threads:
+            thread.join(_CLOSING_S)
 
     def show(self, qpos: np.ndarray, goal: np.ndarray, *, reached: bool) -> None:
         """Show a state; does nothing once the window is closed.
@@ -116,5 +123,5 @@ def _require_window() -> None:
             window = glfw.create_window(64, 64, "", None, None)
             glfw.terminate()
     if window is None:
-        reason = " ".join(str(warned[0].message).split()) if warned else "GLFW gives no reason"
+        reason = str(warned[0].message).split("b'")[-1].rstrip("'") if warned else "GLFW gives no reason"
         raise NoScreenError(f"the screen gives no window ({reason})")
