@@ -46,7 +46,12 @@ def write_sledge(folder: Path, *, mass: float = 1.0, control_dt_s: float = 0.1) 
 def sledge_policy(path: Path, page: str, **changes: Any) -> str:
     """Write a policy for the sledge; return its path."""
     found = model_sha256(compile_task(page).model)
-    fixed = {"task": "sledge", "model_sha256": found, "task_file": "/home/me/sledge.yaml", "episode_steps": 30}
+    fixed = {
+        "task": "sledge",
+        "model_sha256": found,
+        "task_file": "/home/me/sledge.yaml",
+        "episode_steps": 30,
+    }
     write_policy(path, json.dumps(metadata(**fixed | changes)))
     return str(path)
 
