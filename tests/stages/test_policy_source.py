@@ -101,7 +101,9 @@ def test_a_task_of_the_users_comes_from_the_option_or_the_artifacts_copy(tmp_pat
 def test_another_model_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
     policy = sledge_policy(tmp_path / "p.onnx", write_sledge(tmp_path / "robot"), exporter={"mujoco": "3.9"})
     heavier = write_sledge(tmp_path / "heavier", mass=2.0)
-    with pytest.raises(UserError, match=r"another model of task 'sledge'.*MuJoCo 3\.9 compiled it.*--any-model"):
+    with pytest.raises(
+        UserError, match=r"another model of task 'sledge'.*MuJoCo 3\.9 compiled it.*--any-model"
+    ):
         open_source(Workspace(tmp_path), policy, heavier)
     assert open_source(Workspace(tmp_path), policy, heavier, any_model=True).task.task.file == heavier
 

@@ -32,7 +32,9 @@ def source(tmp_path: Path) -> PolicySource:
 
 
 def source_of(folder: Path, **changes: Any) -> PolicySource:
-    path = write_policy(folder / "policy.onnx", json.dumps(metadata(**{"task_changes": {"episode_steps": 20}} | changes)))
+    path = write_policy(
+        folder / "policy.onnx", json.dumps(metadata(**{"task_changes": {"episode_steps": 20}} | changes))
+    )
     return open_source(Workspace(folder), str(path))
 
 
