@@ -126,17 +126,18 @@ class OnnxPolicy:
             raise ValueError(
                 f"one step takes real numbers, not {observation.dtype} and {goal.dtype}"
             ) from None
-        # The sum of squares is finite where every number is, and far quicker than a look at each.
-        if not math.isfinite(self._state.dot(self._state)):
-            self._require_finite()
+        if not math.isfinite(self._state.dot(self._probe)):
+            raise self._not_finite_in_state()
         self._session.run_with_iobinding(self._binding)
         return PolicyOutputs(self._action.copy(), self._control.copy())
 
-    def _require_finite(self) -> None:
-        """Look at each number of the bound state: squares of finite ones may overflow."""
-        for name, row in (("observation", self._observation), ("goal", self._goal)):
-            if not np.isfinite(row).all():
-                raise self._not_finite(name, row[None])
+    def _not_finite_in_state(self) -> NonFiniteError:
+        in_goal = bool(np.isfinite(self._observation).all())
+        return (
+            self._not_finite("goal", self._goal[None])
+            if in_goal
+            else self._not_finite("observation", self._observation[None])
+        )
 
     def _not_finite(self, name: str, rows: np.ndarray) -> NonFiniteError:
         row, index = np.argwhere(~np.isfinite(rows))[0].tolist()
@@ -151,8 +152,10 @@ class OnnxPolicy:
         self._binding = self._session.io_binding()
         sizes = self.metadata.sizes()
         split = sizes["observation"]
-        # One row for both inputs, so that one look tells whether all of it is finite.
+        # One row for both inputs: a product with it is finite where all of it is, and quicker than a look at
+        # each number. The factor is small, so that no finite numbers overflow.
         self._state = np.zeros(split + sizes["goal"], np.float32)
+        self._probe = np.full_like(self._state, 1e-8)
         # The session writes to these addresses: the rows must live as long as the binding.
         self._observation, self._goal = self._state[:split], self._state[split:]
         self._action, self._control = (np.zeros(sizes[name], np.float32) for name in ("action", "control"))

@@ -11,7 +11,7 @@ from envs.registry import compile_task, task_names
 from envs.task import TaskError
 from envs.tasks.task_copy import PAGE_NAME
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
-from pipeline.core.errors import DamagedFileError, UserError
+from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error
 from stages.artifact_task import TASK_FOLDER
 from stages.onnx_policy import POLICY_FILE, OnnxPolicy, OtherModelError, require_model
@@ -63,7 +63,7 @@ def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPla
         if path.is_file():
             return PolicyPlace(path, str(path), _artifact_around(path))
         if path.suffix == ".onnx":
-            raise DamagedFileError(f"{path} is missing: give a policy file, or the name of an artifact.")
+            raise UserError(f"{path} is no file: give a policy file, or the name of a policy's artifact.")
     artifact = workspace.newest("policy") if reference is None else workspace.open(reference, "policy")
     return PolicyPlace(artifact.file(POLICY_FILE), artifact.name, artifact)
 
@@ -121,7 +121,8 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
             f"{place.name} is for task {metadata.task!r}, which is none of the built-in ones: give the file "
             f"that describes it with --task{was}."
         )
-    return as_user_error(lambda: compile_task(reference, metadata.task_changes), TaskError)
+    changes = metadata.task_changes | {"episode_steps": metadata.episode_steps}
+    return as_user_error(lambda: compile_task(reference, changes), TaskError)
 
 
 def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:

@@ -143,6 +143,17 @@ def write_policy(
     return path
 
 
+def tamper(path: Path) -> Path:
+    """Change the largest weight of a policy file to 0 and leave its metadata as it is."""
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda found: len(found.raw_data))
+    numbers = numpy_helper.to_array(weight).copy()
+    numbers[np.unravel_index(np.abs(numbers).argmax(), numbers.shape)] = 0
+    weight.CopyFrom(numpy_helper.from_array(numbers, weight.name))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def policy_artifact(root: Path, *, teacher: bool = True, task: str = "point_u_maze") -> Artifact:
     """Return a completed policy artifact; `teacher` puts a teacher beside the student."""
     artifact = Workspace(root).create("policy", task=task, settings={})

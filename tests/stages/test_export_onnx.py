@@ -210,6 +210,21 @@ def test_a_policy_that_acts_worse_is_held_back(chain: Chain):
     compare_closed_loop(policy, task, perfect, seed=0, max_difference=1.0)
 
 
+def leave_out_the_limits(module: DeployablePolicy) -> DeployablePolicy:
+    module = copy.deepcopy(module)
+    module.goal_high.fill_(torch.inf)
+    return module
+
+
+def test_a_graph_that_does_not_clip_is_held_back(chain: Chain, monkeypatch: pytest.MonkeyPatch):
+    convert = export_onnx.to_onnx
+    monkeypatch.setattr(
+        export_onnx, "to_onnx", lambda module, *rest: convert(leave_out_the_limits(module), *rest)
+    )
+    with pytest.raises(UserError, match="differs from the network"):
+        export_onnx.run(settings(include_teacher=False), context(chain.workspace), chain.student)
+
+
 class ShiftedPolicy:
     """Torch's own answers, with one action off by `shift`."""
 
@@ -273,7 +288,10 @@ def test_a_steep_network_may_differ_by_what_its_own_rounding_leaves_open():
 def test_measuring_the_rounding_leaves_the_network_as_it_was():
     module = DeployablePolicy(make_actor(4, 8), LIMITS, -torch.ones(2), torch.ones(2)).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert 0 < rounding_error(module, gate_states()) < 1e-5
+    states = gate_states()
+    with torch.no_grad():
+        single = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    assert 0 < rounding_error(module, states, single) < 1e-5
     after = module.state_dict()
     assert all(
         after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items()
