@@ -23,7 +23,7 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("THOUSANDFOLD_WORKSPACE", "THOUSANDFOLD_TRACEBACK", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    return write_policy(tmp_path / "policy.onnx", json.dumps(metadata(task_changes={"episode_steps": 10})))
+    return write_policy(tmp_path / "policy.onnx", json.dumps(metadata(episode_steps=10)))
 
 
 def invoke(*arguments: str) -> Result:
@@ -42,7 +42,7 @@ def test_a_file_runs_without_a_workspace(policy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--policy", "gone.onnx"), "gone.onnx is missing"),
+        (("--policy", "gone.onnx"), "gone.onnx is no file"),
         (("--policy", "policy.onnx", "--goal", "1"), "takes 2"),
         (("--policy", "policy.onnx", "--goal", "nan,1"), "must be a finite number"),
         (("--policy", "policy.onnx", "--goal", "1;2"), "'1;2' is no number"),

@@ -50,14 +50,14 @@ def sledge_policy(path: Path, page: str, **changes: Any) -> str:
         "task": "sledge",
         "model_sha256": found,
         "task_file": "/home/me/sledge.yaml",
-        "task_changes": {"episode_steps": 30},
+        "episode_steps": 30,
     }
     write_policy(path, json.dumps(metadata(**fixed | changes)))
     return str(path)
 
 
 def test_a_file_alone_is_enough_for_a_built_in_task(tmp_path: Path) -> None:
-    text = json.dumps(metadata(task_changes={"episode_steps": 17}))
+    text = json.dumps(metadata(episode_steps=17))
     path = write_policy(tmp_path / "elsewhere.onnx", text)
     source = open_source(Workspace(tmp_path / "none"), str(path))
     assert (source.task.name, source.task.task.episode_steps) == ("point_u_maze", 17)
@@ -76,7 +76,7 @@ def test_the_newest_policy_or_one_by_name_or_by_its_file(tmp_path: Path) -> None
         open_source(workspace, first.name)
     with pytest.raises(MissingArtifactError):
         open_source(Workspace(tmp_path / "empty"))
-    with pytest.raises(UserError, match=r"gone\.onnx is missing"):
+    with pytest.raises(UserError, match=r"gone\.onnx is no file"):
         open_source(workspace, "gone.onnx")
 
 
@@ -101,9 +101,7 @@ def test_a_task_of_the_users_comes_from_the_option_or_the_artifacts_copy(tmp_pat
 def test_another_model_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
     policy = sledge_policy(tmp_path / "p.onnx", write_sledge(tmp_path / "robot"), exporter={"mujoco": "3.9"})
     heavier = write_sledge(tmp_path / "heavier", mass=2.0)
-    with pytest.raises(
-        UserError, match=r"another model of task 'sledge'.*MuJoCo 3\.9 compiled it.*--any-model"
-    ):
+    with pytest.raises(UserError, match=r"another model of task 'sledge'.*MuJoCo 3\.9 compiled.*--any-model"):
         open_source(Workspace(tmp_path), policy, heavier)
     assert open_source(Workspace(tmp_path), policy, heavier, any_model=True).task.task.file == heavier
 

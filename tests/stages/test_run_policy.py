@@ -32,9 +32,7 @@ def source(tmp_path: Path) -> PolicySource:
 
 
 def source_of(folder: Path, **changes: Any) -> PolicySource:
-    path = write_policy(
-        folder / "policy.onnx", json.dumps(metadata(**{"task_changes": {"episode_steps": 20}} | changes))
-    )
+    path = write_policy(folder / "policy.onnx", json.dumps(metadata(**{"episode_steps": 20} | changes)))
     return open_source(Workspace(folder), str(path))
 
 
@@ -118,7 +116,7 @@ def test_an_unknown_distribution_is_refused(source: PolicySource) -> None:
 def test_the_pace_is_the_policys_own_or_the_one_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = source_of(tmp_path, task_changes={"episode_steps": 3})
+    source = source_of(tmp_path, episode_steps=3)
     settings = RunPolicySettings(episodes=1, viewer="off")
     found = run_policy.run(settings, Console(), source)
     assert found["rate_hz"] == found["own_rate_hz"] == pytest.approx(10.0)
