@@ -68,7 +68,7 @@ class SceneRenderer:
 
     def __init__(self, task: CompiledTask, width: int = 640, height: int = 480) -> None:
         self.task, self.width, self.height = task, width, height
-        self._camera, self._follow = _camera_of(task)
+        self._camera, self._follow = scene_camera(task)
         self._distance = float(self._camera.distance)
         self._model = _drawn_model(task, width, height, self._camera.distance)
         self._data = mujoco.MjData(self._model)
@@ -128,7 +128,7 @@ class SceneRenderer:
         )
         light_scene(self._scene, np.asarray(self._camera.lookat), self._camera.distance)
         if marker is not None:
-            self._add_marker(marker, _REACHED_COLOUR if reached else _GOAL_COLOUR)
+            add_goal(self._scene, marker, reached=reached)
         if trail is not None:
             self._add_trail(trail)
         picture = np.empty((self.height, self.width, 3), np.uint8)
@@ -175,18 +175,6 @@ class SceneRenderer:
         across = max(abs(up @ half) + room, (abs(right @ half) + room) * self.height / self.width)
         return float(across / slope + abs(forward @ half))
 
-    def _add_marker(self, marker: GoalMarker, colour: tuple[float, float, float]) -> None:
-        """Add a goal: a translucent shape as large as its success region around a small opaque core."""
-        geom, radius, flat = mujoco.mjtGeom, marker.radius, _FLAT_SHARE * marker.radius
-        kind, size = {
-            1: (geom.mjGEOM_BOX, (radius, 2 * radius, flat)),
-            2: (geom.mjGEOM_CYLINDER, (radius, flat, 0.0)),
-            3: (geom.mjGEOM_SPHERE, (radius, radius, radius)),
-        }[marker.dims]
-        core = _CORE_SHARE * radius
-        self._next_geom(geom.mjGEOM_SPHERE, (core, core, core), marker.position, (*colour, 1.0))
-        self._next_geom(kind, size, marker.position, (*colour, _GOAL_ALPHA))
-
     def _add_trail(self, trail: np.ndarray) -> None:
         """Add a line through what was achieved; a long one gets no more pieces, but longer ones."""
         kept = np.unique(
@@ -196,23 +184,48 @@ class SceneRenderer:
         places = [np.array(marker.position) for marker in markers if marker is not None]
         width, kind = _TRAIL_WIDTH * self._camera.distance, mujoco.mjtGeom.mjGEOM_CAPSULE
         for start, stop in pairwise(places):
-            geom = self._next_geom(kind, np.zeros(3), start, _TRAIL_COLOUR)
+            geom = _next_geom(self._scene, kind, np.zeros(3), start, _TRAIL_COLOUR)
             mujoco.mjv_connector(geom, kind.value, width, start, stop)
             geom.type = mujoco.mjtGeom.mjGEOM_BOX.value  # of 6 faces: capsules would take most of the time
 
-    def _next_geom(
-        self, kind: mujoco.mjtGeom, size: ArrayLike, position: ArrayLike, rgba: Sequence[float]
-    ) -> mujoco.MjvGeom:
-        """Return a geom that was added to the scene."""
-        geom = self._scene.geoms[self._scene.ngeom]
-        frame, colour = np.eye(3).ravel(), np.array(rgba, np.float32)
-        mujoco.mjv_initGeom(geom, kind.value, np.array(size), np.array(position), frame, colour)
-        geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
-        self._scene.ngeom += 1
-        return geom
+
+def add_goal(scene: mujoco.MjvScene, marker: GoalMarker, *, reached: bool) -> None:
+    """Add a goal to a scene: a translucent shape as large as its success region around a small opaque core.
+
+    Args:
+        scene: has room for two more geoms.
+        marker: where the goal is.
+        reached: whether it counts as reached, which gives it another colour.
+    """
+    colour = _REACHED_COLOUR if reached else _GOAL_COLOUR
+    geom, radius, flat = mujoco.mjtGeom, marker.radius, _FLAT_SHARE * marker.radius
+    kind, size = {
+        1: (geom.mjGEOM_BOX, (radius, 2 * radius, flat)),
+        2: (geom.mjGEOM_CYLINDER, (radius, flat, 0.0)),
+        3: (geom.mjGEOM_SPHERE, (radius, radius, radius)),
+    }[marker.dims]
+    core = _CORE_SHARE * radius
+    _next_geom(scene, geom.mjGEOM_SPHERE, (core, core, core), marker.position, (*colour, 1.0))
+    _next_geom(scene, kind, size, marker.position, (*colour, _GOAL_ALPHA))
 
 
-def _camera_of(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
+def _next_geom(
+    scene: mujoco.MjvScene,
+    kind: mujoco.mjtGeom,
+    size: ArrayLike,
+    position: ArrayLike,
+    rgba: Sequence[float],
+) -> mujoco.MjvGeom:
+    """Return a geom that was added to the scene."""
+    geom = scene.geoms[scene.ngeom]
+    frame, colour = np.eye(3).ravel(), np.array(rgba, np.float32)
+    mujoco.mjv_initGeom(geom, kind.value, np.array(size), np.array(position), frame, colour)
+    geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
+    scene.ngeom += 1
+    return geom
+
+
+def scene_camera(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
     """Return the camera that the task's scene describes, and the id of the body that it follows."""
     scene, model = task.task.scene, task.model
     camera = mujoco.MjvCamera()

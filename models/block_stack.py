@@ -3,8 +3,8 @@
 Autograd over a thousand layers spends its time on bookkeeping: a node, a parameter and a gradient for every
 layer and tensor. Here a whole stack is one node and four parameters. The optimiser sees four tensors, rows
 that must not teach the parameters share a pass with rows that do, activations may be kept in bfloat16 or be
-computed again, and LayerNorm and Swish may be one kernel. The mathematics is that of
-`residual_mlp.ResidualBlock`, which the tests compare with.
+computed again, and LayerNorm and Swish may be one kernel. The mathematics is that of a module a layer, which
+the tests compare with.
 """
 
 from __future__ import annotations

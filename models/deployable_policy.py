@@ -1,4 +1,4 @@
-"""What leaves for the robot: normaliser, actor, tanh and the map to actuator units, as one module."""
+"""What leaves for the robot: input limits, normaliser, actor, tanh and map to actuators in one module."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from models.goal_actor import Gaussian, GoalActor
 
 # A number that never varies in the data keeps its scale instead of being divided by nearly nothing.
 MIN_STD = 1e-6
+
+MIN_LIMIT_WIDTH = 1e-3
+"""how far at least an input may leave the range that was seen, in its own unit"""
 
 
 class Normalizer(nn.Module):
@@ -58,6 +61,35 @@ class NormalizedActor(nn.Module):
         return self.actor(self.observation_normalizer(observation), self.goal_normalizer(goal))
 
 
+class InputLimits(NamedTuple):
+    """What a policy's inputs are clipped to; low ≤ high everywhere."""
+
+    observation_low: Tensor
+    """(observation_dim,)"""
+    observation_high: Tensor
+    """(observation_dim,)"""
+    goal_low: Tensor
+    """(goal_dim,)"""
+    goal_high: Tensor
+    """(goal_dim,)"""
+
+    @classmethod
+    def around(cls, observation: Tensor, goal: Tensor) -> InputLimits:
+        """Return the range of the rows, (n, observation_dim) and (n, goal_dim), widened on both sides.
+
+        A sensor that leaves it by more than the range is wide, and by more than `MIN_LIMIT_WIDTH`, shows
+        nothing that the policy was ever checked on.
+        """
+        return cls(*_widened_range(observation), *_widened_range(goal))
+
+
+def _widened_range(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range of each column of (n, size), widened by its own width on both sides."""
+    low, high = seen.amin(0), seen.amax(0)
+    width = (high - low).clamp(min=MIN_LIMIT_WIDTH)
+    return low - width, high + width
+
+
 class PolicyOutput(NamedTuple):
     """What a deployed policy returns."""
 
@@ -68,10 +100,13 @@ class PolicyOutput(NamedTuple):
 
 
 class DeployablePolicy(nn.Module):
-    """Normaliser → actor → tanh → actuator range.
+    """Input limits → normaliser → actor → tanh → actuator range.
+
+    An input beyond its limits is clipped to them, infinity included; NaN stays NaN.
 
     Args:
         actor: the normalised actor.
+        limits: of the inputs.
         control_low, control_high: actuator units at action −1 and +1, (num_actuators,); equal for an actuator
             that is held at a value.
         columns: which action each actuator takes, (num_actuators,) int64; None: each its own, in order.
@@ -79,6 +114,10 @@ class DeployablePolicy(nn.Module):
             0; None: there are none.
     """
 
+    observation_low: Tensor
+    observation_high: Tensor
+    goal_low: Tensor
+    goal_high: Tensor
     control_low: Tensor
     control_high: Tensor
     columns: Tensor | None
@@ -87,6 +126,7 @@ class DeployablePolicy(nn.Module):
     def __init__(
         self,
         actor: NormalizedActor,
+        limits: InputLimits,
         control_low: Tensor,
         control_high: Tensor,
         columns: Tensor | None = None,
@@ -94,6 +134,8 @@ class DeployablePolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.actor = actor
+        for name, limit in limits._asdict().items():
+            self.register_buffer(name, limit)
         self.register_buffer("control_low", control_low)
         self.register_buffer("control_high", control_high)
         self.register_buffer("columns", columns)
@@ -101,6 +143,8 @@ class DeployablePolicy(nn.Module):
 
     def forward(self, observation: Tensor, goal: Tensor) -> PolicyOutput:
         """Return action and control for observations (batch, observation_dim) and goals (batch, goal_dim)."""
+        observation = observation.clamp(self.observation_low, self.observation_high)
+        goal = goal.clamp(self.goal_low, self.goal_high)
         action = torch.tanh(self.actor(observation, goal).mean)
         share = action if self.columns is None else action[..., self.columns]
         if self.switched is not None:

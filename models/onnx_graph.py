@@ -1,32 +1,49 @@
-"""A deployable policy as one ONNX graph: dynamic batch, all weights inside, no traces of its making."""
+"""A deployable policy as one ONNX graph, built node by node: dynamic batch, all weights inside.
+
+A small network spends its time between nodes, so there are few: inputs are joined and clipped, the
+normalisers live in the first Dense layer, and the map to actuators is one product. A layer is written as
+Gemm, LayerNormalization, Sigmoid, Mul, of which ONNX Runtime makes Gemm, LayerNormalization, QuickGelu.
+
+Inputs that are not finite are not caught: infinity is clipped, NaN goes through. Whoever runs the policy
+must refuse them.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from typing import cast
+from typing import Any, Literal, cast
 
+import onnx
 import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
 
-from models.deployable_policy import DeployablePolicy
-from models.residual_mlp import unroll_blocks
+from models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from models.deployable_policy import DeployablePolicy, Normalizer
+from models.norm_swish import LAYER_NORM_EPS
+from models.residual_mlp import PlainBlock
+
+GraphPrecision = Literal["float32", "float16"]
 
 # A protobuf message, and so an ONNX file that holds its own weights, ends at 2 GiB.
 MAX_WEIGHT_BYTES = 2**31 - 2**24
 
+# A mean inside the first bias is subtracted after the product, whose rounding grows with it: beyond so many
+# standard deviations, where that takes four bits of 24, it is subtracted from the input by a node of its own.
+MAX_FOLDED_MEAN = 16.0
 
-def to_onnx(
-    module: DeployablePolicy, observation_dim: int, goal_dim: int, opset: int
-) -> torch.onnx.ONNXProgram:
+# What a quantised variant leaves as it is: they are cheap, and the action is no better than they are.
+STEM_NODE, HEAD_NODE, CONTROL_NODE, SWITCH_NODE = "stem", "head", "control", "switch"
+
+_TYPES = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
+
+
+def to_onnx(module: DeployablePolicy, opset: int, precision: GraphPrecision = "float32") -> onnx.ModelProto:
     """Return the graph of a policy: inputs ``observation`` and ``goal``, outputs ``action`` and ``control``.
 
     Args:
         module: the policy, on the CPU.
-        observation_dim, goal_dim: sizes of its inputs.
         opset: ONNX operator set.
+        precision: of the layers between the stem and the head; inputs and outputs are float32 in any case.
 
     Raises:
         ValueError: the weights do not fit into one ONNX file.
@@ -36,44 +53,180 @@ def to_onnx(
         raise ValueError(
             f"The network has {weight_bytes / 2**30:.1f} GiB of weights; one ONNX file holds less than 2."
         )
-    # The exporter reads one module a layer; the stack's own backward pass is nothing to it.
-    module = cast(DeployablePolicy, unroll_blocks(copy.deepcopy(module)))
-    batch = torch.export.Dim("batch")
-    with _quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, observation_dim), torch.zeros(2, goal_dim)),
-            dynamo=True,
-            input_names=["observation", "goal"],
-            output_names=["action", "control"],
-            dynamic_shapes=({0: batch}, {0: batch}),
-            opset_version=opset,
-            verbose=False,
-        )
-    assert program is not None  # only the older exporter returns nothing
-    _remove_notes(program)
-    return program
+    graph = _Graph(torch.float16 if precision == "float16" else torch.float32)
+    with torch.no_grad():
+        _add_control(graph, module, _add_actor(graph, module))
+    sizes = {
+        "observation": len(module.observation_low),
+        "goal": len(module.goal_low),
+        "action": module.actor.actor.mean_head.out_features,
+        "control": len(module.control_low),
+    }
+    signature = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in sizes.items()
+    ]
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "policy", signature[:2], signature[2:], graph.constants),
+        opset_imports=opsets,
+        # The newest would shut out every runtime that is older than the onnx package here.
+        ir_version=helper.find_min_ir_version_for(opsets),
+        producer_name="thousandfold",
+    )
 
 
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep away from the user what the exporter logs and warns of: it is all about itself."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+class _Graph:
+    """Nodes and constants of a graph that grows from its inputs on.
+
+    Args:
+        body: what the layers between stem and head compute in.
+    """
+
+    def __init__(self, body: torch.dtype) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self.body = body
+
+    def constant(self, value: Tensor, name: str, dtype: torch.dtype = torch.float32) -> str:
+        """Add a constant and return its name."""
+        content = value.detach().to(dtype).contiguous().numpy().tobytes()
+        self.constants.append(helper.make_tensor(name, _TYPES[dtype], value.shape, content, raw=True))
+        return name
+
+    def node(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """Add a node and return its output, which is called as the node is."""
+        name = name or f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def dense(self, value: str, weight: Tensor, bias: Tensor, name: str, dtype: torch.dtype) -> str:
+        """Add value · weightᵀ + bias."""
+        kernel = self.constant(weight, f"{name}.weight", dtype)
+        offset = self.constant(bias, f"{name}.bias", dtype)
+        return self.node("Gemm", value, kernel, offset, name=name, transB=1)
+
+    def layer_norm(self, value: str, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> str:
+        """Add a LayerNorm over the last axis."""
+        scale = self.constant(weight, f"{value}.norm_weight", dtype)
+        offset = self.constant(bias, f"{value}.norm_bias", dtype)
+        return self.node("LayerNormalization", value, scale, offset, epsilon=eps)
+
+    def swish(self, value: str) -> str:
+        """Add value · sigmoid(value)."""
+        return self.node("Mul", value, self.node("Sigmoid", value))
+
+    def add_branch(self, hidden: str, branch: str, factor: Tensor) -> str:
+        """Add hidden + factor · branch."""
+        if factor != 1.0:
+            branch = self.node("Mul", branch, self.constant(factor, f"{branch}.factor", self.body))
+        return self.node("Add", hidden, branch)
+
+    def cast(self, value: str, dtype: torch.dtype) -> str:
+        """Add a conversion to another precision."""
+        return self.node("Cast", value, to=_TYPES[dtype])
+
+    def module(self, value: str, module: nn.Module, dtype: torch.dtype | None = None) -> str:
+        """Add the layers of a module in `dtype`, by default the body's.
+
+        Raises:
+            TypeError: no network here has such a layer.
+        """
+        dtype = dtype or self.body
+        match module:
+            case nn.Identity():
+                return value
+            case nn.Sequential():
+                for child in module:
+                    value = self.module(value, child, dtype)
+                return value
+            case nn.Linear():
+                name = f"dense_{len(self.nodes)}"
+                return self.dense(value, module.weight, module.bias, name, dtype)
+            case nn.LayerNorm():
+                return self.layer_norm(value, module.weight, module.bias, module.eps, dtype)
+            case nn.SiLU():
+                return self.swish(value)
+            case PlainBlock():
+                gain = torch.ones(()) if module.gain is None else module.gain
+                return self.add_branch(value, self.module(value, module.layers), module.scale * gain)
+            case BlockStack():
+                return self.block_stack(value, module)
+        raise TypeError(f"{type(module).__name__} has no ONNX form here")
+
+    def block_stack(self, value: str, stack: BlockStack) -> str:
+        """Add every block of a stack."""
+        for block, gain in enumerate(torch.ones(stack.num_blocks) if stack.gain is None else stack.gain):
+            branch = value
+            for index in range(block * LAYERS_PER_BLOCK, (block + 1) * LAYERS_PER_BLOCK):
+                name = f"dense_{len(self.nodes)}"
+                branch = self.dense(branch, stack.weight[index], stack.bias[index], name, self.body)
+                norm_weight, norm_bias = stack.norm_weight[index], stack.norm_bias[index]
+                branch = self.layer_norm(branch, norm_weight, norm_bias, LAYER_NORM_EPS, self.body)
+                branch = self.swish(branch)
+            value = self.add_branch(value, branch, stack.scale * gain)
+        return value
 
 
-def _remove_notes(program: torch.onnx.ONNXProgram) -> None:
-    """Remove the exporter's notes: every node's stack trace, with the paths of this machine."""
-    graph = program.model.graph
-    values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
-    for node in graph.all_nodes():
-        values += node.outputs
-    for part in (program.model, graph, *graph.all_nodes(), *values):
-        part.metadata_props.clear()
-        part.doc_string = None
+def _add_actor(graph: _Graph, module: DeployablePolicy) -> str:
+    """Add everything from the inputs to ``action``; return its name."""
+    actor, trunk = module.actor.actor, module.actor.actor.trunk
+    stem = cast(nn.Sequential, trunk.stem)
+    value = graph.node("Concat", "observation", "goal", axis=1)
+    low = graph.constant(torch.cat([module.observation_low, module.goal_low]), "input_low")
+    high = graph.constant(torch.cat([module.observation_high, module.goal_high]), "input_high")
+    value = graph.node("Min", graph.node("Max", value, low), high)
+    normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
+    shift, weight, bias = fold_normalizers(*normalizers, cast(nn.Linear, stem[0]))
+    if shift.any():
+        value = graph.node("Sub", value, graph.constant(shift, "input_mean"))
+    value = graph.dense(value, weight, bias, STEM_NODE, torch.float32)
+    value = graph.module(value, stem[1:], torch.float32)
+    if graph.body != torch.float32:
+        value = graph.cast(value, graph.body)
+    value = graph.module(graph.module(value, trunk.body), trunk.final_norm)
+    if graph.body != torch.float32:
+        value = graph.cast(value, torch.float32)
+    head = actor.mean_head
+    value = graph.dense(value, head.weight, head.bias, HEAD_NODE, torch.float32)
+    return graph.node("Tanh", value, name="action")
+
+
+def fold_normalizers(
+    observation: Normalizer, goal: Normalizer, stem: nn.Linear
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what makes the first Dense layer normalise its inputs: kernel · (inputs − shift) + bias.
+
+    Args:
+        observation, goal: their normalisers.
+        stem: the first Dense layer.
+
+    Returns:
+        shift, (inputs,): the means beyond `MAX_FOLDED_MEAN` standard deviations, 0 for the others; kernel
+        and bias, in float64.
+    """
+    mean = torch.cat([observation.mean, goal.mean]).double()
+    std = torch.cat([observation.std, goal.std]).double()
+    weight = stem.weight.double() / std
+    shift = torch.where(mean.abs() > MAX_FOLDED_MEAN * std, mean, 0.0)
+    return shift, weight, stem.bias.double() - weight @ (mean - shift)
+
+
+def _add_control(graph: _Graph, module: DeployablePolicy, action: str) -> None:
+    """Add the map to actuators: one product with a row for each actuator, and one more where some switch."""
+    low, high = module.control_low.double(), module.control_high.double()
+    actuators, actions = len(low), module.actor.actor.mean_head.out_features
+    columns = torch.arange(actuators) if module.columns is None else module.columns
+    switched = torch.zeros(actuators, dtype=torch.bool) if module.switched is None else module.switched
+    taken = nn.functional.one_hot(columns, actions).double()
+    half = torch.where(switched, 0.0, (high - low) / 2)
+    linear = taken * half[:, None]
+    offset = torch.where(switched, low, (low + high) / 2)
+    if not switched.any():
+        graph.dense(action, linear, offset, CONTROL_NODE, torch.float32)
+        return
+    value = graph.dense(action, linear, offset, "linear_control", torch.float32)
+    zero = graph.constant(torch.zeros(()), "zero")
+    positive = graph.cast(graph.node("Greater", action, zero), torch.float32)
+    step = graph.constant(taken * torch.where(switched, high - low, 0.0)[:, None], f"{SWITCH_NODE}.weight")
+    graph.node("Gemm", positive, step, value, name=CONTROL_NODE, transB=1)

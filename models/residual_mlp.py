@@ -178,43 +178,6 @@ class PlainBlock(nn.Module):
         return hidden + branch if self.scale == 1.0 else torch.add(hidden, branch, alpha=self.scale)
 
 
-class ResidualBlock(nn.Module):
-    """One block of a `BlockStack`, written with a module for every layer: the plain formulation.
-
-    Slower, and the same mathematics: what an exporter can read and a test can compare with.
-    """
-
-    def __init__(self, stack: BlockStack, index: int) -> None:
-        super().__init__()
-        width = stack.weight.shape[-1]
-        self.layers = nn.Sequential(*[dense_norm_swish(width, width) for _ in range(LAYERS_PER_BLOCK)])
-        self.scale = stack.scale
-        self.gain = None if stack.gain is None else nn.Parameter(stack.gain.detach()[index])
-        first = index * LAYERS_PER_BLOCK
-        with torch.no_grad():
-            for layer, (linear, norm, _) in enumerate(self.layers, start=first):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-                linear.weight.copy_(stack.weight[layer])
-                linear.bias.copy_(stack.bias[layer])
-                norm.weight.copy_(stack.norm_weight[layer])
-                norm.bias.copy_(stack.norm_bias[layer])
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (batch, width) to (batch, width)."""
-        branch = self.layers(hidden) if self.gain is None else self.gain * self.layers(hidden)
-        return hidden + branch if self.scale == 1.0 else torch.add(hidden, branch, alpha=self.scale)
-
-
-def unroll_blocks(module: nn.Module) -> nn.Module:
-    """Replace, in place, every `BlockStack` inside a module by the same blocks in the plain formulation."""
-    for name, child in module.named_children():
-        if isinstance(child, BlockStack):
-            blocks = [ResidualBlock(child, index) for index in range(child.num_blocks)]
-            setattr(module, name, nn.Sequential(*blocks))
-        else:
-            unroll_blocks(child)
-    return module
-
-
 def parameter_count(module: nn.Module) -> int:
     """Return how many numbers a module learns."""
     return sum(parameter.numel() for parameter in module.parameters())

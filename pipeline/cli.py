@@ -11,6 +11,8 @@ from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
 from pipeline.dataset_commands import dataset
 from pipeline.frontier_commands import frontier
+from pipeline.policy_commands import policy
+from pipeline.run_policy_command import run_policy
 from pipeline.session import CommonOptions, Session, describe, stage_command
 
 
@@ -271,6 +273,8 @@ def render(
     session.report(stage.run(settings, session.context, source))
 
 
+cli.add_command(run_policy)
+cli.add_command(policy)
 cli.add_command(dataset)
 cli.add_command(frontier)
 

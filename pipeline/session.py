@@ -40,6 +40,7 @@ COMMANDS_OF_MUJOCO = (
     "export-onnx",
     "benchmark",
     "evaluate",
+    "run-policy",
     "frontier",
     "tasks",
     "check",

@@ -13,6 +13,7 @@ import pydantic
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
+from envs.model_hash import model_sha256
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
@@ -152,22 +153,31 @@ class EpisodeStream:
                 self._simulator.reset()
             self._rounds.append(self._round(self._simulator, max(self.num_paths - index * worlds, 0)))
         rounds = self._rounds[: math.ceil(episodes / worlds)]
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES
-        }
-        paths = [path for part in rounds for path in part.paths][: min(self.num_paths, episodes)]
-        return Episodes(**joined, paths=paths, other_radii=self.task.task.other_radii)
+        return join_rounds(rounds, self.task, episodes, self.num_paths)
 
     def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
         """Run the episodes that the simulator has begun, one in every world."""
-        return _run_round(simulator, self.policy, num_paths)
+        return run_round(simulator, self.policy, num_paths)
 
     def _new_simulator(self, worlds: int) -> CpuSimulator:
         return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)
 
 
-def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episodes:
-    """Run one episode in every world; a world that ended early stands still in the books."""
+def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_paths: int = 0) -> Episodes:
+    """Return the first episodes of several rounds, in order, with the paths of the first of them."""
+    joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
+    paths = [path for part in rounds for path in part.paths][: min(num_paths, episodes)]
+    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
+
+
+def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Episodes:
+    """Run the episode that every world has begun; one that ends early stands still in the books.
+
+    Args:
+        simulator: was just reset.
+        policy: called with every world at once.
+        num_paths: of how many worlds to keep the path.
+    """
     running = np.ones(simulator.num_worlds, bool)
     unstable = np.zeros(simulator.num_worlds, bool)
     at_goal = np.zeros(simulator.num_worlds)
@@ -204,13 +214,19 @@ def _run_round(simulator: CpuSimulator, policy: Policy, num_paths: int) -> Episo
     )
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion, of 95 % (Wilson 1927, J. Am. Stat. Assoc. 22).
+
+    Args:
+        successes: how many of the trials succeeded.
+        trials: how many there were.
+        z: quantile of the normal distribution, for another confidence.
+    """
     if trials == 0:
         return 0.0, 1.0
-    rate, square = successes / trials, Z_95**2
+    rate, square = successes / trials, z**2
     centre = (rate + square / (2 * trials)) / (1 + square / trials)
-    half = Z_95 / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
+    half = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -321,7 +337,8 @@ def load_policy(
         sample_scale: times the teacher's standard deviation is what they are drawn with.
 
     Raises:
-        UserError: a file is damaged, the task is not there, or no teacher is to have a critic choose.
+        UserError: a file is damaged, the task is not there or has another model now, or no teacher is to
+            have a critic choose.
     """
     if teacher_samples > 1 and source.kind != "teacher":
         raise SettingsError(f"teacher_samples {teacher_samples}: a {source.kind} has no critic to choose.")
@@ -329,8 +346,9 @@ def load_policy(
         from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 
         source.verify()
-        policy = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task)
-        return load_task(source), policy
+        policy, task = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task), load_task(source)
+        policy.expect_model(model_sha256(task.model))
+        return task, policy
     from pipeline.core.runtime import resolve_device
     from stages.network_file import load_actor, torch_policy
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydantic
-import torch
 
 from models.deployable_policy import DeployablePolicy
 from models.onnx_graph import to_onnx
-from models.residual_mlp import parameter_count
-from pipeline.core.artifacts import Artifact, Parent, atomic_file
+from pipeline.core.artifacts import Artifact, atomic_file
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device
 from pipeline.core.settings import StageSettings
-from pipeline.core.tracking import NEWEST_ALIAS
-from stages.artifact_task import keep_task, task_record
+from stages.artifact_task import keep_task
 from stages.evaluate import Episodes
 from stages.network_file import TrainedActor, load_actor
 from stages.onnx_gate import (
@@ -31,22 +25,12 @@ from stages.onnx_gate import (
     compare_closed_loop,
     roll_out,
 )
-from stages.onnx_policy import (
-    METADATA_KEY,
-    METADATA_VERSION,
-    POLICY_FILE,
-    TEACHER_FILE,
-    Element,
-    Evaluation,
-    Inputs,
-    Network,
-    OnnxPolicy,
-    Origin,
-    Outputs,
-    PolicyMetadata,
-)
-
-_EXPORTERS = ("thousandfold", "torch", "onnx", "onnxscript", "onnxruntime")
+from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
+from stages.policy_golden import TOLERANCE
+from stages.policy_hash import ModelBytes, split_model
+from stages.policy_metadata import Evaluation, PolicyMetadata
+from stages.policy_registration import register_policy
+from stages.policy_writing import PolicyDraft, describe, golden_rows
 
 
 class ExportOnnxSettings(StageSettings):
@@ -70,6 +54,11 @@ class ExportOnnxSettings(StageSettings):
     )
     include_teacher: bool = pydantic.Field(
         True, description="write the teacher beside its student, to be timed"
+    )
+    licence: str = pydantic.Field(
+        default="",
+        max_length=2000,
+        description="licence of the file: an SPDX expression or free text; empty: none is stated",
     )
 
 
@@ -117,7 +106,7 @@ def run(
         if teacher is not None:
             context.console.say(f"Beside it, to be timed: {teacher.name}.")
             results["teacher"] = _export_teacher(work.artifact.file(TEACHER_FILE), teacher, states, settings)
-        return _finish(results, source, work, context)
+        return _finish(results, parents, work, context)
 
 
 def _parent(source: Artifact, role: str, given: Artifact | None, context: StageContext) -> Artifact | None:
@@ -170,29 +159,27 @@ def _export_policy(
     settings: ExportOnnxSettings,
 ) -> dict[str, Any]:
     """Write the policy once it has passed both gates; return what the manifest records."""
-    module = trained.deployable()
-    graph = _convert(trained, module, settings.opset)
-    metadata = describe(source, trained, states)
+    module = trained.deployable(states.limits())
     with atomic_file(path) as temporary:
-        policy = _write(temporary, graph, metadata)
-        error = _compare_actions(policy, trained, module, states, settings)
+        draft = _draft(temporary, source, trained, module, states, settings)
+        error = _compare_actions(draft.policy, trained, module, states, settings)
         outcome = compare_closed_loop(
-            policy,
+            draft.policy,
             trained.task,
             reference,
             seed=settings.seed,
             max_difference=settings.max_success_difference,
         )
         summary = outcome.summary()
-        evaluation = Evaluation.model_validate(summary | {"runtime": "onnxruntime"})
         # The figures go into the file that they were measured with; its graph stays as it is.
-        _write(temporary, graph, metadata.model_copy(update={"evaluation": evaluation}))
+        evaluation = Evaluation.model_validate(summary | {"runtime": "onnxruntime"})
+        draft.finish(evaluation, max(TOLERANCE, error.allowed))
     return summary | {
         "torch_success": float(reference.success.mean()),
         "same_outcome": float((outcome.success == reference.success).mean()),
         "gate_states": dict(states.counts),
         "opset": settings.opset,
-        **_figures(path, error, metadata),
+        **_figures(path, error, draft.metadata),
     }
 
 
@@ -201,28 +188,34 @@ def _export_teacher(
 ) -> dict[str, Any]:
     """Write the teacher beside its student. It is there to be timed: its success is the one on record."""
     trained = load_actor(teacher)
-    module = trained.deployable()
-    metadata = describe(teacher, trained, states)
+    module, evaluation = trained.deployable(states.limits()), None
     with contextlib.suppress(pydantic.ValidationError):  # a record without an evaluation
         evaluation = Evaluation.model_validate(teacher.manifest.results | {"runtime": "torch"})
-        metadata = metadata.model_copy(update={"evaluation": evaluation})
     with atomic_file(path) as temporary:
-        policy = _write(temporary, _convert(trained, module, settings.opset), metadata)
-        error = _compare_actions(policy, trained, module, states, settings)
-    return {"name": teacher.name, **_figures(path, error, metadata)}
+        draft = _draft(temporary, teacher, trained, module, states, settings)
+        error = _compare_actions(draft.policy, trained, module, states, settings)
+        draft.finish(evaluation, max(TOLERANCE, error.allowed))
+    return {"name": teacher.name, **_figures(path, error, draft.metadata)}
 
 
-def _convert(trained: TrainedActor, module: DeployablePolicy, opset: int) -> torch.onnx.ONNXProgram:
+def _draft(
+    path: Path,
+    source: Artifact,
+    trained: TrainedActor,
+    module: DeployablePolicy,
+    states: GateStates,
+    settings: ExportOnnxSettings,
+) -> PolicyDraft:
+    """Convert a network and write it, with its evaluation still open."""
+    graph = _convert(module, settings.opset)
+    metadata = describe(source, trained, states, graph, opset=settings.opset, licence=settings.licence)
+    return PolicyDraft.write(path, graph, metadata, golden_rows(module, states))
+
+
+def _convert(module: DeployablePolicy, opset: int) -> ModelBytes:
     """Return the graph, or raise UserError when it fits into no file."""
-    task = trained.task
-    return as_user_error(lambda: to_onnx(module, task.observation_dim, task.goal_dim, opset), ValueError)
-
-
-def _write(path: Path, graph: torch.onnx.ONNXProgram, metadata: PolicyMetadata) -> OnnxPolicy:
-    """Write a graph with its metadata and read it back."""
-    graph.model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
-    graph.save(path, external_data=False)
-    return OnnxPolicy(path, task=metadata.task)
+    graph = as_user_error(lambda: to_onnx(module, opset), ValueError)
+    return split_model(graph.SerializeToString())
 
 
 def _compare_actions(
@@ -246,68 +239,16 @@ def _figures(path: Path, error: ActionError, metadata: PolicyMetadata) -> dict[s
     }
 
 
-def describe(source: Artifact, trained: TrainedActor, states: GateStates) -> PolicyMetadata:
-    """Return the metadata of a policy file; its evaluation is still open.
-
-    Args:
-        source: the student or teacher.
-        trained: its network.
-        states: give the ranges of the inputs.
-    """
-    task, shape, actor = trained.task, trained.shape, trained.actor.actor
-    control = task.control
-    parents: Mapping[str, Parent] = {**source.manifest.parents, source.kind: source.parent_entry()}
-    return PolicyMetadata(
-        format_version=METADATA_VERSION,
-        role="student" if source.kind == "student" else "teacher",
-        task=task.name,
-        model_sha256=str(trained.metadata["model_sha256"]),
-        **task_record(source),
-        control_dt_s=task.task.control_dt_s,
-        episode_steps=task.task.episode_steps,
-        inputs=Inputs(
-            observation=_input_elements(task.describe("observation"), states.observation),
-            goal=_input_elements(task.describe("achieved_goal"), states.goal),
-        ),
-        outputs=Outputs(
-            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
-            control=tuple(
-                Element(name=name, unit="actuator", low=float(low), high=float(high))
-                for name, low, high in zip(control.actuators, control.low, control.high, strict=True)
-            ),
-        ),
-        network=Network(
-            kind=shape.kind,
-            depth=shape.depth,
-            width=shape.width,
-            # The head of the standard deviation stays behind.
-            parameters=parameter_count(actor.trunk) + parameter_count(actor.mean_head),
-        ),
-        parents={role: Origin.model_validate(vars(parent)) for role, parent in parents.items()},
-        evaluation=None,
-        exporter={name: importlib.metadata.version(name) for name in _EXPORTERS},
-    )
-
-
-def _input_elements(named: list[dict[str, str]], seen: np.ndarray) -> tuple[Element, ...]:
-    """Return names and units, with the range of each number over the states (n, size)."""
-    ranges = zip(named, seen.min(0), seen.max(0), strict=True)
-    return tuple(Element(**entry, low=float(low), high=float(high)) for entry, low, high in ranges)
-
-
-def _finish(results: dict[str, Any], source: Artifact, work: StageWork, context: StageContext) -> Artifact:
+def _finish(
+    results: dict[str, Any], parents: dict[str, Artifact], work: StageWork, context: StageContext
+) -> Artifact:
     """Complete the artifact, record it and say what was found."""
     artifact = work.artifact
     artifact.complete(results)
     numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
     work.run.log_metrics(numbers, step=0)
     work.log_files(POLICY_FILE, TEACHER_FILE, "manifest.json")
-    work.run.register_model(
-        f"policy-{artifact.manifest.task}",
-        artifact.file(POLICY_FILE),
-        {"artifact": artifact.name, "role": source.kind},
-        (NEWEST_ALIAS,) if artifact.manifest.selectable else (),
-    )
+    register_policy(work, OnnxPolicy(artifact.file(POLICY_FILE)), parents)
     low, high = results["success_interval"]
     context.console.say(
         f"Policy {artifact.name}: {results['bytes'] / 1e6:.2f} MB, off torch by at most "

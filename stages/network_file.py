@@ -16,7 +16,7 @@ from torch import Tensor
 
 from envs.compiled_task import CompiledTask
 from envs.model_hash import model_sha256
-from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact
@@ -44,13 +44,13 @@ class TrainedActor:
     shape: NetworkShape
     metadata: dict[str, Any]
 
-    def deployable(self) -> DeployablePolicy:
-        """Return the policy with tanh and actuator range, as it is exported."""
+    def deployable(self, limits: InputLimits) -> DeployablePolicy:
+        """Return the policy with input limits, tanh and actuator range, as it is exported."""
         control = self.task.control
         low, high = torch.from_numpy(control.low), torch.from_numpy(control.high)
         columns = None if control.is_plain else torch.from_numpy(control.columns)
         switched = torch.from_numpy(control.switched) if control.switched.any() else None
-        return DeployablePolicy(self.actor, low, high, columns, switched).eval()
+        return DeployablePolicy(self.actor, limits, low, high, columns, switched).eval()
 
 
 def save_network(

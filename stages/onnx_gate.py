@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.compiled_task import CompiledTask
-from models.deployable_policy import DeployablePolicy
+from models.deployable_policy import DeployablePolicy, InputLimits, PolicyOutput
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error, seed_sequence
@@ -22,7 +23,8 @@ from stages.onnx_policy import OnnxPolicy
 _EPISODE_STREAM, _STATE_STREAM, _DATASET_STREAM = 51, 52, 53
 _SHALLOW_DEPTH = 16
 _ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0
-_SINGLE_STEPS = 32
+_STATES_BEYOND_LIMITS = 32
+_SINGLE_STEPS = 2 * _STATES_BEYOND_LIMITS
 _SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side of it
 
 
@@ -39,6 +41,10 @@ class GateStates:
     observation: np.ndarray
     goal: np.ndarray
     counts: Mapping[str, int]
+
+    def limits(self) -> InputLimits:
+        """Return the limits of a policy that is checked on these states."""
+        return InputLimits.around(torch.from_numpy(self.observation), torch.from_numpy(self.goal))
 
 
 @dataclass(frozen=True)
@@ -125,10 +131,13 @@ def compare_actions(
     Raises:
         UserError: they differ by more.
     """
-    largest = _largest_difference(policy, module, states)
+    states = _with_states_beyond_limits(states, module)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
+    largest = _largest_difference(policy, module, states, expected)
     allowed = max_action_error * math.sqrt(max(1.0, depth / _SHALLOW_DEPTH))
     if not largest <= allowed:  # NaN is not
-        explained = _ROUNDING_MARGIN * rounding_error(module, states)
+        explained = _ROUNDING_MARGIN * rounding_error(module, states, expected.action)
         allowed = min(max(allowed, explained), _ROUNDING_CAP * allowed)
     if not largest <= allowed:
         raise UserError(
@@ -138,10 +147,23 @@ def compare_actions(
     return ActionError(largest, allowed)
 
 
-def _largest_difference(policy: OnnxPolicy, module: DeployablePolicy, states: GateStates) -> float:
-    """Return the largest difference over both outputs; NaN where either side gives NaN."""
-    with torch.no_grad():
-        expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
+def _with_states_beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
+    """Return the states with a few more in front, whose inputs are below, within or above their limits."""
+    rng, joined = np.random.default_rng(0), []
+    for seen, low, high in (
+        (states.observation, module.observation_low.numpy(), module.observation_high.numpy()),
+        (states.goal, module.goal_low.numpy(), module.goal_high.numpy()),
+    ):
+        rows = seen[:_STATES_BEYOND_LIMITS]
+        side = rng.integers(-1, 2, rows.shape).astype(np.float32)
+        joined.append(np.concatenate([rows + 2 * side * (high - low), seen]))
+    return GateStates(joined[0], joined[1], states.counts)
+
+
+def _largest_difference(
+    policy: OnnxPolicy, module: DeployablePolicy, states: GateStates, expected: PolicyOutput
+) -> float:
+    """Return the largest difference from what torch gives; NaN where either side gives NaN."""
     bound = torch.maximum(module.control_low.abs(), module.control_high.abs()).numpy()
     bound[bound == 0] = 1.0  # held at 0
     pairs = zip(states.observation[:_SINGLE_STEPS], states.goal[:_SINGLE_STEPS], strict=True)
@@ -151,12 +173,12 @@ def _largest_difference(policy: OnnxPolicy, module: DeployablePolicy, states: Ga
     for action, control in (policy.run(states.observation, states.goal), one_by_one):
         differences.append(np.abs(action - expected.action.numpy()[: len(action)]).max())
         off = np.abs((control - expected.control.numpy()[: len(control)]) / bound)
-        off[_at_a_switch(module, expected.action)[: len(control)]] = 0.0
+        off[at_a_switch(module, expected.action)[: len(control)]] = 0.0
         differences.append(off.max())
     return float(np.max(differences))
 
 
-def _at_a_switch(module: DeployablePolicy, action: torch.Tensor) -> np.ndarray:
+def at_a_switch(module: DeployablePolicy, action: Tensor) -> np.ndarray:
     """Return where the least rounding turns a switch over, (states, num_actuators) bool."""
     taken = action if module.columns is None else action[:, module.columns]
     near = taken.abs() < _SWITCH_MARGIN
@@ -164,10 +186,9 @@ def _at_a_switch(module: DeployablePolicy, action: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def rounding_error(module: DeployablePolicy, states: GateStates) -> float:
-    """Return how far torch's own float32 actions are off its float64 ones, at most."""
+def rounding_error(module: DeployablePolicy, states: GateStates, single: Tensor) -> float:
+    """Return how far torch's float32 actions `single` at the states are off its float64 ones, at most."""
     observation, goal = torch.from_numpy(states.observation), torch.from_numpy(states.goal)
-    single = module(observation, goal).action
     exact = module.double()(observation.double(), goal.double()).action
     module.float()  # every weight was float32 before, and is the same again
     return float((single - exact).abs().max())

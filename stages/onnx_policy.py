@@ -1,127 +1,32 @@
 """An exported policy, run by ONNX Runtime on one thread: what a robot needs, without torch, mlflow or onnx.
 
 A policy file is one ONNX graph with the inputs ``observation`` and ``goal``, the outputs ``action`` and
-``control``, and one JSON text in its metadata, under the key ``thousandfold``: `PolicyMetadata` describes it.
+``control``, and metadata that says what they are: see `stages.policy_metadata` and docs/policy-format.md.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-import pydantic
 
-from pipeline.core.errors import DamagedFileError
+from pipeline.core.errors import DamagedFileError, NonFiniteError
+from stages.policy_golden import GOLDEN_KEY, GoldenSet, parse_golden
+from stages.policy_hash import EXPORT_AGAIN, ModelBytes, read_model
+from stages.policy_metadata import METADATA_KEY, InputElement, PolicyMetadata, parse_metadata
 
 POLICY_FILE = "policy.onnx"
 TEACHER_FILE = "teacher.onnx"
-METADATA_KEY = "thousandfold"
-METADATA_VERSION = 1
 
 _FATAL = 4
-_REMEDY = "export the policy again with `pipeline export-onnx`"
 
 
-class _Described(pydantic.BaseModel):
-    """Facts of an exported file; what a newer version adds is passed over."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Element(_Described):
-    """One number of an input or output.
-
-    Attributes:
-        name: what it is, such as ``qpos[0] elbow`` or an actuator's name.
-        unit: its unit; empty where the task gives none.
-        low, high: its range: of an input as seen when the policy was checked, of an output as it can be.
-    """
-
-    name: str
-    unit: str
-    low: float
-    high: float
-
-
-class Inputs(_Described):
-    """The numbers of each input, in order."""
-
-    observation: tuple[Element, ...]
-    goal: tuple[Element, ...]
-
-
-class Outputs(_Described):
-    """The numbers of each output, in order: ``action`` in [−1, 1], ``control`` in actuator units."""
-
-    action: tuple[Element, ...]
-    control: tuple[Element, ...]
-
-
-class Network(_Described):
-    """Form and size of the network inside."""
-
-    kind: str
-    depth: int
-    width: int
-    parameters: int
-
-
-class Evaluation(_Described):
-    """Closed-loop success over fresh episodes, its 95 % interval, and which runtime acted."""
-
-    success: float
-    success_interval: tuple[float, float]
-    episodes: int
-    runtime: Literal["onnxruntime", "torch"]
-
-
-class Origin(_Described):
-    """An artifact that the policy comes from."""
-
-    kind: str
-    name: str
-    hash: str
-
-
-class PolicyMetadata(_Described):
-    """Everything a deployer must know of a policy file.
-
-    Attributes:
-        format_version: of this description.
-        role: what was exported, ``student`` or ``teacher``.
-        task: the task that the policy was trained for.
-        model_sha256: hash of the task's compiled MuJoCo model.
-        task_file, task_sha256: of a user's task, where it came from and the hash of its files; else None.
-        control_dt_s: seconds between two actions.
-        episode_steps: control steps of an episode.
-        inputs, outputs: names, order, units and ranges.
-        network: form and size.
-        parents: the artifacts it comes from, by role.
-        evaluation: how well it does; None where nobody measured.
-        exporter: versions of what wrote the file.
-    """
-
-    format_version: int
-    role: Literal["student", "teacher"]
-    task: str
-    model_sha256: str
-    task_file: str | None = None
-    task_sha256: str | None = None
-    control_dt_s: float = pydantic.Field(gt=0)
-    episode_steps: int = pydantic.Field(ge=1)
-    inputs: Inputs
-    outputs: Outputs
-    network: Network
-    parents: dict[str, Origin]
-    evaluation: Evaluation | None
-    exporter: dict[str, str]
-
-    def sizes(self) -> dict[str, int]:
-        """Return how many numbers each input and output has."""
-        named = {**dict(self.inputs), **dict(self.outputs)}
-        return {name: len(elements) for name, elements in named.items()}
+class OtherModelError(DamagedFileError):
+    """A policy was trained for another compiled model than the one at hand."""
 
 
 class PolicyOutputs(NamedTuple):
@@ -139,34 +44,62 @@ class OnnxPolicy:
     Args:
         path: the file.
         task: the task it must be for; None takes any.
+        check_hash: whether to compare the graph with its recorded hash, some milliseconds for a few MB.
 
     Raises:
-        DamagedFileError: the file is missing, truncated, foreign, of another version or of another task.
+        DamagedFileError: the file is missing, truncated, foreign, changed since it was exported, of another
+            version or of another task.
     """
 
-    def __init__(self, path: Path, *, task: str | None = None) -> None:
+    def __init__(self, path: Path, *, task: str | None = None, check_hash: bool = True) -> None:
         self.path = Path(path)
-        self._session = _open_session(self.path)
-        self.metadata = _read_metadata(self._session, self.path)
+        model = read_model(self.path)
+        self.metadata = parse_metadata(model.metadata.get(METADATA_KEY), self.path)
+        self._golden = model.metadata.get(GOLDEN_KEY)
         if task is not None and self.metadata.task != task:
             raise DamagedFileError(f"{path} is a policy for task {self.metadata.task!r}, not for {task!r}.")
+        if check_hash:
+            require_graph(model, self.metadata, self.path)
+        self._session = _open_session(model, self.path)
         _check_signature(self._session, self.metadata, self.path)
         self._bind()
+
+    def golden(self) -> GoldenSet:
+        """Return the golden rows of the file; raise DamagedFileError where there are none."""
+        return parse_golden(self._golden, self.metadata, self.path)
+
+    def expect_model(self, model_sha256: str) -> None:
+        """Raise OtherModelError where the policy was trained for another compiled model.
+
+        Args:
+            model_sha256: of the model at hand, as `envs.model_hash` gives it.
+        """
+        require_model(self.metadata, model_sha256, str(self.path))
 
     def __call__(self, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return actions (n, action_dim) for observations (n, observation_dim) and goals (n, goal_dim)."""
         return self.run(observation, goal).action
 
     def run(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
-        """Return both outputs for a batch; raise ValueError when it has the wrong shape."""
-        sizes = self.metadata.sizes()
-        feeds = {
-            name: np.asarray(value, np.float32)
-            for name, value in (("observation", observation), ("goal", goal))
-        }
-        for name, value in feeds.items():
-            if value.ndim != 2 or value.shape[1] != sizes[name]:
-                raise ValueError(f"{name} has shape {value.shape}, not (batch, {sizes[name]})")
+        """Return both outputs for a batch.
+
+        Args:
+            observation: (n, observation_dim), real numbers.
+            goal: (n, goal_dim), real numbers.
+
+        Raises:
+            ValueError: one of them has another shape or holds no real numbers.
+            NonFiniteError: a number is NaN or infinite.
+        """
+        feeds = {"observation": _as_rows("observation", observation), "goal": _as_rows("goal", goal)}
+        for name, rows in feeds.items():
+            size = len(getattr(self.metadata.inputs, name))
+            if rows.ndim != 2 or rows.shape[1] != size:
+                raise ValueError(f"{name} has shape {rows.shape}, not (batch, {size})")
+            if not np.isfinite(rows).all():
+                raise self._not_finite(name, rows)
+        if len(feeds["observation"]) != len(feeds["goal"]):
+            raise ValueError(f"{len(feeds['observation'])} observations and {len(feeds['goal'])} goals")
         action, control = self._session.run(["action", "control"], feeds)
         return PolicyOutputs(np.asarray(action), np.asarray(control))
 
@@ -174,38 +107,104 @@ class OnnxPolicy:
         """Return both outputs for one state; the fast path, through buffers that are bound once.
 
         Args:
-            observation: (observation_dim,).
-            goal: (goal_dim,).
+            observation: (observation_dim,), real numbers.
+            goal: (goal_dim,), real numbers.
 
         Raises:
-            ValueError: one of them has another shape.
+            ValueError: one of them has another shape or holds no real numbers.
+            NonFiniteError: a number is NaN or infinite.
         """
         if observation.shape != self._observation.shape or goal.shape != self._goal.shape:
             raise ValueError(
                 f"one step takes an observation of shape {self._observation.shape} and a goal of "
                 f"{self._goal.shape}, not {observation.shape} and {goal.shape}"
             )
-        self._observation[:] = observation
-        self._goal[:] = goal
+        try:
+            np.copyto(self._observation, observation, "same_kind")
+            np.copyto(self._goal, goal, "same_kind")
+        except TypeError:
+            raise ValueError(
+                f"one step takes real numbers, not {observation.dtype} and {goal.dtype}"
+            ) from None
+        if not math.isfinite(self._state.dot(self._probe)):
+            raise self._not_finite_in_state()
         self._session.run_with_iobinding(self._binding)
         return PolicyOutputs(self._action.copy(), self._control.copy())
+
+    def _not_finite_in_state(self) -> NonFiniteError:
+        in_goal = bool(np.isfinite(self._observation).all())
+        return (
+            self._not_finite("goal", self._goal[None])
+            if in_goal
+            else self._not_finite("observation", self._observation[None])
+        )
+
+    def _not_finite(self, name: str, rows: np.ndarray) -> NonFiniteError:
+        row, index = np.argwhere(~np.isfinite(rows))[0].tolist()
+        elements: Sequence[InputElement] = getattr(self.metadata.inputs, name)
+        return NonFiniteError(
+            f"{name}[{index}] ({elements[index].name}) is {rows[row, index]}: a policy takes finite numbers "
+            "alone; stop the robot, or repeat the last control."
+        )
 
     def _bind(self) -> None:
         """Bind buffers for single steps: saves allocations and look-ups in every call."""
         self._binding = self._session.io_binding()
-        rows = {name: np.zeros((1, size), np.float32) for name, size in self.metadata.sizes().items()}
-        for name, row in rows.items():
-            bind = self._binding.bind_output if name in ("action", "control") else self._binding.bind_input
-            bind(name, "cpu", 0, np.float32, row.shape, row.ctypes.data)
+        sizes = self.metadata.sizes()
+        split = sizes["observation"]
+        # One row for both inputs: a product with it is finite where all of it is, and quicker than a look at
+        # each number. The factor is small, so that no finite numbers overflow.
+        self._state = np.zeros(split + sizes["goal"], np.float32)
+        self._probe = np.full_like(self._state, 1e-8)
         # The session writes to these addresses: the rows must live as long as the binding.
-        self._observation, self._goal = rows["observation"][0], rows["goal"][0]
-        self._action, self._control = rows["action"][0], rows["control"][0]
+        self._observation, self._goal = self._state[:split], self._state[split:]
+        self._action, self._control = (np.zeros(sizes[name], np.float32) for name in ("action", "control"))
+        for name, row in (("observation", self._observation), ("goal", self._goal)):
+            self._binding.bind_input(name, "cpu", 0, np.float32, (1, row.size), row.ctypes.data)
+        for name, row in (("action", self._action), ("control", self._control)):
+            self._binding.bind_output(name, "cpu", 0, np.float32, (1, row.size), row.ctypes.data)
 
 
-def _open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Open a file for low latency: one thread, sequential, every optimisation, no spinning."""
-    if not path.is_file():
-        raise DamagedFileError(f"{path} is missing: {_REMEDY}.")
+def require_graph(model: ModelBytes, metadata: PolicyMetadata, path: Path) -> None:
+    """Raise DamagedFileError unless the graph is the one that the metadata was written for."""
+    if model.graph_sha256 != metadata.graph_sha256:
+        raise DamagedFileError(
+            f"{path} was changed since it was exported: its graph differs from the recorded hash. "
+            f"Copy it anew, or {EXPORT_AGAIN}."
+        )
+
+
+def require_model(metadata: PolicyMetadata, model_sha256: str, name: str) -> None:
+    """Raise OtherModelError where a policy was trained for another compiled model than the one at hand.
+
+    Args:
+        metadata: of the policy.
+        model_sha256: of the model at hand.
+        name: what to call the policy.
+    """
+    if metadata.model_sha256 == model_sha256:
+        return
+    import mujoco  # for its version alone
+
+    ours, theirs = mujoco.__version__, metadata.exporter.get("mujoco", "unknown")
+    why = f"MuJoCo {theirs} compiled it and this is {ours}" if ours != theirs else "it was changed since"
+    raise OtherModelError(
+        f"{name} was made for another model of task {metadata.task!r} (hash {metadata.model_sha256[:12]}…, "
+        f"here {model_sha256[:12]}…): {why}, or the processor is another. Give the task that it was trained "
+        "for, or train on this one."
+    )
+
+
+def _as_rows(name: str, value: np.ndarray) -> np.ndarray:
+    """Return an input as float32; raise ValueError where it holds something else than real numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype}, not real numbers")
+    return array.astype(np.float32, copy=False)
+
+
+def _open_session(model: ModelBytes, path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph for low latency: one thread, sequential, every optimisation, no spinning."""
     onnxruntime.set_default_logger_severity(_FATAL)  # its complaints reach the user as one line, below
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -216,31 +215,11 @@ def _open_session(path: Path) -> onnxruntime.InferenceSession:
     # A spinning pool takes the time of the control loop's other threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # The bytes that were checked, not the file, which may be another one by now.
+        return onnxruntime.InferenceSession(model.graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common class of their own
         reason = " ".join(str(error).split())[:160]
-        raise DamagedFileError(f"{path} is truncated or no ONNX file: {_REMEDY} ({reason}).") from error
-
-
-def _read_metadata(session: onnxruntime.InferenceSession, path: Path) -> PolicyMetadata:
-    """Return the validated metadata of an open file."""
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        raise DamagedFileError(f"{path} is an ONNX file that Thousandfold did not write: {_REMEDY}.")
-    try:
-        version = pydantic.TypeAdapter(dict[str, Any]).validate_json(text).get("format_version")
-        if isinstance(version, int) and version > METADATA_VERSION:
-            raise DamagedFileError(
-                f"{path} has metadata of format {version}, this version reads up to {METADATA_VERSION}: "
-                "update thousandfold."
-            )
-        return PolicyMetadata.model_validate_json(text)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
-        raise DamagedFileError(
-            f"{path} has damaged metadata ({where}: {first['msg']}): {_REMEDY}."
-        ) from error
+        raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN} ({reason}).") from error
 
 
 def _check_signature(session: onnxruntime.InferenceSession, metadata: PolicyMetadata, path: Path) -> None:
@@ -253,5 +232,5 @@ def _check_signature(session: onnxruntime.InferenceSession, metadata: PolicyMeta
     )
     if not matches:
         raise DamagedFileError(
-            f"{path} has inputs and outputs {found}, its metadata says {sizes}: {_REMEDY}."
+            f"{path} has inputs and outputs {found}, its metadata says {sizes}: {EXPORT_AGAIN}."
         )

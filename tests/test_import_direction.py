@@ -37,7 +37,7 @@ TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "llvmlite", "matplotlib", "minari", "mlflow",
-    "mujoco_warp", "onnx", "onnxscript", "PIL", "safetensors", "torch", "warp",
+    "mujoco_warp", "onnx", "PIL", "safetensors", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",
@@ -113,6 +113,8 @@ def forbidden_arrow(name: str, item: Import) -> str | None:
         if third_party == "llvmlite":
             kernels = name == "models.norm_swish_kernels"
             return None if kernels else "llvmlite belongs to models.norm_swish_kernels alone"
+        if third_party == "onnx" and name == "models.onnx_graph":
+            return None
         if group == "models" and third_party != "torch" and third_party not in sys.stdlib_module_names:
             return "models import torch alone"
         if group == "envs" and third_party == "torch" and name not in TORCH_IN_ENVS:

@@ -29,7 +29,7 @@ class WorkspaceError(UserError):
 
 
 class NonFiniteError(UserError):
-    """A loss or a simulation became NaN or infinite; the last good checkpoint is kept."""
+    """A loss, a simulation or an input became NaN or infinite; what was good before is kept."""
 
 
 class LostRankError(UserError):

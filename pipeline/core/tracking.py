@@ -27,6 +27,7 @@ from pipeline.core.tracking_store import (
 )
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 __all__ = ["NEWEST_ALIAS", "NullTracker", "StageRun", "Tracker", "open_tracker", "ui_command"]
@@ -161,11 +162,19 @@ class StageRun:
     def register_model(
         self,
         name: str,
-        folder_or_file: Path,
+        folder_or_file: Path | Callable[[], Path],
         tags: Mapping[str, object] | None = None,
         aliases: Iterable[str] = (NEWEST_ALIAS,),
+        description: str = "",
     ) -> str | None:
         """Copy a model among the artifacts and register a new version of it under the aliases.
+
+        Args:
+            name: Of the registered model.
+            folder_or_file: What to copy, or what makes it first; its errors count as the store's own.
+            tags: Of the version.
+            aliases: That are moved to the version.
+            description: Of the version, in Markdown.
 
         Returns:
             The version, or None where nothing was recorded.
@@ -173,16 +182,25 @@ class StageRun:
         folder = f"models/{name}"
 
         def register(client: MlflowClient) -> str:
-            log = client.log_artifacts if folder_or_file.is_dir() else client.log_artifact
-            log(self._id, str(folder_or_file), folder)
+            copied = folder_or_file if isinstance(folder_or_file, Path) else folder_or_file()
+            log = client.log_artifacts if copied.is_dir() else client.log_artifact
+            log(self._id, str(copied), folder)
             source = f"{client.get_run(self._id).info.artifact_uri}/{folder}"
             create_unless_present(lambda: client.create_registered_model(name))
-            version = client.create_model_version(name, source, self._id, tags=_as_tags(tags)).version
+            made = client.create_model_version(
+                name, source, self._id, tags=_as_tags(tags), description=description or None
+            )
+            version = made.version
             for alias in aliases:
                 client.set_registered_model_alias(name, alias, version)
             return str(version)
 
         return self._store.attempt(register)
+
+    def page_of(self, run_id: str) -> str | None:
+        """Return where MLflow's UI has a run's page, as a relative link; None where there is no such run."""
+        run = self._store.attempt(lambda client: _find_run(client, run_id)) if run_id else None
+        return f"#/experiments/{run.info.experiment_id}/runs/{run_id}" if run else None
 
     def close(self, status: str, reason: str = "") -> None:
         """Write what is left and end the run; `status` is one of MLflow's, `reason` becomes a tag."""
@@ -268,15 +286,10 @@ class Tracker:
         """Set a run of an earlier process going again; False where this store does not have it."""
 
         def reopen(client: MlflowClient) -> bool:
-            from mlflow.exceptions import MlflowException
-
-            try:
+            found = _find_run(client, run_id) is not None
+            if found:
                 client.update_run(run_id, status="RUNNING")
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                return False
-            return True
+            return found
 
         return bool(self._store.attempt(reopen))
 
@@ -302,6 +315,18 @@ def open_tracker(workspace_root: Path, warn: Callable[[str], None] | None = None
         return NullTracker()
     client, experiment_id = open_store(workspace_root)
     return Tracker(_Store(client, warn or _warn_on_stderr), experiment_id)
+
+
+def _find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run; None where this store does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

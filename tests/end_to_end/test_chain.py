@@ -153,20 +153,26 @@ class TestTracking:
             assert str(artifacts["generate_dataset"].manifest.hash).startswith(used.dataset.digest)
 
     @pytest.mark.parametrize(
-        ("model", "section", "file"),
+        ("model", "section", "file", "registered"),
         [
-            ("teacher", "train_teacher", "network.safetensors"),
-            ("student", "distill", "network.safetensors"),
-            ("policy", "export_onnx", "policy.onnx"),
+            ("teacher", "train_teacher", "network.safetensors", "network.safetensors"),
+            ("student", "distill", "network.safetensors", "network.safetensors"),
+            ("policy", "export_onnx", "policy.onnx", "model.onnx"),
         ],
     )
     def test_models_are_registered(
-        self, client: Any, artifacts: dict[str, Artifact], model: str, section: str, file: str
+        self,
+        client: Any,
+        artifacts: dict[str, Artifact],
+        model: str,
+        section: str,
+        file: str,
+        registered: str,
     ) -> None:
         version = client.get_model_version_by_alias(f"{model}-point_u_maze", NEWEST_ALIAS)
         assert version.tags["artifact"] == artifacts[section].name
         folder = Path(version.source.removeprefix("file://"))
-        assert (folder / file).read_bytes() == artifacts[section].file(file).read_bytes()
+        assert (folder / registered).read_bytes() == artifacts[section].file(file).read_bytes()
 
 
 class TestElsewhere:

@@ -8,7 +8,8 @@ import torch
 from models import norm_swish
 from models.block_stack import BlockStack, Compute
 from models.dense_products import TORCH_PRODUCTS, OneDnnProducts, has_onednn
-from models.residual_mlp import NetworkShape, ResidualMLP, unroll_blocks
+from models.residual_mlp import NetworkShape, ResidualMLP
+from tests.models.plain_blocks import unroll_blocks
 
 SCALES = ["none", "inverse_sqrt_blocks", "learned_from_zero"]
 

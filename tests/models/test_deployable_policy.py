@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from models.deployable_policy import DeployablePolicy, NormalizedActor, Normalizer
+from models.deployable_policy import (
+    MIN_LIMIT_WIDTH,
+    DeployablePolicy,
+    InputLimits,
+    NormalizedActor,
+    Normalizer,
+)
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 
 LOW, HIGH = torch.tensor([-2.0, 0.0, 10.0]), torch.tensor([2.0, 5.0, 11.0])
+WIDE = InputLimits(
+    torch.full((4,), -99.0), torch.full((4,), 99.0), torch.full((2,), -99.0), torch.full((2,), 99.0)
+)
 
 
 def make_actor() -> NormalizedActor:
@@ -64,14 +73,43 @@ def test_the_normalizers_travel_with_the_weights():
 
 def test_controls_are_actions_in_actuator_units():
     actor, (observation, goal) = make_actor(), states()
-    output = DeployablePolicy(actor, LOW, HIGH)(observation, goal)
+    output = DeployablePolicy(actor, WIDE, LOW, HIGH)(observation, goal)
     assert torch.equal(output.action, torch.tanh(actor(observation, goal).mean))
     assert torch.allclose(output.control, LOW + (output.action + 1) / 2 * (HIGH - LOW), rtol=1e-6)
 
 
 def test_saturated_actions_reach_exactly_the_ends_of_the_actuator_range():
     actor, (observation, goal) = make_actor(), states(1)
-    policy = DeployablePolicy(actor, LOW, HIGH)
+    policy = DeployablePolicy(actor, WIDE, LOW, HIGH)
     for bias, end in ((100.0, HIGH), (-100.0, LOW)):
         torch.nn.init.constant_(actor.actor.mean_head.bias, bias)
         assert torch.equal(policy(observation, goal).control[0], end)
+
+
+def test_the_limits_are_the_range_that_was_seen_widened_by_its_own_width():
+    observation = torch.tensor([[0.0, 5.0, -1.0], [2.0, 5.0, 1.0], [1.0, 5.0, 0.0]])
+    limits = InputLimits.around(observation, torch.tensor([[3.0], [4.0], [4.0]]))
+    torch.testing.assert_close(limits.observation_low, torch.tensor([-2.0, 5.0 - MIN_LIMIT_WIDTH, -3.0]))
+    torch.testing.assert_close(limits.observation_high, torch.tensor([4.0, 5.0 + MIN_LIMIT_WIDTH, 3.0]))
+    assert (limits.goal_low.tolist(), limits.goal_high.tolist()) == ([2.0], [5.0])
+
+
+def test_inputs_beyond_their_limits_act_as_if_they_were_at_them():
+    actor, (observation, goal) = make_actor(), states()
+    limits = InputLimits.around(observation, goal)
+    policy = DeployablePolicy(actor, limits, LOW, HIGH)
+    assert torch.equal(policy(observation, goal).action, torch.tanh(actor(observation, goal).mean))
+    low, high = (torch.cat(pair) for pair in (limits[::2], limits[1::2]))
+    far = torch.where(torch.rand(32, 6) < 0.5, low - 1.0, high + torch.inf)
+    at_limits = torch.where(far < 0, low, high)
+    found, expected = policy(far[:, :4], far[:, 4:]), policy(at_limits[:, :4], at_limits[:, 4:])
+    assert torch.equal(found.action, expected.action)
+    assert not torch.equal(found.action, torch.tanh(actor(far[:, :4], far[:, 4:]).mean))
+
+
+def test_nan_stays_nan():
+    policy, (observation, goal) = DeployablePolicy(make_actor(), WIDE, LOW, HIGH), states(2)
+    observation[0, 1] = torch.nan
+    output = policy(observation, goal)
+    assert output.action[0].isnan().all() and output.control[0].isnan().all()
+    assert output.action[1].isfinite().all()

@@ -8,7 +8,8 @@ import torch
 
 from models.contrastive_critic import ContrastiveCritic
 from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape, ResidualMLP, centre_kernels, parameter_count, unroll_blocks
+from models.residual_mlp import NetworkShape, ResidualMLP, centre_kernels, parameter_count
+from tests.models.plain_blocks import unroll_blocks
 
 
 def test_forward_is_the_published_formula():

@@ -17,7 +17,19 @@ from tests.envs.opengl_here import needs_opengl
 from tests.stages.handmade_policy import policy_artifact
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
-COMMANDS = ["run", *STAGES, "dataset", "frontier", "tasks", "presets", "runs", "info", "ui"]
+COMMANDS = [
+    "run",
+    *STAGES,
+    "run-policy",
+    "policy",
+    "dataset",
+    "frontier",
+    "tasks",
+    "presets",
+    "runs",
+    "info",
+    "ui",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tests.stages.handmade_policy import policy_artifact
 
 ROOT = Path(entry.__file__).resolve().parents[1]
 HEAVY = ("torch", "mlflow", "matplotlib", "minari", "onnx", "onnxruntime", "mujoco", "gymnasium", "h5py")
-EXTRA_PACKAGES = ("torch", "mlflow", "matplotlib", "onnx", "onnxscript", "minari", "safetensors", "imageio")
+EXTRA_PACKAGES = ("torch", "mlflow", "matplotlib", "onnx", "minari", "safetensors", "imageio")
 
 
 def process(

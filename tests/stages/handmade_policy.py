@@ -1,4 +1,4 @@
-"""A policy file made by hand: action = tanh(W [observation, goal] + b), without torch and its exporter."""
+"""A policy file made by hand: action = tanh(W [observation, goal] + b) of clipped inputs, without torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,39 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from envs.model_hash import model_sha256
+from envs.registry import compile_task
 from pipeline.core.artifacts import Artifact, Workspace
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE
+from stages.policy_golden import GOLDEN_KEY, TOLERANCE, GoldenArrays, GoldenSet
+from stages.policy_hash import ModelBytes, split_model
+from stages.policy_metadata import METADATA_KEY
 
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 4, 2, 2
 LOW, HIGH = np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32)
 WEIGHT = np.linspace(-0.5, 0.5, (OBSERVATION_DIM + GOAL_DIM) * ACTION_DIM, dtype=np.float32).reshape(-1, 2)
 BIAS = np.array([0.1, -0.2], np.float32)
+LIMIT = 3.0  # of every input, which is in [−1, 1]
 
 
 def expected_action(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """Return what the graph computes, (n, 2)."""
-    return np.tanh(np.concatenate([observation, goal], 1) @ WEIGHT + BIAS)
+    return np.tanh(np.clip(np.concatenate([observation, goal], 1), -LIMIT, LIMIT) @ WEIGHT + BIAS)
+
+
+def expected_control(action: np.ndarray) -> np.ndarray:
+    """Return what the graph makes of actions, (n, 2)."""
+    return LOW + 0.5 * (action + 1) * (HIGH - LOW)
+
+
+def golden(**changes: Any) -> dict[str, Any]:
+    """Return sixteen golden rows of the graph, four of them beyond the limits."""
+    rows = np.random.default_rng(16).uniform(-1, 1, (16, OBSERVATION_DIM + GOAL_DIM)).astype(np.float32)
+    rows[12:] *= 10
+    observation, goal = rows[:, :OBSERVATION_DIM], rows[:, OBSERVATION_DIM:]
+    action = expected_action(observation, goal)
+    arrays = GoldenArrays(observation, goal, action, expected_control(action))
+    return GoldenSet.of(arrays, TOLERANCE).model_dump(mode="json") | changes
 
 
 def metadata(**changes: Any) -> dict[str, Any]:
@@ -31,22 +52,31 @@ def metadata(**changes: Any) -> dict[str, Any]:
         ranges = enumerate(zip(low.tolist(), high.tolist(), strict=True))
         return [{"name": f"{prefix}[{index}]", "unit": "m", "low": a, "high": b} for index, (a, b) in ranges]
 
-    ones = np.ones(OBSERVATION_DIM)
+    def inputs(prefix: str, size: int) -> list[dict[str, Any]]:
+        limits = {"limit_low": -LIMIT, "limit_high": LIMIT}
+        return [element | limits for element in elements(prefix, -np.ones(size), np.ones(size))]
+
     complete: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": 2,
         "role": "student",
         "task": "point_u_maze",
-        "model_sha256": "0" * 64,
+        "model_sha256": model_sha256(compile_task("point_u_maze").model),
         "control_dt_s": 0.1,
         "episode_steps": 100,
         "inputs": {
-            "observation": elements("qpos", -ones, ones),
-            "goal": elements("goal", -ones[:GOAL_DIM], ones[:GOAL_DIM]),
+            "observation": inputs("qpos", OBSERVATION_DIM),
+            "goal": inputs("goal", GOAL_DIM),
         },
         "outputs": {
-            "action": elements("motor", -ones[:2], ones[:2]),
+            "action": elements("motor", -np.ones(2), np.ones(2)),
             "control": elements("motor", LOW, HIGH),
         },
+        "non_finite": "refuse",
+        "out_of_range": "clip",
+        "precision": "float32",
+        "opset": 20,
+        "licence": "CC0-1.0",
+        "graph_sha256": graph().graph_sha256,
         "network": {"kind": "plain", "depth": 1, "width": 2, "parameters": 14},
         "parents": {"student": {"kind": "student", "name": "student-1", "hash": "abc"}},
         "evaluation": {
@@ -60,20 +90,21 @@ def metadata(**changes: Any) -> dict[str, Any]:
     return complete | changes
 
 
-def write_policy(
-    path: Path, text: str | None = None, *, key: str = "thousandfold", batch: str | int = "batch"
-) -> Path:
-    """Write the graph with `text` as its metadata; None writes `metadata()`, and an empty key writes none."""
+def graph(batch: str | int = "batch") -> ModelBytes:
+    """Return the graph without metadata."""
     constants = {
         "weight": WEIGHT,
         "bias": BIAS,
         "low": LOW,
         "half": 0.5 * (HIGH - LOW),
         "one": np.ones(1, np.float32),
+        "limit_low": np.array(-LIMIT, np.float32),
+        "limit_high": np.array(LIMIT, np.float32),
     }
     nodes = [
         helper.make_node("Concat", ["observation", "goal"], ["state"], axis=1),
-        helper.make_node("Gemm", ["state", "weight", "bias"], ["mean"]),
+        helper.make_node("Clip", ["state", "limit_low", "limit_high"], ["clipped"]),
+        helper.make_node("Gemm", ["clipped", "weight", "bias"], ["mean"]),
         helper.make_node("Tanh", ["mean"], ["action"]),
         helper.make_node("Add", ["action", "one"], ["lifted"]),
         helper.make_node("Mul", ["lifted", "half"], ["scaled"]),
@@ -83,16 +114,42 @@ def write_policy(
     def signature(*sizes: tuple[str, int]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, n]) for name, n in sizes]
 
-    graph = helper.make_graph(
+    made = helper.make_graph(
         nodes,
         "policy",
         signature(("observation", OBSERVATION_DIM), ("goal", GOAL_DIM)),
         signature(("action", ACTION_DIM), ("control", ACTION_DIM)),
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    if key:
-        helper.set_model_props(model, {key: json.dumps(metadata()) if text is None else text})
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return split_model(model.SerializeToString())
+
+
+def write_policy(
+    path: Path, text: str | None = None, *, key: str = METADATA_KEY, batch: str | int = "batch"
+) -> Path:
+    """Write the graph with golden rows and `text` as its metadata.
+
+    Args:
+        path: the file.
+        text: None: `metadata()`, with the graph's own hash.
+        key: under which the text stands; an empty one: no metadata at all.
+        batch: first dimension of every input and output.
+    """
+    made = graph(batch)
+    text = json.dumps(metadata(graph_sha256=made.graph_sha256)) if text is None else text
+    texts = {GOLDEN_KEY: json.dumps(golden()), key: text} if key else {}
+    path.write_bytes(made.with_metadata(texts).joined())
+    return path
+
+
+def tamper(path: Path) -> Path:
+    """Change the largest weight of a policy file to 0 and leave its metadata as it is."""
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda found: len(found.raw_data))
+    numbers = numpy_helper.to_array(weight).copy()
+    numbers[np.unravel_index(np.abs(numbers).argmax(), numbers.shape)] = 0
+    weight.CopyFrom(numpy_helper.from_array(numbers, weight.name))
     path.write_bytes(model.SerializeToString())
     return path
 

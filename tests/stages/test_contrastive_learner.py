@@ -8,9 +8,9 @@ import torch
 from envs.registry import compile_task
 from models.contrastive_critic import contrastive_loss, pairwise_energy
 from models.goal_actor import sample_action
-from models.residual_mlp import unroll_blocks
 from replay.trajectory_buffer import TransitionBatch
 from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
+from tests.models.plain_blocks import unroll_blocks
 
 TASK = compile_task("point_u_maze")
 SMALL = {"depth": 4, "width": 16, "batch_size": 8}

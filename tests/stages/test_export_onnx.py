@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from envs.registry import compile_task
-from models.deployable_policy import DeployablePolicy, NormalizedActor
+from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact, Parent, Workspace
@@ -30,6 +30,7 @@ from stages.onnx_gate import GateStates, compare_actions, compare_closed_loop, r
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy, PolicyOutputs
 
 TASK = "point_u_maze"
+LIMITS = InputLimits(*(torch.full((size,), limit) for size in (4, 2) for limit in (-60.0, 60.0)))
 
 
 def settings(**changes: Any) -> ExportOnnxSettings:
@@ -169,7 +170,7 @@ def test_the_teacher_beside_it_carries_its_own_record(chain: Chain):
 
 @pytest.mark.parametrize("count", [1, 5, 300])
 def test_the_file_does_what_the_network_does_for_any_batch(chain: Chain, count: int):
-    policy, module = OnnxPolicy(chain.file), load_actor(chain.student).deployable()
+    policy, module = OnnxPolicy(chain.file), load_actor(chain.student).deployable(LIMITS)
     observation, goal = torch.randn(count, 4) * 3, torch.randn(count, 2) * 3
     with torch.no_grad():
         expected = module(observation, goal)
@@ -209,6 +210,21 @@ def test_a_policy_that_acts_worse_is_held_back(chain: Chain):
     compare_closed_loop(policy, task, perfect, seed=0, max_difference=1.0)
 
 
+def leave_out_the_limits(module: DeployablePolicy) -> DeployablePolicy:
+    module = copy.deepcopy(module)
+    module.goal_high.fill_(torch.inf)
+    return module
+
+
+def test_a_graph_that_does_not_clip_is_held_back(chain: Chain, monkeypatch: pytest.MonkeyPatch):
+    convert = export_onnx.to_onnx
+    monkeypatch.setattr(
+        export_onnx, "to_onnx", lambda module, *rest: convert(leave_out_the_limits(module), *rest)
+    )
+    with pytest.raises(UserError, match="differs from the network"):
+        export_onnx.run(settings(include_teacher=False), context(chain.workspace), chain.student)
+
+
 class ShiftedPolicy:
     """Torch's own answers, with one action off by `shift`."""
 
@@ -241,7 +257,7 @@ def compare(shift: float, depth: int, *, only_in_steps: bool = False, head: floa
         actor.actor.mean_head.weight.mul_(head)
         actor.actor.mean_head.bias.zero_()
     bounds = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
-    module = DeployablePolicy(actor, *bounds).eval()
+    module = DeployablePolicy(actor, LIMITS, *bounds).eval()
     policy: Any = ShiftedPolicy(module, shift, only_in_steps)
     states = gate_states()
     return compare_actions(policy, module, states, depth=depth, max_action_error=1e-5).allowed
@@ -270,9 +286,12 @@ def test_a_steep_network_may_differ_by_what_its_own_rounding_leaves_open():
 
 
 def test_measuring_the_rounding_leaves_the_network_as_it_was():
-    module = DeployablePolicy(make_actor(4, 8), -torch.ones(2), torch.ones(2)).eval()
+    module = DeployablePolicy(make_actor(4, 8), LIMITS, -torch.ones(2), torch.ones(2)).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert 0 < rounding_error(module, gate_states()) < 1e-5
+    states = gate_states()
+    with torch.no_grad():
+        single = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    assert 0 < rounding_error(module, states, single) < 1e-5
     after = module.state_dict()
     assert all(
         after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items()

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from envs.registry import compile_task
-from models.deployable_policy import NormalizedActor
+from models.deployable_policy import InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact, Workspace
@@ -100,7 +100,8 @@ def test_the_policy_is_the_squashed_mean(tmp_path: Path):
     action = torch_policy(trained.actor)(observation, goal)
     mean = make_actor()(torch.from_numpy(observation), torch.from_numpy(goal)).mean
     np.testing.assert_allclose(action, mean.tanh().detach().numpy(), atol=1e-7)
-    output = trained.deployable()(torch.from_numpy(observation), torch.from_numpy(goal))
+    states = torch.from_numpy(observation), torch.from_numpy(goal)
+    output = trained.deployable(InputLimits.around(*states))(*states)
     np.testing.assert_allclose(output.action.detach().numpy(), action, atol=1e-7)
     np.testing.assert_allclose(
         output.control.detach().numpy(), TASK.control(action.astype(np.float64)), atol=1e-6

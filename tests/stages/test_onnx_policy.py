@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core.errors import DamagedFileError
-from stages.onnx_policy import OnnxPolicy
+from pipeline.core.errors import DamagedFileError, NonFiniteError
+from stages.onnx_policy import OnnxPolicy, OtherModelError
+from stages.policy_golden import golden_error
 from tests.stages.handmade_policy import (
     ACTION_DIM,
     GOAL_DIM,
-    HIGH,
-    LOW,
     OBSERVATION_DIM,
     expected_action,
+    expected_control,
+    graph,
     metadata,
+    tamper,
     write_policy,
 )
 
@@ -39,7 +41,7 @@ def test_a_batch_of_any_size_gives_actions_and_controls_in_actuator_units(policy
     action, control = policy.run(observation, goal)
     assert action.shape == control.shape == (count, ACTION_DIM)
     np.testing.assert_allclose(action, expected_action(observation, goal), atol=1e-6)
-    np.testing.assert_allclose(control, LOW + (action + 1) / 2 * (HIGH - LOW), atol=1e-6)
+    np.testing.assert_allclose(control, expected_control(action), atol=1e-6)
     np.testing.assert_array_equal(policy(observation, goal), action)
 
 
@@ -126,8 +128,10 @@ def test_a_policy_of_another_task_is_refused(tmp_path: Path):
     [
         ("{", "metadata"),
         ("[]", "metadata"),
-        ('{"format_version": 1}', "role"),
-        (json.dumps(metadata(format_version=2)), "update thousandfold"),
+        ('{"format_version": 2}', "role"),
+        (json.dumps(metadata(format_version=1)), "of format 1, this version reads 2: export"),
+        (json.dumps(metadata(format_version=3)), "update thousandfold"),
+        (json.dumps(metadata(format_version="two")), "format_version"),
         (json.dumps(metadata(control_dt_s=0.0)), "control_dt_s"),
         (json.dumps(metadata(inputs=metadata()["inputs"] | {"goal": []})), "its metadata says"),
     ],
@@ -138,3 +142,68 @@ def test_damaged_metadata_is_refused(tmp_path: Path, text: str, word: str):
 
 def test_a_graph_with_a_fixed_batch_is_refused(tmp_path: Path):
     assert_refused(write_policy(tmp_path / "policy.onnx", batch=1), "its metadata says")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("place", "name"), [(0, r"observation\[0\] \(qpos\[0\]\)"), (3, "observation"), (5, r"goal\[1\]")]
+)
+def test_what_is_not_finite_is_refused(policy: OnnxPolicy, value: float, place: int, name: str):
+    state = np.zeros(OBSERVATION_DIM + GOAL_DIM, np.float32)
+    state[place] = value
+    observation, goal = state[:OBSERVATION_DIM], state[OBSERVATION_DIM:]
+    with pytest.raises(NonFiniteError, match=rf"{name}.* is {value}"):
+        policy.step(observation, goal)
+    rows = np.zeros((3, OBSERVATION_DIM), np.float32), np.zeros((3, GOAL_DIM), np.float32)
+    rows[0][2], rows[1][2] = observation, goal
+    with pytest.raises(NonFiniteError, match=name):
+        policy.run(*rows)
+    assert np.isfinite(policy.step(np.zeros(4), np.zeros(2)).action).all()
+
+
+def test_large_numbers_are_finite_and_clipped(policy: OnnxPolicy):
+    observation, goal = np.full(4, 3e38, np.float32), np.full(2, -3e38, np.float32)
+    expected = expected_action(observation[None], goal[None])
+    np.testing.assert_allclose(policy.step(observation, goal).action, expected[0], atol=1e-6)
+    np.testing.assert_allclose(policy.run(observation[None], goal[None]).action, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, "U4", object])
+def test_what_is_no_real_number_is_refused(policy: OnnxPolicy, dtype: type):
+    wrong = np.zeros(OBSERVATION_DIM).astype(dtype)
+    with pytest.raises(ValueError, match="real numbers"):
+        policy.step(wrong, np.zeros(GOAL_DIM))
+    with pytest.raises(ValueError, match="observation holds"):
+        policy.run(wrong[None], np.zeros((1, GOAL_DIM)))
+
+
+def test_whole_numbers_are_taken(policy: OnnxPolicy):
+    ones = policy.step(np.ones(4, int), np.ones(2, bool))
+    np.testing.assert_array_equal(ones.action, policy.step(np.ones(4), np.ones(2)).action)
+
+
+def test_as_many_goals_as_observations(policy: OnnxPolicy):
+    with pytest.raises(ValueError, match="3 observations and 2 goals"):
+        policy.run(np.zeros((3, 4)), np.zeros((2, 2)))
+
+
+def test_a_changed_weight_is_refused_unless_the_hash_is_not_to_be_looked_at(tmp_path: Path):
+    path = tamper(write_policy(tmp_path / "policy.onnx"))
+    assert_refused(path, "changed since it was exported", "recorded hash")
+    opened = OnnxPolicy(path, check_hash=False)
+    assert opened.metadata.task == "point_u_maze"
+
+
+def test_a_policy_of_another_model_is_refused(policy: OnnxPolicy):
+    policy.expect_model(policy.metadata.model_sha256)
+    with pytest.raises(OtherModelError, match=r"another model of task 'point_u_maze' \(hash .*, here 123"):
+        policy.expect_model("123" + "0" * 61)
+
+
+def test_the_golden_rows_come_with_it(policy: OnnxPolicy, tmp_path: Path):
+    assert golden_error(policy.run, policy.golden(), policy.metadata) < 1e-6
+    without = graph().with_metadata({"thousandfold": json.dumps(metadata())})
+    path = tmp_path / "without.onnx"
+    path.write_bytes(without.joined())
+    with pytest.raises(DamagedFileError, match="no golden rows"):
+        OnnxPolicy(path).golden()

@@ -1,0 +1,123 @@
+"""Seconds from starting a process to the first action of `pipeline run-policy`, phase by phase.
+
+    python -m benchmarks.cold_start --policy runs/policy-20260131-120000/policy.onnx --rounds 15
+
+Every round starts a new interpreter, which runs the command on the file until its policy has returned
+once, and is ended there. Libraries lie in the file system's cache after the first round, which is reported by
+itself: `first_round_s` is the figure nearest to a machine that was just switched on.
+
+Phases: `interpreter` until Python runs code, `command_line` imports the command line, `stage` imports the
+stage with MuJoCo and ONNX Runtime, `open` reads the file and compiles the task's model, `act` makes the
+world, resets it and runs the network once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learner_speed import spread
+from benchmarks.turns import facts
+from pipeline.core.artifacts import file_sha256
+from pipeline.core.atomic import write_json_atomic
+from stages.onnx_policy import OnnxPolicy
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/cold_start.json"
+PHASES = ("interpreter", "command_line", "stage", "open", "act")
+LIMIT_S = 1.0
+
+# The monotonic clock is the machine's: parent and child read the same.
+_CHILD = """
+import json, os, sys, time
+marks = [time.monotonic_ns()]
+mark = lambda: marks.append(time.monotonic_ns())
+import pipeline.cli
+mark()
+from stages import onnx_policy, policy_source, run_policy
+mark()
+open_source, step = policy_source.open_source, onnx_policy.OnnxPolicy.step
+
+def opened(*arguments, **options):
+    source = open_source(*arguments, **options)
+    mark()
+    return source
+
+def stepped(*arguments):
+    outputs = step(*arguments)
+    mark()
+    os.write(1, (json.dumps(marks) + "\\n").encode())
+    os._exit(0)
+
+policy_source.open_source, onnx_policy.OnnxPolicy.step = opened, stepped
+from pipeline.__main__ import main
+main()
+"""
+
+
+def first_action(policy: Path) -> dict[str, float]:
+    """Run the command in a new process; return the seconds of each phase, and of all as ``total``.
+
+    Raises:
+        RuntimeError: the command ended without an action.
+    """
+    arguments = ("run-policy", "--policy", str(policy), "--viewer", "off")
+    began = time.monotonic_ns()
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"no action came: {done.stderr.strip()}")
+    marks = [began, *json.loads(done.stdout.splitlines()[-1])]
+    spans = [(after - before) / 1e9 for before, after in pairwise(marks)]
+    return {**dict(zip(PHASES, spans, strict=True)), "total": (marks[-1] - began) / 1e9}
+
+
+def measure(policy: Path, rounds: int) -> dict[str, Any]:
+    """Return median, least and largest seconds of each phase over the rounds, after the first one."""
+    first = first_action(policy)
+    found = [first_action(policy) for _ in range(rounds)]
+    metadata = OnnxPolicy(policy).metadata
+    network = metadata.network
+    return {
+        "task": metadata.task,
+        "network": f"{network.depth} x {network.width}",
+        "policy_sha256": file_sha256(policy),
+        "first_round_s": round(first["total"], 3),
+        "seconds": {
+            phase: {name: round(value, 4) for name, value in spread([row[phase] for row in found]).items()}
+            for phase in (*PHASES, "total")
+        },
+        "rounds_above_limit": sum(row["total"] > LIMIT_S for row in found),
+    }
+
+
+def main() -> None:
+    """Measure every policy that is named, print a line for each and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--policy", type=Path, action="append", required=True, help="policy file; repeatable")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    result = facts() | {"limit_s": LIMIT_S, "rounds": options.rounds, "policies": []}
+    for policy in options.policy:
+        row = measure(policy.resolve(), options.rounds)
+        result["policies"].append(row)
+        total = row["seconds"]["total"]
+        print(
+            f"{row['task']}, {row['network']}: first action after {total['median']:.2f} s "
+            f"({total['min']:.2f} to {total['max']:.2f}); first round {row['first_round_s']:.2f} s"
+        )
+    write_json_atomic(options.output, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+#include "policy.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+
+#include <openvino/openvino.hpp>
+
+namespace {
+
+constexpr int kFormatVersion = 2;
+
+// Returns where the value of `"key":` begins, from a place on. Enough for what is asked for here: keys whose
+// first occurrence is theirs, and numbers as values.
+std::size_t value_of(const std::string& json, const std::string& key, std::size_t from = 0) {
+    const std::string quoted = '"' + key + '"';
+    for (std::size_t found = json.find(quoted, from); found != std::string::npos; found = json.find(quoted, found + 1)) {
+        const std::size_t colon = json.find_first_not_of(" \t\r\n", found + quoted.size());
+        if (colon != std::string::npos && json[colon] == ':') return colon + 1;
+    }
+    throw std::runtime_error("the metadata lacks " + key);
+}
+
+double number(const std::string& json, const std::string& key, std::size_t from = 0) {
+    const char* begin = json.c_str() + value_of(json, key, from);
+    char* end = nullptr;
+    const double value = std::strtod(begin, &end);
+    if (end == begin) throw std::runtime_error("the metadata's " + key + " is no number");
+    return value;
+}
+
+// Returns the rows of `"key": [[1, 2], [3, 4]]`.
+std::vector<std::vector<float>> rows(const std::string& json, const std::string& key) {
+    std::vector<std::vector<float>> found;
+    int depth = 0;
+    for (const char* place = json.c_str() + value_of(json, key); *place != '\0';) {
+        char* end = nullptr;
+        if (*place == '[') {
+            if (++depth == 2) found.emplace_back();
+        } else if (*place == ']') {
+            if (--depth == 0) return found;
+        } else if (const float value = std::strtof(place, &end); end != place && depth == 2) {
+            found.back().push_back(value);
+            place = end;
+            continue;
+        }
+        ++place;
+    }
+    throw std::runtime_error("the golden rows of " + key + " do not end");
+}
+
+void fill(ov::Tensor& tensor, const std::vector<float>& values, const char* name) {
+    if (values.size() != tensor.get_size()) {
+        throw std::invalid_argument(std::string(name) + " has " + std::to_string(values.size()) +
+                                    " numbers, not " + std::to_string(tensor.get_size()));
+    }
+    // The clip inside the graph may hide NaN and infinity.
+    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+        throw std::invalid_argument(std::string(name) + " holds NaN or infinity: stop, or repeat the last control");
+    }
+    std::copy(values.begin(), values.end(), tensor.data<float>());
+}
+
+std::shared_ptr<ov::Model> read(ov::Core& core, const std::string& path) {
+    try {
+        return core.read_model(path);
+    } catch (const std::exception&) {  // many lines about OpenVINO's own sources
+        throw std::runtime_error(path + " is missing, truncated or no ONNX file");
+    }
+}
+
+}  // namespace
+
+Policy::Policy(const std::string& path) {
+    ov::Core core;
+    const std::shared_ptr<ov::Model> model = read(core, path);
+    // OpenVINO keeps the metadata of an ONNX file under "framework".
+    if (!model->has_rt_info("framework", "thousandfold")) {
+        throw std::runtime_error(path + " is no policy file: it has no metadata of its own");
+    }
+    metadata_ = model->get_rt_info<std::string>("framework", "thousandfold");
+    golden_ = model->get_rt_info<std::string>("framework", "thousandfold_golden");
+    if (number(metadata_, "format_version") != kFormatVersion) {
+        throw std::runtime_error(path + " is no policy file of format " + std::to_string(kFormatVersion) +
+                                 ": export it again");
+    }
+    for (const char* name : {"observation", "goal"}) {  // one state a call: fixed shapes, no look-ups later
+        ov::PartialShape shape = model->input(name).get_partial_shape();
+        shape[0] = 1;
+        model->reshape({{name, shape}});
+    }
+    // By default OpenVINO may compute in bfloat16 where the processor can.
+    ov::CompiledModel compiled = core.compile_model(
+        model, "CPU", ov::inference_num_threads(1), ov::num_streams(1),
+        ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+        ov::hint::inference_precision(ov::element::f32), ov::hint::enable_cpu_pinning(false));
+    request_ = compiled.create_infer_request();
+    observation_ = request_.get_tensor("observation");
+    goal_ = request_.get_tensor("goal");
+    action_ = request_.get_tensor("action");
+    control_ = request_.get_tensor("control");
+}
+
+void Policy::act(const std::vector<float>& observation, const std::vector<float>& goal) {
+    fill(observation_, observation, "observation");
+    fill(goal_, goal, "goal");
+    request_.infer();
+}
+
+double Policy::control_dt_s() const { return number(metadata_, "control_dt_s"); }
+
+std::vector<float> Policy::control_bounds() const {
+    std::vector<float> bounds;
+    std::size_t place = value_of(metadata_, "control", value_of(metadata_, "outputs"));
+    while (bounds.size() < control_size()) {
+        const double low = number(metadata_, "low", place), high = number(metadata_, "high", place);
+        bounds.push_back(static_cast<float>(std::max(std::fabs(low), std::fabs(high))));
+        // Behind both, whichever comes first.
+        place = std::max(value_of(metadata_, "low", place), value_of(metadata_, "high", place));
+    }
+    return bounds;
+}
+
+GoldenSet Policy::golden() const {
+    return {rows(golden_, "observation"), rows(golden_, "goal"), rows(golden_, "action"),
+            rows(golden_, "control"), number(golden_, "tolerance")};
+}

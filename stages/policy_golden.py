@@ -1,0 +1,103 @@
+"""Golden rows: inputs and outputs that a policy file carries to prove itself in any runtime.
+
+They stand in the ONNX metadata under the key ``thousandfold_golden``, computed by the network that the file
+was made from. A runner that gives other numbers is wrong, or its file is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydantic
+
+from pipeline.core.errors import DamagedFileError
+from stages.policy_hash import EXPORT_AGAIN
+from stages.policy_metadata import Described, PolicyMetadata, damaged_metadata, shortest
+
+GOLDEN_KEY = "thousandfold_golden"
+TOLERANCE = 1e-5
+
+Rows = tuple[tuple[float, ...], ...]
+Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Maps observations and goals to actions and controls, (n, size) float32 each."""
+
+
+class GoldenArrays(NamedTuple):
+    """Golden rows as arrays, (n, size) float32 each."""
+
+    observation: np.ndarray
+    goal: np.ndarray
+    action: np.ndarray
+    control: np.ndarray
+
+
+class GoldenSet(Described):
+    """Rows of inputs and the outputs that belong to them; some inputs lie beyond their limits."""
+
+    observation: Rows
+    """Inputs, a row a state."""
+    goal: Rows
+    """Inputs, a row a state."""
+    action: Rows
+    """Expected outputs, a row a state."""
+    control: Rows
+    """Expected outputs, a row a state."""
+    tolerance: float = pydantic.Field(gt=0)
+    """Largest difference: absolute of an action, as a share of the actuator's bound of a control."""
+
+    @classmethod
+    def of(cls, rows: GoldenArrays, tolerance: float) -> GoldenSet:
+        """Return the set of arrays of float32, which it keeps exactly."""
+        written = {
+            name: tuple(tuple(shortest(value) for value in row) for row in array)
+            for name, array in rows._asdict().items()
+        }
+        return cls(**written, tolerance=tolerance)
+
+    def arrays(self) -> GoldenArrays:
+        """Return the rows as arrays."""
+        named = (np.array(getattr(self, name), np.float32) for name in GoldenArrays._fields)
+        return GoldenArrays(*named)
+
+
+def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> GoldenSet:
+    """Return the golden rows of a file.
+
+    Args:
+        text: what stands under `GOLDEN_KEY`; None where nothing does.
+        metadata: of the file.
+        path: the file, for the message.
+
+    Raises:
+        DamagedFileError: there are none, or they are not of the policy's sizes.
+    """
+    if text is None:
+        raise DamagedFileError(f"{path} has no golden rows: {EXPORT_AGAIN}.")
+    try:
+        golden = GoldenSet.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        raise damaged_metadata(path, error) from error
+    for name, size in metadata.sizes().items():
+        rows: Rows = getattr(golden, name)
+        if not rows or len(rows) != len(golden.observation) or any(len(row) != size for row in rows):
+            raise DamagedFileError(
+                f"{path} has damaged golden rows ({name} is not as many rows of {size}): {EXPORT_AGAIN}."
+            )
+    return golden
+
+
+def control_bounds(metadata: PolicyMetadata) -> np.ndarray:
+    """Return what an error of each control is a share of, (num_actuators,): its larger bound, 1 for 0."""
+    bounds = [max(abs(element.low), abs(element.high)) for element in metadata.outputs.control]
+    return np.array([bound or 1.0 for bound in bounds])
+
+
+def golden_error(run: Run, golden: GoldenSet, metadata: PolicyMetadata) -> float:
+    """Return how far a runtime's outputs are off the golden ones, at most; NaN where it gives NaN."""
+    rows = golden.arrays()
+    action, control = run(rows.observation, rows.goal)
+    differences = np.abs(action - rows.action), np.abs(control - rows.control) / control_bounds(metadata)
+    return float(np.max([part.max() for part in differences]))

@@ -1,0 +1,64 @@
+"""The JSON schema of a policy file's metadata, made from the classes that read it.
+
+`python -m stages.policy_schema > docs/policy-format.schema.json` writes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from stages import policy_golden, policy_metadata
+from stages.policy_golden import GOLDEN_KEY, GoldenSet
+from stages.policy_metadata import METADATA_KEY, METADATA_VERSION, PolicyMetadata
+
+_TEXTS = {METADATA_KEY: PolicyMetadata, GOLDEN_KEY: GoldenSet}
+
+
+def policy_schema() -> dict[str, Any]:
+    """Return a schema of one object: both JSON texts of a policy file by their keys in the ONNX metadata."""
+    named, definitions = models_json_schema([(model, "validation") for model in _TEXTS.values()])
+    definitions = definitions["$defs"]
+    for name, fields in _attribute_docstrings(policy_metadata, policy_golden).items():
+        for attribute, text in fields.items():
+            if name in definitions:
+                definitions[name]["properties"][attribute]["description"] = text
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Metadata of a Thousandfold policy file, format {METADATA_VERSION}",
+        "type": "object",
+        "properties": {key: named[model, "validation"] for key, model in _TEXTS.items()},
+        "required": list(_TEXTS),
+        "$defs": definitions,
+    }
+
+
+def _attribute_docstrings(*modules: ModuleType) -> dict[str, dict[str, str]]:
+    """Return what stands below each attribute, by class and attribute.
+
+    Read from the source here alone: pydantic would do so whenever a robot opens a policy.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for module in modules:
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            found[cls.name] = {
+                attribute.target.id: text.value.value
+                for attribute, text in zip(cls.body, cls.body[1:], strict=False)
+                if isinstance(attribute, ast.AnnAssign)
+                and isinstance(attribute.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+                and isinstance(text.value.value, str)
+            }
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n")

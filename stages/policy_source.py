@@ -1,0 +1,147 @@
+"""A policy to run, and the task that it was made for: of an artifact, or of a file that lies anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.compiled_task import CompiledTask
+from envs.model_hash import model_sha256
+from envs.registry import compile_task, task_names
+from envs.task import TaskError
+from envs.tasks.task_copy import PAGE_NAME
+from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.core.errors import UserError
+from pipeline.core.runtime import as_user_error
+from stages.artifact_task import TASK_FOLDER
+from stages.onnx_policy import POLICY_FILE, OnnxPolicy, OtherModelError, require_model
+from stages.policy_metadata import PolicyMetadata
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """A policy file, opened, and its task.
+
+    Attributes:
+        policy: the file.
+        task: with the policy's episode length.
+        name: what to call it.
+    """
+
+    policy: OnnxPolicy
+    task: CompiledTask
+    name: str
+
+
+@dataclass(frozen=True)
+class PolicyPlace:
+    """Where a policy file lies.
+
+    Attributes:
+        path: the file.
+        name: what to call it.
+        artifact: the policy's artifact that it is a file of; None for a file that lies elsewhere.
+    """
+
+    path: Path
+    name: str
+    artifact: Artifact | None
+
+
+def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPlace:
+    """Return where a policy lies, whole or not.
+
+    Args:
+        workspace: where artifacts are looked for; a file needs none.
+        reference: a policy file, or the name or folder of an artifact; None takes the newest policy.
+
+    Raises:
+        UserError: there is no such policy.
+    """
+    if reference is not None:
+        path = Path(reference).expanduser()
+        if path.is_file():
+            return PolicyPlace(path, str(path), _artifact_around(path))
+        if path.suffix == ".onnx":
+            raise UserError(f"{path} is no file: give a policy file, or the name of a policy's artifact.")
+    artifact = workspace.newest("policy") if reference is None else workspace.open(reference, "policy")
+    return PolicyPlace(artifact.file(POLICY_FILE), artifact.name, artifact)
+
+
+def _artifact_around(path: Path) -> Artifact | None:
+    """Return the policy's artifact in a file's folder, where the file is one of its own."""
+    if not (path.parent / MANIFEST_NAME).is_file():
+        return None
+    artifact = Artifact.load(path.parent.absolute())
+    return artifact if artifact.kind == "policy" and path.name in artifact.manifest.files else None
+
+
+def open_source(
+    workspace: Workspace,
+    reference: str | None = None,
+    task: str | None = None,
+    *,
+    any_model: bool = False,
+) -> PolicySource:
+    """Return a policy and the task to run it in.
+
+    Args:
+        workspace, reference: as of `find_policy`.
+        task: name or file of the task; None takes the copy beside the file, or what its metadata names.
+        any_model: take a task whose model is another than the one that the policy was made for.
+
+    Raises:
+        UserError: there is no such policy, its file is damaged, its task is not known here, or the task's
+            model is another.
+    """
+    place = find_policy(workspace, reference)
+    if place.artifact is not None:
+        place.artifact.verify()
+    policy = OnnxPolicy(place.path)
+    compiled = find_task(policy.metadata, place, task)
+    try:
+        require_same_task(policy.metadata, compiled, place.name)
+    except OtherModelError as error:
+        if not any_model:
+            raise OtherModelError(f"{error} --any-model runs it all the same.") from None
+    return PolicySource(policy, compiled, place.name)
+
+
+def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = None) -> CompiledTask:
+    """Return the task as given, of the copy beside the file, or built in, with the policy's own changes.
+
+    Raises:
+        UserError: there is no such task, or it is a user's and no file describes it.
+    """
+    page = place.path.parent / TASK_FOLDER / PAGE_NAME
+    reference = given or (str(page) if page.is_file() else metadata.task)
+    if reference == metadata.task and metadata.task not in task_names():
+        was = f" (it was {metadata.task_file})" if metadata.task_file else ""
+        raise UserError(
+            f"{place.name} is for task {metadata.task!r}, which is none of the built-in ones: give the file "
+            f"that describes it with --task{was}."
+        )
+    changes = metadata.task_changes | {"episode_steps": metadata.episode_steps}
+    return as_user_error(lambda: compile_task(reference, changes), TaskError)
+
+
+def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:
+    """Raise UserError unless the task is the one that the policy was made for, with its very model."""
+    if task.name != metadata.task:
+        raise UserError(f"{name} is a policy for task {metadata.task!r}, not for {task.name!r}.")
+    sizes = {
+        "observation": task.observation_dim,
+        "goal": task.goal_dim,
+        "action": task.action_dim,
+        "control": task.model.nu,
+    }
+    expected = metadata.sizes()
+    if differing := [size for size in sizes if sizes[size] != expected[size]]:
+        said = ", ".join(f"{size} {expected[size]}, not {sizes[size]}" for size in differing)
+        raise UserError(f"{name} does not fit task {task.name!r} as it is here: sizes of {said}.")
+    if abs(metadata.control_dt_s - task.task.control_dt_s) > 1e-9:
+        raise UserError(
+            f"{name} acts every {metadata.control_dt_s:g} s, task {task.name!r} here every "
+            f"{task.task.control_dt_s:g} s: give the task that it was trained for with --task."
+        )
+    require_model(metadata, model_sha256(task.model), name)

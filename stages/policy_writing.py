@@ -1,0 +1,238 @@
+"""How a policy file is written: its description, its golden rows, and both put behind the graph."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.deployable_policy import DeployablePolicy
+from models.residual_mlp import parameter_count
+from pipeline.core.artifacts import Artifact, Parent
+from pipeline.core.errors import UserError
+from stages.artifact_task import task_record
+from stages.network_file import TrainedActor
+from stages.onnx_gate import GateStates, at_a_switch
+from stages.onnx_policy import OnnxPolicy
+from stages.policy_golden import GOLDEN_KEY, TOLERANCE, GoldenArrays, GoldenSet, golden_error
+from stages.policy_hash import ModelBytes
+from stages.policy_metadata import (
+    METADATA_KEY,
+    METADATA_VERSION,
+    Element,
+    Evaluation,
+    InputElement,
+    Inputs,
+    Network,
+    Origin,
+    Outputs,
+    PolicyMetadata,
+    shortest,
+)
+
+_EXPORTERS = ("thousandfold", "torch", "onnx", "onnxruntime", "mujoco")
+_WITHIN, _BEYOND = 12, 4  # golden rows
+
+
+def describe(
+    source: Artifact,
+    trained: TrainedActor,
+    states: GateStates,
+    graph: ModelBytes,
+    *,
+    opset: int,
+    licence: str = "",
+    precision: Literal["float32", "float16", "int8"] = "float32",
+) -> PolicyMetadata:
+    """Return the metadata of a policy file; its evaluation is still open.
+
+    Args:
+        source: the student or teacher.
+        trained: its network.
+        states: give the ranges and the limits of the inputs.
+        graph: what the file computes.
+        opset: of the graph.
+        licence: of the file.
+        precision: of the numbers inside.
+    """
+    task, shape, actor = trained.task, trained.shape, trained.actor.actor
+    control, limits = task.control, states.limits()
+    parents: Mapping[str, Parent] = {**source.manifest.parents, source.kind: source.parent_entry()}
+    return PolicyMetadata(
+        format_version=METADATA_VERSION,
+        role="student" if source.kind == "student" else "teacher",
+        task=task.name,
+        model_sha256=str(trained.metadata["model_sha256"]),
+        **task_record(source),
+        task_changes=dict(source.manifest.task_changes),
+        control_dt_s=task.task.control_dt_s,
+        episode_steps=task.task.episode_steps,
+        inputs=Inputs(
+            observation=_input_elements(
+                task.describe("observation"),
+                states.observation,
+                limits.observation_low,
+                limits.observation_high,
+            ),
+            goal=_input_elements(
+                task.describe("achieved_goal"), states.goal, limits.goal_low, limits.goal_high
+            ),
+        ),
+        outputs=Outputs(
+            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
+            control=tuple(
+                Element(name=name, unit="actuator", low=shortest(low), high=shortest(high))
+                for name, low, high in zip(control.actuators, control.low, control.high, strict=True)
+            ),
+        ),
+        non_finite="refuse",
+        out_of_range="clip",
+        precision=precision,
+        opset=opset,
+        licence=licence,
+        graph_sha256=graph.graph_sha256,
+        network=Network(
+            kind=shape.kind,
+            depth=shape.depth,
+            width=shape.width,
+            # The head of the standard deviation stays behind.
+            parameters=parameter_count(actor.trunk) + parameter_count(actor.mean_head),
+        ),
+        parents={role: Origin.model_validate(vars(parent)) for role, parent in parents.items()},
+        evaluation=None,
+        exporter={name: importlib.metadata.version(name) for name in _EXPORTERS},
+    )
+
+
+def _input_elements(
+    named: list[dict[str, str]], seen: np.ndarray, low: Tensor, high: Tensor
+) -> tuple[InputElement, ...]:
+    """Return names and units, with the range of each number over the states (n, size) and its limits."""
+    ranges = zip(named, seen.min(0), seen.max(0), low.numpy(), high.numpy(), strict=True)
+    return tuple(
+        InputElement(
+            name=entry["name"],
+            unit=entry["unit"],
+            low=shortest(least),
+            high=shortest(most),
+            limit_low=shortest(limit_low),
+            limit_high=shortest(limit_high),
+        )
+        for entry, least, most, limit_low, limit_high in ranges
+    )
+
+
+@torch.no_grad()
+def golden_rows(module: DeployablePolicy, states: GateStates) -> GoldenArrays:
+    """Return twelve of the states and four beyond the limits, with the network's outputs.
+
+    Args:
+        module: the network in torch, on the CPU.
+        states: what to choose from; fewer than twelve are taken several times.
+
+    Raises:
+        UserError: no state is far enough from the switching of an actuator.
+    """
+    pushed = (
+        _push_beyond(states.observation, module.observation_low, module.observation_high),
+        _push_beyond(states.goal, module.goal_low, module.goal_high),
+    )
+    chosen = [
+        _spread(_away_from_switches(module, *rows), count)
+        for rows, count in (((states.observation, states.goal), _WITHIN), (pushed, _BEYOND))
+    ]
+    observation, goal = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+    action, control = module(torch.from_numpy(observation), torch.from_numpy(goal))
+    return GoldenArrays(observation, goal, action.numpy(), control.numpy())
+
+
+def _spread(rows: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
+    """Return so many rows of each, from the first to the last."""
+    chosen = np.linspace(0, len(rows[0]) - 1, count).round().astype(int)
+    return [part[chosen] for part in rows]
+
+
+def _push_beyond(rows: np.ndarray, low: Tensor, high: Tensor) -> np.ndarray:
+    """Return rows (n, size) beyond their limits (size,): every other number, above and below in turns."""
+    place = np.add.outer(np.arange(len(rows)), np.arange(rows.shape[1]))
+    width = high - low
+    moved = np.where(place % 4 == 0, high + width, low - width)
+    return np.where(place % 2 == 0, moved, rows).astype(np.float32)
+
+
+def _away_from_switches(
+    module: DeployablePolicy, observation: np.ndarray, goal: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return those states in which no rounding turns a switch over."""
+    action = module(torch.from_numpy(observation), torch.from_numpy(goal)).action
+    usable = ~at_a_switch(module, action).any(1)
+    if not usable.any():
+        raise UserError(
+            "Every state lies where the least rounding switches an actuator: such a policy cannot be "
+            "checked. Train it further."
+        )
+    return observation[usable], goal[usable]
+
+
+@dataclass
+class PolicyDraft:
+    """A policy file being made: written to be compared with its network, then once more with what came out.
+
+    Attributes:
+        policy: the file, opened.
+        graph: what it computes.
+        metadata: its description.
+        golden: inputs, and the outputs that the network gives.
+    """
+
+    policy: OnnxPolicy
+    graph: ModelBytes
+    metadata: PolicyMetadata
+    golden: GoldenSet
+
+    @classmethod
+    def write(
+        cls, path: Path, graph: ModelBytes, metadata: PolicyMetadata, rows: GoldenArrays
+    ) -> PolicyDraft:
+        """Write a first version and open it; its golden rows are not looked at yet.
+
+        Args:
+            path: the file, written as it is: give the temporary path of `atomic_file`.
+            graph, metadata: its parts.
+            rows: what `golden_rows` gave.
+        """
+        golden = GoldenSet.of(rows, TOLERANCE)
+        return cls(_write(path, graph, metadata, golden), graph, metadata, golden)
+
+    def finish(self, evaluation: Evaluation | None, tolerance: float) -> None:
+        """Write the file as it leaves; its graph stays as it is.
+
+        Args:
+            evaluation: how well it does.
+            tolerance: what its golden outputs may be off by.
+
+        Raises:
+            UserError: it does not give the golden outputs.
+        """
+        self.metadata = self.metadata.model_copy(update={"evaluation": evaluation})
+        self.golden = self.golden.model_copy(update={"tolerance": tolerance})
+        self.policy = _write(self.policy.path, self.graph, self.metadata, self.golden)
+        if not (error := golden_error(self.policy.run, self.golden, self.metadata)) <= tolerance:
+            raise UserError(
+                f"The exported file is {error:.2g} off the network's golden outputs, more than "
+                f"{tolerance:.2g}: it was not kept. Try another --set opset=."
+            )
+
+
+def _write(path: Path, graph: ModelBytes, metadata: PolicyMetadata, golden: GoldenSet) -> OnnxPolicy:
+    """Write a file and read it back."""
+    # The description comes last: a file cut off anywhere is without it.
+    texts = {GOLDEN_KEY: golden.model_dump_json(), METADATA_KEY: metadata.model_dump_json()}
+    path.write_bytes(graph.with_metadata(texts).joined())
+    return OnnxPolicy(path, task=metadata.task)
