@@ -23,10 +23,16 @@ from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
 from replay.goal_dataset import GoalEpisode, write_goal_dataset
-from stages import export_onnx, onnx_gate
+from stages import export_onnx
 from stages.export_onnx import ExportOnnxSettings
 from stages.network_file import NETWORK_FILE, load_actor, model_sha256, save_network
-from stages.onnx_gate import GateStates, compare_actions, compare_closed_loop, rounding_error
+from stages.onnx_gate import (
+    GateStates,
+    act_in_same_episodes,
+    compare_actions,
+    compare_closed_loop,
+    rounding_error,
+)
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy, PolicyOutputs
 from stages.policy_golden import golden_error
 from stages.policy_hash import graph_sha256
@@ -205,7 +211,11 @@ def test_a_graph_that_is_not_the_network_is_held_back(chain: Chain, monkeypatch:
 
 def test_a_policy_that_acts_worse_is_held_back(chain: Chain):
     task = compile_task(TASK)
-    reference = onnx_gate._run(task, lambda observation, goal: np.zeros((len(goal), 2)), 4, seed=0)
+
+    def rest(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        return np.zeros((len(goal), 2))
+
+    reference = act_in_same_episodes(rest, task, episodes=4, seed=0)
     policy = OnnxPolicy(chain.file)
     compare_closed_loop(policy, task, reference, seed=0, max_difference=0.02)
     perfect = dataclasses.replace(reference, success=np.ones(4, bool))
