@@ -29,6 +29,7 @@ from stages.network_file import NETWORK_FILE, load_actor, model_sha256, save_net
 from stages.onnx_gate import (
     GateStates,
     act_in_same_episodes,
+    at_a_switch,
     compare_actions,
     compare_closed_loop,
     rounding_error,
@@ -425,7 +426,7 @@ def test_golden_rows_keep_away_from_switches():
     rows = golden_rows(module, states)
     with torch.no_grad():
         action = module(torch.from_numpy(rows.observation), torch.from_numpy(rows.goal)).action
-    assert not onnx_gate.at_a_switch(module, action).any() and len(action) == 16
+    assert not at_a_switch(module, action).any() and len(action) == 16
     assert not (rows.observation == states.observation[0]).all(1).any()
     assert set(rows.control[:, 1].tolist()) <= {0.0, 3.0}
 
