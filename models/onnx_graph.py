@@ -4,12 +4,17 @@ A small network spends its time between nodes, so there are few: inputs are join
 normalisers live in the first Dense layer, and the map to actuators is one product. A layer is written as
 Gemm, LayerNormalization, Sigmoid, Mul, of which ONNX Runtime makes Gemm, LayerNormalization, QuickGelu.
 
+Dense layers between the stem and the head can be written in 8 bits: their inputs between a least and a
+greatest number that the caller has seen, their kernels in 7 bits, so that no processor's 16-bit sums of two
+products overflow and all give the same numbers.
+
 Inputs that are not finite are not caught: infinity is clipped, NaN goes through. Whoever runs the policy
 must refuse them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import onnx
@@ -31,19 +36,35 @@ MAX_WEIGHT_BYTES = 2**31 - 2**24
 # standard deviations, where that takes four bits of 24, it is subtracted from the input by a node of its own.
 MAX_FOLDED_MEAN = 16.0
 
-# What a quantised variant leaves as it is: they are cheap, and the action is no better than they are.
-STEM_NODE, HEAD_NODE, CONTROL_NODE, SWITCH_NODE = "stem", "head", "control", "switch"
+_STEM, _HEAD, _CONTROL, _LINEAR_CONTROL = "stem", "head", "control", "linear_control"
+_LARGEST_INPUT, _LARGEST_WEIGHT = 255, 64
+_LARGEST_BIAS = 2**30
 
-_TYPES = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
+InputRanges = Mapping[str, tuple[float, float]]
+"""least and greatest input of Dense layers, by the layer's name"""
+
+_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.int8: TensorProto.INT8,
+    torch.uint8: TensorProto.UINT8,
+    torch.int32: TensorProto.INT32,
+}
 
 
-def to_onnx(module: DeployablePolicy, opset: int, precision: GraphPrecision = "float32") -> onnx.ModelProto:
+def to_onnx(
+    module: DeployablePolicy,
+    opset: int,
+    precision: GraphPrecision = "float32",
+    input_ranges: InputRanges | None = None,
+) -> onnx.ModelProto:
     """Return the graph of a policy: inputs ``observation`` and ``goal``, outputs ``action`` and ``control``.
 
     Args:
         module: the policy, on the CPU.
         opset: ONNX operator set.
         precision: of the layers between the stem and the head; inputs and outputs are float32 in any case.
+        input_ranges: of the Dense layers to write in 8 bits; see `body_dense_inputs` for their names.
 
     Raises:
         ValueError: the weights do not fit into one ONNX file.
@@ -53,7 +74,7 @@ def to_onnx(module: DeployablePolicy, opset: int, precision: GraphPrecision = "f
         raise ValueError(
             f"The network has {weight_bytes / 2**30:.1f} GiB of weights; one ONNX file holds less than 2."
         )
-    graph = _Graph(torch.float16 if precision == "float16" else torch.float32)
+    graph = _Graph(torch.float16 if precision == "float16" else torch.float32, input_ranges or {})
     with torch.no_grad():
         _add_control(graph, module, _add_actor(graph, module))
     sizes = {
@@ -76,14 +97,24 @@ def to_onnx(module: DeployablePolicy, opset: int, precision: GraphPrecision = "f
     )
 
 
+def body_dense_inputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Return, for the Dense layers between stem and head of a graph, which value each takes."""
+    outside = (_STEM, _HEAD, _CONTROL, _LINEAR_CONTROL)
+    dense = [node for node in model.graph.node if node.op_type == "Gemm" and node.name not in outside]
+    return {node.name: node.input[0] for node in dense}
+
+
 class _Graph:
     """Nodes and constants of a graph that grows from its inputs on.
 
     Args:
         body: what the layers between stem and head compute in.
+        input_ranges: of the Dense layers in 8 bits.
     """
 
-    def __init__(self, body: torch.dtype) -> None:
+    def __init__(self, body: torch.dtype, input_ranges: InputRanges) -> None:
+        self.input_ranges = input_ranges
+        self.dense_layers = 0
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.body = body
@@ -99,6 +130,49 @@ class _Graph:
         name = name or f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
+
+    def body_dense(self, value: str, weight: Tensor, bias: Tensor) -> str:
+        """Add a Dense layer between stem and head, in 8 bits where the range of its input is known."""
+        name = f"dense_{self.dense_layers}"
+        self.dense_layers += 1
+        if name in self.input_ranges:
+            return self.quantized_dense(value, weight, bias, name)
+        return self.dense(value, weight, bias, name, self.body)
+
+    def quantized_dense(self, value: str, weight: Tensor, bias: Tensor, name: str) -> str:
+        """Add a Dense layer whose input and kernel have 8 bits; the runtime makes one integer product of it.
+
+        The input is (n − zero) · step with n in 0…255, the kernel n · step with n in −64…64, the bias whole
+        multiples of both steps' product, as in Jacob et al., "Quantization and Training of Neural Networks
+        for Efficient Integer-Arithmetic-Only Inference", arXiv 1712.05877.
+        """
+        low, high = self.input_ranges[name]
+        low, high = min(low, 0.0), max(high, 0.0)  # zero must be one of the 256
+        step = torch.tensor((high - low) / _LARGEST_INPUT or 1.0)
+        zero = torch.round(-low / step).clamp(0, _LARGEST_INPUT)
+        # The second keeps the bias within its 32 bits.
+        largest, offset = weight.abs().max() / _LARGEST_WEIGHT, bias.abs().max() / _LARGEST_BIAS / step
+        kernel_step = torch.maximum(largest, offset) if largest + offset > 0 else torch.ones(())
+        input_scale = [
+            self.constant(step, f"{name}.input_step"),
+            self.constant(zero, f"{name}.input_zero", torch.uint8),
+        ]
+        quantized = self.node("QuantizeLinear", value, *input_scale)
+        kernel = self.integers(weight, kernel_step, f"{name}.weight", torch.int8)
+        offsets = self.integers(bias, step * kernel_step, f"{name}.bias", torch.int32)
+        inputs = self.node("DequantizeLinear", quantized, *input_scale)
+        return self.node("Gemm", inputs, kernel, offsets, name=name, transB=1)
+
+    def integers(self, value: Tensor, step: Tensor, name: str, dtype: torch.dtype) -> str:
+        """Add a constant as whole multiples of a step, and the node that multiplies them out."""
+        multiples = torch.round(value.double() / step.double())
+        parts = [
+            self.constant(multiples, name, dtype),
+            self.constant(step, f"{name}_step"),
+            # Without this one, which means the same, ONNX Runtime makes no integer product of it.
+            self.constant(torch.zeros(()), f"{name}_zero", dtype),
+        ]
+        return self.node("DequantizeLinear", *parts)
 
     def dense(self, value: str, weight: Tensor, bias: Tensor, name: str, dtype: torch.dtype) -> str:
         """Add value · weightᵀ + bias."""
@@ -141,8 +215,7 @@ class _Graph:
                     value = self.module(value, child, dtype)
                 return value
             case nn.Linear():
-                name = f"dense_{len(self.nodes)}"
-                return self.dense(value, module.weight, module.bias, name, dtype)
+                return self.body_dense(value, module.weight, module.bias)
             case nn.LayerNorm():
                 return self.layer_norm(value, module.weight, module.bias, module.eps, dtype)
             case nn.SiLU():
@@ -159,8 +232,7 @@ class _Graph:
         for block, gain in enumerate(torch.ones(stack.num_blocks) if stack.gain is None else stack.gain):
             branch = value
             for index in range(block * LAYERS_PER_BLOCK, (block + 1) * LAYERS_PER_BLOCK):
-                name = f"dense_{len(self.nodes)}"
-                branch = self.dense(branch, stack.weight[index], stack.bias[index], name, self.body)
+                branch = self.body_dense(branch, stack.weight[index], stack.bias[index])
                 norm_weight, norm_bias = stack.norm_weight[index], stack.norm_bias[index]
                 branch = self.layer_norm(branch, norm_weight, norm_bias, LAYER_NORM_EPS, self.body)
                 branch = self.swish(branch)
@@ -180,7 +252,7 @@ def _add_actor(graph: _Graph, module: DeployablePolicy) -> str:
     shift, weight, bias = fold_normalizers(*normalizers, cast(nn.Linear, stem[0]))
     if shift.any():
         value = graph.node("Sub", value, graph.constant(shift, "input_mean"))
-    value = graph.dense(value, weight, bias, STEM_NODE, torch.float32)
+    value = graph.dense(value, weight, bias, _STEM, torch.float32)
     value = graph.module(value, stem[1:], torch.float32)
     if graph.body != torch.float32:
         value = graph.cast(value, graph.body)
@@ -188,7 +260,7 @@ def _add_actor(graph: _Graph, module: DeployablePolicy) -> str:
     if graph.body != torch.float32:
         value = graph.cast(value, torch.float32)
     head = actor.mean_head
-    value = graph.dense(value, head.weight, head.bias, HEAD_NODE, torch.float32)
+    value = graph.dense(value, head.weight, head.bias, _HEAD, torch.float32)
     return graph.node("Tanh", value, name="action")
 
 
@@ -223,10 +295,10 @@ def _add_control(graph: _Graph, module: DeployablePolicy, action: str) -> None:
     linear = taken * half[:, None]
     offset = torch.where(switched, low, (low + high) / 2)
     if not switched.any():
-        graph.dense(action, linear, offset, CONTROL_NODE, torch.float32)
+        graph.dense(action, linear, offset, _CONTROL, torch.float32)
         return
-    value = graph.dense(action, linear, offset, "linear_control", torch.float32)
+    value = graph.dense(action, linear, offset, _LINEAR_CONTROL, torch.float32)
     zero = graph.constant(torch.zeros(()), "zero")
     positive = graph.cast(graph.node("Greater", action, zero), torch.float32)
-    step = graph.constant(taken * torch.where(switched, high - low, 0.0)[:, None], f"{SWITCH_NODE}.weight")
-    graph.node("Gemm", positive, step, value, name=CONTROL_NODE, transB=1)
+    step = graph.constant(taken * torch.where(switched, high - low, 0.0)[:, None], "switch.weight")
+    graph.node("Gemm", positive, step, value, name=_CONTROL, transB=1)

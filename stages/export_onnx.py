@@ -30,6 +30,7 @@ from stages.policy_golden import TOLERANCE
 from stages.policy_hash import ModelBytes, split_model
 from stages.policy_metadata import Evaluation, PolicyMetadata
 from stages.policy_registration import register_policy
+from stages.policy_variants import VARIANT_FILES, Exported, Variant, try_variant
 from stages.policy_writing import PolicyDraft, describe, golden_rows
 
 
@@ -55,11 +56,23 @@ class ExportOnnxSettings(StageSettings):
     include_teacher: bool = pydantic.Field(
         True, description="write the teacher beside its student, to be timed"
     )
+    variants: tuple[Variant, ...] = pydantic.Field(
+        default=(),
+        description="try them too (float16,int8): each is kept if it is faster here and acts as well",
+    )
     licence: str = pydantic.Field(
         default="",
         max_length=2000,
         description="licence of the file: an SPDX expression or free text; empty: none is stated",
     )
+
+    @pydantic.field_validator("variants", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """Take `float16,int8` for both, and nothing for none."""
+        if isinstance(value, str):
+            return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+        return () if value is None else value
 
 
 def run(
@@ -100,9 +113,11 @@ def run(
             f"Exporting {source.name}: depth {trained.shape.depth}, width {trained.shape.width}."
         )
         reference, states = _roll_out(trained, dataset, settings)
-        results = _export_policy(
-            work.artifact.file(POLICY_FILE), source, trained, reference, states, settings
-        )
+        path = work.artifact.file(POLICY_FILE)
+        results = _export_policy(path, source, trained, reference, states, settings)
+        if settings.variants:
+            exported = _exported(path, source, trained, states, results, settings)
+            results["variants"] = _try_variants(exported, settings.variants, context)
         if teacher is not None:
             context.console.say(f"Beside it, to be timed: {teacher.name}.")
             results["teacher"] = _export_teacher(work.artifact.file(TEACHER_FILE), teacher, states, settings)
@@ -183,6 +198,41 @@ def _export_policy(
     }
 
 
+def _exported(
+    path: Path,
+    source: Artifact,
+    trained: TrainedActor,
+    states: GateStates,
+    results: dict[str, Any],
+    settings: ExportOnnxSettings,
+) -> Exported:
+    """Return what variants of the policy are made from and compared with."""
+    return Exported(
+        policy=OnnxPolicy(path),
+        success=results["success"],
+        episodes=results["episodes"],
+        source=source,
+        trained=trained,
+        module=trained.deployable(states.limits()),
+        states=states,
+        opset=settings.opset,
+        licence=settings.licence,
+        seed=settings.seed,
+    )
+
+
+def _try_variants(
+    exported: Exported, variants: tuple[Variant, ...], context: StageContext
+) -> dict[str, dict[str, Any]]:
+    """Try each variant, say how it came out, and return what the manifest records, by variant."""
+    records = {}
+    for variant in variants:
+        trial = try_variant(variant, exported.policy.path.with_name(VARIANT_FILES[variant]), exported)
+        context.console.say(trial.sentence())
+        records[variant] = trial.record()
+    return records
+
+
 def _export_teacher(
     path: Path, teacher: Artifact, states: GateStates, settings: ExportOnnxSettings
 ) -> dict[str, Any]:
@@ -247,7 +297,7 @@ def _finish(
     artifact.complete(results)
     numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
     work.run.log_metrics(numbers, step=0)
-    work.log_files(POLICY_FILE, TEACHER_FILE, "manifest.json")
+    work.log_files(POLICY_FILE, TEACHER_FILE, *VARIANT_FILES.values(), "manifest.json")
     register_policy(work, OnnxPolicy(artifact.file(POLICY_FILE)), parents)
     low, high = results["success_interval"]
     context.console.say(

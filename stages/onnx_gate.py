@@ -25,7 +25,7 @@ _SHALLOW_DEPTH = 16
 _ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0
 _STATES_BEYOND_LIMITS = 32
 _SINGLE_STEPS = 2 * _STATES_BEYOND_LIMITS
-_SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side of it
+SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side of it
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def roll_out(
         seen.append((observation[chosen], goal[chosen]))
         return act(observation, goal)
 
-    outcome = _run(trained.task, policy, episodes, seed)
+    outcome = act_in_same_episodes(policy, trained.task, episodes=episodes, seed=seed)
     trained.actor.to("cpu")
     observation, goal = (np.concatenate(part) for part in zip(*seen, strict=True))
     chosen = rng.permutation(len(observation))[:num_states]
@@ -147,17 +147,42 @@ def compare_actions(
     return ActionError(largest, allowed)
 
 
-def _with_states_beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
-    """Return the states with a few more in front, whose inputs are below, within or above their limits."""
-    rng, joined = np.random.default_rng(0), []
-    for seen, low, high in (
+def beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
+    """Return the states with every other number beyond its limits, above and below in turns."""
+    moved = []
+    for rows, low, high in (
         (states.observation, module.observation_low.numpy(), module.observation_high.numpy()),
         (states.goal, module.goal_low.numpy(), module.goal_high.numpy()),
     ):
-        rows = seen[:_STATES_BEYOND_LIMITS]
-        side = rng.integers(-1, 2, rows.shape).astype(np.float32)
-        joined.append(np.concatenate([rows + 2 * side * (high - low), seen]))
-    return GateStates(joined[0], joined[1], states.counts)
+        place, width = np.add.outer(np.arange(len(rows)), np.arange(rows.shape[1])), high - low
+        outside = np.where(place % 4 == 0, high + width, low - width)
+        moved.append(np.where(place % 2 == 0, outside, rows).astype(np.float32))
+    return GateStates(moved[0], moved[1], states.counts)
+
+
+def _with_states_beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
+    """Return the states with a few more in front, of which every other number is beyond its limits."""
+    rows = slice(0, _STATES_BEYOND_LIMITS)
+    moved = beyond_limits(GateStates(states.observation[rows], states.goal[rows], {}), module)
+    return GateStates(
+        np.concatenate([moved.observation, states.observation]),
+        np.concatenate([moved.goal, states.goal]),
+        states.counts,
+    )
+
+
+@torch.no_grad()
+def largest_action_error(policy: OnnxPolicy, module: DeployablePolicy, states: GateStates) -> float:
+    """Return the largest difference of an action from torch's, within the limits and beyond; NaN for NaN.
+
+    Args:
+        policy: the exported file.
+        module: the network in torch, on the CPU.
+        states: where to compare.
+    """
+    states = _with_states_beyond_limits(states, module)
+    expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    return float(np.abs(policy.run(states.observation, states.goal).action - expected.numpy()).max())
 
 
 def _largest_difference(
@@ -178,10 +203,10 @@ def _largest_difference(
     return float(np.max(differences))
 
 
-def at_a_switch(module: DeployablePolicy, action: Tensor) -> np.ndarray:
-    """Return where the least rounding turns a switch over, (states, num_actuators) bool."""
+def at_a_switch(module: DeployablePolicy, action: Tensor, margin: float = SWITCH_MARGIN) -> np.ndarray:
+    """Return where an action that is off by `margin` turns a switch over, (states, num_actuators) bool."""
     taken = action if module.columns is None else action[:, module.columns]
-    near = taken.abs() < _SWITCH_MARGIN
+    near = taken.abs() < margin
     return (near & module.switched if module.switched is not None else torch.zeros_like(near)).numpy()
 
 
@@ -209,7 +234,7 @@ def compare_closed_loop(
     Raises:
         UserError: the success differs by more.
     """
-    outcome = _run(task, policy, len(reference.success), seed)
+    outcome = act_in_same_episodes(policy, task, episodes=len(reference.success), seed=seed)
     ours, theirs = float(outcome.success.mean()), float(reference.success.mean())
     if abs(ours - theirs) > max_difference:
         raise UserError(
@@ -219,5 +244,6 @@ def compare_closed_loop(
     return outcome
 
 
-def _run(task: CompiledTask, policy: Policy, episodes: int, seed: int) -> Episodes:
+def act_in_same_episodes(policy: Policy, task: CompiledTask, *, episodes: int, seed: int) -> Episodes:
+    """Return the outcome of a policy; equal numbers of episodes and seeds give the same episodes."""
     return run_episodes(task, policy, episodes=episodes, seed=seed_sequence(seed, _EPISODE_STREAM))

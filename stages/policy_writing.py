@@ -18,7 +18,7 @@ from pipeline.core.artifacts import Artifact, Parent
 from pipeline.core.errors import UserError
 from stages.artifact_task import task_record
 from stages.network_file import TrainedActor
-from stages.onnx_gate import GateStates, at_a_switch
+from stages.onnx_gate import SWITCH_MARGIN, GateStates, at_a_switch, beyond_limits
 from stages.onnx_policy import OnnxPolicy
 from stages.policy_golden import GOLDEN_KEY, TOLERANCE, GoldenArrays, GoldenSet, golden_error
 from stages.policy_hash import ModelBytes
@@ -38,6 +38,7 @@ from stages.policy_metadata import (
 
 _EXPORTERS = ("thousandfold", "torch", "onnx", "onnxruntime", "mujoco")
 _WITHIN, _BEYOND = 12, 4  # golden rows
+_CANDIDATES = 240
 
 
 def describe(
@@ -129,23 +130,25 @@ def _input_elements(
 
 
 @torch.no_grad()
-def golden_rows(module: DeployablePolicy, states: GateStates) -> GoldenArrays:
+def golden_rows(
+    module: DeployablePolicy, states: GateStates, switch_margin: float = SWITCH_MARGIN
+) -> GoldenArrays:
     """Return twelve of the states and four beyond the limits, with the network's outputs.
 
     Args:
         module: the network in torch, on the CPU.
         states: what to choose from; fewer than twelve are taken several times.
+        switch_margin: how near to 0 an action that turns a switch must not be.
 
     Raises:
         UserError: no state is far enough from the switching of an actuator.
     """
-    pushed = (
-        _push_beyond(states.observation, module.observation_low, module.observation_high),
-        _push_beyond(states.goal, module.goal_low, module.goal_high),
-    )
+    # Thousands of states through a thousand layers would take most of the export's time.
+    observation, goal = _spread((states.observation, states.goal), _CANDIDATES)
+    few = GateStates(observation, goal, {})
     chosen = [
-        _spread(_away_from_switches(module, *rows), count)
-        for rows, count in (((states.observation, states.goal), _WITHIN), (pushed, _BEYOND))
+        _spread(_away_from_switches(module, rows, switch_margin), count)
+        for rows, count in ((few, _WITHIN), (beyond_limits(few, module), _BEYOND))
     ]
     observation, goal = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
     action, control = module(torch.from_numpy(observation), torch.from_numpy(goal))
@@ -158,26 +161,18 @@ def _spread(rows: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
     return [part[chosen] for part in rows]
 
 
-def _push_beyond(rows: np.ndarray, low: Tensor, high: Tensor) -> np.ndarray:
-    """Return rows (n, size) beyond their limits (size,): every other number, above and below in turns."""
-    place = np.add.outer(np.arange(len(rows)), np.arange(rows.shape[1]))
-    width = high - low
-    moved = np.where(place % 4 == 0, high + width, low - width)
-    return np.where(place % 2 == 0, moved, rows).astype(np.float32)
-
-
 def _away_from_switches(
-    module: DeployablePolicy, observation: np.ndarray, goal: np.ndarray
+    module: DeployablePolicy, states: GateStates, margin: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return those states in which no rounding turns a switch over."""
-    action = module(torch.from_numpy(observation), torch.from_numpy(goal)).action
-    usable = ~at_a_switch(module, action).any(1)
+    """Return those states in which an action that is off by `margin` turns no switch over."""
+    action = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    usable = ~at_a_switch(module, action, margin).any(1)
     if not usable.any():
         raise UserError(
             "Every state lies where the least rounding switches an actuator: such a policy cannot be "
             "checked. Train it further."
         )
-    return observation[usable], goal[usable]
+    return states.observation[usable], states.goal[usable]
 
 
 @dataclass

@@ -45,6 +45,9 @@ RUNS_ON_BASE_INSTALL = (
     "pipeline.cli",
     "stages.benchmark",
     "stages.run_policy",
+    "stages.policy_verification",
+    "pipeline.policy_page",
+    "pipeline.core.model_registry",
 )
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from models import onnx_graph
 from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
-from models.onnx_graph import fold_normalizers, to_onnx
+from models.onnx_graph import body_dense_inputs, fold_normalizers, to_onnx
 from models.residual_mlp import NetworkShape
 
 OBSERVATION, GOAL, ACTION = 4, 3, 2
@@ -247,6 +248,74 @@ def test_in_float16_the_layers_between_stem_and_head_are_half_as_large(shape: Ne
         if tensor.name in sizes
     )
     assert 1e-6 < largest_difference(module, half, draw_states()) < 2e-2
+
+
+def in_eight_bits(module: DeployablePolicy, low: float = -1.0, high: float = 8.0) -> onnx.ModelProto:
+    layers = body_dense_inputs(to_onnx(module, opset=20))
+    return to_onnx(module, 20, input_ranges=dict.fromkeys(layers, (low, high)))
+
+
+def test_the_layers_of_the_body_are_named_with_what_they_take():
+    model = to_onnx(make_module(), opset=20)
+    layers = body_dense_inputs(model)
+    assert list(layers) == ["dense_0", "dense_1", "dense_2", "dense_3"]
+    assert all(name in {node.output[0] for node in model.graph.node} for name in layers.values())
+    switched = with_controls([0.0, 0.0], [1.0, 1.0], [0, 1], [False, True])
+    assert list(body_dense_inputs(to_onnx(switched, opset=20))) == list(layers)
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_in_eight_bits_the_runtime_multiplies_integers(opset: int, tmp_path: Path):
+    shape = NetworkShape(8, 32)
+    module, states = make_module(shape), draw_states()
+    names = body_dense_inputs(to_onnx(module, opset))
+    model = to_onnx(module, opset, input_ranges=dict.fromkeys(names, (-0.5, 6.0)))
+    assert 1e-4 < largest_difference(module, model, states) < 0.1
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert operators["QGemm"] == operators["QuantizeLinear"] == 8 and operators["DequantizeLinear"] == 0
+
+
+def test_kernels_in_eight_bits_leave_room_for_sums_of_two_products():
+    constants = {tensor.name: tensor for tensor in in_eight_bits(make_module()).graph.initializer}
+    kernels = [numpy_helper.to_array(constants[f"dense_{layer}.weight"]) for layer in range(4)]
+    assert all(kernel.dtype == np.int8 and np.abs(kernel.astype(int)).max() == 64 for kernel in kernels)
+    assert 2 * 64 * 255 < 2**15
+    assert numpy_helper.to_array(constants["dense_0.input_zero"]) == round(255 / 9)
+
+
+def test_one_dense_layer_in_eight_bits_is_as_exact_as_its_steps():
+    """A plain network of two layers without LayerNorm: what the body's one layer gives can be written out."""
+    module = make_module(NetworkShape(2, 8, kind="plain", layer_norm=False))
+    trunk, states = module.actor.actor.trunk, draw_states()
+    seen: list[Tensor] = []
+    layer = cast(nn.Linear, trunk.get_submodule("body.0.0"))
+    layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        module(*states)
+    low, high = float(seen[0].min()), float(seen[0].max())
+    model = in_eight_bits(module, low, high)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("dense_0", 1, ["batch", 8]))
+    feeds = {"observation": states[0].numpy(), "goal": states[1].numpy()}
+    found = np.asarray(open_graph(model).run(["dense_0"], feeds)[0])
+    step, kernel_step = (high - low) / 255, float(layer.weight.detach().abs().max()) / 64
+    weights, inputs = layer.weight.detach().abs().sum(1), seen[0].abs().sum(1)
+    allowed = step * weights[None, :] + kernel_step / 2 * (inputs[:, None] + 8 * step) + step * kernel_step
+    expected = layer(seen[0]).detach()
+    assert (np.abs(found - expected.numpy()) <= allowed.numpy()).all()
+    assert np.abs(found - expected.numpy()).max() > 0
+
+
+def test_a_kernel_of_zeros_and_a_large_bias_survive_eight_bits():
+    module = make_module(NetworkShape(2, 8, kind="plain", layer_norm=False))
+    layer = cast(nn.Linear, module.actor.actor.trunk.get_submodule("body.0.0"))
+    for weight, bias in ((0.0, 0.0), (0.0, 3.0), (1e-9, 3.0)):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.constant_(layer.bias, bias)
+        assert largest_difference(module, in_eight_bits(module), draw_states()) < 1e-5
 
 
 def test_a_network_that_fits_into_no_file_is_refused(monkeypatch: pytest.MonkeyPatch):
