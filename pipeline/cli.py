@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from pipeline.core.runtime import as_user_error
 from pipeline.dataset_commands import dataset
 from pipeline.frontier_commands import frontier
 from pipeline.session import CommonOptions, Session, describe, stage_command
+from pipeline.ui import show_page
 
 
 class OrderedGroup(click.Group):
@@ -48,7 +50,7 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the newest chain that was cut off.")
 @stage_command
 def run(session: Session, common: CommonOptions, task: str | None, resume: bool) -> None:
-    """Run every stage, from teacher to benchmark, in one chain run.
+    """Run every stage, from teacher to benchmark and report, in one chain run.
 
     --set takes the stage too: --set train_teacher.depth=32.
     """
@@ -269,6 +271,38 @@ def render(
         return
     source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
     session.report(stage.run(settings, session.context, source))
+
+
+@cli.command()
+@_one_of_three("Report on the chain of")
+@click.option("--output", metavar="FILE", help="Write a copy of the page here.")
+@click.option("--open", "open_page", is_flag=True, help="Show the page in the web browser.")
+@stage_command
+def report(
+    session: Session,
+    common: CommonOptions,
+    policy: str | None,
+    student: str | None,
+    teacher: str | None,
+    output: str | None,
+    open_page: bool,
+) -> None:
+    """Write one self-contained HTML page about a whole chain, from its teacher to its benchmark."""
+    from envs.opengl import NoOpenGLError, check_variable
+
+    as_user_error(check_variable, NoOpenGLError)  # before MuJoCo is imported, which it would break
+    from pipeline.run import settings_by_kind
+    from stages import report as stage
+
+    settings = common.resolve(stage.ReportSettings, "report")
+    if not session.starts(common, "report", settings):
+        return
+    source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
+    copy = None if output is None else Path(output).expanduser()
+    made = stage.run(settings, session.context, source, settings_by_kind(), copy)
+    session.report(made)
+    if open_page:
+        show_page(copy or made.file(stage.REPORT_FILE), session.console)
 
 
 cli.add_command(dataset)

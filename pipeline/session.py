@@ -41,6 +41,7 @@ COMMANDS_OF_MUJOCO = (
     "benchmark",
     "evaluate",
     "frontier",
+    "report",
     "tasks",
     "check",
     "import",
