@@ -288,9 +288,6 @@ def report(
     open_page: bool,
 ) -> None:
     """Write one self-contained HTML page about a whole chain, from its teacher to its benchmark."""
-    from envs.opengl import NoOpenGLError, check_variable
-
-    as_user_error(check_variable, NoOpenGLError)  # before MuJoCo is imported, which it would break
     from pipeline.run import settings_by_kind
     from stages import report as stage
 

@@ -122,11 +122,11 @@ def _verdict(sources: Sources) -> str:
     teacher, student = chain.get("teacher"), chain.get("student")
     if teacher is not None:
         size = network_size(teacher)
-        layers = f"{size[0]:,}-layer teacher" if size else "teacher"
+        layers = f"teacher of {size[0]:,} layers" if size else "teacher"
         parts.append(f"A {layers} reaches {_percent(teacher.manifest.results.get('success'))} of its goals")
     if student is not None:
         size = network_size(student)
-        layers = f"{size[0]:,}-layer student" if size else "student"
+        layers = f"student of {size[0]:,} layers" if size else "student"
         retention = student.manifest.results.get("retention")
         kept = "has nothing to retain" if retention is None else f"keeps {_percent(retention)} of that"
         parts.append(f"{'its' if parts else 'A'} {layers} {kept}")

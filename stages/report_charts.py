@@ -22,7 +22,7 @@ from stages.svg_plot import (
 
 _LEFT, _TOP = 50.0, 30.0
 _CURVE_WIDTH = 340.0  # three of them stand side by side
-_LANE_WIDTH = 13.0  # between lines of descent
+_LANE_WIDTH = 9.0  # between lines of descent
 _MARKED_POINTS = 40  # a curve of fewer has a dot for each
 _MOST_LINES = 64  # layers of a network that can be told apart in its drawing
 

@@ -18,7 +18,7 @@ _PERCENTILES = ("p50_us", "p90_us", "p99_us", "p99_9_us", "max_us")
 _NOT_CALLS = ("response", "start_late", "empty", "definitions")
 _SILENT = ("networks", "paced", "paced_loops", "back_to_back")
 _MOST_BARS = 8
-_PERIOD_IN_CHART = 50.0
+_PERIOD_IN_CHART = 20.0
 _PICTURES = {
     "latency": ("Histogram of the durations of single calls", "How long single calls took."),
     "timeline": ("Timeline of late outputs in the control loops", "When outputs came late, over the run."),
@@ -65,7 +65,7 @@ def _label(keys: tuple[str, ...], policy: str, report: Mapping[str, Any]) -> str
         return f"{policy} in {' '.join(words[1:])}"
     if keys[0] == "busy":
         count = report["busy"].get("processes", 1)
-        return f"{policy}, {count} busy {'process' if count == 1 else 'processes'},"
+        return f"{policy} beside {count} busy {'process' if count == 1 else 'processes'}"
     return ", ".join(words) or policy
 
 
@@ -106,7 +106,7 @@ def latency_section(sources: Sources) -> Section:
             alt, caption = _PICTURES.get(path.stem, (f"{path.stem} of the benchmark", f"{path.stem}."))
             pictures.append(sources.files.figure(benchmark, name, alt=alt, caption=caption))
     shown = [picture for picture in pictures if picture]
-    figures = Figures([_chart(found, report), *shown], size="middle")
+    figures = Figures([_chart(found, report), *shown])
     blocks: list[Block] = [Facts(_facts(report)), figures, *_tables(found)]
     if not shown:
         blocks.append(Note("No histogram: the benchmark drew none."))
@@ -156,8 +156,8 @@ def _chart(found: list[Timing], report: Mapping[str, Any]) -> Figure:
         rows.append(Range(timing.label, shown, p50, (p50, p99), (p50, max(longest, p99)), timing.is_policy))
     period = report.get("period_us")
     # A period much further right than every call would squeeze them into a corner.
-    in_reach = period and period <= _PERIOD_IN_CHART * max(row.outer[1] for row in rows if row.outer)
-    reference = (period, f"control period {_us(period)} µs") if in_reach else None
+    in_reach = period is not None and period <= _PERIOD_IN_CHART * max(row.inner[1] for row in rows)
+    reference = (float(period or 0), f"control period {_us(period)} µs") if in_reach else None
     chart = range_chart(rows, "µs a call, logarithmic", log=True, reference=reference)
     caption = (
         "One right after the other: the dot is the median; the thick line ends at p99, the thin one at p99.9."

@@ -17,7 +17,7 @@ from stages.report_page import Block, Lineage, Node, Note, Section, Table
 SettingsClasses = Mapping[str, type[StageSettings]]
 """The settings of each kind of artifact."""
 
-_ROW_HEIGHT = 104.0
+_ROW_HEIGHT = 112.0
 _ABSENT = object()
 
 
@@ -42,9 +42,9 @@ def _node(link: Link) -> Node:
         manifest = link.artifact.manifest
         facts.append(f"seed {manifest.settings.get('seed', '?')}")
         if manifest.finished_at:
-            facts.append(f"{manifest.finished_at[:16].replace('T', ' ')} UTC")
+            facts.append(manifest.finished_at[:10])
         if commit := manifest.git.get("commit"):
-            facts.append(f"code {commit[:8]}{' with changes' if manifest.git.get('dirty') else ''}")
+            facts.append(f"code {commit[:7]}{' changed' if manifest.git.get('dirty') else ''}")
         elif version := manifest.versions.get("thousandfold"):
             facts.append(f"thousandfold {version}")
     sources = [parent.kind for parent in link.parents.values()]

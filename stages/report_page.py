@@ -162,4 +162,4 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(page=page, style=style)
+    return environment.get_template("report.html").render(page=page, style=style).strip() + "\n"

@@ -77,7 +77,7 @@ def trained_section(sources: Sources) -> Section:
     if networks:
         caption = "The networks to scale: a line is a layer, as long as the layer is wide."
         blocks = [Split(facts, Figures([Figure("chart", networks_chart(networks), "", caption)]))]
-    pictures = task_figures(chain.get("teacher") or chain.end, sources.files.notes)
+    pictures = task_figures(chain.get("teacher") or chain.end)
     if pictures is not None:
         blocks.append(pictures)
     return Section("trained", "What was trained", "", blocks)
@@ -164,22 +164,22 @@ def read_curve(entries: Sequence[Mapping[str, Any]], x: str, name: str, shown: s
     """
     points, low, high = [], [], []
     for entry in entries:
-        place, value, episodes = entry.get(x), entry.get(name), entry.get("episodes")
-        if not (_is_finite(place) and _is_finite(value)):
+        place, value, episodes = _finite(entry.get(x)), _finite(entry.get(name)), entry.get("episodes")
+        if place is None or value is None:
             continue
-        points.append((float(place), float(value)))
+        points.append((place, value))
         if name == "success" and episodes:
             ends = wilson_interval(round(value * episodes), int(episodes))
-            low.append((float(place), ends[0]))
-            high.append((float(place), ends[1]))
+            low.append((place, ends[0]))
+            high.append((place, ends[1]))
     if not points:
         return None
     banded = len(low) == len(points)
     return Curve(shown, points, low if banded else (), high if banded else (), name in _FRACTIONS)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def data_section(sources: Sources) -> Section:
@@ -267,13 +267,12 @@ def _retention_facts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _frontier_blocks(sources: Sources) -> list[Block]:
     frontier, student = sources.chain.get("frontier"), sources.chain.get("student")
     table = sources.files.read_json(frontier, "frontier.json") if frontier else None
-    rows = [row for row in table["rows"] if row.get("p99_us")] if isinstance(table, dict) else []
-    if not rows:
+    if not isinstance(table, dict) or not (rows := [row for row in table["rows"] if row.get("p99_us")]):
         return [
             Note("No frontier of this teacher: `pipeline frontier` distils and times a grid of students.")
         ]
     chosen = network_size(student) if student else None
-    chart = frontier_chart(table, chosen)
+    front = Facts([_front_fact(row) for row in rows if row.get("on_front")])
     caption = (
         "Each dot is a student; on the line nothing is both better and faster; "
         "the ring marks this report’s size."
@@ -291,7 +290,15 @@ def _frontier_blocks(sources: Sources) -> list[Block]:
         for row in rows
     ]
     shown = Table("All students of the frontier", columns, cells, frozenset(columns[1:]), folded=True)
-    return [Figures([Figure("chart", chart, "", caption)]), shown]
+    chart = Figure("chart", frontier_chart(table, chosen), "", caption)
+    return [Split(front, Figures([chart])), shown]
+
+
+def _front_fact(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return what a student on the front is and does."""
+    metric = "success" if row.get("retention") is None else "retention"
+    size = f"p99 {row['p99_us']:.1f} µs, {figure(row.get('parameters'))} parameters"
+    return f"{row['depth']} × {row['width']}", f"{metric} {measured(row, metric)}", size
 
 
 def rollouts_section(sources: Sources) -> Section:

@@ -17,7 +17,7 @@ from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.tracking import NEWEST_ALIAS
 from tests.end_to_end.command_line import clean_environment, pipeline, result_of
 
-SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark")
+SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")
 PICTURES = {
     "train_teacher": ("learning_curve.png", "rollouts.png"),
     "generate_dataset": ("coverage.png",),
@@ -30,6 +30,7 @@ PARENTS = {
     "distill": {"train_teacher", "generate_dataset"},
     "export_onnx": {"train_teacher", "generate_dataset", "distill"},
     "benchmark": {"export_onnx"},
+    "report": {"train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark"},
 }
 
 

@@ -17,7 +17,7 @@ from tests.envs.opengl_here import needs_opengl
 from tests.stages.handmade_policy import policy_artifact
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
-COMMANDS = ["run", *STAGES, "dataset", "frontier", "tasks", "presets", "runs", "info", "ui"]
+COMMANDS = ["run", *STAGES, "report", "dataset", "frontier", "tasks", "presets", "runs", "info", "ui"]
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ class TestDryRun:
         "preset", ["quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
     )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
-        for command, sections in (("run", 5), ("evaluate", 1)):
+        for command, sections in (("run", 6), ("evaluate", 1), ("report", 1)):
             values = json_of(invoke(tmp_path, command, "--preset", preset, "--dry-run", "--json"))
             assert len(values) == sections
 
