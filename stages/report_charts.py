@@ -17,10 +17,11 @@ from stages.svg_plot import (
     scale_over,
     text,
     thinned,
+    tick_label,
     upward,
 )
 
-_LEFT, _TOP = 50.0, 30.0
+_LEFT, _TOP = 56.0, 30.0
 _CURVE_WIDTH = 340.0  # three of them stand side by side
 _LANE_WIDTH = 9.0  # between lines of descent
 _MARKED_POINTS = 40  # a curve of fewer has a dot for each
@@ -67,7 +68,7 @@ class Range:
 
 def curve_chart(curve: Curve, x_label: str) -> str:
     """Return a curve with its interval as a band and its last value at its end."""
-    height, bottom, right = 206.0, 162.0, _CURVE_WIDTH - 56
+    height, bottom, right = 206.0, 162.0, _CURVE_WIDTH - 66
     points = thinned(curve.points)
     inside = [*points, *curve.low, *curve.high]
     x = _over_steps(points, _LEFT, right)
@@ -76,7 +77,7 @@ def curve_chart(curve: Curve, x_label: str) -> str:
     else:
         y = scale_over([value for _, value in inside], bottom, _TOP)
     parts = [*upward(y, _LEFT, right), *across(x, bottom, bottom, x_label)]
-    parts.append(text(_LEFT - 42, 16, curve.name, kind="name"))
+    parts.append(text(_LEFT - 48, 16, curve.name, kind="name"))
     if curve.low and curve.high:
         edge = [*thinned(curve.high), *reversed(thinned(curve.low))]
         parts.append(path([(x.at(a), y.at(b)) for a, b in edge], "band", closed=True))
@@ -96,7 +97,7 @@ def _over_steps(points: Sequence[tuple[float, float]], start: float, end: float)
 
 
 def _short(value: float, is_fraction: bool) -> str:
-    return f"{value:.3f}" if is_fraction else f"{value:.3g}"
+    return f"{value:.3f}" if is_fraction else tick_label(value, 3)
 
 
 def range_chart(
@@ -161,7 +162,7 @@ def frontier_chart(table: Mapping[str, Any], chosen: tuple[int, int] | None) -> 
     x = scale_over(times, _LEFT + 48, right, log=True)  # labels of the fastest stand at its left
     y = scale_over([one, *(v for row in rows for v in row[f"{metric}_interval"])], bottom, _TOP)
     parts = [*upward(y, _LEFT, right), *across(x, _TOP, bottom, "p99 of one call (µs, logarithmic)")]
-    parts.append(text(_LEFT - 42, 16, _FRONTIER_NAMES[metric], kind="name"))
+    parts.append(text(_LEFT - 48, 16, _FRONTIER_NAMES[metric], kind="name"))
     parts.append(line(_LEFT, y.at(one), right, y.at(one), "reference"))
     parts += _front_line(rows, metric, x, y)
     for row in sorted(rows, key=lambda row: bool(row.get("on_front"))):

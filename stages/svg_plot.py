@@ -78,9 +78,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
 
 
-def tick_label(value: float) -> str:
-    """Return a value as short text: 250000 as 250k, 0.5 as 0.5."""
-    return short_count(value) if abs(value) >= 1000 else f"{value:.6g}"
+def tick_label(value: float, digits: int = 6) -> str:
+    """Return a value as short text: 250000 as 250k, 0.00125 as 1.25e-3, others with so many digits."""
+    if abs(value) >= 1000:
+        return short_count(float(f"{value:.{digits}g}"))
+    if 0 < abs(value) < 0.01:
+        exponent = math.floor(math.log10(abs(value)))
+        return f"{value / 10.0**exponent:.3g}e{exponent}"
+    return f"{value:.{digits}g}"
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

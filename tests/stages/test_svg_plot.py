@@ -25,7 +25,7 @@ def numbers_of(element: ElementTree.Element, *names: str) -> list[float]:
 
 
 def drawing_of(chart: str) -> ElementTree.Element:
-    """Return a chart, parsed, after a look that nothing but text reaches over its edges."""
+    """Return a chart, parsed, after a look that nothing reaches over its edges."""
     root = ElementTree.fromstring(chart)
     _, _, width, height = (float(part) for part in str(root.get("viewBox")).split())
     for element in root.iter():
@@ -33,7 +33,11 @@ def drawing_of(chart: str) -> ElementTree.Element:
         if steps := element.get("d"):
             pairs = [float(number) for number in re.findall(r"-?[\d.]+", steps)]
             across, down = across + pairs[::2], down + pairs[1::2]
-        assert all(0 <= value <= width for value in across), element.attrib
+        if element.tag == "text":
+            length = 7.0 * len(str(element.text))  # of text at the size of ticks
+            before = {"start": 0.0, "middle": 0.5, "end": 1.0}[str(element.get("text-anchor"))] * length
+            across = [across[0] - before, across[0] - before + length]
+        assert all(0 <= value <= width for value in across), (element.attrib, element.text)
         assert all(0 <= value <= height for value in down), element.attrib
     return root
 
@@ -70,7 +74,10 @@ def test_positions_follow_values() -> None:
 
 
 def test_long_numbers_are_short_labels() -> None:
-    assert [tick_label(value) for value in (0.5, 100.0, 250_000.0)] == ["0.5", "100", "250k"]
+    assert [tick_label(value) for value in (0.5, 100.0, 250_000.0, 0.00125, -4e-5, 0.0)] == [
+        "0.5", "100", "250k", "1.25e-3", "-4e-5", "0",
+    ]  # fmt: skip
+    assert [tick_label(value, 3) for value in (1234.5, 0.000131, 42.63)] == ["1.23k", "1.31e-4", "42.6"]
 
 
 def test_a_thinned_curve_keeps_its_ends() -> None:
@@ -88,7 +95,10 @@ def test_a_curve_ends_at_its_last_value_within_its_band() -> None:
     assert {"band", "curve", "mark"} <= {str(element.get("class")) for element in root.iter()}
 
 
-@pytest.mark.parametrize("points", [[(5.0, 1.0)], [(0.0, 0.0), (0.0, 0.0)], [(1.0, -4.0), (2.0, 1e9)]])
+@pytest.mark.parametrize(
+    "points",
+    [[(5.0, 1.0)], [(0.0, 0.0), (0.0, 0.0)], [(1.0, -4.0), (2.0, 1e9)], [(1.0, 0.00129), (5.0, 0.000131)]],
+)
 def test_odd_curves_are_drawn(points: list[tuple[float, float]]) -> None:
     drawing_of(curve_chart(Curve("loss", points), "updates"))
 
