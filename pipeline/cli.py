@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,8 +10,8 @@ from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
 from pipeline.dataset_commands import dataset
 from pipeline.frontier_commands import frontier
-from pipeline.session import CommonOptions, Session, describe, stage_command
-from pipeline.ui import show_page
+from pipeline.report_command import report
+from pipeline.session import CommonOptions, Session, describe, one_of_three, stage_command
 
 
 class OrderedGroup(click.Group):
@@ -213,20 +211,8 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     session.report(stage.run(settings, session.context, source))
 
 
-def _one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options that name a policy, a student or a teacher."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
-            help_text = f"{verb} a {kind}{otherwise}."
-            command = click.option(f"--{kind}", metavar=kind.upper(), help=help_text)(command)
-        return command
-
-    return decorate
-
-
 @cli.command()
-@_one_of_three("Evaluate")
+@one_of_three("Evaluate")
 @click.option("--episodes", type=int, help="Fresh episodes to run.")
 @stage_command
 def evaluate(
@@ -248,7 +234,7 @@ def evaluate(
 
 
 @cli.command()
-@_one_of_three("Draw")
+@one_of_three("Draw")
 @click.option("--episodes", type=int, help="Episodes to draw, one after another.")
 @click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
 @stage_command
@@ -273,35 +259,7 @@ def render(
     session.report(stage.run(settings, session.context, source))
 
 
-@cli.command()
-@_one_of_three("Report on the chain of")
-@click.option("--output", metavar="FILE", help="Write a copy of the page here.")
-@click.option("--open", "open_page", is_flag=True, help="Show the page in the web browser.")
-@stage_command
-def report(
-    session: Session,
-    common: CommonOptions,
-    policy: str | None,
-    student: str | None,
-    teacher: str | None,
-    output: str | None,
-    open_page: bool,
-) -> None:
-    """Write one self-contained HTML page about a whole chain, from its teacher to its benchmark."""
-    from pipeline.run import settings_by_kind
-    from stages import report as stage
-
-    settings = common.resolve(stage.ReportSettings, "report")
-    if not session.starts(common, "report", settings):
-        return
-    source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
-    copy = None if output is None else Path(output).expanduser()
-    made = stage.run(settings, session.context, source, settings_by_kind(), copy)
-    session.report(made)
-    if open_page:
-        show_page(copy or made.file(stage.REPORT_FILE), session.console)
-
-
+cli.add_command(report)
 cli.add_command(dataset)
 cli.add_command(frontier)
 
