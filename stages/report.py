@@ -133,14 +133,14 @@ def _verdict(sources: Sources) -> str:
         parts.append(f"{'its' if parts else 'A'} {layers} {kept}")
     timing = _policy_timing(sources)
     if timing is not None:
-        parts.append(f"the exported file answers in {timing['p50_us']:.3g} µs")
+        parts.append(f"the exported file answers in {timing['p50_us']:.3g}\N{NO-BREAK SPACE}µs")
     if not parts:
         return "Nothing of this chain could be read."
     return f"{parts[0]}." if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}."
 
 
 def _percent(share: float | None) -> str:
-    return "an unknown share" if share is None else f"{100 * share:.1f} %"
+    return "an unknown share" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _success(chain: Chain) -> Headline:
