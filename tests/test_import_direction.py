@@ -36,7 +36,7 @@ STAGES = {
 TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
-    "h5py", "imageio", "imageio_ffmpeg", "llvmlite", "matplotlib", "minari", "mlflow",
+    "h5py", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari", "mlflow",
     "mujoco_warp", "onnx", "PIL", "safetensors", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (

@@ -32,6 +32,7 @@ EXTRA_OF_PACKAGE = {
     "PIL": "train",
     "imageio": "train",
     "imageio_ffmpeg": "train",
+    "jinja2": "train",
     "matplotlib": "train",
     "minari": "train",
     "mlflow": "train",

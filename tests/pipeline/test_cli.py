@@ -21,6 +21,7 @@ COMMANDS = [
     "run",
     *STAGES,
     "run-policy",
+    "report",
     "policy",
     "dataset",
     "frontier",
@@ -178,7 +179,7 @@ class TestDryRun:
         "preset", ["quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
     )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
-        for command, sections in (("run", 5), ("evaluate", 1)):
+        for command, sections in (("run", 6), ("evaluate", 1), ("report", 1)):
             values = json_of(invoke(tmp_path, command, "--preset", preset, "--dry-run", "--json"))
             assert len(values) == sections
 
