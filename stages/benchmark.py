@@ -1,132 +1,118 @@
-"""Time a policy as a robot runs it: ONNX Runtime on one thread, back to back and at the task's control rate.
+"""Time a policy as a robot runs it: on one thread, back to back and in control loops, beside other runtimes.
 
-Runs without torch, mlflow and matplotlib.
+Runs without torch, mlflow and matplotlib; what needs them is left out, and the report says so.
+docs/real_time.md says what is measured and how to read it.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pydantic
 
 from pipeline.core.artifacts import Artifact, write_json_atomic
-from pipeline.core.pictures import draw_latency_histogram
 from pipeline.core.runtime import StageContext, StageWork, describe_host, seed_sequence
 from pipeline.core.settings import StageSettings
+from stages.background_load import busy_processes
+from stages.benchmark_picture import HISTOGRAM_FILE, TIMELINE_FILE, draw_pictures
+from stages.benchmark_report import Measured, build_report, flat_metrics
+from stages.benchmark_tables import show_report
+from stages.fresh_process import start_afresh
+from stages.latency import TimedCall, back_to_back, collector_at_rest
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
+from stages.paced_loop import PacedPair, run_beside_empty, run_paced
+from stages.realtime_host import HostRequest, granted_by_host, refusals
+from stages.runtime_comparison import OtherRuntimes, other_runtimes
 
 BENCHMARK_FILE = "benchmark.json"
-HISTOGRAM_FILE = "latency.png"
-
-DEFINITIONS = {
-    "latency": "from observation and goal as NumPy rows to action and control as NumPy rows",
-    "percentiles": "nearest rank: the smallest latency that this share of the calls does not exceed; "
-    "with few calls the upper ones are the maximum",
-    "response": "from the scheduled tick to the output, so that a late wake-up counts",
-    "missed": "ticks whose output was not ready at the next tick, and ticks that passed while it was late",
-}
 
 _INPUT_STREAM = 31
 _INPUT_ROWS = 1024
-_ROUNDS = 10
-_PERCENTILES = {"p50_us": 50.0, "p90_us": 90.0, "p99_us": 99.0, "p99_9_us": 99.9}
-# A deadline much further right than every call would squeeze the histogram into a corner.
-_DEADLINE_IN_PICTURE = 50.0
 
 
 class BenchmarkSettings(StageSettings):
-    """Settings of `pipeline benchmark`. Durations are for each network: the student and its teacher."""
+    """Settings of `pipeline benchmark`. Durations are for each loop and each network."""
 
     rate_hz: float | None = pydantic.Field(
-        default=None, gt=0, le=100_000, description="control rate of the paced run; none: the task's"
+        default=None, gt=0, le=100_000, description="the robot's control rate; none: the task's"
+    )
+    rates_hz: tuple[float, ...] = pydantic.Field(
+        default=(50.0, 200.0, 1000.0), description="more rates, for control loops of the policy alone"
     )
     warmup_s: float = pydantic.Field(
-        default=0.5, ge=0, le=60, description="untimed calls before the first timed one"
+        default=0.3, ge=0, le=60, description="untimed calls before the first timed one"
     )
     back_to_back_s: float = pydantic.Field(
-        default=3.0, gt=0, le=3600, description="one call right after the other"
+        default=1.5, gt=0, le=3600, description="one call right after the other"
     )
     paced_s: float = pydantic.Field(
-        default=5.0, gt=0, le=3600, description="one call at each tick of the control rate"
+        default=2.0, gt=0, le=3600, description="a control loop, and as long the empty loop beside it"
+    )
+    spin_us: float = pydantic.Field(
+        default=50.0, ge=0, le=10_000, description="how long before a tick a loop stops sleeping"
+    )
+    busy_processes: int = pydantic.Field(
+        default=1, ge=0, le=1024, description="background processes for loops under load; 0: no such loops"
+    )
+    cold_starts: int = pydantic.Field(
+        default=3, ge=0, le=100, description="fresh processes that start the policy; 0: none"
+    )
+    compare: bool = pydantic.Field(
+        True, description="time the network in torch and NumPy too, if they are here"
+    )
+    aot_inductor: bool = pydantic.Field(
+        False, description="and compiled by AOTInductor: half a minute, a C++ compiler"
+    )
+    fifo_priority: int | None = pydantic.Field(
+        default=None, ge=1, le=99, description="priority under SCHED_FIFO; none: the normal scheduler"
+    )
+    lock_memory: bool = pydantic.Field(False, description="keep every page in memory (mlockall)")
+    core: int | None = pydantic.Field(
+        default=None, ge=0, description="the only core for the loops; none: any"
     )
 
+    @pydantic.field_validator("rates_hz")
+    @classmethod
+    def _check_rates(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < rate <= 100_000 for rate in rates):
+            raise ValueError("must lie above 0 and not above 100,000")
+        return rates
 
-@dataclass(frozen=True)
-class PacedTiming:
-    """What a paced run gave.
+    @property
+    def host_request(self) -> HostRequest:
+        """What a loop asks of the system."""
+        return HostRequest(self.fifo_priority, self.lock_memory, self.core)
+
+
+@dataclass
+class _Networks:
+    """The files of a policy, opened.
 
     Attributes:
-        latency_us: (calls,) duration of each call.
-        response_us: (calls,) from the scheduled tick to the output.
-        ticks: how many ticks passed.
-        missed: how many of them had no output in time; see `DEFINITIONS`.
+        policies: by role, the policy itself first.
+        steps: their timed steps, by role.
+        bound: the runtime's part of a step alone, by role.
+        states: that the policy is called with.
     """
 
-    latency_us: np.ndarray
-    response_us: np.ndarray
-    ticks: int
-    missed: int
+    policies: dict[str, OnnxPolicy] = field(default_factory=dict)
+    steps: dict[str, TimedCall] = field(default_factory=dict)
+    bound: dict[str, TimedCall] = field(default_factory=dict)
+    states: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
+    @property
+    def role(self) -> str:
+        """The role of the policy itself."""
+        return next(iter(self.policies))
 
-class TimedPolicy:
-    """A policy, and states to call it with that lie in the ranges it was checked on.
-
-    Args:
-        policy: the opened file.
-        rng: draws the states.
-    """
-
-    def __init__(self, policy: OnnxPolicy, rng: np.random.Generator) -> None:
-        self.policy = policy
-        inputs = policy.metadata.inputs
-        columns = [
-            np.array([(element.low, element.high) for element in elements]).T
-            for elements in (inputs.observation, inputs.goal)
-        ]
-        drawn = [rng.uniform(low, high, (_INPUT_ROWS, len(low))).astype(np.float32) for low, high in columns]
-        self._states = list(zip(*drawn, strict=True))
-        self._next = 0
-
-    def call(self) -> tuple[int, int]:
-        """Call the policy on the next state; return when the call began and ended, in nanoseconds."""
-        observation, goal = self._states[self._next]
-        self._next = (self._next + 1) % _INPUT_ROWS
-        began = time.perf_counter_ns()
-        self.policy.step(observation, goal)
-        return began, time.perf_counter_ns()
-
-    def run_for(self, seconds: float) -> list[int]:
-        """Call again and again for a while, at least once; return the durations in nanoseconds."""
-        until = time.perf_counter_ns() + int(seconds * 1e9)
-        durations = []
-        while True:
-            began, ended = self.call()
-            durations.append(ended - began)
-            if ended >= until:
-                return durations
-
-    def run_paced(self, rate_hz: float, seconds: float) -> PacedTiming:
-        """Call once a tick. Sleeps between ticks as a control loop does, so caches and the CPU cool down."""
-        period = round(1e9 / rate_hz)
-        ticks = max(1, round(seconds * rate_hz))
-        durations, responses, missed, tick = [], [], 0, 0
-        start = time.perf_counter_ns() + period
-        while tick < ticks:
-            due = start + tick * period
-            time.sleep(max(0, due - time.perf_counter_ns()) / 1e9)
-            began, ended = self.call()
-            durations.append(ended - began)
-            responses.append(ended - due)
-            late_ticks = min((ended - due) // period, ticks - tick)
-            missed += late_ticks
-            tick += max(1, late_ticks)
-        return PacedTiming(np.array(durations) / 1e3, np.array(responses) / 1e3, ticks, missed)
+    @property
+    def policy(self) -> OnnxPolicy:
+        """The policy itself."""
+        return self.policies[self.role]
 
 
 def run(settings: BenchmarkSettings, context: StageContext, policy: Artifact) -> Artifact:
@@ -149,19 +135,16 @@ def run(settings: BenchmarkSettings, context: StageContext, policy: Artifact) ->
             context.console.say("A benchmark times one CPU thread, whatever trained the policy.")
         host = _describe_host(context)
         networks = _open_networks(policy, settings.seed)
-        rate_hz = settings.rate_hz or 1.0 / next(iter(networks.values())).policy.metadata.control_dt_s
-        span_s = len(networks) * (settings.warmup_s + settings.back_to_back_s + settings.paced_s)
-        context.console.say(
-            f"Timing {' and '.join(networks)} of {policy.name} on one thread, {span_s:.0f} s."
-        )
-        samples = _time_back_to_back(networks, settings)
-        paced = {role: timed.run_paced(rate_hz, settings.paced_s) for role, timed in networks.items()}
-        report = _report(networks, samples, paced, rate_hz) | {
+        rate_hz = settings.rate_hz or 1.0 / networks.policy.metadata.control_dt_s
+        rates = sorted({rate_hz, *settings.rates_hz})
+        _announce(policy, networks, rates, settings, context)
+        measured = _measure(policy, networks, rate_hz, rates, settings, context)
+        report = build_report(networks.policies, measured, rate_hz) | {
             "task": task,
             "policy": policy.name,
             "host": host,
         }
-        return _finish(report, samples, policy, work, context)
+        return _finish(report, measured, policy, work, context)
 
 
 def _describe_host(context: StageContext) -> dict[str, Any]:
@@ -177,134 +160,140 @@ def _describe_host(context: StageContext) -> dict[str, Any]:
     return host
 
 
-def _open_networks(policy: Artifact, seed: int) -> dict[str, TimedPolicy]:
-    """Open the policy and the teacher beside it, by role; the policy comes first."""
-    opened: dict[str, TimedPolicy] = {}
+def _open_networks(policy: Artifact, seed: int) -> _Networks:
+    """Open the policy and the teacher beside it."""
+    networks = _Networks()
     for name in (POLICY_FILE, TEACHER_FILE):
         if name == POLICY_FILE or name in policy.manifest.files:
             network = OnnxPolicy(policy.file(name), task=policy.manifest.task)
-            rng = np.random.default_rng(seed_sequence(seed, _INPUT_STREAM))
-            opened[network.metadata.role] = TimedPolicy(network, rng)
-    return opened
+            states = draw_states(network, np.random.default_rng(seed_sequence(seed, _INPUT_STREAM)))
+            network.step(*states[0])  # what `run_bound` goes on with
+            role = network.metadata.role
+            networks.policies[role] = network
+            networks.steps[role] = TimedCall(network.step, states)
+            networks.bound[role] = TimedCall(network.run_bound)
+            networks.states = networks.states or states
+    return networks
 
 
-def _time_back_to_back(
-    networks: dict[str, TimedPolicy], settings: BenchmarkSettings
-) -> dict[str, np.ndarray]:
-    """Return latencies in µs by role. The networks take turns, so that a busy machine slows all of them."""
-    durations: dict[str, list[int]] = {role: [] for role in networks}
-    for _ in range(_ROUNDS):
-        for role, timed in networks.items():
-            timed.run_for(settings.warmup_s / _ROUNDS)
-            durations[role] += timed.run_for(settings.back_to_back_s / _ROUNDS)
-    return {role: np.array(found) / 1e3 for role, found in durations.items()}
+def draw_states(policy: OnnxPolicy, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return observations and goals that lie in the ranges that the policy was checked on, float32."""
+    inputs = policy.metadata.inputs
+    columns = [
+        np.array([(element.low, element.high) for element in elements]).T
+        for elements in (inputs.observation, inputs.goal)
+    ]
+    drawn = [rng.uniform(low, high, (_INPUT_ROWS, len(low))).astype(np.float32) for low, high in columns]
+    return list(zip(*drawn, strict=True))
 
 
-def summarize(samples_us: np.ndarray) -> dict[str, float | int]:
-    """Return sample count, mean, p50, p90, p99, p99.9 and maximum of latencies in microseconds."""
-    ranked, count = np.sort(samples_us), len(samples_us)
-    # Rounded, because 99.9 % of 1000 calls is 999.0000000000001 calls in floating point.
-    ranks = {name: math.ceil(round(count * share / 100, 6)) for name, share in _PERCENTILES.items()}
-    return {
-        "samples": count,
-        "mean_us": float(ranked.mean()),
-        **{name: float(ranked[rank - 1]) for name, rank in ranks.items()},
-        "max_us": float(ranked[-1]),
-    }
+def _announce(
+    policy: Artifact,
+    networks: _Networks,
+    rates: list[float],
+    settings: BenchmarkSettings,
+    context: StageContext,
+) -> None:
+    names = " and ".join(networks.policies)
+    each = ", ".join(f"{rate:g}" for rate in rates)
+    turns = 2 * len(networks.policies) + 2 * settings.compare + bool(settings.busy_processes)
+    loops = 2 * len(rates) + 2 * bool(settings.busy_processes) + len(networks.policies) - 1
+    span_s = turns * (settings.warmup_s + settings.back_to_back_s) + loops * settings.paced_s
+    context.console.say(
+        f"Timing {names} of {policy.name} on one thread: back to back, in control loops at {each} Hz; "
+        f"{span_s:.0f} s and some for the start."
+    )
 
 
-def _report(
-    networks: dict[str, TimedPolicy],
-    samples: dict[str, np.ndarray],
-    paced: dict[str, PacedTiming],
+def _measure(
+    policy: Artifact,
+    networks: _Networks,
     rate_hz: float,
-) -> dict[str, Any]:
-    """Return everything that was measured, and what it was measured on."""
-    figures = {}
-    for role, timed in networks.items():
-        timing = paced[role]
-        figures[role] = {
-            "file": timed.policy.path.name,
-            "network": timed.policy.metadata.network.model_dump(),
-            "back_to_back": summarize(samples[role]),
-            "paced": summarize(timing.latency_us)
-            | {"ticks": timing.ticks, "missed": timing.missed, "response": summarize(timing.response_us)},
+    rates: list[float],
+    settings: BenchmarkSettings,
+    context: StageContext,
+) -> Measured:
+    """Run every loop: those that are compared take turns."""
+    measured = Measured(busy_processes=settings.busy_processes, spin_us=settings.spin_us)
+    ours = networks.steps[networks.role]
+    _time_in_turns(policy, networks, settings, context, measured)
+    with granted_by_host(settings.host_request) as granted, collector_at_rest():
+        measured.granted = granted
+        measured.pairs = [_beside_empty(ours, rate, settings) for rate in rates]
+        measured.teachers_loop = {
+            role: run_paced(timed, rate_hz, settings.paced_s, settings.spin_us)
+            for role, timed in networks.steps.items()
+            if role != networks.role
         }
-    speedup = None
-    if {"student", "teacher"} <= set(figures):
-        p50 = {role: figures[role]["back_to_back"]["p50_us"] for role in ("student", "teacher")}
-        speedup = p50["teacher"] / p50["student"]
-    return {
-        "rate_hz": rate_hz,
-        "period_us": 1e6 / rate_hz,
-        "networks": figures,
-        "speedup": speedup,
-        "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__, "threads": 1},
-        "definitions": DEFINITIONS,
-    }
+    if settings.busy_processes:
+        with (
+            busy_processes(settings.busy_processes),
+            granted_by_host(settings.host_request),
+            collector_at_rest(),
+        ):
+            timed = back_to_back({"busy": ours}, settings.warmup_s, settings.back_to_back_s)
+            measured.busy_samples = timed["busy"]
+            measured.busy_pair = _beside_empty(ours, rates[-1], settings)
+    if settings.cold_starts:
+        measured.fresh = start_afresh(policy.file(POLICY_FILE), settings.cold_starts)
+    return measured
+
+
+def _time_in_turns(
+    policy: Artifact,
+    networks: _Networks,
+    settings: BenchmarkSettings,
+    context: StageContext,
+    measured: Measured,
+) -> None:
+    """Time the files, their part inside the runtime and the other runtimes, back to back."""
+    with _others(policy, networks, settings, context) as others:
+        calls = {("step", role): timed for role, timed in networks.steps.items()}
+        calls |= {("bound", role): timed for role, timed in networks.bound.items()}
+        calls |= {("other", name): TimedCall(step, networks.states) for name, step in others.steps.items()}
+        with granted_by_host(settings.host_request), collector_at_rest():
+            samples = back_to_back(calls, settings.warmup_s, settings.back_to_back_s)
+    measured.left_out, measured.action_difference = others.left_out, others.action_difference
+    for (part, name), found in samples.items():
+        {"step": measured.samples, "bound": measured.inside, "other": measured.others}[part][name] = found
+
+
+def _others(
+    policy: Artifact, networks: _Networks, settings: BenchmarkSettings, context: StageContext
+) -> contextlib.AbstractContextManager[OtherRuntimes]:
+    if not settings.compare:
+        return contextlib.nullcontext(OtherRuntimes())
+    return other_runtimes(
+        networks.policy, policy, context.workspace, networks.states, inductor=settings.aot_inductor
+    )
+
+
+def _beside_empty(ours: TimedCall, rate_hz: float, settings: BenchmarkSettings) -> PacedPair:
+    return run_beside_empty(ours, rate_hz, settings.paced_s, settings.spin_us)
 
 
 def _finish(
     report: dict[str, Any],
-    samples: dict[str, np.ndarray],
+    measured: Measured,
     policy: Artifact,
     work: StageWork,
     context: StageContext,
 ) -> Artifact:
-    """Write the report and its picture, complete the artifact and say what was found."""
+    """Write the report and its pictures, complete the artifact and say what was found."""
     artifact = work.artifact
     write_json_atomic(artifact.file(BENCHMARK_FILE), report)
-    longest_us = max(found.max() for found in samples.values())
-    in_reach = report["period_us"] <= _DEADLINE_IN_PICTURE * longest_us
     try:
-        draw_latency_histogram(
-            artifact.file(HISTOGRAM_FILE),
-            samples,
-            f"{policy.name} on one CPU thread, back to back",
-            report["period_us"] if in_reach else None,
-        )
+        draw_pictures(artifact.path, report, measured)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         context.console.say(
-            'No histogram: matplotlib is not installed (pip install "thousandfold[train]" brings it).'
+            'No pictures: matplotlib is not installed (pip install "thousandfold[train]" brings it).'
         )
     artifact.complete({name: value for name, value in report.items() if name != "definitions"})
-    work.run.log_metrics(_flat_metrics(report), step=0)
-    work.log_files(BENCHMARK_FILE, HISTOGRAM_FILE, "manifest.json")
-    _show(report, artifact, context)
+    work.run.log_metrics(flat_metrics(report), step=0)
+    work.log_files(BENCHMARK_FILE, HISTOGRAM_FILE, TIMELINE_FILE, "manifest.json")
+    for line in refusals(measured.granted):
+        context.console.warn(line)
+    show_report(report, artifact.name, context.console)
     return artifact
-
-
-def _flat_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """Return the figures under names such as ``student.paced.p99_us``."""
-    metrics = {
-        f"{role}.{mode}.{name}": float(value)
-        for role, figures in report["networks"].items()
-        for mode in ("back_to_back", "paced")
-        for name, value in figures[mode].items()
-        if not isinstance(value, dict)
-    }
-    return metrics | ({} if report["speedup"] is None else {"speedup": report["speedup"]})
-
-
-def _show(report: dict[str, Any], artifact: Artifact, context: StageContext) -> None:
-    """Print the table, and a closing line."""
-    rate_hz, networks = report["rate_hz"], report["networks"]
-    rows = []
-    for role, figures in networks.items():
-        network = f"{role}, {figures['network']['depth']} x {figures['network']['width']}"
-        for mode, label in (("back_to_back", "back to back"), ("paced", f"at {rate_hz:g} Hz")):
-            timing = figures[mode]
-            numbers = [timing[name] for name in ("samples", *_PERCENTILES, "max_us")]
-            rows.append([network, label, *numbers, timing.get("missed")])
-    columns = ["network", "calls made", "calls", "p50", "p90", "p99", "p99.9", "max", "missed"]
-    context.console.table("Latency of one call on one CPU thread, microseconds", columns, rows)
-    role, figures = next(iter(networks.items()))
-    timing, paced = figures["back_to_back"], figures["paced"]
-    speedup = "" if report["speedup"] is None else f", {report['speedup']:.3g} times as fast as its teacher"
-    context.console.say(
-        f"Benchmark {artifact.name}: {role} p50 {timing['p50_us']:.3g} µs, p99 {timing['p99_us']:.3g} µs "
-        f"over {timing['samples']:,} calls{speedup}; "
-        f"{paced['missed']} of {paced['ticks']:,} ticks missed at {rate_hz:g} Hz."
-    )

@@ -37,13 +37,14 @@ TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari", "mlflow",
-    "mujoco_warp", "onnx", "PIL", "safetensors", "torch", "warp",
+    "mujoco_warp", "onnx", "PIL", "safetensors", "threadpoolctl", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",
     "pipeline.__main__",
     "pipeline.cli",
     "stages.benchmark",
+    "stages.fresh_probe",
     "stages.run_policy",
     "stages.policy_verification",
     "pipeline.policy_page",

@@ -41,6 +41,7 @@ EXTRA_OF_PACKAGE = {
     "onnx": "train",
     "onnxruntime": "",
     "safetensors": "train",
+    "threadpoolctl": "train",
     "torch": "train",
     "warp": "train",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
 from stages import benchmark
-from stages.benchmark import BenchmarkSettings, TimedPolicy, summarize
+from stages.benchmark import BenchmarkSettings, draw_states
 from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 from tests.stages.handmade_policy import policy_artifact, write_policy
 
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def quick(**changes: Any) -> BenchmarkSettings:
-    short = {"warmup_s": 0.01, "back_to_back_s": 0.1, "paced_s": 0.1, "rate_hz": 100}
+    short = {"warmup_s": 0.01, "back_to_back_s": 0.1, "paced_s": 0.1, "rate_hz": 100, "rates_hz": (1000,)}
+    short |= {"cold_starts": 0, "busy_processes": 0}
     return BenchmarkSettings(**{**short, **changes})
 
 
@@ -35,92 +37,11 @@ def context(root: Path) -> StageContext:
     return StageContext(Workspace(root), Console(), NullTracker())
 
 
-def test_percentiles_are_latencies_that_were_measured():
-    summary = summarize(np.random.default_rng(0).permutation(np.arange(1.0, 1001.0)))
-    assert summary == {
-        "samples": 1000,
-        "mean_us": 500.5,
-        "p50_us": 500.0,
-        "p90_us": 900.0,
-        "p99_us": 990.0,
-        "p99_9_us": 999.0,
-        "max_us": 1000.0,
-    }
-    few = summarize(np.array([3.0, 1.0, 2.0]))
-    assert few["p50_us"] == 2.0 and few["p99_us"] == few["p99_9_us"] == few["max_us"] == 3.0
-
-
-class Clock:
-    """A clock that only calls and sleeps move."""
-
-    def __init__(self) -> None:
-        self.now_ns = 0
-
-    def perf_counter_ns(self) -> int:
-        return self.now_ns
-
-    def sleep(self, seconds: float) -> None:
-        self.now_ns += round(seconds * 1e9)
-
-
-@pytest.fixture
-def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TimedPolicy, list[float]]:
-    """Return a policy whose calls take the milliseconds of the list, the last one again and again."""
-    clock, durations_ms = Clock(), []
-    policy = OnnxPolicy(write_policy(tmp_path / POLICY_FILE))
-    timed = TimedPolicy(policy, np.random.default_rng(0))
-    monkeypatch.setattr(benchmark, "time", clock)
-    monkeypatch.setattr(
-        policy,
-        "step",
-        lambda *state: clock.sleep(1e-3 * (durations_ms.pop(0) if durations_ms[1:] else durations_ms[0])),
-    )
-    return timed, durations_ms
-
-
-@pytest.mark.parametrize(
-    ("durations_ms", "calls", "missed"),
-    [
-        ([1.0], 10, 0),
-        ([9.9], 10, 0),
-        (
-            [1.0, 1.0, 12.0, 1.0],
-            10,
-            1,
-        ),  # its own tick alone: the next call starts late and still ends in time
-        ([1.0, 35.0, 1.0], 8, 3),  # ticks 1, 2, 3; tick 4 is answered late, within its period
-        ([10.5], 10, 10),
-        ([25.0], 4, 10),
-        ([1000.0], 1, 10),
-    ],
-)
-def test_a_tick_is_missed_when_its_output_is_not_ready_at_the_next(
-    timed: tuple[TimedPolicy, list[float]], durations_ms: list[float], calls: int, missed: int
-):
-    policy, durations = timed
-    durations += durations_ms
-    timing = policy.run_paced(rate_hz=100, seconds=0.1)
-    assert (timing.ticks, len(timing.latency_us), timing.missed) == (10, calls, missed)
-    assert timing.latency_us.max() == pytest.approx(1e3 * max(durations_ms))
-    assert (timing.response_us >= timing.latency_us - 1e-6).all()
-
-
-def test_back_to_back_calls_fill_the_time(timed: tuple[TimedPolicy, list[float]]):
-    policy, durations = timed
-    durations.append(2.0)
-    assert policy.run_for(0.1) == [2_000_000] * 50
-    assert len(policy.run_for(0.0)) == 1
-
-
 def test_states_lie_in_the_ranges_of_the_metadata(tmp_path: Path):
     policy = OnnxPolicy(write_policy(tmp_path / POLICY_FILE))
-    timed = TimedPolicy(policy, np.random.default_rng(0))
-    seen = []
-    policy.step = lambda observation, goal: seen.append(np.concatenate([observation, goal]))  # type: ignore
-    for _ in range(500):
-        timed.call()
-    drawn = np.array(seen)
-    assert drawn.shape == (500, 6) and len(np.unique(drawn[:, 0])) > 400
+    states = draw_states(policy, np.random.default_rng(0))
+    drawn = np.array([np.concatenate(state) for state in states[:500]])
+    assert drawn.shape == (500, 6) and len(np.unique(drawn[:, 0])) > 400 and drawn.dtype == np.float32
     assert drawn.min() >= -1 and drawn.max() <= 1 and drawn.std() > 0.4
 
 
@@ -132,17 +53,21 @@ def test_student_and_teacher_are_reported_beside_each_other(
     report = json.loads(artifact.file("benchmark.json").read_text())
     assert list(report["networks"]) == ["student", "teacher"] and report["rate_hz"] == 100
     for figures in report["networks"].values():
-        for timing in (figures["back_to_back"], figures["paced"]):
+        for timing in (figures["back_to_back"], figures["inside_runtime"], figures["paced"]):
             ranked = [timing[name] for name in ("p50_us", "p90_us", "p99_us", "p99_9_us", "max_us")]
             assert ranked == sorted(ranked) and ranked[0] > 0 and timing["samples"] >= 1
         assert figures["paced"]["ticks"] == 10 and 0 <= figures["paced"]["missed"] <= 10
+    loops = {loop["rate_hz"]: loop for loop in report["paced_loops"]}
+    assert list(loops) == [100, 1000] and loops[1000]["empty"]["ticks"] == loops[1000]["ticks"] == 100
+    assert loops[100]["p99_us"] == report["networks"]["student"]["paced"]["p99_us"]
+    assert report["networks"]["student"]["roofline"]["ratio"] > 1 and report["busy"] is None
     p50 = {role: figures["back_to_back"]["p50_us"] for role, figures in report["networks"].items()}
     assert report["speedup"] == pytest.approx(p50["teacher"] / p50["student"])
     assert report["runtime"]["threads"] == 1 and report["host"]["cpu"] and "missed" in report["definitions"]
 
     manifest = artifact.manifest
     assert manifest.status == "completed" and manifest.parents["policy"].hash == policy.manifest.hash
-    assert set(manifest.files) == {"benchmark.json", "latency.png"}
+    assert set(manifest.files) == {"benchmark.json", "latency.png", "timeline.png"}
     assert manifest.results["networks"] == report["networks"]
     printed = capsys.readouterr().out
     assert "p99.9" in printed and "at 100 Hz" in printed and artifact.name in printed
@@ -157,6 +82,34 @@ def test_the_pace_is_the_tasks_and_a_policy_may_stand_alone(
     results = artifact.manifest.results
     assert results["rate_hz"] == 10 and results["networks"]["student"]["paced"]["ticks"] == 2
     assert results["speedup"] is None and list(results["networks"]) == ["student"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin threads")
+def test_a_load_and_fresh_processes_give_rows_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = quick(busy_processes=1, cold_starts=1, core=max(os.sched_getaffinity(0)))
+    before = os.sched_getaffinity(0)
+    report = benchmark.run(
+        settings, context(tmp_path), policy_artifact(tmp_path, teacher=False)
+    ).manifest.results
+    assert report["busy"]["paced"]["rate_hz"] == 1000 and report["busy"]["back_to_back"]["samples"] > 0
+    assert report["cold_start"]["total_s"] > 0 and report["realtime"]["core"] == "on"
+    assert os.sched_getaffinity(0) == before and gc.isenabled()
+    printed = capsys.readouterr().out
+    assert "student, 1 busy process" in printed and "Cold start: " in printed and "Memory: " in printed
+
+
+def test_what_the_system_refuses_is_said_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    artifact = benchmark.run(quick(fifo_priority=50), context(tmp_path), policy_artifact(tmp_path))
+    assert "Warning: SCHED_FIFO: refused: needs CAP_SYS_NICE" in capsys.readouterr().err
+    assert artifact.manifest.results["realtime"]["sched_fifo"].startswith("refused: needs CAP_SYS_NICE")
 
 
 def test_a_policy_of_another_task_is_refused(tmp_path: Path):
@@ -174,7 +127,16 @@ def test_a_file_that_changed_is_refused(tmp_path: Path):
         benchmark.run(quick(), context(tmp_path), policy)
 
 
-@pytest.mark.parametrize(("override", "word"), [("rate_hz=0", "rate_hz"), ("rate=5", "rate_hz")])
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("rate_hz=0", "rate_hz"),
+        ("rate=5", "rate_hz"),
+        ("rates_hz=[50, 0]", "rates_hz"),
+        ("fifo_priority=100", "fifo_priority"),
+        ("busy_processes=-1", "busy_processes"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(override: str, word: str):
     with pytest.raises(SettingsError, match=word):
         resolve_settings(BenchmarkSettings, "benchmark", overrides=[override])
@@ -201,20 +163,24 @@ from stages import benchmark
 
 workspace = Workspace(Path({root!r}))
 context = StageContext(workspace, Console(), open_tracker(workspace.root))
-settings = benchmark.BenchmarkSettings(warmup_s=0, back_to_back_s=0.05, paced_s=0.05, rate_hz=100)
+short = dict(warmup_s=0, back_to_back_s=0.05, paced_s=0.05, rate_hz=100, cold_starts=1)
+settings = benchmark.BenchmarkSettings(**short)
 artifact = benchmark.run(settings, context, workspace.newest("policy"))
-print(sorted(artifact.manifest.files), artifact.manifest.results["networks"]["student"]["paced"]["ticks"])
+results = artifact.manifest.results
+ticks = results["networks"]["student"]["paced"]["ticks"]
+print(sorted(artifact.manifest.files), ticks, len(results["left_out"]))
 """
 
 
 def test_the_base_install_is_enough(tmp_path: Path):
     policy_artifact(tmp_path)
-    blocked = {"h5py", "matplotlib", "minari", "mlflow", "onnx", "safetensors", "torch"}
+    blocked = {"h5py", "matplotlib", "minari", "mlflow", "onnx", "safetensors", "threadpoolctl", "torch"}
     script = WITHOUT_TRAINING_PACKAGES.format(blocked=blocked, root=str(tmp_path))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "['benchmark.json'] 5"
-    assert "No histogram" in done.stdout and "matplotlib" in done.stdout
+    assert done.stdout.splitlines()[-1] == "['benchmark.json'] 5 3"
+    assert "No pictures" in done.stdout and "matplotlib" in done.stdout
+    assert "torch eager: torch, safetensors, threadpoolctl not installed" in done.stdout

@@ -1,0 +1,67 @@
+"""Small students on the clock: what a cell records, and which figures of the table reach their targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import realtime
+from models.residual_mlp import NetworkShape
+
+
+def cell(p50_us: float = 8.0, p99_us: float = 12.0, roofline: float = 2.0, excess: float = 0.0) -> dict:
+    return {
+        "student": {
+            "inside_runtime": {"p50_us": p50_us, "p99_us": p99_us},
+            "roofline": {"ratio": roofline},
+        },
+        "comparison": {"torch eager": {"ratio": 8.0}, "numpy": {"ratio": 0.9}},
+        "paced_loops": [{"excess_missed_share": excess}],
+        "busy": {"paced": {"excess_missed_share": 0.02}},
+    }
+
+
+def test_the_table_marks_what_misses_its_target():
+    rows = realtime.table(
+        {
+            "4 x 64": cell(p50_us=11.0, roofline=9.0, excess=0.00005),
+            "4 x 256": cell(p50_us=11.0, p99_us=40.0, roofline=2.6, excess=0.0002),
+        }
+    ).splitlines()
+    assert rows[2] == "| 4 x 64 | **11.0** | 1.09 | 9.00 | 8.0 | **0.9** | 0.005 | 2.000 |"
+    assert rows[3] == "| 4 x 256 | 11.0 | **3.64** | **2.60** | 8.0 | **0.9** | **0.020** | 2.000 |"
+    assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
+
+
+def test_cells_are_recorded_one_by_one_and_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked = []
+
+    def run(shape: NetworkShape, settings: realtime.benchmark.BenchmarkSettings) -> dict:
+        asked.append((shape.width, settings.rate_hz, settings.paced_s, settings.core))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return cell()
+
+    monkeypatch.setattr(realtime, "run_cell", run)
+    arguments = [f"--output={tmp_path / 'realtime.json'}", "--paced-s=3", "--core=1"]
+    with pytest.raises(KeyboardInterrupt):
+        realtime.main(arguments)
+    realtime.main(arguments)
+    realtime.main([*arguments, "--table"])
+    assert asked == [(64, 1000.0, 3.0, 1), (256, 1000.0, 3.0, 1), (256, 1000.0, 3.0, 1)]
+    assert capsys.readouterr().out.count("| 4 x 256 |") == 2
+
+
+@pytest.mark.slow
+def test_a_student_is_exported_and_timed():
+    settings = realtime.benchmark.BenchmarkSettings(
+        **{**realtime.TIMING, "warmup_s": 0.01}, paced_s=0.2, back_to_back_s=0.1, cold_starts=1
+    )
+    found = realtime.run_cell(NetworkShape(4, 16), settings)
+    assert found["student"]["network"]["width"] == 16 and set(found["comparison"]) == {"torch eager", "numpy"}
+    assert [loop["rate_hz"] for loop in found["paced_loops"]] == [1000.0]
+    assert found["busy"]["paced"]["ticks"] == 200
+    assert "| 4 x 256 |" in realtime.table({"4 x 256": found})
