@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := demo
+# The C++ runner of examples/deploy is built against this wheel's headers and libraries.
+OPENVINO := build/openvino
+OPENVINO_VERSION := 2026.4.1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup benchmark-setup demo test test-all test-cuda check format clean
@@ -37,7 +40,14 @@ test: setup  ## Run the fast tests, on two processes
 	@echo "test: the fast tests"
 	@$(BIN)/python -m pytest -q -m "not slow and not cuda" -n 2 --dist loadfile
 
-test-all: setup  ## Run every test that needs no GPU, the slow ones too
+$(OPENVINO)/.$(OPENVINO_VERSION):
+	@echo "test-all: fetching OpenVINO $(OPENVINO_VERSION) for the C++ runner (60 MB) into $(OPENVINO)"
+	@rm -rf $(OPENVINO)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OPENVINO) \
+	  openvino==$(OPENVINO_VERSION) && touch $@ || \
+	  echo "test-all: there is no such wheel here; the test of the C++ runner is skipped"
+
+test-all: setup $(OPENVINO)/.$(OPENVINO_VERSION)  ## Run every test that needs no GPU, the slow ones too
 	@echo "test-all: every test but those that need CUDA"
 	@$(BIN)/python -m pytest -q -m "not cuda" -rs
 

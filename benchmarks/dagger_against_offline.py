@@ -9,7 +9,7 @@ them. A label is a state under one goal, as the teacher is asked about it. The r
 fresh episodes that neither has seen, the same for both; a recorded cell is not run again.
 
 The interval of a cell is that of its two students: other seeds would train others. The one of several cells
-is for students to come: seeds are resampled first, then episodes. With three seeds it is rough.
+is for students to come: seeds are resampled first, then episodes. With six seeds it is rough.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from stages.network_file import load_actor
 
 OUTPUT = RESULTS / "dagger_against_offline.json"
 EPISODES = 4096
+SEEDS = range(6)
+"""Students differ more from seed to seed than both ways of teaching do."""
+
 ROUNDS = 4
 UPDATES = 4000
 ROUND_UPDATES = 800
@@ -48,6 +51,7 @@ DATASET: Mapping[str, Any] = {"alternative_goals": 0, "threads": 1}
 STUDENT: Mapping[str, Any] = {
     "student_depth": 4,
     "student_width": 64,
+    "average_decay": 0.99,
     "final_episodes": 256,
     "max_final_episodes": 256,  # the comparison runs episodes of its own
     "threads": 1,
@@ -188,6 +192,7 @@ def main() -> None:
     """Run what is missing, or print what is there."""
     parser = study_parser(__doc__, "dagger_against_offline", OUTPUT)
     parser.add_argument("--labels", type=int, nargs="+", default=[4_000, 20_000, 100_000])
+    parser.set_defaults(seeds=list(SEEDS))
     options = parser.parse_args()
     book = CellBook(options.output)
     if not options.table:

@@ -30,7 +30,7 @@ from stages import benchmark, export_onnx
 
 OUTPUT = RESULTS / "deep_students.json"
 DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
-STUDENT: Mapping[str, Any] = {"alternative_fraction": 0.5, "final_episodes": 1024, "threads": 1}
+STUDENT: Mapping[str, Any] = {"final_episodes": 1024, "threads": 1}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "residual 4 x 128": {"student_depth": 4, "student_width": 128},
     "plain 2 x 128": {"student_depth": 2, "student_width": 128},

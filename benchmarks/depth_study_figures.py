@@ -21,7 +21,7 @@ from benchmarks.depth_study_results import (
     last_evaluations,
     mean_success_at,
 )
-from pipeline.core.pictures import INK, SOFT, _short_count, house_figure
+from pipeline.core.pictures import INK, SOFT, house_figure, short_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def _way_table(arm: ArmResults) -> str:
     end = min(record["curve"]["env_steps"][-1] for row in arm.started for record in row.records)
     times = equal_times_s(arm)
     places = [("env_steps", share * end) for share in _STEP_SHARES] + [("elapsed_s", time) for time in times]
-    header = ["configuration", *(f"{_short_count(round(share * end))} steps" for share in _STEP_SHARES)]
+    header = ["configuration", *(f"{short_count(round(share * end))} steps" for share in _STEP_SHARES)]
     header += [f"{time / 60:.1f} min" for time in times]
     header[2 + len(_STEP_SHARES)] = f"**{header[2 + len(_STEP_SHARES)]}**"
     lines = []
@@ -145,7 +145,7 @@ def _draw_arm(subfigure: SubFigure, arm: ArmResults, colours: Mapping[int, Any])
     seeds = sorted({len(row.records) for row in arm.started})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     subfigure.suptitle(
-        f"{arm.name}: {arm.task}, {_short_count(arm.env_steps)} environment steps, "
+        f"{arm.name}: {arm.task}, {short_count(arm.env_steps)} environment steps, "
         f"{count} {'seed' if count == '1' else 'seeds'} a configuration",
         fontweight="bold", fontsize=13, x=0.01, ha="left",
     )  # fmt: skip
@@ -160,7 +160,7 @@ def _draw_arm(subfigure: SubFigure, arm: ArmResults, colours: Mapping[int, Any])
         _draw_mean_curve(critic, row.records, "env_steps", "info_nce", **look)
     for axes in (middle, critic):
         axes.set(xlabel="environment steps", xlim=(0, None))
-        axes.xaxis.set_major_formatter(lambda value, _: _short_count(value))
+        axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
     _finish_wall_clock(right, arm)
     clock = "time alone on a thread" if arm.paced else "wall-clock"
     titles = ("success by environment steps", f"success by {clock}", "InfoNCE (nats) by environment steps")
@@ -214,7 +214,7 @@ def _tick(arm: ArmResults, row: ConfigurationResults) -> str:
     if arm.axis != "network":
         return str(getattr(sizes, arm.axis))
     parameters = float(f"{row.records[0]['parameters']:.3g}") if row.records else 0.0
-    size = f"\n{_short_count(parameters)} parameters" if row.records else ""
+    size = f"\n{short_count(parameters)} parameters" if row.records else ""
     return f"depth {sizes.depth}\nwidth {sizes.width}{size}"
 
 

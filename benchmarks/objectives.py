@@ -109,17 +109,39 @@ def _mean(cells: list[Cell], name: str) -> str:
 
 def main() -> None:
     """Run what is missing, or print what is there."""
-    parser = study_parser(__doc__, "objectives", OUTPUT)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    run_study(__doc__, "objectives", OUTPUT, VARIANTS, DATASET, STUDENT)
+
+
+def run_study(
+    description: str | None,
+    name: str,
+    output: Path,
+    variants: Mapping[str, Variant],
+    dataset: Mapping[str, Any],
+    student: Mapping[str, Any],
+) -> None:
+    """Run the command line of a study of variants: what is missing of it, or print what is there.
+
+    Args:
+        description: of the command line.
+        name: of its workspace.
+        output: where cells are recorded.
+        variants: by name.
+        dataset, student: settings that all variants share.
+    """
+    parser = study_parser(description, name, output)
+    parser.add_argument("--variants", nargs="+", choices=variants, default=list(variants))
     options = parser.parse_args()
     book = CellBook(options.output)
     if not options.table:
         teacher = studied_teacher(parser, options)
         for seed in options.seeds:
-            for name in options.variants:
+            for chosen in options.variants:
                 book.cell(
-                    f"{name} seed {seed}",
-                    lambda name=name, seed=seed: run_cell(VARIANTS[name], seed, teacher, options.workspace),
+                    f"{chosen} seed {seed}",
+                    lambda variant=variants[chosen], seed=seed: run_cell(
+                        variant, seed, teacher, options.workspace, dataset, student
+                    ),
                 )
     print(table(book.cells))
 

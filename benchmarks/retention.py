@@ -52,7 +52,6 @@ DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
 STUDENT: Mapping[str, Any] = {
     "student_depth": 4,
     "student_width": 128,
-    "alternative_fraction": 0.5,
     "final_episodes": 1024,
     "threads": 1,
 }

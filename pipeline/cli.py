@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -12,8 +11,9 @@ from pipeline.core.runtime import as_user_error
 from pipeline.dataset_commands import dataset
 from pipeline.frontier_commands import frontier
 from pipeline.policy_commands import policy
+from pipeline.report_command import report
 from pipeline.run_policy_command import run_policy
-from pipeline.session import CommonOptions, Session, describe, stage_command
+from pipeline.session import CommonOptions, Session, describe, one_of_three, stage_command
 
 
 class OrderedGroup(click.Group):
@@ -50,7 +50,7 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the newest chain that was cut off.")
 @stage_command
 def run(session: Session, common: CommonOptions, task: str | None, resume: bool) -> None:
-    """Run every stage, from teacher to benchmark, in one chain run.
+    """Run every stage, from teacher to benchmark and report, in one chain run.
 
     --set takes the stage too: --set train_teacher.depth=32.
     """
@@ -213,20 +213,8 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     session.report(stage.run(settings, session.context, source))
 
 
-def _one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options that name a policy, a student or a teacher."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
-            help_text = f"{verb} a {kind}{otherwise}."
-            command = click.option(f"--{kind}", metavar=kind.upper(), help=help_text)(command)
-        return command
-
-    return decorate
-
-
 @cli.command()
-@_one_of_three("Evaluate")
+@one_of_three("Evaluate")
 @click.option("--episodes", type=int, help="Fresh episodes to run.")
 @stage_command
 def evaluate(
@@ -248,7 +236,7 @@ def evaluate(
 
 
 @cli.command()
-@_one_of_three("Draw")
+@one_of_three("Draw")
 @click.option("--episodes", type=int, help="Episodes to draw, one after another.")
 @click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
 @stage_command
@@ -275,6 +263,7 @@ def render(
 
 cli.add_command(run_policy)
 cli.add_command(policy)
+cli.add_command(report)
 cli.add_command(dataset)
 cli.add_command(frontier)
 

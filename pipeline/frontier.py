@@ -26,6 +26,7 @@ from pipeline.frontier_cells import (
     cell_workspace,
     finished,
     grid,
+    require_work,
     teacher_workspace,
 )
 from pipeline.frontier_picture import PICTURE_FILE, draw_frontier
@@ -98,10 +99,11 @@ def run(
         context: workspace, console and tracking.
         teacher: of all students.
         dataset: that all students learn from.
-        resumed: an unfinished frontier to go on with.
+        resumed: a frontier to go on with, unfinished or with students that failed.
 
     Raises:
         StoppedByUser: Ctrl-C; what is done is kept.
+        SettingsError: nothing is left to do for the frontier to go on with.
         UserError: the dataset is another teacher's, the teacher does not reproduce its recorded success,
             no cell succeeded, or another process is making the frontier.
     """
@@ -110,6 +112,8 @@ def run(
     with contextlib.ExitStack() as stack:
         if resumed is not None:  # before the stage writes to its manifest
             stack.enter_context(folder_lock(resumed.path))
+            resumed = Artifact.load(resumed.path)  # another process may have finished it meanwhile
+            require_work(resumed)
         work = stack.enter_context(
             context.stage("frontier", "frontier", task=task, settings=plan, parents=parents, resumed=resumed)
         )

@@ -121,15 +121,22 @@ def remove_unfinished(workspace: Workspace) -> None:
             shutil.rmtree(folder)
 
 
+def require_work(frontier: Artifact) -> None:
+    """Raise SettingsError where a frontier is completed and none of its students failed."""
+    manifest = frontier.manifest
+    if manifest.status == "completed" and not manifest.results.get("failed"):
+        raise SettingsError(f"Frontier {frontier.name} is completed: there is nothing to resume.")
+
+
 def find_resumable(workspace: Workspace, reference: str | None) -> tuple[FrontierPlan, Artifact]:
-    """Return the unfinished frontier to go on with, and its plan.
+    """Return the frontier to go on with, and its plan: an unfinished one, or one with students that failed.
 
     Args:
         workspace: where to look.
         reference: its name or path; None: the newest unfinished one.
 
     Raises:
-        SettingsError: there is none, or the one named is finished.
+        SettingsError: there is none, or nothing is left to do for the one named.
         DamagedFileError: its manifest holds settings that are none of this version's.
     """
     if reference is not None:
@@ -141,8 +148,7 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[Frontie
                 f"No unfinished frontier in {workspace.runs} to resume: start one with `pipeline frontier`."
             )
         artifact = unfinished[0]
-    if artifact.manifest.status == "completed":
-        raise SettingsError(f"Frontier {artifact.name} is completed: there is nothing to resume.")
+    require_work(artifact)
     try:
         return FrontierPlan(**artifact.manifest.settings), artifact
     except (pydantic.ValidationError, TypeError) as error:

@@ -26,7 +26,8 @@ _MIN_RETENTION = 0.98
     is_flag=False,
     flag_value="newest",
     metavar="[FRONTIER]",
-    help="Go on with an unfinished frontier: the newest, or the one named.",
+    help="Go on with an unfinished frontier, the newest or the one named; with a name, also try again what "
+    "failed in a finished one.",
 )
 @click.option("--select", is_flag=True, help="Take the smallest student that keeps to the bounds.")
 @click.option(

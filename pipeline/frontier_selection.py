@@ -124,10 +124,15 @@ def select(
     )
     source = Artifact.load(frontier.file(row["student"]))
     teacher = teacher or _teacher_of(frontier, context)
-    fresh = None if teacher is None else _run_fresh(source, teacher, row, bounds, context)
+    before = [a for a in context.workspace.artifacts("student") if _chosen_from(frontier, a)]
+    fresh = None if teacher is None else _run_fresh(source, teacher, row, bounds, context, len(before))
     student = _register(frontier, source, row, fresh, context)
     settings = export_onnx.ExportOnnxSettings(**frontier.manifest.settings["export_onnx"])
     return {"student": student, "policy": export_onnx.run(settings, context, student, teacher)}
+
+
+def _chosen_from(frontier: Artifact, student: Artifact) -> bool:
+    return student.manifest.results.get("frontier") == frontier.name
 
 
 def _teacher_of(frontier: Artifact, context: StageContext) -> Artifact | None:
@@ -148,26 +153,30 @@ def _teacher_of(frontier: Artifact, context: StageContext) -> Artifact | None:
 
 
 def _run_fresh(
-    student: Artifact, teacher: Artifact, row: Row, bounds: Bounds, context: StageContext
+    student: Artifact, teacher: Artifact, row: Row, bounds: Bounds, context: StageContext, choice: int
 ) -> dict[str, Any]:
-    """Run paired episodes that nothing was chosen by, say what is retained over them and return it."""
+    """Run paired episodes that nothing was chosen by, say what is retained over them and return it.
+
+    Every choice from a frontier has episodes of its own: who chooses again because of the last ones would be
+    choosing by them.
+    """
     from stages.evaluate import EpisodeStream
     from stages.network_file import load_actor, torch_policy
     from stages.paired_evaluation import EpisodeBudget, run_pairs
     from stages.student_training import DistillSettings
 
     settings = DistillSettings(**student.manifest.settings)
-    device = resolve_device(settings.device)
+    device, seed = resolve_device(settings.device), [settings.seed, _FRESH_STREAM, choice]
 
     def stream(artifact: Artifact) -> EpisodeStream:
         trained = load_actor(artifact)
         policy = torch_policy(trained.actor.to(device), device)
-        return EpisodeStream(trained.task, policy, seed=seed_sequence(settings.seed, _FRESH_STREAM))
+        return EpisodeStream(trained.task, policy, seed=seed_sequence(*seed))
 
     least, most = (max(_LEAST_EPISODES, n) for n in (settings.final_episodes, settings.max_final_episodes))
     budget = EpisodeBudget(least, most, settings.interval_half_width)
     results = run_pairs(stream(teacher), stream(student), budget).results()
-    results["evaluation_seed"] = [settings.seed, _FRESH_STREAM]
+    results["evaluation_seed"] = seed
     context.console.say(
         f"Over {results['episodes']:,} fresh episodes {row['name']} has success {figure(results['success'])} "
         f"beside the teacher's {figure(results['teacher_success'])}: retention {_retained(results)}."

@@ -1,4 +1,4 @@
-"""The whole chain as one run: teacher, dataset, student, policy, benchmark; a killed one can go on."""
+"""The chain as one run: teacher, dataset, student, policy, benchmark, report; a killed one can go on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ KIND_OF_SECTION = {
     "distill": "student",
     "export_onnx": "policy",
     "benchmark": "benchmark",
+    "report": "report",
 }
 SECTIONS = tuple(KIND_OF_SECTION)
 
@@ -71,7 +72,7 @@ def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, S
 
 
 def _settings_classes() -> dict[str, type[StageSettings]]:
-    from stages import benchmark, distill, export_onnx, generate_dataset, train_teacher
+    from stages import benchmark, distill, export_onnx, generate_dataset, report, train_teacher
 
     return {
         "train_teacher": train_teacher.TrainTeacherSettings,
@@ -79,7 +80,13 @@ def _settings_classes() -> dict[str, type[StageSettings]]:
         "distill": distill.DistillSettings,
         "export_onnx": export_onnx.ExportOnnxSettings,
         "benchmark": benchmark.BenchmarkSettings,
+        "report": report.ReportSettings,
     }
+
+
+def settings_by_kind() -> dict[str, type[StageSettings]]:
+    """Return the settings of each kind of artifact that a chain makes."""
+    return {KIND_OF_SECTION[section]: cls for section, cls in _settings_classes().items()}
 
 
 def start_chain(settings: dict[str, StageSettings], context: StageContext) -> dict[str, Artifact]:
@@ -108,6 +115,7 @@ def resume_chain(context: StageContext) -> dict[str, Artifact]:
 def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
     try:
         record = ChainRecord(**json.loads(path.read_text()))
+        record.settings.setdefault("report", {})  # chains that began before there were reports
         _take_kept_task(record, path.parent)
         classes = _settings_classes()
         return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
@@ -155,7 +163,7 @@ class _Chain:
 
     def run(self) -> dict[str, Artifact]:
         """Run the stages that are not done; return the artifacts of all."""
-        from stages import benchmark, distill, export_onnx, generate_dataset, train_teacher
+        from stages import benchmark, distill, export_onnx, generate_dataset, report, train_teacher
 
         try:
             teacher = self._teacher(train_teacher)
@@ -163,6 +171,7 @@ class _Chain:
             student = self._stage("distill", distill, teacher, dataset)
             policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
             latency = self._stage("benchmark", benchmark, policy)
+            page = self._stage("report", report, policy, settings_by_kind())
             self._record.completed = True
             self._save()
         except KeyboardInterrupt:
@@ -170,7 +179,7 @@ class _Chain:
         finally:
             self._context.tracker.close_chain(self._record.chain_run_id, ok=self._record.completed)
         made: dict[str, Artifact] = dict(
-            zip(SECTIONS, (teacher, dataset, student, policy, latency), strict=True)
+            zip(SECTIONS, (teacher, dataset, student, policy, latency, page), strict=True)
         )
         _summarise(made, self._record.seconds, self._context)
         return made
@@ -220,7 +229,7 @@ class _Chain:
 
 def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: StageContext) -> None:
     """Print what each stage made, what it reached and how long it took."""
-    teacher, dataset, student, policy, latency = (made[name].manifest.results for name in SECTIONS)
+    teacher, dataset, student, policy, latency, page = (made[name].manifest.results for name in SECTIONS)
     timing = latency["networks"]["student"]["back_to_back"]
     reached = {
         "train_teacher": f"success {figure(teacher['success'])}",
@@ -228,6 +237,7 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         "distill": f"success {figure(student['success'])}, retention {figure(student['retention'])}",
         "export_onnx": f"success {figure(policy['success'])}",
         "benchmark": f"p50 {timing['p50_us']:.0f} µs, p99 {timing['p99_us']:.0f} µs",
+        "report": f"{page['bytes'] / 2**20:.1f} MiB",
     }
     rows = [
         (section.replace("_", "-"), made[section].name, reached[section], f"{seconds[section]:.0f}")
@@ -236,4 +246,5 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
     context.console.say("")
     context.console.table("Chain", ("stage", "artifact", "reached", "seconds"), rows)
     context.console.say(f"Policy file: {made['export_onnx'].file('policy.onnx')}")
+    context.console.say(f"Report: {made['report'].file('report.html')}")
     context.console.say(f"Every run in MLflow: pipeline --workspace {context.workspace.root} ui")

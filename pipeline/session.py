@@ -42,6 +42,7 @@ COMMANDS_OF_MUJOCO = (
     "evaluate",
     "run-policy",
     "frontier",
+    "report",
     "tasks",
     "check",
     "import",
@@ -179,6 +180,18 @@ def stage_command(command: Command) -> Command:
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
+
+
+def one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options that name a policy, a student or a teacher."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
+            help_text = f"{verb} a {kind}{otherwise}."
+            command = click.option(f"--{kind}", metavar=kind.upper(), help=help_text)(command)
+        return command
+
+    return decorate
 
 
 class Session:

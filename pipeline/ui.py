@@ -1,4 +1,4 @@
-"""MLflow's web page on a workspace's runs, served until the user ends it."""
+"""What is shown in a web browser: a report, and MLflow's page on a workspace's runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.core.artifacts import Workspace
 from pipeline.core.console import Console
@@ -17,6 +19,13 @@ from pipeline.core.tracking import ui_command
 
 _PATIENCE_S = 10.0
 _QUIET = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+
+
+def show_page(path: Path, console: Console) -> None:
+    """Show a file of ours in the user's web browser; where there is none, say what to open elsewhere."""
+    address = path.absolute().as_uri()
+    if not webbrowser.open(address):
+        console.warn(f"no web browser was found here: open {address} in one.")
 
 
 def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:

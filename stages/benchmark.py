@@ -62,15 +62,15 @@ class BenchmarkSettings(StageSettings):
         default=3, ge=0, le=100, description="fresh processes that start the policy; 0: none"
     )
     compare: bool = pydantic.Field(
-        True, description="time the network in torch and NumPy too, if they are here"
+        default=True, description="time the network in torch and NumPy too, if they are here"
     )
     aot_inductor: bool = pydantic.Field(
-        False, description="and compiled by AOTInductor: half a minute, a C++ compiler"
+        default=False, description="and compiled by AOTInductor: half a minute, a C++ compiler"
     )
     fifo_priority: int | None = pydantic.Field(
         default=None, ge=1, le=99, description="priority under SCHED_FIFO; none: the normal scheduler"
     )
-    lock_memory: bool = pydantic.Field(False, description="keep every page in memory (mlockall)")
+    lock_memory: bool = pydantic.Field(default=False, description="keep every page in memory (mlockall)")
     core: int | None = pydantic.Field(
         default=None, ge=0, description="the only core for the loops; none: any"
     )

@@ -12,6 +12,7 @@ from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import parameter_count
 from pipeline.core.artifacts import Artifact
+from pipeline.core.atomic import write_json_atomic
 from pipeline.core.console import figure
 from pipeline.core.errors import DamagedFileError, UserError
 from pipeline.core.pictures import draw_learning_curve
@@ -40,6 +41,7 @@ from stages.paired_evaluation import (
 )
 from stages.student_training import DistillSettings, StudentTraining
 from stages.teacher_critic import TeacherCritic, load_critic
+from stages.training_progress import HISTORY_FILE
 
 _SPLIT_STREAM, _INITIALISATION_STREAM, _FINAL_STREAM = 11, 12, 14
 _DRAWN_PATHS = 32
@@ -236,6 +238,7 @@ def _finish(
         shape=settings.shape,
         extra={"evaluation": pairs.student.summary()} | task_record(artifact),
     )
+    write_json_atomic(artifact.file(HISTORY_FILE), {"history": training.history})
     _draw(artifact, trained, training.history, pairs)
     write_failures(artifact.path, trained.task, pairs)
     artifact.complete(results)
@@ -268,7 +271,7 @@ def _track(results: dict[str, Any], updates: int, work: StageWork, task: str) ->
     finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
     work.run.log_metrics(finals, step=updates)
     pictures = ("learning_curve.png", "rollouts.png", FAILURES_PICTURE)
-    work.log_files(NETWORK_FILE, *pictures, FAILURES_FILE, "manifest.json")
+    work.log_files(NETWORK_FILE, *pictures, HISTORY_FILE, FAILURES_FILE, "manifest.json")
     artifact = work.artifact
     work.run.register_model(f"student-{task}", artifact.file(NETWORK_FILE), {"artifact": artifact.name})
 

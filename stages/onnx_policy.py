@@ -59,7 +59,7 @@ class OnnxPolicy:
         if task is not None and self.metadata.task != task:
             raise DamagedFileError(f"{path} is a policy for task {self.metadata.task!r}, not for {task!r}.")
         if check_hash:
-            require_graph(model, self.metadata, self.path)
+            _require_graph(model, self.metadata, self.path)
         self._session = _open_session(model, self.path)
         _check_signature(self._session, self.metadata, self.path)
         self._bind()
@@ -169,7 +169,7 @@ class OnnxPolicy:
             self._binding.bind_output(name, "cpu", 0, np.float32, (1, row.size), row.ctypes.data)
 
 
-def require_graph(model: ModelBytes, metadata: PolicyMetadata, path: Path) -> None:
+def _require_graph(model: ModelBytes, metadata: PolicyMetadata, path: Path) -> None:
     """Raise DamagedFileError unless the graph is the one that the metadata was written for."""
     if model.graph_sha256 != metadata.graph_sha256:
         raise DamagedFileError(

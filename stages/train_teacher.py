@@ -48,9 +48,9 @@ from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from stages.rollout import RolloutStatistics
 from stages.teacher_training import CHANGEABLE_ON_RESUME, TeacherTraining, TrainTeacherSettings
+from stages.training_progress import HISTORY_FILE
 
 __all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
-HISTORY_FILE = "history.json"
 PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")
 _FINAL_STREAM = 5
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+HISTORY_FILE = "history.json"
+"""Every evaluation of a training, of a teacher or a student, as ``{"history": [...]}``."""
+
 
 @dataclass
 class TrainingProgress:

@@ -36,7 +36,7 @@ STAGES = {
 TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
-    "h5py", "imageio", "imageio_ffmpeg", "llvmlite", "matplotlib", "minari", "mlflow",
+    "h5py", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari", "mlflow",
     "mujoco_warp", "onnx", "PIL", "safetensors", "threadpoolctl", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
@@ -46,6 +46,9 @@ RUNS_ON_BASE_INSTALL = (
     "stages.benchmark",
     "stages.fresh_probe",
     "stages.run_policy",
+    "stages.policy_verification",
+    "pipeline.policy_page",
+    "pipeline.core.model_registry",
 )
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -27,21 +27,26 @@ from pipeline.core.atomic import plain_json
 from pipeline.core.errors import StoppedByUser, UserError
 
 EXTRA_OF_PACKAGE = {
+    "gymnasium": "",
     "h5py": "train",
     "PIL": "train",
     "imageio": "train",
     "imageio_ffmpeg": "train",
+    "jinja2": "train",
     "matplotlib": "train",
     "minari": "train",
     "mlflow": "train",
+    "mujoco": "",
     "mujoco_warp": "train",
     "onnx": "train",
+    "onnxruntime": "",
     "safetensors": "train",
     "threadpoolctl": "train",
     "torch": "train",
     "warp": "train",
 }
-"""The extra of thousandfold that brings a package, by the name under which it is imported."""
+"""The extra of thousandfold that brings a package, by the name under which it is imported; "": no extra does,
+for every installation has it."""
 
 
 class Console:
@@ -245,7 +250,8 @@ def _describe(error: Exception, log_folder: Path | None) -> tuple[str, int]:
         return f"No access to {error.filename or 'a file'} ({error.strerror}): check its permissions.", 2
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in EXTRA_OF_PACKAGE:
-        install = f'pip install "thousandfold[{EXTRA_OF_PACKAGE[package]}]"'
+        extra = EXTRA_OF_PACKAGE[package]
+        install = f'pip install "thousandfold[{extra}]"' if extra else "pip install thousandfold"
         return f"This command needs {package}, which is not installed: {install}", 2
     log = _write_traceback(error, log_folder)
     where = f"the traceback is in {log}" if log else "set THOUSANDFOLD_TRACEBACK=1 to see the traceback"

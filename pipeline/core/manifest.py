@@ -24,6 +24,7 @@ KINDS = {
     "evaluation": "evaluate",
     "rendering": "render",
     "frontier": "frontier",
+    "report": "report",
 }
 """Every kind of artifact and the command that makes it."""
 
@@ -58,7 +59,15 @@ class Manifest:
 
     format_version: int
     kind: Literal[
-        "teacher", "dataset", "student", "policy", "benchmark", "evaluation", "rendering", "frontier"
+        "teacher",
+        "dataset",
+        "student",
+        "policy",
+        "benchmark",
+        "evaluation",
+        "rendering",
+        "frontier",
+        "report",
     ]
     name: str
     status: Literal["running", "completed", "failed"]

@@ -88,7 +88,7 @@ def draw_learning_curve(
                 axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
         panels[0].set_title(title)
         panels[-1].set_xlabel(x_label)
-        panels[-1].xaxis.set_major_formatter(lambda value, _: _short_count(value))
+        panels[-1].xaxis.set_major_formatter(lambda value, _: short_count(value))
         figure.align_ylabels()
 
 
@@ -169,7 +169,7 @@ def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title:
             figure.colorbar(mesh, ax=axes, label="gradient norm")
         panels[0].set_title(title)
         panels[-1].set_xlabel("updates")
-        panels[-1].xaxis.set_major_formatter(lambda value, _: _short_count(value))
+        panels[-1].xaxis.set_major_formatter(lambda value, _: short_count(value))
         figure.align_ylabels()
 
 
@@ -250,7 +250,7 @@ def label_log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
 
 
-def _short_count(value: float) -> str:
+def short_count(value: float) -> str:
     """Return 250000 as `250k` and 1500000 as `1.5M`."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

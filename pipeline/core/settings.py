@@ -25,7 +25,7 @@ from pipeline.core.errors import SettingsError, unknown_name
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 STAGE_SECTIONS = (
     "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "evaluate", "render",
-    "frontier",
+    "frontier", "report",
 )  # fmt: skip
 
 

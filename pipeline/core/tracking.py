@@ -242,6 +242,11 @@ class Tracker:
             status = "FINISHED" if ok else "FAILED"
             self._store.attempt(lambda client: client.set_terminated(chain_run_id, status), now=True)
 
+    def log_chain_file(self, chain_run_id: str | None, path: Path) -> None:
+        """Copy a file among the artifacts of a chain run, in place of an earlier one of its name."""
+        if chain_run_id:
+            self._store.attempt(lambda client: client.log_artifact(chain_run_id, str(path)))
+
     @contextmanager
     def stage(
         self,

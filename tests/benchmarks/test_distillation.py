@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import dagger_against_offline, distillation, objectives, retention
+from benchmarks import dagger_against_offline, distillation, objectives, remedies, retention
 from benchmarks.dagger_against_offline import arms, pair_counts, pooled_ratio
 from benchmarks.distillation import CellBook, make_dataset, make_student, run_both
 from benchmarks.short_trainings import arguments
@@ -127,6 +127,19 @@ def test_what_is_asked_of_a_cell(changes: dict[str, Any], met: bool) -> None:
     for name in ("retention", "time_at_goal_retention"):
         results |= {name: 0.98, f"{name}_interval": [0.95, 1.0]}
     assert retention.met(results | changes) == met
+
+
+# -- remedies ---------------------------------------------------------------------------------------
+
+
+def test_every_remedy_changes_something_that_is_a_setting() -> None:
+    assert remedies.REMEDIES["none"] == objectives.Variant()
+    made = set()
+    for variant in remedies.REMEDIES.values():
+        student = DistillSettings(**{**remedies.STUDENT, **variant.student})
+        dataset = GenerateDatasetSettings(**{**remedies.DATASET, **variant.dataset})
+        made.add((student, dataset))
+    assert len(made) == len(remedies.REMEDIES)
 
 
 # -- objectives -------------------------------------------------------------------------------------

@@ -540,14 +540,14 @@ def test_a_chain_goes_on_after_ctrl_c_in_every_stage(tmp_path: Path) -> None:
     longer = ("--set", "benchmark.paced_s=3", "--set", "generate_dataset.episodes=200")
     arguments = ("run", *SMOKE, *longer)
     for number, stage in enumerate(stages, start=1):
-        code, out, err = interrupt_at(tmp_path, f"[{number}/5] {stage}", *arguments)
+        code, out, err = interrupt_at(tmp_path, f"[{number}/6] {stage}", *arguments)
         assert code == 130, out + err
         assert "Traceback" not in out + err
         assert "run --resume" in err.splitlines()[-1], err
         arguments = ("run", "--resume")
     made = result_of(pipeline(tmp_path, "run", "--resume", "--json"))
-    assert len(made) == 5
+    assert len(made) == 6
     for entry in made.values():
         Artifact.load(Path(entry["path"])).verify()
     finished = [a for a in Workspace(tmp_path).artifacts() if a.manifest.status == "completed"]
-    assert len(finished) == 5
+    assert len(finished) == 6

@@ -17,7 +17,7 @@ from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.tracking import NEWEST_ALIAS
 from tests.end_to_end.command_line import clean_environment, pipeline, result_of
 
-SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark")
+SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")
 PICTURES = {
     "train_teacher": ("learning_curve.png", "rollouts.png"),
     "generate_dataset": ("coverage.png",),
@@ -30,6 +30,7 @@ PARENTS = {
     "distill": {"train_teacher", "generate_dataset"},
     "export_onnx": {"train_teacher", "generate_dataset", "distill"},
     "benchmark": {"export_onnx"},
+    "report": {"train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark"},
 }
 
 
@@ -92,7 +93,7 @@ class TestRun:
         lines = run.stderr.splitlines()
         assert lines[0] == f"Preset smoke (as asked); workspace {workspace}."
         for number, section in enumerate(SECTIONS, start=1):
-            assert f"[{number}/5] {section.replace('_', '-')}" in lines
+            assert f"[{number}/6] {section.replace('_', '-')}" in lines
         assert "Traceback" not in run.stderr
 
     def test_it_reports_every_artifact(self, made: dict[str, Any], workspace: Path) -> None:
@@ -129,7 +130,9 @@ class TestTracking:
         assert len(parents) == 1
         children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
         assert {run.info.run_name for run in children} == {artifact.name for artifact in artifacts.values()}
-        assert len(runs) == 6
+        assert len(runs) == 7
+        page = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
+        assert page == {"report.html"}
         assert {run.info.status for run in runs} == {"FINISHED"}
 
     def test_settings_metrics_and_pictures_are_recorded(

@@ -22,7 +22,9 @@ from envs.registry import compile_task
 class Handle:
     """What `mujoco.viewer.launch_passive` returns, as far as it is used."""
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, key_callback: Callable[[int], None]) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, data: mujoco.MjData, key_callback: Callable[[int], None]
+    ) -> None:
         self.model, self.data, self.press = model, data, key_callback
         self.cam, self.user_scn = mujoco.MjvCamera(), mujoco.MjvScene(model, 100)
         self.running, self.syncs = True, 0

@@ -22,6 +22,7 @@ COMMANDS = [
     *STAGES,
     "run-policy",
     "policy",
+    "report",
     "dataset",
     "frontier",
     "tasks",
@@ -178,7 +179,7 @@ class TestDryRun:
         "preset", ["quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
     )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
-        for command, sections in (("run", 5), ("evaluate", 1)):
+        for command, sections in (("run", 6), ("evaluate", 1), ("report", 1)):
             values = json_of(invoke(tmp_path, command, "--preset", preset, "--dry-run", "--json"))
             assert len(values) == sections
 

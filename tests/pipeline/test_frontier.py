@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import SettingsError, UserError
-from pipeline.core.folder_lock import folder_lock
+from pipeline.core.folder_lock import LOCK_FILE, folder_lock
 from pipeline.core.runtime import seed_sequence
 from pipeline.core.tracking import NEWEST_ALIAS
 from pipeline.frontier import cell_settings, resolve_plan
@@ -225,7 +225,7 @@ def test_the_student_chosen_is_the_newest_student_and_policy(frontier: Artifact,
 
 
 def fresh_results(frontier: Artifact, student: Artifact) -> dict[str, Any]:
-    """Return what teacher and student reach over 1024 episodes of a stream that no stage has run."""
+    """Return what teacher and student reach over the first choice's 1024 episodes, which no stage has run."""
     teacher = next(
         artifact
         for artifact in Workspace(frontier.path.parents[1]).artifacts("teacher")
@@ -234,7 +234,7 @@ def fresh_results(frontier: Artifact, student: Artifact) -> dict[str, Any]:
     sides = []
     for artifact in (teacher, student):
         trained = load_actor(artifact)
-        policy, seed = torch_policy(trained.actor), seed_sequence(0, 17)
+        policy, seed = torch_policy(trained.actor), seed_sequence(0, 17, 0)
         sides.append(run_episodes(trained.task, policy, episodes=1024, seed=seed))
     return PairedEpisodes(*sides).results()
 
@@ -248,6 +248,12 @@ def test_a_choice_that_fresh_episodes_do_not_bear_out_is_told(
     teacher = Workspace(workspace).newest("teacher").path
     result = invoke(workspace, "--select", "--min-retention=1.8", "--teacher", str(teacher))
     assert "that is below the 1.8 asked for" in result.stderr
+    invoke(workspace, "--select", "--min-retention=1.8", "--teacher", str(teacher))
+    fresh = [
+        artifact.manifest.results["fresh_episodes"] for artifact in Workspace(workspace).artifacts("student")
+    ]
+    seeds = [tuple(results["evaluation_seed"]) for results in fresh]
+    assert len(seeds) >= 2 and len(set(seeds)) == len(seeds), "other episodes each time"
 
 
 def test_a_teacher_that_never_succeeds_leaves_a_retention_that_is_undefined(
@@ -292,6 +298,25 @@ def test_when_every_student_fails_one_line_says_why(tmp_path: Path) -> None:
     assert error_of(result.stderr).startswith("Error: None of the 1 students could be made: ")
     (artifact,) = Workspace(tmp_path).artifacts("frontier")
     assert artifact.manifest.status == "failed"
+
+
+def test_a_student_that_failed_is_tried_again_by_name(
+    frontier: Artifact, workspace: Path, tmp_path: Path
+) -> None:
+    """Its folder is emptied, as a full disk would leave it, and the manifest says that it failed."""
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    broken = Artifact.load(tmp_path / "runs" / frontier.name)
+    shutil.rmtree(broken.file("cells") / "5x4" / "runs")
+    broken.complete(broken.manifest.results | {"failed": 1}, exclude=(LOCK_FILE,))
+    result = invoke(tmp_path, "--resume", frontier.name)
+    assert "1 at a time" in result.stdout
+    again = Artifact.load(broken.path)
+    again.verify()
+    assert again.manifest.results["failed"] == 0 and "5x4" in {
+        row["name"] for row in read_table(again)["rows"]
+    }
+    result = invoke(tmp_path, "--resume", frontier.name, code=2)
+    assert "is completed: there is nothing to resume" in error_of(result.stderr)
 
 
 def test_a_teacher_that_is_not_what_was_evaluated_is_refused_once(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ RESULTS = {
     "distill": {"success": 1.0, "retention": None},
     "export_onnx": {"success": 1.0},
     "benchmark": {"networks": {"student": {"back_to_back": {"p50_us": 12.0, "p99_us": 30.0}}}},
+    "report": {"bytes": 1000},
 }
 
 
@@ -80,8 +81,14 @@ def test_stages_run_in_order_on_what_came_before(context, calls):
     made = calls()
     artifacts = start_chain(settings(), context)
     assert [call[0] for call in made] == list(SECTIONS)
-    assert [call[1] for call in made] == [[], ["teacher"], ["teacher", "dataset"],
-                                          ["student", "teacher", "dataset"], ["policy"]]  # fmt: skip
+    assert [call[1] for call in made] == [
+        [],
+        ["teacher"],
+        ["teacher", "dataset"],
+        ["student", "teacher", "dataset"],
+        ["policy"],
+        ["policy"],
+    ]
     assert {call[2] for call in made} == {"chain-1"}
     assert list(artifacts) == list(SECTIONS)
     assert context.tracker.closed == [("chain-1", True)]
@@ -177,8 +184,21 @@ def test_a_completed_chain_is_not_resumed(context, calls):
         resume_chain(context)
 
 
-def test_a_damaged_record_is_named(context, calls):
+def test_a_chain_that_began_before_there_were_reports_gets_one(context, calls):
     calls("benchmark")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    path = next(context.workspace.runs.glob("chain-*.json"))
+    record = json.loads(path.read_text())
+    del record["settings"]["report"]
+    path.write_text(json.dumps(record))
+    made = calls()
+    resume_chain(context)
+    assert [call[0] for call in made] == ["benchmark", "report"]
+
+
+def test_a_damaged_record_is_named(context, calls):
+    calls("report")
     with pytest.raises(UserError):
         start_chain(settings(), context)
     record = next(context.workspace.runs.glob("chain-*.json"))

@@ -73,7 +73,9 @@ def test_goals_are_numbers_with_commas_between() -> None:
 
 
 def test_ctrl_c_ends_with_the_summary(policy: Path) -> None:
-    arguments = command("run-policy", "--policy", "policy.onnx", "--seconds", "120", "--rate", "500", "--json")
+    arguments = command(
+        "run-policy", "--policy", "policy.onnx", "--seconds", "120", "--rate", "500", "--json"
+    )
     process = subprocess.Popen(
         arguments,
         cwd=policy.parent,

@@ -34,6 +34,7 @@ from stages.generate_dataset import GenerateDatasetSettings
 from stages.network_file import NETWORK_FILE, load_actor, save_network, torch_policy
 from stages.student_training import StudentTraining
 from stages.teacher_critic import TeacherCritic
+from stages.training_progress import HISTORY_FILE
 from tests.stages.tiny_runs import make_context
 
 TASK_NAME = "point_corridor"
@@ -226,6 +227,16 @@ def test_the_normalisers_are_those_of_the_dataset(student: Artifact, dataset: Ar
     ):
         np.testing.assert_allclose(normalizer.mean, values.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(normalizer.std, values.std(0), rtol=1e-4)
+
+
+def test_every_evaluation_is_kept(context: StageContext, teacher: Artifact, dataset: Artifact):
+    settings = change(updates=30, evaluate_every=10, evaluation_episodes=8, final_episodes=4)
+    student = distill.run(settings, context, teacher, dataset)
+    assert HISTORY_FILE in student.manifest.files
+    history = json.loads(student.file(HISTORY_FILE).read_text())["history"]
+    assert [entry["updates"] for entry in history] == [10, 20, 30]
+    kept = next(e for e in history if e["updates"] == student.manifest.results["kept_update"])
+    assert kept["validation_loss"] == student.manifest.results["validation_loss"]
 
 
 def test_the_seed_decides(context: StageContext, teacher: Artifact, dataset: Artifact):

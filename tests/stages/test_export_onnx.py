@@ -29,11 +29,16 @@ from stages.network_file import NETWORK_FILE, load_actor, model_sha256, save_net
 from stages.onnx_gate import (
     GateStates,
     act_in_same_episodes,
+    at_a_switch,
     compare_actions,
     compare_closed_loop,
     rounding_error,
 )
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy, PolicyOutputs
+from stages.policy_golden import golden_error
+from stages.policy_hash import graph_sha256
+from stages.policy_writing import golden_rows
+from tests.stages.handmade_policy import tamper
 
 TASK = "point_u_maze"
 LIMITS = InputLimits(*(torch.full((size,), limit) for size in (4, 2) for limit in (-60.0, 60.0)))
@@ -356,3 +361,87 @@ def test_a_damaged_policy_file_is_refused(chain: Chain, tmp_path: Path):
 def test_settings_that_make_no_sense_are_refused(override: str, word: str):
     with pytest.raises(SettingsError, match=word):
         resolve_settings(ExportOnnxSettings, "export_onnx", overrides=[override])
+
+
+def test_the_golden_rows_are_the_networks_own_within_and_beyond_the_limits(chain: Chain):
+    policy = OnnxPolicy(chain.file)
+    golden, inputs = policy.golden(), policy.metadata.inputs
+    rows = golden.arrays()
+    assert golden.tolerance == chain.policy.manifest.results["allowed_action_error"] == 1e-5
+    assert all(len(part) == 16 and part.dtype == np.float32 for part in rows)
+    state = np.concatenate([rows.observation, rows.goal], 1)
+    elements = [*inputs.observation, *inputs.goal]
+    low, high = (np.float32([getattr(e, key) for e in elements]) for key in ("limit_low", "limit_high"))
+    beyond = (state < low) | (state > high)
+    assert not beyond[:12].any() and beyond[12:].any(1).all()
+    assert (state > high).any() and (state < low).any(), "above and below"
+    assert (rows.observation[:12] == 50).any() and (rows.observation[:12] != 50).any(), "of both sources"
+    clipped = np.clip(state, low, high)
+    actor = load_actor(chain.student).actor
+    with torch.no_grad():
+        mean = actor(torch.from_numpy(clipped[:, :4]), torch.from_numpy(clipped[:, 4:])).mean
+    np.testing.assert_allclose(rows.action, torch.tanh(mean).numpy(), atol=1e-6)
+    assert golden_error(policy.run, golden, policy.metadata) <= 1e-5
+
+
+def test_the_limits_are_the_seen_range_and_its_width_on_both_sides(chain: Chain):
+    for element in (*(inputs := OnnxPolicy(chain.file).metadata.inputs).observation, *inputs.goal):
+        width = max(element.high - element.low, 1e-3)
+        assert element.limit_low == pytest.approx(element.low - width, rel=1e-5)
+        assert element.limit_high == pytest.approx(element.high + width, rel=1e-5)
+
+
+def test_the_hash_and_the_licence_go_into_the_file(chain: Chain):
+    policy = export_onnx.run(
+        settings(licence="CC-BY-4.0", include_teacher=False), context(chain.workspace), chain.student
+    )
+    found = OnnxPolicy(policy.file(POLICY_FILE)).metadata
+    assert found.graph_sha256 == graph_sha256(policy.file(POLICY_FILE))
+    assert (found.licence, found.precision, found.opset) == ("CC-BY-4.0", "float32", 20)
+    assert OnnxPolicy(chain.file).metadata.licence == ""
+    tamper(policy.file(POLICY_FILE))
+    with pytest.raises(DamagedFileError, match="changed since it was exported"):
+        OnnxPolicy(policy.file(POLICY_FILE))
+
+
+def module_with_a_switch() -> DeployablePolicy:
+    """Return a policy whose second actuator knows two ends alone."""
+    actor = make_actor(4, 8)
+    module = DeployablePolicy(
+        actor,
+        gate_states().limits(),
+        torch.tensor([-1.0, 0.0]),
+        torch.tensor([1.0, 3.0]),
+        switched=torch.tensor([False, True]),
+    )
+    return module.eval()
+
+
+def test_golden_rows_keep_away_from_switches():
+    module, states = module_with_a_switch(), gate_states()
+    with torch.no_grad():
+        action = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+        # The first state lies on the switch now.
+        module.actor.actor.mean_head.bias[1] -= torch.atanh(action[0, 1])
+    rows = golden_rows(module, states)
+    with torch.no_grad():
+        action = module(torch.from_numpy(rows.observation), torch.from_numpy(rows.goal)).action
+    assert not at_a_switch(module, action).any() and len(action) == 16
+    assert not (rows.observation == states.observation[0]).all(1).any()
+    assert set(rows.control[:, 1].tolist()) <= {0.0, 3.0}
+
+
+def test_a_policy_that_is_always_at_a_switch_cannot_be_checked():
+    module = module_with_a_switch()
+    with torch.no_grad():
+        module.actor.actor.mean_head.weight.zero_()
+        module.actor.actor.mean_head.bias.zero_()
+    with pytest.raises(UserError, match="Every state lies where the least rounding switches"):
+        golden_rows(module, gate_states())
+
+
+def test_few_states_are_taken_several_times():
+    module, states = module_with_a_switch(), gate_states()
+    few = GateStates(states.observation[:3], states.goal[:3], {"closed_loop": 3})
+    rows = golden_rows(module, few)
+    assert len(rows.action) == 16 and len(np.unique(rows.observation[:12], axis=0)) == 3

@@ -215,7 +215,7 @@ def test_no_screen_is_said_and_refused_only_where_a_window_is_asked_for(
     monkeypatch.setattr(run_policy, "LiveViewer", fail)
     run_policy.run(RunPolicySettings(rate_hz=1000.0, episodes=1), Console(), source)
     assert "No viewer: there is no screen here." in capsys.readouterr().out
-    with pytest.raises(UserError, match="No viewer: there is no screen here. Leave --viewer on out"):
+    with pytest.raises(UserError, match=r"No viewer: there is no screen here\. Leave --viewer on out"):
         run(fast(viewer="on"), source)
 
 

@@ -4,6 +4,7 @@
 // its content. Field 14 of it, metadata_props, repeats messages of a key (field 1) and a value (field 2).
 
 const METADATA_PROPS = 14;
+const UTF8 = new TextDecoder();
 
 /** Return {key: value} of the file's metadata; throws where the bytes are no whole protobuf message. */
 export function readMetadata(bytes) {
@@ -11,7 +12,7 @@ export function readMetadata(bytes) {
   for (const { number, content } of fields(bytes)) {
     if (number !== METADATA_PROPS) continue;
     const entry = [...fields(content)];
-    const text = (wanted) => Buffer.from(entry.find((field) => field.number === wanted)?.content ?? []).toString();
+    const text = (wanted) => UTF8.decode(entry.find((field) => field.number === wanted)?.content);
     metadata[text(1)] = text(2);
   }
   return metadata;

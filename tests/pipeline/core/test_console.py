@@ -194,6 +194,11 @@ class TestErrorBoundary:
         assert "mlflow" in line
         assert line.endswith('pip install "thousandfold[train]"')
 
+    def test_a_missing_package_of_every_installation_is_named(self, capsys: Capture) -> None:
+        code, line = exit_of(ModuleNotFoundError("no", name="onnxruntime.capi"), capsys)
+        assert code == 2
+        assert line.endswith("needs onnxruntime, which is not installed: pip install thousandfold")
+
     @pytest.mark.parametrize(
         "error",
         [ZeroDivisionError("by\nzero"), ModuleNotFoundError("no", name="numpy"), OSError(errno.EIO, "io")],

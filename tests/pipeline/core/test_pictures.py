@@ -155,4 +155,4 @@ def test_matplotlib_is_loaded_late_and_its_global_state_left_alone(tmp_path):
     ("value", "text"), [(0, "0"), (999, "999"), (250_000, "250k"), (1_500_000, "1.5M"), (2e9, "2G")]
 )
 def test_counts_are_short(value, text):
-    assert pictures._short_count(value) == text
+    assert pictures.short_count(value) == text

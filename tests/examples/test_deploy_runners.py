@@ -1,0 +1,228 @@
+"""The runners of examples/deploy: built and run as their READMEs say, on golden rows and on damaged files."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.policy_hash import read_model
+from tests.end_to_end.command_line import pipeline, result_of
+from tests.stages.handmade_policy import expected_action, expected_control, golden, metadata, write_policy
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "examples/deploy"
+RUNNER = DEPLOY / "python/run_policy.py"
+FIGURES = re.compile(r"golden rows: (\d+), max error ([\d.e+-]+), tolerance ([\d.e+-]+)")
+
+
+def started(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, without what this one's environment says of Python."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    words = [str(argument) for argument in arguments]
+    return subprocess.run(words, env=kept, capture_output=True, text=True, timeout=600, check=False)
+
+
+def succeeded(*arguments: str | Path, **environment: str) -> str:
+    done = started(*arguments, **environment)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def golden_figures(printed: str) -> tuple[int, float, float]:
+    """Return rows, error and tolerance of what a runner printed, and check that it timed the policy."""
+    found = FIGURES.search(printed)
+    assert found, printed
+    assert re.search(r"latency: p50 \d+\.\d us, p99 \d+\.\d us", printed), printed
+    return int(found[1]), float(found[2]), float(found[3])
+
+
+def damaged_files(folder: Path) -> dict[str, Path]:
+    """Return policies with wrong golden rows, of another format, without metadata, and cut off."""
+    wrong = golden()
+    wrong["action"][3][1] += 1e-3
+    files = {name: folder / f"{name}.onnx" for name in ("wrong", "old", "foreign", "cut")}
+    for name in ("wrong", "cut"):
+        write_policy(files[name])
+    model = read_model(files["wrong"])
+    texts = dict(model.metadata) | {"thousandfold_golden": json.dumps(wrong)}
+    files["wrong"].write_bytes(model.with_metadata(texts).joined())
+    write_policy(files["old"], json.dumps(metadata(format_version=1)))
+    write_policy(files["foreign"], key="")
+    files["cut"].write_bytes(files["cut"].read_bytes()[:-300])
+    return files
+
+
+def check_damaged(folder: Path, *runner: str | Path) -> None:
+    """Check what a runner makes of damaged files: wrong numbers are exit code 1, no policy is 2."""
+    files = damaged_files(folder)
+    for name, path in files.items():
+        done = started(*runner, path)
+        assert done.returncode == (1 if name == "wrong" else 2), f"{name}\n{done.stdout}\n{done.stderr}"
+        if name == "wrong":
+            assert golden_figures(done.stdout)[1] == pytest.approx(1e-3, rel=0.01)
+        else:
+            (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+            assert name == "cut" or "no policy file" in line
+            assert "Traceback" not in done.stderr
+    assert started(*runner, folder / "missing.onnx").returncode == 2
+
+
+class TestPython:
+    def test_it_is_short_and_needs_no_package_but_two(self) -> None:
+        text = RUNNER.read_text()
+        assert len(text.splitlines()) <= 80
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {
+            node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes
+        } - set(sys.stdlib_module_names)
+        assert names == {"numpy", "onnxruntime"}
+
+    @pytest.fixture
+    def policy(self, tmp_path: Path) -> Any:
+        return runpy.run_path(str(RUNNER))["Policy"](str(write_policy(tmp_path / "policy.onnx")))
+
+    def test_it_computes_what_the_graph_does(self, policy: Any) -> None:
+        rng = np.random.default_rng(0)
+        for observation, goal in zip(rng.normal(0, 2, (20, 4)), rng.normal(0, 2, (20, 2)), strict=True):
+            action, control = policy(observation, goal)
+            expected = expected_action(observation[None], goal[None])
+            assert action.dtype == np.float32 and np.allclose(action, expected[0], atol=1e-6)
+            assert np.allclose(control, expected_control(expected)[0], atol=1e-5)
+        assert policy.metadata["control_dt_s"] == 0.1
+
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+    def test_it_refuses_what_is_not_finite(self, policy: Any, wrong: float) -> None:
+        with pytest.raises(ValueError, match="observation holds NaN or infinity"):
+            policy([0.0, wrong, 0.0, 0.0], [0.0, 0.0])
+        with pytest.raises(ValueError, match="goal holds NaN or infinity"):
+            policy([0.0, 0.0, 0.0, 0.0], [wrong, 0.0])
+        assert np.isfinite(policy([0.0] * 4, [0.0] * 2)[0]).all()
+
+    def test_it_refuses_wrong_sizes(self, policy: Any) -> None:
+        for observation, goal in (([0.0] * 3, [0.0] * 2), ([0.0] * 4, [0.0]), ([[0.0] * 4], [0.0] * 2)):
+            with pytest.raises(ValueError, match="has shape"):
+                policy(observation, goal)
+
+    def test_the_script_checks_the_golden_rows(self, tmp_path: Path) -> None:
+        printed = succeeded(sys.executable, RUNNER, write_policy(tmp_path / "policy.onnx"))
+        rows, error, tolerance = golden_figures(printed)
+        assert (rows, tolerance) == (16, 1e-5) and error <= 1e-6
+        check_damaged(tmp_path, sys.executable, RUNNER)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the policy of a whole chain, the smallest there is."""
+    workspace = tmp_path_factory.mktemp("chain")
+    made = result_of(pipeline(workspace, "run", "--preset", "smoke", "--json"))
+    return Path(made["export_onnx"]["files"]["policy.onnx"])
+
+
+def required(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+
+
+@pytest.fixture(scope="module")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the Node runner with its packages installed."""
+    required("node", "npm")
+    folder = tmp_path_factory.mktemp("node") / "runner"
+    shutil.copytree(DEPLOY / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+    version = json.loads((folder / "package.json").read_text())["dependencies"]["onnxruntime-node"]
+    if started("npm", "view", f"onnxruntime-node@{version}", "version").returncode:
+        pytest.skip("npm reaches no registry")
+    install = ("npm", "ci", "--prefix", folder, "--no-audit", "--no-fund")
+    succeeded(*install, ONNXRUNTIME_NODE_INSTALL="skip")
+    return folder
+
+
+def test_the_node_packages_are_locked_without_naming_a_registry() -> None:
+    lock = json.loads((DEPLOY / "node/package-lock.json").read_text())
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert packages["node_modules/onnxruntime-node"]["version"]
+    assert all(entry["integrity"] and "resolved" not in entry for entry in packages.values())
+
+
+@pytest.mark.slow
+def test_the_node_runner_reproduces_the_golden_rows(
+    node_folder: Path, exported: Path, tmp_path: Path
+) -> None:
+    runner = ("node", node_folder / "run_policy.js")
+    for path in (exported, write_policy(tmp_path / "policy.onnx")):
+        rows, error, tolerance = golden_figures(succeeded(*runner, path))
+        assert rows == 16 and error <= tolerance == 1e-5
+    check_damaged(tmp_path, *runner)
+
+
+REFUSALS = """
+import { Policy } from "./policy.js";
+const policy = await Policy.open(process.argv[2]);
+const states = [[[0, NaN, 0, 0], [0, 0]], [[0, 0, 0, 0], [1 / 0, 0]], [[0], [0, 0]]];
+for (const state of states) {
+  await policy.act(...state).then(() => console.log("acted"), (error) => console.log(error.message));
+}
+"""
+
+
+@pytest.mark.slow
+def test_the_node_runner_refuses_what_is_not_finite(node_folder: Path, tmp_path: Path) -> None:
+    script = node_folder / "refuse.mjs"
+    script.write_text(REFUSALS)
+    observation, goal, size = succeeded("node", script, write_policy(tmp_path / "p.onnx")).splitlines()
+    assert observation.startswith("observation holds NaN") and goal.startswith("goal holds NaN")
+    assert size == "observation has 1 numbers, not 4"
+
+
+def openvino_cmake() -> Path:
+    """Return the folder of OpenVINO's CMake files: of `make test-all`, or of this interpreter's packages."""
+    spec = importlib.util.find_spec("openvino")
+    places = [ROOT / "build/openvino/openvino", *map(Path, (spec and spec.submodule_search_locations) or ())]
+    for place in places:
+        if (place / "cmake/OpenVINOConfig.cmake").is_file():
+            return place / "cmake"
+    pytest.skip("no OpenVINO wheel: `make test-all` puts one into build/openvino")
+
+
+@pytest.fixture(scope="module")
+def cpp_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the C++ runner, built."""
+    required("cmake", "c++")
+    openvino, folder = openvino_cmake(), tmp_path_factory.mktemp("cpp")
+    strict = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
+    succeeded("cmake", "-S", DEPLOY / "cpp", "-B", folder, f"-DOpenVINO_DIR={openvino}", strict)
+    succeeded("cmake", "--build", folder)
+    return folder / "run_policy"
+
+
+@pytest.mark.slow
+def test_the_cpp_runner_reproduces_the_golden_rows(cpp_runner: Path, exported: Path, tmp_path: Path) -> None:
+    for path in (exported, write_policy(tmp_path / "policy.onnx")):
+        rows, error, tolerance = golden_figures(succeeded(cpp_runner, path))
+        assert rows == 16 and error <= tolerance == pytest.approx(1e-5)
+    check_damaged(tmp_path, cpp_runner)
+
+
+@pytest.mark.slow
+def test_the_cpp_runner_refuses_what_is_not_finite(cpp_runner: Path, tmp_path: Path) -> None:
+    bad = golden()
+    bad["goal"][2][0] = "nan"
+    path = write_policy(tmp_path / "policy.onnx")
+    model = read_model(path)
+    text = json.dumps(bad).replace('"nan"', "nan")  # no JSON, but what its number reader takes
+    path.write_bytes(model.with_metadata(dict(model.metadata) | {"thousandfold_golden": text}).joined())
+    done = started(cpp_runner, path)
+    assert done.returncode == 2 and "goal holds NaN or infinity" in done.stderr

@@ -1,0 +1,168 @@
+"""Verification: what each check finds, and what it does not mind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.registry import compile_task
+from pipeline.core.artifacts import Workspace
+from pipeline.core.errors import DamagedFileError, UserError
+from stages.evaluate import Z_95, run_episodes
+from stages.onnx_policy import OnnxPolicy
+from stages.policy_metadata import Evaluation
+from stages.policy_source import find_policy
+from stages.policy_verification import Verification, success_change, verify_policy
+from tests.stages.handmade_policy import golden, graph, metadata, policy_artifact, tamper, write_policy
+
+
+def verify(path: Path, episodes: int = 16, **options: Any) -> Verification:
+    return verify_policy(find_policy(Workspace(path.parent), str(path)), episodes=episodes, **options)
+
+
+def recorded(success: float, episodes: int = 256) -> dict[str, Any]:
+    return {
+        "success": success,
+        "success_interval": [0.0, 1.0],
+        "episodes": episodes,
+        "runtime": "onnxruntime",
+    }
+
+
+def write(path: Path, rows: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Write a policy with other metadata; its evaluation says what it does."""
+    made = graph()
+    texts = {
+        "thousandfold_golden": json.dumps(rows or golden()),
+        "thousandfold": json.dumps(metadata(**{"evaluation": recorded(0.0)} | changes)),
+    }
+    path.write_bytes(made.with_metadata(texts).joined())
+    return path
+
+
+def outcomes(found: Verification) -> dict[str, bool | None]:
+    return {check.name: check.passed for check in found.checks}
+
+
+def detail(found: Verification, name: str) -> str:
+    return next(check.detail for check in found.checks if check.name == name)
+
+
+def test_an_honest_file_passes_every_check(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx"))
+    assert outcomes(found) == {
+        "description": True,
+        "graph hash": True,
+        "signature": True,
+        "golden rows": True,
+        "task": True,
+        "closed loop": True,
+    }
+    assert found.failed == [] and found.results()["passed"]
+    expected = run_episodes(
+        compile_task("point_u_maze"),
+        OnnxPolicy(tmp_path / "policy.onnx"),
+        episodes=16,
+        seed=np.random.SeedSequence(0, spawn_key=(57,)),
+    )
+    assert found.success["success"] == expected.success.mean()
+    json.dumps(found.results())
+
+
+def test_a_changed_weight_fails_the_hash_and_the_golden_rows_and_the_rest_goes_on(tmp_path: Path) -> None:
+    found = verify(tamper(write(tmp_path / "policy.onnx")))
+    assert outcomes(found) | {"closed loop": None} == {
+        "description": True,
+        "graph hash": False,
+        "signature": True,
+        "golden rows": False,
+        "task": True,
+        "closed loop": None,
+    }
+    assert "changed since it was exported" in detail(found, "graph hash")
+
+
+def test_golden_rows_that_are_off_by_more_than_the_tolerance_fail(tmp_path: Path) -> None:
+    rows = golden()
+    rows["action"][5][1] += 2e-5
+    found = verify(write(tmp_path / "policy.onnx", rows))
+    assert [check.name for check in found.failed] == ["golden rows"]
+    assert "off by at most 2.0e-05, 1.0e-05 allowed" in detail(found, "golden rows")
+    rows["tolerance"] = 3e-5
+    assert not verify(write(tmp_path / "policy.onnx", rows)).failed
+
+
+def test_a_file_without_golden_rows_fails(tmp_path: Path) -> None:
+    path = write(tmp_path / "policy.onnx")
+    text = json.dumps(metadata(evaluation=recorded(0.0)))
+    path.write_bytes(graph().with_metadata({"thousandfold": text}).joined())
+    found = verify(path)
+    assert [check.name for check in found.failed] == ["golden rows"]
+
+
+def test_another_signature_than_described_cannot_be_compared(tmp_path: Path) -> None:
+    fewer = metadata()["outputs"] | {"control": metadata()["outputs"]["control"][:1]}
+    found = verify(write(tmp_path / "policy.onnx", outputs=fewer))
+    assert [check.name for check in found.failed] == ["signature", "task"]
+    assert outcomes(found)["golden rows"] is outcomes(found)["closed loop"] is None
+
+
+def test_another_model_fails_and_is_not_run(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx", model_sha256="0" * 64))
+    assert [check.name for check in found.failed] == ["task"]
+    assert outcomes(found)["closed loop"] is None and found.success == {}
+    assert "another model of task 'point_u_maze'" in detail(found, "task")
+
+
+def test_less_success_than_recorded_fails_and_more_does_not(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx", evaluation=recorded(0.9)), episodes=64)
+    assert [check.name for check in found.failed] == ["closed loop"]
+    assert found.success["difference"] == found.success["success"] - 0.9
+    assert found.success["difference_interval"][1] < 0
+    assert "recorded 0.900 over 256" in detail(found, "closed loop")
+    assert not verify(write(tmp_path / "policy.onnx", evaluation=recorded(0.9, episodes=1)), 2).failed
+
+
+def test_success_that_nobody_measured_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx", evaluation=None))
+    assert outcomes(found)["closed loop"] is None and not found.failed
+    assert found.success["episodes"] == 16
+
+
+def test_a_description_that_does_not_fit_fails(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx", control_dt_s=0.0))
+    assert outcomes(found) == {"description": False} and "control_dt_s" in detail(found, "description")
+
+
+def test_a_changed_file_of_an_artifact_fails(tmp_path: Path) -> None:
+    artifact = policy_artifact(tmp_path)
+    write(artifact.file("policy.onnx"))
+    found = verify_policy(find_policy(Workspace(tmp_path), artifact.name), episodes=4)
+    assert [check.name for check in found.failed] == ["artifact"]
+    assert "policy.onnx differs from its recorded hash" in detail(found, "artifact")
+
+
+def test_what_cannot_be_looked_at_at_all_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "policy.onnx")
+    whole = path.read_bytes()
+    for content in (whole[:-40], b"nothing", graph().graph):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError):
+            verify(path)
+    with pytest.raises(DamagedFileError, match="of format 1"):
+        verify(write_policy(path, json.dumps(metadata(format_version=1))))
+    with pytest.raises(UserError, match=r"'sledge'.*--task"):
+        verify(write(path, task="sledge"))
+
+
+def test_the_interval_is_newcombes() -> None:
+    # 48 of 80 against 56 of 70, an example of the paper: 0.0524 to 0.3339.
+    before = Evaluation(success=48 / 80, success_interval=(0, 1), episodes=80, runtime="torch")
+    low, high = success_change(before, 56, 70, z=Z_95)
+    assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+    wider = success_change(before, 56, 70)
+    assert wider[0] < low and wider[1] > high
