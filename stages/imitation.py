@@ -174,14 +174,17 @@ def gaussian_kl(teacher: Gaussian, student: Gaussian) -> Tensor:
 def imitation_loss(
     teacher: Gaussian, student: Gaussian, objective: Objective
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the imitation's mean over the batch, and both kinds of it as metrics.
+    """Return the imitation's mean over the batch, and its metrics: the squared error and, of ``kl``, the KL.
 
-    The imitation of ``critic`` is that of ``mse``.
+    The imitation of ``critic`` is that of ``mse``. Both train the mean alone: a KL beside a log-std that stays
+    as it began would say nothing.
     """
-    divergence = gaussian_kl(teacher, student).mean()
     action_error = (teacher.mean.tanh() - student.mean.tanh()).square().mean()
-    loss = divergence if objective == "kl" else action_error
-    return loss, {"kl": divergence.detach(), "action_mse": action_error.detach()}
+    metrics = {"action_mse": action_error.detach()}
+    if objective != "kl":
+        return action_error, metrics
+    divergence = gaussian_kl(teacher, student).mean()
+    return divergence, metrics | {"kl": divergence.detach()}
 
 
 def critic_guided_loss(
@@ -200,7 +203,7 @@ def critic_guided_loss(
         imitation_weight: of the squared error.
 
     Returns:
-        The loss, and as metrics both imitations and the energy gained on the teacher, in scales.
+        The loss, and as metrics the squared error and the energy gained on the teacher, in scales.
     """
     error, metrics = imitation_loss(batch.teacher, student, "critic")
     with torch.no_grad():
