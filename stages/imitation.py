@@ -176,8 +176,8 @@ def imitation_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the imitation's mean over the batch, and its metrics: the squared error and, of ``kl``, the KL.
 
-    The imitation of ``critic`` is that of ``mse``. Both train the mean alone: a KL beside a log-std that stays
-    as it began would say nothing.
+    The imitation of ``critic`` is that of ``mse``. Both train the mean alone: a KL beside a log-std that
+    stays as it began would say nothing.
     """
     action_error = (teacher.mean.tanh() - student.mean.tanh()).square().mean()
     metrics = {"action_mse": action_error.detach()}
