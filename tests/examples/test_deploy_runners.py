@@ -52,7 +52,7 @@ def damaged_files(folder: Path) -> dict[str, Path]:
     """Return policies with wrong golden rows, of another format, without metadata, and cut off."""
     wrong = golden()
     wrong["action"][3][1] += 1e-3
-    files = {name: folder / f"{name}.onnx" for name in ("wrong", "old", "foreign", "cut")}
+    files = {name: folder / f"{name}.onnx" for name in ("wrong", "old", "foreign", "bare", "cut")}
     for name in ("wrong", "cut"):
         write_policy(files[name])
     model = read_model(files["wrong"])
@@ -60,6 +60,8 @@ def damaged_files(folder: Path) -> dict[str, Path]:
     files["wrong"].write_bytes(model.with_metadata(texts).joined())
     write_policy(files["old"], json.dumps(metadata(format_version=1)))
     write_policy(files["foreign"], key="")
+    texts.pop("thousandfold_golden")
+    files["bare"].write_bytes(model.with_metadata(texts).joined())
     files["cut"].write_bytes(files["cut"].read_bytes()[:-300])
     return files
 

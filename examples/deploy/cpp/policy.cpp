@@ -76,7 +76,8 @@ Policy::Policy(const std::string& path) {
     ov::Core core;
     const std::shared_ptr<ov::Model> model = read(core, path);
     // OpenVINO keeps the metadata of an ONNX file under "framework".
-    if (!model->has_rt_info("framework", "thousandfold")) {
+    if (!model->has_rt_info("framework", "thousandfold") ||
+        !model->has_rt_info("framework", "thousandfold_golden")) {
         throw std::runtime_error(path + " is no policy file: it has no metadata of its own");
     }
     metadata_ = model->get_rt_info<std::string>("framework", "thousandfold");
