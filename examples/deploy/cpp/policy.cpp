@@ -124,6 +124,12 @@ std::vector<float> Policy::control_bounds() const {
 }
 
 GoldenSet Policy::golden() const {
-    return {rows(golden_, "observation"), rows(golden_, "goal"), rows(golden_, "action"),
-            rows(golden_, "control"), number(golden_, "tolerance")};
+    GoldenSet found{rows(golden_, "observation"), rows(golden_, "goal"), rows(golden_, "action"),
+                    rows(golden_, "control"), number(golden_, "tolerance")};
+    const std::size_t count = found.action.size();
+    if (count == 0 || found.observation.size() != count || found.goal.size() != count ||
+        found.control.size() != count) {
+        throw std::runtime_error("the golden rows are damaged: export the policy again");
+    }
+    return found;
 }
