@@ -59,8 +59,8 @@ class GoldenSet(Described):
 
     def arrays(self) -> GoldenArrays:
         """Return the rows as arrays."""
-        named = (np.array(getattr(self, name), np.float32) for name in GoldenArrays._fields)
-        return GoldenArrays(*named)
+        with np.errstate(over="ignore"):  # infinity is refused by whoever takes the rows
+            return GoldenArrays(*(np.array(getattr(self, name), np.float32) for name in GoldenArrays._fields))
 
 
 def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> GoldenSet:

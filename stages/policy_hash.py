@@ -63,11 +63,13 @@ def split_model(content: bytes) -> ModelBytes:
 
 
 def read_model(path: Path) -> ModelBytes:
-    """Return the parts of an ONNX file; raise DamagedFileError where it is missing, truncated or another."""
+    """Return the parts of an ONNX file; raise DamagedFileError where there is none, or no whole one."""
     try:
         content = Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DamagedFileError(f"{path} is missing: {EXPORT_AGAIN}.") from None
+    if not content:
+        raise DamagedFileError(f"{path} is empty: {EXPORT_AGAIN}.")
     try:
         return split_model(content)
     except ValueError:

@@ -6,6 +6,7 @@ from these classes.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,12 @@ class Element(Described):
     """The least that it can be."""
     high: float
     """The greatest that it can be."""
+
+    @pydantic.model_validator(mode="after")
+    def _in_order(self) -> Element:
+        if self.low > self.high:
+            raise ValueError(f"the range of {self.name!r} ends below its start")
+        return self
 
 
 class InputElement(Described):
@@ -193,7 +200,7 @@ def parse_metadata(text: str | None, path: Path) -> PolicyMetadata:
         raise DamagedFileError(f"{path} is an ONNX file that Thousandfold did not write: {EXPORT_AGAIN}.")
     try:
         version = pydantic.TypeAdapter(dict[str, Any]).validate_json(text).get("format_version")
-        if isinstance(version, int) and version != METADATA_VERSION:
+        if isinstance(version, bool) or version != METADATA_VERSION:
             raise DamagedFileError(_of_another_version(path, version))
         return PolicyMetadata.model_validate_json(text)
     except pydantic.ValidationError as error:
@@ -204,9 +211,13 @@ def damaged_metadata(path: Path, error: pydantic.ValidationError) -> InvalidMeta
     """Return the one line for metadata that does not fit its description."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "JSON"
-    return InvalidMetadataError(f"{path} has damaged metadata ({where}: {first['msg']}): {EXPORT_AGAIN}.")
+    what = first["msg"].removeprefix("Value error, ")
+    return InvalidMetadataError(f"{path} has damaged metadata ({where}: {what}): {EXPORT_AGAIN}.")
 
 
-def _of_another_version(path: Path, version: int) -> str:
+def _of_another_version(path: Path, version: Any) -> str:
+    if isinstance(version, bool) or not isinstance(version, int):
+        said = "without a format_version" if version is None else f"of format {json.dumps(version)[:40]}"
+        return f"{path} has metadata {said}, this version reads {METADATA_VERSION}: {EXPORT_AGAIN}."
     remedy = EXPORT_AGAIN if version < METADATA_VERSION else "update thousandfold"
     return f"{path} has metadata of format {version}, this version reads {METADATA_VERSION}: {remedy}."

@@ -15,6 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error
 from stages.artifact_task import TASK_FOLDER
 from stages.onnx_policy import POLICY_FILE, OnnxPolicy, OtherModelError, require_model
+from stages.policy_hash import EXPORT_AGAIN
 from stages.policy_metadata import PolicyMetadata
 
 
@@ -111,7 +112,8 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
     """Return the task as given, of the copy beside the file, or built in, with the policy's own changes.
 
     Raises:
-        UserError: there is no such task, or it is a user's and no file describes it.
+        UserError: there is no such task, it is a user's and no file describes it, or it was changed in a way
+            that is not known here.
     """
     page = place.path.parent / TASK_FOLDER / PAGE_NAME
     reference = given or (str(page) if page.is_file() else metadata.task)
@@ -122,6 +124,12 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
             f"that describes it with --task{was}."
         )
     changes = metadata.task_changes | {"episode_steps": metadata.episode_steps}
+    evaluation = changes.get("evaluation")
+    if not changes.keys() <= {"episode_steps", "evaluation"} or not isinstance(evaluation, str | None):
+        raise UserError(
+            f"{place.name} was made with changes of its task that this version does not know "
+            f"({', '.join(metadata.task_changes)}): update thousandfold, or {EXPORT_AGAIN}."
+        )
     return as_user_error(lambda: compile_task(reference, changes), TaskError)
 
 
@@ -144,4 +152,35 @@ def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -
             f"{name} acts every {metadata.control_dt_s:g} s, task {task.name!r} here every "
             f"{task.task.control_dt_s:g} s: give the task that it was trained for with --task."
         )
+    _require_same_elements(metadata, task, name)
     require_model(metadata, model_sha256(task.model), name)
+
+
+def _require_same_elements(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:
+    """Raise UserError where a number of an input or output is another, or in another unit, than the task's.
+
+    The sizes and the model's hash are the same for a task file whose terms were put into another order.
+    """
+    for part, elements in element_labels(task).items():
+        described = getattr(metadata.inputs if part in ("observation", "goal") else metadata.outputs, part)
+        for index, (element, (label, unit)) in enumerate(zip(described, elements, strict=True)):
+            if (element.name, element.unit) != (label, unit):
+                raise UserError(
+                    f"{name} does not fit task {task.name!r} as it is here: its {part}[{index}] is "
+                    f"{element.name!r} in {element.unit or 'no unit'}, the task's {label!r} in "
+                    f"{unit or 'no unit'}. Give the task that it was trained for with --task."
+                )
+
+
+def element_labels(task: CompiledTask) -> dict[str, list[tuple[str, str]]]:
+    """Return name and unit of every number of each input and output of a task's policies, in order."""
+    observation, goal = (
+        [(element["name"], element["unit"]) for element in task.describe(part)]
+        for part in ("observation", "achieved_goal")
+    )
+    return {
+        "observation": observation,
+        "goal": goal,
+        "action": [(action, "1") for action in task.control.actions],
+        "control": [(actuator, "actuator") for actuator in task.control.actuators],
+    }

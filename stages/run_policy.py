@@ -29,6 +29,7 @@ DEFAULT_EPISODES = 10
 
 _EPISODE_STREAM = 47
 _NAMED_INPUTS = 3
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ def _checked_goal(
             f"--goal has {len(goal)} numbers, task {source.task.name!r} takes {len(elements)}: {wanted}."
         )
     for element, value in zip(elements, goal, strict=True):
-        if not math.isfinite(value):
-            raise SettingsError(f"--goal: {element.name} must be a finite number, not {value}.")
+        if not abs(value) <= _LARGEST_FLOAT32:  # NaN is not
+            raise SettingsError(f"--goal: {element.name} must be a finite number of float32, not {value}.")
         if not element.low <= value <= element.high:
             clipped = min(max(value, element.limit_low), element.limit_high)
             acts = "" if clipped == value else f", and acts as if it were {clipped:.4g}"

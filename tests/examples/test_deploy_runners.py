@@ -52,7 +52,7 @@ def damaged_files(folder: Path) -> dict[str, Path]:
     """Return policies with wrong golden rows, of another format, without metadata, and cut off."""
     wrong = golden()
     wrong["action"][3][1] += 1e-3
-    files = {name: folder / f"{name}.onnx" for name in ("wrong", "old", "foreign", "cut")}
+    files = {name: folder / f"{name}.onnx" for name in ("wrong", "old", "foreign", "bare", "cut")}
     for name in ("wrong", "cut"):
         write_policy(files[name])
     model = read_model(files["wrong"])
@@ -60,6 +60,19 @@ def damaged_files(folder: Path) -> dict[str, Path]:
     files["wrong"].write_bytes(model.with_metadata(texts).joined())
     write_policy(files["old"], json.dumps(metadata(format_version=1)))
     write_policy(files["foreign"], key="")
+    for name, few in (("uneven", 3), ("empty", 0)):
+        rows = golden()
+        short = (
+            rows | {"goal": rows["goal"][:few]}
+            if few
+            else rows | {key: [] for key in wrong if key != "tolerance"}
+        )
+        files[name] = folder / f"{name}.onnx"
+        files[name].write_bytes(
+            model.with_metadata(texts | {"thousandfold_golden": json.dumps(short)}).joined()
+        )
+    texts.pop("thousandfold_golden")
+    files["bare"].write_bytes(model.with_metadata(texts).joined())
     files["cut"].write_bytes(files["cut"].read_bytes()[:-300])
     return files
 
@@ -74,7 +87,7 @@ def check_damaged(folder: Path, *runner: str | Path) -> None:
             assert golden_figures(done.stdout)[1] == pytest.approx(1e-3, rel=0.01)
         else:
             (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-            assert name == "cut" or "no policy file" in line
+            assert name in ("cut", "uneven", "empty") or "no policy file" in line
             assert "Traceback" not in done.stderr
     assert started(*runner, folder / "missing.onnx").returncode == 2
 

@@ -17,6 +17,7 @@ from stages.onnx_policy import POLICY_FILE, TEACHER_FILE
 from stages.policy_golden import GOLDEN_KEY, TOLERANCE, GoldenArrays, GoldenSet
 from stages.policy_hash import ModelBytes, split_model
 from stages.policy_metadata import METADATA_KEY
+from stages.policy_source import element_labels
 
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 4, 2, 2
 LOW, HIGH = np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32)
@@ -48,14 +49,6 @@ def golden(**changes: Any) -> dict[str, Any]:
 def metadata(**changes: Any) -> dict[str, Any]:
     """Return complete metadata of the graph."""
 
-    def elements(prefix: str, low: np.ndarray, high: np.ndarray) -> list[dict[str, Any]]:
-        ranges = enumerate(zip(low.tolist(), high.tolist(), strict=True))
-        return [{"name": f"{prefix}[{index}]", "unit": "m", "low": a, "high": b} for index, (a, b) in ranges]
-
-    def inputs(prefix: str, size: int) -> list[dict[str, Any]]:
-        limits = {"limit_low": -LIMIT, "limit_high": LIMIT}
-        return [element | limits for element in elements(prefix, -np.ones(size), np.ones(size))]
-
     complete: dict[str, Any] = {
         "format_version": 2,
         "role": "student",
@@ -63,14 +56,7 @@ def metadata(**changes: Any) -> dict[str, Any]:
         "model_sha256": model_sha256(compile_task("point_u_maze").model),
         "control_dt_s": 0.1,
         "episode_steps": 100,
-        "inputs": {
-            "observation": inputs("qpos", OBSERVATION_DIM),
-            "goal": inputs("goal", GOAL_DIM),
-        },
-        "outputs": {
-            "action": elements("motor", -np.ones(2), np.ones(2)),
-            "control": elements("motor", LOW, HIGH),
-        },
+        **inputs_and_outputs("point_u_maze"),
         "non_finite": "refuse",
         "out_of_range": "clip",
         "precision": "float32",
@@ -88,6 +74,30 @@ def metadata(**changes: Any) -> dict[str, Any]:
         "exporter": {"torch": "2.13.0"},
     }
     return complete | changes
+
+
+def inputs_and_outputs(task: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return what the metadata says of the graph's inputs and outputs for a task of its sizes."""
+    labels = element_labels(compile_task(task))
+
+    def elements(part: str, low: np.ndarray, high: np.ndarray) -> list[dict[str, Any]]:
+        ranges = zip(labels[part], low.tolist(), high.tolist(), strict=True)
+        return [{"name": name, "unit": unit, "low": a, "high": b} for (name, unit), a, b in ranges]
+
+    def inputs(part: str, size: int) -> list[dict[str, Any]]:
+        limits = {"limit_low": -LIMIT, "limit_high": LIMIT}
+        return [element | limits for element in elements(part, -np.ones(size), np.ones(size))]
+
+    return {
+        "inputs": {
+            "observation": inputs("observation", OBSERVATION_DIM),
+            "goal": inputs("goal", GOAL_DIM),
+        },
+        "outputs": {
+            "action": elements("action", -np.ones(2), np.ones(2)),
+            "control": elements("control", LOW, HIGH),
+        },
+    }
 
 
 def graph(batch: str | int = "batch") -> ModelBytes:

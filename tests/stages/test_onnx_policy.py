@@ -78,7 +78,12 @@ def test_the_metadata_says_what_a_deployer_must_know(policy: OnnxPolicy):
         0.1,
         100,
     )
-    assert [element.name for element in found.inputs.observation] == [f"qpos[{i}]" for i in range(4)]
+    assert [element.name for element in found.inputs.observation] == [
+        "qpos[0] x",
+        "qpos[1] y",
+        "qvel[0] x",
+        "qvel[1] y",
+    ]
     assert [(element.low, element.high) for element in found.outputs.control] == [(-2.0, 2.0), (0.0, 5.0)]
     assert found.evaluation is not None and found.evaluation.episodes == 256
     assert found.sizes() == {"observation": 4, "goal": 2, "action": 2, "control": 2}
@@ -131,7 +136,9 @@ def test_a_policy_of_another_task_is_refused(tmp_path: Path):
         ('{"format_version": 2}', "role"),
         (json.dumps(metadata(format_version=1)), "of format 1, this version reads 2: export"),
         (json.dumps(metadata(format_version=3)), "update thousandfold"),
-        (json.dumps(metadata(format_version="two")), "format_version"),
+        (json.dumps(metadata(format_version="two")), 'of format "two", this version reads 2: export'),
+        (json.dumps(metadata(format_version=True)), "of format true, this version reads 2: export"),
+        ("{}", "without a format_version, this version reads 2: export"),
         (json.dumps(metadata(control_dt_s=0.0)), "control_dt_s"),
         (json.dumps(metadata(inputs=metadata()["inputs"] | {"goal": []})), "its metadata says"),
     ],
@@ -146,7 +153,7 @@ def test_a_graph_with_a_fixed_batch_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    ("place", "name"), [(0, r"observation\[0\] \(qpos\[0\]\)"), (3, "observation"), (5, r"goal\[1\]")]
+    ("place", "name"), [(0, r"observation\[0\] \(qpos\[0\] x\)"), (3, "observation"), (5, r"goal\[1\]")]
 )
 def test_what_is_not_finite_is_refused(policy: OnnxPolicy, value: float, place: int, name: str):
     state = np.zeros(OBSERVATION_DIM + GOAL_DIM, np.float32)

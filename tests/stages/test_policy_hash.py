@@ -88,6 +88,12 @@ def test_numbers_of_every_width_belong_to_the_graph(number: bytes) -> None:
     )
 
 
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(DamagedFileError, match=r"empty\.onnx is empty: export"):
+        graph_sha256(tmp_path / "empty.onnx")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.onnx", tmp_path):
         with pytest.raises(DamagedFileError, match="is missing"):

@@ -54,6 +54,13 @@ def test_limits_enclose_the_range(changes: dict[str, Any], where: str) -> None:
         parse_metadata(json.dumps(whole), Path("policy.onnx"))
 
 
+def test_the_range_of_an_output_is_in_order() -> None:
+    whole = metadata()
+    whole["outputs"]["control"][1] |= {"low": 6.0}
+    with pytest.raises(InvalidMetadataError, match="ends below its start"):
+        parse_metadata(json.dumps(whole), Path("policy.onnx"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -16,7 +16,7 @@ from pipeline.core.console import Console
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, UserError
 from stages.artifact_task import keep_task
 from stages.policy_source import open_source
-from tests.stages.handmade_policy import metadata, policy_artifact, write_policy
+from tests.stages.handmade_policy import inputs_and_outputs, metadata, policy_artifact, write_policy
 
 PAGE = """\
 name: sledge
@@ -51,6 +51,7 @@ def sledge_policy(path: Path, page: str, **changes: Any) -> str:
         "model_sha256": found,
         "task_file": "/home/me/sledge.yaml",
         "episode_steps": 30,
+        **inputs_and_outputs(page),
     }
     write_policy(path, json.dumps(metadata(**fixed | changes)))
     return str(path)
@@ -120,3 +121,11 @@ def test_another_task_pace_or_size_is_refused(tmp_path: Path) -> None:
     text = json.dumps(metadata(task="reacher"))
     with pytest.raises(UserError, match=r"does not fit task 'reacher'.*observation 4, not"):
         open_source(workspace, str(write_policy(tmp_path / "reacher.onnx", text)), any_model=True)
+
+
+def test_a_task_whose_terms_are_in_another_order_is_refused(tmp_path: Path) -> None:
+    page = Path(write_sledge(tmp_path / "robot"))
+    policy = sledge_policy(tmp_path / "p.onnx", str(page))
+    page.write_text(page.read_text().replace("{field: qpos}, {field: qvel}", "{field: qvel}, {field: qpos}"))
+    with pytest.raises(UserError, match=r"observation\[0\] is 'qpos\[0\] x' in m, the task's 'qvel\[0\] x'"):
+        open_source(Workspace(tmp_path), policy, str(page), any_model=True)

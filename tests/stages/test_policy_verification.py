@@ -17,7 +17,15 @@ from stages.onnx_policy import OnnxPolicy
 from stages.policy_metadata import Evaluation
 from stages.policy_source import find_policy
 from stages.policy_verification import Verification, success_change, verify_policy
-from tests.stages.handmade_policy import golden, graph, metadata, policy_artifact, tamper, write_policy
+from tests.stages.handmade_policy import (
+    golden,
+    graph,
+    inputs_and_outputs,
+    metadata,
+    policy_artifact,
+    tamper,
+    write_policy,
+)
 
 
 def verify(path: Path, episodes: int = 16, **options: Any) -> Verification:
@@ -138,6 +146,27 @@ def test_a_description_that_does_not_fit_fails(tmp_path: Path) -> None:
     assert outcomes(found) == {"description": False} and "control_dt_s" in detail(found, "description")
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("observation", {"unit": "cm"}, "observation[0] is 'qpos[0] x' in cm, the task's 'qpos[0] x' in m"),
+        ("observation", {"name": "qvel[0] x"}, "observation[0] is 'qvel[0] x' in m, the task's 'qpos[0] x'"),
+        ("goal", {"unit": ""}, "goal[0] is 'qpos[0] x' in no unit, the task's 'qpos[0] x' in m"),
+        ("action", {"name": "y"}, "action[0] is 'y' in 1, the task's 'x' in 1"),
+        ("control", {"unit": "N"}, "control[0] is 'x' in N, the task's 'x' in actuator"),
+    ],
+)
+def test_another_name_or_unit_than_the_tasks_fails(
+    part: str, changes: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    described = inputs_and_outputs("point_u_maze")
+    side = described["inputs"] if part in described["inputs"] else described["outputs"]
+    side[part][0] |= changes
+    found = verify(write(tmp_path / "policy.onnx", **described))
+    assert [check.name for check in found.failed] == ["task"] and words in detail(found, "task")
+    assert outcomes(found)["closed loop"] is None
+
+
 def test_a_changed_file_of_an_artifact_fails(tmp_path: Path) -> None:
     artifact = policy_artifact(tmp_path)
     write(artifact.file("policy.onnx"))
@@ -155,6 +184,12 @@ def test_what_cannot_be_looked_at_at_all_is_refused(tmp_path: Path) -> None:
             verify(path)
     with pytest.raises(DamagedFileError, match="of format 1"):
         verify(write_policy(path, json.dumps(metadata(format_version=1))))
+    without = metadata()
+    del without["format_version"]
+    with pytest.raises(DamagedFileError, match="without a format_version"):
+        verify(write_policy(path, json.dumps(without)))
+    with pytest.raises(UserError, match=r"changes of its task.*\(friction\): update"):
+        verify(write(path, task_changes={"friction": 2}))
     with pytest.raises(UserError, match=r"'sledge'.*--task"):
         verify(write(path, task="sledge"))
 

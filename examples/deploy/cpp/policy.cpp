@@ -76,7 +76,8 @@ Policy::Policy(const std::string& path) {
     ov::Core core;
     const std::shared_ptr<ov::Model> model = read(core, path);
     // OpenVINO keeps the metadata of an ONNX file under "framework".
-    if (!model->has_rt_info("framework", "thousandfold")) {
+    if (!model->has_rt_info("framework", "thousandfold") ||
+        !model->has_rt_info("framework", "thousandfold_golden")) {
         throw std::runtime_error(path + " is no policy file: it has no metadata of its own");
     }
     metadata_ = model->get_rt_info<std::string>("framework", "thousandfold");
@@ -123,6 +124,12 @@ std::vector<float> Policy::control_bounds() const {
 }
 
 GoldenSet Policy::golden() const {
-    return {rows(golden_, "observation"), rows(golden_, "goal"), rows(golden_, "action"),
-            rows(golden_, "control"), number(golden_, "tolerance")};
+    GoldenSet found{rows(golden_, "observation"), rows(golden_, "goal"), rows(golden_, "action"),
+                    rows(golden_, "control"), number(golden_, "tolerance")};
+    const std::size_t count = found.action.size();
+    if (count == 0 || found.observation.size() != count || found.goal.size() != count ||
+        found.control.size() != count) {
+        throw std::runtime_error("the golden rows are damaged: export the policy again");
+    }
+    return found;
 }

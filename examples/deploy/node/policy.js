@@ -12,7 +12,7 @@ export class Policy {
     const bytes = await readFile(path);
     const texts = readMetadata(bytes);
     const metadata = JSON.parse(texts.thousandfold ?? "{}");
-    if (metadata.format_version !== FORMAT_VERSION) {
+    if (metadata.format_version !== FORMAT_VERSION || texts.thousandfold_golden === undefined) {
       throw new Error(`it is no policy file of format ${FORMAT_VERSION}: export it again`);
     }
     const session = await ort.InferenceSession.create(bytes, {

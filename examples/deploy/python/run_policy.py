@@ -22,7 +22,7 @@ class Policy:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         texts = self._session.get_modelmeta().custom_metadata_map
         self.metadata = json.loads(texts.get("thousandfold", "{}"))
-        if self.metadata.get("format_version") != FORMAT_VERSION:
+        if self.metadata.get("format_version") != FORMAT_VERSION or "thousandfold_golden" not in texts:
             raise ValueError(f"{path} is no policy file of format {FORMAT_VERSION}: export it again")
         self.golden = json.loads(texts["thousandfold_golden"])
         inputs = self.metadata["inputs"]
@@ -55,10 +55,10 @@ def main(path: str) -> int:
     """Print golden error and latency; return 1 where the error is too large, 2 for what is no policy."""
     try:
         policy = Policy(path)
+        error, tolerance = golden_error(policy), policy.golden["tolerance"]
     except Exception as wrong:  # ONNX Runtime's errors have no common class of their own
         print(f"Error: {path} cannot be run: {' '.join(str(wrong).split())}", file=sys.stderr)
         return 2
-    error, tolerance = golden_error(policy), policy.golden["tolerance"]
     print(f"golden rows: {len(policy.golden['action'])}, max error {error:.2e}, tolerance {tolerance:.0e}")
     observation, goal = (np.asarray(policy.golden[name][0]) for name in ("observation", "goal"))
     latencies = []
