@@ -112,8 +112,14 @@ def make_page(sources: Sources, classes: SettingsClasses) -> Page:
     headlines = [_success(chain), _retention(chain), _latency(sources)]
     end = chain.end
     footer = f"Made from {end.kind} {end.name}, hash {str(end.manifest.hash)[:16]}."
-    notes = list(dict.fromkeys([*chain.problems, *sources.files.notes]))
+    notes = list(dict.fromkeys([*chain.problems, *_damage_of_policy(chain), *sources.files.notes]))
     return Page(task, _verdict(sources), headlines, sections, footer, notes)
+
+
+def _damage_of_policy(chain: Chain) -> list[str]:
+    """Return a line for each file of the policy that is not what was exported; the page shows none."""
+    policy = chain.get("policy")
+    return [] if policy is None else [f"{path.name} of {policy.name} {why}." for path, why in policy.damage()]
 
 
 def _verdict(sources: Sources) -> str:
@@ -124,7 +130,10 @@ def _verdict(sources: Sources) -> str:
     if teacher is not None:
         size = network_size(teacher)
         layers = f"teacher of {size[0]:,} layers" if size else "teacher"
-        parts.append(f"A {layers} reaches {_percent(teacher.manifest.results.get('success'))} of its goals")
+        # Beside the student's: retention is a share of that, not of another evaluation.
+        success = student.manifest.results.get("teacher_success") if student is not None else None
+        success = teacher.manifest.results.get("success") if success is None else success
+        parts.append(f"A {layers} reaches {_percent(success)} of its goals")
     if student is not None:
         size = network_size(student)
         layers = f"student of {size[0]:,} layers" if size else "student"

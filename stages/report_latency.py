@@ -178,9 +178,14 @@ def _tables(found: list[Timing]) -> list[Block]:
         blocks.append(Table("One call right after the other", columns, calls, frozenset(columns[1:])))
     loops = [_loop_row(timing) for timing in found if timing.is_paced]
     if loops:
-        columns = ["µs a call", "ticks", "p50", "p99", "max", "missed", "missed empty", "excess"]
+        columns = [
+            "µs", "ticks", "p50", "p99", "late p99", "latest output", "missed", "missed empty", "excess",
+        ]  # fmt: skip
         kept = [k for k in range(len(columns)) if any(row[k] != "–" for row in loops)]
-        caption = "Control loops; missed: no output one period after its tick; empty: a loop without a policy"
+        caption = (
+            "Control loops. p50, p99: of a call; late: from the tick to its beginning; missed: no output one "
+            "period after its tick; empty: a loop without a policy"
+        )
         rows = [[row[k] for k in kept] for row in loops]
         numeric = frozenset(columns[1:])
         blocks.append(Table(caption, [columns[k] for k in kept], rows, numeric))
@@ -193,7 +198,8 @@ def _loop_row(timing: Timing) -> list[str]:
     return [
         timing.label,
         figure(numbers.get("ticks")),
-        *_shown(numbers, ("p50_us", "p99_us", "max_us")),
+        *_shown(numbers, ("p50_us", "p99_us", "jitter_p99_us")),
+        _us((numbers.get("response") or {}).get("max_us")),
         _count(numbers.get("missed")),
         _count((numbers.get("empty") or {}).get("missed")),
         "–" if excess is None else f"{100 * excess:.3g} %",

@@ -129,7 +129,8 @@ def learning_section(sources: Sources) -> Section:
         if artifact is None:
             blocks.append(Note(f"No curves of a {kind}: there is none in this report."))
         else:
-            blocks += _curves(sources.files, artifact, x, x_label, names)
+            shown = {name: text for name, text in names.items() if _is_learned(name, artifact)}
+            blocks += _curves(sources.files, artifact, x, x_label, shown)
     if (teacher := sources.chain.get("teacher")) is not None:
         alt = "Map of gradient norms: blocks upward, updates to the right, one map a network"
         caption = "Norm of the gradient in every block of the teacher’s networks, over the training."
@@ -137,6 +138,11 @@ def learning_section(sources: Sources) -> Section:
         blocks.append(Figures([found], "large") if found else Note("No picture of the teacher’s gradients."))
     lead = "Success is measured in closed loop while the network trains; bands are 95 % intervals."
     return Section("learning", "How it learned", lead, blocks)
+
+
+def _is_learned(name: str, artifact: Artifact) -> bool:
+    """Return whether a curve says something: the divergence does where the student learns its spread too."""
+    return name != "kl" or artifact.manifest.settings.get("objective", "kl") == "kl"
 
 
 def _curves(

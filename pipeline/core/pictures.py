@@ -118,7 +118,7 @@ def draw_latency_histogram(
         axes: Axes = figure.subplots()
         edges = _log_edges(np.concatenate(list(series.values())))
         for (label, samples), colour in zip(series.items(), cycle(PALETTE), strict=False):
-            p50, p99 = np.percentile(samples, [50, 99])
+            p50, p99 = np.percentile(samples, [50, 99], method="inverted_cdf")
             label = f"{label}: p50 {_microseconds(p50)} (line), p99 {_microseconds(p99)} (dotted)"
             axes.hist(
                 samples, edges, histtype="stepfilled", fc=(colour, 0.25), ec=colour, lw=1.5, label=label

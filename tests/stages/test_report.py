@@ -154,7 +154,7 @@ def test_the_numbers_of_the_page_are_those_of_the_manifests(chain: MadeUpChain, 
         f"Success {EVALUATED['success']} [0.978, 0.992] of the ONNX file, 1,000 fresh episodes",
         f"Retention {RETAINED['retention']} [0.998, 1.008] of the teacher’s success, 1,024 paired episodes",
         f"Latency {timing['p50_us']} µs p50 2.9 times as fast as the teacher, p99 {timing['p99_us']} µs",
-        "A teacher of 16 layers reaches 100.0 % of its goals, its student of 4 layers keeps 100.3 % of that, "
+        "A teacher of 16 layers reaches 98.9 % of its goals, its student of 4 layers keeps 100.3 % of that, "
         "and the exported file answers in 11.7 µs.",
         "100,000 of 1,000 episodes",
         "2 lost, 5 gained",
@@ -306,6 +306,23 @@ def test_a_changed_source_is_refused(chain: MadeUpChain, write: Any) -> None:
     manifest.write_text(manifest.read_text().replace('"licence": ""', '"licence": "x"'))
     with pytest.raises(DamagedFileError, match="was changed since it was completed"):
         write(Artifact.load(chain.made["policy"].path))
+
+
+def test_a_policy_file_that_changed_is_said(chain: MadeUpChain, write: Any) -> None:
+    policy = chain.made["policy"]
+    policy.file("policy.onnx").write_bytes(b"another graph")
+    made, _ = write(policy)
+    assert made.manifest.results["notes"] == [f"policy.onnx of {policy.name} differs from its recorded hash."]
+
+
+@pytest.mark.parametrize(("objective", "drawn"), [("kl", True), ("mse", False), ("critic", False)])
+def test_the_divergence_is_drawn_where_it_was_learned(
+    chain: MadeUpChain, write: Any, objective: str, drawn: bool
+) -> None:
+    history = {"history": [{"updates": 10 * k, "success": 0.5, "kl": 40.0 + k} for k in range(3)]}
+    parents = ("teacher", "dataset")
+    student = chain.add("student", parents, RETAINED, {"history.json": history}, objective=objective)
+    assert ("divergence from the teacher" in write(student)[1]) == drawn
 
 
 @pytest.mark.parametrize("name", ["history.json", "gradients.png"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.report_latency import policy_timing, timings
+from stages.report_latency import _tables, policy_timing, timings
+from stages.report_page import Table
 from tests.stages.made_up_chain import TIMED
 
 
@@ -56,6 +57,16 @@ def test_every_series_of_calls_has_a_name() -> None:
 def test_loops_of_a_network_stand_for_themselves_where_there_are_no_others() -> None:
     labels = [each.label for each in timings(TIMED)]
     assert labels == ["student", "student at 10 Hz", "teacher", "teacher at 10 Hz"]
+
+
+def test_a_loops_latest_output_counts_its_late_beginning() -> None:
+    late = calls(30.0, ticks=9, missed=3, rate_hz=1000.0, max_us=50.0)
+    late |= {"jitter_p99_us": 700.0, "response": calls(60.0, max_us=4200.0)}
+    (table,) = _tables(timings({"paced_loops": [late]}))
+    assert isinstance(table, Table)
+    found = dict(zip(table.columns, table.rows[0], strict=True))
+    assert found["late p99"] == "700" and found["latest output"] == "4,200" and found["missed"] == "3"
+    assert "missed empty" not in found
 
 
 def test_the_headline_is_of_the_policys_own_calls() -> None:
