@@ -19,6 +19,8 @@ from stages.policy_metadata import Described, PolicyMetadata, damaged_metadata, 
 
 GOLDEN_KEY = "thousandfold_golden"
 TOLERANCE = 1e-5
+LARGEST_TOLERANCE = 2.0
+"""No two actions in [−1, 1] differ by more."""
 
 Rows = tuple[tuple[float, ...], ...]
 Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -45,7 +47,7 @@ class GoldenSet(Described):
     """Expected outputs, a row a state."""
     control: Rows
     """Expected outputs, a row a state."""
-    tolerance: float = pydantic.Field(gt=0)
+    tolerance: float = pydantic.Field(gt=0, le=LARGEST_TOLERANCE)
     """Largest difference: absolute of an action, as a share of the actuator's bound of a control."""
 
     @classmethod

@@ -11,10 +11,11 @@ from envs.registry import compile_task, task_names
 from envs.task import TaskError
 from envs.tasks.task_copy import PAGE_NAME
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
-from pipeline.core.errors import UserError
+from pipeline.core.errors import DamagedFileError, UserError
 from pipeline.core.runtime import as_user_error
 from stages.artifact_task import TASK_FOLDER
 from stages.onnx_policy import POLICY_FILE, OnnxPolicy, OtherModelError, require_model
+from stages.policy_golden import golden_error
 from stages.policy_hash import EXPORT_AGAIN
 from stages.policy_metadata import PolicyMetadata
 
@@ -92,13 +93,14 @@ def open_source(
         any_model: take a task whose model is another than the one that the policy was made for.
 
     Raises:
-        UserError: there is no such policy, its file is damaged, its task is not known here, or the task's
-            model is another.
+        UserError: there is no such policy, its file is damaged or off its golden rows, its task is not known
+            here, or the task's model is another.
     """
     place = find_policy(workspace, reference)
     if place.artifact is not None:
         place.artifact.verify()
     policy = OnnxPolicy(place.path)
+    _require_golden(policy)
     compiled = find_task(policy.metadata, place, task)
     try:
         require_same_task(policy.metadata, compiled, place.name)
@@ -106,6 +108,17 @@ def open_source(
         if not any_model:
             raise OtherModelError(f"{error} --any-model runs it all the same.") from None
     return PolicySource(policy, compiled, place.name)
+
+
+def _require_golden(policy: OnnxPolicy) -> None:
+    """Raise DamagedFileError unless the file gives its golden actions here, as every runner must check."""
+    golden = policy.golden()
+    error = golden_error(policy.run, golden, policy.metadata)
+    if not error <= golden.tolerance:  # NaN is not
+        raise DamagedFileError(
+            f"{policy.path} is off its golden rows by {error:.2g}, more than {golden.tolerance:.2g}: its "
+            f"weights were changed, or this runtime computes it wrongly; {EXPORT_AGAIN}."
+        )
 
 
 def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = None) -> CompiledTask:

@@ -30,7 +30,7 @@ from stages.latency import TimedCall, back_to_back
 from stages.network_file import TrainedActor
 from stages.onnx_gate import GateStates, act_in_same_episodes, largest_action_error
 from stages.onnx_policy import OnnxPolicy
-from stages.policy_golden import TOLERANCE, GoldenSet
+from stages.policy_golden import LARGEST_TOLERANCE, TOLERANCE, GoldenSet
 from stages.policy_hash import split_model
 from stages.policy_metadata import Evaluation
 from stages.policy_writing import PolicyDraft, describe, golden_rows
@@ -247,7 +247,7 @@ def _draft(variant: Variant, path: Path, exported: Exported) -> PolicyDraft:
 
 def _finish(draft: PolicyDraft, figures: VariantFigures, exported: Exported) -> None:
     """Write a variant as it leaves: what it reaches, and golden rows with the tolerance that it needs."""
-    tolerance = max(TOLERANCE, _TOLERANCE_FACTOR * figures.max_action_error)
+    tolerance = min(max(TOLERANCE, _TOLERANCE_FACTOR * figures.max_action_error), LARGEST_TOLERANCE)
     rows = golden_rows(exported.module, exported.states, switch_margin=tolerance)
     draft.golden = GoldenSet.of(rows, tolerance)
     assert figures.success is not None  # or it would have been refused

@@ -136,7 +136,12 @@ def graph(batch: str | int = "batch") -> ModelBytes:
 
 
 def write_policy(
-    path: Path, text: str | None = None, *, key: str = METADATA_KEY, batch: str | int = "batch"
+    path: Path,
+    text: str | None = None,
+    *,
+    key: str = METADATA_KEY,
+    batch: str | int = "batch",
+    rows: dict[str, Any] | None = None,
 ) -> Path:
     """Write the graph with golden rows and `text` as its metadata.
 
@@ -145,10 +150,11 @@ def write_policy(
         text: None: `metadata()`, with the graph's own hash.
         key: under which the text stands; an empty one: no metadata at all.
         batch: first dimension of every input and output.
+        rows: golden ones; None: the graph's own.
     """
     made = graph(batch)
     text = json.dumps(metadata(graph_sha256=made.graph_sha256)) if text is None else text
-    texts = {GOLDEN_KEY: json.dumps(golden()), key: text} if key else {}
+    texts = {GOLDEN_KEY: json.dumps(rows or golden()), key: text} if key else {}
     path.write_bytes(made.with_metadata(texts).joined())
     return path
 

@@ -16,7 +16,7 @@ from pipeline.core.console import Console
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, UserError
 from stages.artifact_task import keep_task
 from stages.policy_source import open_source
-from tests.stages.handmade_policy import inputs_and_outputs, metadata, policy_artifact, write_policy
+from tests.stages.handmade_policy import golden, inputs_and_outputs, metadata, policy_artifact, write_policy
 
 PAGE = """\
 name: sledge
@@ -79,6 +79,14 @@ def test_the_newest_policy_or_one_by_name_or_by_its_file(tmp_path: Path) -> None
         open_source(Workspace(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"gone\.onnx is no file"):
         open_source(workspace, "gone.onnx")
+
+
+def test_a_file_that_is_off_its_golden_rows_is_refused(tmp_path: Path) -> None:
+    rows = golden()
+    rows["action"] = [[-value for value in row] for row in rows["action"]]
+    path = write_policy(tmp_path / "p.onnx", rows=rows)
+    with pytest.raises(DamagedFileError, match=r"off its golden rows by .* more than 1e-05"):
+        open_source(Workspace(tmp_path), str(path))
 
 
 def test_a_task_of_the_users_comes_from_the_option_or_the_artifacts_copy(tmp_path: Path) -> None:
