@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from stages.policy_source import PolicyPlace
     from stages.policy_verification import Verification
 
+_episodes_option = click.option(
+    "--episodes",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Fresh episodes of the closed loop.",
+)
+_seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes."
+)
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 
@@ -38,15 +48,9 @@ def inspect(session: Session, name: str | None, as_json: bool) -> None:
 
 @policy.command()
 @click.argument("name", metavar="[POLICY]", required=False)
-@click.option(
-    "--episodes",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Fresh episodes of the closed loop.",
-)
+@_episodes_option
 @click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes.")
+@_seed_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 @click.pass_obj
 def verify(
@@ -67,14 +71,8 @@ def verify(
 
 @policy.command()
 @click.argument("name", metavar="[POLICY]", required=False)
-@click.option(
-    "--episodes",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Fresh episodes of the closed loop.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes.")
+@_episodes_option
+@_seed_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 @click.pass_obj
 def promote(session: Session, name: str | None, episodes: int, seed: int, as_json: bool) -> None:

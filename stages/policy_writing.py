@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.compiled_task import CompiledTask
+from envs.control_map import ControlMap
 from models.deployable_policy import DeployablePolicy
 from models.residual_mlp import parameter_count
 from pipeline.core.artifacts import Artifact, Parent
@@ -62,8 +64,7 @@ def describe(
         licence: of the file.
         precision: of the numbers inside.
     """
-    task, shape, actor = trained.task, trained.shape, trained.actor.actor
-    control, limits = task.control, states.limits()
+    task = trained.task
     parents: Mapping[str, Parent] = {**source.manifest.parents, source.kind: source.parent_entry()}
     return PolicyMetadata(
         format_version=METADATA_VERSION,
@@ -74,41 +75,46 @@ def describe(
         task_changes=dict(source.manifest.task_changes),
         control_dt_s=task.task.control_dt_s,
         episode_steps=task.task.episode_steps,
-        inputs=Inputs(
-            observation=_input_elements(
-                task.describe("observation"),
-                states.observation,
-                limits.observation_low,
-                limits.observation_high,
-            ),
-            goal=_input_elements(
-                task.describe("achieved_goal"), states.goal, limits.goal_low, limits.goal_high
-            ),
-        ),
-        outputs=Outputs(
-            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
-            control=tuple(
-                Element(name=name, unit="actuator", low=shortest(low), high=shortest(high))
-                for name, low, high in zip(control.actuators, control.low, control.high, strict=True)
-            ),
-        ),
+        inputs=_inputs(task, states),
+        outputs=_outputs(task.control),
         non_finite="refuse",
         out_of_range="clip",
         precision=precision,
         opset=opset,
         licence=licence,
         graph_sha256=graph.graph_sha256,
-        network=Network(
-            kind=shape.kind,
-            depth=shape.depth,
-            width=shape.width,
-            # The head of the standard deviation stays behind.
-            parameters=parameter_count(actor.trunk) + parameter_count(actor.mean_head),
-        ),
+        network=_network(trained),
         parents={role: Origin.model_validate(vars(parent)) for role, parent in parents.items()},
         evaluation=None,
         exporter={name: importlib.metadata.version(name) for name in _EXPORTERS},
     )
+
+
+def _inputs(task: CompiledTask, states: GateStates) -> Inputs:
+    limits = states.limits()
+    return Inputs(
+        observation=_input_elements(
+            task.describe("observation"), states.observation, limits.observation_low, limits.observation_high
+        ),
+        goal=_input_elements(task.describe("achieved_goal"), states.goal, limits.goal_low, limits.goal_high),
+    )
+
+
+def _outputs(control: ControlMap) -> Outputs:
+    return Outputs(
+        action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
+        control=tuple(
+            Element(name=name, unit="actuator", low=shortest(low), high=shortest(high))
+            for name, low, high in zip(control.actuators, control.low, control.high, strict=True)
+        ),
+    )
+
+
+def _network(trained: TrainedActor) -> Network:
+    """Return form and size; the head of the standard deviation stays behind."""
+    shape, actor = trained.shape, trained.actor.actor
+    parameters = parameter_count(actor.trunk) + parameter_count(actor.mean_head)
+    return Network(kind=shape.kind, depth=shape.depth, width=shape.width, parameters=parameters)
 
 
 def _input_elements(

@@ -100,7 +100,11 @@ def test_a_curve_ends_at_its_last_value_within_its_band() -> None:
     [[(5.0, 1.0)], [(0.0, 0.0), (0.0, 0.0)], [(1.0, -4.0), (2.0, 1e9)], [(1.0, 0.00129), (5.0, 0.000131)]],
 )
 def test_odd_curves_are_drawn(points: list[tuple[float, float]]) -> None:
-    drawing_of(curve_chart(Curve("loss", points), "updates"))
+    chart = curve_chart(Curve("loss", points), "updates")
+    root = drawing_of(chart)
+    assert not re.search(r"\b(nan|inf)\b", chart)
+    assert tick_label(points[-1][1], 3) in texts(root), "its last value stands beside its end"
+    assert sum(element.get("class") == "mark" for element in root.iter("circle")) == len(points)
 
 
 def test_a_row_of_a_range_chart_lies_where_its_values_are() -> None:
