@@ -17,7 +17,15 @@ def cell(p50_us: float = 8.0, p99_us: float = 12.0, roofline: float = 2.0, exces
             "roofline": {"ratio": roofline},
         },
         "comparison": {"torch eager": {"ratio": 8.0}, "numpy": {"ratio": 0.9}},
-        "paced_loops": [{"excess_missed_share": excess, "excess_missed_error": 0.0001}],
+        "paced_loops": [
+            {
+                "ticks": 10_000,
+                "missed": 5,
+                "missed_before_call": 2,
+                "excess_missed_share": excess,
+                "excess_missed_error": 0.0001,
+            }
+        ],
         "busy": {"paced": {"excess_missed_share": 0.02}},
     }
 
@@ -29,9 +37,17 @@ def test_the_table_marks_what_misses_its_target():
             "4 x 256": cell(p50_us=11.0, p99_us=40.0, roofline=2.6, excess=0.0002),
         }
     ).splitlines()
-    assert rows[2] == "| 4 x 64 | **11.0** | 1.09 | 9.00 | 8.0 | **0.9** | 0.005 | 0.010 | 2.000 |"
-    assert rows[3] == "| 4 x 256 | 11.0 | **3.64** | **2.60** | 8.0 | **0.9** | **0.020** | 0.010 | 2.000 |"
+    assert rows[2] == "| 4 x 64 | **11.0** | 1.09 | 9.00 | 8.0 | **0.9** | 0.005 | 0.010 | 0.030 | 2.000 |"
+    assert (
+        rows[3]
+        == "| 4 x 256 | 11.0 | **3.64** | **2.60** | 8.0 | **0.9** | **0.020** | 0.010 | 0.030 | 2.000 |"
+    )
     assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
+
+
+def test_a_cell_without_a_loop_under_load_has_no_figure_of_it():
+    (row,) = realtime.table({"4 x 64": cell() | {"busy": None}}).splitlines()[2:]
+    assert row.endswith("| 0.000 | 0.010 | 0.030 | - |")
 
 
 def test_cells_are_recorded_one_by_one_and_not_run_again(
@@ -40,18 +56,19 @@ def test_cells_are_recorded_one_by_one_and_not_run_again(
     asked = []
 
     def run(shape: NetworkShape, settings: realtime.benchmark.BenchmarkSettings) -> dict:
-        asked.append((shape.width, settings.rate_hz, settings.paced_s, settings.core))
+        timed = (settings.rate_hz, settings.paced_s, settings.busy_processes, settings.core)
+        asked.append((shape.width, *timed))
         if len(asked) == 2:
             raise KeyboardInterrupt
         return cell()
 
     monkeypatch.setattr(realtime, "run_cell", run)
-    arguments = [f"--output={tmp_path / 'realtime.json'}", "--paced-s=3", "--core=1"]
+    arguments = [f"--output={tmp_path / 'realtime.json'}", "--paced-s=3", "--busy-processes=2", "--core=1"]
     with pytest.raises(KeyboardInterrupt):
         realtime.main(arguments)
     realtime.main(arguments)
     realtime.main([*arguments, "--table"])
-    assert asked == [(64, 1000.0, 3.0, 1), (256, 1000.0, 3.0, 1), (256, 1000.0, 3.0, 1)]
+    assert asked == [(width, 1000.0, 3.0, 2, 1) for width in (64, 256, 256)]
     assert capsys.readouterr().out.count("| 4 x 256 |") == 2
 
 
