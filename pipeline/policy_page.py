@@ -20,38 +20,46 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     """
     from stages.policy_golden import GOLDEN_KEY, parse_golden
     from stages.policy_hash import read_model
+    from stages.policy_integrity import INTEGRITY_KEY, change_since_export, policy_sha256
     from stages.policy_metadata import METADATA_KEY, parse_metadata
 
     model = read_model(place.path)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
-    intact = model.graph_sha256 == metadata.graph_sha256
+    recorded, change = model.metadata.get(INTEGRITY_KEY), change_since_export(model, metadata)
     facts = [
         ("file", str(place.path)),
         ("size", f"{place.path.stat().st_size / 1e6:.2f} MB"),
-        *_identity(metadata, intact),
+        *_identity(metadata),
         ("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}"),
+        ("graph SHA-256", _hash(metadata.graph_sha256, model.graph_sha256)),
+        ("policy SHA-256", _hash(recorded, policy_sha256(model))),
     ]
     console.table(f"{place.name}: {metadata.role} for task {metadata.task}", ("what", "value"), facts)
     _show_elements(console, metadata)
     parents = [(role, origin.name, origin.hash) for role, origin in metadata.parents.items()]
     console.table("Made from", ("role", "artifact", "hash"), parents)
     console.table("Written by", ("package", "version"), list(metadata.exporter.items()))
-    if not intact:
-        console.warn("the graph differs from its recorded hash: the file was changed since it was exported.")
+    if change is not None:
+        console.warn(f"{change}: the file was changed since it was exported.")
     console.result(
         {
             "policy": place.name,
             "path": str(place.path),
             "bytes": place.path.stat().st_size,
-            "intact": intact,
+            "intact": change is None,
+            "sha256": recorded,
             "golden": {"rows": len(golden.action), "tolerance": golden.tolerance},
             "metadata": metadata.model_dump(mode="json"),
         }
     )
 
 
-def _identity(metadata: PolicyMetadata, intact: bool) -> Iterator[tuple[str, Any]]:
+def _hash(recorded: str | None, actual: str) -> str:
+    return (recorded or "none") + ("" if recorded == actual else " (the file's is another)")
+
+
+def _identity(metadata: PolicyMetadata) -> Iterator[tuple[str, Any]]:
     """Yield what a policy is, does and promises."""
     network, measured = metadata.network, metadata.evaluation
     yield "format", str(metadata.format_version)
@@ -74,7 +82,6 @@ def _identity(metadata: PolicyMetadata, intact: bool) -> Iterator[tuple[str, Any
     yield "input beyond its limits", "clipped, inside the graph"
     yield "input that is not finite", "to be refused, before the call"
     yield "licence", metadata.licence or "none stated"
-    yield "graph SHA-256", metadata.graph_sha256 + ("" if intact else " (the file's is another)")
     yield "model SHA-256", metadata.model_sha256
     if metadata.task_file is not None:
         yield "task file", metadata.task_file

@@ -17,9 +17,9 @@ from pipeline.core.errors import DamagedFileError
 from stages.policy_hash import EXPORT_AGAIN
 
 METADATA_KEY = "thousandfold"
-METADATA_VERSION = 2
+METADATA_VERSION = 3
 
-_SHA256 = r"^[0-9a-f]{64}$"
+SHA256 = r"^[0-9a-f]{64}$"
 
 
 class InvalidMetadataError(DamagedFileError):
@@ -132,13 +132,13 @@ class Origin(Described):
 class PolicyMetadata(Described):
     """Everything a deployer must know of a policy file."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     """Of this description; another number is another contract."""
     role: Literal["student", "teacher"]
     """What was exported."""
     task: str
     """The task that the policy was trained for."""
-    model_sha256: str = pydantic.Field(pattern=_SHA256)
+    model_sha256: str = pydantic.Field(pattern=SHA256)
     """SHA-256 of the task's compiled MuJoCo model."""
     task_file: str | None = None
     """Where a user's task came from; null for a built-in one."""
@@ -164,7 +164,7 @@ class PolicyMetadata(Described):
     """ONNX operator set of the graph."""
     licence: str = ""
     """SPDX expression or free text; empty where none was stated."""
-    graph_sha256: str = pydantic.Field(pattern=_SHA256)
+    graph_sha256: str = pydantic.Field(pattern=SHA256)
     """SHA-256 over the file's top-level protobuf fields other than `metadata_props`."""
     network: Network
     """Form and size of the network."""

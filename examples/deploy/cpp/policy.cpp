@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kFormatVersion = 2;
+constexpr int kFormatVersion = 3;
 
 // Returns where the value of `"key":` begins, from a place on. Enough for what is asked for here: keys whose
 // first occurrence is theirs, and numbers as values.
