@@ -26,7 +26,7 @@ from stages.onnx_gate import (
     roll_out,
 )
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
-from stages.policy_golden import TOLERANCE
+from stages.policy_golden import LARGEST_FLOAT32_TOLERANCE, TOLERANCE
 from stages.policy_hash import ModelBytes, split_model
 from stages.policy_metadata import Evaluation, PolicyMetadata
 from stages.policy_registration import register_policy
@@ -44,7 +44,7 @@ class ExportOnnxSettings(StageSettings):
     max_action_error: float = pydantic.Field(
         default=1e-5,
         gt=0,
-        le=1e-2,
+        le=LARGEST_FLOAT32_TOLERANCE,
         description="largest difference of an action up to depth 16; grows as its root",
     )
     closed_loop_episodes: int = pydantic.Field(

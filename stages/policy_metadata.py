@@ -19,6 +19,8 @@ from stages.policy_hash import EXPORT_AGAIN
 METADATA_KEY = "thousandfold"
 METADATA_VERSION = 3
 
+Precision = Literal["float32", "float16", "int8"]
+
 SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -158,7 +160,7 @@ class PolicyMetadata(Described):
     """What a runner does with an input that is NaN or infinite, before it calls the graph."""
     out_of_range: Literal["clip"]
     """What the graph does with an input beyond its limits."""
-    precision: Literal["float32", "float16", "int8"]
+    precision: Precision
     """Of the numbers inside; inputs and outputs are float32 in each."""
     opset: int = pydantic.Field(ge=1)
     """ONNX operator set of the graph."""

@@ -6,7 +6,6 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from stages.policy_metadata import (
     Origin,
     Outputs,
     PolicyMetadata,
+    Precision,
     shortest,
 )
 
@@ -51,7 +51,7 @@ def describe(
     *,
     opset: int,
     licence: str = "",
-    precision: Literal["float32", "float16", "int8"] = "float32",
+    precision: Precision = "float32",
 ) -> PolicyMetadata:
     """Return the metadata of a policy file; its evaluation is still open.
 

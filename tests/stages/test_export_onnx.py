@@ -357,7 +357,10 @@ def test_a_damaged_policy_file_is_refused(chain: Chain, tmp_path: Path):
         OnnxPolicy(path)
 
 
-@pytest.mark.parametrize(("override", "word"), [("opset=17", "opset"), ("gate_state=5", "gate_states")])
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [("opset=17", "opset"), ("gate_state=5", "gate_states"), ("max_action_error=0.002", "max_action_error")],
+)
 def test_settings_that_make_no_sense_are_refused(override: str, word: str):
     with pytest.raises(SettingsError, match=word):
         resolve_settings(ExportOnnxSettings, "export_onnx", overrides=[override])

@@ -116,6 +116,13 @@ def test_golden_rows_that_are_off_by_more_than_the_tolerance_fail(tmp_path: Path
     assert not verify(write(tmp_path / "policy.onnx", rows)).failed
 
 
+def test_a_tolerance_that_rounding_does_not_explain_fails(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx", golden(tolerance=0.02)))
+    assert [check.name for check in found.failed] == ["golden rows"]
+    said = detail(found, "golden rows")
+    assert "a tolerance of 0.02, at most 0.001 for float32 of depth 1" in said and "\n" not in said
+
+
 def test_a_file_without_golden_rows_fails(tmp_path: Path) -> None:
     path = write(tmp_path / "policy.onnx")
     text = json.dumps(metadata(evaluation=recorded(0.0)))
