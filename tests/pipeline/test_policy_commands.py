@@ -20,7 +20,7 @@ from stages.evaluate import load_policy
 from stages.export_onnx import ExportOnnxSettings
 from tests.pipeline.test_cli import invoke
 from tests.stages.handmade_policy import edited, metadata, policy_artifact, tamper, write_policy
-from tests.stages.test_export_onnx import make_network
+from tests.stages.untrained_networks import make_network
 
 EPISODES = ("--episodes", "8")
 
