@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import Console
 
 if TYPE_CHECKING:
+    from stages.policy_hash import ModelBytes
     from stages.policy_metadata import Element, InputElement, PolicyMetadata
     from stages.policy_source import PolicyPlace
 
@@ -20,20 +21,19 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     """
     from stages.policy_golden import GOLDEN_KEY, parse_golden
     from stages.policy_hash import read_model
-    from stages.policy_integrity import INTEGRITY_KEY, change_since_export, policy_sha256
+    from stages.policy_integrity import INTEGRITY_KEY, change_since_export
     from stages.policy_metadata import METADATA_KEY, parse_metadata
 
     model = read_model(place.path)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
-    recorded, change = model.metadata.get(INTEGRITY_KEY), change_since_export(model, metadata)
+    change = change_since_export(model, metadata)
     facts = [
         ("file", str(place.path)),
         ("size", f"{place.path.stat().st_size / 1e6:.2f} MB"),
         *_identity(metadata),
         ("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}"),
-        ("graph SHA-256", _hash(metadata.graph_sha256, model.graph_sha256)),
-        ("policy SHA-256", _hash(recorded, policy_sha256(model))),
+        *_hashes(metadata, model),
     ]
     console.table(f"{place.name}: {metadata.role} for task {metadata.task}", ("what", "value"), facts)
     _show_elements(console, metadata)
@@ -48,15 +48,22 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
             "path": str(place.path),
             "bytes": place.path.stat().st_size,
             "intact": change is None,
-            "sha256": recorded,
+            "sha256": model.metadata.get(INTEGRITY_KEY),
             "golden": {"rows": len(golden.action), "tolerance": golden.tolerance},
             "metadata": metadata.model_dump(mode="json"),
         }
     )
 
 
-def _hash(recorded: str | None, actual: str) -> str:
-    return (recorded or "none") + ("" if recorded == actual else " (the file's is another)")
+def _hashes(metadata: PolicyMetadata, model: ModelBytes) -> Iterator[tuple[str, str]]:
+    """Yield the recorded hashes, with a note where the file's own are others."""
+    from stages.policy_integrity import INTEGRITY_KEY, policy_sha256
+
+    for name, recorded, actual in (
+        ("graph SHA-256", metadata.graph_sha256, model.graph_sha256),
+        ("policy SHA-256", model.metadata.get(INTEGRITY_KEY, "none"), policy_sha256(model)),
+    ):
+        yield name, recorded if recorded == actual else f"{recorded} (the file's is another)"
 
 
 def _identity(metadata: PolicyMetadata) -> Iterator[tuple[str, Any]]:

@@ -200,6 +200,18 @@ class TestRegistry:
         assert int(holder.version) == 2 and "over 8 episodes, seed 0" in holder.tags["verified_success"]
         assert int(client.get_model_version_by_alias("policy-point_u_maze", "candidate").version) == 2
 
+    def test_a_teacher_is_promoted_on_request_alone(self, copied: tuple[Path, list[Artifact]]) -> None:
+        root, (first, _) = copied
+        workspace = Workspace(root)
+        teacher = workspace.open(first.manifest.parents["teacher"].name, "teacher")
+        context = StageContext(workspace, Console(silent=True), open_tracker(root))
+        policy = export_onnx.run(ExportOnnxSettings(gate_states=32, closed_loop_episodes=4), context, teacher)
+        line = refused(root, "promote", policy.name, *EPISODES)
+        assert f"{policy.name} is an exported teacher" in line and "with --teacher" in line
+        assert "production" not in self.client(root).get_registered_model("policy-point_u_maze").aliases
+        done = invoke(root, "policy", "promote", policy.name, "--teacher", *EPISODES, "--json")
+        assert result_of(done.stdout)["policy"] == policy.name
+
     def test_what_does_not_pass_is_not_promoted(self, copied: tuple[Path, list[Artifact]]) -> None:
         root, (first, _) = copied
         tamper(Workspace(root).open(first.name, "policy").file("policy.onnx"))
