@@ -77,6 +77,11 @@ def to_onnx(
     graph = _Graph(torch.float16 if precision == "float16" else torch.float32, input_ranges or {})
     with torch.no_grad():
         _add_control(graph, module, _add_actor(graph, module))
+    return _model(graph, module, opset)
+
+
+def _model(graph: _Graph, module: DeployablePolicy, opset: int) -> onnx.ModelProto:
+    """Return a complete graph with the names and sizes of its inputs and outputs."""
     sizes = {
         "observation": len(module.observation_low),
         "goal": len(module.goal_low),

@@ -11,6 +11,7 @@ from pipeline.core.errors import UserError
 from pipeline.session import Session
 
 if TYPE_CHECKING:
+    from pipeline.core.artifacts import Artifact
     from stages.policy_source import PolicyPlace
     from stages.policy_verification import Verification
 
@@ -73,21 +74,21 @@ def verify(
 @click.argument("name", metavar="[POLICY]", required=False)
 @_episodes_option
 @_seed_option
+@click.option("--teacher", is_flag=True, help="Take an exported teacher, which is refused as a rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
 @click.pass_obj
-def promote(session: Session, name: str | None, episodes: int, seed: int, as_json: bool) -> None:
+def promote(
+    session: Session, name: str | None, episodes: int, seed: int, teacher: bool, as_json: bool
+) -> None:
     """Verify POLICY, an artifact or the newest, and move the registry's alias `production` to it."""
     session.as_json |= as_json
     with session.open(mujoco=True):
         from pipeline.core.model_registry import PRODUCTION_ALIAS, promote
-        from stages.onnx_policy import POLICY_FILE
         from stages.policy_registration import registered_name
         from stages.policy_source import find_policy
 
         place = find_policy(session.workspace, name)
-        artifact = place.artifact
-        if artifact is None or place.path.name != POLICY_FILE:
-            raise UserError(f"{place.name} is not the policy of an artifact: promote one by its name.")
+        artifact = _promotable(place, teacher)
         found = _verified(session, place, episodes, None, seed)
         if found.failed:
             wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
@@ -108,6 +109,22 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, as_jso
                 "verification": found.results(),
             }
         )
+
+
+def _promotable(place: PolicyPlace, teacher: bool) -> Artifact:
+    """Return the artifact of a policy that may be promoted; `teacher` lets an exported teacher pass."""
+    from stages.onnx_policy import POLICY_FILE
+    from stages.policy_hash import read_model
+    from stages.policy_metadata import METADATA_KEY, parse_metadata
+
+    if place.artifact is None or place.path.name != POLICY_FILE:
+        raise UserError(f"{place.name} is not the policy of an artifact: promote one by its name.")
+    role = parse_metadata(read_model(place.path).metadata.get(METADATA_KEY), place.path).role
+    if role == "teacher" and not teacher:
+        raise UserError(
+            f"{place.name} is an exported teacher: promote a student's policy, or this one with --teacher."
+        )
+    return place.artifact
 
 
 def _verified(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import Console
 
 if TYPE_CHECKING:
+    from stages.policy_hash import ModelBytes
     from stages.policy_metadata import Element, InputElement, PolicyMetadata
     from stages.policy_source import PolicyPlace
 
@@ -20,38 +21,52 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     """
     from stages.policy_golden import GOLDEN_KEY, parse_golden
     from stages.policy_hash import read_model
+    from stages.policy_integrity import INTEGRITY_KEY, change_since_export
     from stages.policy_metadata import METADATA_KEY, parse_metadata
 
     model = read_model(place.path)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
-    intact = model.graph_sha256 == metadata.graph_sha256
+    change = change_since_export(model, metadata)
     facts = [
         ("file", str(place.path)),
         ("size", f"{place.path.stat().st_size / 1e6:.2f} MB"),
-        *_identity(metadata, intact),
+        *_identity(metadata),
         ("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}"),
+        *_hashes(metadata, model),
     ]
     console.table(f"{place.name}: {metadata.role} for task {metadata.task}", ("what", "value"), facts)
     _show_elements(console, metadata)
     parents = [(role, origin.name, origin.hash) for role, origin in metadata.parents.items()]
     console.table("Made from", ("role", "artifact", "hash"), parents)
     console.table("Written by", ("package", "version"), list(metadata.exporter.items()))
-    if not intact:
-        console.warn("the graph differs from its recorded hash: the file was changed since it was exported.")
+    if change is not None:
+        console.warn(f"{change}: the file was changed since it was exported.")
     console.result(
         {
             "policy": place.name,
             "path": str(place.path),
             "bytes": place.path.stat().st_size,
-            "intact": intact,
+            "intact": change is None,
+            "sha256": model.metadata.get(INTEGRITY_KEY),
             "golden": {"rows": len(golden.action), "tolerance": golden.tolerance},
             "metadata": metadata.model_dump(mode="json"),
         }
     )
 
 
-def _identity(metadata: PolicyMetadata, intact: bool) -> Iterator[tuple[str, Any]]:
+def _hashes(metadata: PolicyMetadata, model: ModelBytes) -> Iterator[tuple[str, str]]:
+    """Yield the recorded hashes, with a note where the file's own are others."""
+    from stages.policy_integrity import INTEGRITY_KEY, policy_sha256
+
+    for name, recorded, actual in (
+        ("graph SHA-256", metadata.graph_sha256, model.graph_sha256),
+        ("policy SHA-256", model.metadata.get(INTEGRITY_KEY, "none"), policy_sha256(model)),
+    ):
+        yield name, recorded if recorded == actual else f"{recorded} (the file's is another)"
+
+
+def _identity(metadata: PolicyMetadata) -> Iterator[tuple[str, Any]]:
     """Yield what a policy is, does and promises."""
     network, measured = metadata.network, metadata.evaluation
     yield "format", str(metadata.format_version)
@@ -74,7 +89,6 @@ def _identity(metadata: PolicyMetadata, intact: bool) -> Iterator[tuple[str, Any
     yield "input beyond its limits", "clipped, inside the graph"
     yield "input that is not finite", "to be refused, before the call"
     yield "licence", metadata.licence or "none stated"
-    yield "graph SHA-256", metadata.graph_sha256 + ("" if intact else " (the file's is another)")
     yield "model SHA-256", metadata.model_sha256
     if metadata.task_file is not None:
         yield "task file", metadata.task_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from stages.onnx_gate import (
     roll_out,
 )
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
-from stages.policy_golden import TOLERANCE
+from stages.policy_golden import LARGEST_FLOAT32_TOLERANCE, TOLERANCE
 from stages.policy_hash import ModelBytes, split_model
 from stages.policy_metadata import Evaluation, PolicyMetadata
 from stages.policy_registration import register_policy
@@ -44,7 +45,7 @@ class ExportOnnxSettings(StageSettings):
     max_action_error: float = pydantic.Field(
         default=1e-5,
         gt=0,
-        le=1e-2,
+        le=LARGEST_FLOAT32_TOLERANCE,
         description="largest difference of an action up to depth 16; grows as its root",
     )
     closed_loop_episodes: int = pydantic.Field(
@@ -96,9 +97,10 @@ def run(
     """
     trained = load_actor(source)
     beside = source.kind == "student" and settings.include_teacher
-    teacher = _parent(source, "teacher", teacher, context) if beside else None
-    dataset = _parent(source, "dataset", dataset, context)
-    found = {"teacher": teacher, "dataset": dataset}
+    found = {
+        "teacher": _parent(source, "teacher", teacher, context) if beside else None,
+        "dataset": _parent(source, "dataset", dataset, context),
+    }
     parents = {role: artifact for role, artifact in found.items() if artifact} | {source.kind: source}
     with context.stage(
         "policy",
@@ -109,19 +111,31 @@ def run(
         selectable=source.kind == "student" and source.manifest.selectable,
     ) as work:
         keep_task(trained.task, work.artifact, context.console)
-        context.console.say(
-            f"Exporting {source.name}: depth {trained.shape.depth}, width {trained.shape.width}."
-        )
-        reference, states = _roll_out(trained, dataset, settings)
-        path = work.artifact.file(POLICY_FILE)
-        results = _export_policy(path, source, trained, reference, states, settings)
-        if settings.variants:
-            exported = _exported(path, source, trained, states, results, settings)
-            results["variants"] = _try_variants(exported, settings.variants, context)
-        if teacher is not None:
-            context.console.say(f"Beside it, to be timed: {teacher.name}.")
-            results["teacher"] = _export_teacher(work.artifact.file(TEACHER_FILE), teacher, states, settings)
+        results = _write_files(settings, context, work.artifact, source, trained, found)
         return _finish(results, parents, work, context)
+
+
+def _write_files(
+    settings: ExportOnnxSettings,
+    context: StageContext,
+    artifact: Artifact,
+    source: Artifact,
+    trained: TrainedActor,
+    found: Mapping[str, Artifact | None],
+) -> dict[str, Any]:
+    """Write policy, variants and teacher into the artifact; return what the manifest records of them."""
+    console, teacher = context.console, found["teacher"]
+    console.say(f"Exporting {source.name}: depth {trained.shape.depth}, width {trained.shape.width}.")
+    reference, states = _roll_out(trained, found["dataset"], settings)
+    path = artifact.file(POLICY_FILE)
+    results = _export_policy(path, source, trained, reference, states, settings)
+    if settings.variants:
+        exported = _exported(path, source, trained, states, results, settings)
+        results["variants"] = _try_variants(exported, settings.variants, context)
+    if teacher is not None:
+        console.say(f"Beside it, to be timed: {teacher.name}.")
+        results["teacher"] = _export_teacher(artifact.file(TEACHER_FILE), teacher, states, settings)
+    return results
 
 
 def _parent(source: Artifact, role: str, given: Artifact | None, context: StageContext) -> Artifact | None:

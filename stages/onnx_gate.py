@@ -19,9 +19,9 @@ from replay.goal_dataset import DatasetError, load_goal_dataset
 from stages.evaluate import Episodes, Policy, run_episodes
 from stages.network_file import TrainedActor, torch_policy
 from stages.onnx_policy import OnnxPolicy
+from stages.policy_golden import largest_tolerance, rounding_growth
 
 _EPISODE_STREAM, _STATE_STREAM, _DATASET_STREAM = 51, 52, 53
-_SHALLOW_DEPTH = 16
 _ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0
 _STATES_BEYOND_LIMITS = 32
 _SINGLE_STEPS = 2 * _STATES_BEYOND_LIMITS
@@ -116,17 +116,16 @@ def compare_actions(
 ) -> ActionError:
     """Compare both outputs of ONNX Runtime with torch's, as a batch and step by step.
 
-    Rounding errors of single layers are independent, so their sum grows as the root of the depth: allowed is
-    `max_action_error` up to depth 16, and √(depth / 16) times that beyond. A network with large outputs
-    before the tanh is steeper still: where its own `rounding_error` is as large, three times that is allowed,
-    but never more than ten times what the depth allows.
+    Allowed is `max_action_error` up to depth 16, and √(depth / 16) times that beyond. A network with large
+    outputs before the tanh is steeper still: where its own `rounding_error` is as large, three times that is
+    allowed, but never more than ten times what the depth allows, nor more than golden rows may be off by.
 
     Args:
         policy: the exported file.
         module: the network in torch, on the CPU.
         states: where to compare.
         depth: layers of the network.
-        max_action_error: what is allowed to a shallow network.
+        max_action_error: what is allowed to a shallow network; at most `LARGEST_FLOAT32_TOLERANCE`.
 
     Raises:
         UserError: they differ by more.
@@ -135,10 +134,11 @@ def compare_actions(
     with torch.no_grad():
         expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
     largest = _largest_difference(policy, module, states, expected)
-    allowed = max_action_error * math.sqrt(max(1.0, depth / _SHALLOW_DEPTH))
+    allowed = max_action_error * rounding_growth(depth)
     if not largest <= allowed:  # NaN is not
         explained = _ROUNDING_MARGIN * rounding_error(module, states, expected.action)
-        allowed = min(max(allowed, explained), _ROUNDING_CAP * allowed)
+        most = min(_ROUNDING_CAP * allowed, largest_tolerance("float32", depth))
+        allowed = min(max(allowed, explained), most)
     if not largest <= allowed:
         raise UserError(
             f"The exported file differs from the network by {largest:.2g} in an action, more than the "

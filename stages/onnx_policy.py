@@ -17,6 +17,7 @@ import onnxruntime
 from pipeline.core.errors import DamagedFileError, NonFiniteError
 from stages.policy_golden import GOLDEN_KEY, GoldenSet, parse_golden
 from stages.policy_hash import EXPORT_AGAIN, ModelBytes, read_model
+from stages.policy_integrity import require_unchanged
 from stages.policy_metadata import METADATA_KEY, InputElement, PolicyMetadata, parse_metadata
 
 POLICY_FILE = "policy.onnx"
@@ -44,7 +45,8 @@ class OnnxPolicy:
     Args:
         path: the file.
         task: the task it must be for; None takes any.
-        check_hash: whether to compare the graph with its recorded hash, some milliseconds for a few MB.
+        check_hash: whether to compare graph, description and golden rows with their recorded hashes, some
+            milliseconds for a few MB.
 
     Raises:
         DamagedFileError: the file is missing, truncated, foreign, changed since it was exported, of another
@@ -59,7 +61,7 @@ class OnnxPolicy:
         if task is not None and self.metadata.task != task:
             raise DamagedFileError(f"{path} is a policy for task {self.metadata.task!r}, not for {task!r}.")
         if check_hash:
-            _require_graph(model, self.metadata, self.path)
+            require_unchanged(model, self.metadata, self.path)
         self._session = _open_session(model, self.path)
         _check_signature(self._session, self.metadata, self.path)
         self._bind()
@@ -167,15 +169,6 @@ class OnnxPolicy:
             self._binding.bind_input(name, "cpu", 0, np.float32, (1, row.size), row.ctypes.data)
         for name, row in (("action", self._action), ("control", self._control)):
             self._binding.bind_output(name, "cpu", 0, np.float32, (1, row.size), row.ctypes.data)
-
-
-def _require_graph(model: ModelBytes, metadata: PolicyMetadata, path: Path) -> None:
-    """Raise DamagedFileError unless the graph is the one that the metadata was written for."""
-    if model.graph_sha256 != metadata.graph_sha256:
-        raise DamagedFileError(
-            f"{path} was changed since it was exported: its graph differs from the recorded hash. "
-            f"Copy it anew, or {EXPORT_AGAIN}."
-        )
 
 
 def require_model(metadata: PolicyMetadata, model_sha256: str, name: str) -> None:

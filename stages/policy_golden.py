@@ -6,6 +6,7 @@ was made from. A runner that gives other numbers is wrong, or its file is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +16,14 @@ import pydantic
 
 from pipeline.core.errors import DamagedFileError
 from stages.policy_hash import EXPORT_AGAIN
-from stages.policy_metadata import Described, PolicyMetadata, damaged_metadata, shortest
+from stages.policy_metadata import Described, PolicyMetadata, Precision, damaged_metadata, shortest
 
 GOLDEN_KEY = "thousandfold_golden"
 TOLERANCE = 1e-5
-LARGEST_TOLERANCE = 2.0
-"""No two actions in [−1, 1] differ by more."""
+LARGEST_FLOAT32_TOLERANCE = 1e-3
+"""Up to `SHALLOW_DEPTH`; grows as `rounding_growth`."""
+LARGEST_FLOAT16_TOLERANCE, LARGEST_INT8_TOLERANCE = 0.1, 0.5
+SHALLOW_DEPTH = 16
 
 Rows = tuple[tuple[float, ...], ...]
 Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -47,7 +50,7 @@ class GoldenSet(Described):
     """Expected outputs, a row a state."""
     control: Rows
     """Expected outputs, a row a state."""
-    tolerance: float = pydantic.Field(gt=0, le=LARGEST_TOLERANCE)
+    tolerance: float = pydantic.Field(gt=0, le=LARGEST_INT8_TOLERANCE)
     """Largest difference: absolute of an action, as a share of the actuator's bound of a control."""
 
     @classmethod
@@ -65,6 +68,30 @@ class GoldenSet(Described):
             return GoldenArrays(*(np.array(getattr(self, name), np.float32) for name in GoldenArrays._fields))
 
 
+def rounding_growth(depth: int) -> float:
+    """Return how much larger rounding errors are allowed to be than in a shallow network.
+
+    Those of single layers are independent, so their sum grows as the root of the depth.
+    """
+    return math.sqrt(max(1.0, depth / SHALLOW_DEPTH))
+
+
+def largest_tolerance(precision: Precision, depth: int) -> float:
+    """Return the largest tolerance with which golden rows still show that a runtime computes rightly.
+
+    Args:
+        precision: of the numbers inside.
+        depth: layers of the network; it counts for float32 alone, whose errors are those of rounding.
+    """
+    match precision:
+        case "float32":
+            return LARGEST_FLOAT32_TOLERANCE * rounding_growth(depth)
+        case "float16":
+            return LARGEST_FLOAT16_TOLERANCE
+        case "int8":
+            return LARGEST_INT8_TOLERANCE
+
+
 def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> GoldenSet:
     """Return the golden rows of a file.
 
@@ -74,7 +101,8 @@ def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> Gold
         path: the file, for the message.
 
     Raises:
-        DamagedFileError: there are none, or they are not of the policy's sizes.
+        DamagedFileError: there are none, they are not of the policy's sizes, or their tolerance is beyond
+            `largest_tolerance`.
     """
     if text is None:
         raise DamagedFileError(f"{path} has no golden rows: {EXPORT_AGAIN}.")
@@ -88,6 +116,12 @@ def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> Gold
             raise DamagedFileError(
                 f"{path} has damaged golden rows ({name} is not as many rows of {size}): {EXPORT_AGAIN}."
             )
+    largest = largest_tolerance(metadata.precision, metadata.network.depth)
+    if golden.tolerance > largest:
+        raise DamagedFileError(
+            f"{path} has golden rows that prove too little: a tolerance of {golden.tolerance:.2g}, at most "
+            f"{largest:.2g} for {metadata.precision} of depth {metadata.network.depth}; {EXPORT_AGAIN}."
+        )
     return golden
 
 

@@ -3,7 +3,8 @@
 An ONNX file is one protobuf message. Its fields stand one after the other, each a tag, a length and a
 payload; field 14 (``metadata_props``) is one entry of metadata and may come any number of times. All other
 fields together are what the policy computes, and `graph_sha256` is the SHA-256 of their bytes in the order of
-the file. Wire format: protobuf.dev/programming-guides/encoding.
+the file; `stages.policy_integrity` covers the metadata too.
+Wire format: protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations

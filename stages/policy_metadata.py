@@ -17,9 +17,11 @@ from pipeline.core.errors import DamagedFileError
 from stages.policy_hash import EXPORT_AGAIN
 
 METADATA_KEY = "thousandfold"
-METADATA_VERSION = 2
+METADATA_VERSION = 3
 
-_SHA256 = r"^[0-9a-f]{64}$"
+Precision = Literal["float32", "float16", "int8"]
+
+SHA256 = r"^[0-9a-f]{64}$"
 
 
 class InvalidMetadataError(DamagedFileError):
@@ -132,13 +134,13 @@ class Origin(Described):
 class PolicyMetadata(Described):
     """Everything a deployer must know of a policy file."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     """Of this description; another number is another contract."""
     role: Literal["student", "teacher"]
     """What was exported."""
     task: str
     """The task that the policy was trained for."""
-    model_sha256: str = pydantic.Field(pattern=_SHA256)
+    model_sha256: str = pydantic.Field(pattern=SHA256)
     """SHA-256 of the task's compiled MuJoCo model."""
     task_file: str | None = None
     """Where a user's task came from; null for a built-in one."""
@@ -158,13 +160,13 @@ class PolicyMetadata(Described):
     """What a runner does with an input that is NaN or infinite, before it calls the graph."""
     out_of_range: Literal["clip"]
     """What the graph does with an input beyond its limits."""
-    precision: Literal["float32", "float16", "int8"]
+    precision: Precision
     """Of the numbers inside; inputs and outputs are float32 in each."""
     opset: int = pydantic.Field(ge=1)
     """ONNX operator set of the graph."""
     licence: str = ""
     """SPDX expression or free text; empty where none was stated."""
-    graph_sha256: str = pydantic.Field(pattern=_SHA256)
+    graph_sha256: str = pydantic.Field(pattern=SHA256)
     """SHA-256 over the file's top-level protobuf fields other than `metadata_props`."""
     network: Network
     """Form and size of the network."""

@@ -16,13 +16,19 @@ from pydantic.json_schema import models_json_schema
 
 from stages import policy_golden, policy_metadata
 from stages.policy_golden import GOLDEN_KEY, GoldenSet
-from stages.policy_metadata import METADATA_KEY, METADATA_VERSION, PolicyMetadata
+from stages.policy_integrity import INTEGRITY_KEY
+from stages.policy_metadata import METADATA_KEY, METADATA_VERSION, SHA256, PolicyMetadata
 
 _TEXTS = {METADATA_KEY: PolicyMetadata, GOLDEN_KEY: GoldenSet}
+_HASH = {
+    "type": "string",
+    "pattern": SHA256,
+    "description": "SHA-256 over the graph's hash and both texts; no JSON, but the digits alone",
+}
 
 
 def policy_schema() -> dict[str, Any]:
-    """Return a schema of one object: both JSON texts of a policy file by their keys in the ONNX metadata."""
+    """Return a schema of one object: a policy file's ONNX metadata by its keys, its JSON texts parsed."""
     named, definitions = models_json_schema([(model, "validation") for model in _TEXTS.values()])
     definitions = definitions["$defs"]
     for name, fields in _attribute_docstrings(policy_metadata, policy_golden).items():
@@ -33,8 +39,9 @@ def policy_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"Metadata of a Thousandfold policy file, format {METADATA_VERSION}",
         "type": "object",
-        "properties": {key: named[model, "validation"] for key, model in _TEXTS.items()},
-        "required": list(_TEXTS),
+        "properties": {key: named[model, "validation"] for key, model in _TEXTS.items()}
+        | {INTEGRITY_KEY: _HASH},
+        "required": [*_TEXTS, INTEGRITY_KEY],
         "$defs": definitions,
     }
 

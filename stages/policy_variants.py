@@ -30,7 +30,7 @@ from stages.latency import TimedCall, back_to_back
 from stages.network_file import TrainedActor
 from stages.onnx_gate import GateStates, act_in_same_episodes, largest_action_error
 from stages.onnx_policy import OnnxPolicy
-from stages.policy_golden import LARGEST_TOLERANCE, TOLERANCE, GoldenSet
+from stages.policy_golden import TOLERANCE, GoldenSet, largest_tolerance
 from stages.policy_hash import split_model
 from stages.policy_metadata import Evaluation
 from stages.policy_writing import PolicyDraft, describe, golden_rows
@@ -246,8 +246,19 @@ def _draft(variant: Variant, path: Path, exported: Exported) -> PolicyDraft:
 
 
 def _finish(draft: PolicyDraft, figures: VariantFigures, exported: Exported) -> None:
-    """Write a variant as it leaves: what it reaches, and golden rows with the tolerance that it needs."""
-    tolerance = min(max(TOLERANCE, _TOLERANCE_FACTOR * figures.max_action_error), LARGEST_TOLERANCE)
+    """Write a variant as it leaves: what it reaches, and golden rows with the tolerance that it needs.
+
+    Raises:
+        UserError: with that tolerance they would prove nothing, or it does not keep to it.
+    """
+    description = draft.metadata
+    tolerance = max(TOLERANCE, _TOLERANCE_FACTOR * figures.max_action_error)
+    largest = largest_tolerance(description.precision, description.network.depth)
+    if tolerance > largest:
+        raise UserError(
+            f"its actions are off torch's by {figures.max_action_error:.2g}, and golden rows that allow for "
+            f"more than {largest / _TOLERANCE_FACTOR:.2g} prove nothing."
+        )
     rows = golden_rows(exported.module, exported.states, switch_margin=tolerance)
     draft.golden = GoldenSet.of(rows, tolerance)
     assert figures.success is not None  # or it would have been refused

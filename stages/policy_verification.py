@@ -1,4 +1,4 @@
-"""Is a policy file what it says? Its hash, its description, its golden rows, its task, and its success."""
+"""Is a policy file what it says? Its hashes, its description, its golden rows, its task, and its success."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pipeline.core.runtime import seed_sequence
 from stages.evaluate import run_episodes, wilson_interval
 from stages.onnx_policy import OnnxPolicy
 from stages.policy_golden import GoldenSet, golden_error
-from stages.policy_hash import ModelBytes, read_model
+from stages.policy_hash import EXPORT_AGAIN, ModelBytes, read_model
+from stages.policy_integrity import INTEGRITY_KEY, policy_sha256
 from stages.policy_metadata import (
     METADATA_KEY,
     Evaluation,
@@ -128,16 +129,10 @@ def verify_policy(
 
 
 def _check_files(found: Verification, model: ModelBytes, metadata: PolicyMetadata) -> None:
-    """Compare the graph with its hash, and the artifact's files with its manifest."""
-    artifact = found.place.artifact
-
-    def graph() -> str:
-        recorded, actual = metadata.graph_sha256[:12], model.graph_sha256
-        if actual != metadata.graph_sha256:
-            raise DamagedFileError(f"{actual[:12]}…, not {recorded}…: changed since it was exported")
-        return f"{recorded}…, as recorded"
-
-    found.check("graph hash", graph)
+    """Compare graph and policy with their hashes, and the artifact's files with its manifest."""
+    artifact, recorded = found.place.artifact, model.metadata.get(INTEGRITY_KEY)
+    found.check("graph hash", lambda: _same_hash(model.graph_sha256, metadata.graph_sha256))
+    found.check("policy hash", lambda: _same_hash(policy_sha256(model), recorded))
     if artifact is None:
         return
 
@@ -146,6 +141,15 @@ def _check_files(found: Verification, model: ModelBytes, metadata: PolicyMetadat
         return f"{len(artifact.manifest.files)} files of {artifact.name}, as recorded"
 
     found.check("artifact", files)
+
+
+def _same_hash(actual: str, recorded: str | None) -> str:
+    """Return what is said of a hash that is as recorded; raise DamagedFileError where it is another."""
+    if recorded is None:
+        raise DamagedFileError(f"{actual[:12]}…, and none is recorded: {EXPORT_AGAIN}")
+    if actual != recorded:
+        raise DamagedFileError(f"{actual[:12]}…, not {recorded[:12]}…: changed since it was exported")
+    return f"{recorded[:12]}…, as recorded"
 
 
 def _check_golden(found: Verification) -> OnnxPolicy | None:

@@ -1,4 +1,4 @@
-"""How a policy file is written: its description, its golden rows, and both put behind the graph."""
+"""How a policy file is written: its description and its golden rows, put behind the graph with their hash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from stages.artifact_task import task_record
 from stages.network_file import TrainedActor
 from stages.onnx_gate import SWITCH_MARGIN, GateStates, at_a_switch, beyond_limits
 from stages.onnx_policy import OnnxPolicy
-from stages.policy_golden import GOLDEN_KEY, TOLERANCE, GoldenArrays, GoldenSet, golden_error
+from stages.policy_golden import TOLERANCE, GoldenArrays, GoldenSet, golden_error
 from stages.policy_hash import ModelBytes
+from stages.policy_integrity import with_hash
 from stages.policy_metadata import (
-    METADATA_KEY,
     METADATA_VERSION,
     Element,
     Evaluation,
@@ -35,6 +34,7 @@ from stages.policy_metadata import (
     Origin,
     Outputs,
     PolicyMetadata,
+    Precision,
     shortest,
 )
 
@@ -51,7 +51,7 @@ def describe(
     *,
     opset: int,
     licence: str = "",
-    precision: Literal["float32", "float16", "int8"] = "float32",
+    precision: Precision = "float32",
 ) -> PolicyMetadata:
     """Return the metadata of a policy file; its evaluation is still open.
 
@@ -233,7 +233,5 @@ class PolicyDraft:
 
 def _write(path: Path, graph: ModelBytes, metadata: PolicyMetadata, golden: GoldenSet) -> OnnxPolicy:
     """Write a file and read it back."""
-    # The description comes last: a file cut off anywhere is without it.
-    texts = {GOLDEN_KEY: golden.model_dump_json(), METADATA_KEY: metadata.model_dump_json()}
-    path.write_bytes(graph.with_metadata(texts).joined())
+    path.write_bytes(with_hash(graph, metadata.model_dump_json(), golden.model_dump_json()).joined())
     return OnnxPolicy(path, task=metadata.task)

@@ -239,3 +239,31 @@ def test_the_cpp_runner_refuses_what_is_not_finite(cpp_runner: Path, tmp_path: P
     path.write_bytes(model.with_metadata(dict(model.metadata) | {"thousandfold_golden": text}).joined())
     done = started(cpp_runner, path)
     assert done.returncode == 2 and "goal holds NaN or infinity" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "name", "listed", "words"),
+    [
+        ("inputs", "observation", 5, "has 4 numbers of observation in its graph, its metadata lists 5"),
+        ("inputs", "goal", 0, "has 2 numbers of goal in its graph, its metadata lists 0"),
+        ("outputs", "control", 1, "has 2 numbers of control in its graph, its metadata lists 1"),
+    ],
+)
+def test_the_cpp_runner_refuses_other_sizes_than_the_metadata_lists(
+    cpp_runner: Path, part: str, name: str, listed: int, words: str, tmp_path: Path
+) -> None:
+    text = metadata()
+    elements = text[part][name]
+    text[part][name] = (elements * 2)[:listed]
+    done = started(cpp_runner, write_policy(tmp_path / "policy.onnx", json.dumps(text)))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ") and words in line
+
+
+@pytest.mark.slow
+def test_the_cpp_runner_counts_numbers_of_any_name(cpp_runner: Path, tmp_path: Path) -> None:
+    text = metadata()
+    text["inputs"]["observation"][1]["name"] = 'a "name" with \\ and ]}, {[ in it'
+    assert succeeded(cpp_runner, write_policy(tmp_path / "policy.onnx", json.dumps(text)))

@@ -19,8 +19,8 @@ from stages import export_onnx
 from stages.evaluate import load_policy
 from stages.export_onnx import ExportOnnxSettings
 from tests.pipeline.test_cli import invoke
-from tests.stages.handmade_policy import metadata, policy_artifact, tamper, write_policy
-from tests.stages.test_export_onnx import make_network
+from tests.stages.handmade_policy import edited, metadata, policy_artifact, tamper, write_policy
+from tests.stages.untrained_networks import make_network
 
 EPISODES = ("--episodes", "8")
 
@@ -75,14 +75,23 @@ class TestInspect:
 
     def test_a_changed_graph_is_said(self, honest: Path, tmp_path: Path) -> None:
         done = invoke(tmp_path, "policy", "inspect", str(tamper(honest)))
-        assert "differs from its recorded hash" in done.stderr and "the file's is another" in done.stdout
+        assert (
+            "its graph differs from the recorded hash" in done.stderr
+            and "the file's is another" in done.stdout
+        )
+
+    def test_an_edited_description_is_said(self, honest: Path, tmp_path: Path) -> None:
+        edited(honest, "thousandfold", lambda text: text["outputs"]["control"][0].update(high=99.0))
+        done = invoke(tmp_path, "policy", "inspect", str(honest), "--json")
+        assert "its description or golden rows differ from the recorded hash" in done.stderr
+        assert result_of(done.stdout)["intact"] is False
 
 
 class TestVerify:
     def test_an_honest_file_exits_with_0(self, honest: Path, tmp_path: Path) -> None:
         done = invoke(tmp_path / "none", "policy", "verify", str(honest), *EPISODES, "--json")
         found = result_of(done.stdout)
-        assert found["passed"] is True and len(found["checks"]) == 6
+        assert found["passed"] is True and len(found["checks"]) == 7
         assert "every check passed" in done.stderr
         assert not (tmp_path / "none").exists()
 
@@ -90,8 +99,8 @@ class TestVerify:
         done = invoke(tmp_path, "policy", "verify", str(tamper(honest)), *EPISODES, "--json", code=1)
         found = result_of(done.stdout)
         failed = [check["name"] for check in found["checks"] if check["passed"] is False]
-        assert found["passed"] is False and failed == ["graph hash", "golden rows"]
-        assert "2 of 6 checks failed" in done.stderr and "FAILED" in done.stderr
+        assert found["passed"] is False and failed == ["graph hash", "policy hash", "golden rows"]
+        assert "3 of 7 checks failed" in done.stderr and "FAILED" in done.stderr
 
 
 class TestBadInput:
@@ -103,7 +112,7 @@ class TestBadInput:
         write_policy(honest, key="")
         assert "Thousandfold did not write" in refused(tmp_path, command, str(honest))
         write_policy(honest, json.dumps(metadata(format_version=1)))
-        assert "of format 1, this version reads 2: export" in refused(tmp_path, command, str(honest))
+        assert "of format 1, this version reads 3: export" in refused(tmp_path, command, str(honest))
         assert "absent.onnx is no file" in refused(tmp_path, command, str(tmp_path / "absent.onnx"))
         assert "No policy 'policy-7'" in refused(tmp_path, command, "policy-7")
         assert "make one with `pipeline export-onnx`" in refused(tmp_path, command)
@@ -190,6 +199,18 @@ class TestRegistry:
         holder = client.get_model_version_by_alias("policy-point_u_maze", "production")
         assert int(holder.version) == 2 and "over 8 episodes, seed 0" in holder.tags["verified_success"]
         assert int(client.get_model_version_by_alias("policy-point_u_maze", "candidate").version) == 2
+
+    def test_a_teacher_is_promoted_on_request_alone(self, copied: tuple[Path, list[Artifact]]) -> None:
+        root, (first, _) = copied
+        workspace = Workspace(root)
+        teacher = workspace.open(first.manifest.parents["teacher"].name, "teacher")
+        context = StageContext(workspace, Console(silent=True), open_tracker(root))
+        policy = export_onnx.run(ExportOnnxSettings(gate_states=32, closed_loop_episodes=4), context, teacher)
+        line = refused(root, "promote", policy.name, *EPISODES)
+        assert f"{policy.name} is an exported teacher" in line and "with --teacher" in line
+        assert "production" not in self.client(root).get_registered_model("policy-point_u_maze").aliases
+        done = invoke(root, "policy", "promote", policy.name, "--teacher", *EPISODES, "--json")
+        assert result_of(done.stdout)["policy"] == policy.name
 
     def test_what_does_not_pass_is_not_promoted(self, copied: tuple[Path, list[Artifact]]) -> None:
         root, (first, _) = copied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from envs.model_hash import model_sha256
 from envs.registry import compile_task
 from pipeline.core.artifacts import Artifact, Workspace
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE
-from stages.policy_golden import GOLDEN_KEY, TOLERANCE, GoldenArrays, GoldenSet
-from stages.policy_hash import ModelBytes, split_model
+from stages.policy_golden import TOLERANCE, GoldenArrays, GoldenSet
+from stages.policy_hash import ModelBytes, read_model, split_model
+from stages.policy_integrity import with_hash
 from stages.policy_metadata import METADATA_KEY
 from stages.policy_source import element_labels
 
@@ -50,7 +52,7 @@ def metadata(**changes: Any) -> dict[str, Any]:
     """Return complete metadata of the graph."""
 
     complete: dict[str, Any] = {
-        "format_version": 2,
+        "format_version": 3,
         "role": "student",
         "task": "point_u_maze",
         "model_sha256": model_sha256(compile_task("point_u_maze").model),
@@ -143,7 +145,7 @@ def write_policy(
     batch: str | int = "batch",
     rows: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the graph with golden rows and `text` as its metadata.
+    """Write the graph with golden rows, `text` as its metadata, and the hash over all of it.
 
     Args:
         path: the file.
@@ -154,8 +156,9 @@ def write_policy(
     """
     made = graph(batch)
     text = json.dumps(metadata(graph_sha256=made.graph_sha256)) if text is None else text
-    texts = {GOLDEN_KEY: json.dumps(rows or golden()), key: text} if key else {}
-    path.write_bytes(made.with_metadata(texts).joined())
+    whole = with_hash(made, text, json.dumps(rows or golden()))
+    texts = {key if name == METADATA_KEY else name: each for name, each in whole.metadata.items()}
+    path.write_bytes(whole.with_metadata(texts if key else {}).joined())
     return path
 
 
@@ -167,6 +170,15 @@ def tamper(path: Path) -> Path:
     numbers[np.unravel_index(np.abs(numbers).argmax(), numbers.shape)] = 0
     weight.CopyFrom(numpy_helper.from_array(numbers, weight.name))
     path.write_bytes(model.SerializeToString())
+    return path
+
+
+def edited(path: Path, key: str, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """Edit the JSON text under a key of a file's metadata, and leave everything else as it is."""
+    model = read_model(path)
+    text = json.loads(model.metadata[key])
+    edit(text)
+    path.write_bytes(model.with_metadata(model.metadata | {key: json.dumps(text)}).joined())
     return path
 
 

@@ -13,35 +13,21 @@ import pytest
 import torch
 
 from envs.registry import compile_task
-from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
+from models.deployable_policy import DeployablePolicy
 from pipeline.core.artifacts import Artifact, Parent, Workspace
 from pipeline.core.console import Console
 from pipeline.core.errors import DamagedFileError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
-from replay.goal_dataset import GoalEpisode, write_goal_dataset
 from stages import export_onnx
 from stages.export_onnx import ExportOnnxSettings
-from stages.network_file import NETWORK_FILE, load_actor, model_sha256, save_network
-from stages.onnx_gate import (
-    GateStates,
-    act_in_same_episodes,
-    at_a_switch,
-    compare_actions,
-    compare_closed_loop,
-    rounding_error,
-)
-from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy, PolicyOutputs
+from stages.network_file import NETWORK_FILE, load_actor, model_sha256
+from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from stages.policy_golden import golden_error
 from stages.policy_hash import graph_sha256
-from stages.policy_writing import golden_rows
 from tests.stages.handmade_policy import tamper
-
-TASK = "point_u_maze"
-LIMITS = InputLimits(*(torch.full((size,), limit) for size in (4, 2) for limit in (-60.0, 60.0)))
+from tests.stages.untrained_networks import LIMITS, TASK, make_dataset, make_network
 
 
 def settings(**changes: Any) -> ExportOnnxSettings:
@@ -50,53 +36,6 @@ def settings(**changes: Any) -> ExportOnnxSettings:
 
 def context(workspace: Workspace) -> StageContext:
     return StageContext(workspace, Console(), NullTracker())
-
-
-def make_actor(depth: int, width: int, seed: int = 0) -> NormalizedActor:
-    torch.manual_seed(seed)
-    actor = NormalizedActor(GoalActor(4, 2, 2, NetworkShape(depth, width)), 4, 2)
-    actor.observation_normalizer.fit(torch.randn(100, 4) * torch.tensor([1.0, 2.0, 0.5, 0.5]) + 2)
-    return actor
-
-
-def make_network(workspace: Workspace, kind: str, depth: int = 4, **options: Any) -> Artifact:
-    """Return a completed teacher or student that nobody trained."""
-    task, actor = compile_task(TASK), make_actor(depth, 8, seed=depth)
-    tensors = dict(actor.state_dict())
-    if kind == "teacher":
-        tensors = {f"actor.{name}": value for name, value in actor.actor.state_dict().items()}
-    artifact = workspace.create(kind, task=TASK, settings={}, **options)
-    shape = NetworkShape(depth, 8)
-    save_network(artifact.file(NETWORK_FILE), tensors, kind=kind, task=task, shape=shape)
-    artifact.complete({"success": 0.75, "success_interval": [0.4, 0.9], "episodes": 8})
-    return artifact
-
-
-def make_dataset(workspace: Workspace, teacher: Artifact) -> Artifact:
-    """Return a dataset of two episodes of ten actions, of states that no rollout reaches."""
-    artifact = workspace.create(
-        "dataset", task=TASK, settings={}, parents={"teacher": teacher.parent_entry()}
-    )
-    rows = np.full((11, 4), 50.0, np.float32)
-    episode = GoalEpisode(
-        observation=rows,
-        achieved_goal=rows[:, :2],
-        desired_goal=rows[0, :2],
-        action=np.zeros((10, 2), np.float32),
-        teacher_mean=np.zeros((11, 2), np.float32),
-        teacher_log_std=np.zeros((11, 2), np.float32),
-        alternative_goal=np.zeros((11, 0, 2), np.float32),
-        alternative_mean=np.zeros((11, 0, 2), np.float32),
-        alternative_log_std=np.zeros((11, 0, 2), np.float32),
-        success=np.zeros(11, bool),
-        terminated=False,
-        truncated=True,
-        distribution="training",
-        action_noise=0.0,
-    )
-    write_goal_dataset(artifact.path, compile_task(TASK), [episode, episode], {})
-    artifact.complete({})
-    return artifact
 
 
 @dataclasses.dataclass
@@ -210,21 +149,6 @@ def test_a_graph_that_is_not_the_network_is_held_back(chain: Chain, monkeypatch:
     assert chain.workspace.newest("policy").name == chain.policy.name
 
 
-def test_a_policy_that_acts_worse_is_held_back(chain: Chain):
-    task = compile_task(TASK)
-
-    def rest(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        return np.zeros((len(goal), 2))
-
-    reference = act_in_same_episodes(rest, task, episodes=4, seed=0)
-    policy = OnnxPolicy(chain.file)
-    compare_closed_loop(policy, task, reference, seed=0, max_difference=0.02)
-    perfect = dataclasses.replace(reference, success=np.ones(4, bool))
-    with pytest.raises(UserError, match=r"reaches 0\.000 .* torch reaches 1\.000, over the same 4 episodes"):
-        compare_closed_loop(policy, task, perfect, seed=0, max_difference=0.02)
-    compare_closed_loop(policy, task, perfect, seed=0, max_difference=1.0)
-
-
 def leave_out_the_limits(module: DeployablePolicy) -> DeployablePolicy:
     module = copy.deepcopy(module)
     module.goal_high.fill_(torch.inf)
@@ -238,79 +162,6 @@ def test_a_graph_that_does_not_clip_is_held_back(chain: Chain, monkeypatch: pyte
     )
     with pytest.raises(UserError, match="differs from the network"):
         export_onnx.run(settings(include_teacher=False), context(chain.workspace), chain.student)
-
-
-class ShiftedPolicy:
-    """Torch's own answers, with one action off by `shift`."""
-
-    def __init__(self, module: DeployablePolicy, shift: float, only_in_steps: bool = False) -> None:
-        self.module, self.shift, self.only_in_steps = module, shift, only_in_steps
-
-    @torch.no_grad()
-    def run(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
-        action, control = self.module(torch.from_numpy(observation), torch.from_numpy(goal))
-        action = action.numpy().copy()
-        if not self.only_in_steps:
-            action[-1, -1] += self.shift
-        return PolicyOutputs(action, control.numpy())
-
-    def step(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
-        action, control = self.run(observation[None], goal[None])
-        action[0, 0] += self.shift * self.only_in_steps
-        return PolicyOutputs(action[0], control[0])
-
-
-def gate_states() -> GateStates:
-    draw = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
-    return GateStates(draw[:, :4].copy(), draw[:, 4:].copy(), {"closed_loop": 40})
-
-
-def compare(shift: float, depth: int, *, only_in_steps: bool = False, head: float = 1.0) -> float:
-    """Return what is allowed to a policy that is off by `shift`; raises UserError if that is less."""
-    actor = make_actor(4, 8)
-    with torch.no_grad():
-        actor.actor.mean_head.weight.mul_(head)
-        actor.actor.mean_head.bias.zero_()
-    bounds = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
-    module = DeployablePolicy(actor, LIMITS, *bounds).eval()
-    policy: Any = ShiftedPolicy(module, shift, only_in_steps)
-    states = gate_states()
-    return compare_actions(policy, module, states, depth=depth, max_action_error=1e-5).allowed
-
-
-def test_the_allowed_error_grows_with_the_root_of_the_depth():
-    assert compare(0.9e-5, depth=4) == compare(0.9e-5, depth=16) == 1e-5
-    assert compare(7e-5, depth=1024) == pytest.approx(8e-5)
-    for depth, shift in ((16, 2e-5), (64, 3e-5), (1024, 2e-4)):
-        with pytest.raises(UserError, match="that rounding explains"):
-            compare(shift, depth=depth)
-
-
-def test_steps_are_compared_too_and_nan_is_no_agreement():
-    with pytest.raises(UserError):
-        compare(2e-5, depth=4, only_in_steps=True)
-    with pytest.raises(UserError):
-        compare(float("nan"), depth=4)
-
-
-def test_a_steep_network_may_differ_by_what_its_own_rounding_leaves_open():
-    steep = compare(1.2e-5, depth=4, head=300.0)
-    assert 1.2e-5 <= steep <= 1e-4
-    with pytest.raises(UserError):
-        compare(1.1e-4, depth=4, head=1e5)
-
-
-def test_measuring_the_rounding_leaves_the_network_as_it_was():
-    module = DeployablePolicy(make_actor(4, 8), LIMITS, -torch.ones(2), torch.ones(2)).eval()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    states = gate_states()
-    with torch.no_grad():
-        single = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
-    assert 0 < rounding_error(module, states, single) < 1e-5
-    after = module.state_dict()
-    assert all(
-        after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items()
-    )
 
 
 def test_an_exported_teacher_is_never_the_newest_policy(chain: Chain):
@@ -357,7 +208,10 @@ def test_a_damaged_policy_file_is_refused(chain: Chain, tmp_path: Path):
         OnnxPolicy(path)
 
 
-@pytest.mark.parametrize(("override", "word"), [("opset=17", "opset"), ("gate_state=5", "gate_states")])
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [("opset=17", "opset"), ("gate_state=5", "gate_states"), ("max_action_error=0.002", "max_action_error")],
+)
 def test_settings_that_make_no_sense_are_refused(override: str, word: str):
     with pytest.raises(SettingsError, match=word):
         resolve_settings(ExportOnnxSettings, "export_onnx", overrides=[override])
@@ -402,46 +256,3 @@ def test_the_hash_and_the_licence_go_into_the_file(chain: Chain):
     tamper(policy.file(POLICY_FILE))
     with pytest.raises(DamagedFileError, match="changed since it was exported"):
         OnnxPolicy(policy.file(POLICY_FILE))
-
-
-def module_with_a_switch() -> DeployablePolicy:
-    """Return a policy whose second actuator knows two ends alone."""
-    actor = make_actor(4, 8)
-    module = DeployablePolicy(
-        actor,
-        gate_states().limits(),
-        torch.tensor([-1.0, 0.0]),
-        torch.tensor([1.0, 3.0]),
-        switched=torch.tensor([False, True]),
-    )
-    return module.eval()
-
-
-def test_golden_rows_keep_away_from_switches():
-    module, states = module_with_a_switch(), gate_states()
-    with torch.no_grad():
-        action = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
-        # The first state lies on the switch now.
-        module.actor.actor.mean_head.bias[1] -= torch.atanh(action[0, 1])
-    rows = golden_rows(module, states)
-    with torch.no_grad():
-        action = module(torch.from_numpy(rows.observation), torch.from_numpy(rows.goal)).action
-    assert not at_a_switch(module, action).any() and len(action) == 16
-    assert not (rows.observation == states.observation[0]).all(1).any()
-    assert set(rows.control[:, 1].tolist()) <= {0.0, 3.0}
-
-
-def test_a_policy_that_is_always_at_a_switch_cannot_be_checked():
-    module = module_with_a_switch()
-    with torch.no_grad():
-        module.actor.actor.mean_head.weight.zero_()
-        module.actor.actor.mean_head.bias.zero_()
-    with pytest.raises(UserError, match="Every state lies where the least rounding switches"):
-        golden_rows(module, gate_states())
-
-
-def test_few_states_are_taken_several_times():
-    module, states = module_with_a_switch(), gate_states()
-    few = GateStates(states.observation[:3], states.goal[:3], {"closed_loop": 3})
-    rows = golden_rows(module, few)
-    assert len(rows.action) == 16 and len(np.unique(rows.observation[:12], axis=0)) == 3

@@ -47,11 +47,32 @@ def test_an_actuator_that_is_held_at_zero_has_an_absolute_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("precision", "depth", "largest"),
+    [
+        ("float32", 1, 1e-3),
+        ("float32", 16, 1e-3),
+        ("float32", 1024, 8e-3),
+        ("float16", 1024, 0.1),
+        ("int8", 4, 0.5),
+    ],
+)
+def test_a_tolerance_that_proves_nothing_is_refused(precision: str, depth: int, largest: float) -> None:
+    changes = {"precision": precision, "network": metadata()["network"] | {"depth": depth}}
+    description = PolicyMetadata.model_validate(metadata(**changes))
+    path = Path("policy.onnx")
+    text = json.dumps(golden(tolerance=largest))
+    assert parse_golden(text, description, path).tolerance == largest
+    with pytest.raises(DamagedFileError, match="tolerance"):
+        parse_golden(json.dumps(golden(tolerance=1.01 * largest)), description, path)
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         (None, "no golden rows"),
         ("[]", "damaged metadata"),
         (json.dumps(golden(tolerance=0)), "tolerance"),
+        (json.dumps(golden(tolerance=0.002)), r"of 0\.002, at most 0\.001 for float32 of depth 1; export"),
         (json.dumps(golden(goal=[[0.0, 1.0]])), r"goal is not as many rows of 2"),
         (json.dumps(golden(control=[[0.0]] * 16)), r"control is not as many rows of 2"),
         (json.dumps({name: [] for name in golden()} | {"tolerance": 1e-5}), "observation"),

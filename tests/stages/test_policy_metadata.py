@@ -22,7 +22,7 @@ from stages.policy_metadata import (
     shortest,
 )
 from stages.policy_schema import policy_schema
-from tests.stages.handmade_policy import golden, metadata, write_policy
+from tests.stages.handmade_policy import edited, golden, metadata, write_policy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "policy-format.md"
@@ -118,18 +118,17 @@ def test_the_example_of_the_page_is_whole() -> None:
 def test_the_python_of_the_page_runs_without_the_repository(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy.onnx")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", block],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for block in blocks[:2]
-    ]
-    assert printed == ["point_u_maze True\n", "True\n"]
+    hashes, golden_rows, parts = blocks[:3]
+
+    def printed(code: str) -> str:
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout
+
+    assert printed(golden_rows) == "point_u_maze True\n"
+    assert printed(parts + hashes) == "True\nTrue\n"
+    edited(tmp_path / "policy.onnx", "thousandfold", lambda text: text.update(control_dt_s=0.2))
+    assert printed(parts + hashes) == "True\nFalse\n"
 
 
 def test_golden_rows_are_written_as_they_are() -> None:

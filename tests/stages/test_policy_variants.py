@@ -142,6 +142,20 @@ def test_a_slower_variant_is_not_kept(
     assert trial.sentence() == expected
 
 
+def test_what_is_too_far_off_for_golden_rows_is_not_kept(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    figures = dataclasses.replace(FIGURES, max_action_error=0.06, success=0.91)
+    monkeypatch.setattr(policy_variants, "measure", lambda *_: figures)
+    trial = try_variant("float16", tmp_path / "policy-float16.onnx", exported)
+    assert trial.sentence() == (
+        "No float16 variant: its actions are off torch's by 0.06, and golden rows that allow for more than "
+        "0.05 prove nothing."
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert try_variant("int8", tmp_path / "policy-int8.onnx", exported).refusal is None
+
+
 def test_what_overflows_is_not_let_near_a_simulator(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -18,6 +18,7 @@ from stages.policy_metadata import Evaluation
 from stages.policy_source import find_policy
 from stages.policy_verification import Verification, success_change, verify_policy
 from tests.stages.handmade_policy import (
+    edited,
     golden,
     graph,
     inputs_and_outputs,
@@ -43,13 +44,7 @@ def recorded(success: float, episodes: int = 256) -> dict[str, Any]:
 
 def write(path: Path, rows: dict[str, Any] | None = None, **changes: Any) -> Path:
     """Write a policy with other metadata; its evaluation says what it does."""
-    made = graph()
-    texts = {
-        "thousandfold_golden": json.dumps(rows or golden()),
-        "thousandfold": json.dumps(metadata(**{"evaluation": recorded(0.0)} | changes)),
-    }
-    path.write_bytes(made.with_metadata(texts).joined())
-    return path
+    return write_policy(path, json.dumps(metadata(**{"evaluation": recorded(0.0)} | changes)), rows=rows)
 
 
 def outcomes(found: Verification) -> dict[str, bool | None]:
@@ -65,6 +60,7 @@ def test_an_honest_file_passes_every_check(tmp_path: Path) -> None:
     assert outcomes(found) == {
         "description": True,
         "graph hash": True,
+        "policy hash": True,
         "signature": True,
         "golden rows": True,
         "task": True,
@@ -86,12 +82,28 @@ def test_a_changed_weight_fails_the_hash_and_the_golden_rows_and_the_rest_goes_o
     assert outcomes(found) | {"closed loop": None} == {
         "description": True,
         "graph hash": False,
+        "policy hash": False,
         "signature": True,
         "golden rows": False,
         "task": True,
         "closed loop": None,
     }
     assert "changed since it was exported" in detail(found, "graph hash")
+
+
+@pytest.mark.parametrize(
+    ("key", "edit"),
+    [
+        ("thousandfold", lambda text: text["inputs"]["goal"][0].update(limit_high=30.0)),
+        ("thousandfold", lambda text: text["evaluation"].update(success=0.0, episodes=9)),
+        ("thousandfold_golden", lambda text: text.update(tolerance=9e-5)),
+    ],
+    ids=["limit", "success", "tolerance"],
+)
+def test_an_edited_text_fails_the_policy_hash_alone(key: str, edit: Any, tmp_path: Path) -> None:
+    found = verify(edited(write(tmp_path / "policy.onnx"), key, edit))
+    assert [check.name for check in found.failed] == ["policy hash"]
+    assert "changed since it was exported" in detail(found, "policy hash")
 
 
 def test_golden_rows_that_are_off_by_more_than_the_tolerance_fail(tmp_path: Path) -> None:
@@ -104,12 +116,19 @@ def test_golden_rows_that_are_off_by_more_than_the_tolerance_fail(tmp_path: Path
     assert not verify(write(tmp_path / "policy.onnx", rows)).failed
 
 
+def test_a_tolerance_that_rounding_does_not_explain_fails(tmp_path: Path) -> None:
+    found = verify(write(tmp_path / "policy.onnx", golden(tolerance=0.02)))
+    assert [check.name for check in found.failed] == ["golden rows"]
+    said = detail(found, "golden rows")
+    assert "a tolerance of 0.02, at most 0.001 for float32 of depth 1" in said and "\n" not in said
+
+
 def test_a_file_without_golden_rows_fails(tmp_path: Path) -> None:
     path = write(tmp_path / "policy.onnx")
     text = json.dumps(metadata(evaluation=recorded(0.0)))
     path.write_bytes(graph().with_metadata({"thousandfold": text}).joined())
     found = verify(path)
-    assert [check.name for check in found.failed] == ["golden rows"]
+    assert [check.name for check in found.failed] == ["policy hash", "golden rows"]
 
 
 def test_another_signature_than_described_cannot_be_compared(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kFormatVersion = 2;
+constexpr int kFormatVersion = 3;
 
 // Returns where the value of `"key":` begins, from a place on. Enough for what is asked for here: keys whose
 // first occurrence is theirs, and numbers as values.
@@ -50,6 +50,53 @@ std::vector<std::vector<float>> rows(const std::string& json, const std::string&
     throw std::runtime_error("the golden rows of " + key + " do not end");
 }
 
+// Returns how many objects `"key": [{...}, {...}]` lists, from a place on. Texts may hold brackets.
+std::size_t count_of(const std::string& json, const std::string& key, std::size_t from) {
+    std::size_t found = 0;
+    int depth = 0;
+    bool in_text = false;
+    for (std::size_t place = value_of(json, key, from); place < json.size(); ++place) {
+        const char letter = json[place];
+        if (in_text && letter == '\\') {
+            ++place;
+        } else if (letter == '"') {
+            in_text = !in_text;
+        } else if (!in_text && (letter == '[' || letter == '{')) {
+            if (++depth == 2) ++found;
+        } else if (!in_text && (letter == ']' || letter == '}') && --depth <= 0) {
+            return found;
+        }
+    }
+    throw std::runtime_error("the metadata's " + key + " does not end");
+}
+
+// Returns how many numbers a graph's input or output of shape (batch, size) has a row; 0 where there is no such.
+std::size_t size_of(const std::vector<ov::Output<ov::Node>>& ports, const std::string& name) {
+    for (const ov::Output<ov::Node>& port : ports) {
+        const ov::PartialShape& shape = port.get_partial_shape();
+        if (port.get_names().count(name) > 0 && shape.rank() == 2 && shape[1].is_static()) {
+            return static_cast<std::size_t>(shape[1].get_length());
+        }
+    }
+    return 0;
+}
+
+// Throws unless the graph has the inputs, or the outputs, that the metadata lists, with as many numbers each.
+void require_sizes(const std::string& path, const std::vector<ov::Output<ov::Node>>& ports, const std::string& json,
+                   const std::string& side, const std::vector<std::string>& names) {
+    if (ports.size() != names.size()) {
+        throw std::runtime_error(path + " has " + std::to_string(ports.size()) + " " + side + ", not " +
+                                 std::to_string(names.size()) + ": export it again");
+    }
+    for (const std::string& name : names) {
+        const std::size_t said = count_of(json, name, value_of(json, side)), actual = size_of(ports, name);
+        if (said != actual) {
+            throw std::runtime_error(path + " has " + std::to_string(actual) + " numbers of " + name +
+                                     " in its graph, its metadata lists " + std::to_string(said) + ": export it again");
+        }
+    }
+}
+
 void fill(ov::Tensor& tensor, const std::vector<float>& values, const char* name) {
     if (values.size() != tensor.get_size()) {
         throw std::invalid_argument(std::string(name) + " has " + std::to_string(values.size()) +
@@ -86,6 +133,8 @@ Policy::Policy(const std::string& path) {
         throw std::runtime_error(path + " is no policy file of format " + std::to_string(kFormatVersion) +
                                  ": export it again");
     }
+    require_sizes(path, model->inputs(), metadata_, "inputs", {"observation", "goal"});
+    require_sizes(path, model->outputs(), metadata_, "outputs", {"action", "control"});
     for (const char* name : {"observation", "goal"}) {  // one state a call: fixed shapes, no look-ups later
         ov::PartialShape shape = model->input(name).get_partial_shape();
         shape[0] = 1;

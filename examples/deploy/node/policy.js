@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 import { readMetadata } from "./policy_metadata.js";
 
-const FORMAT_VERSION = 2;
+const FORMAT_VERSION = 3;
 
 export class Policy {
   /** Open a file; rejects where it is truncated or no policy file of this format. */

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import onnxruntime
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class Policy:

@@ -1,0 +1,115 @@
+"""The gates of an export: how far a file may be off its network, in actions and in closed loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.registry import compile_task
+from models.deployable_policy import DeployablePolicy
+from pipeline.core.errors import UserError
+from stages import onnx_gate
+from stages.onnx_gate import act_in_same_episodes, compare_actions, compare_closed_loop, rounding_error
+from stages.onnx_policy import OnnxPolicy, PolicyOutputs
+from tests.stages.handmade_policy import write_policy
+from tests.stages.untrained_networks import LIMITS, TASK, gate_states, make_actor
+
+
+class ShiftedPolicy:
+    """Torch's own answers, with one action off by `shift`."""
+
+    def __init__(self, module: DeployablePolicy, shift: float, only_in_steps: bool = False) -> None:
+        self.module, self.shift, self.only_in_steps = module, shift, only_in_steps
+
+    @torch.no_grad()
+    def run(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
+        action, control = self.module(torch.from_numpy(observation), torch.from_numpy(goal))
+        action = action.numpy().copy()
+        if not self.only_in_steps:
+            action[-1, -1] += self.shift
+        return PolicyOutputs(action, control.numpy())
+
+    def step(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
+        action, control = self.run(observation[None], goal[None])
+        action[0, 0] += self.shift * self.only_in_steps
+        return PolicyOutputs(action[0], control[0])
+
+
+def compare(
+    shift: float, depth: int, *, only_in_steps: bool = False, head: float = 1.0, usual: float = 1e-5
+) -> float:
+    """Return what is allowed to a policy that is off by `shift`; raises UserError if that is less."""
+    actor = make_actor(4, 8)
+    with torch.no_grad():
+        actor.actor.mean_head.weight.mul_(head)
+        actor.actor.mean_head.bias.zero_()
+    bounds = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
+    module = DeployablePolicy(actor, LIMITS, *bounds).eval()
+    policy: Any = ShiftedPolicy(module, shift, only_in_steps)
+    error = compare_actions(policy, module, gate_states(), depth=depth, max_action_error=usual)
+    return error.allowed
+
+
+def test_the_allowed_error_grows_with_the_root_of_the_depth():
+    assert compare(0.9e-5, depth=4) == compare(0.9e-5, depth=16) == 1e-5
+    assert compare(7e-5, depth=1024) == pytest.approx(8e-5)
+    for depth, shift in ((16, 2e-5), (64, 3e-5), (1024, 2e-4)):
+        with pytest.raises(UserError, match="that rounding explains"):
+            compare(shift, depth=depth)
+
+
+def test_steps_are_compared_too_and_nan_is_no_agreement():
+    with pytest.raises(UserError):
+        compare(2e-5, depth=4, only_in_steps=True)
+    with pytest.raises(UserError):
+        compare(float("nan"), depth=4)
+
+
+def test_a_steep_network_may_differ_by_what_its_own_rounding_leaves_open():
+    steep = compare(1.2e-5, depth=4, head=300.0)
+    assert 1.2e-5 <= steep <= 1e-4
+    with pytest.raises(UserError):
+        compare(1.1e-4, depth=4, head=1e5)
+
+
+@pytest.mark.parametrize(("depth", "largest"), [(4, 1e-3), (1024, 8e-3)])
+def test_no_more_is_allowed_than_golden_rows_may_be_off_by(
+    depth: int, largest: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(onnx_gate, "rounding_error", lambda *_: 1.0)
+    assert compare(0.95 * largest, depth, usual=9e-4) == pytest.approx(largest)
+    with pytest.raises(UserError, match="that rounding explains"):
+        compare(1.05 * largest, depth, usual=9e-4)
+
+
+def test_measuring_the_rounding_leaves_the_network_as_it_was():
+    module = DeployablePolicy(make_actor(4, 8), LIMITS, -torch.ones(2), torch.ones(2)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    states = gate_states()
+    with torch.no_grad():
+        single = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    assert 0 < rounding_error(module, states, single) < 1e-5
+    after = module.state_dict()
+    assert all(
+        after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items()
+    )
+
+
+def test_a_policy_that_acts_worse_is_held_back(tmp_path: Path):
+    task = compile_task(TASK)
+
+    def rest(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        return np.zeros((len(goal), 2))
+
+    reference = act_in_same_episodes(rest, task, episodes=4, seed=0)
+    policy = OnnxPolicy(write_policy(tmp_path / "policy.onnx"))
+    compare_closed_loop(policy, task, reference, seed=0, max_difference=0.02)
+    perfect = dataclasses.replace(reference, success=np.ones(4, bool))
+    with pytest.raises(UserError, match=r"reaches 0\.000 .* torch reaches 1\.000, over the same 4 episodes"):
+        compare_closed_loop(policy, task, perfect, seed=0, max_difference=0.02)
+    compare_closed_loop(policy, task, perfect, seed=0, max_difference=1.0)
