@@ -200,7 +200,7 @@ def export_onnx(session: Session, common: CommonOptions, student: str | None, te
 
 
 @cli.command()
-@click.option("--policy", metavar="POLICY", help="Name or path [the newest].")
+@click.option("--policy", metavar="NAME|FILE", help="An artifact, or a policy file anywhere [the newest].")
 @stage_command
 def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
     """Measure the policy's latency on one thread, back to back and at its control rate."""
@@ -209,8 +209,7 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     settings = common.resolve(stage.BenchmarkSettings, "benchmark")
     if not session.starts(common, "benchmark", settings):
         return
-    source = session.take("policy", policy)
-    session.report(stage.run(settings, session.context, source))
+    session.report(stage.run(settings, session.context, session.take_policy(policy)))
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -27,6 +27,9 @@ from pipeline.core.settings import (
     settings_to_yaml,
 )
 from pipeline.core.tracking import NullTracker, open_tracker
+
+if TYPE_CHECKING:
+    from stages.policy_source import PolicyPlace
 
 # What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -297,6 +300,17 @@ class Session:
         self.console.say(f"Taking {kind} {artifact.name} ({why}).")
         warn_of_changed_task(artifact, self.console)
         return artifact
+
+    def take_policy(self, reference: str | None) -> PolicyPlace:
+        """Return where the policy named lies, an artifact or a file, or the newest one; say which."""
+        from stages.policy_source import find_policy
+
+        place = find_policy(self.workspace, reference)
+        if place.artifact is not None and place.artifact.name == place.name:
+            self.take("policy", reference)
+        else:
+            self.console.say(f"Taking policy file {place.path}.")
+        return place
 
     def take_one_of(self, references: Mapping[str, str | None]) -> Artifact:
         """Return the one artifact that is named, or the newest of the first kind that has one.

@@ -25,6 +25,7 @@ from stages.fresh_process import start_afresh
 from stages.latency import TimedCall, back_to_back, collector_at_rest
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from stages.paced_loop import PacedPair, run_beside_empty, run_paced
+from stages.policy_source import PolicyPlace
 from stages.realtime_host import HostRequest, granted_by_host, refusals
 from stages.runtime_comparison import OtherRuntimes, other_runtimes
 
@@ -115,26 +116,30 @@ class _Networks:
         return self.policies[self.role]
 
 
-def run(settings: BenchmarkSettings, context: StageContext, policy: Artifact) -> Artifact:
+def run(settings: BenchmarkSettings, context: StageContext, policy: Artifact | PolicyPlace) -> Artifact:
     """Time a policy, and its teacher where it was exported beside it; return the benchmark's artifact.
 
     Args:
         settings: of the stage.
         context: workspace, console and tracking.
-        policy: the policy's artifact.
+        policy: the policy's artifact, or a file anywhere; of another file than an artifact's own
+            `policy.onnx` the benchmark has no parent.
 
     Raises:
         DamagedFileError: a file of the policy is damaged or belongs to another task.
     """
-    policy.verify()
-    task = policy.manifest.task
-    with context.stage(
-        "benchmark", "benchmark", task=task, settings=settings, parents={"policy": policy}
-    ) as work:
+    if isinstance(policy, Artifact):
+        policy = PolicyPlace(policy.file(POLICY_FILE), policy.name, policy)
+    if policy.artifact is not None:
+        policy.artifact.verify()
+    networks = _open_networks(policy, settings.seed)
+    task = networks.policy.metadata.task
+    # A variant's figures are not the policy's.
+    parents = {"policy": policy.artifact} if policy.artifact and policy.path.name == POLICY_FILE else {}
+    with context.stage("benchmark", "benchmark", task=task, settings=settings, parents=parents) as work:
         if settings.device == "cuda":
             context.console.say("A benchmark times one CPU thread, whatever trained the policy.")
         host = _describe_host(context)
-        networks = _open_networks(policy, settings.seed)
         rate_hz = settings.rate_hz or 1.0 / networks.policy.metadata.control_dt_s
         rates = sorted({rate_hz, *settings.rates_hz})
         _announce(policy, networks, rates, settings, context)
@@ -142,9 +147,10 @@ def run(settings: BenchmarkSettings, context: StageContext, policy: Artifact) ->
         report = build_report(networks.policies, measured, rate_hz) | {
             "task": task,
             "policy": policy.name,
+            "graph_sha256": networks.policy.metadata.graph_sha256,
             "host": host,
         }
-        return _finish(report, measured, policy, work, context)
+        return _finish(report, measured, work, context)
 
 
 def _describe_host(context: StageContext) -> dict[str, Any]:
@@ -160,19 +166,24 @@ def _describe_host(context: StageContext) -> dict[str, Any]:
     return host
 
 
-def _open_networks(policy: Artifact, seed: int) -> _Networks:
+def _open_networks(policy: PolicyPlace, seed: int) -> _Networks:
     """Open the policy and the teacher beside it."""
-    networks = _Networks()
-    for name in (POLICY_FILE, TEACHER_FILE):
-        if name == POLICY_FILE or name in policy.manifest.files:
-            network = OnnxPolicy(policy.file(name), task=policy.manifest.task)
-            states = draw_states(network, np.random.default_rng(seed_sequence(seed, _INPUT_STREAM)))
-            network.step(*states[0])  # what `run_bound` goes on with
-            role = network.metadata.role
-            networks.policies[role] = network
-            networks.steps[role] = TimedCall(network.step, states)
-            networks.bound[role] = TimedCall(network.run_bound)
-            networks.states = networks.states or states
+    networks, artifact = _Networks(), policy.artifact
+    task = artifact.manifest.task if artifact else None
+    paths = [policy.path]
+    if artifact and TEACHER_FILE in artifact.manifest.files:
+        paths.append(artifact.file(TEACHER_FILE))
+    for path in paths:
+        network = OnnxPolicy(path, task=task)
+        role = network.metadata.role
+        if role in networks.policies:  # the teacher's file itself
+            continue
+        states = draw_states(network, np.random.default_rng(seed_sequence(seed, _INPUT_STREAM)))
+        network.step(*states[0])  # what `run_bound` goes on with
+        networks.policies[role] = network
+        networks.steps[role] = TimedCall(network.step, states)
+        networks.bound[role] = TimedCall(network.run_bound)
+        networks.states = networks.states or states
     return networks
 
 
@@ -188,7 +199,7 @@ def draw_states(policy: OnnxPolicy, rng: np.random.Generator) -> list[tuple[np.n
 
 
 def _announce(
-    policy: Artifact,
+    policy: PolicyPlace,
     networks: _Networks,
     rates: list[float],
     settings: BenchmarkSettings,
@@ -206,7 +217,7 @@ def _announce(
 
 
 def _measure(
-    policy: Artifact,
+    policy: PolicyPlace,
     networks: _Networks,
     rate_hz: float,
     rates: list[float],
@@ -235,12 +246,12 @@ def _measure(
             measured.busy_samples = timed["busy"]
             measured.busy_pair = _beside_empty(ours, rates[-1], settings)
     if settings.cold_starts:
-        measured.fresh = start_afresh(policy.file(POLICY_FILE), settings.cold_starts)
+        measured.fresh = start_afresh(policy.path, settings.cold_starts)
     return measured
 
 
 def _time_in_turns(
-    policy: Artifact,
+    policy: PolicyPlace,
     networks: _Networks,
     settings: BenchmarkSettings,
     context: StageContext,
@@ -259,12 +270,12 @@ def _time_in_turns(
 
 
 def _others(
-    policy: Artifact, networks: _Networks, settings: BenchmarkSettings, context: StageContext
+    policy: PolicyPlace, networks: _Networks, settings: BenchmarkSettings, context: StageContext
 ) -> contextlib.AbstractContextManager[OtherRuntimes]:
     if not settings.compare:
         return contextlib.nullcontext(OtherRuntimes())
     return other_runtimes(
-        networks.policy, policy, context.workspace, networks.states, inductor=settings.aot_inductor
+        networks.policy, policy.artifact, context.workspace, networks.states, inductor=settings.aot_inductor
     )
 
 
@@ -275,7 +286,6 @@ def _beside_empty(ours: TimedCall, rate_hz: float, settings: BenchmarkSettings) 
 def _finish(
     report: dict[str, Any],
     measured: Measured,
-    policy: Artifact,
     work: StageWork,
     context: StageContext,
 ) -> Artifact:

@@ -50,7 +50,7 @@ class OtherRuntimes:
 @contextlib.contextmanager
 def other_runtimes(
     policy: OnnxPolicy,
-    artifact: Artifact,
+    artifact: Artifact | None,
     workspace: Workspace,
     states: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
@@ -60,7 +60,7 @@ def other_runtimes(
 
     Args:
         policy: the opened file.
-        artifact: that it belongs to.
+        artifact: that it belongs to; None for a file by itself, of which nobody knows the source.
         workspace: where the artifact that it was exported from lies.
         states: to compare the actions on.
         inductor: whether to compile the network too, half a minute.
@@ -87,11 +87,13 @@ def _absent(package: str) -> bool:
     return importlib.util.find_spec(package) is None
 
 
-def _source_network(policy: OnnxPolicy, artifact: Artifact, workspace: Workspace) -> DeployablePolicy:
+def _source_network(policy: OnnxPolicy, artifact: Artifact | None, workspace: Workspace) -> DeployablePolicy:
     """Return the network that the file was exported from. Raises UserError where it is gone or another."""
     from stages.network_file import load_actor
 
     role = policy.metadata.role
+    if artifact is None:
+        raise UserError(f"the file lies outside a policy's artifact, which names the {role}")
     recorded = artifact.manifest.parents.get(role)
     if recorded is None:
         raise UserError(f"{artifact.name} names no {role} that it was exported from")
