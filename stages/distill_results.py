@@ -50,22 +50,9 @@ def complete_student(
     """
     artifact, settings = work.artifact, training.settings
     trained, student = training.trained, training.student
-    assert training.kept is not None  # the last update is evaluated
-    kept = training.kept.entry
     theirs = teachers_closing_episodes(trained, teacher, settings, context)
     pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
-    results = pairs.results() | record
-    results |= {
-        "evaluation_seed": [settings.seed, _FINAL_STREAM],
-        "student_parameters": parameter_count(student),
-        "teacher_parameters": parameter_count(trained.actor),
-        "validation_loss": kept["validation_loss"],
-        "kept_update": int(kept["updates"]),
-        "updates": training.updates,
-        "labels": training.labels,
-        "rounds": training.progress.rounds,
-        "elapsed_s": training.progress.elapsed_s,
-    }
+    results = pairs.results() | record | _facts(training)
     save_network(
         artifact.file(NETWORK_FILE),
         dict(student.state_dict()),
@@ -82,6 +69,23 @@ def complete_student(
     _track(results, training.updates, work, trained.task.name)
     _say(pairs, results, settings, artifact, context)
     return artifact
+
+
+def _facts(training: StudentTraining) -> dict[str, Any]:
+    """Return what the results say of the training and of the weights that were kept."""
+    assert training.kept is not None  # the last update is evaluated
+    kept = training.kept.entry
+    return {
+        "evaluation_seed": [training.settings.seed, _FINAL_STREAM],
+        "student_parameters": parameter_count(training.student),
+        "teacher_parameters": parameter_count(training.trained.actor),
+        "validation_loss": kept["validation_loss"],
+        "kept_update": int(kept["updates"]),
+        "updates": training.updates,
+        "labels": training.labels,
+        "rounds": training.progress.rounds,
+        "elapsed_s": training.progress.elapsed_s,
+    }
 
 
 def _closing_episodes(
