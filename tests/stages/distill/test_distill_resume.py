@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import StoppedByUser
 from pipeline.core.runtime import StageContext
 from replay import dataset_writer
-from stages import dagger, distill, distill_results
+from stages import dagger, distill, distill_results, paired_evaluation
 from stages.dagger import KeptRollout
 from stages.distill import DistillSettings
 from stages.labelled_rollout import Act
@@ -49,6 +49,15 @@ class Killed(BaseException):
     """Stands for SIGKILL: the process ends without saving."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Iterator[None]:
+    """Leave out the pictures, which take longer than everything else here."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(distill_results, "draw_rollouts", lambda *_: None)
+        monkeypatch.setattr(paired_evaluation, "draw_arrows", lambda *_: None)
+        yield
+
+
 def vary(**values: Any) -> DistillSettings:
     return DistillSettings(**(SETTINGS.model_dump() | values))
 
@@ -58,7 +67,7 @@ def without_time(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_student(one: Artifact, other: Artifact) -> None:
-    """Check that weights, history, episodes of the rounds, pictures and results are equal bit for bit."""
+    """Check that weights, history, episodes of the rounds and results are equal bit for bit."""
     for artifact in (one, other):
         artifact.verify()
         assert not artifact.file("checkpoint").exists()
