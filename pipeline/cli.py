@@ -166,13 +166,41 @@ def generate_dataset(
 @click.option(
     "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
 )
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[STUDENT]",
+    help="Go on with an unfinished student: the newest, or the one named.",
+)
 @stage_command
 def distill(
-    session: Session, common: CommonOptions, teacher: str | None, dataset: str | None, **flags: Any
+    session: Session,
+    common: CommonOptions,
+    teacher: str | None,
+    dataset: str | None,
+    resume: str | None,
+    **flags: Any,
 ) -> None:
     """Distil a teacher into a student of a few layers."""
     from stages import distill as stage
 
+    if resume is not None:
+        if named := [f"--{kind}" for kind, name in (("teacher", teacher), ("dataset", dataset)) if name]:
+            raise SettingsError(
+                f"--resume goes on with the student's own teacher and dataset: leave {', '.join(named)} out."
+            )
+        stored, student, source, data = stage.find_resumable(
+            session.workspace, None if resume == "newest" else resume
+        )
+        settings = common.resolve_resumed(
+            stored, "distill", flags, name=student.name, changeable=stage.CHANGEABLE_ON_RESUME
+        )
+        if common.dry_run:
+            session.show_settings({"distill": settings})
+            return
+        session.report(stage.run(settings, session.context, source, data, student))
+        return
     settings = common.resolve(stage.DistillSettings, "distill", flags)
     if not session.starts(common, "distill", settings):
         return

@@ -23,6 +23,7 @@ import pydantic
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
 from pipeline.core.errors import DamagedFileError, SettingsError
 from pipeline.core.settings import StageSettings
+from pipeline.core.unfinished import find_unfinished
 
 CELLS_FOLDER, TEACHER_FOLDER, EPISODES_FOLDER = "cells", "teacher", "episodes"
 LOG_FILE = "log.txt"
@@ -110,9 +111,19 @@ def finished(workspace: Workspace, kind: str) -> Artifact | None:
     return next(found, None)
 
 
-def remove_unfinished(workspace: Workspace) -> None:
-    """Remove what a process that was stopped has left behind."""
+def begun_student(workspace: Workspace) -> Artifact | None:
+    """Return the student that a stopped process has left with a checkpoint; None where there is none."""
+    try:
+        return find_unfinished(workspace, "student", None)
+    except SettingsError:
+        return None
+
+
+def remove_unfinished(workspace: Workspace, but: Artifact | None = None) -> None:
+    """Remove what a process that was stopped has left behind, but for this artifact."""
     for folder in workspace.runs.glob("*/"):
+        if but is not None and folder.name == but.path.name:
+            continue
         try:
             whole = Artifact.load(folder).manifest.status == "completed"
         except DamagedFileError:  # killed before there was a manifest

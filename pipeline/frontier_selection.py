@@ -160,10 +160,10 @@ def _run_fresh(
     Every choice from a frontier has episodes of its own: who chooses again because of the last ones would be
     choosing by them.
     """
+    from stages.distill_settings import DistillSettings
     from stages.evaluate import EpisodeStream
     from stages.network_file import load_actor, torch_policy
     from stages.paired_evaluation import EpisodeBudget, run_pairs
-    from stages.student_training import DistillSettings
 
     settings = DistillSettings(**student.manifest.settings)
     device, seed = resolve_device(settings.device), [settings.seed, _FRESH_STREAM, choice]

@@ -15,15 +15,16 @@ from typing import Any
 
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console, error_boundary
+from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
-from pipeline.frontier_cells import finished, remove_unfinished
+from pipeline.frontier_cells import begun_student, finished, remove_unfinished
 
 _STOPPED = 130
 
 
 def run_job(job: dict[str, Any]) -> None:
-    """Make what is missing of a cell.
+    """Make what is missing of a cell; a student that was stopped goes on from its checkpoint.
 
     Args:
         job: the folders ``workspace``, ``cache`` (of the workspace around it), ``teacher``, ``dataset`` and
@@ -35,7 +36,8 @@ def run_job(job: dict[str, Any]) -> None:
     """
     teacher, dataset = Artifact.load(Path(job["teacher"])), Artifact.load(Path(job["dataset"]))
     workspace = Workspace(Path(job["workspace"]), Path(job["cache"]))
-    remove_unfinished(workspace)
+    begun = begun_student(workspace)
+    remove_unfinished(workspace, but=begun)
     context = StageContext(workspace, Console(), NullTracker(), episode_cache=Path(job["episode_cache"]))
 
     from stages import distill, export_onnx
@@ -43,10 +45,25 @@ def run_job(job: dict[str, Any]) -> None:
     source = teacher
     if job["distill"] is not None:
         settings = distill.DistillSettings(**job["distill"])
-        source = finished(workspace, "student") or distill.run(settings, context, teacher, dataset)
+        source = finished(workspace, "student") or _distil(settings, context, teacher, dataset, begun)
     if finished(workspace, "policy") is None:
         exporting = export_onnx.ExportOnnxSettings(**job["export_onnx"])
         export_onnx.run(exporting, context, source, dataset=dataset)
+
+
+def _distil(
+    settings: Any, context: StageContext, teacher: Artifact, dataset: Artifact, begun: Artifact | None
+) -> Artifact:
+    """Go on with the student that was begun; make another where its checkpoint is of no use."""
+    from stages import distill
+
+    if begun is not None:
+        try:
+            return distill.run(settings, context, teacher, dataset, begun)
+        except DamagedFileError as error:
+            context.console.warn(f"{error} Another student is made.")
+            remove_unfinished(context.workspace)
+    return distill.run(settings, context, teacher, dataset)
 
 
 def _take_cpus(cpus: list[int]) -> None:

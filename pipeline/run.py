@@ -37,7 +37,7 @@ class ChainRecord:
     Attributes:
         settings: resolved settings by section.
         chain_run_id: the parent run in the tracking store.
-        teacher, dataset: name of the artifact, from the moment its making begins.
+        teacher, dataset, student: name of the artifact, from the moment its making begins.
         done: names of the completed artifacts by section.
         seconds: how long each completed section took.
         completed: whether every stage is done.
@@ -47,6 +47,7 @@ class ChainRecord:
     chain_run_id: str | None = None
     teacher: str | None = None
     dataset: str | None = None
+    student: str | None = None
     done: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     completed: bool = False
@@ -168,7 +169,7 @@ class _Chain:
         try:
             teacher = self._teacher(train_teacher)
             dataset = self._dataset(generate_dataset, teacher)
-            student = self._stage("distill", distill, teacher, dataset)
+            student = self._student(distill, teacher, dataset)
             policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
             latency = self._stage("benchmark", benchmark, policy)
             page = self._stage("report", report, policy, settings_by_kind())
@@ -191,6 +192,10 @@ class _Chain:
     def _dataset(self, module: Any, teacher: Artifact) -> Artifact:
         """Make the dataset, or go on from its shards where there are some."""
         return self._stage("generate_dataset", module, teacher, *self._begun("generate_dataset"))
+
+    def _student(self, module: Any, teacher: Artifact, dataset: Artifact) -> Artifact:
+        """Distil the student, or go on from its checkpoint where there is one."""
+        return self._stage("distill", module, teacher, dataset, *self._begun("distill"))
 
     def _begun(self, section: str) -> tuple[Artifact | None, Callable[[Artifact], None]]:
         """Return the artifact to go on with, if any, and what remembers the name of a new one."""

@@ -34,6 +34,7 @@ from pipeline.core.runtime import torch_seed
 from pipeline.core.settings import StageSettings
 from replay.trajectory_buffer import TransitionBatch
 from stages.global_negatives import global_contrastive_loss
+from stages.tensor_state import load_moments, moments_of, strip_prefix
 
 DEEPEST_PUBLISHED_FORM = 64
 """layers up to which plain residual sums are the default"""
@@ -328,8 +329,7 @@ class ContrastiveLearner:
             "updates": self.updates.clone(),
         }
         for name, optimizer in self._optimizers.items():
-            for index, moments in optimizer.state_dict()["state"].items():
-                state |= {f"optimizer.{name}.{index}.{key}": value.clone() for key, value in moments.items()}
+            state |= {f"optimizer.{name}.{key}": value for key, value in moments_of(optimizer).items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -341,29 +341,7 @@ class ContrastiveLearner:
             self.log_alpha.copy_(state["log_alpha"])
             self.updates.copy_(state["updates"])
         for name, optimizer in self._optimizers.items():
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in strip_prefix(state, f"optimizer.{name}.").items():
-                index, moment = key.split(".")
-                moments.setdefault(int(index), {})[moment] = value
-            if optimizer.state:
-                _copy_moments(optimizer, moments)
-            else:
-                groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the entries whose name starts with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-@torch.no_grad()
-def _copy_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Copy moments, by parameter and name, over those that an optimiser has; where there are none, zeros."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, parameter in enumerate(parameters):
-        for name, own in optimizer.state[parameter].items():
-            own.copy_(moments[index][name]) if index in moments else own.zero_()
+            load_moments(optimizer, strip_prefix(state, f"optimizer.{name}."))
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:

@@ -10,29 +10,35 @@ The episodes of a round lie in the student's artifact, a Minari dataset each:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import as_user_error, torch_seed
-from replay.goal_dataset import DatasetError, GoalDataset, load_goal_dataset, write_goal_dataset
+from replay.goal_dataset import DatasetError, GoalDataset, dataset_id, load_goal_dataset, write_goal_dataset
 from stages.artifact_task import own_task, task_record
+from stages.distill_settings import DistillSettings
 from stages.episode_round import EpisodeGroup
 from stages.evaluate import Policy
 from stages.imitation import ImitationRows
 from stages.labelled_rollout import Act, LabelledRollout, RolloutPlan
 from stages.network_file import TrainedActor, torch_policy
-from stages.student_training import DistillSettings, StudentTraining
+from stages.student_training import StudentTraining
 from stages.teacher_critic import TeacherCritic
 
 ROUNDS_FOLDER = "rounds"
 _ROUND_STREAM = 15
 
-Rollout = Callable[[int, Act], GoalDataset]
-"""Maps the number of a round, from 1, and what acts in it to its labelled rows."""
+Rollout = Callable[[int, Act | None], GoalDataset]
+"""Maps the number of a round, from 1, and what acts in it to its labelled rows.
+
+Of a round that was trained on before nothing acts any more: its rows are there."""
 
 
 def mixed_policy(student: Policy, beta: float) -> Act:
@@ -61,7 +67,8 @@ def run_rounds(
 ) -> list[dict[str, float]]:
     """Run the rounds that the settings ask for, until retention meets its target.
 
-    In each the student acts as it is by then; afterwards training goes on over all rows.
+    In each the student acts as it is by then; afterwards training goes on over all rows. A training that was
+    loaded goes on where it was: rows of the rounds that it has trained on are read back, in their order.
 
     Args:
         training: the student, its rows and its settings.
@@ -72,27 +79,34 @@ def run_rounds(
         A round's figures each: its number, β, success with the mixture acting, all labels used so far,
         and success, time at goal and, where a retention is aimed at, the smaller one after its training.
     """
-    settings, rounds = training.settings, []
+    progress, settings = training.progress, training.settings
     for number in range(1, settings.dagger_rounds + 1):
-        if training.target_met:
+        is_new = progress.descents == number and progress.position == progress.descent_begin
+        if is_new and training.target_met:
             break
         beta = settings.dagger_beta**number
-        student = torch_policy(training.acting, training.device)
-        data = rollout(number, mixed_policy(student, beta))
+        act = mixed_policy(torch_policy(training.acting, training.device), beta) if is_new else None
+        data = rollout(number, act)
         everything = np.ones(len(data.action), bool)
         training.rows = training.rows.joined(ImitationRows.of(data, everything, training.device))
-        training.descend(settings.dagger_updates)
-        after = training.history[-1]
-        entry = {name: after[name] for name in _OF_EVALUATION if name in after}
-        entry |= {
-            "round": float(number),
-            "beta": beta,
-            "acting_success": float(data.success.mean()),
-            "labels": float(training.labels),
-        }
-        rounds.append(entry)
-        log({f"round/{name}": value for name, value in entry.items() if name != "round"}, number)
-    return rounds
+        if progress.descents == number:
+            training.descend(settings.dagger_updates)
+        if len(progress.rounds) < number:
+            entry = _figures(training, number, beta, data)
+            progress.rounds.append(entry)
+            log({f"round/{name}": value for name, value in entry.items() if name != "round"}, number)
+    return progress.rounds
+
+
+def _figures(training: StudentTraining, number: int, beta: float, data: GoalDataset) -> dict[str, float]:
+    """Return what is told of a round whose descent has just ended."""
+    after = training.history[-1]
+    return {name: after[name] for name in _OF_EVALUATION if name in after} | {
+        "round": float(number),
+        "beta": beta,
+        "acting_success": float(data.success.mean()),
+        "labels": float(training.labels),
+    }
 
 
 _OF_EVALUATION = ("success", "time_at_goal", "smaller_retention", "validation_loss")
@@ -121,12 +135,32 @@ class KeptRollout:
     artifact: Artifact
     device: str
 
-    def __call__(self, number: int, act: Act) -> GoalDataset:
-        """Return the rows of a round.
+    def __call__(self, number: int, act: Act | None) -> GoalDataset:
+        """Return the rows of a round; one that lies in the artifact whole is read, not rolled out again.
+
+        Args:
+            number: of the round, from 1.
+            act: acts in it; None: the student has trained on the round, so that it has to be there.
 
         Raises:
             UserError: the physics diverged in all of its episodes.
+            DamagedFileError: the round has to be there, and is not, or is damaged.
         """
+        root = self.artifact.file(ROUNDS_FOLDER) / f"round_{number:02d}"
+        whole = root / dataset_id(self.trained.task.name)  # it appears when all of its episodes are written
+        try:
+            return load_goal_dataset(whole)
+        except DatasetError as error:
+            if act is None:
+                raise DamagedFileError(
+                    f"{root} is missing or damaged, and the student has trained on it: it cannot be resumed, "
+                    f"distil another ({' '.join(str(error).split())[:200]})"
+                ) from error
+        shutil.rmtree(root, ignore_errors=True)  # what is left of one that was cut off
+        self._roll_out(root, number, act)
+        return as_user_error(lambda: load_goal_dataset(whole), DatasetError)
+
+    def _roll_out(self, root: Path, number: int, act: Act) -> None:
         rollout = LabelledRollout(
             self.trained,
             self.plan,
@@ -135,7 +169,7 @@ class KeptRollout:
             act=act,
             critic=self.critic,
         )
-        task, root = self.trained.task, self.artifact.file(ROUNDS_FOLDER) / f"round_{number:02d}"
+        task = self.trained.task
         facts = {
             "task": task.name,
             **task_record(self.artifact),
@@ -147,7 +181,6 @@ class KeptRollout:
         as_user_error(
             lambda: write_goal_dataset(root, task, rollout, facts, own_task(self.artifact)), DatasetError
         )
-        return as_user_error(lambda: load_goal_dataset(root), DatasetError)
 
     @property
     def plan(self) -> RolloutPlan:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,69 +15,132 @@ import torch
 from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import parameter_count
-from pipeline.core.artifacts import Artifact
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.console import figure
-from pipeline.core.errors import DamagedFileError, UserError
-from pipeline.core.pictures import draw_learning_curve
+from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.core.checkpoint import CheckpointFolder
+from pipeline.core.errors import DamagedFileError, StoppedByUser, UserError
 from pipeline.core.runtime import (
     StageContext,
     StageWork,
     resolve_device,
     seed_sequence,
     set_up_torch,
+    stop_on_interrupt,
     torch_seed,
 )
+from pipeline.core.unfinished import checkpoint_of, find_unfinished, require_unfinished, stored_settings
 from replay.goal_dataset import GoalDataset
-from stages.artifact_task import keep_task, task_record
-from stages.dagger import KeptRollout, run_rounds
+from stages.artifact_task import keep_task
+from stages.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
 from stages.dataset_files import SKIPPED, load_dataset
+from stages.distill_results import complete_student, teachers_closing_episodes
+from stages.distill_settings import CHANGEABLE_ON_RESUME, DistillSettings
 from stages.episode_cache import TeacherEpisodes
-from stages.evaluate import EpisodeStream, draw_rollouts
 from stages.imitation import split_rows
-from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network, torch_policy
-from stages.paired_evaluation import (
-    FAILURES_FILE,
-    FAILURES_PICTURE,
-    PairedEpisodes,
-    run_pairs,
-    write_failures,
-)
-from stages.student_training import DistillSettings, StudentTraining
+from stages.network_file import TrainedActor, load_actor, torch_policy
+from stages.student_training import StudentTraining
 from stages.teacher_critic import TeacherCritic, load_critic
-from stages.training_progress import HISTORY_FILE
 
-_SPLIT_STREAM, _INITIALISATION_STREAM, _FINAL_STREAM = 11, 12, 14
-_DRAWN_PATHS = 32
+__all__ = ["CHANGEABLE_ON_RESUME", "DistillSettings", "find_resumable", "rehearse", "run"]
+_SPLIT_STREAM, _INITIALISATION_STREAM = 11, 12
 
 
-def run(settings: DistillSettings, context: StageContext, teacher: Artifact, dataset: Artifact) -> Artifact:
+def run(
+    settings: DistillSettings,
+    context: StageContext,
+    teacher: Artifact,
+    dataset: Artifact,
+    resumed: Artifact | None = None,
+    on_start: Callable[[Artifact], None] = lambda _: None,
+) -> Artifact:
     """Train a student on the teacher's dataset and return its artifact.
 
     Args:
-        settings: of the stage.
+        settings: of the stage; those of `resumed` when it is given.
         context: workspace, console and tracking.
         teacher: the teacher to imitate.
         dataset: its dataset.
+        resumed: an unfinished student to go on with from its checkpoint.
+        on_start: told the artifact before the training begins.
 
     Raises:
         UserError: the dataset is another teacher's, or the teacher does not reproduce its recorded success.
+        SettingsError: the student to resume is completed.
+        DamagedFileError: it has other parents or other settings, or its checkpoint or a round is damaged.
+        StoppedByUser: after Ctrl-C, once the state is saved.
     """
     trained = load_actor(teacher)
     data = _load_dataset(dataset, teacher, settings, context)
     device = resolve_device(settings.device)
     set_up_torch(settings.threads)
-    task = teacher.manifest.task
-    parents = {"teacher": teacher, "dataset": dataset}
-    with context.stage("student", "distill", task=task, settings=settings, parents=parents) as work:
+    with _open_work(settings, context, teacher, dataset, resumed) as work:
+        on_start(work.artifact)
         keep_task(trained.task, work.artifact, context.console)
-        _require_reproduction(trained, teacher, settings, context)
-        student = _make_student(settings, trained, data, device, context)
-        work.run.log_dataset(
-            dataset.name, str(dataset.manifest.hash)[:16], str(dataset.path), len(data.action), "training"
+        folder = checkpoint_of(work.artifact)
+        if not folder.exists:
+            _require_reproduction(trained, teacher, settings, context)
+            shutil.rmtree(work.artifact.file(ROUNDS_FOLDER), ignore_errors=True)
+            digest, rows = str(dataset.manifest.hash)[:16], len(data.action)
+            work.run.log_dataset(dataset.name, digest, str(dataset.path), rows, "training")
+        with _told_how_to_go_on(folder, context):
+            student = _make_student(settings, trained, data, device, context)
+            training, rollout, record = _prepare(student, data, settings, trained, teacher, work)
+            _train(training, rollout, folder, work, context)
+            return complete_student(training, record, teacher, work, context)
+
+
+@contextlib.contextmanager
+def _open_work(
+    settings: DistillSettings,
+    context: StageContext,
+    teacher: Artifact,
+    dataset: Artifact,
+    resumed: Artifact | None,
+) -> Iterator[StageWork]:
+    """Open the stage, and hold the lock of its artifact's checkpoint until it is closed."""
+    parents = {"teacher": teacher, "dataset": dataset}
+    with contextlib.ExitStack() as stack:
+        if resumed is not None:
+            stack.enter_context(checkpoint_of(resumed).lock())
+            resumed = Artifact.load(resumed.path)  # another process may have finished it meanwhile
+            require_unfinished(resumed)
+            _require_parents(resumed, parents)
+        work = stack.enter_context(
+            context.stage(
+                "student",
+                "distill",
+                task=teacher.manifest.task,
+                settings=settings,
+                parents=parents,
+                resumed=resumed,
+            )
         )
-        training, record = _train(student, data, settings, trained, teacher, work, context)
-        return _finish(training, record, teacher, work, context)
+        if resumed is None:
+            stack.enter_context(checkpoint_of(work.artifact).lock())
+        yield work
+
+
+def _require_parents(student: Artifact, parents: Mapping[str, Artifact]) -> None:
+    for role, parent in parents.items():
+        begun_with = student.manifest.parents.get(role)
+        if begun_with is None or begun_with.hash != parent.manifest.hash:
+            raise DamagedFileError(f"{parent.path} is not the {role} that {student.name} was begun with.")
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(folder: CheckpointFolder, context: StageContext) -> Iterator[None]:
+    """Say which command goes on from the checkpoint where Ctrl-C stops at once.
+
+    A second Ctrl-C does, and the first one once all updates are done.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not folder.exists:
+            raise
+        raise StoppedByUser(
+            f"Stopped. The last checkpoint is kept in {folder.path}. "
+            f"Go on with: {context.resume_command_of('distill')}"
+        ) from None
 
 
 def rehearse(
@@ -87,7 +154,7 @@ def rehearse(
     _load_dataset(dataset, teacher, settings, context)
     set_up_torch(settings.threads)
     _require_reproduction(trained, teacher, settings, context)
-    _teachers_closing_episodes(trained, teacher, settings, context).first(settings.final_episodes)
+    teachers_closing_episodes(trained, teacher, settings, context).first(settings.final_episodes)
     return trained
 
 
@@ -156,16 +223,15 @@ def _make_student(
     return student.to(device)
 
 
-def _train(
+def _prepare(
     student: NormalizedActor,
     data: GoalDataset,
     settings: DistillSettings,
     trained: TrainedActor,
     teacher: Artifact,
     work: StageWork,
-    context: StageContext,
-) -> tuple[StudentTraining, dict[str, Any]]:
-    """Train on the dataset, then over the rounds; return the training and what it learned from."""
+) -> tuple[StudentTraining, KeptRollout, dict[str, Any]]:
+    """Return the training at its start, what rolls its rounds out, and the results' facts of its rows."""
     device = str(next(student.parameters()).device)
     made_with, choices = data.metadata["thousandfold"], data.alternative_goal.shape[1]
     rows, validation = split_rows(
@@ -183,22 +249,62 @@ def _train(
     guided = settings.objective == "critic"
     sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.dagger_rounds > 0
     critic = _critic(teacher, device) if guided or sampled else None
-    with context.console.progress("distill", settings.total_updates, unit="updates") as bar:
-        training = StudentTraining(
-            student,
-            rows,
-            validation,
-            settings,
-            trained,
-            critic=critic,
-            report=lambda entry: work.run.log_metrics(entry, step=int(entry["updates"])),
-            on_update=lambda update, success: bar.update(update, success=success),
+    training = StudentTraining(
+        student,
+        rows,
+        validation,
+        settings,
+        trained,
+        critic=critic,
+        report=lambda entry: work.run.log_metrics(entry, step=int(entry["updates"])),
+    )
+    rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
+    return training, rollout, record
+
+
+def _train(
+    training: StudentTraining,
+    rollout: KeptRollout,
+    folder: CheckpointFolder,
+    work: StageWork,
+    context: StageContext,
+) -> None:
+    """Train on the dataset, then over the rounds, from the checkpoint where there is one."""
+    settings, progress = training.settings, training.progress
+    if folder.exists:
+        training.load(folder)
+        progress = training.progress
+        context.console.say(f"Resuming {work.artifact.name} at {progress.updates:,} updates.")
+    started = time.perf_counter() - progress.elapsed_s
+    total, done = settings.total_updates, progress.updates
+    with (
+        stop_on_interrupt(context.stop),
+        context.console.progress("distill", total, unit="updates", completed=done) as bar,
+    ):
+
+        def after_update(training: StudentTraining) -> None:
+            progress.elapsed_s = time.perf_counter() - started
+            _save_or_stop(training, folder, context)
+            bar.update(training.updates, success=training.last_success)
+
+        training.on_update = after_update
+        if not progress.descents:
+            training.descend(settings.updates)
+        run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
+    training.finish()
+
+
+def _save_or_stop(training: StudentTraining, folder: CheckpointFolder, context: StageContext) -> None:
+    """Save at the end of a descent, every so many updates, and where the user stops, which ends the stage."""
+    stopping, progress = context.stop.requested, training.progress
+    ended = progress.position == progress.descent_begin
+    if ended or stopping or progress.updates % training.settings.checkpoint_every == 0:
+        training.save(folder)
+    if stopping:
+        raise StoppedByUser(
+            f"Stopped at {progress.updates:,} updates, state saved in {folder.path}. "
+            f"Go on with: {context.resume_command_of('distill')}"
         )
-        training.descend(settings.updates)
-        rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
-        rounds = run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
-        training.finish()
-    return training, record | {"rounds": rounds}
 
 
 def _critic(teacher: Artifact, device: str) -> TeacherCritic:
@@ -206,119 +312,23 @@ def _critic(teacher: Artifact, device: str) -> TeacherCritic:
     return dataclasses.replace(critic, critic=critic.critic.to(device))
 
 
-def _finish(
-    training: StudentTraining,
-    record: dict[str, Any],
-    teacher: Artifact,
-    work: StageWork,
-    context: StageContext,
-) -> Artifact:
-    """Measure retention over paired episodes, write the student and complete the artifact."""
-    artifact, settings = work.artifact, training.settings
-    trained, student = training.trained, training.student
-    assert training.kept is not None  # the last update is evaluated
-    kept = training.kept.entry
-    theirs = _teachers_closing_episodes(trained, teacher, settings, context)
-    pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
-    results = pairs.results() | record
-    results |= {
-        "evaluation_seed": [settings.seed, _FINAL_STREAM],
-        "student_parameters": parameter_count(student),
-        "teacher_parameters": parameter_count(trained.actor),
-        "validation_loss": kept["validation_loss"],
-        "kept_update": int(kept["updates"]),
-        "updates": training.updates,
-        "labels": training.labels,
-    }
-    save_network(
-        artifact.file(NETWORK_FILE),
-        dict(student.state_dict()),
-        kind="student",
-        task=trained.task,
-        shape=settings.shape,
-        extra={"evaluation": pairs.student.summary()} | task_record(artifact),
-    )
-    write_json_atomic(artifact.file(HISTORY_FILE), {"history": training.history})
-    _draw(artifact, trained, training.history, pairs)
-    write_failures(artifact.path, trained.task, pairs)
-    artifact.complete(results)
-    _track(results, training.updates, work, trained.task.name)
-    _say(pairs, results, settings, artifact, context)
-    return artifact
+def find_resumable(
+    workspace: Workspace, reference: str | None
+) -> tuple[DistillSettings, Artifact, Artifact, Artifact]:
+    """Return the settings of the unfinished student to resume, the student, its teacher and its dataset.
 
+    Args:
+        workspace: where to look.
+        reference: its name or path; None: the newest unfinished one with a checkpoint.
 
-def _closing_episodes(
-    student: NormalizedActor, trained: TrainedActor, settings: DistillSettings
-) -> EpisodeStream:
-    """Return the student's closing episodes; the teacher's have the same starts and goals."""
-    policy = torch_policy(student, str(next(student.parameters()).device))
-    seed = seed_sequence(settings.seed, _FINAL_STREAM)
-    return EpisodeStream(trained.task, policy, seed=seed, num_paths=_DRAWN_PATHS)
-
-
-def _teachers_closing_episodes(
-    trained: TrainedActor, teacher: Artifact, settings: DistillSettings, context: StageContext
-) -> TeacherEpisodes:
-    policy = torch_policy(trained.actor, str(next(trained.actor.parameters()).device))
-    seed = seed_sequence(settings.seed, _FINAL_STREAM)
-    return TeacherEpisodes(teacher, context, trained.task, policy, seed=seed)
-
-
-def _track(results: dict[str, Any], updates: int, work: StageWork, task: str) -> None:
-    """Send what was measured to the tracking store, and register the student."""
-    measured = ("success", "retention", "time_at_goal_retention")
-    # Retention is undefined beside a teacher that never succeeds.
-    finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
-    work.run.log_metrics(finals, step=updates)
-    pictures = ("learning_curve.png", "rollouts.png", FAILURES_PICTURE)
-    work.log_files(NETWORK_FILE, *pictures, HISTORY_FILE, FAILURES_FILE, "manifest.json")
-    artifact = work.artifact
-    work.run.register_model(f"student-{task}", artifact.file(NETWORK_FILE), {"artifact": artifact.name})
-
-
-def _say(
-    pairs: PairedEpisodes,
-    results: dict[str, Any],
-    settings: DistillSettings,
-    artifact: Artifact,
-    context: StageContext,
-) -> None:
-    """Say what was retained, and warn where the episodes do not tell it well enough."""
-    for entry in results["rounds"]:
-        context.console.say(
-            f"Round {entry['round']:.0f}: success {figure(entry['acting_success'])} while it acted, "
-            f"{figure(entry['success'])} after training; {entry['labels']:,.0f} labels."
-        )
-    episodes = results["episodes"]
-    context.console.say(
-        f"Student {artifact.name}: success {figure(results['success'])} beside the teacher's "
-        f"{figure(results['teacher_success'])} over the same {episodes} episodes; retention "
-        f"{_with_interval(pairs.retained['retention'])}, of time at goal "
-        f"{_with_interval(pairs.retained['time_at_goal_retention'])}."
-    )
-    if pairs.half_width is not None and pairs.half_width > settings.interval_half_width:
-        context.console.warn(
-            f"{episodes} episodes leave retention's interval at ±{pairs.half_width:.3f}, not "
-            f"±{settings.interval_half_width:g}: raise max_final_episodes."
-        )
-
-
-def _draw(
-    artifact: Artifact, trained: TrainedActor, history: list[dict[str, float]], pairs: PairedEpisodes
-) -> None:
-    """Draw how the student learned and, in a maze, where it goes."""
-    draw_learning_curve(
-        artifact.file("learning_curve.png"),
-        history,
-        f"Student on {trained.task.name}",
-        x="updates",
-        x_label="updates",
-        metrics=("success", "validation_loss", "kl", "action_mse", "energy_gain"),
-    )
-    draw_rollouts(artifact.file("rollouts.png"), trained.task, pairs.student, "Student")
-
-
-def _with_interval(retained: dict[str, Any]) -> str:
-    if retained["retention"] is None:
-        return "undefined (the teacher has none)"
-    return f"{figure(retained['retention'])} {figure(retained['interval'])}"
+    Raises:
+        SettingsError: there is none, or the one named is finished or has no checkpoint.
+        MissingArtifactError: its teacher or its dataset is gone.
+        DamagedFileError: its manifest holds settings that are none of this version's, or names no parents.
+    """
+    student = find_unfinished(workspace, "student", reference)
+    settings, parents = stored_settings(student, DistillSettings), student.manifest.parents
+    if missing := [role for role in ("teacher", "dataset") if role not in parents]:
+        raise DamagedFileError(f"{student.path / MANIFEST_NAME} cannot be resumed: it names no {missing[0]}.")
+    teacher, dataset = (workspace.open(parents[role].name, role) for role in ("teacher", "dataset"))
+    return settings, student, teacher, dataset

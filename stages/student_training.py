@@ -6,172 +6,25 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
-import pydantic
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.deployable_policy import NormalizedActor
 from models.goal_actor import Gaussian
-from models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape
+from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.runtime import require_finite, seed_sequence, torch_seed
-from pipeline.core.settings import StageSettings
+from pipeline.core.settings import dump_settings
+from stages.distill_settings import CHANGEABLE_ON_RESUME, DistillSettings
 from stages.evaluate import Episodes, run_episodes
-from stages.imitation import (
-    Critic,
-    ImitationBatch,
-    ImitationRows,
-    Objective,
-    critic_guided_loss,
-    imitation_loss,
-)
+from stages.imitation import Critic, ImitationBatch, ImitationRows, critic_guided_loss, imitation_loss
 from stages.network_file import TrainedActor, torch_policy
-from stages.paired_evaluation import EpisodeBudget
+from stages.tensor_state import load_moments, moments_of, strip_prefix
+from stages.training_progress import StudentProgress
 
 _BATCH_STREAM, _VALIDATION_STREAM = 16, 13
-
-
-class DistillSettings(StageSettings):
-    """Settings of `pipeline distill`."""
-
-    student_depth: int = pydantic.Field(default=4, ge=1, le=1024, description="layers of the student")
-    student_width: int = pydantic.Field(default=128, ge=1, le=8192, description="units of a layer")
-    student_kind: Literal["auto", "residual", "plain"] = pydantic.Field(
-        default="auto", description="auto: residual where the depth is a multiple of 4, else plain"
-    )
-    student_layer_norm: bool = pydantic.Field(
-        default=True, description="a LayerNorm after every Dense layer; off: Dense and Swish alone"
-    )
-    objective: Objective = pydantic.Field(
-        default="mse",
-        description="kl: divergence of the Gaussians before the tanh; mse: squared error of tanh(mean); "
-        "critic: the teacher's energy of tanh(mean), mixed with mse",
-    )
-    imitation_weight: float = pydantic.Field(
-        default=10.0,
-        ge=0,
-        description="of mse in the objective critic; energies are in standard deviations",
-    )
-    alternative_fraction: float = pydantic.Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share of a batch under alternative goals, where the dataset has them",
-    )
-    average_decay: float = pydantic.Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="of the running average of the student, evaluated beside it; 0: none",
-    )
-    updates: int = pydantic.Field(default=4000, ge=1)
-    batch_size: int = pydantic.Field(default=1024, ge=1)
-    learning_rate: float = pydantic.Field(
-        default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
-    )
-    validation_fraction: float = pydantic.Field(
-        default=0.1, gt=0, lt=1, description="share of episodes held out"
-    )
-    max_labels: int | None = pydantic.Field(
-        default=None,
-        ge=1,
-        description="most labels of the teacher to use, rounds included: states, each under each goal; "
-        "None: all that there are",
-    )
-    skip_damaged_shards: bool = pydantic.Field(
-        default=False, description="go on without the shards of the dataset that are damaged"
-    )
-    evaluate_every: int = pydantic.Field(default=500, ge=1, description="updates between evaluations")
-    evaluation_episodes: int = pydantic.Field(default=256, ge=1)
-    target_retention: float | None = pydantic.Field(
-        default=None,
-        gt=0,
-        description="stop once the smaller retention, of success or of time at goal, is that high in an "
-        "evaluation; None: never",
-    )
-    patience: int | None = pydantic.Field(
-        default=None,
-        ge=1,
-        description="end the offline part, or a round, after so many evaluations without a better one; "
-        "None: never",
-    )
-    dagger_rounds: int = pydantic.Field(
-        default=0, ge=0, description="rounds in which the student acts and the teacher labels"
-    )
-    dagger_episodes: int = pydantic.Field(default=256, ge=1, description="episodes of a round")
-    dagger_beta: float = pydantic.Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="in round i the teacher acts in the student's place with probability beta^i at each step",
-    )
-    dagger_updates: int = pydantic.Field(default=1000, ge=1, description="updates after each round")
-    final_episodes: int = pydantic.Field(
-        default=1024, ge=1, description="least number of paired episodes that measure retention"
-    )
-    max_final_episodes: int = pydantic.Field(
-        default=8192, ge=1, description="most of them, where retention's interval asks for more"
-    )
-    interval_half_width: float = pydantic.Field(
-        default=0.03, gt=0, description="of retention's 95 % intervals, that their number is chosen for"
-    )
-    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
-    reproduction_tolerance: float = pydantic.Field(
-        default=0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _shape_is_valid(self) -> DistillSettings:
-        _ = self.shape
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _episodes_are_in_order(self) -> DistillSettings:
-        if self.max_final_episodes < self.final_episodes:
-            raise ValueError(
-                f"max_final_episodes {self.max_final_episodes} is below final_episodes {self.final_episodes}"
-            )
-        return self
-
-    @property
-    def shape(self) -> NetworkShape:
-        """The form of the student."""
-        kind, norm = self.student_kind, self.student_layer_norm
-        if kind == "auto":
-            kind = "plain" if self.student_depth % LAYERS_PER_BLOCK else "residual"
-        # Sums of branches that no LayerNorm has cut to size double with every block.
-        scale = "none" if norm or kind == "plain" else "inverse_sqrt_blocks"
-        return NetworkShape(
-            self.student_depth, self.student_width, kind=kind, residual_scale=scale, layer_norm=norm
-        )
-
-    def goals_a_state(self, choices: int) -> int:
-        """Return how many labels of a state are used that has so many alternative goals."""
-        return 1 + choices * (self.alternative_fraction > 0)
-
-    def offline_rows(self, choices: int, episode_steps: int) -> int | None:
-        """Return the most rows of the dataset that `max_labels` leaves beside full rounds; None: any number.
-
-        Args:
-            choices: alternative goals of a state.
-            episode_steps: of the task.
-        """
-        if self.max_labels is None:
-            return None
-        in_rounds = self.dagger_rounds * self.dagger_episodes * episode_steps
-        return self.max_labels // self.goals_a_state(choices) - in_rounds
-
-    @property
-    def total_updates(self) -> int:
-        """Updates of the offline part and of all rounds."""
-        return self.updates + self.dagger_rounds * self.dagger_updates
-
-    @property
-    def budget(self) -> EpisodeBudget:
-        """How many paired episodes measure retention."""
-        return EpisodeBudget(self.final_episodes, self.max_final_episodes, self.interval_half_width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +55,10 @@ class StudentTraining:
         trained: the teacher, for its task and, where a retention is aimed at, its own episodes.
         critic: the teacher's, for the objective ``critic``.
         report: takes each evaluation's entry.
-        on_update: takes the number of updates done, and the last success as text.
+
+    Attributes:
+        on_update: takes the training after each update, in a state that can be saved and gone on from.
+        kept: the student at its best so far; None before the first evaluation.
     """
 
     def __init__(
@@ -215,17 +71,16 @@ class StudentTraining:
         *,
         critic: Critic | None = None,
         report: Callable[[dict[str, float]], None] = lambda _: None,
-        on_update: Callable[[int, str], None] = lambda *_: None,
     ) -> None:
         self.student, self.rows, self.validation = student, rows, validation
         self.settings, self.trained = settings, trained
-        self.history: list[dict[str, float]] = []
-        self.updates = 0
-        self._critic, self._report, self._on_update = critic, report, on_update
+        self.progress = StudentProgress()
+        self._dataset_rows = [len(rows), len(validation)]
+        self._critic, self._report = critic, report
+        self.on_update: Callable[[StudentTraining], None] = lambda _: None
         self._optimizer = torch.optim.AdamW(
             student.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True
         )
-        self._position = 0
         self._averaged = copy.deepcopy(student).requires_grad_(False) if settings.average_decay else None
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         self._device = next(student.parameters()).device
@@ -238,6 +93,21 @@ class StudentTraining:
     def device(self) -> str:
         """Where the student is trained."""
         return str(self._device)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One entry an evaluation."""
+        return self.progress.history
+
+    @property
+    def updates(self) -> int:
+        """How many were taken."""
+        return self.progress.updates
+
+    @property
+    def last_success(self) -> str:
+        """Success of the last evaluation, as text."""
+        return f"{self.history[-1]['success']:.2f}" if self.history else "not evaluated yet"
 
     @property
     def labels(self) -> int:
@@ -260,22 +130,29 @@ class StudentTraining:
 
         All calls together go down one cosine over the settings' `total_updates`: a learning rate that began
         anew with every round would undo what the last one refined. Where a call ends early, the rate goes on
-        from where the call would have ended.
+        from where the call would have ended. After `load` the call that was under way has to be repeated, and
+        does the rest of it.
         """
-        without_better, end = 0, self._position + updates
-        for position in range(self._position, end):
+        progress, end = self.progress, self.progress.descent_begin + updates
+        while progress.position < end:
             for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate(position)
+                group["lr"] = self.learning_rate(progress.position)
             metrics = self._update(self._optimizer)
-            self.updates += 1
-            step = position + 1 - (end - updates)
-            if step % self.settings.evaluate_every == 0 or step == updates:
-                without_better = 0 if self._evaluate(metrics) else without_better + 1
-                if self.target_met or without_better == self.settings.patience:
-                    break
-            success = f"{self.history[-1]['success']:.2f}" if self.history else "not evaluated yet"
-            self._on_update(self.updates, success)
-        self._position = end
+            progress.updates += 1
+            progress.position += 1
+            step = progress.position - progress.descent_begin
+            evaluated = step % self.settings.evaluate_every == 0 or progress.position == end
+            if evaluated and self._ends_descent(metrics):
+                progress.position = end
+            if progress.position == end:
+                progress.end_descent(end)
+            self.on_update(self)
+
+    def _ends_descent(self, metrics: dict[str, Tensor]) -> bool:
+        """Evaluate; return whether the descent under way is to end early."""
+        progress, patience = self.progress, self.settings.patience
+        progress.without_better = 0 if self._evaluate(metrics) else progress.without_better + 1
+        return self.target_met or (patience is not None and progress.without_better >= patience)
 
     def learning_rate(self, position: int) -> float:
         """Return the rate of the update that `position` others come before."""
@@ -286,6 +163,52 @@ class StudentTraining:
         """Give the student the weights that acted best."""
         assert self.kept is not None  # the last update of every descent is evaluated
         self.student.load_state_dict(self.kept.weights)
+
+    def save(self, folder: CheckpointFolder) -> None:
+        """Write everything that the next update depends on, but for the rows."""
+        state = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        if self._averaged is not None:
+            state |= {f"averaged.{name}": value for name, value in self._averaged.state_dict().items()}
+        if self.kept is not None:
+            state |= {f"kept.{name}": value for name, value in self.kept.weights.items()}
+        state |= {f"optimizer.{name}": value for name, value in moments_of(self._optimizer).items()}
+        state["generator"] = self._generator.get_state()
+        progress = dataclasses.asdict(self.progress) | {
+            "kept": None if self.kept is None else self.history.index(self.kept.entry),
+            "dataset_rows": self._dataset_rows,
+            "settings": self._settings_to_compare(),
+        }
+        folder.save(self.updates, state, progress)
+
+    def load(self, folder: CheckpointFolder) -> None:
+        """Restore what `save` wrote, bit for bit, while the rows are those of the dataset.
+
+        Raises:
+            DamagedFileError: it belongs to other settings or other rows, or a file is damaged.
+        """
+        folder.require_settings(self._settings_to_compare(), CHANGEABLE_ON_RESUME)
+        checkpoint = folder.load()
+        with folder.taken_over():
+            state, progress = checkpoint.tensors, dict(checkpoint.progress)
+            if (rows := progress.pop("dataset_rows")) != self._dataset_rows:
+                raise ValueError(f"the dataset had {rows} rows to learn from and to validate with")
+            del progress["settings"]
+            kept = progress.pop("kept")
+            self.progress = StudentProgress(**progress)
+            if kept is not None:
+                weights = {
+                    name: value.to(self._device) for name, value in strip_prefix(state, "kept.").items()
+                }
+                self.kept = Kept(_score(self.history[kept]), weights, self.history[kept])
+            self.student.load_state_dict(strip_prefix(state, "student."))
+            if self._averaged is not None:
+                self._averaged.load_state_dict(strip_prefix(state, "averaged."))
+            load_moments(self._optimizer, strip_prefix(state, "optimizer."))
+            self._generator.set_state(state["generator"])
+
+    def _settings_to_compare(self) -> dict[str, Any]:
+        """Return the settings with the device that `auto` became: random numbers go on there alone."""
+        return dump_settings(self.settings) | {"device": self._device.type}
 
     def _update(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         settings = self.settings

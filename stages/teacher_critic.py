@@ -11,8 +11,9 @@ from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import load_tensors
 from pipeline.core.errors import DamagedFileError
-from stages.contrastive_learner import LearnerSettings, strip_prefix
+from stages.contrastive_learner import LearnerSettings
 from stages.network_file import NETWORK_FILE
+from stages.tensor_state import strip_prefix
 
 
 @dataclass(frozen=True)

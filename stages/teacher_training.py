@@ -19,16 +19,16 @@ from envs.simulator import make_simulator
 from models.goal_actor import GoalActor
 from pipeline.core.checkpoint import CheckpointFolder, RankPart
 from pipeline.core.distributed import Ranks
-from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import cpu_share, require_finite, seed_sequence, torch_seed
 from pipeline.core.settings import dump_settings
 from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 from stages.captured_update import CapturedUpdate, CudaRecorder
-from stages.contrastive_learner import ContrastiveLearner, LearnerSettings, strip_prefix
+from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
 from stages.evaluate import run_episodes
 from stages.network_file import torch_policy
 from stages.resplit import parts_with_worlds, resplit
 from stages.rollout import RolloutStatistics, collect
+from stages.tensor_state import strip_prefix
 from stages.training_progress import TrainingProgress
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
@@ -335,20 +335,15 @@ class TeacherTraining:
         Raises:
             DamagedFileError: it belongs to other settings, or a file is damaged.
         """
-        progress, num_worlds = folder.progress, self.settings.num_worlds
-        saved, own = progress.pop("settings", {}), self._settings_to_compare()
-        fixed = {name: value for name, value in saved.items() if name not in CHANGEABLE_ON_RESUME}
-        if other := [f"{name} {value}" for name, value in fixed.items() if own.get(name) != value]:
-            raise DamagedFileError(
-                f"{folder.path} belongs to a run with other settings ({', '.join(other)})."
-            )
-        size = folder.num_parts
+        folder.require_settings(self._settings_to_compare(), CHANGEABLE_ON_RESUME)
+        size, num_worlds = folder.num_parts, self.settings.num_worlds
         checkpoint = folder.load(parts_with_worlds(num_worlds, size, self.ranks))
-        try:
+        with folder.taken_over():
             part = checkpoint.parts[0]
             if size != self.ranks.size:
                 buffer = partial(self._make_buffer, device="cpu")
                 part = resplit(checkpoint.parts, num_worlds, size, self.ranks, buffer)
+            progress = {key: value for key, value in checkpoint.progress.items() if key != "settings"}
             self._metric_count = int(progress.pop("metric_count"))
             self.progress = TrainingProgress(**progress)
             self.learner.load_state_dict(strip_prefix(checkpoint.tensors, "learner."))
@@ -358,9 +353,6 @@ class TeacherTraining:
             if size != self.ranks.size:
                 self._renew_streams()
                 self.buffer.mark_unsaved()
-        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DamagedFileError(f"{folder.path} does not fit this run's settings ({reason}).") from error
 
     def _load_worlds(self, part: RankPart) -> None:
         """Restore what a rank has for itself."""

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pydantic
-
 from envs.registry import compile_task
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact, Workspace
@@ -17,10 +15,8 @@ from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.console import Progress
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import (
-    DamagedFileError,
     LostRankError,
     NonFiniteError,
-    SettingsError,
     StoppedByUser,
     UserError,
 )
@@ -35,6 +31,7 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
+from pipeline.core.unfinished import find_unfinished, stored_settings
 from stages.artifact_task import (
     keep_task,
     own_task,
@@ -42,12 +39,12 @@ from stages.artifact_task import (
     warn_of_changed_task,
     warn_of_goals_out_of_reach,
 )
-from stages.contrastive_learner import strip_prefix
 from stages.evaluate import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from stages.rollout import RolloutStatistics
 from stages.teacher_training import CHANGEABLE_ON_RESUME, TeacherTraining, TrainTeacherSettings
+from stages.tensor_state import strip_prefix
 from stages.training_progress import HISTORY_FILE
 
 __all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
@@ -354,25 +351,7 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTe
         SettingsError: there is none, or the one named is finished or has no checkpoint.
         DamagedFileError: its manifest holds settings that are none of this version's.
     """
-    if reference is not None:
-        artifact = workspace.find(reference, "teacher")
-    else:
-        unfinished = [a for a in workspace.artifacts("teacher") if a.manifest.status != "completed"]
-        resumable = [a for a in unfinished if CheckpointFolder(a.file("checkpoint")).exists]
-        if not resumable:
-            raise SettingsError(f"No unfinished teacher with a checkpoint in {workspace.runs} to resume.")
-        artifact = resumable[0]
-    if artifact.manifest.status == "completed":
-        raise SettingsError(f"Teacher {artifact.name} is completed: there is nothing to resume.")
-    if not CheckpointFolder(artifact.file("checkpoint")).exists:
-        raise SettingsError(f"Teacher {artifact.name} has no checkpoint to go on from: train another.")
+    artifact = find_unfinished(workspace, "teacher", reference)
     page = own_task(artifact)
-    stored: dict[str, Any] = artifact.manifest.settings | ({} if page is None else {"task": page})
-    try:
-        return TrainTeacherSettings(**stored), artifact
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DamagedFileError(
-            f"{artifact.path / 'manifest.json'} cannot be resumed: setting {place}: {first['msg']}."
-        ) from error
+    changes = {} if page is None else {"task": page}
+    return stored_settings(artifact, TrainTeacherSettings, **changes), artifact

@@ -1,4 +1,4 @@
-"""How far a training has come."""
+"""How far a training has come, of a teacher or a student."""
 
 from __future__ import annotations
 
@@ -34,3 +34,34 @@ class TrainingProgress:
     elapsed_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     gradients: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class StudentProgress:
+    """Counters and history of a distillation; everything here survives a restart.
+
+    Attributes:
+        updates: how many were taken.
+        position: on the schedule; ahead of the updates where a descent ended early.
+        descent_begin: where on the schedule the descent under way began, or the next one will.
+        descents: how many have ended: the dataset's, then one a round.
+        without_better: evaluations of the descent under way since the last better one.
+        elapsed_s: seconds spent training, over all restarts.
+        history: one entry an evaluation.
+        rounds: the figures of every round.
+    """
+
+    updates: int = 0
+    position: int = 0
+    descent_begin: int = 0
+    descents: int = 0
+    without_better: int = 0
+    elapsed_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def end_descent(self, position: int) -> None:
+        """Close the descent under way at this position, where the next one will begin."""
+        self.position = self.descent_begin = position
+        self.descents += 1
+        self.without_better = 0

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,30 @@ class CheckpointFolder:
         """The progress that was saved, without reading the rest. Raises DamagedFileError."""
         return self._manifest()["progress"]
 
+    def require_settings(self, own: Mapping[str, Any], changeable: Collection[str]) -> None:
+        """Compare the settings that were saved with the progress, as ``settings``, with those of this run.
+
+        Args:
+            own: of this run.
+            changeable: settings that it may go on with in another value.
+
+        Raises:
+            DamagedFileError: others differ; the message names them.
+        """
+        saved: dict[str, Any] = self.progress.get("settings", {})
+        fixed = {name: value for name, value in saved.items() if name not in changeable}
+        if other := [f"{name} {value}" for name, value in fixed.items() if own.get(name) != value]:
+            raise DamagedFileError(f"{self.path} belongs to a run with other settings ({', '.join(other)}).")
+
+    @contextlib.contextmanager
+    def taken_over(self) -> Iterator[None]:
+        """Raise DamagedFileError where the content, whole as it is, is none that the run can go on from."""
+        try:
+            yield
+        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedFileError(f"{self.path} does not fit this run's settings ({reason}).") from error
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other runs from writing here, as rank 0; raise UserError where one already does."""
@@ -153,8 +177,8 @@ class CheckpointFolder:
         tensors: dict[str, Tensor],
         progress: dict[str, Any],
         *,
-        segment: dict[str, Tensor],
-        oldest_row: int,
+        segment: dict[str, Tensor] | None = None,
+        oldest_row: int = 0,
         own: dict[str, Tensor] | None = None,
     ) -> None:
         """Save a checkpoint and drop the one before. All ranks save together.
@@ -164,7 +188,8 @@ class CheckpointFolder:
             tensors: the training state that is the same on every rank; rank 0's is written.
             progress: JSON-able counters and history; rank 0's are written.
             segment: replay rows written since the last save; `first` and `rows` tell which, world by world.
-                All rows that the memory holds where another number of ranks saved last.
+                All rows that the memory holds where another number of ranks saved last. None: there is no
+                replay memory.
             oldest_row: the lowest row that the replay memory still holds; older segments are dropped.
             own: the training state that each rank has for itself, but for the replay memory.
 
@@ -204,9 +229,9 @@ class CheckpointFolder:
         save_tensors(self.path / file, tensors, {"step": step})
         return {"file": file, "sha256": file_sha256(self.path / file)}
 
-    def _write_segment(self, segment: dict[str, Tensor], step: int) -> list[dict[str, Any]]:
+    def _write_segment(self, segment: dict[str, Tensor] | None, step: int) -> list[dict[str, Any]]:
         """Write a replay segment, if it has a row, and return its entry in the manifest."""
-        if not int(segment["rows"].sum()):
+        if segment is None or not int(segment["rows"].sum()):
             return []
         name = f"replay-{step:08d}" + (f"-rank-{self._ranks.rank}" if self._ranks.size > 1 else "")
         last_row = int((segment["first"] + segment["rows"]).max()) - 1

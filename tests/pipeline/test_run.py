@@ -15,7 +15,7 @@ from pipeline.session import CommonOptions
 RESULTS = {
     "train_teacher": {"success": 1.0, "elapsed_s": 2.0},
     "generate_dataset": {"rows": 10, "elapsed_s": 3.0},
-    "distill": {"success": 1.0, "retention": None},
+    "distill": {"success": 1.0, "retention": None, "elapsed_s": 4.0},
     "export_onnx": {"success": 1.0},
     "benchmark": {"networks": {"student": {"back_to_back": {"p50_us": 12.0, "p99_us": 30.0}}}},
     "report": {"bytes": 1000},
@@ -61,7 +61,7 @@ def calls(monkeypatch):
                 artifact = context.workspace.create(
                     KIND_OF_SECTION[section], task="point_u_maze", settings={}
                 )
-            if section in ("train_teacher", "generate_dataset"):
+            if section in ("train_teacher", "generate_dataset", "distill"):
                 sources[-1](artifact)
             if section == fails:
                 raise UserError("cut off")
@@ -132,6 +132,31 @@ def test_an_unfinished_dataset_is_resumed_not_made_anew(context, calls):
     resume_chain(context)
     assert made[0] == ("generate_dataset", ["teacher", "dataset"], "chain-1")
     assert len(context.workspace.artifacts("dataset")) == 1
+
+
+def test_an_unfinished_student_is_resumed_not_distilled_anew(context, calls):
+    calls("distill")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    made = calls()
+    resume_chain(context)
+    assert made[0] == ("distill", ["teacher", "dataset", "student"], "chain-1")
+    assert len(context.workspace.artifacts("student")) == 1
+
+
+def test_a_student_that_was_finished_but_not_noted_is_kept(context, calls):
+    calls("export_onnx")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    path = next(context.workspace.runs.glob("chain-*.json"))
+    record = json.loads(path.read_text())
+    del record["done"]["distill"], record["seconds"]["distill"]
+    path.write_text(json.dumps(record))
+    made = calls()
+    artifacts = resume_chain(context)
+    assert made[0][0] == "export_onnx"
+    assert artifacts["distill"].name == record["student"]
+    assert json.loads(path.read_text())["seconds"]["distill"] == 4.0
 
 
 def test_a_dataset_that_was_finished_but_not_noted_is_kept(context, calls):

@@ -12,9 +12,10 @@ from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
 from replay.goal_dataset import GoalDataset
+from stages.distill_settings import DistillSettings
 from stages.imitation import ImitationRows
 from stages.network_file import TrainedActor
-from stages.student_training import DistillSettings, StudentTraining
+from stages.student_training import StudentTraining
 
 TASK = compile_task("point_u_maze")
 SHAPE = NetworkShape(4, 8)

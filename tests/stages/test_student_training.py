@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from models.deployable_policy import NormalizedActor
+from pipeline.core.errors import SettingsError
+from pipeline.core.settings import resolve_settings
+from stages.distill_settings import DistillSettings
 from stages.evaluate import run_episodes
-from stages.student_training import DistillSettings, StudentTraining, smaller_retention
+from stages.student_training import StudentTraining, smaller_retention
 from tests.stages.made_up_training import TASK, make_training
 
 
@@ -108,7 +111,7 @@ def test_a_descent_that_ends_early_leaves_the_next_ones_rates_as_they_are(monkey
 def test_the_average_follows_the_student():
     training, seen = make_training(average_decay=0.75), []
     expected = head(training.student)
-    training._on_update = lambda *_: seen.append(head(training.student))
+    training.on_update = lambda *_: seen.append(head(training.student))
     heads = evaluated_as(training, successes(0.0, 0.0))
     training.descend(3)
     for weight in seen:
@@ -156,7 +159,7 @@ def test_every_evaluation_runs_the_same_episodes_as_the_teacher(monkeypatch: pyt
         return runs[-1]
 
     monkeypatch.setattr("stages.student_training.run_episodes", run)
-    training = make_training(evaluate_every=1, evaluation_episodes=3, target_retention=2.0)
+    training = make_training(evaluate_every=1, evaluation_episodes=3, target_retention=1.0)
     training.descend(2)
     assert len(runs) == 3  # two of the student, one of the teacher
     assert all(np.array_equal(found.goal, runs[0].goal) for found in runs)
@@ -191,3 +194,14 @@ def test_fewer_episodes_at_most_than_at_least_are_refused():
         DistillSettings(final_episodes=10_000)
     budget = DistillSettings(final_episodes=10_000, max_final_episodes=10_000).budget
     assert (budget.least, budget.most) == (10_000, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [(2, "must be less than or equal to 1 (got 2)"), (0, "must be greater than 0 (got 0)")],
+)
+def test_a_retention_that_is_no_share_is_no_target(target: float, said: str):
+    with pytest.raises(SettingsError) as raised:
+        resolve_settings(DistillSettings, "distill", flags={"target_retention": target})
+    assert str(raised.value) == f"distill: target_retention {said}"
+    assert resolve_settings(DistillSettings, "distill", flags={"target_retention": 1}).target_retention == 1

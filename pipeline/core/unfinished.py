@@ -1,0 +1,71 @@
+"""Which unfinished training `--resume` goes on with, and with which settings."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pydantic
+
+from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.core.checkpoint import CheckpointFolder
+from pipeline.core.errors import DamagedFileError, SettingsError
+from pipeline.core.settings import StageSettings
+
+CHECKPOINT_FOLDER = "checkpoint"
+"""Folder of an artifact in training that holds its `CheckpointFolder`."""
+
+Settings = TypeVar("Settings", bound=StageSettings)
+
+
+def checkpoint_of(artifact: Artifact) -> CheckpointFolder:
+    """Return the checkpoint of an artifact in training, whether or not one was saved."""
+    return CheckpointFolder(artifact.file(CHECKPOINT_FOLDER))
+
+
+def find_unfinished(workspace: Workspace, kind: str, reference: str | None) -> Artifact:
+    """Return the unfinished artifact to resume.
+
+    Args:
+        workspace: where to look.
+        kind: of the artifact.
+        reference: its name or path; None: the newest unfinished one with a checkpoint.
+
+    Raises:
+        SettingsError: there is none, or the one named is finished or has no checkpoint.
+    """
+    if reference is None:
+        unfinished = [a for a in workspace.artifacts(kind) if a.manifest.status != "completed"]
+        resumable = [a for a in unfinished if checkpoint_of(a).exists]
+        if not resumable:
+            raise SettingsError(f"No unfinished {kind} with a checkpoint in {workspace.runs} to resume.")
+        return resumable[0]
+    artifact = workspace.find(reference, kind)
+    require_unfinished(artifact)
+    if not checkpoint_of(artifact).exists:
+        raise SettingsError(
+            f"{kind.capitalize()} {artifact.name} has no checkpoint to go on from: train another."
+        )
+    return artifact
+
+
+def require_unfinished(artifact: Artifact) -> None:
+    """Raise SettingsError where an artifact is completed."""
+    if artifact.manifest.status == "completed":
+        kind = artifact.kind.capitalize()
+        raise SettingsError(f"{kind} {artifact.name} is completed: there is nothing to resume.")
+
+
+def stored_settings(artifact: Artifact, cls: type[Settings], **changes: Any) -> Settings:
+    """Return the settings that an artifact was begun with, and with these changes.
+
+    Raises:
+        DamagedFileError: its manifest holds settings that are none of this version's.
+    """
+    try:
+        return cls(**artifact.manifest.settings | changes)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedFileError(
+            f"{artifact.path / MANIFEST_NAME} cannot be resumed: setting {place}: {first['msg']}."
+        ) from error
