@@ -111,6 +111,11 @@ def run(
         selectable=source.kind == "student" and source.manifest.selectable,
     ) as work:
         keep_task(trained.task, work.artifact, context.console)
+        if trained.on_another_model:
+            context.console.warn(
+                f"{source.name} was trained on another model of task {trained.task.name!r}, by an earlier "
+                "version or another MuJoCo: what the file says of its success is of the model here."
+            )
         results = _write_files(settings, context, work.artifact, source, trained, found)
         return _finish(results, parents, work, context)
 

@@ -44,6 +44,11 @@ class TrainedActor:
     shape: NetworkShape
     metadata: dict[str, Any]
 
+    @property
+    def on_another_model(self) -> bool:
+        """Whether the model of the task is no longer the one that the network was trained on."""
+        return self.metadata["model_sha256"] != model_sha256(self.task.model)
+
     def deployable(self, limits: InputLimits) -> DeployablePolicy:
         """Return the policy with input limits, tanh and actuator range, as it is exported."""
         control = self.task.control

@@ -187,8 +187,7 @@ def require_model(metadata: PolicyMetadata, model_sha256: str, name: str) -> Non
     why = f"MuJoCo {theirs} compiled it and this is {ours}" if ours != theirs else "it was changed since"
     raise OtherModelError(
         f"{name} was made for another model of task {metadata.task!r} (hash {metadata.model_sha256[:12]}…, "
-        f"here {model_sha256[:12]}…): {why}, or the processor is another. Give the task that it was trained "
-        "for, or train on this one."
+        f"here {model_sha256[:12]}…): {why}. Give the task that it was trained for, or train on this one."
     )
 
 

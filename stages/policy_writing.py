@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs.compiled_task import CompiledTask
 from envs.control_map import ControlMap
+from envs.model_hash import model_sha256
 from models.deployable_policy import DeployablePolicy
 from models.residual_mlp import parameter_count
 from pipeline.core.artifacts import Artifact, Parent
@@ -70,7 +71,7 @@ def describe(
         format_version=METADATA_VERSION,
         role="student" if source.kind == "student" else "teacher",
         task=task.name,
-        model_sha256=str(trained.metadata["model_sha256"]),
+        model_sha256=model_sha256(task.model),
         **task_record(source),
         task_changes=dict(source.manifest.task_changes),
         control_dt_s=task.task.control_dt_s,

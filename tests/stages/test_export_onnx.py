@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.model_hash import model_sha256
 from envs.registry import compile_task
 from models.deployable_policy import DeployablePolicy
 from pipeline.core.artifacts import Artifact, Parent, Workspace
@@ -20,9 +21,9 @@ from pipeline.core.errors import DamagedFileError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
-from stages import export_onnx
+from stages import export_onnx, network_file
 from stages.export_onnx import ExportOnnxSettings
-from stages.network_file import NETWORK_FILE, load_actor, model_sha256
+from stages.network_file import NETWORK_FILE, load_actor
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from stages.policy_golden import golden_error
 from stages.policy_hash import graph_sha256
@@ -181,6 +182,19 @@ def test_a_student_whose_teacher_is_gone_is_exported_alone(
     policy = export_onnx.run(settings(), context(workspace), student)
     assert set(policy.manifest.files) == {POLICY_FILE}
     assert "Without the teacher" in capsys.readouterr().out
+
+
+def test_a_student_of_another_model_is_exported_for_the_one_that_it_was_checked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    workspace = Workspace(tmp_path)
+    with monkeypatch.context() as changed:
+        changed.setattr(network_file, "model_sha256", lambda model: "0" * 64)
+        student = make_network(workspace, "student")
+    policy = export_onnx.run(settings(), context(workspace), student)
+    assert "trained on another model of task 'point_u_maze'" in " ".join(capsys.readouterr().err.split())
+    metadata = OnnxPolicy(policy.file(POLICY_FILE)).metadata
+    assert metadata.model_sha256 == model_sha256(compile_task(TASK).model)
 
 
 def test_artifacts_that_do_not_belong_together_are_refused(chain: Chain, tmp_path: Path):
