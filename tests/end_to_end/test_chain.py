@@ -34,12 +34,6 @@ PARENTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def without_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chain")
