@@ -133,12 +133,14 @@ def roll_out(task: CompiledTask, worlds: int, seed: int) -> RandomRollout:
 def _at_start(simulator: CpuSimulator) -> RandomRollout:
     """Return the rollout of worlds that have not stepped yet."""
     task, none = simulator.task, np.zeros(simulator.num_worlds, bool)
-    seen = {
-        name: np.stack([getattr(simulator, name).min(0), getattr(simulator, name).max(0)])
-        for name in ("observation", "achieved_goal", "desired_goal")
-    }
+
+    def span(rows: np.ndarray) -> np.ndarray:
+        return np.stack([rows.min(0), rows.max(0)])
+
     return RandomRollout(
-        **seen,
+        observation=span(simulator.observation),
+        achieved_goal=span(simulator.achieved_goal),
+        desired_goal=span(simulator.desired_goal),
         reached=none.copy(),
         reached_at_start=task.is_success(simulator.achieved_goal, simulator.desired_goal),
         ended_at_once=none,
