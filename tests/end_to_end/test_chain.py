@@ -97,6 +97,7 @@ class TestRun:
             assert all(Path(path).is_file() for path in entry["files"].values())
 
     def test_every_artifact_is_whole_and_knows_its_parents(self, artifacts: dict[str, Artifact]) -> None:
+        assert artifacts.keys() == PARENTS.keys()
         for section, artifact in artifacts.items():
             artifact.verify()
             recorded = {parent.hash for parent in artifact.manifest.parents.values()}
