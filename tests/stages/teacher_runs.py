@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ from pipeline.core.tracking import NullTracker
 from stages import train_teacher
 from stages.network_file import NETWORK_FILE
 from stages.teacher_training import TeacherTraining, TrainTeacherSettings
-from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from tests.stages.tiny_runs import TINY_TEACHER
 
 Tensors = dict[str, torch.Tensor]
-
 
 DRAW = {
     name: getattr(train_teacher, name)
@@ -31,30 +28,8 @@ DRAW = {
 }
 
 
-@contextmanager
-def without_pictures() -> Iterator[None]:
-    """Leave out the pictures of a training, which take longer than everything else in a tiny one."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in DRAW:
-            monkeypatch.setattr(train_teacher, name, lambda *_, **__: None)
-        yield
-
-
 def change(settings: TrainTeacherSettings = TINY_TEACHER, **values: Any) -> TrainTeacherSettings:
     return TrainTeacherSettings(**(settings.model_dump() | values))
-
-
-def train_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainTeacherSettings], Artifact]:
-    """Return what gives the teacher of settings, trained once without interruption."""
-    made: dict[str, Artifact] = {}
-
-    def get(settings: TrainTeacherSettings) -> Artifact:
-        key = settings.model_dump_json()
-        if key not in made:
-            made[key] = train_teacher.run(settings, make_context(tmp_path_factory.mktemp("unbroken")))
-        return made[key]
-
-    return get
 
 
 class Killed(BaseException):

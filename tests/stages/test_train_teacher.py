@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,26 +16,10 @@ from stages import teacher_training, train_teacher
 from stages.evaluate import Episodes, run_episodes
 from stages.network_file import NETWORK_FILE, load_actor, torch_policy
 from stages.teacher_training import TeacherTraining
-from tests.stages.teacher_runs import (
-    DRAW,
-    Tensors,
-    assert_same_tensors,
-    change,
-    interrupt_after,
-    without_pictures,
-)
-from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from tests.stages.teacher_runs import DRAW, Tensors, assert_same_tensors, change, interrupt_after
+from tests.stages.tiny_runs import TINY_TEACHER
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
-        yield
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> StageContext:
-    return make_context(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 # -- early stop and what is kept --------------------------------------------------------------------

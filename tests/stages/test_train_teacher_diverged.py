@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,10 @@ from stages import teacher_training, train_teacher
 from stages.contrastive_learner import ContrastiveLearner
 from stages.network_file import NETWORK_FILE
 from stages.rollout import RolloutStatistics
-from stages.teacher_training import TrainTeacherSettings
-from tests.stages.teacher_runs import (
-    Tensors,
-    as_options,
-    assert_same_tensors,
-    change,
-    checkpoint_of,
-    invoke,
-    train_once,
-    without_pictures,
-)
-from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from tests.stages.teacher_runs import Tensors, as_options, assert_same_tensors, change, checkpoint_of, invoke
+from tests.stages.tiny_runs import TINY_TEACHER
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
-        yield
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> StageContext:
-    return make_context(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainTeacherSettings], Artifact]:
-    return train_once(tmp_path_factory)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int, what: str) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,10 @@ from tests.stages.teacher_runs import (
     change,
     checkpoint_of,
     interrupt_after,
-    train_once,
-    without_pictures,
 )
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
-        yield
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> StageContext:
-    return make_context(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainTeacherSettings], Artifact]:
-    return train_once(tmp_path_factory)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def run_interrupted(

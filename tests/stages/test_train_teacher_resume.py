@@ -23,19 +23,10 @@ from pipeline.core.errors import (
 from pipeline.core.runtime import StageContext
 from stages import train_teacher
 from stages.teacher_training import TeacherTraining
-from tests.stages.teacher_runs import checkpoint_of, interrupt_after, invoke, without_pictures
+from tests.stages.teacher_runs import checkpoint_of, interrupt_after, invoke
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
-        yield
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> StageContext:
-    return make_context(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
