@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/depth_stability.json"
@@ -40,6 +43,16 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(10.5, 4.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
+    _draw_streams(left, cells)
+    _draw_curves(right, cells)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _draw_streams(axes: Axes, cells: list[dict[str, Any]]) -> None:
+    """Draw how alike two inputs' streams are from block to block, before any update."""
     for variant, style in (("published", "-"), (DEFAULT, ":")):
         for cell in sorted(cells, key=lambda cell: cell["depth"]):
             if cell["variant"] == variant and cell["depth"] in _DEPTH_COLOURS:
@@ -48,18 +61,22 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
                 apart = [max(1 - cosine, 1e-6) for cosine in stream["cosine"]]
                 name = f"{cell['depth']} layers" if style == "-" else None
                 colour = _DEPTH_COLOURS[cell["depth"]]
-                left.plot(along, apart, linestyle=style, color=colour, label=name)
-    left.set(yscale="log", xlabel="place in the network (0: stem, 1: last block)")
-    left.set_ylabel("1 − cosine of two inputs' streams")
-    left.set_title("At the start: published (solid), chosen (dotted)", loc="left", fontsize=10)
-    left.legend(frameon=False, fontsize=8)
+                axes.plot(along, apart, linestyle=style, color=colour, label=name)
+    axes.set(yscale="log", xlabel="place in the network (0: stem, 1: last block)")
+    axes.set_ylabel("1 − cosine of two inputs' streams")
+    axes.set_title("At the start: published (solid), chosen (dotted)", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_curves(axes: Axes, cells: list[dict[str, Any]]) -> None:
+    """Draw the InfoNCE of every variant over the updates, at the largest depth."""
     deepest = max(cell["depth"] for cell in cells)
     shown = [cell for cell in cells if cell["depth"] == deepest]
     shown.sort(key=lambda cell: cell["curve"][-1]["info_nce"])
     for index, cell in enumerate(shown):
         curve = cell["curve"]
         chosen = cell["variant"] == DEFAULT
-        right.plot(
+        axes.plot(
             [entry["updates"] for entry in curve],
             [entry["info_nce"] for entry in curve],
             color="#08306b" if chosen else _VARIANT_COLOURS[index % len(_VARIANT_COLOURS)],
@@ -67,13 +84,9 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
             linestyle="-" if index < len(_VARIANT_COLOURS) else "--",
             label=cell["variant"].replace("_", " "),
         )
-    right.set(xlabel="updates", ylabel="InfoNCE (nats)")
-    right.set_title(f"{deepest} layers, width 64, best last value first", loc="left", fontsize=10)
-    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    FigureCanvasAgg(figure).print_png(str(path))
+    axes.set(xlabel="updates", ylabel="InfoNCE (nats)")
+    axes.set_title(f"{deepest} layers, width 64, best last value first", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def main() -> None:

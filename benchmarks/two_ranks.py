@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,9 @@ from pipeline.core.atomic import write_json_atomic
 from pipeline.core.distributed import Ranks
 from pipeline.core.manifest import installed_versions
 from pipeline.core.runtime import describe_host, set_up_torch, usable_cpus
+
+if TYPE_CHECKING:
+    from stages.contrastive_learner import ContrastiveLearner
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"one-rank": (1, 1), "two-ranks": (2, 1), "two-ranks-weak": (2, 2)}
@@ -115,18 +118,24 @@ def serve(sizes: dict[str, int]) -> None:
                 print(json.dumps(figures), flush=True)
 
 
-def _rate_of(ranks: Ranks, sizes: dict[str, int]) -> Any:
-    """Return a function that computes for about so many seconds and returns the figures of that round."""
-    import torch
-
-    from replay.trajectory_buffer import TransitionBatch
+def _learner(ranks: Ranks, sizes: dict[str, int]) -> ContrastiveLearner:
+    """Return the learner of a rank."""
     from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
 
     settings = LearnerSettings(
         depth=sizes["depth"], width=sizes["width"], batch_size=sizes["batch"], actor_goals="random"
     )
     # The learner reads nothing of a task but the three sizes.
-    learner = ContrastiveLearner(cast(Any, AntDimensions()), settings, "cpu", ranks)
+    return ContrastiveLearner(cast(Any, AntDimensions()), settings, "cpu", ranks)
+
+
+def _rate_of(ranks: Ranks, sizes: dict[str, int]) -> Any:
+    """Return a function that computes for about so many seconds and returns the figures of that round."""
+    import torch
+
+    from replay.trajectory_buffer import TransitionBatch
+
+    learner = _learner(ranks, sizes)
     own = ranks.share("batch", sizes["batch"])
     batches = [
         TransitionBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -16,6 +16,7 @@ from envs.task import MazePicture, TaskError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 # Okabe and Ito's blue and vermilion: told apart by colour-blind readers, and in grey.
 _REACHED, _MISSED = "#0072B2", "#D55E00"
@@ -23,6 +24,7 @@ _WALL, _FLOOR, _INK, _GRID = "#C9CED6", "#FFFFFF", "#2B2F36", "#E7E9ED"
 _GOAL_FILL, _GOAL_EDGE = "#F0E442", "#8A7F00"
 _DPI, _LONGEST_SIDE_INCHES, _LARGEST_CELL_INCHES = 150, 7.0, 1.1
 _OPEN_SIDE_INCHES, _NARROWEST = 5.0, 0.45  # without a maze: the longer side, and the other one at least
+_LABEL_INCHES, _TITLE_INCHES, _LEGEND_INCHES, _LEAST_INCHES = 0.6, 0.9, 0.35, 4.0
 _OUTER_WALL_CELLS = 0.35  # how much of the outer wall to show: it carries no information
 _FAINTEST, _BOLDEST = 0.35, 0.9
 
@@ -57,9 +59,6 @@ def draw_paths(
         TaskError: the task's goal has no x and y.
         ValueError: paths, goals and successes are not equally many.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not has_plan(task):
         raise TaskError(f"Task {task.name!r} has no goal in the plane to draw paths to.")
     goals, successes = np.asarray(goals, float).reshape(-1, task.goal_dim), np.asarray(successes, bool)
@@ -69,16 +68,13 @@ def draw_paths(
     goals, paths = _plan(task, goals), [_plan(task, path) for path in paths]
 
     low, high = _open_limits(paths, goals, radius) if maze is None else _maze_limits(maze)
-    width, height = _inches(high - low, None if maze is None else maze.scale)
-    # Room beside the map for axis labels, above it for the title and below it for the legend.
-    figure = Figure(figsize=(max(width + 0.6, 4.0), height + 1.25), dpi=_DPI, layout="constrained")
-    axes = figure.add_subplot()
+    sides = _inches(high - low, None if maze is None else maze.scale)
+    canvas, axes = _open_canvas(sides, title, below=_LEGEND_INCHES)
     _draw_ground(axes, low, high, maze)
     _draw_goals(axes, goals, successes, radius)
     _draw_lines(axes, paths, successes)
-    axes.set_title(title, fontsize=10, color=_INK)
-    _draw_legend(figure, successes)
-    _write_png(FigureCanvasAgg(figure), Path(path_png))
+    _draw_legend(canvas.figure, successes)
+    _write_png(canvas, Path(path_png))
 
 
 def draw_arrows(
@@ -95,18 +91,14 @@ def draw_arrows(
         starts, goals: (n, goal_dim), what was achieved at the start and what was commanded; n may be 0.
         title: a line above the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     seen_from_above, maze = has_plan(task), task.task.maze
     starts, goals = (_arrow_ends(task, ends) for ends in (starts, goals))
     radius = task.task.success[0].radius
     low, high = _open_limits([starts], goals, radius) if maze is None else _maze_limits(maze)
-    width, height = _inches(high - low, None if maze is None else maze.scale)
+    sides = _inches(high - low, None if maze is None else maze.scale)
     if not seen_from_above:
-        width = height = _OPEN_SIDE_INCHES  # the two numbers need not be of one unit
-    figure = Figure(figsize=(max(width + 0.6, 4.0), height + 0.9), dpi=_DPI, layout="constrained")
-    axes = figure.add_subplot()
+        sides = np.full(2, _OPEN_SIDE_INCHES)  # the two numbers need not be of one unit
+    canvas, axes = _open_canvas(sides, title)
     _draw_ground(axes, low, high, maze)
     if not seen_from_above:
         axes.set_aspect("auto")
@@ -120,8 +112,25 @@ def draw_arrows(
     axes.scatter(
         starts[:, 0], starts[:, 1], s=14, color=_MISSED, edgecolors="white", linewidths=0.5, zorder=6
     )
+    _write_png(canvas, Path(path_png))
+
+
+def _open_canvas(sides: np.ndarray, title: str, below: float = 0.0) -> tuple[FigureCanvasAgg, Axes]:
+    """Return an empty picture and the axes of its map.
+
+    Args:
+        sides: width and height of the map, in inches; there is more room for labels and the title.
+        title: a line above the map.
+        below: inches to leave below the map, for a legend.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (max(sides[0] + _LABEL_INCHES, _LEAST_INCHES), sides[1] + _TITLE_INCHES + below)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
     axes.set_title(title, fontsize=10, color=_INK)
-    _write_png(FigureCanvasAgg(figure), Path(path_png))
+    return FigureCanvasAgg(figure), axes
 
 
 def _arrow_ends(task: CompiledTask, goals: np.ndarray) -> np.ndarray:

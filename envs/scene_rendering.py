@@ -117,20 +117,21 @@ class SceneRenderer:
         marker = None if goal is None else goal_marker(self.task, goal)
         self._pose(qpos)
         self._aim(marker)
-        mujoco.mjv_updateScene(
-            self._model,
-            self._data,
-            self._option,
-            None,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL.value,
-            self._scene,
-        )
-        light_scene(self._scene, np.asarray(self._camera.lookat), self._camera.distance)
+        self._fill_scene()
         if marker is not None:
             add_goal(self._scene, marker, reached=reached)
         if trail is not None:
             self._add_trail(trail)
+        return self._picture()
+
+    def _fill_scene(self) -> None:
+        """Put the model as it is posed into the scene, and light it."""
+        every = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, self._data, self._option, None, self._camera, every, self._scene)
+        light_scene(self._scene, np.asarray(self._camera.lookat), self._camera.distance)
+
+    def _picture(self) -> np.ndarray:
+        """Return what OpenGL makes of the scene, (height, width, 3) uint8."""
         picture = np.empty((self.height, self.width, 3), np.uint8)
         # Shadows of what is in view and no more: all that they cover shares one resolution.
         self._context.shadowClip = SUN.reach * self._camera.distance

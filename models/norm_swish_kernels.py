@@ -117,15 +117,21 @@ def _write_backward(code: _Writer) -> None:
         with code.share(part, code.integer(0), frozen) as row:
             of_row(row, [])
         with code.builder.if_then(code.builder.icmp_signed("<", frozen, rows)):
-            kinds = [code.builder.mul(code.argument(1), code.integer(kind)) for kind in range(3)]
-            places = [code.builder.add(kind, part) for kind in kinds]
-            blocks = [code.builder.mul(place, code.integer(code.width)) for place in places]
-            with code.columns() as column:
-                for block in blocks:
-                    sums.store(code.constant(0.0), code.builder.add(block, column))
+            summed = _write_zero_sums(code, sums, part)
             with code.share(part, frozen, rows) as row:
-                of_row(row, blocks)
+                of_row(row, summed)
     code.builder.ret_void()
+
+
+def _write_zero_sums(code: _Writer, sums: _Floats, part: ir.Value) -> list[ir.Value]:
+    """Begin the three sums of a part, of (3, parts, width), at zero; return where each of them lies."""
+    kinds = [code.builder.mul(code.argument(1), code.integer(kind)) for kind in range(3)]
+    places = [code.builder.add(kind, part) for kind in kinds]
+    blocks = [code.builder.mul(place, code.integer(code.width)) for place in places]
+    with code.columns() as column:
+        for block in blocks:
+            sums.store(code.constant(0.0), code.builder.add(block, column))
+    return blocks
 
 
 class _Vector:

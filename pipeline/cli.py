@@ -13,7 +13,7 @@ from pipeline.frontier_commands import frontier
 from pipeline.policy_commands import policy
 from pipeline.report_command import report
 from pipeline.run_policy_command import run_policy
-from pipeline.session import CommonOptions, Session, describe, one_of_three, stage_command
+from pipeline.session import CommonOptions, Session, describe, json_option, one_of_three, stage_command
 
 
 class OrderedGroup(click.Group):
@@ -296,12 +296,11 @@ cli.add_command(frontier)
 
 
 @cli.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 @click.pass_context
-def tasks(context: click.Context, as_json: bool) -> None:
+def tasks(context: click.Context) -> None:
     """List the tasks with their sizes; `tasks check` looks at one, built in or your own."""
     session: Session = context.obj
-    session.as_json |= as_json
     if context.invoked_subcommand is None:
         from pipeline import listing
 
@@ -316,11 +315,10 @@ def tasks(context: click.Context, as_json: bool) -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
 @click.option("--output", metavar="PNG", help="Where to put the picture [ROBOT_check.png beside ROBOT.yaml].")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+@json_option
 @click.pass_obj
-def check(session: Session, task: str, episodes: int, seed: int, output: str | None, as_json: bool) -> None:
+def check(session: Session, task: str, episodes: int, seed: int, output: str | None) -> None:
     """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
-    session.as_json |= as_json
     with session.open():
         from pipeline.tasks_check import check_task  # inside: it imports MuJoCo
 
@@ -328,38 +326,35 @@ def check(session: Session, task: str, episodes: int, seed: int, output: str | N
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 @click.pass_obj
-def presets(session: Session, as_json: bool) -> None:
+def presets(session: Session) -> None:
     """List the presets."""
     from pipeline import listing
 
-    session.as_json |= as_json
     with session.open():
         listing.show_presets(session.console)
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 @click.pass_obj
-def runs(session: Session, as_json: bool) -> None:
+def runs(session: Session) -> None:
     """List the artifacts of the workspace, newest first."""
     from pipeline import listing
 
-    session.as_json |= as_json
     with session.open():
         listing.show_runs(session.console, session.workspace)
 
 
 @cli.command()
 @click.argument("artifact", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 @click.pass_obj
-def info(session: Session, artifact: str | None, as_json: bool) -> None:
+def info(session: Session, artifact: str | None) -> None:
     """Show an artifact's results, settings and parents; without one, the versions in use."""
     from pipeline import listing
 
-    session.as_json |= as_json
     with session.open():
         listing.show_info(session.console, session.workspace, artifact)
 

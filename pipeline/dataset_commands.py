@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.core.console import figure
-from pipeline.session import CommonOptions, Session, describe, stage_command
+from pipeline.session import CommonOptions, Session, describe, json_option, stage_command
 
 _FACTS = (
     "episodes", "rows", "success", "success_interval", "success_by_noise", "alternative_goals", "coverage",
@@ -22,11 +22,10 @@ def dataset() -> None:
 
 @dataset.command()
 @click.argument("name", metavar="[DATASET]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON on the last line.")
+@json_option
 @click.pass_obj
-def info(session: Session, name: str | None, as_json: bool) -> None:
+def info(session: Session, name: str | None) -> None:
     """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
-    session.as_json |= as_json
     with session.open(mujoco=True):
         from stages.dataset_table import describe_shards, find_damage, other_damage
 
@@ -56,11 +55,10 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
 
 @dataset.command()
 @click.argument("datasets", metavar="DATASET DATASET...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+@json_option
 @click.pass_obj
-def merge(session: Session, datasets: tuple[str, ...], as_json: bool) -> None:
+def merge(session: Session, datasets: tuple[str, ...]) -> None:
     """Make one dataset of several of the same task and teacher."""
-    session.as_json |= as_json
     with session.open(mujoco=True):
         from stages import merge_datasets as stage
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.core.errors import UserError
-from pipeline.session import Session
+from pipeline.session import Session, json_option
 
 if TYPE_CHECKING:
     from pipeline.core.artifacts import Artifact
@@ -35,11 +35,10 @@ def policy() -> None:
 
 @policy.command()
 @click.argument("name", metavar="[POLICY]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON on the last line.")
+@json_option
 @click.pass_obj
-def inspect(session: Session, name: str | None, as_json: bool) -> None:
+def inspect(session: Session, name: str | None) -> None:
     """Show what POLICY says of itself: an ONNX file anywhere, an artifact, or the newest."""
-    session.as_json |= as_json
     with session.open(mujoco=True):
         from pipeline.policy_page import show_policy
         from stages.policy_source import find_policy
@@ -52,16 +51,13 @@ def inspect(session: Session, name: str | None, as_json: bool) -> None:
 @_episodes_option
 @click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
 @_seed_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+@json_option
 @click.pass_obj
-def verify(
-    session: Session, name: str | None, episodes: int, task: str | None, seed: int, as_json: bool
-) -> None:
+def verify(session: Session, name: str | None, episodes: int, task: str | None, seed: int) -> None:
     """Check POLICY: hashes, description, golden rows, the task's model, and success in closed loop.
 
     POLICY is an ONNX file anywhere, an artifact, or the newest. Exits with 1 where a check failed.
     """
-    session.as_json |= as_json
     with session.open(mujoco=True):
         from stages.policy_source import find_policy
 
@@ -75,13 +71,10 @@ def verify(
 @_episodes_option
 @_seed_option
 @click.option("--teacher", is_flag=True, help="Take an exported teacher, which is refused as a rule.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+@json_option
 @click.pass_obj
-def promote(
-    session: Session, name: str | None, episodes: int, seed: int, teacher: bool, as_json: bool
-) -> None:
+def promote(session: Session, name: str | None, episodes: int, seed: int, teacher: bool) -> None:
     """Verify POLICY, an artifact or the newest, and move the registry's alias `production` to it."""
-    session.as_json |= as_json
     with session.open(mujoco=True):
         from pipeline.core.model_registry import PRODUCTION_ALIAS, promote
         from stages.policy_registration import registered_name

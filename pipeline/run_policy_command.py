@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.core.errors import SettingsError
-from pipeline.session import Session
+from pipeline.session import Session, json_option
 
 
 @click.command("run-policy")
@@ -30,7 +30,7 @@ from pipeline.session import Session
 @click.option("--distribution", default="evaluation", show_default=True, help="Where episodes start and go.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of starts and goals.")
 @click.option("--any-model", is_flag=True, help="Run it even if the task's model is another.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line.")
+@json_option
 @click.pass_obj
 def run_policy(
     session: Session,
@@ -38,7 +38,6 @@ def run_policy(
     task: str | None,
     goal: str | None,
     any_model: bool,
-    as_json: bool,
     **flags: Any,
 ) -> None:
     """Let a policy act in MuJoCo at its true control rate, on ONNX Runtime alone.
@@ -46,7 +45,6 @@ def run_policy(
     It needs no workspace, no torch and no mlflow: the file is enough, with --task FILE for a task of your
     own. A miss is a tick whose action was not there one period later.
     """
-    session.as_json |= as_json
     with session.open():
         from stages import run_policy as stage
         from stages.policy_source import open_source

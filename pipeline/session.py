@@ -146,6 +146,23 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def json_option(command: Command) -> Command:
+    """Add --json, which the session remembers: it arrives as no argument."""
+
+    def remember(context: click.Context, _: click.Parameter, as_json: bool) -> None:
+        session = context.find_object(Session)
+        if session is not None:
+            session.as_json |= as_json
+
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Print the result as JSON on the last line.",
+    )(command)
+
+
 def stage_command(command: Command) -> Command:
     """Add the options of every stage command; they arrive as one `CommonOptions` named `common`."""
 
@@ -157,11 +174,9 @@ def stage_command(command: Command) -> Command:
         seed: int | None,
         device: str | None,
         dry_run: bool,
-        as_json: bool,
         **rest: Any,
     ) -> Any:
         session = context.find_object(Session) or Session(None)
-        session.as_json |= as_json
         common = CommonOptions(preset, overrides, seed, device, dry_run)
         with session.open():
             return command(session=session, common=common, **rest)
@@ -175,7 +190,7 @@ def stage_command(command: Command) -> Command:
         click.option("--seed", type=int, help="Seed of all randomness."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
         click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on the last line."),
+        json_option,
     )
     gathered.__doc__, gathered.__name__ = command.__doc__, command.__name__
     gathered.__click_params__ = getattr(command, "__click_params__", [])  # pyright: ignore

@@ -104,24 +104,9 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
 def roll_out(task: CompiledTask, worlds: int, seed: int) -> RandomRollout:
     """Run one evaluation episode in every world, with actions uniform in [−1, 1]."""
     simulator = CpuSimulator(task, worlds, seed=seed, distribution="evaluation")
-    rng, none = np.random.default_rng(seed), np.zeros(worlds, bool)
-    start = task.is_success(simulator.achieved_goal, simulator.desired_goal)
-    seen = {
-        name: np.stack([getattr(simulator, name).min(0), getattr(simulator, name).max(0)])
-        for name in ("observation", "achieved_goal", "desired_goal")
-    }
-    result = RandomRollout(
-        observation=seen["observation"],
-        achieved_goal=seen["achieved_goal"],
-        desired_goal=seen["desired_goal"],
-        reached=none.copy(),
-        reached_at_start=start,
-        ended_at_once=none,
-        unstable=none,
-        fastest=np.zeros(task.goal_dim),
-    )
+    rng, result = np.random.default_rng(seed), _at_start(simulator)
     before = np.array(simulator.achieved_goal)
-    running = ~none
+    running = np.ones(worlds, bool)
     for step in range(task.task.episode_steps):
         action = rng.uniform(-1.0, 1.0, (worlds, task.action_dim)).astype(np.float32)
         began = time.perf_counter()
@@ -143,6 +128,25 @@ def roll_out(task: CompiledTask, worlds: int, seed: int) -> RandomRollout:
             break
     result.reached &= ~result.unstable
     return result
+
+
+def _at_start(simulator: CpuSimulator) -> RandomRollout:
+    """Return the rollout of worlds that have not stepped yet."""
+    task, none = simulator.task, np.zeros(simulator.num_worlds, bool)
+
+    def span(rows: np.ndarray) -> np.ndarray:
+        return np.stack([rows.min(0), rows.max(0)])
+
+    return RandomRollout(
+        observation=span(simulator.observation),
+        achieved_goal=span(simulator.achieved_goal),
+        desired_goal=span(simulator.desired_goal),
+        reached=none.copy(),
+        reached_at_start=task.is_success(simulator.achieved_goal, simulator.desired_goal),
+        ended_at_once=none,
+        unstable=none,
+        fastest=np.zeros(task.goal_dim),
+    )
 
 
 def _widen(result: RandomRollout, simulator: CpuSimulator, running: np.ndarray) -> None:

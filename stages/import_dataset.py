@@ -100,10 +100,7 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         shards = _write_shards(chain([first], coming), labels, settings, work.artifact, task, metadata)
         context.console.say(f"Imported {source}, labelled by {teacher.name}, in {shards} shards.")
         if tally.clipped:
-            context.console.warn(
-                f"{tally.share:.2%} of the numbers in its actions lay outside [-1, 1] and were clipped: see "
-                f"that its actions are scaled as those of {task.name}."
-            )
+            _warn_of_clipping(tally, task, context)
         more = trial | {"clipped_actions": tally.share}
         dataset = complete_dataset(work, context, task, metadata, more)
     context.console.say(
@@ -111,6 +108,13 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         "another."
     )
     return dataset
+
+
+def _warn_of_clipping(tally: ClipTally, task: CompiledTask, context: StageContext) -> None:
+    context.console.warn(
+        f"{tally.share:.2%} of the numbers in its actions lay outside [-1, 1] and were clipped: see "
+        f"that its actions are scaled as those of {task.name}."
+    )
 
 
 def _teacher_labels(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,19 +184,9 @@ def write_video(
     Raises:
         OSError: FFmpeg failed.
     """
-    renderer, frames = painter.renderer, 0
-    rate: Any = 1.0 / renderer.task.task.control_dt_s
+    frames = 0
     with atomic_file(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (renderer.width, renderer.height),
-            fps=rate,
-            codec="libx264",
-            quality=_QUALITY,
-            macro_block_size=2,
-            output_params=["-movflags", "+faststart"],  # plays before it is loaded
-            ffmpeg_log_level="error",
-        )
+        writer = _video_writer(temporary, painter.renderer)
         writer.send(None)
         try:
             for image in _frames(painter, episodes):
@@ -209,6 +199,21 @@ def write_video(
         if (written := imageio_ffmpeg.count_frames_and_secs(str(temporary))[0]) != frames:
             raise OSError(f"FFmpeg wrote {written} of {frames} frames of {path}")
     return frames
+
+
+def _video_writer(path: Path, renderer: SceneRenderer) -> Generator[None, Any, None]:
+    """Return FFmpeg's process: it takes None once, and then the bytes of frames."""
+    rate: Any = 1.0 / renderer.task.task.control_dt_s
+    return imageio_ffmpeg.write_frames(
+        str(path),
+        (renderer.width, renderer.height),
+        fps=rate,
+        codec="libx264",
+        quality=_QUALITY,
+        macro_block_size=2,
+        output_params=["-movflags", "+faststart"],  # plays before it is loaded
+        ffmpeg_log_level="error",
+    )
 
 
 def _frames(painter: EpisodePainter, episodes: Sequence[RecordedEpisode]) -> Iterator[Image.Image]:

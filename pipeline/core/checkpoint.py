@@ -202,13 +202,7 @@ class CheckpointFolder:
         if step <= last_step:
             raise ValueError(f"a checkpoint of step {step} after one of step {last_step}")
         kept = saved[self._ranks.rank] if len(saved) == self._ranks.size else []
-        part: dict[str, Any] = {}
-        if self._ranks.size == 1:
-            part["state"] = self._write(f"state-{step:08d}", tensors | (own or {}), step)
-        else:
-            part["worlds"] = self._write(f"worlds-{step:08d}-rank-{self._ranks.rank}", own or {}, step)
-            if self._ranks.leads:
-                part["state"] = self._write(f"state-{step:08d}", tensors, step)
+        part: dict[str, Any] = self._write_state(step, tensors, own or {})
         part["replay"] = [entry for entry in kept if entry["last_row"] >= oldest_row]
         part["replay"] += self._write_segment(segment, step)
         # Once every rank has told what it wrote, all of it is on the disk.
@@ -228,6 +222,15 @@ class CheckpointFolder:
         file = f"{name}.safetensors"
         save_tensors(self.path / file, tensors, {"step": step})
         return {"file": file, "sha256": file_sha256(self.path / file)}
+
+    def _write_state(self, step: int, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Any]:
+        """Write the training state, one file or two, and return the entries of this rank."""
+        if self._ranks.size == 1:
+            return {"state": self._write(f"state-{step:08d}", tensors | own, step)}
+        entries = {"worlds": self._write(f"worlds-{step:08d}-rank-{self._ranks.rank}", own, step)}
+        if self._ranks.leads:
+            entries["state"] = self._write(f"state-{step:08d}", tensors, step)
+        return entries
 
     def _write_segment(self, segment: dict[str, Tensor] | None, step: int) -> list[dict[str, Any]]:
         """Write a replay segment, if it has a row, and return its entry in the manifest."""

@@ -120,7 +120,9 @@ def test_without_permutation_the_jax_actor_gets_the_goal_of_its_state(jax_learne
 
 @pytest.mark.parametrize("side", ["torch-plain", "thousandfold", "matmul"])
 def test_a_torch_side_works(side: str):
-    for work in learner_speed_worker.SIDES[side](Cell(**SIZES)).values():
+    works = learner_speed_worker.SIDES[side](Cell(**SIZES))
+    assert works
+    for work in works.values():
         result = learner_speed_worker.run_round(work, 0.001)
         assert result["calls"] >= 2
         assert result["median_s"] > 0

@@ -34,12 +34,6 @@ PARENTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def without_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chain")
@@ -103,6 +97,7 @@ class TestRun:
             assert all(Path(path).is_file() for path in entry["files"].values())
 
     def test_every_artifact_is_whole_and_knows_its_parents(self, artifacts: dict[str, Artifact]) -> None:
+        assert artifacts.keys() == PARENTS.keys()
         for section, artifact in artifacts.items():
             artifact.verify()
             recorded = {parent.hash for parent in artifact.manifest.parents.values()}

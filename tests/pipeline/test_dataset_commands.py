@@ -11,8 +11,8 @@ import pytest
 from stages import generate_dataset
 from stages.generate_dataset import GenerateDatasetSettings
 from tests.pipeline.test_cli import invoke
-from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
+from tests.stages.untrained_teacher import make_teacher
 
 
 @pytest.fixture(scope="module")

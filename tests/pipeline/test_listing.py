@@ -35,7 +35,9 @@ def test_every_task_is_listed_with_its_sizes() -> None:
 def test_every_preset_has_a_description() -> None:
     console = Console()
     listing.show_presets(console)
-    assert all(len(row["description"]) > 10 for row in console.last_result["presets"])
+    rows = console.last_result["presets"]
+    assert {"quickstart", "smoke"} <= {row["preset"] for row in rows}
+    assert all(len(row["description"]) > 10 for row in rows)
 
 
 def test_every_task_has_a_preset_that_trains_it_as_published() -> None:

@@ -16,8 +16,8 @@ from replay.goal_dataset import GoalDataset, load_goal_dataset
 from stages import dataset_files, dataset_results, generate_dataset
 from stages.dataset_files import PACK_FORMAT, load_dataset, verify_dataset
 from stages.generate_dataset import GenerateDatasetSettings
-from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
+from tests.stages.untrained_teacher import make_teacher
 
 SETTINGS = GenerateDatasetSettings(
     episodes=8, num_worlds=2, noise_levels=(0.0,), alternative_goals=1, device="cpu", threads=1

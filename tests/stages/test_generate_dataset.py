@@ -1,9 +1,7 @@
+"""Datasets of a teacher: labels, actions and alternative goals, what the stage says, and what it refuses."""
+
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import minari
@@ -12,43 +10,27 @@ import pydantic
 import pytest
 import torch
 
-from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
-from envs.registry import compile_task, get_task
-from envs.simulator import StepResult
-from envs.task import EarlyEnd, Term
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.console import Console
-from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError, StoppedByUser, UserError
-from pipeline.core.folder_lock import folder_lock
+from envs.registry import compile_task
+from pipeline.core.artifacts import Artifact
+from pipeline.core.errors import DamagedFileError, NonFiniteError, SettingsError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
-from pipeline.core.tracking import NullTracker
-from pipeline.session import CommonOptions
 from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages import generate_dataset, label_strength, labelled_rollout
+from stages import generate_dataset, label_strength
 from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
 from stages.evaluate import wilson_interval
-from stages.generate_dataset import GenerateDatasetSettings, find_resumable, plan_groups, run
+from stages.generate_dataset import GenerateDatasetSettings, plan_groups, run
 from stages.label_strength import TRIAL_EPISODES
-from stages.labelled_rollout import LabelledRollout, Round
-from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network
+from stages.network_file import NETWORK_FILE, load_actor
 from tests.stages.test_best_action import CRITIC
 from tests.stages.tiny_runs import make_context
-
-SHAPE = NetworkShape(depth=4, width=16)
-STEPS = 100
-SETTINGS = GenerateDatasetSettings(
-    episodes=10, num_worlds=4, noise_levels=(0.0, 0.2), noise_until=0.8, seed=7, device="cpu"
-)
+from tests.stages.untrained_teacher import SETTINGS, STEPS, make_teacher
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return StageContext(Workspace(tmp_path_factory.mktemp("workspace")), Console(), NullTracker())
+    return make_context(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +48,6 @@ def data(dataset: Artifact) -> GoalDataset:
     return load_goal_dataset(dataset.path)
 
 
-def make_actor(task: CompiledTask) -> GoalActor:
-    torch.manual_seed(0)
-    return GoalActor(task.observation_dim, task.goal_dim, task.action_dim, SHAPE)
-
-
-def make_teacher(context: StageContext, change: Callable[[torch.Tensor], object] | None = None) -> Artifact:
-    """Return the artifact of an untrained teacher; `change` is applied to its mean head's bias."""
-    task = compile_task("point_u_maze")
-    actor = make_actor(task)
-    if change is not None:
-        change(actor.mean_head.bias.data)
-    tensors = {f"actor.{name}": value for name, value in actor.state_dict().items()}
-    artifact = context.workspace.create("teacher", task=task.name, settings={})
-    save_network(artifact.file(NETWORK_FILE), tensors, kind="teacher", task=task, shape=SHAPE)
-    artifact.complete({"success": 0.0})
-    return artifact
-
-
 def noise_of_rows(dataset: Artifact) -> np.ndarray:
     """Return for each row whether its episode was acted with noise."""
     storage = minari.MinariDataset(dataset.file(MINARI_FOLDER) / "thousandfold/point_u_maze-v0/data").storage
@@ -91,7 +55,7 @@ def noise_of_rows(dataset: Artifact) -> np.ndarray:
     return np.repeat([float(each["options"]["action_noise"]) > 0 for each in metadata], STEPS)
 
 
-# -- labels and actions ---------------------------------------------------------------------------
+# -- labels and actions -----------------------------------------------------------------------------
 
 
 def test_labels_are_the_teachers_output_at_the_stored_states(teacher: Artifact, data: GoalDataset):
@@ -223,7 +187,7 @@ def test_labels_weaker_than_the_mean_are_refused_before_anything_is_made(
     assert len(context.workspace.artifacts("dataset")) == before
 
 
-# -- what the stage says --------------------------------------------------------------------------
+# -- what the stage says ----------------------------------------------------------------------------
 
 
 def test_success_is_stated_with_its_interval(dataset: Artifact, data: GoalDataset):
@@ -269,7 +233,7 @@ def test_the_artifact_knows_its_teacher_and_is_whole(
     assert minari.load_dataset(dataset.manifest.results["dataset_id"]).total_steps == 10 * STEPS
 
 
-# -- reproducibility ------------------------------------------------------------------------------
+# -- reproducibility --------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(context: StageContext, teacher: Artifact):
@@ -282,165 +246,7 @@ def test_the_same_seed_gives_the_same_files_and_another_does_not(context: StageC
     assert not np.array_equal(mine.observation[::STEPS], theirs.observation[::STEPS])
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets to clean up after it."""
-
-
-@pytest.fixture
-def unfinished(context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    """Return a dataset that was cut off in its third shard of four."""
-    rename, count = Path.rename, itertools.count()
-
-    def dying(path: Path, target: Path) -> Path:
-        if next(count) == 2:
-            raise Killed
-        return rename(path, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", dying)
-        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
-        with pytest.raises(Killed):
-            run(SETTINGS, context, teacher)
-    artifact = context.workspace.artifacts("dataset")[0]
-    artifact.update(status="running", finished_at=None, results={})
-    assert len(shards_of(artifact)) == 2 and list(artifact.path.rglob(".tmp-*"))
-    return artifact
-
-
-def shards_of(artifact: Artifact) -> list[Path]:
-    return sorted(artifact.path.rglob("shard_*-v0"))
-
-
-def test_a_resumed_dataset_is_the_one_that_was_never_cut_off(
-    context: StageContext, dataset: Artifact, unfinished: Artifact
-):
-    settings, found, teacher = find_resumable(context.workspace, None)
-    assert settings == SETTINGS and found.path == unfinished.path
-    kept = [(shard / "data/main_data.hdf5").stat().st_mtime_ns for shard in shards_of(unfinished)]
-    resumed = run(settings, context, teacher, found)
-    assert resumed.manifest.files == dataset.manifest.files and not list(resumed.path.rglob(".tmp-*"))
-    assert resumed.manifest.hash == dataset.manifest.hash
-    assert kept == [(shard / "data/main_data.hdf5").stat().st_mtime_ns for shard in shards_of(resumed)[:2]]
-    assert resumed.manifest.results["success"] == dataset.manifest.results["success"]
-    with pytest.raises(SettingsError, match="is completed: there is nothing to resume"):
-        find_resumable(context.workspace, resumed.name)
-
-
-def test_a_damaged_shard_is_made_again_on_resume(
-    context: StageContext, dataset: Artifact, unfinished: Artifact
-):
-    rows = shards_of(unfinished)[0] / "data/main_data.hdf5"
-    rows.write_bytes(rows.read_bytes()[:-100])
-    settings, found, teacher = find_resumable(context.workspace, unfinished.name)
-    assert run(settings, context, teacher, found).manifest.hash == dataset.manifest.hash
-
-
-def test_ctrl_c_keeps_the_shards_and_says_how_to_go_on(
-    context: StageContext, dataset: Artifact, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
-):
-    run_round = LabelledRollout.run_round
-
-    def stopping(rollout: LabelledRollout, each: Round, *arguments: Callable[[], None]) -> list:
-        if each.index == 1:
-            context.stop.requested = True
-        return run_round(rollout, each, *arguments)
-
-    monkeypatch.setattr(LabelledRollout, "run_round", stopping)
-    with pytest.raises(StoppedByUser, match=r"generate-dataset --resume$"):
-        run(SETTINGS, context, teacher)
-    context.stop.requested = False
-    monkeypatch.undo()
-    settings, found, _ = find_resumable(context.workspace, None)
-    assert found.manifest.status == "running" and len(shards_of(found)) == 2
-    assert run(settings, context, teacher, found).manifest.hash == dataset.manifest.hash
-
-
-def test_a_dataset_in_the_making_is_left_alone(
-    context: StageContext, unfinished: Artifact, teacher: Artifact
-):
-    with folder_lock(unfinished.path), pytest.raises(UserError, match="in use by another process"):
-        run(SETTINGS, context, teacher, unfinished)
-
-
-def test_what_cannot_be_resumed_is_said_in_one_line(tmp_path: Path):
-    context = make_context(tmp_path)
-    with pytest.raises(SettingsError, match="No unfinished dataset with a shard"):
-        find_resumable(context.workspace, None)
-    foreign = context.workspace.create("dataset", task="point_u_maze", settings={"nois": 1})
-    with pytest.raises(DamagedFileError, match="cannot be resumed"):
-        find_resumable(context.workspace, foreign.name)
-
-
-# -- ends of episodes -----------------------------------------------------------------------------
-
-
-def trained(task: CompiledTask) -> TrainedActor:
-    actor = NormalizedActor(make_actor(task), task.observation_dim, task.goal_dim)
-    return TrainedActor(actor.eval(), task, SHAPE, {})
-
-
-def test_an_early_end_closes_the_episode_at_its_final_observation():
-    fast = EarlyEnd(Term("qvel"), -0.3, 0.3)
-    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), early_end=(fast,), episode_steps=12))
-    settings = SETTINGS.model_copy(
-        update={"episodes": 24, "num_worlds": 5, "noise_levels": (0.0, 0.5), "alternative_goals": 2}
-    )
-    episodes = list(LabelledRollout(trained(task), settings.plan()))
-    assert len(episodes) == 24
-    assert len({len(episode.action) for episode in episodes}) > 2
-    for episode in episodes:
-        rows = len(episode.action) + 1
-        assert {len(getattr(episode, name)) for name in ("observation", "achieved_goal", "success")} == {rows}
-        assert {len(episode.teacher_mean), len(episode.teacher_log_std)} == {rows}
-        assert {len(episode.alternative_goal), len(episode.alternative_mean)} == {rows}
-        ahead = episode.alternative_goal[:, 0]
-        for step in range(rows):  # the final state has itself ahead
-            later = episode.achieved_goal[min(step + 1, rows - 1) :]
-            assert (later == ahead[step]).all(1).any()
-        too_fast = np.abs(episode.observation[:, 2:]).max(1) > 0.3
-        assert not too_fast[:-1].any() and too_fast[-1] == episode.terminated
-        assert episode.truncated == (rows == 13)
-
-
-class UnstableSimulator(CpuSimulator):
-    """The second world diverges at the third step of every episode."""
-
-    def step(self, action: np.ndarray) -> StepResult:
-        result = super().step(action)
-        unstable = result.unstable.copy()
-        unstable[1:2] |= self.episode_step[1:2] == 3
-        return result._replace(unstable=unstable)
-
-
-def test_unstable_episodes_are_dropped_and_counted(
-    context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(labelled_rollout, "CpuSimulator", UnstableSimulator)
-    clean = SETTINGS.model_copy(update={"episodes": 6, "evaluation_fraction": 1.0, "noise_levels": (0.0,)})
-    artifact = run(clean, context, teacher)
-    data = load_goal_dataset(artifact.path)
-    # A round of four episodes and one of two: the second of each is lost.
-    assert artifact.manifest.results["unstable_episodes"] == 2
-    assert len(data.success) == artifact.manifest.results["episodes"] == 4
-    assert np.bincount(data.episode).tolist() == [STEPS] * 4
-
-
-class DivergingSimulator(CpuSimulator):
-    def step(self, action: np.ndarray) -> StepResult:
-        result = super().step(action)
-        return result._replace(unstable=np.ones(self.num_worlds, bool))
-
-
-def test_a_dataset_without_a_stable_episode_is_refused(
-    context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(labelled_rollout, "CpuSimulator", DivergingSimulator)
-    with pytest.raises(UserError, match="no episode to write"):
-        run(SETTINGS, context, teacher)
-    assert context.workspace.artifacts("dataset")[0].manifest.status == "failed"
-
-
-# -- bad input ------------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------------
 
 
 def test_a_teacher_that_is_not_finite_is_refused(context: StageContext):
@@ -483,11 +289,3 @@ def test_a_level_that_is_no_number_is_said_once():
     with pytest.raises(SettingsError) as raised:
         resolve_settings(GenerateDatasetSettings, "generate_dataset", flags={"noise_levels": "a"})
     assert str(raised.value).count("noise_levels") == 1 and "valid number" in str(raised.value)
-
-
-def test_nothing_that_the_bytes_depend_on_changes_on_resume():
-    assert GenerateDatasetSettings().threads == 1  # whatever the number of ranks
-    with pytest.raises(SettingsError, match="threads 1, not 2"):
-        CommonOptions(None, ("threads=2",), None, None, False).resolve_resumed(
-            SETTINGS, "generate_dataset", {}, name="it", changeable=generate_dataset.CHANGEABLE_ON_RESUME
-        )

@@ -17,8 +17,8 @@ from stages.generate_dataset import GenerateDatasetSettings, find_resumable
 from tests.rank_processes import run_ranks
 from tests.stages import rank_work
 from tests.stages.rank_work import REFUSED, STOPPED
-from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
+from tests.stages.untrained_teacher import make_teacher
 
 # 6 and 5 evaluation episodes, 6 and 5 training episodes, in rounds of at most 4: eight rounds.
 SETTINGS = GenerateDatasetSettings(

@@ -18,8 +18,8 @@ from stages import dataset_results, import_dataset, label_strength
 from stages.import_dataset import ImportDatasetSettings, run
 from stages.network_file import load_actor
 from tests.stages.test_best_action import CRITIC
-from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
+from tests.stages.untrained_teacher import make_teacher
 
 SETTINGS = ImportDatasetSettings(alternative_goals=2, device="cpu", threads=1)
 COLUMNS = SETTINGS.model_copy(update={"goal_columns": (0, 1)})

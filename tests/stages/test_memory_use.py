@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import tracemalloc
 
@@ -22,15 +23,19 @@ def test_a_call_that_leaves_nothing_is_told_from_one_that_does():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_resident_size_grows_with_what_is_written():
-    before = resident_bytes()
-    block = np.ones(4 << 20)
-    after = resident_bytes()
-    assert before is not None and after is not None and after - before > 0.9 * block.nbytes
+    size = 32 << 20
+    with mmap.mmap(-1, size) as pages:  # from the system: the C library may have put freed memory aside
+        before = resident_bytes()
+        for start in range(0, size, mmap.PAGESIZE):
+            pages[start] = 1
+        after = resident_bytes()
+    assert before is not None and after is not None and after - before > 0.9 * size
 
 
 def test_the_heap_grows_with_what_is_kept():
     kept: list[bytearray] = []
     growth = heap_growth(lambda: kept.append(bytearray(100_000)), 10)
-    if growth is not None:  # where the C library is glibc
-        assert growth >= 1_000_000
-        assert heap_growth(lambda: bytearray(100_000), 10) == 0
+    if growth is None:
+        pytest.skip("the C library has no mallinfo2")
+    assert growth >= 1_000_000
+    assert heap_growth(lambda: bytearray(100_000), 10) == 0

@@ -16,8 +16,8 @@ from replay.goal_dataset import concatenate_datasets, load_goal_dataset
 from stages import dataset_results, generate_dataset, merge_datasets
 from stages.dataset_table import describe_shards, find_damage, other_damage
 from stages.generate_dataset import GenerateDatasetSettings
-from tests.stages.test_generate_dataset import make_teacher
 from tests.stages.tiny_runs import make_context
+from tests.stages.untrained_teacher import make_teacher
 
 SETTINGS = GenerateDatasetSettings(
     episodes=4, num_worlds=4, noise_levels=(0.0, 0.3), alternative_goals=1, device="cpu", threads=1

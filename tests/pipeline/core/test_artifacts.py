@@ -155,8 +155,11 @@ class TestManifest:
     def test_outside_a_repository_there_is_no_commit(self, tmp_path: Path) -> None:
         assert git_state(tmp_path) == {"commit": None, "dirty": None}
 
-    def test_packages_that_are_absent_are_left_out(self) -> None:
-        assert all(isinstance(version, str) for version in installed_versions().values())
+    def test_packages_that_are_absent_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.core.manifest._PACKAGES", ("pytest", "no-such-package"))
+        versions = installed_versions()
+        assert versions.keys() == {"python", "thousandfold", "pytest"}
+        assert versions["pytest"] == pytest.__version__
 
 
 class TestArtifact:

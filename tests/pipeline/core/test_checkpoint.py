@@ -15,40 +15,8 @@ import safetensors.torch
 import torch
 
 from pipeline.core.checkpoint import Checkpoint, CheckpointFolder, load_tensors, save_tensors
-from pipeline.core.distributed import Ranks
-from pipeline.core.errors import DamagedFileError, UserError
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing that runs afterwards reaches the disk."""
-
-
-def make_segment(first: list[int], rows: list[int]) -> dict[str, torch.Tensor]:
-    """Return a segment whose rows carry world + row / 1000."""
-    numbers = [
-        world + (start + i) / 1000
-        for world, (start, n) in enumerate(zip(first, rows, strict=True))
-        for i in range(n)
-    ]
-    return {
-        "first": torch.tensor(first),
-        "rows": torch.tensor(rows),
-        "observation": torch.tensor(numbers, dtype=torch.float64)[:, None],
-    }
-
-
-def save(folder: CheckpointFolder, step: int, first: list[int], rows: list[int], oldest_row: int = 0) -> None:
-    folder.save(
-        step,
-        {"weight": torch.full((3, 2), float(step)), "counter": torch.tensor(step), "empty": torch.zeros(0)},
-        {"unrolls": step, "history": [{"loss": 0.1 * step}]},
-        segment=make_segment(first, rows),
-        oldest_row=oldest_row,
-    )
-
-
-def names(folder: CheckpointFolder) -> set[str]:
-    return {path.name for path in folder.path.iterdir()}
+from pipeline.core.errors import DamagedFileError
+from tests.pipeline.core.checkpoint_saves import Killed, Killer, names, save
 
 
 def assert_one_line_naming(error: BaseException, name: str) -> None:
@@ -155,39 +123,6 @@ def test_a_step_that_does_not_grow_leaves_the_checkpoint_alone(tmp_path: Path):
 # -- killed -----------------------------------------------------------------------------------------
 
 
-class Killer:
-    """Kills at the n-th touch of the disk: a write leaves half of the file, the rest does not happen."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-        self.at, self.count, self.dead = at, 0, False
-        self._patch(monkeypatch, os, "fsync")
-        self._patch(monkeypatch, Path, "replace")
-        self._patch(monkeypatch, Path, "unlink")
-        self._patch(monkeypatch, Path, "write_bytes", lambda path, data: path.open("wb").write(data[:20]))
-        save_file = safetensors.torch.save_file
-
-        def save_half(tensors: dict, path: Path, metadata: dict) -> None:
-            save_file(tensors, path, metadata=metadata)
-            os.truncate(path, path.stat().st_size // 2)
-
-        self._patch(monkeypatch, safetensors.torch, "save_file", save_half)
-
-    def _patch(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, partly: Any = None) -> None:
-        whole = getattr(owner, name)
-
-        def touch(*arguments: Any, **options: Any) -> Any:
-            if not self.dead:
-                self.count += 1
-                self.dead = self.count == self.at
-                if self.dead and partly is not None:
-                    partly(*arguments, **options)
-            if self.dead:
-                raise Killed
-            return whole(*arguments, **options)
-
-        monkeypatch.setattr(owner, name, touch)
-
-
 def is_whole(checkpoint: Checkpoint, step: int, firsts: list[list[int]]) -> bool:
     return (
         checkpoint.progress["unrolls"] == step
@@ -236,125 +171,6 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, mon
         save(folder, 2, [4], [4])
     assert is_whole(folder.load(), 1, [[0]])
     assert names(folder) == {"manifest.json", "state-00000001.safetensors", "replay-00000001.safetensors"}
-
-
-# -- several ranks ----------------------------------------------------------------------------------
-
-
-class Waiting(Exception):
-    """A rank has told what it wrote and waits for the others."""
-
-
-class RankInTurn(Ranks):
-    """One of two ranks that save one after the other: rank 1 up to where it would wait, then rank 0."""
-
-    def __init__(self, rank: int, folder: Path, told: list[str]) -> None:
-        super().__init__(rank, 2)
-        self.folder, self.told = folder, told
-
-    def from_leader(self, make: Callable[[], Any]) -> Any:
-        return json.loads(json.dumps(CheckpointFolder(self.folder, Ranks())._saved_segments()))
-
-    def texts(self, text: str) -> list[str]:
-        if not self.leads:
-            self.told.append(text)
-            raise Waiting
-        return [text, self.told[-1]]
-
-
-def save_of_two(folder: Path, step: int, first: int, rows: int, oldest_row: int = 0) -> None:
-    """Save a checkpoint of two ranks with a world each; the one of rank 1 is ten rows ahead."""
-    told: list[str] = []
-    for rank in (1, 0):
-        own = CheckpointFolder(folder, RankInTurn(rank, folder, told))
-        with contextlib.suppress(Waiting):
-            own.save(
-                step,
-                {"weight": torch.full((3, 2), float(step))},
-                {"unrolls": step, "rank": rank},
-                segment=make_segment([first + 10 * rank], [rows]),
-                oldest_row=oldest_row + 10 * rank,
-                own={"state": torch.tensor([step, rank])},
-            )
-
-
-def is_whole_of_two(checkpoint: Checkpoint, step: int, firsts: list[list[int]]) -> bool:
-    return (
-        checkpoint.progress == {"unrolls": step, "rank": 0}
-        and torch.equal(checkpoint.tensors["weight"], torch.full((3, 2), float(step)))
-        and [part.tensors["state"].tolist() for part in checkpoint.parts] == [[step, 0], [step, 1]]
-        and [[int(segment["first"]) for segment in part.segments] for part in checkpoint.parts] == firsts
-    )
-
-
-def test_every_rank_keeps_its_own_files_in_one_checkpoint(tmp_path: Path):
-    save_of_two(tmp_path, 1, 0, 4)
-    save_of_two(tmp_path, 2, 4, 4)
-    folder = CheckpointFolder(tmp_path)
-    assert folder.num_parts == 2 and folder.progress == {"unrolls": 2, "rank": 0}
-    assert is_whole_of_two(folder.load(), 2, [[0, 4], [10, 14]])
-    (part,) = folder.load([1]).parts
-    assert part.tensors["state"].tolist() == [2, 1] and len(part.segments) == 2
-    assert names(folder) == {
-        "manifest.json",
-        "state-00000002.safetensors",
-        *(f"worlds-00000002-rank-{rank}.safetensors" for rank in range(2)),
-        *(f"replay-0000000{step}-rank-{rank}.safetensors" for rank in range(2) for step in (1, 2)),
-    }
-
-
-def test_a_kill_of_any_rank_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path: Path):
-    template = tmp_path / "template"
-    save_of_two(template, 1, 0, 4)
-    save_of_two(template, 2, 4, 4)
-    old, new = (2, [[0, 4], [10, 14]]), (3, [[4, 8], [14, 18]])
-    outcomes = []
-    for at in range(1, 200):
-        path = tmp_path / f"killed-{at}"
-        shutil.copytree(template, path)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            killer = Killer(monkeypatch, at)
-            with contextlib.suppress(Killed):
-                save_of_two(path, 3, 8, 4, oldest_row=5)
-        checkpoint = CheckpointFolder(path).load()
-        assert is_whole_of_two(checkpoint, *old) or is_whole_of_two(checkpoint, *new), f"killed at touch {at}"
-        outcomes.append(checkpoint.progress["unrolls"])
-        save_of_two(path, 4, 8 if outcomes[-1] == 2 else 12, 5, oldest_row=5)
-        assert CheckpointFolder(path).load().progress["unrolls"] == 4
-        assert not [path for path in path.iterdir() if path.name.startswith(".tmp-")]
-        if not killer.dead:
-            break
-    assert outcomes == sorted(outcomes) and outcomes[0] == 2 and outcomes[-1] == 3
-    assert 20 < len(outcomes) < 199 and outcomes.count(3) > 3
-
-
-@pytest.mark.parametrize("several_first", [True, False])
-def test_another_number_of_ranks_begins_the_replay_anew(tmp_path: Path, several_first: bool):
-    """Whoever saves then hands over all rows: the segments before belong to other worlds."""
-    folder = CheckpointFolder(tmp_path)
-    if several_first:
-        save_of_two(tmp_path, 1, 0, 4)
-        save(folder, 2, [0, 0], [8, 8])
-        assert [segment["first"].tolist() for segment in folder.load().segments] == [[0, 0]]
-        assert names(folder) == {
-            "manifest.json", "state-00000002.safetensors", "replay-00000002.safetensors"
-        }  # fmt: skip
-    else:
-        save(folder, 1, [0, 0], [4, 4])
-        save_of_two(tmp_path, 2, 0, 8)
-        assert is_whole_of_two(folder.load(), 2, [[0], [10]])
-        assert not {"state-00000001.safetensors", "replay-00000001.safetensors"} & names(folder)
-
-
-def test_only_rank_0_locks(tmp_path: Path):
-    one, other = (CheckpointFolder(tmp_path, Ranks(rank, 2)) for rank in range(2))
-    with (
-        one.lock(),
-        other.lock(),
-        pytest.raises(UserError, match="in use"),
-        CheckpointFolder(tmp_path).lock(),
-    ):
-        pass
 
 
 # -- damage -----------------------------------------------------------------------------------------

@@ -208,7 +208,9 @@ def test_an_unknown_preset_is_refused(presets: Path, name: str) -> None:
 
 
 def test_shipped_presets_load() -> None:
-    for preset in list_presets():
+    presets = list_presets()
+    assert {"quickstart", "thousand-layers"} <= {preset.name for preset in presets}
+    for preset in presets:
         assert preset.description
         assert load_preset(preset.name)
 

@@ -1,0 +1,164 @@
+"""A full disk, a workspace that cannot be written, a tracking store that is away: one clear line each."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import atomic
+from pipeline.core.artifacts import Workspace
+from tests.end_to_end.command_line import clean_environment, command
+from tests.end_to_end.refusals import SMOKE, invoke, refused
+
+
+class TestWorkspace:
+    @pytest.mark.parametrize("arguments", [("train-teacher", *SMOKE), ("run", *SMOKE)])
+    def test_below_a_file(self, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        (tmp_path / "file").write_text("mine")
+        expected = "cannot be written (Not a directory): choose another with --workspace DIR."
+        for place in (tmp_path / "file", tmp_path / "file" / "below"):
+            assert refused(place, *arguments) == f"Workspace {place} {expected}"
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_without_permission(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def deny(path: Path, data: bytes) -> int:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        monkeypatch.setattr(Path, "write_bytes", deny)
+        expected = f"Workspace {tmp_path} cannot be written (Permission denied): choose another"
+        assert refused(tmp_path, "train-teacher", *SMOKE).startswith(expected)
+
+    def test_a_read_only_one(self, small_disk: Path) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        expected = f"Workspace {small_disk} cannot be written (Read-only file system): choose another"
+        assert refused(small_disk, "train-teacher", *SMOKE).startswith(expected)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of four megabytes, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path, leave: int) -> Path:
+    """Take the free space of a file system but for `leave` bytes; deleting the file gives it back."""
+    ballast = place / "ballast"
+    free = shutil.disk_usage(place).free
+    ballast.write_bytes(bytes(max(0, free - leave)))
+    return ballast
+
+
+class TestFullDisk:
+    def test_nothing_is_lost(self, small_disk: Path) -> None:
+        result = invoke(small_disk, "train-teacher", *SMOKE)
+        assert result.exit_code == 0, result.output
+        for leave in (0, 60_000):
+            ballast = fill(small_disk, leave)
+            message = refused(small_disk, "train-teacher", *SMOKE, "--seed", "1")
+            assert "disk is full" in message or "No space left on device" in message, message
+            assert "--workspace DIR" in message
+            ballast.unlink()
+            first = Workspace(small_disk).newest("teacher")
+            first.verify()
+        assert not [path for path in small_disk.rglob("*") if path.name.startswith(".tmp-")]
+        resumed = invoke(small_disk, "train-teacher", *SMOKE, "--seed", "1")
+        assert resumed.exit_code == 0, resumed.output
+
+    @pytest.mark.parametrize("stage", ["train-teacher", "generate-dataset", "distill", "export-onnx"])
+    def test_while_a_stage_writes(self, copied: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+        before = {artifact.name for artifact in Workspace(copied).artifacts()}
+
+        def full(_: int) -> None:
+            names = {path.name for path in (copied / "runs").iterdir()} - before
+            if any(path.suffix != ".json" for name in names for path in (copied / "runs" / name).rglob("*")):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(atomic.os, "fsync", full)
+        message = refused(copied, stage, *SMOKE)
+        assert message.startswith("The disk is full")
+        monkeypatch.undo()
+        for artifact in Workspace(copied).artifacts():
+            if artifact.name in before:
+                artifact.verify()
+            else:
+                assert artifact.manifest.status != "completed"
+
+
+class TestTracking:
+    def test_a_server_that_is_away(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert refused(tmp_path, "train-teacher", *SMOKE) == (
+            f"Cannot open the tracking store {address}: the server does not answer. "
+            "Put that right, or let MLFLOW_TRACKING_URI name another store."
+        )
+        assert not Workspace(tmp_path).artifacts()
+
+    def test_a_store_that_cannot_be(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/below.db")
+        message = refused(tmp_path, "train-teacher", *SMOKE)
+        assert message.startswith(f"Cannot open the tracking store sqlite:///{tmp_path}/file/below.db: ")
+        assert "sqlalche.me" not in message
+
+
+class TestUi:
+    def test_a_port_in_use(self, chain: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            message = refused(chain, "ui", "--port", str(port))
+        assert message == (
+            f"Cannot listen on 127.0.0.1:{port} (Address already in use): choose another --port or --host."
+        )
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+    def test_it_serves_and_ends(self, chain: Path, ending: signal.Signals) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = subprocess.Popen(
+            command("ui", "--port", str(port)), cwd=chain, env=clean_environment(), stdout=subprocess.PIPE
+        )
+        try:
+            assert "<!doctype html>" in fetch(f"http://127.0.0.1:{port}/", server)
+        finally:
+            server.send_signal(ending)
+            server.communicate(timeout=60)
+        assert server.returncode == 128 + ending
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))
+
+
+def fetch(address: str, server: subprocess.Popen[bytes]) -> str:
+    """Return a page of a server that may still be starting."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            return urllib.request.urlopen(address, timeout=10).read().decode()
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"{address} does not answer")

@@ -1,0 +1,46 @@
+"""A workspace for each test, and what the tests of a teacher's training share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.artifacts import Artifact
+from pipeline.core.runtime import StageContext
+from stages import train_teacher
+from stages.teacher_training import TrainTeacherSettings
+from tests.stages.teacher_runs import DRAW
+from tests.stages.tiny_runs import make_context
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext:
+    """The context of a fresh workspace; a module whose tests share one overrides it."""
+    return make_context(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Leave out the pictures of a training, which take longer than everything else in a tiny one."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in DRAW:
+            monkeypatch.setattr(train_teacher, name, lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    no_pictures: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[TrainTeacherSettings], Artifact]:
+    """Return what gives the teacher of settings, trained once without interruption."""
+    made: dict[str, Artifact] = {}
+
+    def get(settings: TrainTeacherSettings) -> Artifact:
+        key = settings.model_dump_json()
+        if key not in made:
+            made[key] = train_teacher.run(settings, make_context(tmp_path_factory.mktemp("unbroken")))
+        return made[key]
+
+    return get
