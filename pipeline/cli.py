@@ -237,7 +237,8 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     settings = common.resolve(stage.BenchmarkSettings, "benchmark")
     if not session.starts(common, "benchmark", settings):
         return
-    session.report(stage.run(settings, session.context, session.take_policy(policy)))
+    place = session.take_policy(policy)
+    session.report(stage.run(settings, session.context, place))
 
 
 @cli.command()

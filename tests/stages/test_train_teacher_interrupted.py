@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +22,7 @@ from pipeline.core.runtime import StageContext
 from stages import train_teacher
 from stages.network_file import NETWORK_FILE
 from stages.teacher_training import TrainTeacherSettings
+from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.teacher_runs import (
     Killed,
     as_options,
@@ -195,31 +192,6 @@ PROCESS_SETTINGS = change(
 )
 
 
-def start(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
-    root = Path(train_teacher.__file__).parents[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("THOUSANDFOLD")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "--workspace", str(workspace), "train-teacher", *arguments],
-        cwd=root,
-        env=environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.parent}/mlflow.db"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], workspace: Path, after: int) -> int:
-    """Wait until a running process has saved a checkpoint later than unroll `after`; return its unroll."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        for path in workspace.glob("runs/teacher-*/checkpoint/manifest.json"):
-            step = json.loads(path.read_text())["step"]
-            if step > after:
-                return step
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint after unroll {after}: {process.communicate()}")
-
-
 def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
     whole = train_teacher.run(PROCESS_SETTINGS, make_context(tmp_path / "whole"))
 
@@ -227,8 +199,8 @@ def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
     delay = random.Random(seed).uniform(0.0, 0.5 * whole.manifest.results["elapsed_s"])
     print(f"seed {seed}: kill -9 {delay:.3f} s after the first checkpoint")
     workspace = tmp_path / "broken"
-    process = start(workspace, *as_options(PROCESS_SETTINGS))
-    wait_for_checkpoint(process, workspace, 0)
+    process = start(workspace, "train-teacher", *as_options(PROCESS_SETTINGS))
+    wait_for_checkpoint(process, workspace, "teacher", 0)
     time.sleep(delay)
     process.kill()
     process.communicate()
@@ -237,8 +209,8 @@ def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
     assert killed.manifest.status == "running"
     unrolls = checkpoint_of(killed).load().progress["unrolls"]
 
-    process = start(workspace, "--resume")
-    wait_for_checkpoint(process, workspace, unrolls)
+    process = start(workspace, "train-teacher", "--resume")
+    wait_for_checkpoint(process, workspace, "teacher", unrolls)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

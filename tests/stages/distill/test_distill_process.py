@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,9 @@ from pipeline.core.tracking import NullTracker
 from stages import distill
 from stages.distill import DistillSettings
 from stages.student_training import StudentTraining
-from tests.end_to_end.command_line import clean_environment, command
 from tests.pipeline import frontier_runs
 from tests.stages.distill_runs import change, make_dataset
+from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.tiny_runs import make_context
 
 SETTINGS = change(
@@ -61,43 +59,20 @@ def invoke(workspace: Path, *arguments: str) -> Result:
 # -- a real process ---------------------------------------------------------------------------------
 
 
-def start(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = clean_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.parent}/mlflow.db"}
-    return subprocess.Popen(
-        command("--workspace", str(workspace), "distill", *arguments),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], workspace: Path, after: int) -> int:
-    """Wait until a running process has saved a checkpoint later than update `after`; return its update."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        for path in workspace.glob("runs/student-*/checkpoint/manifest.json"):
-            step = json.loads(path.read_text())["step"]
-            if step > after:
-                return step
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint after update {after}: {process.communicate()}")
-
-
 def test_kill_9_and_sigterm_of_a_real_process_change_nothing(tmp_path: Path):
     workspace = tmp_path / "workspace"
     parent = frontier_runs.make_teacher(workspace)
     data = frontier_runs.make_dataset(workspace, parent)
-    process = start(workspace, *as_options(PROCESS_SETTINGS))
-    killed_at = wait_for_checkpoint(process, workspace, 0)
+    process = start(workspace, "distill", *as_options(PROCESS_SETTINGS))
+    killed_at = wait_for_checkpoint(process, workspace, "student", 0)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     (killed,) = Workspace(workspace).artifacts("student")
     assert killed.manifest.status == "running"
 
-    process = start(workspace, "--resume")
-    wait_for_checkpoint(process, workspace, killed_at)
+    process = start(workspace, "distill", "--resume")
+    wait_for_checkpoint(process, workspace, "student", killed_at)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
