@@ -258,8 +258,9 @@ def _export_teacher(
     """Write the teacher beside its student. It is there to be timed: its success is the one on record."""
     trained = load_actor(teacher)
     module, evaluation = trained.deployable(states.limits()), None
-    with contextlib.suppress(pydantic.ValidationError):  # a record without an evaluation
-        evaluation = Evaluation.model_validate(teacher.manifest.results | {"runtime": "torch"})
+    if not trained.on_another_model:  # the file names the model at hand, the record is of the other
+        with contextlib.suppress(pydantic.ValidationError):  # a record without an evaluation
+            evaluation = Evaluation.model_validate(teacher.manifest.results | {"runtime": "torch"})
     with atomic_file(path) as temporary:
         draft = _draft(temporary, teacher, trained, module, states, settings)
         error = _compare_actions(draft.policy, trained, module, states, settings)

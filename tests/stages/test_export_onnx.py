@@ -197,6 +197,19 @@ def test_a_student_of_another_model_is_exported_for_the_one_that_it_was_checked_
     assert metadata.model_sha256 == model_sha256(compile_task(TASK).model)
 
 
+def test_a_teacher_of_another_model_carries_no_success_of_the_one_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    workspace = Workspace(tmp_path)
+    with monkeypatch.context() as changed:
+        changed.setattr(network_file, "model_sha256", lambda model: "0" * 64)
+        teacher = make_network(workspace, "teacher", depth=8)
+    student = make_network(workspace, "student", parents={"teacher": teacher.parent_entry()})
+    policy = export_onnx.run(settings(), context(workspace), student)
+    found = OnnxPolicy(policy.file(TEACHER_FILE)).metadata
+    assert found.evaluation is None and found.model_sha256 == model_sha256(compile_task(TASK).model)
+
+
 def test_artifacts_that_do_not_belong_together_are_refused(chain: Chain, tmp_path: Path):
     other = make_network(Workspace(tmp_path), "teacher", depth=12)
     with pytest.raises(UserError, match="another teacher"):
