@@ -76,7 +76,7 @@ def other_runtimes(
             try:
                 module = _source_network(policy, artifact, workspace)
             except UserError as error:
-                found.left_out = dict.fromkeys(RUNTIMES, str(error))
+                found.left_out = dict.fromkeys(RUNTIMES, str(error).rstrip("."))
             else:
                 _open(found, module, stack, inductor=inductor)
                 _compare(found, policy, states)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.artifacts import Artifact, Parent, Workspace
 from pipeline.core.errors import UserError
 from stages import runtime_comparison
 from stages.onnx_policy import POLICY_FILE, OnnxPolicy
 from stages.runtime_comparison import INDUCTOR, NUMPY, RUNTIMES, TORCH, OtherRuntimes, other_runtimes
-from tests.stages.handmade_policy import policy_artifact
+from tests.stages.handmade_policy import policy_artifact, write_policy
 
 STATES = [(np.full(4, value, np.float32), np.full(2, -value, np.float32)) for value in (0.1, 0.5, -0.9)]
 
@@ -28,6 +28,15 @@ def test_a_policy_whose_student_is_unknown_says_so(tmp_path: Path):
     found = others(tmp_path, artifact)
     assert found.steps == {} and set(found.left_out) == set(RUNTIMES)
     assert all("names no student that it was exported from" in why for why in found.left_out.values())
+
+
+def test_a_policy_whose_student_is_gone_says_so_without_a_stop_of_its_own(tmp_path: Path):
+    parents = {"student": Parent("student", "student-1", "0" * 64)}
+    artifact = Workspace(tmp_path).create("policy", task="point_u_maze", settings={}, parents=parents)
+    write_policy(artifact.file(POLICY_FILE))
+    artifact.complete({})
+    found = others(tmp_path, artifact)
+    assert all("No student 'student-1'" in why and why[-1] != "." for why in found.left_out.values())
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
