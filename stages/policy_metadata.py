@@ -148,9 +148,9 @@ class PolicyMetadata(Described):
     """SHA-256 of a user's task and its files; null for a built-in one."""
     task_changes: dict[str, Any] = {}
     """What was changed of the task for this policy: `episode_steps`, `evaluation`."""
-    control_dt_s: float = pydantic.Field(gt=0)
+    control_dt_s: float = pydantic.Field(ge=1e-5, le=3600)
     """Seconds between two actions."""
-    episode_steps: int = pydantic.Field(ge=1)
+    episode_steps: int = pydantic.Field(ge=1, le=10_000_000)
     """Actions of an episode."""
     inputs: Inputs
     """Names, order, units, ranges and limits of the inputs."""

@@ -70,6 +70,9 @@ def test_the_range_of_an_output_is_in_order() -> None:
         {"graph_sha256": "abc"},
         {"model_sha256": "X" * 64},
         {"opset": 0},
+        {"control_dt_s": 5e-324},
+        {"control_dt_s": 1e300},
+        {"episode_steps": 10**20},
         {"evaluation": {"success": 1.5, "success_interval": [0, 1], "episodes": 4, "runtime": "torch"}},
     ],
 )
