@@ -285,7 +285,7 @@ def _train(
 
         def after_update(training: StudentTraining) -> None:
             progress.elapsed_s = time.perf_counter() - started
-            _save_or_stop(training, folder, context)
+            _save_or_stop(training, folder, work, context)
             bar.update(training.updates, success=training.last_success)
 
         training.on_update = after_update
@@ -295,11 +295,14 @@ def _train(
     training.finish()
 
 
-def _save_or_stop(training: StudentTraining, folder: CheckpointFolder, context: StageContext) -> None:
+def _save_or_stop(
+    training: StudentTraining, folder: CheckpointFolder, work: StageWork, context: StageContext
+) -> None:
     """Save at the end of a descent, every so many updates, and where the user stops, which ends the stage."""
     stopping, progress = context.stop.requested, training.progress
     ended = progress.position == progress.descent_begin
     if ended or stopping or progress.updates % training.settings.checkpoint_every == 0:
+        work.run.flush()
         training.save(folder)
     if stopping:
         raise StoppedByUser(
