@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
 from pipeline.dataset_commands import dataset
 from pipeline.frontier_commands import frontier
@@ -133,10 +132,8 @@ def generate_dataset(
     from stages import generate_dataset as stage
 
     if resume is not None:
-        if teacher is not None:
-            raise SettingsError("--resume goes on with the dataset's own teacher: leave --teacher out.")
         stored, dataset, source = stage.find_resumable(
-            session.workspace, None if resume == "newest" else resume
+            session.workspace, None if resume == "newest" else resume, teacher
         )
         settings = common.resolve_resumed(
             stored, "generate_dataset", flags, name=dataset.name, changeable=stage.CHANGEABLE_ON_RESUME
@@ -186,12 +183,8 @@ def distill(
     from stages import distill as stage
 
     if resume is not None:
-        if named := [f"--{kind}" for kind, name in (("teacher", teacher), ("dataset", dataset)) if name]:
-            raise SettingsError(
-                f"--resume goes on with the student's own teacher and dataset: leave {', '.join(named)} out."
-            )
         stored, student, source, data = stage.find_resumable(
-            session.workspace, None if resume == "newest" else resume
+            session.workspace, None if resume == "newest" else resume, teacher, dataset
         )
         settings = common.resolve_resumed(
             stored, "distill", flags, name=student.name, changeable=stage.CHANGEABLE_ON_RESUME

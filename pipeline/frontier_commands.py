@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from pipeline.core.artifacts import Artifact
-from pipeline.core.errors import SettingsError, UserError
-from pipeline.session import CommonOptions, Session, describe, made_from, stage_command
+from pipeline.core.errors import SettingsError
+from pipeline.core.unfinished import find_parent
+from pipeline.session import CommonOptions, Session, describe, stage_command
 
 _MIN_RETENTION = 0.98
 
@@ -105,11 +106,7 @@ def _resume(session: Session, reference: str | None, teacher: str | None, datase
 
 def _parent(session: Session, artifact: Artifact, role: str, reference: str | None) -> Artifact:
     """Return what a frontier is made from. Raises UserError where it is another one now."""
-    recorded = artifact.manifest.parents[role]
-    parent = session.take(role, reference or recorded.name)
-    if not made_from(artifact, parent, role):
-        raise UserError(f"{artifact.name} was begun with {recorded.name}: {parent.name} is another {role}.")
-    return parent
+    return session.take(role, str(find_parent(artifact, role, session.workspace, reference).path))
 
 
 def _select(

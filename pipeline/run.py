@@ -14,7 +14,13 @@ from typing import Any
 from envs.registry import get_task
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, write_json_atomic
 from pipeline.core.console import figure
-from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from pipeline.core.errors import (
+    DamagedFileError,
+    MissingArtifactError,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+)
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
 from pipeline.session import CommonOptions
@@ -218,7 +224,7 @@ class _Chain:
         number, command = SECTIONS.index(section) + 1, section.replace("_", "-")
         self._context.console.say(f"\n[{number}/{len(SECTIONS)}] {command}")
         if section in self._record.done:
-            artifact = self._context.workspace.open(self._record.done[section], KIND_OF_SECTION[section])
+            artifact = self._made_before(section)
             self._context.console.say(f"Done before: {artifact.name}.")
             return artifact
         started = time.perf_counter()
@@ -227,6 +233,17 @@ class _Chain:
         self._record.seconds[section] = time.perf_counter() - started
         self._save()
         return artifact
+
+    def _made_before(self, section: str) -> Artifact:
+        """Return what a stage made before the chain was cut off. Raises MissingArtifactError."""
+        workspace, name, kind = self._context.workspace, self._record.done[section], KIND_OF_SECTION[section]
+        try:
+            return workspace.open(name, kind)
+        except MissingArtifactError:
+            raise MissingArtifactError(
+                f"The chain's {kind} {name} is not in {workspace.runs}: put it back, or start another chain "
+                "with `pipeline run`."
+            ) from None
 
     def _save(self) -> None:
         write_json_atomic(self._path, asdict(self._record))

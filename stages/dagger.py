@@ -153,8 +153,8 @@ class KeptRollout:
         except DatasetError as error:
             if act is None:
                 raise DamagedFileError(
-                    f"{root} is missing or damaged, and the student has trained on it: it cannot be resumed, "
-                    f"distil another ({' '.join(str(error).split())[:200]})"
+                    f"{root} is missing or damaged, and the student has trained on it: it cannot be resumed. "
+                    f"Remove {self.artifact.path} and distil another."
                 ) from error
         shutil.rmtree(root, ignore_errors=True)  # what is left of one that was cut off
         self._roll_out(root, number, act)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import parameter_count
-from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.errors import DamagedFileError, StoppedByUser, UserError
 from pipeline.core.runtime import (
@@ -27,7 +27,14 @@ from pipeline.core.runtime import (
     stop_on_interrupt,
     torch_seed,
 )
-from pipeline.core.unfinished import checkpoint_of, find_unfinished, require_unfinished, stored_settings
+from pipeline.core.unfinished import (
+    checkpoint_of,
+    find_parent,
+    find_unfinished,
+    require_parent,
+    require_unfinished,
+    stored_settings,
+)
 from replay.goal_dataset import GoalDataset
 from stages.artifact_task import keep_task
 from stages.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
@@ -103,7 +110,8 @@ def _open_work(
             stack.enter_context(checkpoint_of(resumed).lock())
             resumed = Artifact.load(resumed.path)  # another process may have finished it meanwhile
             require_unfinished(resumed)
-            _require_parents(resumed, parents)
+            for role, parent in parents.items():
+                require_parent(resumed, role, parent)
         work = stack.enter_context(
             context.stage(
                 "student",
@@ -117,13 +125,6 @@ def _open_work(
         if resumed is None:
             stack.enter_context(checkpoint_of(work.artifact).lock())
         yield work
-
-
-def _require_parents(student: Artifact, parents: Mapping[str, Artifact]) -> None:
-    for role, parent in parents.items():
-        begun_with = student.manifest.parents.get(role)
-        if begun_with is None or begun_with.hash != parent.manifest.hash:
-            raise DamagedFileError(f"{parent.path} is not the {role} that {student.name} was begun with.")
 
 
 @contextlib.contextmanager
@@ -284,7 +285,7 @@ def _train(
 
         def after_update(training: StudentTraining) -> None:
             progress.elapsed_s = time.perf_counter() - started
-            _save_or_stop(training, folder, context)
+            _save_or_stop(training, folder, work, context)
             bar.update(training.updates, success=training.last_success)
 
         training.on_update = after_update
@@ -294,11 +295,14 @@ def _train(
     training.finish()
 
 
-def _save_or_stop(training: StudentTraining, folder: CheckpointFolder, context: StageContext) -> None:
+def _save_or_stop(
+    training: StudentTraining, folder: CheckpointFolder, work: StageWork, context: StageContext
+) -> None:
     """Save at the end of a descent, every so many updates, and where the user stops, which ends the stage."""
     stopping, progress = context.stop.requested, training.progress
     ended = progress.position == progress.descent_begin
     if ended or stopping or progress.updates % training.settings.checkpoint_every == 0:
+        work.run.flush()
         training.save(folder)
     if stopping:
         raise StoppedByUser(
@@ -313,13 +317,17 @@ def _critic(teacher: Artifact, device: str) -> TeacherCritic:
 
 
 def find_resumable(
-    workspace: Workspace, reference: str | None
+    workspace: Workspace,
+    reference: str | None,
+    teacher: str | None = None,
+    dataset: str | None = None,
 ) -> tuple[DistillSettings, Artifact, Artifact, Artifact]:
     """Return the settings of the unfinished student to resume, the student, its teacher and its dataset.
 
     Args:
         workspace: where to look.
         reference: its name or path; None: the newest unfinished one with a checkpoint.
+        teacher, dataset: names or paths of its own, where the workspace does not have them.
 
     Raises:
         SettingsError: there is none, or the one named is finished or has no checkpoint.
@@ -327,8 +335,6 @@ def find_resumable(
         DamagedFileError: its manifest holds settings that are none of this version's, or names no parents.
     """
     student = find_unfinished(workspace, "student", reference)
-    settings, parents = stored_settings(student, DistillSettings), student.manifest.parents
-    if missing := [role for role in ("teacher", "dataset") if role not in parents]:
-        raise DamagedFileError(f"{student.path / MANIFEST_NAME} cannot be resumed: it names no {missing[0]}.")
-    teacher, dataset = (workspace.open(parents[role].name, role) for role in ("teacher", "dataset"))
-    return settings, student, teacher, dataset
+    settings = stored_settings(student, DistillSettings)
+    source = find_parent(student, "teacher", workspace, teacher)
+    return settings, student, source, find_parent(student, "dataset", workspace, dataset)

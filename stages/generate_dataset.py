@@ -29,6 +29,7 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
+from pipeline.core.unfinished import find_parent
 from replay.dataset_layout import is_whole, shards_below
 from replay.dataset_writer import remove_leftovers, write_shard
 from stages.artifact_task import keep_task, own_task, task_record
@@ -318,13 +319,14 @@ def _metadata(
 
 
 def find_resumable(
-    workspace: Workspace, reference: str | None
+    workspace: Workspace, reference: str | None, teacher: str | None = None
 ) -> tuple[GenerateDatasetSettings, Artifact, Artifact]:
     """Return the settings of the unfinished dataset to resume, the dataset, and its teacher.
 
     Args:
         workspace: where to look.
         reference: its name or path; None: the newest unfinished one with a shard.
+        teacher: name or path of its own, where the workspace does not have it.
 
     Raises:
         SettingsError: there is none, or the one named is finished or was not made by `generate-dataset`.
@@ -343,13 +345,9 @@ def find_resumable(
         raise SettingsError(f"Dataset {dataset.name} is completed: there is nothing to resume.")
     try:
         settings = GenerateDatasetSettings(**dataset.manifest.settings)
-        parent = dataset.manifest.parents["teacher"]
-    except (pydantic.ValidationError, KeyError):
+    except pydantic.ValidationError:
         raise DamagedFileError(
             f"{dataset.path / 'manifest.json'} cannot be resumed: its settings are not those of "
             "`pipeline generate-dataset`."
         ) from None
-    teacher = workspace.open(parent.name, "teacher")
-    if teacher.manifest.hash != parent.hash:
-        raise DamagedFileError(f"{teacher.path} is not the teacher that {dataset.name} was begun with.")
-    return settings, dataset, teacher
+    return settings, dataset, find_parent(dataset, "teacher", workspace, teacher)

@@ -173,6 +173,7 @@ def _train(
             stopping = context.ranks.any(context.stop.requested)
             if progress.unrolls % settings.checkpoint_every == 0 or training.finished or stopping:
                 progress.elapsed_s = time.perf_counter() - started
+                work.run.flush()
                 training.save(folder)
             _show(bar, training)
             if stopping:

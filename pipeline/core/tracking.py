@@ -121,7 +121,7 @@ class StageRun:
         self.log_tags(strange)
         due = time.monotonic() - self._flushed_at >= FLUSH_EVERY_S
         if due or len(self._metrics) >= FLUSH_EVERY_METRICS:
-            self._flush()
+            self.flush()
 
     def log_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags; long values are cut."""
@@ -204,11 +204,17 @@ class StageRun:
 
     def close(self, status: str, reason: str = "") -> None:
         """Write what is left and end the run; `status` is one of MLflow's, `reason` becomes a tag."""
-        self._flush(now=True)
+        self.flush(now=True)
         self.log_tags({"ended_by": reason} if reason else {})
         self._store.attempt(lambda client: client.set_terminated(self._id, status), now=True)
 
-    def _flush(self, now: bool = False) -> None:
+    def flush(self, now: bool = False) -> None:
+        """Write the metrics collected so far, as before a checkpoint: what goes on from it logs them no more.
+
+        Args:
+            now: try even where the store has just failed.
+        """
+
         def write(client: MlflowClient) -> int:
             from mlflow.entities import Metric
 

@@ -1,4 +1,4 @@
-"""Which unfinished training `--resume` goes on with, and with which settings."""
+"""Which unfinished work `--resume` goes on with, with which settings, and from which parents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pydantic
 
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
 from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.errors import DamagedFileError, SettingsError
+from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError
 from pipeline.core.settings import StageSettings
 
 CHECKPOINT_FOLDER = "checkpoint"
@@ -53,6 +53,44 @@ def require_unfinished(artifact: Artifact) -> None:
     if artifact.manifest.status == "completed":
         kind = artifact.kind.capitalize()
         raise SettingsError(f"{kind} {artifact.name} is completed: there is nothing to resume.")
+
+
+def find_parent(
+    artifact: Artifact, role: str, workspace: Workspace, reference: str | None = None
+) -> Artifact:
+    """Return what an unfinished artifact was begun with.
+
+    Args:
+        artifact: the unfinished one.
+        role: of its parent, which is the parent's kind as well.
+        workspace: where the parent is looked for by its name.
+        reference: the parent's name or path, where it lies elsewhere; None: as recorded.
+
+    Raises:
+        MissingArtifactError: it is not there.
+        DamagedFileError: the artifact does not say what it was begun with, or that is another one now.
+    """
+    recorded = artifact.manifest.parents.get(role)
+    if recorded is None:
+        raise DamagedFileError(f"{artifact.path / MANIFEST_NAME} cannot be resumed: it names no {role}.")
+    try:
+        parent = workspace.open(reference or recorded.name, role)
+    except MissingArtifactError:
+        if reference is not None:
+            raise
+        raise MissingArtifactError(
+            f"{artifact.name} cannot go on without its {role} {recorded.name}, which is not in "
+            f"{workspace.runs}: put it back, or give its folder with --{role}."
+        ) from None
+    require_parent(artifact, role, parent)
+    return parent
+
+
+def require_parent(artifact: Artifact, role: str, parent: Artifact) -> None:
+    """Raise DamagedFileError where an artifact was begun with another parent, by hash, than this one."""
+    recorded = artifact.manifest.parents.get(role)
+    if recorded is None or recorded.hash != parent.manifest.hash:
+        raise DamagedFileError(f"{parent.path} is not the {role} that {artifact.name} was begun with.")
 
 
 def stored_settings(artifact: Artifact, cls: type[Settings], **changes: Any) -> Settings:

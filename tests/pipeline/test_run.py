@@ -1,12 +1,13 @@
 """The chain: order, what is handed on, and going on where it was cut off. Stages are stand-ins here."""
 
 import json
+import shutil
 
 import pytest
 
 from pipeline.core.artifacts import Workspace
 from pipeline.core.console import Console
-from pipeline.core.errors import DamagedFileError, SettingsError, UserError
+from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
 from pipeline.run import KIND_OF_SECTION, SECTIONS, resolve_chain, resume_chain, start_chain
@@ -200,6 +201,17 @@ def test_resuming_uses_the_settings_that_the_chain_began_with(context, calls, mo
 
 def _stop():
     raise UserError("enough")
+
+
+def test_what_a_chain_made_and_is_gone_is_named(context, calls):
+    calls("distill")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    (dataset,) = context.workspace.artifacts("dataset")
+    shutil.rmtree(dataset.path)
+    gone = rf"chain's dataset {dataset.name} is not in .*another chain"
+    with pytest.raises(MissingArtifactError, match=gone):
+        resume_chain(context)
 
 
 def test_a_completed_chain_is_not_resumed(context, calls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from models.contrastive_critic import ContrastiveCritic
 from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact
+from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import StageRun
 from replay.goal_dataset import load_goal_dataset
@@ -52,6 +54,22 @@ def test_rounds_are_one_series_a_figure(
         assert {f"round/{name}": value for name, value in recorded.items() if name != "round"} == entry
     updates = [step for step, entry in logged if "validation_loss" in entry and "updates" in entry]
     assert updates == [2, 3, 4]
+
+
+def test_what_a_checkpoint_knows_of_is_tracked(
+    context: StageContext, teacher: Artifact, dataset: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    """Who goes on from it logs it no more."""
+    calls, save = list[str](), CheckpointFolder.save
+
+    def recorded_save(*arguments: Any) -> None:
+        calls.append("save")
+        save(*arguments)
+
+    monkeypatch.setattr(StageRun, "flush", lambda *_, **__: calls.append("flush"))
+    monkeypatch.setattr(CheckpointFolder, "save", recorded_save)
+    distill.run(change(updates=4, checkpoint_every=2, final_episodes=4), context, teacher, dataset)
+    assert calls[:4] == ["flush", "save"] * 2
 
 
 def test_a_student_is_guided_by_its_teachers_critic(
