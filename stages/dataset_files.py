@@ -34,7 +34,10 @@ SKIPPED = "skipped_shards"
 PACK_FORMAT = 1
 """To be raised whenever the rows that are read from the same files become others."""
 
-_INSTEAD = "or use the rest with `pipeline distill --skip-damaged-shards`."
+_INSTEAD = (
+    "or use the rest with `pipeline distill --skip-damaged-shards`, "
+    "elsewhere with --set distill.skip_damaged_shards=true."
+)
 
 
 def _silent(message: str) -> None:

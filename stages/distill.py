@@ -32,7 +32,7 @@ from pipeline.core.unfinished import (
     find_parent,
     find_unfinished,
     require_parent,
-    require_unfinished,
+    still_unfinished,
     stored_settings,
 )
 from replay.goal_dataset import GoalDataset
@@ -108,8 +108,7 @@ def _open_work(
     with contextlib.ExitStack() as stack:
         if resumed is not None:
             stack.enter_context(checkpoint_of(resumed).lock())
-            resumed = Artifact.load(resumed.path)  # another process may have finished it meanwhile
-            require_unfinished(resumed)
+            resumed = still_unfinished(resumed)
             for role, parent in parents.items():
                 require_parent(resumed, role, parent)
         work = stack.enter_context(

@@ -29,7 +29,7 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
-from pipeline.core.unfinished import find_parent
+from pipeline.core.unfinished import find_parent, require_unfinished, still_unfinished
 from replay.dataset_layout import is_whole, shards_below
 from replay.dataset_writer import remove_leftovers, write_shard
 from stages.artifact_task import keep_task, own_task, task_record
@@ -202,6 +202,7 @@ def _open_work(
         stack.enter_context(ranks.connect(device))
         if resumed is not None and ranks.leads:
             stack.enter_context(folder_lock(resumed.path))
+            resumed = still_unfinished(resumed)
         work = stack.enter_context(
             context.stage(
                 "dataset",
@@ -341,8 +342,7 @@ def find_resumable(
         if not found:
             raise SettingsError(f"No unfinished dataset with a shard in {workspace.runs} to resume.")
         dataset = found[0]
-    if dataset.manifest.status == "completed":
-        raise SettingsError(f"Dataset {dataset.name} is completed: there is nothing to resume.")
+    require_unfinished(dataset)
     try:
         settings = GenerateDatasetSettings(**dataset.manifest.settings)
     except pydantic.ValidationError:

@@ -31,7 +31,13 @@ from pipeline.core.runtime import (
     set_up_torch,
     stop_on_interrupt,
 )
-from pipeline.core.unfinished import find_unfinished, stored_settings
+from pipeline.core.unfinished import (
+    CHECKPOINT_FOLDER,
+    checkpoint_of,
+    find_unfinished,
+    still_unfinished,
+    stored_settings,
+)
 from stages.artifact_task import (
     keep_task,
     own_task,
@@ -79,12 +85,13 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(ranks.connect(training.device))
         if resumed is not None:
-            stack.enter_context(CheckpointFolder(resumed.file("checkpoint"), ranks).lock())
+            stack.enter_context(checkpoint_of(resumed, ranks).lock())
+            resumed = still_unfinished(resumed) if ranks.leads else resumed
         work = stack.enter_context(_open_stage(training, context, resumed))
         stack.enter_context(stop_on_interrupt(context.stop, ranks))
         if on_start is not None:
             on_start(work.artifact)
-        folder = CheckpointFolder(work.artifact.file("checkpoint"), ranks)
+        folder = checkpoint_of(work.artifact, ranks)
         if resumed is None:
             stack.enter_context(folder.lock())
         with _told_how_to_go_on(training, folder, context):
@@ -264,7 +271,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
     )
     _write_history(training, artifact)
     _draw(training, artifact, episodes)
-    artifact.complete(results, exclude=("checkpoint",))
+    artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
     work.run.log_metrics({"final_success": float(results["success"])}, step=training.progress.env_steps)
     work.log_files(NETWORK_FILE, *PICTURES, HISTORY_FILE, "manifest.json")
     work.run.register_model(

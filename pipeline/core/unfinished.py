@@ -8,6 +8,7 @@ import pydantic
 
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
 from pipeline.core.checkpoint import CheckpointFolder
+from pipeline.core.distributed import Ranks
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError
 from pipeline.core.settings import StageSettings
 
@@ -17,9 +18,14 @@ CHECKPOINT_FOLDER = "checkpoint"
 Settings = TypeVar("Settings", bound=StageSettings)
 
 
-def checkpoint_of(artifact: Artifact) -> CheckpointFolder:
-    """Return the checkpoint of an artifact in training, whether or not one was saved."""
-    return CheckpointFolder(artifact.file(CHECKPOINT_FOLDER))
+def checkpoint_of(artifact: Artifact, ranks: Ranks | None = None) -> CheckpointFolder:
+    """Return the checkpoint of an artifact in training, whether or not one was saved.
+
+    Args:
+        artifact: in training.
+        ranks: that save together; None: this process alone.
+    """
+    return CheckpointFolder(artifact.file(CHECKPOINT_FOLDER), ranks)
 
 
 def find_unfinished(workspace: Workspace, kind: str, reference: str | None) -> Artifact:
@@ -53,6 +59,17 @@ def require_unfinished(artifact: Artifact) -> None:
     if artifact.manifest.status == "completed":
         kind = artifact.kind.capitalize()
         raise SettingsError(f"{kind} {artifact.name} is completed: there is nothing to resume.")
+
+
+def still_unfinished(artifact: Artifact) -> Artifact:
+    """Return an artifact as it is by now, once its lock is held: another process may have finished it.
+
+    Raises:
+        SettingsError: it is completed.
+    """
+    artifact = Artifact.load(artifact.path)
+    require_unfinished(artifact)
+    return artifact
 
 
 def find_parent(

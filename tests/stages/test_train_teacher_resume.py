@@ -128,6 +128,15 @@ def test_refusing_to_resume_loses_nothing(broken: Artifact):
     assert finished.manifest.status == "completed"
 
 
+def test_a_teacher_that_another_process_has_finished_is_not_trained_on(broken: Artifact):
+    context = make_context(broken.path.parents[1])
+    Artifact.load(broken.path).complete({"success": 1.0}, exclude=("checkpoint",))
+    finished = broken.file("manifest.json").read_bytes()
+    with pytest.raises(SettingsError, match="is completed: there is nothing to resume"):
+        train_teacher.run(TINY_TEACHER, context, broken)
+    assert broken.file("manifest.json").read_bytes() == finished
+
+
 def test_there_must_be_something_to_resume(broken: Artifact, tmp_path: Path):
     workspace = Workspace(broken.path.parents[1])
     assert train_teacher.find_resumable(workspace, broken.name)[0] == TINY_TEACHER

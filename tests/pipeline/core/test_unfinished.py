@@ -10,7 +10,7 @@ import pytest
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError
 from pipeline.core.settings import StageSettings
-from pipeline.core.unfinished import checkpoint_of, find_unfinished, stored_settings
+from pipeline.core.unfinished import checkpoint_of, find_unfinished, still_unfinished, stored_settings
 
 
 class MadeUpSettings(StageSettings):
@@ -41,6 +41,16 @@ def test_the_newest_with_a_checkpoint_or_the_one_named(tmp_path: Path):
         find_unfinished(workspace, "student", second.name)
     with pytest.raises(MissingArtifactError, match="is a student, not a teacher"):
         find_unfinished(workspace, "teacher", first.name)
+
+
+def test_one_that_another_process_finished_since_it_was_found_is_refused(tmp_path: Path):
+    found = make(tmp_path, saved=True)
+    assert still_unfinished(found).name == found.name
+    Artifact.load(found.path).complete({"success": 1.0})
+    assert found.manifest.status == "running"
+    with pytest.raises(SettingsError, match=f"{found.name} is completed: there is nothing to resume"):
+        still_unfinished(found)
+    assert Artifact.load(found.path).manifest.results == {"success": 1.0}
 
 
 def test_settings_come_from_the_manifest(tmp_path: Path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,8 @@ pytest.importorskip("jinja2")
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import DamagedFileError
 from stages.report_chain import collect_chain
-from tests.stages.made_up_chain import EVALUATED, RETAINED, TIMED, MadeUpChain, make_chain, png
-from tests.stages.report_pages import PageReader, scenes_drawn_once, write_report
-
-
-@pytest.fixture(autouse=True, scope="module")
-def drawn_once() -> Iterator[None]:
-    with scenes_drawn_once():
-        yield
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., tuple[Artifact, str]]:
-    """Return a function that makes the report of an artifact and returns it with its page."""
-    return partial(write_report, tmp_path)
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> MadeUpChain:
-    return make_chain(tmp_path)
-
+from tests.stages.made_up_chain import EVALUATED, RETAINED, TIMED, MadeUpChain, png
+from tests.stages.report_pages import PageReader
 
 # -- which chain ------------------------------------------------------------------------------------
 

@@ -18,22 +18,7 @@ from stages import generate_dataset
 from stages.generate_dataset import GenerateDatasetSettings, find_resumable, run
 from stages.labelled_rollout import LabelledRollout, Round
 from tests.stages.tiny_runs import make_context
-from tests.stages.untrained_teacher import SETTINGS, make_teacher
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return make_context(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture(scope="module")
-def teacher(context: StageContext) -> Artifact:
-    return make_teacher(context)
-
-
-@pytest.fixture(scope="module")
-def dataset(context: StageContext, teacher: Artifact) -> Artifact:
-    return run(SETTINGS, context, teacher)
+from tests.stages.untrained_teacher import SETTINGS
 
 
 class Killed(BaseException):
@@ -63,6 +48,15 @@ def unfinished(context: StageContext, teacher: Artifact, monkeypatch: pytest.Mon
 
 def shards_of(artifact: Artifact) -> list[Path]:
     return sorted(artifact.path.rglob("shard_*-v0"))
+
+
+def test_a_dataset_that_another_process_has_finished_is_not_begun_again(
+    context: StageContext, teacher: Artifact, unfinished: Artifact
+):
+    finished = run(SETTINGS, context, teacher, Artifact.load(unfinished.path)).manifest
+    with pytest.raises(SettingsError, match="is completed: there is nothing to resume"):
+        run(SETTINGS, context, teacher, unfinished)
+    assert Artifact.load(unfinished.path).manifest == finished
 
 
 def test_a_resumed_dataset_is_the_one_that_was_never_cut_off(

@@ -24,23 +24,7 @@ from stages.generate_dataset import GenerateDatasetSettings, plan_groups, run
 from stages.label_strength import TRIAL_EPISODES
 from stages.network_file import NETWORK_FILE, load_actor
 from tests.stages.test_best_action import CRITIC
-from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import SETTINGS, STEPS, make_teacher
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return make_context(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture(scope="module")
-def teacher(context: StageContext) -> Artifact:
-    return make_teacher(context)
-
-
-@pytest.fixture(scope="module")
-def dataset(context: StageContext, teacher: Artifact) -> Artifact:
-    return run(SETTINGS, context, teacher)
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("jinja2")
-from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.run import settings_by_kind
 from stages import report
 from stages.report import REPORT_FILE, ReportSettings
 from tests.stages.made_up_chain import EVALUATED, FAILURES, RETAINED, TIMED, MadeUpChain, make_chain, png
-from tests.stages.report_pages import PageReader, scenes_drawn_once, write_report
+from tests.stages.report_pages import PageReader
 from tests.stages.tiny_runs import make_context
 
 SECTIONS = [
@@ -33,23 +30,6 @@ SECTIONS = [
     "lineage",
     "settings",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def drawn_once() -> Iterator[None]:
-    with scenes_drawn_once():
-        yield
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., tuple[Artifact, str]]:
-    """Return a function that makes the report of an artifact and returns it with its page."""
-    return partial(write_report, tmp_path)
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> MadeUpChain:
-    return make_chain(tmp_path)
 
 
 # -- a whole chain ----------------------------------------------------------------------------------
