@@ -172,6 +172,7 @@ class _Chain:
         """Run the stages that are not done; return the artifacts of all."""
         from stages import benchmark, distill, export_onnx, generate_dataset, report, train_teacher
 
+        ended_by: BaseException | None = None
         try:
             teacher = self._teacher(train_teacher)
             dataset = self._dataset(generate_dataset, teacher)
@@ -181,10 +182,13 @@ class _Chain:
             page = self._stage("report", report, policy, settings_by_kind())
             self._record.completed = True
             self._save()
-        except KeyboardInterrupt:
-            raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command}") from None
+        except BaseException as error:
+            ended_by = error
+            if isinstance(error, KeyboardInterrupt):
+                raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command}") from None
+            raise
         finally:
-            self._context.tracker.close_chain(self._record.chain_run_id, ok=self._record.completed)
+            self._context.tracker.close_chain(self._record.chain_run_id, ended_by)
         made: dict[str, Artifact] = dict(
             zip(SECTIONS, (teacher, dataset, student, policy, latency, page), strict=True)
         )

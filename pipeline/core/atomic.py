@@ -20,13 +20,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path` and survives a power cut.
 
     The temporary name ends like the final one, for writers that go by the suffix. The parent folder is made.
+    The file's mode is the umask's, whatever mode the writer gave it.
     After an exception the temporary file is removed and `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
     try:
+        temporary.touch()  # the one way to ask for the umask that changes it for no other thread
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -138,7 +138,7 @@ class StageContext:
         run_id = artifact.manifest.tracking.get("run_id")
         tags = {"task": artifact.manifest.task, "artifact": artifact.name}
         tracked = self.tracker.stage(stage, name=artifact.name, chain_run_id=chain, run_id=run_id, tags=tags)
-        succeeded = False
+        ended_by: BaseException | None = None
         try:
             with tracked as run:
                 tracking = {"run_id": run.run_id, "chain_run_id": chain, "own_chain": own_chain}
@@ -147,15 +147,14 @@ class StageContext:
                 artifact.update(settings=values, tracking=tracking, **begun)
                 run.log_settings(values)
                 yield StageWork(artifact, run)
-            succeeded = True
-        except StoppedByUser:
-            raise
         except BaseException as error:
-            _record_failure(artifact, error)
+            ended_by = error
+            if not isinstance(error, StoppedByUser):
+                _record_failure(artifact, error)
             raise
         finally:
             if own_chain:
-                self.tracker.close_chain(chain, ok=succeeded)
+                self.tracker.close_chain(chain, ended_by)
 
     def _chain(self, artifact: Artifact, parents: Mapping[str, Artifact]) -> tuple[str | None, bool]:
         """Return the chain run to nest under, and whether this stage opened it and so closes it."""

@@ -242,10 +242,10 @@ class Tracker:
         """Start the run that stages nest under; return its id, or None where nothing is recorded."""
         return self._create_run(name, "chain", _as_tags(tags))
 
-    def close_chain(self, chain_run_id: str | None, ok: bool) -> None:
-        """End a chain run as finished or failed."""
+    def close_chain(self, chain_run_id: str | None, error: BaseException | None = None) -> None:
+        """End a chain run: finished, failed by `error`, or killed where that is the user's Ctrl-C."""
         if chain_run_id:
-            status = "FINISHED" if ok else "FAILED"
+            status = _ending(error)
             self._store.attempt(lambda client: client.set_terminated(chain_run_id, status), now=True)
 
     def log_chain_file(self, chain_run_id: str | None, path: Path) -> None:
@@ -280,10 +280,9 @@ class Tracker:
         try:
             yield run
         except BaseException as error:
-            stopped = isinstance(error, StoppedByUser | KeyboardInterrupt)
-            run.close("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
+            run.close(_ending(error), f"{type(error).__name__}: {error}")
             raise
-        run.close("FINISHED")
+        run.close(_ending(None))
 
     def _create_run(self, name: str, stage: str, tags: dict[str, str]) -> str | None:
         source = {"mlflow.source.name": f"pipeline {stage}", "mlflow.source.type": "JOB"}
@@ -326,6 +325,13 @@ def open_tracker(workspace_root: Path, warn: Callable[[str], None] | None = None
         return NullTracker()
     client, experiment_id = open_store(workspace_root)
     return Tracker(_Store(client, warn or _warn_on_stderr), experiment_id)
+
+
+def _ending(error: BaseException | None) -> str:
+    """Return MLflow's status of a run that ended with `error`; None: it ended well."""
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, StoppedByUser | KeyboardInterrupt) else "FAILED"
 
 
 def _find_run(client: MlflowClient, run_id: str) -> Run | None:

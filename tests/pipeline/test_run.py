@@ -7,7 +7,13 @@ import pytest
 
 from pipeline.core.artifacts import Workspace
 from pipeline.core.console import Console
-from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
+from pipeline.core.errors import (
+    DamagedFileError,
+    MissingArtifactError,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+)
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
 from pipeline.run import KIND_OF_SECTION, SECTIONS, resolve_chain, resume_chain, start_chain
@@ -26,14 +32,15 @@ RESULTS = {
 class RecordingTracker(NullTracker):
     def __init__(self):
         super().__init__()
-        self.opened, self.closed = 0, []
+        self.opened, self.closed, self.endings = 0, [], []
 
     def open_chain(self, name, tags=None):
         self.opened += 1
         return f"chain-{self.opened}"
 
-    def close_chain(self, chain_run_id, ok):
-        self.closed.append((chain_run_id, ok))
+    def close_chain(self, chain_run_id, error=None):
+        self.closed.append((chain_run_id, error is None))
+        self.endings.append(error)
 
 
 @pytest.fixture
@@ -113,6 +120,17 @@ def test_a_chain_that_was_cut_off_goes_on_where_it_was(context, calls, fails):
     assert {call[2] for call in made} == {"chain-1"}
     assert all(artifact.manifest.status == "completed" for artifact in artifacts.values())
     assert context.tracker.closed[-1] == ("chain-1", True)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StoppedByUser("saved")])
+def test_a_chain_that_the_user_stopped_is_closed_as_stopped(context, monkeypatch, error):
+    def stopped(*_):
+        raise error
+
+    monkeypatch.setattr("stages.train_teacher.run", stopped)
+    with pytest.raises(StoppedByUser):
+        start_chain(settings(), context)
+    assert isinstance(context.tracker.endings[0], KeyboardInterrupt | StoppedByUser)
 
 
 def test_an_unfinished_teacher_is_resumed_not_trained_anew(context, calls):

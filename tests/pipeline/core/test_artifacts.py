@@ -56,6 +56,19 @@ class TestAtomicFiles:
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+    def test_the_mode_is_the_umasks_whatever_the_writer_made(
+        self, tmp_path: Path, umask: int, mode: int
+    ) -> None:
+        before = os.umask(umask)
+        try:
+            with atomic_file(tmp_path / "network.safetensors") as temporary:
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600))  # as safetensors does
+            write_atomic(tmp_path / "manifest.json", "{}")
+        finally:
+            os.umask(before)
+        assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [mode, mode]
+
     def test_nothing_is_visible_before_the_end(self, tmp_path: Path) -> None:
         path = tmp_path / "picture.png"
         with atomic_file(path) as temporary:

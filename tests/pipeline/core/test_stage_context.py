@@ -29,14 +29,16 @@ class RecordingTracker(NullTracker):
         super().__init__()
         self.chains: dict[str, bool | None] = {}
         self.stages: list[dict[str, Any]] = []
+        self.endings: list[BaseException | None] = []
 
     def open_chain(self, name: str, tags: Any = None) -> str:
         self.chains[f"chain-{len(self.chains)}"] = None
         return f"chain-{len(self.chains) - 1}"
 
-    def close_chain(self, chain_run_id: str | None, ok: bool) -> None:
+    def close_chain(self, chain_run_id: str | None, error: BaseException | None = None) -> None:
         assert chain_run_id is not None
-        self.chains[chain_run_id] = ok
+        self.chains[chain_run_id] = error is None
+        self.endings.append(error)
 
     @contextmanager
     def stage(self, stage: str, **options: Any) -> Iterator[StageRun]:
@@ -206,6 +208,7 @@ def test_a_chain_that_is_given_is_used_and_left_open(context: StageContext, trac
 def test_a_resumed_stage_closes_the_chain_that_it_opened(context: StageContext, tracker: RecordingTracker):
     stopped = run_stage(context, error=StoppedByUser("stopped"))
     assert tracker.chains == {"chain-0": False}
+    assert isinstance(tracker.endings[0], StoppedByUser), "so that the chain counts as killed, as its stage"
     again = run_stage(context, resumed=stopped, error=StoppedByUser("stopped"))
     run_stage(context, resumed=again)
     assert tracker.chains == {"chain-0": True}

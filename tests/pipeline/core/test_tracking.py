@@ -73,7 +73,7 @@ def test_stages_nest_under_their_chain(tracker, client):
     chain = tracker.open_chain("chain-1", {"task": "point_u_maze"})
     with tracker.stage("train_teacher", name="teacher-1", chain_run_id=chain, tags={"depth": 16}) as run:
         assert client.get_run(run.run_id).info.status == "RUNNING"
-    tracker.close_chain(chain, ok=True)
+    tracker.close_chain(chain)
 
     parent, child = client.get_run(chain), client.get_run(run.run_id)
     assert child.data.tags["mlflow.parentRunId"] == chain == run.chain_run_id
@@ -88,9 +88,12 @@ def test_stages_nest_under_their_chain(tracker, client):
     [(ValueError("no"), "FAILED"), (StoppedByUser("saved"), "KILLED"), (KeyboardInterrupt(), "KILLED")],
 )
 def test_an_error_ends_the_run_as_it_should(tracker, client, error, status):
+    chain = tracker.open_chain("chain")
     with pytest.raises(type(error)), tracker.stage("distill", name="student") as run:
         run.log_metrics({"loss": 2.0}, 7)
         raise error
+    tracker.close_chain(chain, error)
+    assert client.get_run(chain).info.status == status, "beside its stage"
     record = client.get_run(run.run_id)
     assert record.info.status == status
     assert record.data.metrics == {"loss": 2.0}, "what was collected is written before the run ends"
@@ -220,7 +223,7 @@ def test_nothing_is_printed(workspace, capfd, tmp_path):
         run.log_settings({"depth": 4})
         run.log_metrics({"loss": 1.0}, 1)
         run.register_model("quiet", tmp_path / "weights")
-    tracker.close_chain(chain, ok=True)
+    tracker.close_chain(chain)
     assert capfd.readouterr() == ("", "")
 
 
@@ -297,7 +300,7 @@ def test_without_mlflow_nothing_is_recorded(tmp_path, monkeypatch):
     tracker = open_tracker(tmp_path)
     assert isinstance(tracker, NullTracker)
     assert tracker.open_chain("chain") is None
-    tracker.close_chain(None, ok=True)
+    tracker.close_chain(None)
     with tracker.stage("distill", name="student", chain_run_id=None) as run:
         run.log_settings({"depth": 4})
         run.log_metrics({"loss": math.nan}, 0)
