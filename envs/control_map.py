@@ -8,17 +8,19 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from envs.object_names import find_object, object_names
 from envs.task import Command, TaskError
-from envs.term_columns import TermResolver
 
+_ACTUATOR = mujoco.mjtObj.mjOBJ_ACTUATOR
 _KINDS = ("range", "switch", "hold")
+_LISTED = "list the actuators in `action`, each with its `low` and `high`"
 
 
 class ControlMap:
     """How a task's actions become the controls of its model's actuators.
 
     Attributes:
-        actuators: names of all actuators, in the model's order.
+        actuators: names of all actuators, in the model's order, as `object_names` gives them.
         actions: names of the actuators that take an action, in the order of the actions.
         action_dim: how many actions there are.
         columns: (nu,) int64, which action each actuator takes; 0 for one that is held.
@@ -37,22 +39,24 @@ class ControlMap:
     """
 
     def __init__(self, model: mujoco.MjModel, commands: Sequence[Command] | None, owner: str) -> None:
-        self.actuators = [model.actuator(i).name or f"actuator_{i}" for i in range(model.nu)]
+        self.actuators = object_names(model, _ACTUATOR)
         if model.nu == 0:
             raise TaskError(f"{owner}: the model has no actuator.")
         if commands is None:
             commands = [Command(name) for name in self.actuators]
             ids = list(range(model.nu))
         else:
-            resolver = TermResolver(model, owner)
-            ids = [resolver.object_id(mujoco.mjtObj.mjOBJ_ACTUATOR, each.actuator) for each in commands]
+            ids = [_find(model, place, each.actuator, owner) for place, each in enumerate(commands)]
         _require_one_each(self.actuators, ids, owner)
         self.columns = np.zeros(model.nu, np.int64)
         self.low, self.high = np.zeros(model.nu, np.float32), np.zeros(model.nu, np.float32)
         self.switched = np.zeros(model.nu, bool)
         self.actions: list[str] = []
-        for index, command in zip(ids, commands, strict=True):
-            self.low[index], self.high[index] = _bounds(model, index, command, owner)
+        for place, (index, command) in enumerate(zip(ids, commands, strict=True)):
+            try:
+                self.low[index], self.high[index] = _bounds(model, index, command, owner)
+            except TaskError as error:
+                raise error.within(place) from None
             self.switched[index] = command.kind == "switch"
             if command.kind != "hold":
                 self.columns[index] = len(self.actions)
@@ -91,11 +95,18 @@ class ControlMap:
         return self._placed[xp, device]
 
 
+def _find(model: mujoco.MjModel, place: int, name: str, owner: str) -> int:
+    try:
+        return find_object(model, _ACTUATOR, name, owner)
+    except TaskError as error:
+        raise error.within(place, "actuator") from None
+
+
 def _require_one_each(actuators: list[str], ids: list[int], owner: str) -> None:
-    twice = sorted({actuators[index] for index in ids if ids.count(index) > 1})
     missing = [name for index, name in enumerate(actuators) if index not in ids]
-    if twice:
-        raise TaskError(f"{owner}: actuator {twice[0]!r} is commanded twice.")
+    for place, index in enumerate(ids):
+        if index in ids[:place]:
+            raise TaskError(f"{owner}: actuator {actuators[index]!r} is commanded twice.", (place,))
     if missing:
         raise TaskError(
             f"{owner}: actuator {missing[0]!r} has no command; hold it at a value, or give it an action."
@@ -105,17 +116,41 @@ def _require_one_each(actuators: list[str], ids: list[int], owner: str) -> None:
 def _bounds(model: mujoco.MjModel, index: int, command: Command, owner: str) -> tuple[float, float]:
     if command.kind not in _KINDS:
         raise TaskError(f"{owner}: unknown command {command.kind!r}; valid: {', '.join(_KINDS)}.")
-    name = model.actuator(index).name or f"actuator_{index}"
+    name = object_names(model, _ACTUATOR)[index]
     low, high = command.low, command.high
     if command.kind == "hold":
         if low is None or high is not None:
             raise TaskError(f"{owner}: actuator {name!r} is held at one value, in `low`.")
         return low, low
     if low is None or high is None:
-        if not model.actuator_ctrllimited[index]:
-            raise TaskError(f"{owner}: actuator {name!r} has no ctrlrange: give it `low` and `high`.")
-        lowest, highest = model.actuator_ctrlrange[index]
+        lowest, highest = _own_range(model, index, name, owner)
         low, high = lowest if low is None else low, highest if high is None else high
     if not np.isfinite([low, high]).all() or low == high:
         raise TaskError(f"{owner}: actuator {name!r} has no room between {low} and {high}.")
     return float(low), float(high)
+
+
+def _own_range(model: mujoco.MjModel, index: int, name: str, owner: str) -> tuple[float, float]:
+    """Return the bounds that the model gives an actuator's control.
+
+    They are its ctrlrange; 0 to 1 for a muscle without one, where its activation stops too.
+
+    Raises:
+        TaskError: it has none, or one that is switched off; the message says what the model has.
+    """
+    low, high = map(float, model.actuator_ctrlrange[index])
+    if model.actuator_ctrllimited[index]:
+        return low, high
+    if low < high:
+        raise TaskError(
+            f"{owner}: actuator {name!r} has the ctrlrange {low:g} to {high:g}, but the model switches it "
+            f'off (ctrllimited="false"): switch it on there, or {_LISTED}: '
+            f"{{actuator: {name}, low: {low:g}, high: {high:g}}}."
+        )
+    if model.actuator_dyntype[index] == mujoco.mjtDyn.mjDYN_MUSCLE:
+        return 0.0, 1.0
+    reason = "has no ctrlrange"
+    if model.actuator_forcelimited[index]:
+        weakest, strongest = model.actuator_forcerange[index]
+        reason = f"has the forcerange {weakest:g} to {strongest:g}, which bounds no control, and no ctrlrange"
+    raise TaskError(f"{owner}: actuator {name!r} {reason}: give it one in the model, or {_LISTED}.")

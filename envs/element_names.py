@@ -8,16 +8,10 @@ import mujoco
 import numpy as np
 
 from envs.data_fields import FIELDS
+from envs.object_names import object_count, object_names
 from envs.term_columns import TermColumns, label_of
 
 _JOINT, _SENSOR = mujoco.mjtJoint, mujoco.mjtSensor
-_COUNTS: Mapping[mujoco.mjtObj, str] = {
-    mujoco.mjtObj.mjOBJ_JOINT: "njnt",
-    mujoco.mjtObj.mjOBJ_ACTUATOR: "nu",
-    mujoco.mjtObj.mjOBJ_BODY: "nbody",
-    mujoco.mjtObj.mjOBJ_SITE: "nsite",
-    mujoco.mjtObj.mjOBJ_SENSOR: "nsensor",
-}
 _PER_OBJECT: Mapping[str, tuple[str, ...]] = {
     "xpos": ("m",) * 3,
     "xquat": ("1",) * 4,
@@ -78,19 +72,19 @@ def describe_elements(model: mujoco.MjModel, columns: TermColumns) -> list[dict[
     """Return name and unit of every number of a term, in order.
 
     A term of one object is called by its label, as ``site_xpos:tip[0]``. One over all objects adds whose
-    number it is, where that has a name: ``qpos[7] elbow``, ``qpos[2] root[2]``. The unit is the term's own,
-    else the one that MuJoCo's convention gives the field; empty where it gives none, as for controls.
+    number it is, as `object_names` calls it: ``qpos[7] elbow``, ``qpos[2] root[2]``. The unit is the term's
+    own, else the one that MuJoCo's convention gives the field; empty where it gives none, as for controls.
     """
     term, found = columns.term, []
     source = columns.source
     flat = np.arange(source.start, source.stop) if isinstance(source, slice) else source
     numbers = term.columns or range(len(flat))
+    names = object_names(model, FIELDS[term.field].kind)
     for number, column in zip(numbers, flat, strict=True):
         owner, offset, size = _owner(model, term.field, int(column))
         name = f"{label_of(term)}[{number}]"
-        kind = FIELDS[term.field].kind
-        if term.object is None and term.minus is None and (own := mujoco.mj_id2name(model, kind, owner)):
-            name += f" {own}[{offset}]" if size > 1 else f" {own}"
+        if term.object is None and term.minus is None:
+            name += f" {names[owner]}[{offset}]" if size > 1 else f" {names[owner]}"
         unit = "1" if term.transform in ("cos", "sin") else _unit(model, term.field, owner, offset)
         found.append({"name": name, "unit": term.unit or unit})
     return found
@@ -99,7 +93,7 @@ def describe_elements(model: mujoco.MjModel, columns: TermColumns) -> list[dict[
 def _owner(model: mujoco.MjModel, name: str, column: int) -> tuple[int, int, int]:
     """Return the id of the object that a flat column belongs to, which of its numbers it is, of how many."""
     field = FIELDS[name]
-    for index in range(getattr(model, _COUNTS[field.kind])):
+    for index in range(object_count(model, field.kind)):
         start, stop = field.columns(model, index)
         if start <= column < stop:
             return index, column - start, stop - start

@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike
 
 from envs.compiled_task import CompiledTask
 from envs.goal_positions import goal_positions
+from envs.object_names import find_object
 from envs.opengl import NoOpenGLError, open_context
 from envs.scene_style import SUN, apply_style, light_scene
-from envs.term_columns import TermResolver
 
 _EXTRA_GEOMS = 1000  # what MuJoCo adds of its own, and what is added here
 _TRAIL_PIECES, _TRAIL_WIDTH, _TRAIL_COLOUR = 200, 0.0025, (0.95, 0.55, 0.15, 0.9)
@@ -236,8 +236,7 @@ def scene_camera(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
     camera.lookat[:] = model.stat.center if scene.lookat is None else scene.lookat
     if scene.follow is None:
         return camera, None
-    resolver = TermResolver(model, f"Task {task.name!r}")
-    body = resolver.object_id(mujoco.mjtObj.mjOBJ_BODY, scene.follow)
+    body = find_object(model, mujoco.mjtObj.mjOBJ_BODY, scene.follow, f"Task {task.name!r}")
     if scene.lookat is None:
         # Its height at rest: a camera that bobs with every step is hard to watch.
         camera.lookat[2] = model.qpos0[2] if model.body_dofnum[body] == 6 else model.body_pos[body][2]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import mujoco
 import numpy as np
 
+from envs.data_fields import FIELDS
+from envs.object_names import find_object, object_names
 from envs.task import Reset, TaskError, Term
-from envs.term_columns import TermResolver, as_slice, object_names
+from envs.term_columns import ONE_NUMBER, TermResolver, as_slice
 
-_ONE_NUMBER = re.compile(r"(?P<joint>.+)\[(?P<index>\d+)\]$")
 _TRIAL_DRAWS = 256
 _JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY
 
@@ -32,11 +31,16 @@ class StartStates:
         self._model, self._reset, self._owner = model, reset, owner
         self._resolver = TermResolver(model, owner)
         self._qpos, self._qvel = self._base()
-        columns = [self._column(name) for name in reset.joints]
+        columns = [self._column(index, name) for index, name in enumerate(reset.joints)]
+        twice = [index for index, column in enumerate(columns) if column in columns[:index]]
+        if twice:
+            raise TaskError(f"{owner}: {reset.joints[twice[0]]!r} is drawn twice.", ("joints", twice[0]))
         self._drawn = np.array(columns, int)
         drawn = reset.sample(np.random.default_rng(0), _TRIAL_DRAWS)
         if drawn.shape[1] != len(columns):
-            raise TaskError(f"{owner}: starts draw {drawn.shape[1]} numbers for {len(columns)} joints.")
+            raise TaskError(
+                f"{owner}: starts draw {drawn.shape[1]} numbers for {len(columns)} joints.", ("positions",)
+            )
         self._noisy_qpos, self._noisy_qvel = self._noisy("qpos"), self._noisy("qvel")
         self._quaternions = [
             int(model.jnt_qposadr[joint]) + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0)
@@ -59,30 +63,42 @@ class StartStates:
     def _base(self) -> tuple[np.ndarray, np.ndarray]:
         if self._reset.keyframe is None:
             return self._model.qpos0.copy(), np.zeros(self._model.nv)
-        key = self._resolver.object_id(_KEY, self._reset.keyframe)
+        try:
+            key = find_object(self._model, _KEY, self._reset.keyframe, self._owner)
+        except TaskError as error:
+            raise error.within("keyframe") from None
         qpos, qvel = self._model.key_qpos[key].copy(), self._model.key_qvel[key].copy()
         if not (np.isfinite(qpos).all() and np.isfinite(qvel).all()):
             raise TaskError(f"{self._owner}: keyframe {self._reset.keyframe!r} holds NaN or infinity.")
         return qpos, qvel
 
-    def _column(self, name: str) -> int:
-        """Return the column of qpos that ``joint`` or ``joint[index]`` names."""
-        match = _ONE_NUMBER.match(name)
+    def _column(self, place: int, name: str) -> int:
+        """Return the column of qpos that ``joint`` or ``joint[index]`` names, the `place`-th to draw."""
+        term, match = Term("qpos", name), ONE_NUMBER.match(name)
         if match and name not in object_names(self._model, _JOINT):
-            index = int(match["index"])
-            return int(self._resolver.columns(Term("qpos", match["joint"], columns=(index,)))[0])
-        columns = self._resolver.columns(Term("qpos", name))
+            term = Term("qpos", match["object"], columns=(int(match["index"]),))
+        try:
+            columns = self._resolver.columns(term)
+        except TaskError as error:
+            raise TaskError(str(error), ("joints", place)) from None
         if len(columns) != 1:
             raise TaskError(
-                f"{self._owner}: joint {name!r} has {len(columns)} numbers; draw them one by one: {name}[0]."
+                f"{self._owner}: joint {name!r} has {len(columns)} numbers; draw them one by one: {name}[0].",
+                ("joints", place),
             )
         return int(columns[0])
 
     def _noisy(self, field: str) -> np.ndarray | slice:
         if self._reset.noise_joints is None:
             return slice(None)
-        columns = [self._resolver.columns(Term(field, joint)) for joint in self._reset.noise_joints]
-        return as_slice(np.concatenate(columns) if columns else np.zeros(0, int))
+        columns = [np.zeros(0, int)]
+        for place, joint in enumerate(self._reset.noise_joints):
+            try:
+                index = find_object(self._model, _JOINT, joint, self._owner)
+            except TaskError as error:
+                raise error.within("noise_joints", place) from None
+            columns.append(np.arange(*FIELDS[field].columns(self._model, index)))
+        return as_slice(np.concatenate(columns))
 
     def sample(self, rng: np.random.Generator, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return qpos (count, nq) and qvel (count, nv), float64.

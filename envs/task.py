@@ -18,7 +18,20 @@ Transform = Literal["identity", "cos", "sin", "difference"]
 
 
 class TaskError(ValueError):
-    """A task that cannot be built, or a name in it that its model does not have."""
+    """A task that cannot be built, or a name in it that its model does not have.
+
+    Attributes:
+        entry: how to get to what is wrong within the part of the task at hand, in keys and indices such as
+            ``("joints", 1)``; empty where it is the part itself.
+    """
+
+    def __init__(self, message: str, entry: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.entry = entry
+
+    def within(self, *entry: str | int) -> TaskError:
+        """Return the error as seen from a part of the task that holds this one at `entry`."""
+        return TaskError(str(self), (*entry, *self.entry))
 
 
 @dataclass(frozen=True)

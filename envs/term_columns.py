@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -11,7 +11,10 @@ import mujoco
 import numpy as np
 
 from envs.data_fields import FIELDS
+from envs.object_names import find_object, nearest_hint
 from envs.task import TaskError, Term, Transform
+
+ONE_NUMBER = re.compile(r"(?P<object>.+)\[(?P<index>\d+)\]$")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class TermResolver:
         for term in terms:
             self._check(term)
             columns = self.columns(term)
-            minus = None if term.minus is None else self.columns(term.minus)
+            minus = None if term.minus is None else self._subtracted(term.minus)
             if minus is not None and len(minus) != len(columns):
                 raise TaskError(f"{self._owner}: a difference of {len(columns)} and {len(minus)} numbers.")
             stop = start + len(columns)
@@ -70,6 +73,12 @@ class TermResolver:
         if start == 0:
             raise TaskError(f"{self._owner} has an empty list of terms.")
         return resolved
+
+    def _subtracted(self, term: Term) -> np.ndarray:
+        try:
+            return self.columns(term)
+        except TaskError as error:
+            raise error.within("minus") from None
 
     def _check(self, term: Term) -> None:
         if term.transform not in get_args(Transform):
@@ -85,54 +94,48 @@ class TermResolver:
         if term.field not in FIELDS:
             valid = f"valid: {', '.join(FIELDS)}."
             raise TaskError(
-                f"{self._owner}: unknown field {term.field!r}; {nearest_hint(term.field, FIELDS)}{valid}"
+                f"{self._owner}: unknown field {term.field!r}; {nearest_hint(term.field, FIELDS)}{valid}",
+                ("field",),
             )
         field = FIELDS[term.field]
         if term.object is None:
             columns = np.arange(field.width(self._model))
         else:
-            columns = np.arange(*field.columns(self._model, self.object_id(field.kind, term.object)))
-        if term.columns is not None:
-            if min(term.columns, default=0) < 0 or max(term.columns, default=0) >= len(columns):
+            try:
+                index = find_object(self._model, field.kind, term.object, self._owner)
+            except TaskError as error:
+                raise self._with_number(term, error).within("object") from None
+            columns = np.arange(*field.columns(self._model, index))
+        if term.columns is None:
+            if len(columns) == 0:
                 raise TaskError(
-                    f"{self._owner}: columns {term.columns} of {term.field!r}, which has {len(columns)}."
+                    f"{self._owner}: the model has nothing that {term.field!r} reads.", ("field",)
                 )
-            columns = columns[list(term.columns)]
-        return columns
+            return columns
+        whose = term.field if term.object is None else f"{term.field} of {term.object!r}"
+        missing = [column for column in term.columns if not 0 <= column < len(columns)]
+        if missing:
+            raise TaskError(
+                f"{self._owner}: {whose} has no number {missing[0]}: {_counted(len(columns))}.", ("columns",)
+            )
+        return columns[list(term.columns)]
 
-    def object_id(self, kind: mujoco.mjtObj, name: str) -> int:
-        """Return the id of a named object of the model; raise TaskError where it is missing."""
-        index = mujoco.mj_name2id(self._model, kind, name)
-        if index >= 0:
-            return index
-        label = "keyframe" if kind == mujoco.mjtObj.mjOBJ_KEY else kind.name.removeprefix("mjOBJ_").lower()
-        names = object_names(self._model, kind)
-        valid = (
-            f"it has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else "it has none."
-        )
-        raise TaskError(
-            f"{self._owner}: the model has no {label} named {name!r}; {nearest_hint(name, names)}{valid}"
-        )
-
-
-def object_names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
-    """Return the names of the model's objects of a kind; those without a name are left out."""
-    counts = {
-        mujoco.mjtObj.mjOBJ_JOINT: model.njnt,
-        mujoco.mjtObj.mjOBJ_ACTUATOR: model.nu,
-        mujoco.mjtObj.mjOBJ_BODY: model.nbody,
-        mujoco.mjtObj.mjOBJ_SITE: model.nsite,
-        mujoco.mjtObj.mjOBJ_SENSOR: model.nsensor,
-        mujoco.mjtObj.mjOBJ_KEY: model.nkey,
-    }
-    names = (mujoco.mj_id2name(model, kind, index) for index in range(counts[kind]))
-    return [name for name in names if name]
+    def _with_number(self, term: Term, error: TaskError) -> TaskError:
+        """Return the error about an object; where that is ``root[2]``, it says how one number is read."""
+        match = ONE_NUMBER.match(term.object or "")
+        if match is None:
+            return error
+        try:
+            find_object(self._model, FIELDS[term.field].kind, match["object"], self._owner)
+        except TaskError:
+            return error
+        asked = f"object: {match['object']}, columns: [{match['index']}]"
+        return TaskError(f"{error} One of its numbers is read with `{asked}`.")
 
 
-def nearest_hint(name: str, valid: Iterable[str]) -> str:
-    """Return ``did you mean 'x'? `` for the nearest valid name; nothing where none is near."""
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""
+def _counted(numbers: int) -> str:
+    """Return ``it has 7, from 0 to 6`` for so many numbers."""
+    return "it has none" if numbers == 0 else f"it has {numbers}, from 0 to {numbers - 1}"
 
 
 def as_slice(columns: np.ndarray | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from envs.object_names import object_name
 from envs.task import Command, TaskError
 
 
@@ -18,9 +19,7 @@ def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:
 
 
 def _position_target(model: mujoco.MjModel, index: int) -> Command:
-    name = model.actuator(index).name
-    if not name:
-        raise TaskError(f"position_target needs named actuators, and number {index} has no name")
+    name = object_name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index)
     if not _is_position_servo(model, index):
         raise TaskError(
             f"position_target needs position servos, and actuator {name!r} is none: list the actuators, each "
@@ -29,15 +28,20 @@ def _position_target(model: mujoco.MjModel, index: int) -> Command:
     target = int(model.actuator_trnid[index, 0])
     transmission = mujoco.mjtTrn(model.actuator_trntype[index])  # a NumPy integer is in no tuple of these
     if transmission in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
-        kind, what, limited = "joint", model.joint(target).name, model.jnt_limited[target]
-        bounds = model.jnt_range[target]
+        kind, limited, bounds = "joint", model.jnt_limited[target], model.jnt_range[target]
+        what = object_name(model, mujoco.mjtObj.mjOBJ_JOINT, target)
     elif transmission == mujoco.mjtTrn.mjTRN_TENDON:
-        kind, what, limited = "tendon", model.tendon(target).name, model.tendon_limited[target]
-        bounds = model.tendon_range[target]
+        kind, limited, bounds = "tendon", model.tendon_limited[target], model.tendon_range[target]
+        what = object_name(model, mujoco.mjtObj.mjOBJ_TENDON, target)
     else:
         raise TaskError(f"position_target: actuator {name!r} moves neither a joint nor a tendon")
     if not limited:
-        raise TaskError(f"position_target: actuator {name!r} moves {kind} {what!r}, which has no range")
+        low, high = map(float, bounds)
+        has = f'has the range {low:g} to {high:g}, but limited="false"' if low < high else "has no range"
+        raise TaskError(
+            f"position_target: actuator {name!r} moves {kind} {what!r}, which {has}: mend it in the model, "
+            "or list the actuators in `action`, each with its `low` and `high`"
+        )
     low, high = np.sort(bounds * model.actuator_gear[index, 0])
     return Command(name, "range", float(low), float(high))
 

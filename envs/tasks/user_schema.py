@@ -12,9 +12,9 @@ import pydantic
 from pydantic import Field
 
 from envs.mazes import LAYOUTS
+from envs.object_names import nearest_hint
 from envs.task import TaskError
 from envs.tasks.task_yaml import Location, Page
-from envs.term_columns import nearest_hint
 
 Entry = TypeVar("Entry")
 Numbers = Annotated[list[float], Field(min_length=1)]

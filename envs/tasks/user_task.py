@@ -24,6 +24,7 @@ from envs.distributions import (
 )
 from envs.mazes import add_walls, cells
 from envs.mujoco_log import quiet_mujoco
+from envs.object_names import find_object, object_name
 from envs.start_states import StartStates
 from envs.task import (
     Command,
@@ -196,8 +197,7 @@ def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
         )
         index = int(np.argwhere(np.isnan(array))[0][0])
         kind = _KINDS.get(name.partition("_")[0])
-        found = mujoco.mj_id2name(model, kind, index) if kind is not None else None
-        owner = f" of {found!r}" if found else f"[{index}]"
+        owner = f"[{index}]" if kind is None else f" of {object_name(model, kind, index)!r}"
         raise page.error(("model",), f"{_model_file(page)} holds NaN, in {name}{owner}")
 
 
@@ -222,9 +222,8 @@ def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: Comp
 def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
     scene = compiled.task.scene
     if scene.follow is not None:
-        resolver = TermResolver(compiled.model, _OWNER)
         body = mujoco.mjtObj.mjOBJ_BODY
-        _located(page, ("scene", "follow"), partial(resolver.object_id, body, scene.follow))
+        _located(page, ("scene", "follow"), partial(find_object, compiled.model, body, scene.follow, _OWNER))
     if scene.goal_position and max(scene.goal_position) >= compiled.goal_dim:
         place, highest = ("scene", "goal_position"), compiled.goal_dim - 1
         raise page.error(place, f"there is no number {max(scene.goal_position)}, the last one is {highest}")
@@ -348,7 +347,7 @@ def _located(page: Page, location: Location, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except TaskError as error:
-        raise page.error(location, str(error).removeprefix(f"{_OWNER}: ")) from error
+        raise page.error((*location, *error.entry), str(error).removeprefix(f"{_OWNER}: ")) from error
 
 
 def _checks(

@@ -31,14 +31,22 @@ def described(term: Term) -> list[tuple[str, str]]:
 def test_positions_of_every_kind_of_joint() -> None:
     free = [(f"qpos[{i}] root[{i}]", "m" if i < 3 else "1") for i in range(7)]
     others = [("qpos[7] turn", "rad"), ("qpos[8] hoist", "m")]
-    assert described(Term("qpos")) == [*free, *others, *((f"qpos[{i}]", "1") for i in range(9, 13))]
+    assert described(Term("qpos")) == [
+        *free,
+        *others,
+        *((f"qpos[{i}] ball[{i - 9}]", "1") for i in range(9, 13)),
+    ]
 
 
 def test_velocities_and_forces_of_every_kind_of_joint() -> None:
     for field, linear, angular in (("qvel", "m/s", "rad/s"), ("qfrc_actuator", "N", "N m")):
         free = [(f"{field}[{i}] root[{i}]", linear if i < 3 else angular) for i in range(6)]
         others = [(f"{field}[6] turn", angular), (f"{field}[7] hoist", linear)]
-        assert described(Term(field)) == [*free, *others, *((f"{field}[{i}]", angular) for i in range(8, 11))]
+        assert described(Term(field)) == [
+            *free,
+            *others,
+            *((f"{field}[{i}] ball[{i - 8}]", angular) for i in range(8, 11)),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -50,15 +58,16 @@ def test_velocities_and_forces_of_every_kind_of_joint() -> None:
         (Term("qpos", columns=(7,), transform="cos"), [("cos(qpos)[7] turn", "1")]),
         (Term("qpos", columns=(7,), unit="turns"), [("qpos[7] turn", "turns")]),
         (Term("xpos", columns=(2, 3, 11)), [
-            ("xpos[2] world[2]", "m"), ("xpos[3] hull[0]", "m"), ("xpos[11]", "m")]),
+            ("xpos[2] world[2]", "m"), ("xpos[3] hull[0]", "m"), ("xpos[11] body_3[2]", "m")]),
         (Term("site_xpos", columns=(1,)), [("site_xpos[1] nose[1]", "m")]),
         (Term("xquat", columns=(4,)), [("xquat[4] hull[0]", "1")]),
         (Term("cinert", "mast", columns=(0, 6, 9)), [
             ("cinert:mast[0]", "kg m²"), ("cinert:mast[6]", "kg m"), ("cinert:mast[9]", "kg")]),
         (Term("cvel", "mast", columns=(0, 3)), [("cvel:mast[0]", "rad/s"), ("cvel:mast[3]", "m/s")]),
-        (Term("ctrl"), [("ctrl[0] winch", ""), ("ctrl[1]", "")]),
+        (Term("ctrl"), [("ctrl[0] winch", ""), ("ctrl[1] actuator_1", "")]),
         (Term("sensordata", columns=(2, 3, 4)), [
-            ("sensordata[2] rates[2]", "rad/s"), ("sensordata[3] lift", "m/s"), ("sensordata[4]", "")]),
+            ("sensordata[2] rates[2]", "rad/s"), ("sensordata[3] lift", "m/s"),
+            ("sensordata[4] sensor_2", "")]),
         (Term("xpos", "mast", (0,), "difference", Term("xpos", "hull", (0,))), [
             ("xpos:mast - xpos:hull[0]", "m")]),
     ],

@@ -134,7 +134,7 @@ def test_torch_reads_the_same_terms() -> None:
         ({"observation": (Term("xpos", "arm"),)}, "no body named 'arm'"),
         (
             {"observation": (Term("site_xpos", "tip", columns=(3,)),)},
-            r"columns \(3,\) of 'site_xpos', which has 3",
+            "site_xpos of 'tip' has no number 3: it has 3, from 0 to 2",
         ),
         ({"observation": ()}, "empty list of terms"),
         (
@@ -157,7 +157,10 @@ def test_torch_reads_the_same_terms() -> None:
         ({"success": (SuccessRegion(0.0),)}, "does not fit a goal of 2 numbers"),
         ({"success": (SuccessRegion(0.1, stop=3),)}, "does not fit a goal of 2 numbers"),
         ({"achieved_goal": (Term("qpos"),)}, "goals of 'training' have 2 numbers, the achieved goal has 1"),
-        ({"build_spec": lambda: pendulum_spec(ctrllimited=False)}, "actuator 'motor' has no ctrlrange"),
+        (
+            {"build_spec": lambda: pendulum_spec(ctrllimited=False)},
+            "'motor' has the ctrlrange -1 to 3, but the model switches it off",
+        ),
         ({"build_spec": lambda: pendulum_spec(actuated=False)}, "the model has no actuator"),
         ({"build_spec": lambda: pendulum_spec(joint="axle")}, "no joint named 'hinge'"),
         ({"episode_steps": 0}, "episode_steps must be at least 1"),

@@ -71,23 +71,23 @@ MISTAKES = {
     "no model": (changed(PAGE, "arm.xml", "gone.xml"), "line 2, model: there is no file gone.xml"),
     "no such field": (
         changed(PAGE, "field: qpos", "field: qposs"),
-        "line 6, observation[0]: unknown field 'qposs'; did you mean 'qpos'?",
+        "line 6, observation[0].field: unknown field 'qposs'; did you mean 'qpos'?",
     ),
     "no such object": (
         changed(PAGE, "    object: fingertip", "    object: fingertop"),
-        "line 7, observation[1]: the model has no site named 'fingertop'; did you mean 'finger",
+        "line 8, observation[1].object: the model has no site named 'fingertop'; did you mean 'finger",
     ),
     "no such keyframe": (
         changed(PAGE, "home", "hom"),
-        "line 12, reset: the model has no keyframe named 'hom'; did you mean 'home'?",
+        "line 12, reset.keyframe: the model has no keyframe named 'hom'; did you mean 'home'?",
     ),
     "no such joint": (
         changed(PAGE, "keyframe: home", "joints: [elbo], positions: {list: [[1]]}"),
-        "line 12, reset: the model has no joint named 'elbo'; did you",
+        "line 12, reset.joints[0]: the model has no joint named 'elbo'; did you",
     ),
     "no such actuator": (
         PAGE + "action: [{actuator: lift}, {actuator: bnd}]\n",
-        "line 13, action: the model has no actuator named 'bnd'; did you mean 'bend'?",
+        "line 13, action[1].actuator: the model has no actuator named 'bnd'; did you mean 'bend'?",
     ),
     "no such body to follow": (
         PAGE + "scene: {follow: upper_arm}\n",
@@ -155,7 +155,7 @@ MISTAKES = {
     ),
     "positions for fewer joints": (
         changed(PAGE, "keyframe: home", "joints: [elbow], positions: {list: [[1, 2]]}"),
-        "line 12, reset: starts draw 2 numbers for 1 joints.",
+        "line 12, reset.positions: starts draw 2 numbers for 1 joints.",
     ),
     "bounds whose span is no number": (
         changed(PAGE, "[0.2, 0, -0.3], high: [0.3, 0, -0.1]", "[0, 0, -1e308], high: [0, 0, 1e308]"),
@@ -352,7 +352,11 @@ class TestMistakes:
                 "position servos, and actuator 'bend' is none",
             ),
             (' range="0 120"', "", "actuator 'bend' moves joint 'elbow', which has no range"),
-            ('name="bend" ', "", "needs named actuators, and number 1 has no name"),
+            (
+                ' range="0 120"',
+                ' range="0 120" limited="false"',
+                "'elbow', which has the range 0 to 120, but",
+            ),
         ],
     )
     def test_no_position_targets(self, old: str, new: str, expected: str) -> None:

@@ -1,0 +1,116 @@
+"""What the objects of a model are called, those without a name too, and how a name finds them again.
+
+`object_names` is the one function that names, `find_object` the one that resolves: what the first prints, the
+second takes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import mujoco
+
+from envs.task import TaskError
+
+_OBJECT = mujoco.mjtObj
+
+
+class _Kind(NamedTuple):
+    """What a kind of objects is called, and the model's count of them."""
+
+    label: str
+    count: str
+
+
+_KINDS: Mapping[mujoco.mjtObj, _Kind] = {
+    _OBJECT.mjOBJ_JOINT: _Kind("joint", "njnt"),
+    _OBJECT.mjOBJ_ACTUATOR: _Kind("actuator", "nu"),
+    _OBJECT.mjOBJ_BODY: _Kind("body", "nbody"),
+    _OBJECT.mjOBJ_SITE: _Kind("site", "nsite"),
+    _OBJECT.mjOBJ_SENSOR: _Kind("sensor", "nsensor"),
+    _OBJECT.mjOBJ_GEOM: _Kind("geom", "ngeom"),
+    _OBJECT.mjOBJ_TENDON: _Kind("tendon", "ntendon"),
+    _OBJECT.mjOBJ_EQUALITY: _Kind("equality", "neq"),
+    _OBJECT.mjOBJ_KEY: _Kind("keyframe", "nkey"),
+    _OBJECT.mjOBJ_CAMERA: _Kind("camera", "ncam"),
+}
+
+
+def object_count(model: mujoco.MjModel, kind: mujoco.mjtObj) -> int:
+    """Return how many objects of a kind the model has."""
+    return int(getattr(model, _KINDS[kind].count))
+
+
+def object_names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
+    """Return what the model's objects of a kind are called, in the model's order; no name is there twice.
+
+    An object without a name is called by its kind and its number, as ``actuator_0``. A joint without one
+    goes by the name of its body where it is that body's only joint, as a free joint always is. Names that the
+    model gives come first: where one of another object looks like that, `_unnamed` is added.
+    """
+    given = [mujoco.mj_id2name(model, kind, index) or "" for index in range(object_count(model, kind))]
+    names, taken = list(given), set(given)
+    for index, name in enumerate(given):
+        if name:
+            continue
+        name = _body_of_only_joint(model, index) if kind == _OBJECT.mjOBJ_JOINT else ""
+        if not name or name in taken:
+            name = f"{_KINDS[kind].label}_{index}"
+        while name in taken:
+            name += "_unnamed"
+        names[index] = name
+        taken.add(name)
+    return names
+
+
+def _body_of_only_joint(model: mujoco.MjModel, joint: int) -> str:
+    body = int(model.jnt_bodyid[joint])
+    return mujoco.mj_id2name(model, _OBJECT.mjOBJ_BODY, body) or "" if model.body_jntnum[body] == 1 else ""
+
+
+def object_name(model: mujoco.MjModel, kind: mujoco.mjtObj, index: int) -> str:
+    """Return what an object of the model is called; see `object_names`."""
+    return mujoco.mj_id2name(model, kind, index) or object_names(model, kind)[index]
+
+
+def find_object(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str, owner: str) -> int:
+    """Return the id of the object that `object_names` calls so.
+
+    Raises:
+        TaskError: the model has none; the message begins with `owner` and says what it has instead.
+    """
+    names = object_names(model, kind)
+    if name in names:
+        return names.index(name)
+    label = _KINDS[kind].label
+    valid = f"it has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else "it has none."
+    hint = _other_kinds(model, kind, name) or nearest_hint(name, names)
+    raise TaskError(f"{owner}: the model has no {label} named {name!r}; {hint}{valid}")
+
+
+def _other_kinds(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str) -> str:
+    """Return ``'arm' is a body, whose joint is 'root'; `` for a name that objects of other kinds have."""
+    labels = [
+        other.label for each, other in _KINDS.items() if each != kind and name in object_names(model, each)
+    ]
+    if not labels:
+        return ""
+    text = f"{name!r} is {' and '.join(f'{_article(label)} {label}' for label in labels)}"
+    if kind == _OBJECT.mjOBJ_JOINT and "body" in labels:
+        body = object_names(model, _OBJECT.mjOBJ_BODY).index(name)
+        first, count = int(model.body_jntadr[body]), int(model.body_jntnum[body])
+        own = object_names(model, kind)[first : first + count] if count else []
+        text += f" with the joint{'s' if count > 1 else ''} {', '.join(own)}" if own else " without a joint"
+    return f"{text}; "
+
+
+def _article(label: str) -> str:
+    return "an" if label[0] in "aeiou" else "a"
+
+
+def nearest_hint(name: str, valid: Iterable[str]) -> str:
+    """Return ``did you mean 'x'? `` for the nearest valid name; nothing where none is near."""
+    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
