@@ -135,7 +135,9 @@ class TermResolver:
 
 def _counted(numbers: int) -> str:
     """Return ``it has 7, from 0 to 6`` for so many numbers."""
-    return "it has none" if numbers == 0 else f"it has {numbers}, from 0 to {numbers - 1}"
+    if numbers < 2:
+        return "it has none" if numbers == 0 else "it has one, number 0"
+    return f"it has {numbers}, from 0 to {numbers - 1}"
 
 
 def as_slice(columns: np.ndarray | None) -> Any:

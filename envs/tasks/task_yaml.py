@@ -66,6 +66,11 @@ class Page:
         where = f", {_label(steps)}" if steps else ""
         return f"{shown(self.path)}, line {begins.start_mark.line + 1}{where}"
 
+    def scalar(self, location: Location) -> str | None:
+        """Return the text of an entry's value as it stands on the page; None for a list or a mapping."""
+        value = self._follow(location)[2]
+        return value.value if isinstance(value, yaml.ScalarNode) else None
+
     def scalar_span(self, key: str) -> tuple[int, int]:
         """Return where the value of a top-level key begins and ends in `text`."""
         value = self._follow((key,))[2]

@@ -30,6 +30,15 @@ def _name(text: str) -> str:
     return text
 
 
+def _not_empty(value: Any) -> Any:
+    """Refuse an empty value where a name goes: `null` would silently mean all objects."""
+    if value is None:
+        raise ValueError("is empty: leave the key out, or give a name; one that reads `null` goes in quotes")
+    return value
+
+
+ObjectName = Annotated[str | None, pydantic.BeforeValidator(_not_empty)]
+"""The name of an object of the model; None where the key is left out."""
 Name = Annotated[str, pydantic.AfterValidator(_name)]
 
 
@@ -52,7 +61,7 @@ class TermEntry(_Section):
     """One reading of a MuJoCo data field; see `envs.task.Term`."""
 
     field: str
-    object: str | None = None
+    object: ObjectName = None
     columns: Annotated[list[Whole], Field(min_length=1)] | None = None
     transform: Literal["identity", "cos", "sin", "difference"] | None = None
     minus: TermEntry | None = None
@@ -156,12 +165,12 @@ Distribution = Listed[DistributionEntry]
 class ResetEntry(_Section):
     """How an episode starts; see `envs.task.Reset`."""
 
-    keyframe: str | None = None
+    keyframe: ObjectName = None
     joints: list[str] = []
     positions: Distribution | None = None
     qpos_noise: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
     qvel_noise: float = Field(default=0.0, ge=0)
-    noise_joints: list[str] | None = None
+    noise_joints: Annotated[list[str], Field(min_length=1)] | None = None
 
     @pydantic.model_validator(mode="after")
     def _joints_and_positions_go_together(self) -> ResetEntry:
@@ -220,7 +229,7 @@ class CommandEntry(_Section):
 class SceneEntry(_Section):
     """How a picture is taken; see `envs.task.ScenePicture`."""
 
-    follow: str | None = None
+    follow: ObjectName = None
     lookat: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
     distance: float | None = Field(default=None, gt=0)
     azimuth: float = 120.0
@@ -238,8 +247,8 @@ class OptionsEntry(_Section):
 
 Action = Annotated[
     Annotated[Literal["range", "position_target"], pydantic.Tag("word")]
-    | Annotated[list[CommandEntry], Field(min_length=1), pydantic.Tag("commands")],
-    pydantic.Discriminator(lambda value: "commands" if isinstance(value, list) else "word"),
+    | Annotated[Listed[CommandEntry], pydantic.Tag("commands")],
+    pydantic.Discriminator(lambda value: "commands" if isinstance(value, list | dict) else "word"),
 ]
 
 
@@ -290,7 +299,7 @@ def _explanations(error: pydantic.ValidationError, page: Page) -> list[str]:
     """Put pydantic's errors into words, unknown keys first; a key that was meant by one is not missed too."""
     unknown, missing, others = [], [], []
     meant: set[Location] = set()
-    for detail in error.errors(include_url=False, include_context=False):
+    for detail in error.errors(include_url=False):
         place = tuple(step for step in detail["loc"] if step not in ("word", "commands", "[key]"))
         if detail["type"] == "extra_forbidden":
             valid = _keys_at(place[:-1])
@@ -301,13 +310,30 @@ def _explanations(error: pydantic.ValidationError, page: Page) -> list[str]:
         elif detail["type"] == "missing":
             missing.append(place)
         else:
-            reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             given = "" if detail["type"] == "value_error" else f" (got {detail['input']!r:.80})"
-            others.append(page.error(place, reason + given))
+            others.append(page.error(place, _reason(detail, place, page) + given))
     absent = [
         page.error(place[:-1], f"{place[-1]!r} must be given") for place in missing if place not in meant
     ]
     return [str(each) for each in (*unknown, *others, *absent)]
+
+
+def _reason(detail: Any, place: Location, page: Page) -> str:
+    """Return what is wrong with a value, in the words of the page."""
+    kind, limits = detail["type"], detail.get("ctx", {})
+    if kind in ("too_short", "too_long"):
+        bound, number = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
+        entries = f"{limits[number]} {'entry' if limits[number] == 1 else 'entries'}"
+        return f"must be a list of {bound} {entries}, not {limits['actual_length']}"
+    if kind == "list_type":
+        return "must be a list"
+    if kind in ("model_type", "dict_type"):
+        keys = ", ".join(_keys_at(place)) if kind == "model_type" else "name: number"
+        return f"must be a mapping of keys to values ({keys})"
+    if kind == "string_type":
+        text = page.scalar(place)
+        return "must be a text" if text is None else f'must be a text: put it in quotes, "{text}"'
+    return detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _keys_at(location: Location) -> list[str]:

@@ -217,6 +217,56 @@ class TestActions:
             np.array([[0.3, 0.7], [0.3, -0.5]])
         )
 
+    def test_actuators_without_names(self) -> None:
+        model = changed(changed(ARM, 'name="lift" ', ""), 'name="bend" ', "")
+        assert compiled(model=model).control.actuators == ["actuator_0", "actuator_1"]
+        page = (
+            PAGE + "action: [{actuator: actuator_1, low: -0.2, high: 0.3}, {actuator: actuator_0, hold: 0}]\n"
+        )
+        control = compiled(page, model).control
+        assert control(np.ones((1, 1), np.float32)) == pytest.approx(np.array([[0, 0.3]]))
+        assert compiled(PAGE + "action: position_target\n", model).control.high == pytest.approx(
+            [np.pi / 2, np.radians(120)]
+        )
+
+    @pytest.mark.parametrize(
+        ("actuator", "expected"),
+        [
+            ('<muscle name="bend" joint="elbow" lengthrange="1 2"/>', (0, 1)),
+            ('<muscle name="bend" joint="elbow" lengthrange="1 2" ctrlrange="0 0.5"/>', (0, 0.5)),
+            ('<position name="bend" joint="elbow" kp="10" inheritrange="1"/>', (0, np.radians(120))),
+            ('<motor name="bend" joint="elbow" ctrllimited="true" ctrlrange="-3 2"/>', (-3, 2)),
+        ],
+    )
+    def test_the_range_that_the_model_gives(self, actuator: str, expected: tuple[float, float]) -> None:
+        servo = '<position name="bend" joint="elbow" kp="10" ctrlrange="-0.5 1"/>'
+        control = compiled(model=changed(ARM, servo, actuator)).control
+        assert (control.low[1], control.high[1]) == pytest.approx(expected)
+
+
+class TestFreeJointWithoutAName:
+    MODEL = changed(
+        changed(ARM, 'name="home" qpos="0.25 0.5"', 'name="home"'),
+        "</body>\n  </worldbody>",
+        '</body><body name="hull" pos="0 0 1"><freejoint/><geom size=".1"/></body>\n  </worldbody>',
+    )
+
+    def test_observation_reset_and_noise_take_its_bodys_name(self) -> None:
+        page = changed(PAGE, "  - {field: qpos, unit: rad}", "  - {field: qpos, object: hull, columns: [2]}")
+        reset = "joints: ['hull[2]'], positions: {list: [[3]]}, qpos_noise: 0.1, noise_joints: [hull]"
+        task = compiled(changed(page, "keyframe: home", reset), self.MODEL)
+        assert task.describe("observation")[0] == {"name": "qpos:hull[2]", "unit": "m"}
+        qpos, _, _ = task.sample_start("training", np.random.default_rng(0), 50)
+        assert qpos[:, 4].min() > 2.89 and qpos[:, 4].max() < 3.11 and qpos[:, 4].std() > 0
+        assert (qpos[:, :2] == 0).all(), "the arm has no noise"
+
+    def test_a_joint_of_that_name_wins(self) -> None:
+        model = self.MODEL.replace("elbow", "hull")
+        page = with_line("achieved_goal", "achieved_goal: {field: qpos, object: hull}")
+        page = changed(page, "[0.2, 0, -0.3], high: [0.3, 0, -0.1]", "[0], high: [1]")
+        assert compiled(page, model).describe("achieved_goal") == [{"name": "qpos:hull[0]", "unit": "rad"}]
+        assert compiled(PAGE, model).describe("observation")[2]["name"] == "qpos[2] joint_2[0]"
+
 
 class TestGoalMarker:
     @pytest.mark.parametrize(

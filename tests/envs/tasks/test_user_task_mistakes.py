@@ -173,6 +173,58 @@ MISTAKES = {
         changed(PAGE, "episode_steps: 30", "episode_steps: 30.5"),
         "line 4, episode_steps: must be a valid integer (got 30.5)",
     ),
+    "a body where a site goes": (
+        changed(PAGE, "    object: fingertip", "    object: lower"),
+        "line 8, observation[1].object: the model has no site named 'lower'; 'lower' is a body; it has",
+    ),
+    "one number of a joint in a term": (
+        with_line("achieved_goal", "achieved_goal: {field: qpos, object: 'elbow[0]'}"),
+        "One of its numbers is read with `object: elbow, columns: [0]`.",
+    ),
+    "a number that a joint does not have": (
+        changed(PAGE, "keyframe: home", "joints: ['elbow[1]'], positions: {list: [[1]]}"),
+        "line 12, reset.joints[0]: qpos of 'elbow' has no number 1: it has one, number 0.",
+    ),
+    "a column that a site does not have": (
+        changed(PAGE, "    object: fingertip", "    object: fingertip\n    columns: [0, 7]"),
+        "line 9, observation[1].columns: site_xpos of 'fingertip' has no number 7: it has 3, from 0 to 2",
+    ),
+    "a joint drawn twice": (
+        changed(PAGE, "keyframe: home", "joints: [elbow, elbow], positions: {list: [[1, 1]]}"),
+        "line 12, reset.joints[1]: 'elbow' is drawn twice.",
+    ),
+    "noise for a joint that is not there": (
+        changed(PAGE, "keyframe: home", "qpos_noise: 0.1, noise_joints: [elbow, sholder]"),
+        "line 12, reset.noise_joints[1]: the model has no joint named 'sholder'; did you mean 'shoulder'?",
+    ),
+    "an actuator commanded twice": (
+        PAGE + "action: [{actuator: lift}, {actuator: bend}, {actuator: lift}]\n",
+        "line 13, action[2]: actuator 'lift' is commanded twice.",
+    ),
+    "a name that YAML takes for a number": (
+        changed(PAGE, "    object: fingertip", "    object: 010"),
+        'line 8, observation[1].object: must be a text: put it in quotes, "010" (got 10)',
+    ),
+    "a name that YAML takes for nothing": (
+        changed(PAGE, "    object: fingertip", "    object: null"),
+        "line 8, observation[1].object: is empty: leave the key out, or give a name",
+    ),
+    "an empty list": (
+        with_line("achieved_goal", "achieved_goal: []"),
+        "line 9, achieved_goal: must be a list of at least 1 entry, not 0 (got [])",
+    ),
+    "a number where a list goes": (
+        with_line("goal", "goal: {box: {low: 0, high: [1]}}"),
+        "line 10, goal.box.low: must be a list (got 0)",
+    ),
+    "numbers where a distribution goes": (
+        with_line("goal", "goal: [0.2]"),
+        "line 10, goal[0]: must be a mapping of keys to values (box, list, ring, cells) (got 0.2)",
+    ),
+    "sensors that the model does not have": (
+        changed(PAGE, "field: qpos", "field: sensordata"),
+        "line 6, observation[0].field: the model has nothing that 'sensordata' reads.",
+    ),
     "a number to draw beyond the goal": (
         PAGE + "scene: {goal_position: [0, 3]}\n",
         "line 13, scene.goal_position: there is no number 3, the last one is 2",
@@ -192,6 +244,20 @@ MODELS = {
     "a joint that is not there": (
         changed(ARM, 'joint="elbow"', 'joint="knee"'),
         "unknown transmission target 'knee' for actuator id = 1 Element name 'bend', id 1, line 16",
+    ),
+    "limits that are switched off": (
+        changed(ARM, 'ctrlrange="-0.5 1"', 'ctrlrange="-0.5 1" ctrllimited="false"'),
+        "actuator 'bend' has the ctrlrange -0.5 to 1, but the model switches it off (ctrllimited=\"false\"): "
+        "switch it on there, or list the actuators in `action`, each with its `low` and `high`: "
+        "{actuator: bend, low: -0.5, high: 1}.",
+    ),
+    "a forcerange alone": (
+        changed(ARM, 'ctrlrange="-0.5 1"', 'forcerange="-2 2"'),
+        "actuator 'bend' has the forcerange -2 to 2, which bounds no control, and no ctrlrange: give it one",
+    ),
+    "no actuators": (
+        ARM[: ARM.index("  <actuator>")] + ARM[ARM.index("  <keyframe>") :],
+        "action: the model has no actuator",
     ),
     "a keyframe of the wrong size": (
         changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25 0.5 1"'),
