@@ -1,8 +1,8 @@
 """Fuzzing of readers of files: cases from a strategy, each read in a child process that may die of it.
 
-A reader, named as ``tests.fuzz.npz:read``, takes a path and returns or raises the UserError family. It runs in a
-process of its own, which reads case after case until one kills it, so that a segmentation fault is seen. What
-counts as a fault: another exception, a message of several lines, a death of the process, and more than
+A reader, named as ``tests.fuzz.npz:read``, takes a path and returns or raises the UserError family. It runs
+in a process of its own, which reads case after case until one kills it, so that a segmentation fault is seen.
+What counts as a fault: another exception, a message of several lines, a death of the process, and more than
 `LIMIT_S` seconds. The inputs of faults are kept.
 
 A fuzzer is a module with a strategy of bytes, a `read`, and
@@ -125,7 +125,10 @@ def fuzz(
                 database=None,
                 deadline=None,
                 phases=[hypothesis.Phase.generate],
-                suppress_health_check=list(hypothesis.HealthCheck),
+                suppress_health_check=[
+                    hypothesis.HealthCheck.too_slow,
+                    hypothesis.HealthCheck.data_too_large,
+                ],
             )
             # Each batch is a function of its own: hypothesis counts the examples of a function.
             run = settings(hypothesis.given(cases)(lambda case: one(case)))
