@@ -52,6 +52,7 @@ ALTERNATIVES = tuple(name for name in COLUMNS if name.startswith("alternative_")
 SUCCESS = ("infos/is_success", 1)
 
 _SHARD = re.compile(r"shard_(\d{5,})-v0")
+_ID = re.compile(r"[-\w]+(/[-\w]+)+")
 
 
 def dataset_id(task_name: str) -> str:
@@ -103,10 +104,16 @@ def shards_of(folder: Path, metadata: dict[str, Any]) -> list[Path]:
     Args:
         folder: the dataset's data folder.
         metadata: what it says of itself.
+
+    Raises:
+        DatasetError: it names a shard that would lie elsewhere.
     """
     shards = metadata.get(NAMESPACE, {}).get("shards")
     if shards is None:
         return [folder]
+    for shard in shards:
+        if not _ID.fullmatch(shard["id"]):
+            raise DatasetError(f"{folder / METADATA_NAME} names {shard['id']!r}, which is no shard of it.")
     root = folder.resolve().parents[2]
     return [root / shard["id"] / "data" for shard in shards]
 

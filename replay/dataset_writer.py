@@ -37,6 +37,7 @@ from replay.dataset_layout import (
     shards_below,
 )
 from replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
+from replay.hdf5 import writing
 
 _SHARD_EPISODES = 256
 
@@ -147,7 +148,7 @@ def write_view(
     if final.exists():
         shutil.rmtree(final)
     with _renamed_when_whole(final) as folder:
-        with h5py.File(folder / ROWS_NAME, "w", track_order=True) as file:
+        with writing(folder / ROWS_NAME) as file:
             _link_episodes(file, final / "data", Path(root), shards)
         facts = {**metadata, "shards": shards, **vars(statistics)}
         _write_metadata(folder, task, dataset_id(task.name), facts, task_file)
@@ -184,8 +185,10 @@ def _renamed_when_whole(final: Path) -> Iterator[Path]:
         for path in (data / METADATA_NAME, data / ROWS_NAME, data):
             _sync(path)
         temporary.rename(final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(final)  # a write that fails does not say where
         raise
     _sync(final.parent)
 
@@ -240,7 +243,7 @@ def _write_rows(path: Path, episodes: Iterable[GoalEpisode]) -> DatasetStatistic
     Minari's own writer makes every column resizable, which takes twice the time and three times the space.
     """
     statistics = DatasetStatistics()
-    with h5py.File(path, "w", track_order=True) as file:
+    with writing(path) as file:
         for index, episode in enumerate(episodes):
             group = file.create_group(f"episode_{index}")
             group.attrs["id"] = index

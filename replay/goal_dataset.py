@@ -28,6 +28,7 @@ from replay.dataset_layout import (
 )
 from replay.dataset_writer import write_goal_dataset
 from replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
+from replay.hdf5 import reading, require_own_numbers
 
 __all__ = [
     "DatasetError",
@@ -154,9 +155,9 @@ def _load_shard(folder: Path, known_hashes: Mapping[Path, str]) -> GoalDataset:
     metadata, rows = read_metadata(folder), folder / ROWS_NAME
     try:
         _check_hash(rows, metadata, known_hashes.get(rows))
-        with h5py.File(rows, "r") as file:
+        with reading(rows) as file:
             return _read(file, metadata)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(
             f"{rows} is damaged or no dataset of thousandfold ({reason}): make it again with "
@@ -220,7 +221,9 @@ def _no_alternatives(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _read_column(file: h5py.File, place: str, lengths: np.ndarray, dtype: type) -> np.ndarray:
     """Return a column of all episodes, (sum of lengths, ...)."""
-    shape = _open(file, 0, place).shape[1:]
+    first = _open(file, 0, place)
+    require_own_numbers(first, place)
+    shape = first.shape[1:]
     column = np.empty((int(lengths.sum()), *shape), dtype)
     start = 0
     for index, length in enumerate(lengths.tolist()):
@@ -228,6 +231,7 @@ def _read_column(file: h5py.File, place: str, lengths: np.ndarray, dtype: type) 
         # HDF5 writes as many numbers as the file says: a wrong shape would run over the end of the column.
         if data.shape != (length, *shape):
             raise ValueError(f"episode_{index}/{place} has shape {data.shape}, not {(length, *shape)}")
+        require_own_numbers(data, f"episode_{index}/{place}")
         if column.size:
             data.read(h5py.h5s.ALL, h5py.h5s.ALL, column[start : start + length])
         start += length

@@ -21,7 +21,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     The temporary name ends like the final one, for writers that go by the suffix. The parent folder is made.
     The file's mode is the umask's, whatever mode the writer gave it.
-    After an exception the temporary file is removed and `path` is as it was.
+    After an exception the temporary file is removed and `path` is as it was. An OSError that names no file,
+    as that of a full disk, is given `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,8 +36,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,29 @@ def test_a_failed_write_leaves_nothing_at_all(tmp_path: Path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from replay.dataset_writer import write_shard
+from tests.replay.made_up_episodes import TASK, make_episode
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a write beyond it fails as on a full disk
+try:
+    write_shard(Path(sys.argv[1]), TASK, 0, [make_episode(100, seed) for seed in range(20)], {})
+except OSError as error:
+    print(error.filename)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
+def test_a_full_disk_is_an_error_that_names_the_shard(tmp_path: Path):
+    command = [sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr  # HDF5 ends in a segmentation fault where it writes by itself
+    assert done.stdout.strip() == str(tmp_path / SHARDS[0])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_dataset_is_never_written_over(copied: Path):
     before = rows_file(copied).read_bytes()
     with pytest.raises(DatasetError, match="already there"):
@@ -168,11 +192,59 @@ def damage_value(file: h5py.File) -> None:
     labels[2, 1] = np.nan
 
 
+def raw_file(rows: h5py.File) -> str:
+    """Return a file outside the dataset with as many bytes as the actions of episode_1."""
+    path = Path(rows.filename).parents[4] / "secret"
+    path.write_bytes(b"12345678")
+    return str(path)
+
+
+def damage_storage(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    file.create_dataset("episode_1/actions", (1, 2), "f4", external=[(raw_file(file), 0, 8)])
+
+
+def other_file(rows: h5py.File) -> str:
+    """Return a file of HDF5 outside the dataset with actions for episode_1."""
+    path = Path(rows.filename).parents[4] / "other.hdf5"
+    with h5py.File(path, "w") as file:
+        file["actions"] = np.zeros((1, 2), np.float32)
+    return str(path)
+
+
+def damage_link(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    file["episode_1/actions"] = h5py.ExternalLink(other_file(file), "actions")
+
+
+def damage_soft_link(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    file["episode_0/infos/elsewhere"] = h5py.ExternalLink(other_file(file), "actions")
+    file["episode_1/actions"] = h5py.SoftLink("/episode_0/infos/elsewhere")
+
+
+def damage_layout(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    layout = h5py.VirtualLayout((1, 2), "f4")
+    layout[:] = h5py.VirtualSource(other_file(file), "actions", (1, 2))
+    file.create_virtual_dataset("episode_1/actions", layout)
+
+
+def damage_claim(file: h5py.File) -> None:
+    for episode in file.values():
+        rows = episode["infos/teacher_mean"].shape[0]
+        del episode["infos/teacher_mean"]
+        episode.create_dataset("infos/teacher_mean", (rows, 2**40), "f4", chunks=(1, 8))
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_rows, damage_labels, damage_length, damage_width, damage_value],
+    [
+        damage_rows, damage_labels, damage_length, damage_width, damage_value, damage_storage, damage_link,
+        damage_soft_link, damage_layout, damage_claim,
+    ],
     ids=lambda f: f.__name__,
-)
+)  # fmt: skip
 def test_a_foreign_or_inconsistent_file_is_named(copied: Path, damage):
     with h5py.File(rows_file(copied), "a") as file:
         damage(file)
@@ -180,6 +252,16 @@ def test_a_foreign_or_inconsistent_file_is_named(copied: Path, damage):
     with pytest.raises(DatasetError, match=r"main_data\.hdf5 is damaged or no dataset") as caught:
         load_goal_dataset(copied)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("elsewhere", ["../../outside", "/outside", "thousandfold/../../outside"])
+def test_a_shard_outside_the_dataset_is_not_read(copied: Path, elsewhere: str):
+    path = copied / ID / "data/metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["thousandfold"]["shards"][1]["id"] = elsewhere
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(DatasetError, match="outside', which is no shard of it"):
+        load_goal_dataset(copied)
 
 
 def test_two_datasets_in_one_folder_are_ambiguous(copied: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -367,3 +368,14 @@ class TestAdoption:
 
     def test_a_workspace_may_share_the_cache_of_another(self, workspace: Workspace) -> None:
         assert Workspace(workspace.root / "inside", workspace.cache).cache == workspace.root / "cache"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_write_to_a_full_disk_names_the_file(tmp_path: Path):
+    with pytest.raises(OSError) as raised, atomic_file(tmp_path / "network.bin") as temporary:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to("/dev/full")
+        temporary.write_bytes(b"0" * 100)
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(tmp_path / "network.bin")
+    assert list(tmp_path.iterdir()) == []
