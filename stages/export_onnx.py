@@ -52,7 +52,10 @@ class ExportOnnxSettings(StageSettings):
         default=256, ge=1, description="episodes that both runtimes act in"
     )
     max_success_difference: float = pydantic.Field(
-        default=0.02, ge=0, le=1, description="largest difference of the success over those episodes"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="largest difference of the success over those episodes, where chance does not explain it",
     )
     include_teacher: bool = pydantic.Field(
         True, description="write the teacher beside its student, to be timed"
@@ -134,6 +137,12 @@ def _write_files(
     reference, states = _roll_out(trained, found["dataset"], settings)
     path = artifact.file(POLICY_FILE)
     results = _export_policy(path, source, trained, reference, states, settings)
+    if abs(results["success"] - results["torch_success"]) > settings.max_success_difference:
+        console.warn(
+            f"The file reached {results['success']:.3f} of the goals, torch {results['torch_success']:.3f}: "
+            f"{results['episodes']} episodes are too few to tell that from chance, and the actions agree. "
+            "Compare over more with --set closed_loop_episodes=."
+        )
     if settings.variants:
         exported = _exported(path, source, trained, states, results, settings)
         results["variants"] = _try_variants(exported, settings.variants, context)

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from envs.registry import compile_task
 from models.deployable_policy import DeployablePolicy
+from models.onnx_graph import to_onnx
 from pipeline.core.errors import UserError
 from stages import onnx_gate
-from stages.onnx_gate import act_in_same_episodes, compare_actions, compare_closed_loop, rounding_error
+from stages.onnx_gate import (
+    act_in_same_episodes,
+    chance_of_difference,
+    compare_actions,
+    compare_closed_loop,
+    rounding_error,
+)
 from stages.onnx_policy import OnnxPolicy, PolicyOutputs
 from tests.stages.handmade_policy import write_policy
 from tests.stages.untrained_networks import LIMITS, TASK, gate_states, make_actor
@@ -106,10 +114,68 @@ def test_a_policy_that_acts_worse_is_held_back(tmp_path: Path):
     def rest(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         return np.zeros((len(goal), 2))
 
-    reference = act_in_same_episodes(rest, task, episodes=4, seed=0)
+    reference = act_in_same_episodes(rest, task, episodes=32, seed=0)
     policy = OnnxPolicy(write_policy(tmp_path / "policy.onnx"))
     compare_closed_loop(policy, task, reference, seed=0, max_difference=0.02)
-    perfect = dataclasses.replace(reference, success=np.ones(4, bool))
-    with pytest.raises(UserError, match=r"reaches 0\.000 .* torch reaches 1\.000, over the same 4 episodes"):
+    perfect = dataclasses.replace(reference, success=np.ones(32, bool))
+    with pytest.raises(UserError, match=r"reaches 0\.\d+ .* torch reaches 1\.000, over the same 32 ") as told:
         compare_closed_loop(policy, task, perfect, seed=0, max_difference=0.02)
+    assert "closed_loop_episodes=" in str(told.value) and "opset" not in str(told.value)
     compare_closed_loop(policy, task, perfect, seed=0, max_difference=1.0)
+    one_more = reference.success.copy()
+    one_more[np.flatnonzero(~one_more)[0]] = True
+    assert one_more.mean() - reference.success.mean() > 0.02
+    other = dataclasses.replace(reference, success=one_more)
+    compare_closed_loop(policy, task, other, seed=0, max_difference=0.02)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "chance"),
+    [
+        (0, 0, 1.0),
+        (0, 1, 1.0),
+        (2, 2, 1.0),
+        (0, 7, 2 / 2**7),
+        (8, 0, 2 / 2**8),
+        (1, 9, 22 / 2**10),
+        (0, 2000, 0.0),
+    ],
+)
+def test_the_chance_of_a_difference_is_that_of_tossed_coins(gained: int, lost: int, chance: float):
+    ours = np.repeat([True, False, True, False], [gained, lost, 5, 5])
+    theirs = np.repeat([False, True, True, False], [gained, lost, 5, 5])
+    assert chance_of_difference(ours, theirs) == pytest.approx(chance)
+
+
+def test_means_inside_the_first_layer_explain_more_rounding():
+    actor = make_actor(4, 8)
+    module = DeployablePolicy(actor, LIMITS, -torch.ones(2), torch.ones(2)).eval()
+    states = gate_states()
+    observation, goal = torch.from_numpy(states.observation), torch.from_numpy(states.goal)
+
+    def rounding() -> tuple[float, float]:
+        with torch.no_grad():
+            single = module(observation, goal).action
+            exact = module.double()(observation.double(), goal.double()).action
+        module.float()
+        return rounding_error(module, states, single), float((single - exact).abs().max())
+
+    actor.observation_normalizer.std.fill_(0.01)
+    actor.observation_normalizer.mean.copy_(observation.mean(0))
+    actor.observation_normalizer.mean[:2] = 0.15  # 15 standard deviations
+    explained, of_torch = rounding()
+    assert explained > 1.5 * of_torch > 0
+    graph = to_onnx(module, 20)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {"observation": states.observation, "goal": states.goal}
+    with torch.no_grad():
+        exact = module.double()(observation.double(), goal.double()).action.numpy()
+    module.float()
+    assert np.abs(np.asarray(session.run(["action"], feeds)[0]) - exact).max() < 3 * explained
+
+
+def test_what_to_do_about_a_difference_depends_on_its_size():
+    with pytest.raises(UserError, match=r"--set max_action_error=0\.00021\b"):
+        compare(2e-4, depth=4)
+    with pytest.raises(UserError, match="another version of onnxruntime"):
+        compare(0.1, depth=4)
