@@ -15,10 +15,10 @@ import numpy as np
 
 from envs.control_map import ControlMap
 from envs.data_fields import FIELDS
-from envs.element_names import describe_elements
+from envs.element_names import describe_elements, earlier_names
 from envs.start_states import StartStates
 from envs.task import GoalTask, SuccessRegion, TaskError
-from envs.term_columns import TermResolver, read_terms
+from envs.term_columns import TermColumns, TermResolver, read_terms
 
 
 class CompiledTask:
@@ -155,10 +155,7 @@ class CompiledTask:
 
     @staticmethod
     def _distance(region: SuccessRegion, achieved_goal: Any, desired_goal: Any) -> Any:
-        part = slice(region.start, region.stop)
-        difference = achieved_goal[..., part] - desired_goal[..., part]
-        if region.points > 1:
-            difference = difference.reshape((*difference.shape[:-1], region.points, -1)).mean(-2)
+        difference = region.mean_point(achieved_goal - desired_goal)
         return (difference**2).sum(-1) ** 0.5
 
     def sample_start(
@@ -180,8 +177,16 @@ class CompiledTask:
 
         `element_names.describe_elements` says how they are called.
         """
-        terms = {"observation": self._observation, "achieved_goal": self._achieved_goal}[part]
-        return [element for columns in terms for element in describe_elements(self.model, columns)]
+        return [
+            element for columns in self._terms(part) for element in describe_elements(self.model, columns)
+        ]
+
+    def earlier_names(self, part: str) -> list[str]:
+        """Return how files of earlier versions call the same numbers: see `element_names.earlier_names`."""
+        return [name for columns in self._terms(part) for name in earlier_names(self.model, columns)]
+
+    def _terms(self, part: str) -> list[TermColumns]:
+        return {"observation": self._observation, "achieved_goal": self._achieved_goal}[part]
 
 
 def _compile(task: GoalTask) -> mujoco.MjModel:

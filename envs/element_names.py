@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -71,23 +72,47 @@ _OF_SENSED_JOINT: Mapping[mujoco.mjtSensor, str] = {
 def describe_elements(model: mujoco.MjModel, columns: TermColumns) -> list[dict[str, str]]:
     """Return name and unit of every number of a term, in order.
 
-    A term of one object is called by its label, as ``site_xpos:tip[0]``. One over all objects adds whose
-    number it is, as `object_names` calls it: ``qpos[7] elbow``, ``qpos[2] root[2]``. The unit is the term's
-    own, else the one that MuJoCo's convention gives the field; empty where it gives none, as for controls.
+    A number is called by its field, its object, as `object_names` calls it, and its place among that object's
+    numbers, whether the term names the object or reads them all: ``qpos:elbow[0]``, ``site_xpos:tip[2]``,
+    ``cos(qpos:elbow)[0]``. A difference over all objects gives the place in the whole field. The unit is the
+    term's own, else the one that MuJoCo's convention gives the field; empty where it gives none, as for
+    controls.
     """
     term, found = columns.term, []
-    source = columns.source
-    flat = np.arange(source.start, source.stop) if isinstance(source, slice) else source
-    numbers = term.columns or range(len(flat))
     names = object_names(model, FIELDS[term.field].kind)
-    for number, column in zip(numbers, flat, strict=True):
-        owner, offset, size = _owner(model, term.field, int(column))
-        name = f"{label_of(term)}[{number}]"
+    for number, owner, offset, _ in _numbers(model, columns):
+        own, place = term, number
         if term.object is None and term.minus is None:
-            name += f" {names[owner]}[{offset}]" if size > 1 else f" {names[owner]}"
+            own, place = replace(term, object=names[owner]), offset
         unit = "1" if term.transform in ("cos", "sin") else _unit(model, term.field, owner, offset)
-        found.append({"name": name, "unit": term.unit or unit})
+        found.append({"name": f"{label_of(own)}[{place}]", "unit": term.unit or unit})
     return found
+
+
+def earlier_names(model: mujoco.MjModel, columns: TermColumns) -> list[str]:
+    """Return how files of earlier versions call every number of a term, in order.
+
+    They begin with the place in the whole field where the term reads all objects: ``qpos[7] elbow``,
+    ``qpos[2] root[2]``, and ``qpos[9]`` for an object without a name.
+    """
+    term, found = columns.term, []
+    for number, owner, offset, size in _numbers(model, columns):
+        name = f"{label_of(term)}[{number}]"
+        own = mujoco.mj_id2name(model, FIELDS[term.field].kind, owner)
+        if term.object is None and term.minus is None and own:
+            name += f" {own}[{offset}]" if size > 1 else f" {own}"
+        found.append(name)
+    return found
+
+
+def _numbers(model: mujoco.MjModel, columns: TermColumns) -> Iterator[tuple[int, int, int, int]]:
+    """Yield, of every number of a term, its place as the term counts it, its object's id, and which of the
+    object's numbers it is, of how many.
+    """
+    source, term = columns.source, columns.term
+    flat = np.arange(source.start, source.stop) if isinstance(source, slice) else source
+    for number, column in zip(term.columns or range(len(flat)), flat, strict=True):
+        yield number, *_owner(model, term.field, int(column))
 
 
 def _owner(model: mujoco.MjModel, name: str, column: int) -> tuple[int, int, int]:

@@ -24,6 +24,5 @@ def goal_positions(task: CompiledTask, goals: np.ndarray) -> np.ndarray | None:
         return None
     goals = np.asarray(goals, float)
     if region.points > 1:
-        points = goals[..., region.start : region.stop]
-        return points.reshape(*goals.shape[:-1], region.points, -1).mean(-2)[..., : len(columns)]
+        return region.mean_point(goals)[..., : len(columns)]
     return goals[..., list(columns)]

@@ -229,12 +229,7 @@ class GoalReach:
     def _residual(self, qpos: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return what success is about: of each region, the mean difference of its points."""
         difference = self._achieve(qpos) - goal
-        return np.concatenate(
-            [
-                difference[region.start : region.stop].reshape(region.points, -1).mean(0)
-                for region in self._task.task.success
-            ]
-        )
+        return np.concatenate([region.mean_point(difference) for region in self._task.task.success])
 
     def _jacobian(self, qpos: np.ndarray, goal: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """Return the residual's derivative by each degree of freedom, (residuals, nv)."""

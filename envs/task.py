@@ -70,6 +70,17 @@ class SuccessRegion:
     stop: int | None = None
     points: int = 1
 
+    def mean_point(self, goals: Any) -> Any:
+        """Return the mean of the slice's points, (..., size of a point), of goals (..., goal_dim).
+
+        There may be no goals at all, (0, goal_dim), of NumPy or torch.
+        """
+        points = goals[..., self.start : self.stop]
+        if self.points == 1:
+            return points
+        size = points.shape[-1] // self.points  # -1 would not be known of no goals
+        return points.reshape((*points.shape[:-1], self.points, size)).mean(-2)
+
 
 @dataclass(frozen=True)
 class EarlyEnd:

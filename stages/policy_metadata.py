@@ -42,22 +42,16 @@ class Element(Described):
     unit: str
     """Its unit; empty where the task gives none, `actuator` where it is what the actuator takes."""
     low: float
-    """The least that it can be."""
+    """One end of what it can be: the least, where this version wrote the file."""
     high: float
-    """The greatest that it can be."""
-
-    @pydantic.model_validator(mode="after")
-    def _in_order(self) -> Element:
-        if self.low > self.high:
-            raise ValueError(f"the range of {self.name!r} ends below its start")
-        return self
+    """The other end; below `low` in a file whose maker wrote down an actuator's ends as its task has them."""
 
 
 class InputElement(Described):
     """One number of an input."""
 
     name: str
-    """What it is, such as `qpos[0] elbow`."""
+    """What it is, such as `qpos:elbow[0]`."""
     unit: str
     """Its unit; empty where the task gives none."""
     low: float

@@ -174,10 +174,12 @@ def _require_same_elements(metadata: PolicyMetadata, task: CompiledTask, name: s
 
     The sizes and the model's hash are the same for a task file whose terms were put into another order.
     """
+    earlier = {"observation": task.earlier_names("observation"), "goal": task.earlier_names("achieved_goal")}
     for part, elements in element_labels(task).items():
         described = getattr(metadata.inputs if part in ("observation", "goal") else metadata.outputs, part)
         for index, (element, (label, unit)) in enumerate(zip(described, elements, strict=True)):
-            if (element.name, element.unit) != (label, unit):
+            names = (label, earlier[part][index]) if part in earlier else (label,)
+            if element.name not in names or element.unit != unit:
                 raise UserError(
                     f"{name} does not fit task {task.name!r} as it is here: its {part}[{index}] is "
                     f"{element.name!r} in {element.unit or 'no unit'}, the task's {label!r} in "

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from envs.rendering import draw_paths, has_plan
+from envs.rendering import draw_arrows, draw_paths, has_plan
 
 STARTS = np.array([[1.0, 1.0], [1.1, 0.9]])
 GOALS = np.array([[3.0, 1.0], [3.0, 2.0]])
@@ -186,3 +186,12 @@ def test_every_task_with_a_maze_has_a_picture(monkeypatch: pytest.MonkeyPatch) -
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         stars = np.asarray(axes.collections[0].get_offsets())
         assert ((stars > (left, bottom)) & (stars < (right, top))).all(), task.name
+
+
+@pytest.mark.parametrize("name", ["arm_grasp", "half_cheetah", "humanoid", "point_u_maze"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_arrows_of_any_number_of_goals_of_any_kind(name: str, count: int, tmp_path: Path) -> None:
+    task = compile_task(name)
+    goals = task.sample_start("evaluation", np.random.default_rng(0), count)[2]
+    draw_arrows(tmp_path / "arrows.png", task, goals, goals + 1.0, "goals")
+    assert (tmp_path / "arrows.png").read_bytes().startswith(b"\x89PNG")

@@ -73,7 +73,7 @@ def task() -> CompiledTask:
 def observed(simulator: Simulator, field: str) -> np.ndarray:
     """Return the columns of the observation that show a whole field."""
     labels = [number["name"] for number in simulator.task.describe("observation")]
-    columns = [i for i, label in enumerate(labels) if label.startswith(f"{field}[")]
+    columns = [i for i, label in enumerate(labels) if label.startswith((f"{field}:", f"{field}["))]
     assert columns
     return numpy(simulator.observation)[:, columns]
 

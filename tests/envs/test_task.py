@@ -313,3 +313,17 @@ def test_a_task_changed_in_nothing_is_itself() -> None:
         task.changed(evaluation="nowhere")
     with pytest.raises(TaskError, match="at least 1"):
         task.changed(episode_steps=0)
+
+
+@pytest.mark.parametrize("name", ["arm_grasp", "point_u_maze"])
+def test_no_goals_have_no_distances(name: str) -> None:
+    task = compile_task(name)
+    none = np.zeros((0, task.goal_dim))
+    assert task.goal_distance(none, none).shape == task.is_success(none, none).shape == (0,)
+
+
+def test_the_distance_of_several_points_is_that_of_their_mean() -> None:
+    task = compile_task("arm_grasp")  # two fingertips and the gap between them
+    goal = np.zeros((2, 7))
+    achieved = np.array([[1, 0, 0, -1, 0, 0, 9], [0, 3, 0, 0, 5, 8, 9]])
+    assert task.goal_distance(achieved, goal) == pytest.approx([0.0, np.hypot(4, 4)])

@@ -55,7 +55,7 @@ class TestInspect:
         text = invoke(tmp_path / "none", "policy", "inspect", str(honest)).stdout
         for words in (
             "student for task point_u_maze", "10 Hz (every 0.1 s)", "depth 1, width 2, 14 parameters",
-            "0.000 [0.000, 0.100] over 32 episodes", "CC0-1.0", "Input observation (4)", "qvel[1] y",
+            "0.000 [0.000, 0.100] over 32 episodes", "CC0-1.0", "Input observation (4)", "qvel:y[0]",
             "Output control (2)", "student-1", "16, to 1e-05",
         ):  # fmt: skip
             assert words in text, words

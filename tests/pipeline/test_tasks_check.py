@@ -95,8 +95,8 @@ class TestCommand:
         found = check("--output", "pictures/arm.png")
         assert (found["task"], found["file"]) == ("my_arm", str(Path.cwd() / "robot.yaml"))
         assert [each["name"] for each in found["observation"]][:3] == [
-            "qpos[0] shoulder",
-            "qpos[1] elbow",
+            "qpos:shoulder[0]",
+            "qpos:elbow[0]",
             "site_xpos:fingertip[0]",
         ]
         assert [each["unit"] for each in found["goal"]] == ["m"] * 3

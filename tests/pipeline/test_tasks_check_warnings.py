@@ -119,7 +119,7 @@ class TestWarnings:
         page = changed(walled_page("[[30, 1]]"), ", wall_height: 0.5", "")
         model = MOVER.replace('ctrlrange="-1 1"', 'ctrlrange="-100 100"')
         assert self.warnings(page + "episode_steps: 400\n", model) == ""
-        assert "qpos[0] x is commanded from 30 to 30" in self.warnings(page + "episode_steps: 20\n", model)
+        assert "qpos:x[0] is commanded from 30 to 30" in self.warnings(page + "episode_steps: 20\n", model)
 
 
 class TestRandomRollout:

@@ -22,7 +22,8 @@ from stages.policy_metadata import METADATA_KEY
 from stages.policy_source import element_labels
 
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 4, 2, 2
-LOW, HIGH = np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32)
+# At actions −1 and +1: the second actuator runs backwards.
+LOW, HIGH = np.array([-2.0, 5.0], np.float32), np.array([2.0, 0.0], np.float32)
 WEIGHT = np.linspace(-0.5, 0.5, (OBSERVATION_DIM + GOAL_DIM) * ACTION_DIM, dtype=np.float32).reshape(-1, 2)
 BIAS = np.array([0.1, -0.2], np.float32)
 LIMIT = 3.0  # of every input, which is in [−1, 1]

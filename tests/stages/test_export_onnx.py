@@ -90,10 +90,10 @@ def test_the_metadata_is_complete(chain: Chain):
     assert (found.role, found.task, found.control_dt_s, found.episode_steps) == ("student", TASK, 0.1, 100)
     assert found.model_sha256 == model_sha256(task.model)
     assert [(e.name, e.unit) for e in found.inputs.observation] == [
-        ("qpos[0] x", "m"),
-        ("qpos[1] y", "m"),
-        ("qvel[0] x", "m/s"),
-        ("qvel[1] y", "m/s"),
+        ("qpos:x[0]", "m"),
+        ("qpos:y[0]", "m"),
+        ("qvel:x[0]", "m/s"),
+        ("qvel:y[0]", "m/s"),
     ]
     assert all(element.low <= element.high for element in (*found.inputs.observation, *found.inputs.goal))
     assert found.inputs.goal[0].high == 50.0  # the dataset's

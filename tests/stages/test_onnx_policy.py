@@ -79,12 +79,12 @@ def test_the_metadata_says_what_a_deployer_must_know(policy: OnnxPolicy):
         100,
     )
     assert [element.name for element in found.inputs.observation] == [
-        "qpos[0] x",
-        "qpos[1] y",
-        "qvel[0] x",
-        "qvel[1] y",
+        "qpos:x[0]",
+        "qpos:y[0]",
+        "qvel:x[0]",
+        "qvel:y[0]",
     ]
-    assert [(element.low, element.high) for element in found.outputs.control] == [(-2.0, 2.0), (0.0, 5.0)]
+    assert [(element.low, element.high) for element in found.outputs.control] == [(-2.0, 2.0), (5.0, 0.0)]
     assert found.evaluation is not None and found.evaluation.episodes == 256
     assert found.sizes() == {"observation": 4, "goal": 2, "action": 2, "control": 2}
     assert found.model_validate_json(found.model_dump_json()) == found
@@ -154,7 +154,7 @@ def test_a_graph_with_a_fixed_batch_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    ("place", "name"), [(0, r"observation\[0\] \(qpos\[0\] x\)"), (3, "observation"), (5, r"goal\[1\]")]
+    ("place", "name"), [(0, r"observation\[0\] \(qpos:x\[0\]\)"), (3, "observation"), (5, r"goal\[1\]")]
 )
 def test_what_is_not_finite_is_refused(policy: OnnxPolicy, value: float, place: int, name: str):
     state = np.zeros(OBSERVATION_DIM + GOAL_DIM, np.float32)

@@ -51,7 +51,7 @@ def widen(text: dict[str, Any]) -> None:
 
 EDITS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "limit": ("thousandfold", widen),
-    "name": ("thousandfold", lambda text: text["inputs"]["observation"][0].update(name="qpos[1] y")),
+    "name": ("thousandfold", lambda text: text["inputs"]["observation"][0].update(name="qpos:y[0]")),
     "control range": ("thousandfold", lambda text: text["outputs"]["control"][0].update(high=99.0)),
     "success": ("thousandfold", lambda text: text["evaluation"].update(success=1.0)),
     "licence": ("thousandfold", lambda text: text.update(licence="MIT")),

@@ -13,7 +13,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from stages.policy_golden import GoldenSet
+from stages.policy_golden import GoldenSet, control_bounds
 from stages.policy_metadata import (
     InvalidMetadataError,
     PolicyMetadata,
@@ -54,11 +54,12 @@ def test_limits_enclose_the_range(changes: dict[str, Any], where: str) -> None:
         parse_metadata(json.dumps(whole), Path("policy.onnx"))
 
 
-def test_the_range_of_an_output_is_in_order() -> None:
+@pytest.mark.parametrize("ends", [{"low": 0.08, "high": 0.0}, {"low": 0.0, "high": 0.08}])
+def test_an_actuators_ends_may_run_either_way(ends: dict[str, float]) -> None:
     whole = metadata()
-    whole["outputs"]["control"][1] |= {"low": 6.0}
-    with pytest.raises(InvalidMetadataError, match="ends below its start"):
-        parse_metadata(json.dumps(whole), Path("policy.onnx"))
+    whole["outputs"]["control"][1] |= ends
+    found = parse_metadata(json.dumps(whole), Path("policy.onnx"))
+    assert control_bounds(found)[1] == 0.08
 
 
 @pytest.mark.parametrize(

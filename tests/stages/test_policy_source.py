@@ -131,9 +131,22 @@ def test_another_task_pace_or_size_is_refused(tmp_path: Path) -> None:
         open_source(workspace, str(write_policy(tmp_path / "reacher.onnx", text)), any_model=True)
 
 
+def test_a_file_that_calls_its_inputs_as_earlier_versions_did_is_taken(tmp_path: Path) -> None:
+    text = metadata()
+    for elements in text["inputs"].values():
+        for index, name in enumerate(["qpos[0] x", "qpos[1] y", "qvel[0] x", "qvel[1] y"][: len(elements)]):
+            elements[index]["name"] = name
+    path = write_policy(tmp_path / "p.onnx", json.dumps(text))
+    assert open_source(Workspace(tmp_path), str(path)).policy.metadata.inputs.goal[1].name == "qpos[1] y"
+    text["inputs"]["goal"][1]["name"] = "qpos[0] x"
+    write_policy(path, json.dumps(text))
+    with pytest.raises(UserError, match=r"goal\[1\] is 'qpos\[0\] x' in m, the task's 'qpos:y\[0\]'"):
+        open_source(Workspace(tmp_path), str(path))
+
+
 def test_a_task_whose_terms_are_in_another_order_is_refused(tmp_path: Path) -> None:
     page = Path(write_sledge(tmp_path / "robot"))
     policy = sledge_policy(tmp_path / "p.onnx", str(page))
     page.write_text(page.read_text().replace("{field: qpos}, {field: qvel}", "{field: qvel}, {field: qpos}"))
-    with pytest.raises(UserError, match=r"observation\[0\] is 'qpos\[0\] x' in m, the task's 'qvel\[0\] x'"):
+    with pytest.raises(UserError, match=r"observation\[0\] is 'qpos:x\[0\]' in m, the task's 'qvel:x\[0\]'"):
         open_source(Workspace(tmp_path), policy, str(page), any_model=True)

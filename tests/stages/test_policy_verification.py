@@ -168,9 +168,9 @@ def test_a_description_that_does_not_fit_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "words"),
     [
-        ("observation", {"unit": "cm"}, "observation[0] is 'qpos[0] x' in cm, the task's 'qpos[0] x' in m"),
-        ("observation", {"name": "qvel[0] x"}, "observation[0] is 'qvel[0] x' in m, the task's 'qpos[0] x'"),
-        ("goal", {"unit": ""}, "goal[0] is 'qpos[0] x' in no unit, the task's 'qpos[0] x' in m"),
+        ("observation", {"unit": "cm"}, "observation[0] is 'qpos:x[0]' in cm, the task's 'qpos:x[0]' in m"),
+        ("observation", {"name": "qvel:x[0]"}, "observation[0] is 'qvel:x[0]' in m, the task's 'qpos:x[0]'"),
+        ("goal", {"unit": ""}, "goal[0] is 'qpos:x[0]' in no unit, the task's 'qpos:x[0]' in m"),
         ("action", {"name": "y"}, "action[0] is 'y' in 1, the task's 'x' in 1"),
         ("control", {"unit": "N"}, "control[0] is 'x' in N, the task's 'x' in actuator"),
     ],

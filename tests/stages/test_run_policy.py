@@ -72,19 +72,19 @@ def test_a_goal_is_commanded_in_its_units(source: PolicySource, capsys: pytest.C
     assert capsys.readouterr().err == ""
 
     found = run_policy.run(fast(goal=(0.5, 4.0)), Console(), source)
-    assert "goal qpos[1] y = 4 m: the policy was checked from -1 to 1, and acts as if it were 3" in (
+    assert "goal qpos:y[0] = 4 m: the policy was checked from -1 to 1, and acts as if it were 3" in (
         capsys.readouterr().err
     )
-    assert found["clipped_share"] == 1.0 and found["clipped"]["qpos[1] y"] == 1.0
+    assert found["clipped_share"] == 1.0 and found["clipped"]["qpos:y[0]"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("goal", "words"),
     [
-        ((1.0,), r"--goal has 1 numbers, task 'point_u_maze' takes 2: qpos\[0\] x \(m\), qpos\[1\] y \(m\)"),
-        ((float("nan"), 1.0), r"qpos\[0\] x must be a finite number"),
-        ((1.0, float("-inf")), r"qpos\[1\] y must be a finite number"),
-        ((1.0, 1e300), r"qpos\[1\] y must be a finite number of float32"),
+        ((1.0,), r"--goal has 1 numbers, task 'point_u_maze' takes 2: qpos:x\[0\] \(m\), qpos:y\[0\] \(m\)"),
+        ((float("nan"), 1.0), r"qpos:x\[0\] must be a finite number"),
+        ((1.0, float("-inf")), r"qpos:y\[0\] must be a finite number"),
+        ((1.0, 1e300), r"qpos:y\[0\] must be a finite number of float32"),
     ],
 )
 def test_a_wrong_goal_is_refused(source: PolicySource, goal: tuple[float, ...], words: str) -> None:
@@ -230,7 +230,7 @@ def test_clipped_inputs_are_counted_and_what_is_not_finite_is_refused(source: Po
         loop(row[None], np.zeros((1, 2), np.float32))
     figures = loop.figures()
     assert figures["clipped_share"] == 0.5
-    assert figures["clipped"] == {"qvel[0] x": 0.5, "qpos[0] x": 0.25}
+    assert figures["clipped"] == {"qvel:x[0]": 0.5, "qpos:x[0]": 0.25}
     latency = figures["latency"]
     assert 0 < latency["p50_us"] <= latency["p99_us"] <= latency["max_us"]
     with pytest.raises(NonFiniteError, match=r"observation\[1\]"):

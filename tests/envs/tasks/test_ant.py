@@ -33,11 +33,11 @@ def test_state_is_positions_then_velocities(task: CompiledTask) -> None:
 
 def test_description_names_and_numbers_the_positions(task: CompiledTask) -> None:
     described = task.describe("observation")
-    joints = [f"{side}_{leg}" for leg in (1, 2, 3, 4) for side in ("hip", "ankle")]
+    joints = [f"{side}_{leg}[0]" for leg in (1, 2, 3, 4) for side in ("hip", "ankle")]
     places = [*(f"root[{i}]" for i in range(7)), *joints]
-    assert [each["name"] for each in described[:15]] == [f"qpos[{i}] {own}" for i, own in enumerate(places)]
+    assert [each["name"] for each in described[:15]] == [f"qpos:{own}" for own in places]
     rates = [*(f"root[{i}]" for i in range(6)), *joints]
-    assert [each["name"] for each in described[15:]] == [f"qvel[{i}] {own}" for i, own in enumerate(rates)]
+    assert [each["name"] for each in described[15:]] == [f"qvel:{own}" for own in rates]
     assert [each["unit"] for each in described[:8]] == ["m"] * 3 + ["1"] * 4 + ["rad"]
 
 

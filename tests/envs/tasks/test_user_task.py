@@ -265,7 +265,7 @@ class TestFreeJointWithoutAName:
         page = with_line("achieved_goal", "achieved_goal: {field: qpos, object: hull}")
         page = changed(page, "[0.2, 0, -0.3], high: [0.3, 0, -0.1]", "[0], high: [1]")
         assert compiled(page, model).describe("achieved_goal") == [{"name": "qpos:hull[0]", "unit": "rad"}]
-        assert compiled(PAGE, model).describe("observation")[2]["name"] == "qpos[2] joint_2[0]"
+        assert compiled(PAGE, model).describe("observation")[2]["name"] == "qpos:joint_2[0]"
 
 
 class TestGoalMarker:
