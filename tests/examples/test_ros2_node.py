@@ -62,7 +62,7 @@ class Node:
 def policy(tmp_path_factory: pytest.TempPathFactory) -> OnnxPolicy:
     context = make_context(tmp_path_factory.mktemp("export"))
     student = make_network(context.workspace, "student")
-    settings = ExportOnnxSettings(gate_states=32, closed_loop_episodes=4)
+    settings = ExportOnnxSettings(gate_states=32, closed_loop_episodes=4, include_teacher=False)
     return OnnxPolicy(export_onnx.run(settings, context, student).file(POLICY_FILE))
 
 
