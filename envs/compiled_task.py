@@ -139,6 +139,20 @@ class CompiledTask:
             ended = outside if ended is None else ended | outside
         return ended
 
+    def early_ends_holding(self, data: mujoco.MjData) -> list[int]:
+        """Return which of the task's early ends hold in the state of `data`, whose fields are up to date."""
+        fields = {name: np.reshape(getattr(data, name), (1, -1)) for name in self.fields}
+        held = []
+        for index, (end, columns) in enumerate(self._early_end):
+            out = np.zeros((1, columns[-1].stop))
+            read_terms(columns, fields, out, np)
+            held += [index] if ((out < end.low) | (out > end.high)).any() else []
+        return held
+
+    def term_spans(self, part: str) -> list[slice]:
+        """Return which numbers of ``observation`` or ``achieved_goal`` each of its terms gives."""
+        return [slice(columns.start, columns.stop) for columns in self._terms(part)]
+
     # -- goals, actions, resets -------------------------------------------------------------------
 
     def is_success(self, achieved_goal: Any, desired_goal: Any) -> Any:

@@ -99,6 +99,11 @@ class CpuSimulator(Simulator):
         terminated = np.zeros(self.num_worlds, bool) if ended is None else ended & ~unstable
         return StepResult(success, terminated, self.episode_step >= self.task.task.episode_steps, unstable)
 
+    @property
+    def qvel(self) -> np.ndarray:
+        """The velocities of the joints, (num_worlds, nv) float64; a copy."""
+        return np.array(self._qvel)
+
     def world_data(self, world: int) -> mujoco.MjData:
         """Return one world as an `MjData` of its own, with everything computed that a picture needs."""
         data = self._batch.get_data(world)

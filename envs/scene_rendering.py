@@ -27,6 +27,10 @@ _TRAIL_PIECES, _TRAIL_WIDTH, _TRAIL_COLOUR = 200, 0.0025, (0.95, 0.55, 0.15, 0.9
 _GOAL_COLOUR, _REACHED_COLOUR = (0.70, 0.84, 0.12), (0.10, 0.68, 0.35)
 _GOAL_ALPHA, _CORE_SHARE = 0.40, 0.12
 _FLAT_SHARE = 0.25  # half the height of the disc that marks a goal in the plane, in radii
+_STARTS_SEEN = 16
+_DISTANCE_TO_SEE = 2.7  # in radii of a ball that a camera of 45° shows whole
+_SEEN, _SMALL = 1.0, 0.1  # of the model's extent: what the default camera shows, and what is small in it
+_NEAR = 0.05  # in distances of the camera
 _ROOM = 0.25  # around a followed body and its goal, in distances of the camera that shows the body alone
 
 
@@ -75,6 +79,8 @@ class SceneRenderer:
         self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # frames of reference, not things
+        if not (self._model.geom_bodyid > 0).any():  # bodies of inertia alone
+            self._option.flags[mujoco.mjtVisFlag.mjVIS_INERTIA] = 1
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._opengl = open_context(width, height)
         self._context = _drawing_context(self._model, self._opengl)
@@ -143,7 +149,13 @@ class SceneRenderer:
     def _pose(self, qpos: np.ndarray) -> None:
         """Put the drawn model into a position: its kinematics, no dynamics and no contacts."""
         self._data.qpos[:] = qpos
-        for compute in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_tendon):
+        for compute in (
+            mujoco.mj_kinematics,
+            mujoco.mj_comPos,
+            mujoco.mj_camlight,
+            mujoco.mj_flex,
+            mujoco.mj_tendon,
+        ):
             compute(self._model, self._data)
 
     def _aim(self, marker: GoalMarker | None) -> None:
@@ -234,6 +246,8 @@ def scene_camera(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
     camera.azimuth, camera.elevation = scene.azimuth, scene.elevation
     camera.distance = 1.5 * model.stat.extent if scene.distance is None else scene.distance
     camera.lookat[:] = model.stat.center if scene.lookat is None else scene.lookat
+    if task.task.file is not None and scene.follow is scene.lookat is scene.distance is None:
+        _look_at_starts(task, camera)
     if scene.follow is None:
         return camera, None
     body = find_object(model, mujoco.mjtObj.mjOBJ_BODY, scene.follow, f"Task {task.name!r}")
@@ -243,9 +257,36 @@ def scene_camera(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
     return camera, body
 
 
+def _look_at_starts(task: CompiledTask, camera: mujoco.MjvCamera) -> None:
+    """Point a camera at robot and goals where the model's own centre and extent would not show them.
+
+    That is where they lie outside of what the camera sees, or are small in it, as on a large box as floor.
+    """
+    model, data = task.model, mujoco.MjData(task.model)
+    qpos, _, goals = task.sample_start("evaluation", np.random.default_rng(0), _STARTS_SEEN)
+    moving = model.body_weldid[model.geom_bodyid] > 0
+    places = [marker.position for goal in goals if (marker := goal_marker(task, goal)) and marker.dims >= 2]
+    for start in qpos:
+        data.qpos[:] = start
+        mujoco.mj_kinematics(model, data)
+        places += [*data.geom_xpos[moving], *data.xpos[model.body_weldid > 0]]
+    if not places:
+        return
+    low, high = np.min(places, axis=0), np.max(places, axis=0)
+    middle = (low + high) / 2
+    reach = float(np.linalg.norm(high - low) / 2 + model.geom_rbound[moving].max(initial=0.0))
+    reach *= 1.0 if moving.any() else 2.0  # bodies without geoms show their inertia
+    seen = float(np.linalg.norm(middle - camera.lookat)) + reach <= _SEEN * model.stat.extent
+    if reach > 0 and not (seen and reach >= _SMALL * model.stat.extent):
+        camera.lookat[:], camera.distance = middle, _DISTANCE_TO_SEE * reach
+
+
 def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -> mujoco.MjModel:
     spec = task.task.build_spec()
     apply_style(spec, distance, own=task.task.file is None)
+    # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
+    near = _NEAR * distance / task.model.stat.extent
+    spec.visual.map.znear = min(spec.visual.map.znear, near)
     spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
     return spec.compile()
 

@@ -19,6 +19,7 @@ _COLOURS = {
     (0.9, 0.4, 0.6): _FRAME_GREY,
     (0.5, 0.5, 0.5): _ROBOT_BLUE,  # what has no colour of its own
 }
+_DRAWN_GROUPS = 3  # 0 to 2, as MuJoCo draws them where nobody asks for others
 _FLOOR_NAME, _SKY_NAME = "picture_floor", "picture_sky"
 
 
@@ -52,7 +53,7 @@ def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:
         spec: the model to be drawn.
         distance: of the camera, in metres: it sets how large the floor's squares are.
         own: whether the model is a built-in task's. A user's keeps its looks and gets a background where it
-            has none.
+            has none, and bodies that nothing would be drawn of show all of their geoms.
     """
     skyboxes = [each for each in spec.textures if each.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX]
     if own:
@@ -71,6 +72,8 @@ def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:
     if own:
         _lay_floor(spec, distance)
         _colour_robot(spec)
+    elif not spec.skins:
+        _show_hidden_bodies(spec)
     spec.visual.rgba.haze[:] = (*_SKY_BELOW, 1.0)
     spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 2048, 4
 
@@ -121,6 +124,18 @@ def _colour_robot(spec: mujoco.MjSpec) -> None:
             if geom.material in ("", "geom") and np.allclose(geom.rgba[:3], colour, atol=1e-3):
                 geom.material, geom.rgba[:3] = "", ours
                 break
+
+
+def _show_hidden_bodies(spec: mujoco.MjSpec) -> None:
+    """Show the geoms of bodies that nothing would be drawn of: all in hidden groups, or transparent."""
+    for body in spec.bodies:
+        geoms = list(body.geoms)
+        if body == spec.worldbody or any(geom.group < _DRAWN_GROUPS and geom.rgba[3] > 0 for geom in geoms):
+            continue
+        for geom in geoms:
+            geom.group = 0
+            if geom.rgba[3] == 0:
+                geom.material, geom.rgba[:] = "", (*_FRAME_GREY, 1.0)
 
 
 def _round_number(value: float) -> float:

@@ -7,17 +7,20 @@ from typing import Any
 
 from envs.compiled_task import CompiledTask
 from envs.goal_judgement import judge_goals
+from envs.random_rollout import ended_at_once, roll_out, rollout_warnings
 from envs.registry import compile_task
 from envs.task import TaskError
+from envs.task_judgement import judge_task
 from envs.tasks.task_copy import PAGE_NAME, copy_task, describe_source, read_source
 from envs.tasks.task_yaml import shown
 from pipeline.core.artifacts import Artifact
 from pipeline.core.console import Console
-from pipeline.core.errors import DamagedFileError
+from pipeline.core.errors import DamagedFileError, UserError
 from pipeline.core.runtime import as_user_error
 
 TASK_FOLDER = "task"
 _JUDGED_GOALS, _CONFIGURATIONS = 8, 500  # goals of training and of evaluation each
+_FIRST_STEPS, _EPISODES, _STEPS = 64, 16, 50  # of a random policy
 
 
 def own_task(artifact: Artifact) -> str | None:
@@ -52,11 +55,34 @@ def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
         )
 
 
-def warn_of_goals_out_of_reach(task: CompiledTask, console: Console) -> None:
-    """Say so where some of a few goals of a user's task most likely cannot be reached; in under a second."""
+def require_episodes(task: CompiledTask, distribution: str) -> None:
+    """Raise UserError where every episode of a user's task ends at its first step: there is nothing to learn.
+
+    Args:
+        task: the compiled task.
+        distribution: of training; evaluation is looked at too.
+    """
     if task.task.file is None:
         return
-    for warning in judge_goals(task, 0, goals=_JUDGED_GOALS, configurations=_CONFIGURATIONS).warnings:
+    for name in dict.fromkeys((distribution, "evaluation")):
+        rollout = roll_out(task, _FIRST_STEPS, 0, distribution=name, steps=1)
+        if rollout.ended_at_once.all():
+            raise UserError(f"{ended_at_once(rollout, task)} None of {name} has a second step to learn from.")
+
+
+def warn_of_what_looks_wrong(task: CompiledTask, distribution: str, console: Console) -> None:
+    """Say what looks wrong in a user's task, as `pipeline tasks check` does, but after seconds at most.
+
+    Args:
+        task: the compiled task.
+        distribution: of training.
+        console: warns.
+    """
+    if task.task.file is None:
+        return
+    rollout = roll_out(task, _EPISODES, 0, distribution=distribution, steps=_STEPS)
+    goals = judge_goals(task, 0, goals=_JUDGED_GOALS, configurations=_CONFIGURATIONS)
+    for warning in (*rollout_warnings(rollout, task), *judge_task(task, 0), *goals.warnings):
         console.warn(f"{warning} `pipeline tasks check {shown(Path(task.task.file))}` looks closer.")
 
 

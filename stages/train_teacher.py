@@ -41,9 +41,10 @@ from pipeline.core.unfinished import (
 from stages.artifact_task import (
     keep_task,
     own_task,
+    require_episodes,
     task_record,
     warn_of_changed_task,
-    warn_of_goals_out_of_reach,
+    warn_of_what_looks_wrong,
 )
 from stages.evaluate import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
@@ -73,6 +74,7 @@ def run(
         on_start: told the artifact before the training begins.
 
     Raises:
+        UserError: every episode of a user's task ends at its first step.
         SettingsError: unknown task or distribution; worlds or batch that the ranks cannot share evenly.
         NonFiniteError: a loss became NaN or infinite; the last checkpoint is kept.
         StoppedByUser: after Ctrl-C, once the state is saved.
@@ -82,6 +84,8 @@ def run(
     if resumed is not None:
         settings = _with_own_task(settings, resumed)
     training = _prepare(settings, ranks)
+    if resumed is None:
+        require_episodes(training.task, settings.training_distribution)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ranks.connect(training.device))
         if resumed is not None:
@@ -133,7 +137,7 @@ def _open_stage(
             keep_task(task, work.artifact, context.console)
             warn_of_changed_task(work.artifact, context.console)
             if resumed is None:
-                warn_of_goals_out_of_reach(task, context.console)
+                warn_of_what_looks_wrong(task, training.settings.training_distribution, context.console)
         yield work
 
 

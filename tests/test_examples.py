@@ -13,8 +13,9 @@ import pytest
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.goal_judgement import GoalJudgement, judge_goals
+from envs.random_rollout import roll_out, rollout_warnings
 from envs.registry import compile_task, task_names
-from pipeline.tasks_check import roll_out, rollout_warnings
+from envs.task_judgement import judge_task
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGES = sorted(EXAMPLES.rglob("*.yaml"))
@@ -47,7 +48,7 @@ class TestEvery:
     def test_nothing_looks_wrong(self, page: Path) -> None:
         task = self.task(page)
         rollout = roll_out(task, 16, 0)
-        assert rollout_warnings(rollout, task) == []
+        assert rollout_warnings(rollout, task) == [] and judge_task(task, 0) == []
         assert rollout.reached.mean() < 0.5, "a task that a random policy solves shows nothing"
         assert judge_goals(task, 0) == GoalJudgement({"training": 0.0, "evaluation": 0.0}, [])
 

@@ -142,6 +142,22 @@ def read_page(path: str | Path) -> Page:
     return page
 
 
+def task_place(file: str | None, location: Location) -> str:
+    """Return where an entry of a task stands: as `Page.place` says it, or the entry alone of a built-in task.
+
+    Args:
+        file: the task's page of YAML; None for a built-in one.
+        location: the entry. Of ``training`` or ``evaluation`` the part of the whole task is meant where they
+            have none of their own.
+    """
+    if file is None:
+        return _label(location)
+    page, (first, *rest) = read_page(file), location
+    own = page.content.get(first) if first in ("training", "evaluation") else None
+    borrowed = first in ("training", "evaluation") and not (isinstance(own, dict) and rest and rest[0] in own)
+    return page.place(rest if borrowed and rest else location)
+
+
 def _not_yaml(path: Path, error: Exception) -> TaskError:
     mark = getattr(error, "problem_mark", None)
     line = f", line {mark.line + 1}" if mark else ""

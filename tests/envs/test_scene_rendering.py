@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -12,11 +14,12 @@ import pytest
 from envs.compiled_task import CompiledTask
 from envs.goal_env import GoalEnv
 from envs.goal_positions import goal_positions
-from envs.registry import get_task
+from envs.registry import compile_task, get_task
 from envs.scene_rendering import SceneRenderer, goal_marker
 from envs.scene_style import apply_style
 from envs.task import ScenePicture, SuccessRegion, TaskError
 from tests.envs.opengl_here import needs_opengl
+from tests.envs.tasks.user_pages import ARM, PAGE, write
 
 WIDTH, HEIGHT = 160, 120
 DOWN = ScenePicture(lookat=(2.0, 2.0, 0.0), distance=10.0, azimuth=90.0, elevation=-90.0)
@@ -246,3 +249,57 @@ def test_an_environment_draws_the_goal_it_was_given() -> None:
     assert columns.min() == pytest.approx(240 - 1.3 * per_metre, abs=3)
     assert columns.max() == pytest.approx(240 + 1.3 * per_metre, abs=3)
     assert rows.max() == pytest.approx(240 + 1.3 * per_metre, abs=3)
+
+
+# -- a stranger's robot is in its picture ------------------------------------------------------------
+
+
+def users_task(folder: Path, model: str) -> CompiledTask:
+    return compile_task(str(write(folder, PAGE, model)))
+
+
+def pixels_of_the_arm(task: CompiledTask) -> int:
+    """Return how many pixels change as the arm moves out of the picture of itself, without a goal."""
+    with SceneRenderer(task, WIDTH, HEIGHT) as renderer:
+        pose = task.sample_start("evaluation", np.random.default_rng(0), 1)[0][0]
+        return int(changed(renderer.draw(pose), renderer.draw(pose + np.array([1.2, 0.5]))).sum())
+
+
+@needs_opengl
+@pytest.mark.parametrize(
+    "geom",
+    ['<geom group="3" ', '<geom group="5" rgba="1 0 0 1" ', '<geom rgba="1 0 0 0" '],
+    ids=["collision alone", "a group that is never drawn", "transparent"],
+)
+def test_a_body_of_hidden_geoms_alone_is_drawn(tmp_path: Path, geom: str) -> None:
+    drawn = pixels_of_the_arm(users_task(tmp_path, ARM))
+    assert drawn > 200 and pixels_of_the_arm(users_task(tmp_path, ARM.replace("<geom ", geom))) > 0.8 * drawn
+
+
+@needs_opengl
+def test_hidden_geoms_beside_visible_ones_stay_hidden(tmp_path: Path) -> None:
+    twice = ARM.replace('size=".02"', 'size=".02" group="2"').replace(
+        "      <body name", '      <geom type="sphere" size=".2" group="3"/>\n      <body name'
+    )
+    one, other = (users_task(tmp_path, model) for model in (ARM, twice))
+    assert pixels_of_the_arm(other) <= 1.1 * pixels_of_the_arm(one)
+
+
+@needs_opengl
+def test_bodies_without_geoms_show_their_inertia(tmp_path: Path) -> None:
+    inertia = '<inertial pos=".1 0 0" mass="1" diaginertia=".001 .01 .01"/>'
+    assert pixels_of_the_arm(users_task(tmp_path, re.sub("<geom[^>]*/>", inertia, ARM))) > 200
+
+
+@needs_opengl
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("</worldbody>", '<geom type="box" size="50 50 .1" pos="0 0 -1" contype="0"/></worldbody>'),
+        ("</worldbody>", '</worldbody><statistic center="30 0 0" extent="1"/>'),
+    ],
+    ids=["a floor that is a large box", "a centre that is elsewhere"],
+)
+def test_the_camera_finds_the_robot(tmp_path: Path, old: str, new: str) -> None:
+    task = users_task(tmp_path, ARM.replace(old, new))
+    assert pixels_of_the_arm(task) > 100

@@ -10,8 +10,9 @@ import pytest
 
 from envs.cpu_simulator import CpuSimulator
 from envs.goal_judgement import judge_goals
-from envs.registry import compile_task
-from pipeline.tasks_check import roll_out, rollout_warnings
+from envs.random_rollout import roll_out, rollout_warnings
+from envs.registry import compile_task, task_names
+from envs.task_judgement import judge_task
 from tests.envs.tasks.user_pages import ARM, MOVER, PAGE, changed, walled_page, with_line, write
 
 WITH_CUBE = changed(
@@ -74,6 +75,47 @@ class TestWarnings:
         found = self.warnings(page, model)
         assert re.search(r"goals span 0\.0[78]\d* at most", found)
 
+    def test_joints_that_spin(self) -> None:
+        model = changed(ARM, 'range="0 120" damping="1"', 'limited="false"')
+        model = changed(
+            model, '<position name="bend" joint="elbow" kp="10"', '<motor name="bend" joint="elbow"'
+        )
+        found = self.warnings(model=changed(model, 'ctrlrange="-0.5 1"', 'ctrlrange="-9 9"'))
+        assert re.search(r"too fast to be controlled every 0\.05 s: joint 'elbow' turns at up to \d", found)
+        assert "shoulder" not in found
+
+    def test_a_slide_that_flies_off(self) -> None:
+        page, model = walled_page("[[2, 0]]"), MOVER.replace('ctrlrange="-1 1"', 'ctrlrange="-1e5 1e5"')
+        assert re.search(r"joint '[xy]' slides at up to \d", self.warnings(page, model))
+
+    def test_numbers_that_are_large_beside_the_others(self) -> None:
+        page = changed(PAGE, "  - field: site_xpos", "  - {field: xpos, object: far}\n  - field: site_xpos")
+        page = changed(page, "{keyframe: home}", "{}")
+        model = changed(
+            ARM,
+            "  </worldbody>",
+            '    <body name="far" pos="900 0 0"><joint/><geom size="1"/></body>\n  </worldbody>',
+        )
+        model = changed(model, '<key name="home" qpos="0.25 0.5"/>', "")
+        found = self.warnings(page, model)
+        assert "robot.yaml, line 7, observation[1]: xpos:far[0] goes from 900 to 900: networks see" in found
+
+    def test_terms_of_unequal_size(self) -> None:
+        page = changed(PAGE, "achieved_goal:", "  - {field: site_xpos, object: near}\nachieved_goal:")
+        near = '<body name="upper"><site name="near" pos="1e-4 0 0"/>'
+        found = self.warnings(page, changed(ARM, '<body name="upper">', near))
+        assert re.search(
+            r"observation\[0\] spans \d[.\d]*, and robot\.yaml, line 9, observation\[2\] 0\.000", found
+        )
+
+    def test_an_observation_that_never_changes(self) -> None:
+        page = "\n".join(
+            "observation: {field: xpos, object: upper}" if line.startswith("observation") else line
+            for line in PAGE.splitlines()
+            if not line.startswith(" ")
+        )
+        assert "the observation never changes: the policy sees nothing" in self.warnings(page)
+
     def test_goals_partly_out_of_reach(self) -> None:
         page = (
             with_line("goal", "goal: {list: [[0.4, 0, 0], [0.9, 0, 0]]}")
@@ -120,6 +162,22 @@ class TestWarnings:
         model = MOVER.replace('ctrlrange="-1 1"', 'ctrlrange="-100 100"')
         assert self.warnings(page + "episode_steps: 400\n", model) == ""
         assert "qpos:x[0] is commanded from 30 to 30" in self.warnings(page + "episode_steps: 20\n", model)
+
+
+FAST = ("point_u_maze", "reacher", "arm_push_easy")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in task_names()]
+)
+def test_nothing_looks_wrong_in_a_built_in_task(name: str) -> None:
+    task = compile_task(name)
+    rollout = roll_out(task, 24, 0, steps=60 if name in FAST else None)
+    assert [
+        *rollout_warnings(rollout, task),
+        *judge_task(task, 0),
+        *judge_goals(task, 0, goals=8).warnings,
+    ] == []
 
 
 class TestRandomRollout:

@@ -22,9 +22,10 @@ from stages.artifact_task import (
     keep_task,
     load_task,
     own_task,
+    require_episodes,
     task_record,
     warn_of_changed_task,
-    warn_of_goals_out_of_reach,
+    warn_of_what_looks_wrong,
 )
 from stages.network_file import NETWORK_FILE, load_actor
 from stages.teacher_training import TrainTeacherSettings
@@ -67,9 +68,58 @@ class TestGoalsOutOfReach:
     def test_nothing_is_said_of_goals_in_reach_and_of_built_in_tasks(
         self, page: Path, capsys: Capture
     ) -> None:
-        warn_of_goals_out_of_reach(compile_task(str(page)), Console())
-        warn_of_goals_out_of_reach(compile_task("point_u_maze"), Console())
+        warn_of_what_looks_wrong(compile_task(str(page)), "training", Console())
+        warn_of_what_looks_wrong(compile_task("point_u_maze"), "training", Console())
         assert capsys.readouterr().err == ""
+
+    def test_a_training_says_what_a_check_would(self, page: Path, capsys: Capture) -> None:
+        spinning = changed(ARM, 'range="0 120" damping="1"', 'damping="0" limited="false"')
+        spinning = changed(
+            spinning, 'joint="elbow" kp="10" ctrlrange="-0.5 1"', 'joint="elbow" ctrlrange="-9 9"'
+        )
+        page = write(
+            page.parent,
+            changed(PAGE, "{keyframe: home}", "{joints: [shoulder], positions: {list: [[3]]}}"),
+            spinning.replace('<position name="bend"', '<motor name="bend"'),
+        )
+        warn_of_what_looks_wrong(compile_task(str(page)), "training", Console())
+        fast, beyond, *_ = capsys.readouterr().err.splitlines()
+        assert "too fast to be controlled every 0.05 s: joint 'elbow' turns at up to" in fast
+        assert f"{page}, line 12, reset: starts with joint 'shoulder' at 3, beyond its range" in beyond
+
+
+class TestEpisodesThatEndAtOnce:
+    """`pipeline tasks check` warns of them; a training has nothing to learn from."""
+
+    def page(self, folder: Path, low: float = 5.0) -> Path:
+        return write(folder, PAGE + f"early_end: {{term: {{field: qpos}}, low: {low}, high: 6}}\n")
+
+    def test_all_of_them_are_refused_before_anything_begins(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path)
+        with pytest.raises(UserError) as raised:
+            train_teacher.run(settings_of(page), make_context(tmp_path / "ws"))
+        assert str(raised.value) == (
+            f"64 of 64 episodes end at their first step: {page}, line 13, early_end holds at the start, "
+            "where qpos must stay within 5 to 6. None of training has a second step to learn from."
+        )
+        assert not list((tmp_path / "ws").rglob("manifest.json"))
+
+    def test_those_of_evaluation_alone_too(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path, low=-1.0)
+        page.write_text(
+            page.read_text() + "evaluation: {reset: {joints: [shoulder], positions: {list: [[-1.5]]}}}\n"
+        )
+        (tmp_path / "arm.xml").write_text(ARM.replace('damping="1"', 'damping="100"'))  # it hardly moves
+        with pytest.raises(UserError, match="None of evaluation has a second step"):
+            require_episodes(compile_task(str(page)), "training")
+
+    def test_some_are_only_warned_of(self, tmp_path: Path, capsys: Capture) -> None:
+        page = self.page(tmp_path, low=0.2)
+        page.write_text(changed(page.read_text(), "{keyframe: home}", "{keyframe: home, qpos_noise: 0.1}"))
+        task = compile_task(str(page))
+        require_episodes(task, "training")
+        warn_of_what_looks_wrong(task, "training", Console())
+        assert "of 16 episodes end at their first step" in capsys.readouterr().err
 
 
 class TestKeeping:
