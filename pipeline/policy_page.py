@@ -20,12 +20,14 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
         UserError: the file cannot be read, or is none of this version.
     """
     from stages.policy_golden import GOLDEN_KEY, parse_golden
+    from stages.policy_graph import require_known_graph
     from stages.policy_hash import read_model
     from stages.policy_integrity import INTEGRITY_KEY, change_since_export
     from stages.policy_metadata import METADATA_KEY, parse_metadata
 
     model = read_model(place.path)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
+    require_known_graph(model, place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
     change = change_since_export(model, metadata)
     facts = [

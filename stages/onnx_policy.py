@@ -16,6 +16,7 @@ import onnxruntime
 
 from pipeline.core.errors import DamagedFileError, NonFiniteError
 from stages.policy_golden import GOLDEN_KEY, GoldenSet, parse_golden
+from stages.policy_graph import require_known_graph
 from stages.policy_hash import EXPORT_AGAIN, ModelBytes, read_model
 from stages.policy_integrity import require_unchanged
 from stages.policy_metadata import METADATA_KEY, InputElement, PolicyMetadata, parse_metadata
@@ -62,6 +63,7 @@ class OnnxPolicy:
             raise DamagedFileError(f"{path} is a policy for task {self.metadata.task!r}, not for {task!r}.")
         if check_hash:
             require_unchanged(model, self.metadata, self.path)
+        require_known_graph(model, self.path)
         self._session = _open_session(model, self.path)
         _check_signature(self._session, self.metadata, self.path)
         self._bind()

@@ -23,6 +23,11 @@ _KEY_FIELD, _VALUE_FIELD = 1, 2  # of an entry
 _VARINT, _EIGHT_BYTES, _WITH_LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 
+MAX_BYTES = 2**31
+"""No ONNX file that holds its own weights is larger."""
+MAX_FIELDS = 500_000
+"""Of one message: a policy of a thousand layers has ten thousand."""
+
 
 @dataclass(frozen=True)
 class ModelBytes:
@@ -54,9 +59,11 @@ def split_model(content: bytes) -> ModelBytes:
     """Return the parts of an ONNX file's content; raise ValueError where it is truncated or no protobuf."""
     graph, metadata = [], {}
     view = memoryview(content)
-    for number, payload, whole in _fields(view):
+    for count, (number, payload, whole) in enumerate(fields(view)):
+        if count == MAX_FIELDS:
+            raise ValueError(f"more than {MAX_FIELDS} fields")
         if number == _METADATA_FIELD:
-            entry = {field: bytes(text).decode() for field, text, _ in _fields(payload)}
+            entry = {field: bytes(text).decode() for field, text, _ in fields(payload)}
             metadata[entry.get(_KEY_FIELD, "")] = entry.get(_VALUE_FIELD, "")
         else:
             graph.append(whole)
@@ -66,6 +73,8 @@ def split_model(content: bytes) -> ModelBytes:
 def read_model(path: Path) -> ModelBytes:
     """Return the parts of an ONNX file; raise DamagedFileError where there is none, or no whole one."""
     try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise DamagedFileError(f"{path} is larger than any policy file, 2 GiB at most: {EXPORT_AGAIN}.")
         content = Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DamagedFileError(f"{path} is missing: {EXPORT_AGAIN}.") from None
@@ -82,17 +91,17 @@ def graph_sha256(path: Path) -> str:
     return read_model(path).graph_sha256
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Yield number, payload and all bytes of each field; raise ValueError where they do not fit."""
     at = 0
     while at < len(message):
         start = at
-        tag, at = _varint(message, at)
+        tag, at = varint(message, at)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:
-            begin, (_, at) = at, _varint(message, at)
+            begin, (_, at) = at, varint(message, at)
         elif wire_type == _WITH_LENGTH:
-            length, begin = _varint(message, at)
+            length, begin = varint(message, at)
             at = begin + length
         elif wire_type in (_EIGHT_BYTES, _FOUR_BYTES):
             begin, at = at, at + (8 if wire_type == _EIGHT_BYTES else 4)
@@ -103,8 +112,10 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
         yield number, message[begin:at], message[start:at]
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def varint(message: memoryview, at: int) -> tuple[int, int]:
     """Return the number that starts at a byte, 7 bits a byte from the lowest on, and where it ends."""
+    if at < len(message) and message[at] < 0x80:  # nearly all of them, thousands in a deep network
+        return message[at], at + 1
     value = 0
     for count, byte in enumerate(message[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << (7 * count)

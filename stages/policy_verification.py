@@ -15,6 +15,7 @@ from pipeline.core.runtime import seed_sequence
 from stages.evaluate import run_episodes, wilson_interval
 from stages.onnx_policy import OnnxPolicy
 from stages.policy_golden import GoldenSet, golden_error
+from stages.policy_graph import require_known_graph
 from stages.policy_hash import EXPORT_AGAIN, ModelBytes, read_model
 from stages.policy_integrity import INTEGRITY_KEY, policy_sha256
 from stages.policy_metadata import (
@@ -108,7 +109,8 @@ def verify_policy(
         seed: of the episodes.
 
     Raises:
-        UserError: the file cannot be read, is none of this version, or its task is not known here.
+        UserError: the file cannot be read, is none of this version, its graph computes what no policy does,
+            or its task is not known here.
     """
     model, found = read_model(place.path), Verification(place)
     try:
@@ -116,6 +118,7 @@ def verify_policy(
     except InvalidMetadataError as error:
         found.checks.append(Check("description", False, str(error)))
         return found
+    require_known_graph(model, place.path)
     compiled = find_task(metadata, place, task)
     found.checks.append(Check("description", True, f"complete, of format {metadata.format_version}"))
     _check_files(found, model, metadata)
