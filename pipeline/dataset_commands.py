@@ -74,9 +74,20 @@ def merge(session: Session, datasets: tuple[str, ...]) -> None:
     metavar="COLUMN,...",
     help="Numbers of an observation that are the achieved goal, where it is no dictionary.",
 )
+@click.option(
+    "--achieved-goal",
+    metavar="KEY,...",
+    help="Keys of the achieved goal to use, where it is a dictionary of several.",
+)
+@click.option(
+    "--skip-bad-episodes",
+    is_flag=True,
+    default=None,
+    help="Leave episodes out that are damaged, cut short or hold NaN; each is named.",
+)
 @stage_command
 def import_(session: Session, common: CommonOptions, source: str, teacher: str | None, **flags: Any) -> None:
-    """Label SOURCE, a Minari dataset (folder or id) or an .npz file as of OGBench, with a teacher."""
+    """Label SOURCE with a teacher: a Minari dataset (folder or id), or a file as of OGBench or D4RL."""
     from stages import import_dataset as stage
 
     settings = common.resolve(stage.ImportDatasetSettings, "import_dataset", flags)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import chain, islice, pairwise
+from collections.abc import Iterator, Mapping
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from stages.alternative_goals import add_alternatives
 from stages.artifact_task import keep_task, own_task, task_record
 from stages.dataset_files import MINARI_FOLDER
 from stages.dataset_results import complete_dataset
-from stages.foreign_episodes import ForeignEpisode, read_foreign
+from stages.foreign_episodes import BadEpisode, ForeignDataset, ForeignEpisode, GoalChoice, read_foreign
 from stages.label_strength import require_strength
+from stages.memory_estimate import free_bytes
 from stages.network_file import TrainedActor, load_actor
 from stages.teacher_critic import load_critic
 from stages.teacher_labels import LabelSettings, TeacherLabels
@@ -42,10 +43,18 @@ class ImportDatasetSettings(LabelSettings):
         description="numbers of an observation that are the achieved goal, where it is no dictionary",
     )
 
-    @pydantic.field_validator("goal_columns", mode="before")
+    achieved_goal: tuple[str, ...] = pydantic.Field(
+        default=(),
+        description="keys of the achieved goal to use, and of the desired one, where they are dictionaries",
+    )
+    skip_bad_episodes: bool = pydantic.Field(
+        default=False, description="leave episodes out that are damaged, cut short or hold NaN"
+    )
+
+    @pydantic.field_validator("goal_columns", "achieved_goal", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        """Take `0,1` for two columns, and a number for one."""
+        """Take `0,1` for two, and a number for one."""
         if isinstance(value, str):
             return [part.strip() for part in value.split(",")]
         return [value] if isinstance(value, int) else value
@@ -66,7 +75,7 @@ class ClipTally:
     def clip(self, action: np.ndarray) -> np.ndarray:
         """Return the actions within [−1, 1], and count."""
         self.numbers += action.size
-        self.clipped += int((np.abs(action) > 1).sum())
+        self.clipped += int((np.abs(action) > 1 + 1e-6).sum())  # rounding is no other scale
         return action.clip(-1.0, 1.0)
 
 
@@ -77,19 +86,23 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         settings: of the stage.
         context: workspace, console and tracking.
         teacher: who labels it.
-        source: an ``.npz`` file, or a Minari dataset by its folder or id.
+        source: an ``.npz`` file or one of HDF5, or a Minari dataset by its folder or id.
 
     Raises:
-        UserError: the source cannot be read, has no episode, or is of other sizes than the teacher's task;
-            or the critic's best of several actions, which the settings ask for, is weaker than the mean.
+        UserError: the source cannot be read, has no episode, or is of other sizes than the teacher's task; an
+            episode is bad and none may be left out; or the critic's best of several actions, which the
+            settings ask for, is weaker than the mean.
     """
     trained = load_actor(teacher)
     set_up_torch(settings.threads)
     task, tally = trained.task, ClipTally()
-    coming = _commanded(read_foreign(source, settings.goal_columns), task, settings, source, tally)
-    first = next(coming, None)  # what does not fit is refused before anything is made
-    if first is None:
-        raise UserError(f"{source} has no episode with an action: there is nothing to import.")
+    goal = GoalChoice(settings.goal_columns, settings.achieved_goal)
+    foreign = read_foreign(source, goal, episode_steps=task.task.episode_steps, limit=free_bytes("cpu"))
+    bad = _find_bad(foreign, task, settings, source)  # what does not fit is refused before anything is made
+    for note in foreign.notes:
+        context.console.say(f"{source}: {note}")
+    for warning in foreign.warnings:
+        context.console.warn(f"{source}: {warning}")
     labels, trial = _teacher_labels(settings, context, teacher, trained)
     parents = {"teacher": teacher}
     with context.stage(
@@ -97,11 +110,15 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
     ) as work:
         keep_task(task, work.artifact, context.console)
         metadata = _metadata(settings, task, teacher, work.artifact, source)
-        shards = _write_shards(chain([first], coming), labels, settings, work.artifact, task, metadata)
+        metadata["imported"]["skipped_episodes"] = bad
+        coming = _commanded(foreign, bad, task, settings, tally)
+        shards = _write_shards(coming, labels, settings, work.artifact, task, metadata)
         context.console.say(f"Imported {source}, labelled by {teacher.name}, in {shards} shards.")
+        if bad:
+            context.console.warn(f"{len(bad)} of its episodes were left out: {_some(bad)}.")
         if tally.clipped:
             _warn_of_clipping(tally, task, context)
-        more = trial | {"clipped_actions": tally.share}
+        more = trial | {"clipped_actions": tally.share, "skipped_episodes": len(bad)}
         dataset = complete_dataset(work, context, task, metadata, more)
     context.console.say(
         f"`pipeline distill` now takes {dataset.name}, the newest dataset of {teacher.name}; --dataset names "
@@ -145,11 +162,52 @@ def _write_shards(
     return number
 
 
+def _find_bad(
+    foreign: ForeignDataset, task: CompiledTask, settings: ImportDatasetSettings, source: str
+) -> dict[str, str]:
+    """Return which episodes cannot be taken, and why; those without an action among them if any has one.
+
+    Raises:
+        UserError: there is one, and none may be left out; or no other is left.
+    """
+    bad: dict[str, str] = {}
+    empty: dict[str, str] = {}
+    good = 0
+    for episode in foreign.episodes():
+        problem = episode.problem if isinstance(episode, BadEpisode) else _problem(episode, task)
+        if problem is not None:
+            bad[episode.name] = problem
+        elif isinstance(episode, ForeignEpisode) and not _parts(episode):
+            is_short = len(episode.observation) < 2
+            why = "it has no action whose outcome is known" if is_short else "its goal changes in every row"
+            empty[episode.name] = why
+        else:
+            good += 1
+    count = len(bad) + len(empty) + good
+    if not bad and not good:
+        why = f": {_some(empty)}" if empty else ""
+        raise UserError(f"{source} has no episode with an action: there is nothing to import{why}.")
+    if not good:
+        raise UserError(f"{source}: none of its {count:,} episodes can be taken: {_some(bad | empty)}.")
+    if bad and not settings.skip_bad_episodes:
+        raise UserError(
+            f"{source}: {len(bad):,} of its {count:,} episodes cannot be taken: {_some(bad)}. Mend them, or "
+            "leave them out with --skip-bad-episodes."
+        )
+    return bad | empty
+
+
+def _some(problems: Mapping[str, str], most: int = 8) -> str:
+    """Return the first problems, and how many more there are."""
+    shown = [f"{name}: {problem}" for name, problem in islice(problems.items(), most)]
+    return "; ".join(shown) + (f"; and {len(problems) - most:,} more" if len(problems) > most else "")
+
+
 def _commanded(
-    episodes: Iterator[ForeignEpisode],
+    foreign: ForeignDataset,
+    bad: Mapping[str, str],
     task: CompiledTask,
     settings: ImportDatasetSettings,
-    source: str,
     tally: ClipTally,
 ) -> Iterator[GoalEpisode]:
     """Yield the episodes without labels, each with one goal throughout and actions within [−1, 1].
@@ -158,39 +216,46 @@ def _commanded(
     episode achieves at one of its later states, each as likely.
     """
     rng = np.random.default_rng(seed_sequence(settings.seed, _COMMAND_STREAM))
-    for episode in episodes:
-        _require_fit(episode, task, source)
+    for episode in foreign.episodes():
+        if episode.name in bad or isinstance(episode, BadEpisode):
+            continue
         desired, last = episode.desired_goal, len(episode.action)
         if desired is None:
             goal = episode.achieved_goal[rng.integers(1, last + 1)]
             desired = np.tile(goal, (last + 1, 1))
-        changes = np.flatnonzero((desired[1:] != desired[:-1]).any(1)) + 1
-        bounds = [0, *changes.tolist(), last + 1]
-        for start, stop in pairwise(bounds):
-            if stop - start > 1:
-                part = _part(episode, desired[start], slice(start, stop), task, stop == last + 1)
-                yield dataclasses.replace(part, action=tally.clip(part.action))
+        for rows in _parts(episode):
+            part = _part(episode, desired[rows.start], rows, task, rows.stop == last + 1)
+            yield dataclasses.replace(part, action=tally.clip(part.action))
 
 
-def _require_fit(episode: ForeignEpisode, task: CompiledTask, source: str) -> None:
-    """Raise UserError where an episode is not of the task's sizes, or is not whole."""
+def _parts(episode: ForeignEpisode) -> list[slice]:
+    """Return the rows, two at least, in which one goal was commanded; all of them where none is known."""
+    desired, rows = episode.desired_goal, len(episode.observation)
+    changes = [] if desired is None else (np.flatnonzero((desired[1:] != desired[:-1]).any(1)) + 1).tolist()
+    return [slice(start, stop) for start, stop in pairwise([0, *changes, rows]) if stop - start > 1]
+
+
+def _problem(episode: ForeignEpisode, task: CompiledTask) -> str | None:
+    """Return why an episode cannot be taken: of other sizes than the task's, not whole, or not finite."""
+    steps = len(episode.action)
     found = {
-        "observations": (episode.observation, len(episode.action) + 1, task.observation_dim),
-        "achieved goals": (episode.achieved_goal, len(episode.action) + 1, task.goal_dim),
-        "actions": (episode.action, len(episode.action), task.action_dim),
+        "observations": (episode.observation, steps + 1, task.observation_dim),
+        "achieved goals": (episode.achieved_goal, steps + 1, task.goal_dim),
+        "actions": (episode.action, steps, task.action_dim),
     }
     if episode.desired_goal is not None:
-        found["desired goals"] = (episode.desired_goal, len(episode.action) + 1, task.goal_dim)
+        found["desired goals"] = (episode.desired_goal, steps + 1, task.goal_dim)
     for name, (column, rows, size) in found.items():
         if column.shape[1] != size:
-            raise UserError(
-                f"{source}: its {name} have {column.shape[1]} numbers, those of task {task.name} {size}: "
-                "choose a teacher of its task."
+            return (
+                f"its {name} have {column.shape[1]} numbers, those of task {task.name} {size} "
+                "(choose a teacher of its task)"
             )
         if len(column) != rows:
-            raise UserError(f"{source}: an episode has {len(column)} {name}, not {rows}: it is not whole.")
+            return f"it has {len(column):,} {name} for {steps:,} actions, not {rows:,}"
         if not np.isfinite(column).all():
-            raise UserError(f"{source}: its {name} hold NaN or infinity: leave those episodes out.")
+            return f"its {name} hold NaN or infinity"
+    return None
 
 
 def _part(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -121,6 +122,66 @@ def test_an_episode_ends_where_its_goal_changes(context: StageContext, teacher: 
     np.testing.assert_array_equal(data.action, original.actions[[0, 1, 2, 5, 6]])
 
 
+def test_bad_episodes_are_named_and_left_out_where_that_is_asked_for(
+    context: StageContext, teacher: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_minari(tmp_path / "maze/data", [np.full((rows, 2), 0.5, np.float32) for rows in (6, 4, 5, 3)])
+    with h5py.File(tmp_path / "maze/data/main_data.hdf5", "a") as file:
+        for key in ("observation", "achieved_goal", "desired_goal"):  # one observation short
+            place = f"episode_1/observations/{key}"
+            short = file[place][:-1]
+            del file[place]
+            file[place] = short
+        file["episode_2/observations/desired_goal"][1, 0] = np.nan
+    message = refusal(context, teacher, tmp_path / "maze", SETTINGS)
+    assert "2 of its 4 episodes" in message and "--skip-bad-episodes" in message
+    assert "episode_1: it has 3 observations for 3 actions, not 4" in message
+    assert "episode_2: its desired goals hold NaN" in message
+    skipping = SETTINGS.model_copy(update={"skip_bad_episodes": True})
+    dataset = run(skipping, context, teacher, str(tmp_path / "maze"))
+    assert np.bincount(load_goal_dataset(dataset.path).episode).tolist() == [5, 2]
+    assert dataset.manifest.results["skipped_episodes"] == 2
+    said = capsys.readouterr().err
+    assert "2 of its episodes were left out: episode_1: " in said and "episode_2: " in said
+    write_minari(tmp_path / "other/data", [np.full((6, 2), 0.5, np.float32)], observation=6)
+    message = refusal(context, teacher, tmp_path / "other", skipping)
+    assert "none of its 1 episodes can be taken" in message and "observations have 6 numbers" in message
+
+
+def test_a_goal_that_changes_in_every_row_is_no_episode(
+    context: StageContext, teacher: Artifact, tmp_path: Path
+):
+    write_minari(tmp_path / "maze/data", [np.float32([[0, 0], [1, 1], [2, 2]])])
+    assert "its goal changes in every row" in refusal(context, teacher, tmp_path / "maze", SETTINGS)
+
+
+def test_goals_that_are_not_known_are_drawn_in_hindsight(
+    context: StageContext, teacher: Artifact, tmp_path: Path
+):
+    write_minari(tmp_path / "maze/data", [np.zeros((rows, 2), np.float32) for rows in (6, 4)])
+    with h5py.File(tmp_path / "maze/data/main_data.hdf5", "a") as file:
+        for each in file.values():
+            del each["observations/desired_goal"]
+        achieved = [each["observations/achieved_goal"][:] for each in file.values()]
+    data = load_goal_dataset(run(SETTINGS, context, teacher, str(tmp_path / "maze")).path)
+    for number, own in enumerate(achieved):
+        goals = data.desired_goal[data.episode == number]
+        assert (goals == goals[0]).all() and (own[1:] == goals[0]).all(1).any()
+
+
+def test_a_dataset_of_ours_is_labelled_anew(context: StageContext, teacher: Artifact, tmp_path: Path):
+    """Its view is links into its shards, which are read instead of followed."""
+    write_minari(tmp_path / "maze/data", [np.full((6, 2), 0.5, np.float32), np.ones((4, 2), np.float32)])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(import_dataset, "_SHARD_EPISODES", 1)
+        first = run(SETTINGS, context, teacher, str(tmp_path / "maze"))
+    again = run(SETTINGS, context, teacher, str(first.path / "minari/thousandfold/point_u_maze-v0"))
+    one, other = (load_goal_dataset(dataset.path) for dataset in (first, again))
+    assert other.episode.tolist() == [0] * 5 + [1] * 3
+    for name in ("observation", "action", "desired_goal", "teacher_mean"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
 # -- OGBench --------------------------------------------------------------------------------------
 
 
@@ -133,7 +194,8 @@ def write_npz(path: Path, lengths: list[int], following: bool, observation: int 
         "terminals": terminals,
     }
     if following:
-        columns["next_observations"] = draw(rng, sum(lengths), observation)
+        columns["next_observations"] = np.roll(columns["observations"], -1, axis=0)
+        columns["next_observations"][terminals == 1] = draw(rng, len(lengths), observation)
     np.savez(path, **columns)
     return columns
 
@@ -156,6 +218,28 @@ def test_a_file_of_ogbench_is_split_at_its_terminals(
         goals = data.desired_goal[data.episode == episode]
         assert (goals == goals[0]).all() and (ahead[:, :2] == goals[0]).all(1).any()  # in hindsight
     assert data.metadata["thousandfold"]["imported"]["name"] == "maze.npz"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_goals_in_hindsight_lie_in_their_own_episode(
+    context: StageContext, teacher: Artifact, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+):
+    columns = write_npz(tmp_path / "maze.npz", [30, 40, 50], True)
+    columns |= {"timeouts": columns["terminals"], "terminals": np.zeros(120, bool), "rewards": np.zeros(120)}
+    path = tmp_path / f"d4rl{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **columns)
+    else:
+        with h5py.File(path, "w") as file:
+            file.update(columns)
+    data = load_goal_dataset(run(COLUMNS, context, teacher, str(path)).path)
+    assert np.bincount(data.episode).tolist() == [30, 40, 50]
+    for number in range(3):
+        own = data.episode == number
+        reached = np.concatenate([columns["observations"][own], columns["next_observations"][own]])[:, :2]
+        ahead = {tuple(goal) for goal in reached}
+        assert {tuple(goal) for goal in data.desired_goal[own]} <= ahead
+    assert "not read: rewards" in capsys.readouterr().out
 
 
 def test_goals_in_hindsight_are_those_of_the_seed(context: StageContext, teacher: Artifact, tmp_path: Path):
@@ -255,14 +339,18 @@ def test_what_cannot_be_read_is_named(
     assert "neither an .npz file" in refusal(context, teacher, "maze/nowhere-v0")
     (tmp_path / "strange/data").mkdir(parents=True)
     (tmp_path / "strange/data/metadata.json").write_text("{}")
-    assert "cannot be read by Minari" in refusal(context, teacher, tmp_path / "strange")
+    assert "main_data.hdf5 is missing" in refusal(context, teacher, tmp_path / "strange")
+    (tmp_path / "strange/data/metadata.json").write_text("[1")
+    assert "metadata.json is damaged" in refusal(context, teacher, tmp_path / "strange")
     (tmp_path / "noise.npz").write_bytes(b"PK\x03\x04 something else")
-    assert "noise.npz is damaged or no .npz" in refusal(context, teacher, tmp_path / "noise.npz")
+    message = refusal(context, teacher, tmp_path / "noise.npz")
+    assert "noise.npz cannot be read as an .npz file of arrays" in message
     np.save(tmp_path / "single.npy", np.zeros(3))
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
-    assert "no .npz file of arrays" in refusal(context, teacher, tmp_path / "single.npz")
+    assert "cannot be read as an .npz file" in refusal(context, teacher, tmp_path / "single.npz")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    assert "has no observations, actions, terminals" in refusal(context, teacher, tmp_path / "other.npz")
+    message = refusal(context, teacher, tmp_path / "other.npz")
+    assert "has no observations and no actions, but images" in message
     np.savez(tmp_path / "pickled.npz", observations=np.array([{}], object))
     message = refusal(context, teacher, tmp_path / "pickled.npz")
     assert "holds Python objects" in message and "pickle" not in message.partition("pickled.npz")[2]
@@ -271,8 +359,7 @@ def test_what_cannot_be_read_is_named(
     assert "all as long" in refusal(context, teacher, tmp_path / "uneven.npz")
     columns["observations"][3, 1] = np.nan
     np.savez(tmp_path / "nan.npz", **columns)
-    message = refusal(context, teacher, tmp_path / "nan.npz")
-    assert "observations hold NaN or infinity" in message and "an episode has" not in message
+    assert "observations hold NaN or infinity" in refusal(context, teacher, tmp_path / "nan.npz")
     write_minari(tmp_path / "torn/data", [np.zeros((3, 2), np.float32)])
     rows = tmp_path / "torn/data/main_data.hdf5"
     rows.write_bytes(rows.read_bytes()[:200])
