@@ -30,7 +30,7 @@ def info(session: Session, name: str | None) -> None:
         from stages.dataset_table import describe_shards, find_damage, other_damage
 
         workspace = session.workspace
-        artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset")
+        artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset", option="its name")
         manifest, damage = artifact.manifest, find_damage(artifact)
         shards, damaged = describe_shards(artifact, damage), other_damage(artifact, damage)
         facts = [line for fact in _FACTS for line in _lines(fact, manifest.results.get(fact))]

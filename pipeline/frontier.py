@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.core.artifacts import Artifact, Workspace, write_json_atomic
-from pipeline.core.console import Console
+from pipeline.core.console import Console, figure
 from pipeline.core.errors import SettingsError, StoppedByUser, UserError
-from pipeline.core.folder_lock import LOCK_FILE, folder_lock
+from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import StageContext, StageWork, cpu_share, describe_host, usable_cpus
 from pipeline.core.settings import StageSettings, dump_settings, resolve_settings, split_overrides
 from pipeline.core.tracking import NullTracker
@@ -117,8 +117,6 @@ def run(
         work = stack.enter_context(
             context.stage("frontier", "frontier", task=task, settings=plan, parents=parents, resumed=resumed)
         )
-        if resumed is None:
-            stack.enter_context(folder_lock(work.artifact.path))
         try:
             return _Frontier(plan, context, work, teacher, dataset).make()
         except KeyboardInterrupt:
@@ -217,8 +215,7 @@ class _Frontier:
         if student is None:
             return "exported"
         results = student.manifest.results
-        retained = "undefined" if results["retention"] is None else f"{results['retention']:.3f}"
-        return f"success {results['success']:.3f}, retention {retained}"
+        return f"success {figure(results['success'])}, retention {figure(results['retention'])}"
 
     def _time(self, cells: Sequence[Cell]) -> None:
         """Time every policy that was not timed, one after another, with no process of ours beside it."""
@@ -241,7 +238,7 @@ class _Frontier:
         draw_frontier(artifact.file(PICTURE_FILE), table)
         shutil.rmtree(artifact.file(EPISODES_FOLDER), ignore_errors=True)
         results = _summary(table)
-        artifact.complete(results, exclude=(LOCK_FILE,))
+        artifact.complete(results)
         self._record(table, results)
         show(table, context.console)
         context.console.say(

@@ -106,17 +106,31 @@ def teacher_workspace(frontier: Artifact) -> Workspace:
 
 
 def finished(workspace: Workspace, kind: str) -> Artifact | None:
-    """Return the completed artifact of a kind in a cell's workspace; None where there is none yet."""
+    """Return the completed artifact of a kind in a cell's workspace; None where there is none yet.
+
+    Raises DamagedFileError where a manifest is damaged.
+    """
+    _require_undamaged(workspace)
     found = (artifact for artifact in workspace.artifacts(kind) if artifact.manifest.status == "completed")
     return next(found, None)
 
 
 def begun_student(workspace: Workspace) -> Artifact | None:
-    """Return the student that a stopped process has left with a checkpoint; None where there is none."""
+    """Return the student that a stopped process has left with a checkpoint; None where there is none.
+
+    Raises DamagedFileError where a manifest is damaged.
+    """
+    _require_undamaged(workspace)
     try:
         return find_unfinished(workspace, "student", None)
     except SettingsError:
         return None
+
+
+def _require_undamaged(workspace: Workspace) -> None:
+    """Raise DamagedFileError for the first damaged manifest of a cell: what it is of may be made already."""
+    for damaged in workspace.damaged:
+        raise damaged.error
 
 
 def remove_unfinished(workspace: Workspace, but: Artifact | None = None) -> None:
@@ -153,12 +167,12 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[Frontie
     if reference is not None:
         artifact = workspace.find(reference, "frontier")
     else:
-        unfinished = [a for a in workspace.artifacts("frontier") if a.manifest.status != "completed"]
-        if not unfinished:
+        newest = workspace.newest_unfinished("frontier", lambda _: True)
+        if newest is None:
             raise SettingsError(
                 f"No unfinished frontier in {workspace.runs} to resume: start one with `pipeline frontier`."
             )
-        artifact = unfinished[0]
+        artifact = newest
     require_work(artifact)
     try:
         return FrontierPlan(**artifact.manifest.settings), artifact

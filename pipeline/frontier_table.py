@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.console import Console
+from pipeline.core.console import Console, figure
 from pipeline.core.errors import DamagedFileError
 from pipeline.frontier_cells import Cell, cell_workspace, finished, teacher_workspace
 
@@ -157,4 +157,4 @@ def _completed(workspace: Workspace, kind: str) -> Artifact:
 
 
 def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else figure(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
-from pipeline.core.console import Console, figure
-from pipeline.core.errors import MissingArtifactError, nearest_name
+from pipeline.core.artifacts import Artifact, DamagedArtifact, Workspace
+from pipeline.core.console import Console, as_set, figure, short
 from pipeline.core.manifest import git_state, installed_versions
 from pipeline.core.settings import list_presets
 from pipeline.session import describe
@@ -52,24 +52,41 @@ def show_presets(console: Console) -> None:
 
 def show_runs(console: Console, workspace: Workspace) -> None:
     """Print the workspace's artifacts, newest first."""
-    artifacts = workspace.artifacts()
-    if not artifacts:
+    artifacts, damaged = workspace.artifacts(), workspace.damaged
+    if not artifacts and not damaged:
         console.say(f"No artifacts in {workspace.runs} yet. Make the first with `pipeline run`.")
-    rows = [
-        {
-            "artifact": artifact.name,
-            "task": artifact.manifest.task,
-            "status": artifact.manifest.status,
-            "result": _headline(artifact),
-            "from": ", ".join(parent.name for parent in artifact.manifest.parents.values()) or None,
-        }
-        for artifact in artifacts
-    ]
+    begun = [(artifact.manifest.created_at, _listed(artifact)) for artifact in artifacts]
+    begun += [(broken.begun or "", _listed_damaged(broken)) for broken in damaged]
+    rows = [row for _, row in sorted(begun, key=lambda pair: pair[0], reverse=True)]
     if rows:
-        _show(console, f"Artifacts in {workspace.runs}", rows)
-    for path in workspace.damaged:
-        console.warn(f"{path} is damaged and left out.")
-    console.result({"artifacts": rows, "damaged": [str(path) for path in workspace.damaged]})
+        shown = [row | {"status": _status(row)} for row in rows]
+        names = ("artifact", "task", "status", "result", "from")
+        cells = [[row[name] for name in names] for row in shown]
+        console.table(f"Artifacts in {workspace.runs}", names, cells)
+    for broken in damaged:
+        console.warn(str(broken.error))
+    console.result({"artifacts": rows, "damaged": [str(broken.error.path) for broken in damaged]})
+
+
+def _listed(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "artifact": artifact.name,
+        "task": artifact.manifest.task,
+        "status": artifact.status,
+        "sealed": artifact.manifest.seal is not None,
+        "result": _headline(artifact),
+        "from": ", ".join(parent.name for parent in artifact.manifest.parents.values()) or None,
+    }
+
+
+def _listed_damaged(damaged: DamagedArtifact) -> dict[str, Any]:
+    values = {"status": "damaged", "sealed": False, "result": f"manifest {damaged.error.problem}"}
+    return {"artifact": damaged.name, "task": None, **values, "from": None}
+
+
+def _status(row: dict[str, Any]) -> str:
+    """Return a row's status as it is shown; JSON has the seal apart."""
+    return row["status"] if row["sealed"] or row["status"] == "damaged" else f"{row['status']}, unsealed"
 
 
 def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
@@ -82,46 +99,41 @@ def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
         console.table("Versions", ("what", "version"), facts.items())
         console.result(facts)
         return
-    artifact = _find(workspace, name)
-    manifest = artifact.manifest
-    status = f"{artifact.name}: {manifest.kind} of {manifest.task}, {manifest.status}"
-    console.table(status, ("result", "value"), _flat(manifest.results))
-    console.table("Settings", ("setting", "value"), _flat(manifest.settings))
+    artifact = workspace.find(name, None)
+    manifest, row = artifact.manifest, _listed(artifact)
+    status = f"{artifact.name}: {manifest.kind} of {manifest.task}, {_status(row)}"
+    console.table(status, ("result", "value"), _flat(manifest.results, figure))
+    console.table("Settings", ("setting", "value"), _flat(manifest.settings, as_set))
     parents = [(role, parent.name, parent.hash[:16]) for role, parent in manifest.parents.items()]
     if parents:
         console.table("Parents", ("role", "artifact", "hash"), parents)
     console.table(
         "Files", ("file", "sha256"), [(file, digest[:16]) for file, digest in manifest.files.items()]
     )
-    console.result(describe(artifact) | {"settings": manifest.settings, "status": manifest.status})
-
-
-def _find(workspace: Workspace, name: str) -> Artifact:
-    """Return the artifact of any kind in a folder, or of a name under `runs/`."""
-    for place in (Path(name).expanduser(), workspace.runs / name):
-        if (place / MANIFEST_NAME).is_file():
-            return Artifact.load(place.absolute())
-    nearest = nearest_name(name, [artifact.name for artifact in workspace.artifacts()])
-    hint = f"did you mean {nearest}?" if nearest else "`pipeline runs` lists them."
-    raise MissingArtifactError(f"No artifact {name!r}, neither a folder nor in {workspace.runs}: {hint}")
+    console.result(
+        describe(artifact) | {"settings": manifest.settings, "status": row["status"], "sealed": row["sealed"]}
+    )
 
 
 def _headline(artifact: Artifact) -> str | None:
     results = artifact.manifest.results
     if artifact.kind == "benchmark" and results.get("networks"):
-        timing = next(iter(results["networks"].values()))["back_to_back"]
-        return f"p50 {timing['p50_us']:.0f} µs, p99 {timing['p99_us']:.0f} µs"
+        try:
+            timing = next(iter(results["networks"].values()))["back_to_back"]
+            return f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs"
+        except (AttributeError, KeyError, StopIteration, TypeError):  # of another version
+            return None
     found = [f"{key} {figure(results[key])}" for key in _HEADLINES if key in results]
     return ", ".join(found) or None
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(values: dict[str, Any], shown: Callable[[Any], str], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for key, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value:
+            rows += _flat(value, shown, f"{prefix}{key}.")
         else:
-            rows.append((prefix + key, figure(value)))
+            rows.append((prefix + key, shown(value)))
     return rows
 
 

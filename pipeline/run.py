@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from envs.registry import get_task
-from pipeline.core.artifacts import MANIFEST_NAME, Artifact, write_json_atomic
-from pipeline.core.console import figure
+from pipeline.core.artifacts import MANIFEST_NAME, Artifact
+from pipeline.core.atomic import FORMAT_VERSION, read_sealed_json, write_sealed_json
+from pipeline.core.console import figure, short
 from pipeline.core.errors import (
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
     StoppedByUser,
-    UserError,
 )
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
@@ -47,9 +46,11 @@ class ChainRecord:
         done: names of the completed artifacts by section.
         seconds: how long each completed section took.
         completed: whether every stage is done.
+        format_version, seal: as of a manifest: what was edited by hand is noticed.
     """
 
     settings: dict[str, dict[str, Any]]
+    format_version: int = FORMAT_VERSION
     chain_run_id: str | None = None
     teacher: str | None = None
     dataset: str | None = None
@@ -57,6 +58,7 @@ class ChainRecord:
     done: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     completed: bool = False
+    seal: str | None = None
 
 
 def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, StageSettings]:
@@ -108,11 +110,13 @@ def resume_chain(context: StageContext) -> dict[str, Artifact]:
 
     Raises:
         SettingsError: there is none.
-        DamagedFileError: its record cannot be read.
+        DamagedFileError: its record cannot be read, or was changed since it was written.
     """
     for path in sorted(context.workspace.runs.glob("chain-*.json"), reverse=True):
         record, settings = _read_record(path)
         if not record.completed:
+            if record.seal is None:
+                context.console.warn(f"{path} is unsealed, made by an earlier version: it is taken as it is.")
             return _Chain(record, settings, path, context).run()
     raise SettingsError(
         f"No unfinished chain in {context.workspace.runs} to resume: start one with `pipeline run`."
@@ -120,14 +124,25 @@ def resume_chain(context: StageContext) -> dict[str, Artifact]:
 
 
 def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
+    content = read_sealed_json(path, "a chain record", "restore it, or delete it and run again")
     try:
-        record = ChainRecord(**json.loads(path.read_text()))
+        record = ChainRecord(**content)
+        _require_types(record)
         record.settings.setdefault("report", {})  # chains that began before there were reports
         _take_kept_task(record, path.parent)
         classes = _settings_classes()
         return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
     except (ValueError, TypeError, KeyError) as error:
-        raise DamagedFileError(f"{path} is truncated or no chain record: delete it and run again.") from error
+        raise DamagedFileError(
+            f"{path} is damaged or not a chain record: restore it, or delete it and run again."
+        ) from error
+
+
+def _require_types(record: ChainRecord) -> None:
+    """Raise ValueError where a record of an earlier version, which has no seal, is none."""
+    import pydantic
+
+    pydantic.TypeAdapter(ChainRecord).validate_python(asdict(record))
 
 
 def _take_kept_task(record: ChainRecord, runs: Path) -> None:
@@ -211,11 +226,11 @@ class _Chain:
         """Return the artifact to go on with, if any, and what remembers the name of a new one."""
         record, kind, known = self._record, KIND_OF_SECTION[section], None
         if (name := getattr(record, kind)) and section not in record.done:
-            with contextlib.suppress(UserError):  # the user removed it: make another
+            with contextlib.suppress(MissingArtifactError):  # the user removed it: make another
                 known = self._context.workspace.find(name, kind)
         if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
             record.done[section] = known.name
-            record.seconds[section] = float(known.manifest.results["elapsed_s"])
+            record.seconds[section] = float(known.manifest.results.get("elapsed_s") or 0.0)
 
         def remember(artifact: Artifact) -> None:
             setattr(record, kind, artifact.name)
@@ -250,7 +265,8 @@ class _Chain:
             ) from None
 
     def _save(self) -> None:
-        write_json_atomic(self._path, asdict(self._record))
+        self._record.format_version = FORMAT_VERSION
+        write_sealed_json(self._path, asdict(self._record))
 
 
 def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: StageContext) -> None:
@@ -262,7 +278,7 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         "generate_dataset": f"{figure(dataset['rows'])} transitions",
         "distill": f"success {figure(student['success'])}, retention {figure(student['retention'])}",
         "export_onnx": f"success {figure(policy['success'])}",
-        "benchmark": f"p50 {timing['p50_us']:.0f} µs, p99 {timing['p99_us']:.0f} µs",
+        "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
         "report": f"{page['bytes'] / 2**20:.1f} MiB",
     }
     rows = [

@@ -302,16 +302,16 @@ class Session:
             self.console.say(text)
         self.console.result({name: values.model_dump(mode="json") for name, values in settings.items()})
 
-    def take(
-        self, kind: str, reference: str | None, where: Callable[[Artifact], bool] | None = None
-    ) -> Artifact:
-        """Return the artifact named, or the newest completed one of its kind, and say which."""
+    def take(self, kind: str, reference: str | None, of: Artifact | None = None) -> Artifact:
+        """Return the artifact named, or the newest completed one of its kind (made from `of`); say which."""
         from stages.artifact_task import warn_of_changed_task
 
         if reference is not None:
             artifact, why = self.workspace.open(reference, kind), "as asked"
         else:
-            artifact, why = self.workspace.newest(kind, where), "the newest completed"
+            artifact, why = self.workspace.newest(kind, of), "the newest completed"
+        if artifact.manifest.seal is None:
+            why += "; unsealed, made by an earlier version"
         self.console.say(f"Taking {kind} {artifact.name} ({why}).")
         warn_of_changed_task(artifact, self.console)
         return artifact
@@ -349,7 +349,7 @@ class Session:
         from stages import generate_dataset
 
         try:
-            return self.take("dataset", reference, where=lambda found: made_from(found, teacher, "teacher"))
+            return self.take("dataset", reference, of=teacher)
         except MissingArtifactError:
             if reference is not None:
                 raise
@@ -368,12 +368,6 @@ def _require_mujoco_imports() -> None:
     from envs.opengl import MujocoVariableError, check_import
 
     as_user_error(check_import, MujocoVariableError)
-
-
-def made_from(artifact: Artifact, parent: Artifact, role: str) -> bool:
-    """Return whether an artifact names this one, by hash, as what it was made from in a role."""
-    entry = artifact.manifest.parents.get(role)
-    return entry is not None and entry.hash == parent.manifest.hash
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

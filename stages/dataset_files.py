@@ -108,7 +108,7 @@ def load_dataset(
     Raises:
         UserError: the dataset is damaged.
     """
-    dataset.require_sealed()
+    dataset.require_completed()
     packed = None if cache is None else _packed_path(cache, dataset)
     stamps = _stamps(dataset)
     data = None if packed is None else _unpack(packed, stamps)

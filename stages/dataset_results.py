@@ -7,7 +7,6 @@ from typing import Any
 
 from envs.compiled_task import CompiledTask
 from pipeline.core.artifacts import Artifact
-from pipeline.core.folder_lock import LOCK_FILE
 from pipeline.core.runtime import StageContext, StageWork, as_user_error
 from replay.coverage import measure_coverage
 from replay.dataset_layout import NAMESPACE, dataset_id, read_metadata, shards_below
@@ -46,7 +45,7 @@ def complete_dataset(
     data = as_user_error(lambda: load_goal_dataset(root), DatasetError)
     results = _success(statistics) | _coverage(artifact, data, task) | dict(more or {})
     results[UNSTABLE] = _unstable_episodes(artifact, task)
-    artifact.complete(results | {"dataset_id": dataset_id(task.name)}, exclude=(LOCK_FILE,))
+    artifact.complete(results | {"dataset_id": dataset_id(task.name)})
     work.run.log_metrics(_numbers(results), step=0)
     digest = str(artifact.manifest.hash)[:16]
     work.run.log_dataset(artifact.name, digest, str(artifact.path), statistics.rows, "generated")

@@ -213,8 +213,6 @@ def _open_work(
                 resumed=resumed,
             )
         )
-        if resumed is None and ranks.leads:
-            stack.enter_context(folder_lock(work.artifact.path))
         stack.enter_context(stop_on_interrupt(context.stop, ranks))
         yield work
 
@@ -332,16 +330,18 @@ def find_resumable(
     Raises:
         SettingsError: there is none, or the one named is finished or was not made by `generate-dataset`.
         MissingArtifactError: its teacher is gone.
-        DamagedFileError: its manifest holds settings that are none of this version's, or its teacher changed.
+        DamagedFileError: its manifest is damaged, or that of one that may be the newest, or holds settings
+            that are none of this version's, or its teacher changed.
     """
     if reference is not None:
         dataset = workspace.find(reference, "dataset")
     else:
-        unfinished = [a for a in workspace.artifacts("dataset") if a.manifest.status != "completed"]
-        found = [a for a in unfinished if shards_below(a.file(MINARI_FOLDER), a.manifest.task)]
-        if not found:
+        newest = workspace.newest_unfinished(
+            "dataset", lambda a: bool(shards_below(a.file(MINARI_FOLDER), a.manifest.task)), MINARI_FOLDER
+        )
+        if newest is None:
             raise SettingsError(f"No unfinished dataset with a shard in {workspace.runs} to resume.")
-        dataset = found[0]
+        dataset = newest
     require_unfinished(dataset)
     try:
         settings = GenerateDatasetSettings(**dataset.manifest.settings)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.core.artifacts import Artifact, Parent, Workspace
-from pipeline.core.errors import UserError
 
 _FORWARD = {"teacher": "student", "student": "policy"}
 # What is made of others without leading further, and of which of them, the first that has one.
@@ -76,87 +75,53 @@ def collect_chain(workspace: Workspace, source: Artifact) -> Chain:
     frontier of what it found.
 
     Raises:
-        DamagedFileError: the manifest of the source was changed since it was completed.
+        DamagedFileError: the manifest of an artifact that belongs to the chain, or may do so, is damaged.
         MissingArtifactError: the source is not completed.
     """
-    source.require_sealed()
-    known = [artifact for artifact in workspace.artifacts() if artifact.manifest.status == "completed"]
+    source.require_completed()
     end = source
-    while end.kind in _FORWARD and (child := _newest_child(known, _FORWARD[end.kind], end)):
+    while end.kind in _FORWARD and (child := workspace.newest_if_any(_FORWARD[end.kind], end)):
         end = child
-    chain = Chain(end)
-    _add_with_parents(chain, _link_of(end), _Finder(workspace, known))
+    chain, finder = Chain(end), _Finder(workspace)
+    _add_with_parents(chain, _link_of(end), finder)
     for artifact in reversed(list(chain.artifacts())):  # a merged dataset comes before its parts
         chain.main.setdefault(artifact.kind, artifact)
-    if chain.get("dataset") is None and (teacher := chain.get("teacher")):
-        _add_beside(chain, known, "dataset", (teacher,), workspace)
-    for kind, sources in _BESIDE.items():
-        found = tuple(artifact for name in sources if (artifact := chain.get(name)))
-        _add_beside(chain, known, kind, found, workspace)
+    beside = dict(_BESIDE)
+    if chain.get("dataset") is None:
+        beside = {"dataset": ("teacher",)} | beside
+    for kind, sources in beside.items():
+        found = (artifact for name in sources if (artifact := chain.get(name)))
+        children = (workspace.newest_if_any(kind, artifact, option=None) for artifact in found)
+        if (child := next(filter(None, children), None)) is not None:
+            _add_with_parents(chain, _link_of(child), finder)
+            chain.main[kind] = child
     return chain
-
-
-def _add_beside(
-    chain: Chain, known: list[Artifact], kind: str, sources: tuple[Artifact, ...], workspace: Workspace
-) -> None:
-    """Add the newest artifact of a kind that was made of the first source that has one."""
-    children = (_newest_child(known, kind, source) for source in sources)
-    if (child := next((child for child in children if child), None)) is not None:
-        _add_with_parents(chain, _link_of(child), _Finder(workspace, known))
-        chain.main[kind] = child
-
-
-def _newest_child(known: list[Artifact], kind: str, parent: Artifact) -> Artifact | None:
-    """Return the newest sealed artifact of a kind that names `parent` by its hash."""
-
-    def counts(artifact: Artifact) -> bool:
-        named = artifact.manifest.parents.get(parent.kind)
-        return (
-            artifact.kind == kind
-            and artifact.manifest.selectable
-            and named is not None
-            and named.hash == parent.manifest.hash
-            and not _problem_of(artifact)
-        )
-
-    return max(filter(counts, known), key=lambda artifact: artifact.manifest.finished_at or "", default=None)
 
 
 class _Finder:
     """Finds recorded parents by their hash, for a copy of an artifact has another name."""
 
-    def __init__(self, workspace: Workspace, known: list[Artifact]) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        known = [artifact for artifact in workspace.artifacts() if artifact.manifest.status == "completed"]
+        self._damaged = {damaged.name: damaged.error for damaged in workspace.damaged}
         self._by_hash: dict[str, Artifact] = {}
         for artifact in known:
             self._by_hash.setdefault(str(artifact.manifest.hash), artifact)
         self._names = {artifact.name: artifact for artifact in known}
 
     def find(self, parent: Parent) -> Link:
-        """Return the parent, or what is wrong with it."""
+        """Return the parent, or why it is not to be had. Raises DamagedFileError where it is damaged."""
         named = self._names.get(parent.name)
         exact = named if named and named.manifest.hash == parent.hash else self._by_hash.get(parent.hash)
-        if exact is None:
-            problem = self._why_missing(parent)
-        elif not (problem := _problem_of(exact)):
+        if exact is not None:
             return Link(parent.kind, exact.name, parent.hash, exact)
-        return Link(parent.kind, parent.name, parent.hash, None, problem)
-
-    def _why_missing(self, parent: Parent) -> str:
+        if parent.name in self._damaged:
+            raise self._damaged[parent.name]
+        problem = "is gone from the workspace"
         if parent.name in self._names:
-            return "is another than the one that was made use of: its hash differs"
-        if any(path.parent.name == parent.name for path in self._workspace.damaged):
-            return "is damaged: its manifest cannot be read"
-        return "is gone from the workspace"
-
-
-def _problem_of(artifact: Artifact) -> str:
-    """Return what is wrong with the manifest of a completed artifact; empty where nothing is."""
-    try:
-        artifact.require_sealed()
-    except UserError:
-        return "is damaged: its manifest was changed since it was completed"
-    return ""
+            problem = "is another than the one that was made use of: its hash differs"
+        return Link(parent.kind, parent.name, parent.hash, None, problem)
 
 
 def _link_of(artifact: Artifact) -> Link:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from pipeline.core.atomic import plain_json
-from pipeline.core.console import figure
+from pipeline.core.console import as_set
 from pipeline.core.settings import StageSettings
 from stages.report_chain import Chain, Link
 from stages.report_charts import lineage_gutter
@@ -41,6 +41,8 @@ def _node(link: Link) -> Node:
     if link.artifact is not None:
         manifest = link.artifact.manifest
         facts.append(f"seed {manifest.settings.get('seed', '?')}")
+        if manifest.seal is None:
+            facts.append("unsealed, made by an earlier version")
         if manifest.finished_at:
             facts.append(manifest.finished_at[:10])
         if commit := manifest.git.get("commit"):
@@ -90,10 +92,10 @@ def changed_settings(settings: Mapping[str, Any], cls: type[StageSettings]) -> l
         field = cls.model_fields.get(name)
         default = _default(field)
         if field is None:
-            rows.append([name, _shown(value), "–", "no setting of this version"])
+            rows.append([name, as_set(value), "–", "no setting of this version"])
         elif value != default:
-            shown = "must be given" if default is _ABSENT else _shown(default)
-            rows.append([name, _shown(value), shown, field.description or ""])
+            shown = "must be given" if default is _ABSENT else as_set(default)
+            rows.append([name, as_set(value), shown, field.description or ""])
     return rows
 
 
@@ -102,15 +104,3 @@ def _default(field: FieldInfo | None) -> Any:
     if field is None or field.is_required():
         return _ABSENT
     return plain_json(field.get_default(call_default_factory=True))
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return ", ".join(_shown(item) for item in value)
-    return figure(value)

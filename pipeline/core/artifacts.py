@@ -14,9 +14,12 @@ and the hashes of its parents, so that a chain of artifacts can be checked from 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -24,19 +27,30 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.atomic import (
+    FORMAT_VERSION,
     atomic_file,
     file_sha256,
     is_temporary,
     plain_json,
+    strict_json,
     write_atomic,
     write_json_atomic,
+    write_sealed_json,
 )
-from pipeline.core.errors import DamagedFileError, MissingArtifactError, WorkspaceError, nearest_name
-from pipeline.core.manifest import FORMAT_VERSION, KINDS, Manifest, Parent, git_state, installed_versions
+from pipeline.core.errors import (
+    DamagedFileError,
+    DamagedRecordError,
+    MissingArtifactError,
+    WorkspaceError,
+    nearest_name,
+)
+from pipeline.core.folder_lock import LOCK_FILE, is_locked
+from pipeline.core.manifest import KINDS, Manifest, Parent, git_state, installed_versions
 
 __all__ = [
     "KINDS",
     "Artifact",
+    "DamagedArtifact",
     "Manifest",
     "Parent",
     "Workspace",
@@ -47,6 +61,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
+_NAME = re.compile(rf"(?:{'|'.join(KINDS)})-(\d{{8}}-\d{{6}})(?:-\d+)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
 
 
 class Artifact:
@@ -59,7 +75,7 @@ class Artifact:
 
     @classmethod
     def load(cls, path: Path) -> Artifact:
-        """Read the artifact in a folder, whatever its status. Raises DamagedFileError."""
+        """Read the artifact in a folder, whatever its status. Raises DamagedRecordError."""
         return cls(path, Manifest.read(path / MANIFEST_NAME))
 
     @property
@@ -72,18 +88,32 @@ class Artifact:
         """The name under which it was created."""
         return self.manifest.name
 
+    @property
+    def status(self) -> str:
+        """The manifest's status, or `stopped` where that says `running` and no process holds the lock."""
+        status = self.manifest.status
+        places = (self.path, self.path / "checkpoint")  # a resumed training holds its checkpoint's lock
+        return "stopped" if status == "running" and not any(map(is_locked, places)) else status
+
     def file(self, relative: str | Path) -> Path:
         """Return the path of a file below the folder, whether or not it exists."""
         return self.path / relative
 
+    def is_made_from(self, parent: Artifact) -> bool:
+        """Tell whether it names this artifact, by hash, as what it was made from."""
+        entry = self.manifest.parents.get(parent.kind)
+        return entry is not None and entry.hash == parent.manifest.hash
+
     def parent_entry(self) -> Parent:
         """Return what a child records of it. Raises MissingArtifactError if it is not completed."""
-        self._require_completed()
+        self.require_completed()
         return Parent(self.kind, self.name, str(self.manifest.hash))
 
     def save(self) -> None:
-        """Write the manifest atomically."""
-        write_json_atomic(self.path / MANIFEST_NAME, dataclasses.asdict(self.manifest))
+        """Write the manifest atomically, with a new seal."""
+        self.manifest = dataclasses.replace(self.manifest, format_version=FORMAT_VERSION)
+        seal = write_sealed_json(self.path / MANIFEST_NAME, dataclasses.asdict(self.manifest))
+        self.manifest = dataclasses.replace(self.manifest, seal=seal)
 
     def update(self, **changes: Any) -> None:
         """Change fields of the manifest and save it."""
@@ -91,12 +121,15 @@ class Artifact:
         self.save()
 
     def complete(self, results: Mapping[str, Any], exclude: Iterable[str] = ()) -> None:
-        """Hash the files, seal the manifest and mark the artifact as completed.
+        """Hash the files, mark the artifact as completed and remove what interrupted writes have left.
 
         Args:
             results: What the stage found; must fit into JSON.
             exclude: Files and subfolders that are not part of the result, such as `checkpoint`.
         """
+        for path in list(self.path.rglob(".*")):
+            if is_temporary(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         changes = {"status": "completed", "finished_at": _now(), "results": plain_json(dict(results))}
         self.manifest = dataclasses.replace(self.manifest, files=self._hash_files(exclude), **changes)
         self.update(hash=self.manifest.content_hash())
@@ -106,7 +139,7 @@ class Artifact:
         self.update(status="failed", finished_at=_now(), results={**self.manifest.results, "error": reason})
 
     def verify(self) -> None:
-        """Compare the files and the manifest with their hashes.
+        """Compare the files with the hashes of the manifest.
 
         Raises DamagedFileError for the first that is missing or differs, MissingArtifactError if the artifact
         is not completed.
@@ -117,23 +150,15 @@ class Artifact:
     def damage(self) -> Iterator[tuple[Path, str]]:
         """Yield every file that is missing or differs from its hash, and which of the two.
 
-        Raises as `require_sealed` does.
+        Raises MissingArtifactError if the artifact is not completed.
         """
-        self.require_sealed()
+        self.require_completed()
         for relative, expected in self.manifest.files.items():
             path = self.file(relative)
             if not path.is_file():
                 yield path, "is missing"
             elif file_sha256(path) != expected:
                 yield path, "differs from its recorded hash"
-
-    def require_sealed(self) -> None:
-        """Raise MissingArtifactError if it is not completed, DamagedFileError if its manifest was changed."""
-        self._require_completed()
-        if self.manifest.content_hash() != self.manifest.hash:
-            raise DamagedFileError(
-                f"{self.path / MANIFEST_NAME} was changed since it was completed: {self._remedy}"
-            )
 
     @property
     def _remedy(self) -> str:
@@ -142,19 +167,86 @@ class Artifact:
     def _hash_files(self, exclude: Iterable[str]) -> dict[str, str]:
         """Return the SHA-256 of every file below the folder by its relative path, sorted."""
         excluded = [self.path / MANIFEST_NAME, *(self.path / name for name in exclude)]
-        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not is_temporary(path))
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not _is_passing(path))
         return {
             path.relative_to(self.path).as_posix(): file_sha256(path)
             for path in files
             if not any(path.is_relative_to(out) for out in excluded)
         }
 
-    def _require_completed(self) -> None:
+    def require_completed(self) -> None:
+        """Raise MissingArtifactError if it is not completed."""
         if self.manifest.status != "completed":
             raise MissingArtifactError(
-                f"{self.name} is not completed ({self.manifest.status}): choose a completed {self.kind}, "
+                f"{self.name} is not completed ({self.status}): choose a completed {self.kind}, "
                 f"or make one with `pipeline {KINDS[self.kind]}`."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class DamagedArtifact:
+    """An artifact whose manifest is missing or cannot be relied on, and what is known of it all the same.
+
+    Attributes:
+        path: its folder.
+        error: what is wrong.
+        content: what the manifest says before the place where it is broken off.
+    """
+
+    path: Path
+    error: DamagedRecordError
+    content: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.path.name
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds that it may be of, by its folder's name and by what can be read of its manifest."""
+        return {self.name.partition("-")[0], str(self.content.get("kind"))} & set(KINDS)
+
+    @property
+    def begun(self) -> str | None:
+        """The latest time at which its making can have begun; None: any."""
+        if time := _time_of(self.content.get("created_at")):
+            return time
+        if stamp := _NAME.fullmatch(self.name):
+            with contextlib.suppress(ValueError):  # no day of the calendar
+                # The name has whole seconds.
+                return datetime.strptime(f"{stamp[1]}.999999+0000", "%Y%m%d-%H%M%S.%f%z").isoformat()
+        return None
+
+    def may_have_finished_after(self, time: str | None) -> bool:
+        """Tell whether it can be a completed artifact that finished at this time or later."""
+        content = self.content
+        if content.get("status") in ("running", "failed") and not content.get("hash"):
+            return False
+        finished = _time_of(content.get("finished_at"))
+        if finished is None:
+            files = [path for path in self.path.rglob("*") if path.is_file() and not _is_passing(path)]
+            written = [path.stat().st_mtime for path in files if path.name != MANIFEST_NAME]
+            times = [datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds") for time in written]
+            finished = max([*times, self.begun or ""]) or None
+        return finished is None or time is None or finished >= time
+
+    def may_be_made_from(self, parent: Artifact) -> bool:
+        """Tell whether it can name this artifact as what it was made from."""
+        if self.begun is not None and self.begun < parent.manifest.created_at:
+            return False
+        parents = self.content.get("parents")
+        if not isinstance(parents, dict) or list(self.content)[-1] == "parents":  # broken off in there
+            return True
+        entry = parents.get(parent.kind)
+        return isinstance(entry, dict) and entry.get("hash") == parent.manifest.hash
+
+    def refuse(self, kind: str, option: str | None) -> None:
+        """Raise DamagedRecordError: it may be what is asked for; `option`, if any, names another."""
+        instead = f"name the {kind} to take with {option}, " if option else ""
+        remedy = f"restore the file, {instead}or remove {self.path} to go on without it"
+        problem = f"{self.error.problem}, and {self.name} may be the newest {kind}"
+        raise DamagedRecordError(self.error.path, problem, remedy)
 
 
 class Workspace:
@@ -255,14 +347,16 @@ class Workspace:
             MissingArtifactError: It is not completed.
             WorkspaceError: The workspace cannot be written.
         """
-        source._require_completed()
+        source.require_completed()
         self.ensure_writable()
         path = _make_unique_folder(self.runs, _new_name(source.kind))
-        # The manifest comes last: a folder without one is nothing yet.
+        begun: dict[str, Any] = {"status": "running", "finished_at": None, "files": {}, "hash": None}
+        copy = Artifact(path, dataclasses.replace(source.manifest, name=path.name, **begun))
+        copy.save()  # first, for a folder of files without a manifest counts as damaged
         for relative in source.manifest.files:
             path.joinpath(relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.file(relative), path / relative)
-        manifest = dataclasses.replace(
+        copy.manifest = dataclasses.replace(
             source.manifest,
             name=path.name,
             finished_at=_now(),
@@ -270,9 +364,8 @@ class Workspace:
             tracking=dict(tracking),
             selectable=True,
         )
-        artifact = Artifact(path, manifest)
-        artifact.save()
-        return artifact
+        copy.save()
+        return copy
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """Return the artifacts of one kind, or all, newest first; damaged ones are left out."""
@@ -280,70 +373,164 @@ class Workspace:
         return [artifact for artifact in found if kind in (None, artifact.kind)]
 
     @property
-    def damaged(self) -> list[Path]:
-        """The manifests that cannot be read."""
+    def damaged(self) -> list[DamagedArtifact]:
+        """The artifacts whose manifest is missing, cannot be read, or was changed since it was written."""
         return self._scan()[1]
 
-    def newest(self, kind: str, where: Callable[[Artifact], bool] | None = None, why: str = "") -> Artifact:
+    def newest(self, kind: str, of: Artifact | None = None, option: str | None = "") -> Artifact:
         """Return the completed, selectable artifact that finished last.
 
         Args:
             kind: One of `KINDS`.
-            where: Says which artifacts count; None means all.
-            why: What `where` asks for, in words that follow "No completed dataset", such as "of teacher-1".
+            of: What it must be made from; None: anything.
+            option: How the user names another, for the message; empty: `--KIND NAME`; None: not at all.
 
         Raises:
             MissingArtifactError: There is none; the message names the command that makes one.
+            DamagedRecordError: One that is damaged may be the newest.
         """
+        newest = self.newest_if_any(kind, of, option)
+        if newest is None:
+            what = kind if of is None else f"{kind} of {of.kind} {of.name}"
+            raise MissingArtifactError(
+                f"No completed {what} in {self.runs}: make one with `pipeline {KINDS[kind]}`."
+            )
+        return newest
+
+    def newest_if_any(
+        self, kind: str, of: Artifact | None = None, option: str | None = ""
+    ) -> Artifact | None:
+        """Return what `newest` does, but None where there is none. Raises DamagedRecordError as it does."""
+        found, damaged = self._scan()
         candidates = [
             artifact
-            for artifact in self.artifacts(kind)
-            if artifact.manifest.status == "completed"
+            for artifact in found
+            if artifact.kind == kind
+            and artifact.manifest.status == "completed"
             and artifact.manifest.selectable
-            and (where is None or where(artifact))
+            and (of is None or artifact.is_made_from(of))
         ]
-        if candidates:
-            return max(candidates, key=lambda artifact: artifact.manifest.finished_at or "")
-        damaged = [str(path) for path in self.damaged if path.parent.name.startswith(f"{kind}-")]
-        note = f" Damaged and left out: {', '.join(damaged)}." if damaged else ""
-        what = f"{kind} {why}".strip()
-        raise MissingArtifactError(
-            f"No completed {what} in {self.runs}: make one with `pipeline {KINDS[kind]}`.{note}"
-        )
+        newest = max(candidates, key=lambda artifact: artifact.manifest.finished_at or "", default=None)
+        finished_at = newest.manifest.finished_at if newest else None
+        for suspect in damaged:
+            concerns = kind in suspect.kinds and (of is None or suspect.may_be_made_from(of))
+            if concerns and suspect.may_have_finished_after(finished_at):
+                suspect.refuse(kind, f"--{kind} NAME" if option == "" else option)
+        return newest
 
-    def find(self, reference: str | Path, kind: str) -> Artifact:
-        """Return the artifact of `kind` in a folder, or of a name under `runs/`, whatever its status.
+    def newest_unfinished(
+        self, kind: str, can_go_on: Callable[[Artifact], bool], trace: str = ""
+    ) -> Artifact | None:
+        """Return the artifact to resume that began last; None where there is none.
 
-        Raises MissingArtifactError if there is none or it is of another kind, DamagedFileError.
+        Args:
+            kind: One of `KINDS`.
+            can_go_on: Says whether there is anything to go on from.
+            trace: The folder of an artifact that this lies in; a damaged one without it has nothing.
+
+        Raises:
+            DamagedRecordError: One that is damaged may be it.
         """
-        places = (Path(reference).expanduser().absolute(), self.runs / reference)
-        path = next((place for place in places if (place / MANIFEST_NAME).is_file()), None)
-        if path is None:
-            nearest = nearest_name(str(reference), [artifact.name for artifact in self.artifacts(kind)])
-            hint = f"did you mean {nearest}?" if nearest else f"make one with `pipeline {KINDS[kind]}`."
-            raise MissingArtifactError(
-                f"No {kind} {str(reference)!r}, neither a folder nor in {self.runs}: {hint}"
-            )
-        artifact = Artifact.load(path)
-        if artifact.kind != kind:
-            raise MissingArtifactError(f"{path} is a {artifact.kind}, not a {kind}: give a {kind} instead.")
-        return artifact
+        found, damaged = self._scan()
+        unfinished = (a for a in found if a.kind == kind and a.manifest.status != "completed")
+        newest = next(filter(can_go_on, unfinished), None)
+        for suspect in damaged:
+            concerns = kind in suspect.kinds and suspect.content.get("status") != "completed"
+            after = newest is None or suspect.begun is None or suspect.begun >= newest.manifest.created_at
+            if concerns and after and (suspect.path / trace).is_dir():
+                suspect.refuse(f"unfinished {kind}", "--resume NAME")
+        return newest
+
+    def find(self, reference: str | Path, kind: str | None) -> Artifact:
+        """Return the artifact in a folder, or of a name under `runs/`, whatever its status.
+
+        Args:
+            reference: The folder or the name.
+            kind: One of `KINDS`; None: any.
+
+        Raises:
+            MissingArtifactError: There is none or it is of another kind.
+            DamagedRecordError: Its manifest is missing or cannot be relied on.
+        """
+        for place in (Path(reference).expanduser().absolute(), self.runs / reference):
+            artifact = _read_folder(place) if os.path.isdir(place) else None
+            if isinstance(artifact, DamagedArtifact):
+                raise artifact.error
+            if artifact is not None and kind not in (None, artifact.kind):
+                raise MissingArtifactError(
+                    f"{place} is a {artifact.kind}, not a {kind}: give a {kind} instead."
+                )
+            if artifact is not None:
+                return artifact
+        nearest = nearest_name(str(reference), [artifact.name for artifact in self.artifacts(kind)])
+        hint = f"make one with `pipeline {KINDS[kind]}`." if kind else "`pipeline runs` lists them."
+        hint = f"did you mean {nearest}?" if nearest else hint
+        raise MissingArtifactError(
+            f"No {kind or 'artifact'} {str(reference)!r}, neither a folder nor in {self.runs}: {hint}"
+        )
 
     def open(self, reference: str | Path, kind: str) -> Artifact:
         """Return a completed artifact by its folder or name; raises as `find` does, and if not completed."""
         artifact = self.find(reference, kind)
-        artifact._require_completed()
+        artifact.require_completed()
         return artifact
 
-    def _scan(self) -> tuple[list[Artifact], list[Path]]:
-        """Read every manifest: the artifacts, newest first, and the manifests that are damaged."""
+    def _scan(self) -> tuple[list[Artifact], list[DamagedArtifact]]:
+        """Read every manifest: the artifacts, newest first, and those that are damaged."""
         found, damaged = [], []
-        for path in sorted(self.runs.glob(f"*/{MANIFEST_NAME}")):
-            try:
-                found.append(Artifact.load(path.parent))
-            except DamagedFileError:
-                damaged.append(path)
+        folders = sorted(path for path in self.runs.glob("*") if path.is_dir())
+        for artifact in map(_read_folder, folders):
+            if isinstance(artifact, Artifact):
+                found.append(artifact)
+            elif artifact is not None:
+                damaged.append(artifact)
         return sorted(found, key=lambda artifact: artifact.manifest.created_at, reverse=True), damaged
+
+
+def _read_folder(path: Path) -> Artifact | DamagedArtifact | None:
+    """Return the artifact in a folder; None where it is none, or its making was cut off before it began."""
+    try:
+        return Artifact.load(path)
+    except DamagedRecordError as error:
+        manifest = path / MANIFEST_NAME
+        if not os.path.lexists(manifest) and (
+            _NAME.fullmatch(path.name) is None or all(map(_is_passing, path.iterdir()))
+        ):
+            return None
+        return DamagedArtifact(path, error, _readable_part(manifest))
+
+
+def _readable_part(path: Path) -> dict[str, Any]:
+    """Return the keys of a broken JSON object up to where it is broken; of a whole one its kind alone.
+
+    What a whole one says cannot be relied on, for it was changed after it was written.
+    """
+    import pydantic_core
+
+    try:
+        data = path.read_bytes()
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            text = data[: error.start].decode()
+        try:
+            content = strict_json(text)
+            content = {"kind": content["kind"]} if isinstance(content, dict) and "kind" in content else {}
+        except json.JSONDecodeError as error:
+            content = pydantic_core.from_json(text[: error.pos], allow_partial=True)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_passing(path: Path) -> bool:
+    """Tell whether a file says nothing of an artifact: a lock, or what an interrupted write has left."""
+    return path.name == LOCK_FILE or is_temporary(path)
+
+
+def _time_of(value: object) -> str | None:
+    """Return a time as manifests have it; None for anything else."""
+    return value if isinstance(value, str) and _TIME.fullmatch(value) else None
 
 
 def _now() -> str:

@@ -8,9 +8,14 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.core.errors import DamagedRecordError
+
+FORMAT_VERSION = 2
+"""Of sealed files; format 1 had no seals."""
 
 _TEMPORARY_PREFIX = ".tmp-"
 
@@ -55,6 +60,82 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
 
 
+def write_sealed_json(path: Path, values: Mapping[str, Any]) -> str:
+    """Write an object of JSON together with its seal, a hash over all else that it says; return the seal."""
+    content = plain_json(dict(values))
+    content["seal"] = _seal(content)
+    write_json_atomic(path, content)
+    return content["seal"]
+
+
+def read_sealed_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Return the object that `write_sealed_json` wrote, its `seal` included.
+
+    One whose `format_version` is 1, or that has none, is from before there were seals: its `seal` is None.
+
+    Args:
+        path: of the file.
+        what: it should be, for the message.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        DamagedRecordError: it is missing, cannot be read, is no strict JSON, or was changed since.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DamagedRecordError(path, "is missing", remedy) from None
+    except OSError as error:
+        raise DamagedRecordError(path, f"cannot be read ({error.strerror})", remedy) from None
+    except ValueError:
+        raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
+    try:
+        content = strict_json(text)
+    except ValueError:
+        raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
+    version = content.setdefault("format_version", 1) if isinstance(content, dict) else None
+    if type(version) is not int or not version > 0:
+        raise DamagedRecordError(path, f"is damaged or not {what}", remedy)
+    if version > FORMAT_VERSION:
+        problem = f"has format {version}, this version reads up to {FORMAT_VERSION}"
+        raise DamagedRecordError(path, problem, "update thousandfold")
+    seal = content.setdefault("seal", None)
+    if seal is None and version > 1:
+        raise DamagedRecordError(path, "was changed since it was written: its seal is gone", remedy)
+    if seal is not None and seal != _seal(content):
+        raise DamagedRecordError(path, "was changed since it was written: its seal does not fit", remedy)
+    return content
+
+
+def strict_json(text: str) -> Any:
+    """Parse JSON without NaN, infinity and keys that come twice.
+
+    Raises ValueError, also where it is nested too deeply.
+    """
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is no number of JSON")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key comes twice")
+        return found
+
+    try:
+        return plain_json(json.loads(text, parse_constant=finite, parse_float=finite, object_pairs_hook=once))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain JSON in canonical form, without the seal that it may have."""
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def plain_json(value: Any) -> Any:
     """Return `value` in JSON's own types: arrays become lists, paths text, NaN and infinity null."""
     if isinstance(value, dict):
@@ -77,7 +158,7 @@ def file_sha256(path: Path) -> str:
 def json_sha256(value: Any) -> str:
     """Return the SHA-256 of `value` as canonical JSON: sorted keys, no spaces, UTF-8."""
     text = json.dumps(plain_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def is_temporary(path: Path) -> bool:

@@ -7,6 +7,7 @@ import errno
 import json
 import numbers
 import os
+import re
 import sys
 import tempfile
 import time
@@ -49,6 +50,9 @@ EXTRA_OF_PACKAGE = {
 for every installation has it."""
 
 
+_STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
 class Console:
     """The one place that prints. With `json_output`, stdout holds a JSON object alone and stderr the rest.
 
@@ -80,15 +84,15 @@ class Console:
             self.print_result()
 
     def say(self, text: str) -> None:
-        """Print text as it is, without wrapping."""
-        self._human.print(text)
+        """Print text as it is, without wrapping; control characters are escaped."""
+        self._human.print(printable(text))
 
     def warn(self, text: str) -> None:
         """Print a warning to stderr."""
         if self._silent:
             return
         # Named, because under a bar rich replaces sys.stderr, which click's err=True would bypass.
-        click.secho(f"Warning: {text}", fg="yellow", file=sys.stderr)
+        click.secho(f"Warning: {printable(text)}", fg="yellow", file=sys.stderr)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table; columns of numbers are aligned on the right and None is shown as a dash."""
@@ -96,11 +100,12 @@ class Console:
         table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], numbers.Real | None) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left")
+            table.add_column(Text(printable(column, newlines=False)), justify="right" if numeric else "left")
         for row in rows:
-            table.add_row(*(Text("-" if cell is None else _format(cell)) for cell in row))
+            cells = ("-" if cell is None else printable(short(cell), newlines=False) for cell in row)
+            table.add_row(*map(Text, cells))
         self._human.print(
-            Text(title, style="italic")
+            Text(printable(title), style="italic")
         )  # as the table's own it would wrap at the table's width
         self._human.print(table, soft_wrap=False)
 
@@ -116,7 +121,7 @@ class Console:
             unit: What is counted; the rate is shown as `unit/s`.
             completed: Where the count starts, for work that is resumed.
         """
-        progress = Progress(description, total, unit, completed)
+        progress = Progress(printable(description), total, unit, completed)
         shown = self._bar(progress) if self._human.is_terminal else self._lines(progress)
         with shown:
             yield progress
@@ -201,8 +206,8 @@ class Progress:
         elapsed_s = time.monotonic() - self._started_s
         done = self.completed - self._start
         if done > 0 and elapsed_s > 0:
-            parts.append(f"{_format(done / elapsed_s)} {self._unit}/s")
-        parts += [f"{name.replace('_', ' ')} {_format(value)}" for name, value in self._fields.items()]
+            parts.append(f"{short(done / elapsed_s)} {self._unit}/s")
+        parts += [f"{name.replace('_', ' ')} {short(value)}" for name, value in self._fields.items()]
         if done > 0 and self.completed < self.total:
             remaining_s = (self.total - self.completed) * elapsed_s / done
             parts.append(f"ETA {timedelta(seconds=round(remaining_s))}")
@@ -234,6 +239,7 @@ def error_boundary(
         message, code = _describe(error, log_folder)
         message = " ".join(message.split())
         if speaks():
+            message = printable(message)
             click.echo(message if isinstance(error, StoppedByUser) else f"Error: {message}", err=True)
         raise SystemExit(code) from None
 
@@ -277,18 +283,42 @@ def _write_traceback(error: Exception, log_folder: Path | None) -> Path | None:
     return None
 
 
+def printable(text: str, newlines: bool = True) -> str:
+    """Return text in which what would steer a terminal is written out, such as ESC as ``\\x1b``.
+
+    These are the control characters, but for tabs and, where `newlines`, line ends, and the marks that turn
+    the direction of writing. Names of files, tasks and artifacts may hold any of them.
+    """
+
+    def written_out(found: re.Match[str]) -> str:
+        character = found[0]
+        if character == "\n" and newlines:
+            return character
+        return character.encode("unicode_escape").decode()
+
+    return _STEERING.sub(written_out, text)
+
+
+def as_set(value: object) -> str:
+    """Return a setting as `--set` takes it: 0.0003, null, true, [256, 256], or text as it is."""
+    return value if isinstance(value, str) else json.dumps(plain_json(value), ensure_ascii=False)
+
+
 def figure(value: object) -> str:
-    """Return a measured value as text: fractions to three places, counts with commas, None as undefined."""
+    """Return a measured value as text: fractions to three places, counts with commas, None as undefined.
+
+    A small fraction has three digits behind its zeros instead, for 0.0004 is not 0.
+    """
     if value is None:
         return "undefined"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(figure(item) for item in value) + "]"
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _format(value: object) -> str:
+def short(value: object) -> str:
     """Return a number in a readable length, anything else as text."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,6 +23,20 @@ class MissingArtifactError(UserError):
 
 class DamagedFileError(UserError):
     """A file is truncated, foreign, or differs from its recorded hash."""
+
+
+class DamagedRecordError(DamagedFileError):
+    """A record of the workspace, such as a manifest, cannot be relied on.
+
+    Attributes:
+        path: of the record.
+        problem: what is wrong, in words that follow its path.
+    """
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        """Put the message together: path, problem and what to do."""
+        super().__init__(f"{path} {problem}: {remedy}.")
+        self.path, self.problem = path, problem
 
 
 class WorkspaceError(UserError):

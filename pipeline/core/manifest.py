@@ -1,20 +1,23 @@
-"""What `manifest.json` says of an artifact: its settings, parents, hashes, and where it was made."""
+"""What `manifest.json` says of an artifact: its settings, parents, hashes, and where it was made.
+
+Two hashes, for two purposes. `hash` names the content: an artifact's children record it, and a copy under
+another name has the same. `seal` covers everything that the file says, results and times included, and is
+made anew whenever the file is written: a manifest that somebody changed since is noticed by its readers.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.core.atomic import json_sha256
-from pipeline.core.errors import DamagedFileError
+from pipeline.core.atomic import json_sha256, read_sealed_json
+from pipeline.core.errors import DamagedRecordError
 
-FORMAT_VERSION = 1
 KINDS = {
     "teacher": "train-teacher",
     "dataset": "generate-dataset",
@@ -91,22 +94,26 @@ class Manifest:
     selectable: bool = True
     """Whether `Workspace.newest` may take it."""
     hash: str | None = None
+    """Of the content, once it is completed; see `content_hash`."""
+    seal: str | None = None
+    """As it was read; None: made by a version that sealed nothing. Writing makes a new one."""
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read and validate a manifest. Raises DamagedFileError if it is truncated, foreign or too new."""
+        """Read and validate a manifest.
+
+        Raises:
+            DamagedRecordError: it is missing, truncated, foreign, too new, or was changed since.
+        """
+        what, remedy = "a manifest of thousandfold", "restore it, or delete its folder"
+        content = read_sealed_json(path, what, remedy)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            manifest = _manifest_adapter().validate_python(content)
-        except (OSError, ValueError, RecursionError):
-            raise DamagedFileError(
-                f"{path} is damaged or not a manifest of thousandfold: restore it, or delete its folder."
-            ) from None
-        if manifest.format_version > FORMAT_VERSION:
-            raise DamagedFileError(
-                f"{path} has format {manifest.format_version}, this version reads up to {FORMAT_VERSION}: "
-                "update thousandfold."
-            )
+            manifest: Manifest = _manifest_adapter().validate_python(content)
+        except ValueError:
+            raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
+        if manifest.status == "completed" and manifest.content_hash() != manifest.hash:
+            remedy = f"restore it, or make the {manifest.kind} again with `pipeline {KINDS[manifest.kind]}`"
+            raise DamagedRecordError(path, "was changed since it was completed", remedy)
         return manifest
 
     def content_hash(self) -> str:

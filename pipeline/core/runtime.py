@@ -27,6 +27,7 @@ from pipeline.core.errors import (
     UserError,
     WorkspaceError,
 )
+from pipeline.core.folder_lock import folder_lock
 from pipeline.core.settings import StageSettings, dump_settings
 from pipeline.core.tracking import StageRun, Tracker
 
@@ -126,7 +127,9 @@ class StageContext:
             selectable=selectable,
         )
         self.ranks.from_leader(lambda: {"path": str(artifact.path), "settings": dump_settings(settings)})
-        with self._tracked(artifact, stage, settings, parents) as work:
+        # A stage that resumes holds a lock already; the lock of a new artifact tells that somebody makes it.
+        lock = folder_lock(artifact.path) if resumed is None else contextlib.nullcontext()
+        with lock, self._tracked(artifact, stage, settings, parents) as work:
             yield work
 
     @contextlib.contextmanager

@@ -38,13 +38,13 @@ def find_unfinished(workspace: Workspace, kind: str, reference: str | None) -> A
 
     Raises:
         SettingsError: there is none, or the one named is finished or has no checkpoint.
+        DamagedFileError: the one named is damaged, or one that may be the newest.
     """
     if reference is None:
-        unfinished = [a for a in workspace.artifacts(kind) if a.manifest.status != "completed"]
-        resumable = [a for a in unfinished if checkpoint_of(a).exists]
-        if not resumable:
+        newest = workspace.newest_unfinished(kind, lambda a: checkpoint_of(a).exists, CHECKPOINT_FOLDER)
+        if newest is None:
             raise SettingsError(f"No unfinished {kind} with a checkpoint in {workspace.runs} to resume.")
-        return resumable[0]
+        return newest
     artifact = workspace.find(reference, kind)
     require_unfinished(artifact)
     if not checkpoint_of(artifact).exists:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pipeline import listing
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console
 from pipeline.core.errors import DamagedFileError, MissingArtifactError
+from pipeline.core.folder_lock import folder_lock
 
 Capture = pytest.CaptureFixture[str]
 
@@ -68,21 +70,85 @@ class TestRuns:
         listing.show_runs(console, Workspace(tmp_path))
         found = [(row["status"], row["result"]) for row in console.last_result["artifacts"]]
         assert found == [
-            ("running", None),
-            ("completed", "p50 14 µs, p99 32 µs"),
+            ("stopped", None),
+            ("completed", "p50 13.7 µs, p99 32.4 µs"),
             ("completed", "success 1.000, retention undefined"),
             ("completed", "success 0.500, rows 100,000"),
             ("completed", "success 0.988"),
         ]
 
-    def test_a_damaged_one_is_named_and_left_out(self, tmp_path: Path, capsys: Capture) -> None:
-        damaged = make(tmp_path, "teacher", {"success": 1.0})
-        damaged.file("manifest.json").write_text("{")
-        listing.show_runs(Console(), Workspace(tmp_path))
-        assert f"{damaged.file('manifest.json')} is damaged and left out" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ("{", "is damaged or not a manifest of thousandfold"),
+            ("", "is damaged or not a manifest of thousandfold"),
+            (None, "is missing"),
+            ('"success": 0.5', "was changed since it was written: its seal does not fit"),
+        ],
+    )
+    def test_a_damaged_one_is_listed_as_damaged(
+        self, tmp_path: Path, capsys: Capture, content: str | None, problem: str
+    ) -> None:
+        make(tmp_path, "policy", {"success": 0.75})
+        manifest = make(tmp_path, "teacher", {"success": 1.0}).file("manifest.json")
+        if content is None:
+            manifest.unlink()
+        else:
+            edited = manifest.read_text().replace('"success": 1.0', content)
+            manifest.write_text(edited if "success" in content else content)
+        console = Console()
+        listing.show_runs(console, Workspace(tmp_path))
+        found = {row["artifact"]: row for row in console.last_result["artifacts"]}
+        assert found[manifest.parent.name]["status"] == "damaged"
+        assert found[manifest.parent.name]["result"] == f"manifest {problem}"
+        assert [row["status"] for row in found.values()].count("completed") == 1
+        assert console.last_result["damaged"] == [str(manifest)]
+        assert f"{manifest} {problem}" in capsys.readouterr().err
+
+    def test_a_living_one_is_told_from_a_dead_one(self, tmp_path: Path) -> None:
+        dead, living = make(tmp_path, "teacher"), make(tmp_path, "dataset")
+        console = Console()
+        with folder_lock(living.path):
+            listing.show_runs(console, Workspace(tmp_path))
+            found = {row["artifact"]: row["status"] for row in console.last_result["artifacts"]}
+            listing.show_info(console, Workspace(tmp_path), dead.name)
+        assert found == {dead.name: "stopped", living.name: "running"}
+        assert console.last_result["status"] == "stopped"
+
+    def test_one_of_an_earlier_version_is_marked(self, tmp_path: Path, capsys: Capture) -> None:
+        path = make(tmp_path, "teacher", {"success": 1.0}).file("manifest.json")
+        content = json.loads(path.read_text()) | {"format_version": 1, "seal": None}
+        path.write_text(json.dumps(content))
+        make(tmp_path, "student", {"success": 1.0})
+        console = Console()
+        listing.show_runs(console, Workspace(tmp_path))
+        assert [row["sealed"] for row in console.last_result["artifacts"]] == [True, False]
+        assert capsys.readouterr().out.count("completed, unsealed") == 1
 
 
 class TestInfo:
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            (3e-4, "0.0003"),
+            (1e-05, "1e-05"),
+            (0.123456789, "0.123456789"),
+            (None, "null"),
+            (True, "true"),
+            ([256, 0.0001], "[256, 0.0001]"),
+            (1_000_000, "1000000"),
+            ("ant", "ant"),
+            ({}, "{}"),
+        ],
+    )
+    def test_settings_are_shown_as_they_were_set(
+        self, tmp_path: Path, capsys: Capture, value: object, shown: str
+    ) -> None:
+        artifact = Workspace(tmp_path).create("teacher", task="ant", settings={"key": value})
+        listing.show_info(Console(), Workspace(tmp_path), artifact.name)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["key"]]
+        assert line.split(maxsplit=1)[1].strip() == shown
+
     def test_versions_commit_and_workspace(self, tmp_path: Path) -> None:
         console = Console()
         listing.show_info(console, Workspace(tmp_path), None)

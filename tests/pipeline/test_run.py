@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pipeline.core.artifacts import Workspace
+from pipeline.core.atomic import write_sealed_json
 from pipeline.core.console import Console
 from pipeline.core.errors import (
     DamagedFileError,
@@ -170,7 +171,7 @@ def test_a_student_that_was_finished_but_not_noted_is_kept(context, calls):
     path = next(context.workspace.runs.glob("chain-*.json"))
     record = json.loads(path.read_text())
     del record["done"]["distill"], record["seconds"]["distill"]
-    path.write_text(json.dumps(record))
+    write_sealed_json(path, record)
     made = calls()
     artifacts = resume_chain(context)
     assert made[0][0] == "export_onnx"
@@ -185,7 +186,7 @@ def test_a_dataset_that_was_finished_but_not_noted_is_kept(context, calls):
     path = next(context.workspace.runs.glob("chain-*.json"))
     record = json.loads(path.read_text())
     del record["done"]["generate_dataset"]
-    path.write_text(json.dumps(record))
+    write_sealed_json(path, record)
     made = calls()
     artifacts = resume_chain(context)
     assert made[0][0] == "distill"
@@ -198,7 +199,7 @@ def test_a_teacher_that_was_finished_but_not_noted_is_kept(context, calls):
         start_chain(settings(), context)
     path = next(context.workspace.runs.glob("chain-*.json"))
     record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"done": {}, "seconds": {}}))
+    write_sealed_json(path, record | {"done": {}, "seconds": {}})
     made = calls()
     artifacts = resume_chain(context)
     assert made[0][0] == "generate_dataset"
@@ -246,7 +247,7 @@ def test_a_chain_that_began_before_there_were_reports_gets_one(context, calls):
     path = next(context.workspace.runs.glob("chain-*.json"))
     record = json.loads(path.read_text())
     del record["settings"]["report"]
-    path.write_text(json.dumps(record))
+    write_sealed_json(path, record)
     made = calls()
     resume_chain(context)
     assert [call[0] for call in made] == ["benchmark", "report"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline import session
 from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
+from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
 from pipeline.session import CommonOptions, Session, default_preset, describe
 from stages.evaluate import EvaluateSettings
 from stages.teacher_training import CHANGEABLE_ON_RESUME, TrainTeacherSettings
@@ -128,7 +129,24 @@ class TestTake:
     def test_where_none_fits_the_command_is_named(self, session: Session, tmp_path: Path) -> None:
         completed(tmp_path, "dataset")
         with pytest.raises(MissingArtifactError, match="`pipeline generate-dataset`"):
-            session.take("dataset", None, where=lambda _: False)
+            session.take("dataset", None, of=completed(tmp_path, "teacher"))
+
+    def test_a_damaged_newest_policy_is_not_replaced_by_a_student(
+        self, session: Session, tmp_path: Path
+    ) -> None:
+        completed(tmp_path, "student")
+        policy = completed(tmp_path, "policy")
+        policy.file("manifest.json").write_text("")
+        with pytest.raises(DamagedFileError, match=f"{policy.name} may be the newest policy.*--policy NAME"):
+            session.take_one_of({"policy": None, "student": None, "teacher": None})
+
+    def test_one_of_an_earlier_version_is_called_unsealed(
+        self, session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = completed(tmp_path, "teacher").file("manifest.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1, "seal": None}))
+        assert session.take("teacher", None).manifest.seal is None
+        assert "(the newest completed; unsealed, made by an earlier version)" in capsys.readouterr().out
 
     def test_of_several_kinds_the_first_that_exists(self, session: Session, tmp_path: Path) -> None:
         kinds: dict[str, str | None] = {"policy": None, "student": None, "teacher": None}

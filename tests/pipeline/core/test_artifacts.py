@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,7 +27,9 @@ from pipeline.core.artifacts import (
     write_atomic,
     write_json_atomic,
 )
+from pipeline.core.atomic import write_sealed_json
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
+from pipeline.core.folder_lock import folder_lock
 from pipeline.core.manifest import git_state, installed_versions
 
 
@@ -39,6 +44,34 @@ def make(workspace: Workspace, kind: str = "teacher", text: str = "weights", **o
     write_atomic(artifact.file("weights.bin"), text)
     artifact.complete({"success": 0.5})
     return artifact
+
+
+def edit(artifact: Artifact, **changes: object) -> None:
+    """Change the manifest as somebody with an editor does."""
+    path = artifact.file("manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes, indent=2))
+
+
+def unseal(artifact: Artifact) -> None:
+    """Make the manifest one of format 1, which had no seal."""
+    path = artifact.file("manifest.json")
+    content = json.loads(path.read_text()) | {"format_version": 1}
+    del content["seal"]
+    path.write_text(json.dumps(content))
+
+
+def rename(artifact: Artifact | Path, name: str) -> None:
+    """Give an artifact another folder, with times of an artifact that was made when its name says."""
+    path = artifact if isinstance(artifact, Path) else artifact.path
+    new = path.rename(path.with_name(name))
+    stamp = datetime.strptime(f"{name[-15:]}+0000", "%Y%m%d-%H%M%S%z")
+    for file in new.rglob("*"):
+        os.utime(file, (stamp.timestamp(), stamp.timestamp()))
+    manifest = new / "manifest.json"
+    text = re.sub(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d", stamp.isoformat()[:19], manifest.read_text())
+    write_sealed_json(manifest, json.loads(text) | {"name": name})
+    if isinstance(artifact, Artifact):
+        artifact.path, artifact.manifest = new, Manifest.read(manifest)
 
 
 class TestAtomicFiles:
@@ -148,7 +181,7 @@ class TestManifest:
 
     def test_a_newer_format_is_refused(self, workspace: Workspace) -> None:
         artifact = make(workspace)
-        artifact.update(format_version=2)
+        edit(artifact, format_version=3)
         with pytest.raises(DamagedFileError, match="update thousandfold"):
             Artifact.load(artifact.path)
 
@@ -205,11 +238,85 @@ class TestArtifact:
         with pytest.raises(DamagedFileError, match=r"weights\.bin is missing"):
             artifact.verify()
 
-    def test_a_changed_manifest_is_noticed(self, workspace: Workspace) -> None:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"settings": {"depth": 1000}},
+            {"results": {"success": 1.0}},
+            {"results": {"success": 0.5, "retention": 1.0}},
+            {"task": "ant_big_maze"},
+            {"task_changes": {"episode_steps": 50}},
+            {"created_at": "2026-01-31T12:00:00.000000+00:00"},
+            {"finished_at": "2026-01-31T12:00:00.000000+00:00"},
+            {"status": "running"},
+            {"selectable": False},
+            {"tracking": {"run_id": "other"}},
+            {"unknown": 1},
+            {"seal": None},
+            {"seal": "0" * 64},
+        ],
+    )
+    def test_a_changed_manifest_is_noticed(self, workspace: Workspace, change: dict[str, object]) -> None:
         artifact = make(workspace)
-        artifact.update(settings={"depth": 1000})
-        with pytest.raises(DamagedFileError, match=r"manifest\.json was changed"):
-            artifact.verify()
+        edit(artifact, **change)
+        with pytest.raises(DamagedFileError, match=r"manifest\.json was changed since it was written"):
+            Artifact.load(artifact.path)
+        with pytest.raises(DamagedFileError, match=rf"{artifact.name} may be the newest teacher"):
+            workspace.newest("teacher")
+
+    def test_settings_of_one_in_the_making_are_sealed_too(self, workspace: Workspace) -> None:
+        artifact = workspace.create("teacher", task="ant", settings={"depth": 8})
+        edit(artifact, settings={"depth": 1000})
+        with pytest.raises(DamagedFileError, match="was changed since it was written"):
+            Artifact.load(artifact.path)
+
+    def test_a_null_is_no_infinity(self, workspace: Workspace) -> None:
+        artifact = workspace.create("teacher", task="ant", settings={})
+        artifact.complete({"retention": None})
+        path = artifact.file("manifest.json")
+        for number in ("NaN", "1e999"):
+            path.write_text(path.read_text().replace('"retention": null', f'"retention": {number}'))
+            with pytest.raises(DamagedFileError):
+                Artifact.load(artifact.path)
+
+    def test_a_key_that_comes_twice_is_damage(self, workspace: Workspace) -> None:
+        path = make(workspace).file("manifest.json")
+        path.write_text(path.read_text().replace('"results": {', '"results": {"success": 1.0, '))
+        with pytest.raises(DamagedFileError, match="is damaged"):
+            Manifest.read(path)
+
+    def test_one_of_an_earlier_version_is_read_and_unsealed(self, workspace: Workspace) -> None:
+        artifact = make(workspace)
+        unseal(artifact)
+        assert workspace.newest("teacher").manifest.seal is None
+        edit(artifact, settings={"depth": 1000})  # its hash covers these
+        with pytest.raises(DamagedFileError, match="was changed since it was completed"):
+            Artifact.load(artifact.path)
+
+    def test_one_of_an_earlier_version_that_goes_on_is_sealed(self, workspace: Workspace) -> None:
+        artifact = workspace.create("teacher", task="ant", settings={})
+        unseal(artifact)
+        Artifact.load(artifact.path).complete({})
+        assert Artifact.load(artifact.path).manifest.format_version == 2
+        assert Artifact.load(artifact.path).manifest.seal
+
+    def test_what_an_interrupted_write_left_is_gone_when_it_is_completed(self, workspace: Workspace) -> None:
+        artifact = workspace.create("teacher", task="ant", settings={})
+        write_atomic(artifact.file("checkpoint/.tmp-12ab-state.safetensors"), "half")
+        write_atomic(artifact.file(".tmp-task/page.yaml"), "half")
+        write_atomic(artifact.file("network.safetensors"), "whole")
+        artifact.complete({}, exclude=("checkpoint",))
+        assert [path.name for path in artifact.path.rglob(".*")] == []
+
+    def test_one_whose_process_is_gone_is_stopped(self, workspace: Workspace) -> None:
+        artifact = workspace.create("teacher", task="ant", settings={})
+        assert artifact.status == "stopped"
+        for folder in (artifact.path, artifact.file("checkpoint")):
+            with folder_lock(folder):
+                assert Artifact.load(artifact.path).status == "running"
+        assert artifact.status == "stopped"
+        artifact.complete({})
+        assert artifact.status == "completed"
 
     def test_what_is_not_completed_has_no_children(self, workspace: Workspace) -> None:
         artifact = workspace.create("teacher", task="ant", settings={})
@@ -285,10 +392,7 @@ class TestWorkspace:
         chosen, other = make(workspace, text="1"), make(workspace, text="2")
         wanted = make(workspace, "dataset", parents={"teacher": chosen.parent_entry()})
         make(workspace, "dataset", parents={"teacher": other.parent_entry()})
-        found = workspace.newest(
-            "dataset", lambda a: a.manifest.parents["teacher"].hash == chosen.manifest.hash
-        )
-        assert found.name == wanted.name
+        assert workspace.newest("dataset", of=chosen).name == wanted.name
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_missing_one_names_its_command(self, workspace: Workspace, kind: str) -> None:
@@ -298,19 +402,9 @@ class TestWorkspace:
         assert str(caught.value) == expected
 
     def test_a_missing_one_says_what_was_asked_for(self, workspace: Workspace) -> None:
-        make(workspace)
-        with pytest.raises(MissingArtifactError, match="No completed teacher of depth 9 in "):
-            workspace.newest("teacher", lambda _: False, why="of depth 9")
-
-    def test_damaged_manifests_are_skipped_and_listed(self, workspace: Workspace) -> None:
-        good, bad = make(workspace), make(workspace)
-        path = bad.file("manifest.json")
-        path.write_text(path.read_text()[:100])
-        assert workspace.newest("teacher").name == good.name
-        assert workspace.damaged == [path]
-        good.update(selectable=False)
-        with pytest.raises(MissingArtifactError, match=r"Damaged and left out: .*manifest\.json"):
-            workspace.newest("teacher")
+        teacher = make(workspace)
+        with pytest.raises(MissingArtifactError, match=f"No completed dataset of teacher {teacher.name} in "):
+            workspace.newest("dataset", of=teacher)
 
     def test_open_takes_a_name_or_a_folder(
         self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
@@ -327,13 +421,161 @@ class TestWorkspace:
         teacher = make(workspace)
         for reference, words in (
             (student.name, "is a student, not a teacher"),
-            (running.name, r"is not completed \(running\)"),
+            (running.name, r"is not completed \(stopped\)"),
             (teacher.name.replace("teacher", "techer"), f"did you mean {teacher.name[:8]}"),
             ("/nowhere/x", "neither a folder nor in .*did you mean|`pipeline train-teacher`"),
         ):
             with pytest.raises(UserError, match=words):
                 workspace.open(reference, "teacher")
         assert workspace.find(running.name, "teacher").name == running.name
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:30])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def turned_into_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def edited(path: Path) -> None:
+    path.write_text(path.read_text().replace('"success": 0.5', '"success": 1.0'))
+
+
+def with_a_flipped_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"status"') + 1] ^= 0x80
+    path.write_bytes(data)
+
+
+DAMAGES = [truncated, emptied, Path.unlink, turned_into_a_folder, edited, with_a_flipped_bit]
+
+
+class TestDamagedArtifacts:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    @pytest.mark.parametrize("kind", ["teacher", "dataset", "student", "policy"])
+    def test_the_newest_is_named_and_nothing_older_taken(
+        self, workspace: Workspace, kind: str, damage: Callable[[Path], None]
+    ) -> None:
+        older, bad = make(workspace, kind), make(workspace, kind)
+        damage(bad.file("manifest.json"))
+        with pytest.raises(DamagedFileError) as caught:
+            workspace.newest(kind)
+        message = str(caught.value)
+        assert message.startswith(f"{bad.file('manifest.json')} ")
+        assert f"{bad.name} may be the newest {kind}: restore the file, " in message
+        assert f"with --{kind} NAME, or remove {bad.path} to go on without it." in message
+        assert [damaged.path for damaged in workspace.damaged] == [bad.path]
+        assert workspace.open(older.name, kind).name == older.name, "as told to"
+        with pytest.raises(DamagedFileError):
+            workspace.open(bad.name, kind)
+        shutil.rmtree(bad.path)
+        assert workspace.newest(kind).name == older.name, "as told to"
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_one_older_than_the_newest_or_of_another_kind_is_nobodys_concern(
+        self, workspace: Workspace, damage: Callable[[Path], None]
+    ) -> None:
+        older, newest, student = make(workspace), make(workspace), make(workspace, "student")
+        rename(older, "teacher-20260101-120000")
+        for bad in (older, student):
+            damage(bad.file("manifest.json"))
+        assert workspace.newest("teacher").name == newest.name
+        with pytest.raises(DamagedFileError, match="may be the newest student"):
+            workspace.newest("student")
+
+    @pytest.mark.parametrize("damage", [emptied, edited, Path.unlink])
+    def test_one_that_began_before_and_ended_after_is_named(
+        self, workspace: Workspace, damage: Callable[[Path], None]
+    ) -> None:
+        slow = make(workspace)
+        rename(slow, "teacher-20260101-120000")
+        make(workspace)
+        write_atomic(slow.file("weights.bin"), "weights")
+        damage(slow.file("manifest.json"))
+        with pytest.raises(DamagedFileError, match=f"{slow.name} may be the newest"):
+            workspace.newest("teacher")
+
+    def test_what_can_still_be_read_of_it_counts(self, workspace: Workspace) -> None:
+        """A manifest that is broken off behind its times and its status is known to be no newer one."""
+        whole = make(workspace)
+        unfinished = workspace.create("teacher", task="ant", settings={})
+        unfinished.file("curve.json").write_text("{}")
+        path = unfinished.file("manifest.json")
+        path.write_text(path.read_text().partition('"parents"')[0])
+        assert workspace.newest("teacher").name == whole.name
+        with pytest.raises(DamagedFileError, match="may be the newest unfinished teacher"):
+            workspace.newest_unfinished("teacher", lambda _: True)
+
+    def test_the_dataset_of_another_teacher_is_no_concern(self, workspace: Workspace) -> None:
+        one, other = make(workspace, text="1"), make(workspace, text="2")
+        wanted = make(workspace, "dataset", parents={"teacher": one.parent_entry()})
+        path = make(workspace, "dataset", parents={"teacher": other.parent_entry()}).file("manifest.json")
+        whole = path.read_text()
+        path.write_text(whole.partition('"files"')[0])
+        assert workspace.newest("dataset", of=one).name == wanted.name
+        with pytest.raises(DamagedFileError):
+            workspace.newest("dataset", of=other)
+        path.write_text(whole.partition('"parents"')[0])
+        for teacher in (one, other):
+            with pytest.raises(DamagedFileError):
+                workspace.newest("dataset", of=teacher)
+        path.write_text(whole)
+        later = make(workspace, text="3")
+        rename(path.parent, "dataset-20260101-120000")
+        emptied(workspace.runs / "dataset-20260101-120000" / "manifest.json")
+        with pytest.raises(MissingArtifactError):
+            workspace.newest("dataset", of=later)  # what began before its teacher is none of it
+
+    def test_where_it_is_the_only_one_none_is_made_instead(self, workspace: Workspace) -> None:
+        emptied(make(workspace).file("manifest.json"))
+        with pytest.raises(DamagedFileError, match="may be the newest teacher"):
+            workspace.newest("teacher")
+
+    def test_a_folder_that_was_begun_and_nothing_more_is_no_damage(self, workspace: Workspace) -> None:
+        newest = make(workspace)
+        for number in range(3):
+            folder = workspace.runs / f"teacher-20990101-00000{number}"
+            folder.mkdir()
+            if number:  # killed while the first manifest was written
+                (folder / ".tmp-12ab-manifest.json").write_text("{")
+        (workspace.runs / "teacher-notes").mkdir()
+        (workspace.runs / "teacher-notes" / "a.txt").write_text("somebody's own")
+        (workspace.runs / "error-20260101-120000-7.log").write_text("a file")
+        assert workspace.newest("teacher").name == newest.name
+        assert workspace.damaged == []
+
+    def test_a_copy_that_was_cut_off_is_no_damage(
+        self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, newest = make(Workspace(workspace.root / "inside"), "student"), make(workspace, "student")
+        monkeypatch.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            workspace.adopt(source, {}, {})
+        assert workspace.newest("student").name == newest.name
+        assert workspace.damaged == []
+
+    def test_one_without_access_is_named(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        bad = make(workspace)
+
+        def refuse(path: Path, **_: object) -> str:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+        with pytest.raises(DamagedFileError, match=r"cannot be read \(Permission denied\)"):
+            workspace.open(bad.name, "teacher")
+
+    @pytest.mark.parametrize("reference", ["x" * 300, "a\0b", "", "."])
+    def test_a_reference_that_is_no_name_is_said_to_be_none(
+        self, workspace: Workspace, reference: str
+    ) -> None:
+        with pytest.raises(MissingArtifactError, match="No teacher"):
+            workspace.find(reference, "teacher")
 
 
 class TestAdoption:

@@ -106,7 +106,7 @@ def test_failures_are_counted_by_who_failed(chain: MadeUpChain, write: Any) -> N
 
 def test_settings_that_are_not_the_defaults_are_listed(chain: MadeUpChain, write: Any) -> None:
     text = PageReader(write(chain.made["policy"])[1]).text
-    assert "episodes 777 1,000" in text
+    assert "episodes 777 1000" in text
     unchanged = ", ".join(chain.made[kind].name for kind in ("policy", "benchmark"))
     assert f"Every setting at its default: {unchanged}." in text
     assert "width 128 256 units of a layer" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("jinja2")
-from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.artifacts import Workspace
 from pipeline.core.errors import DamagedFileError
 from stages.report_chain import collect_chain
 from tests.stages.made_up_chain import EVALUATED, RETAINED, TIMED, MadeUpChain, png
@@ -75,31 +76,41 @@ def test_a_parent_that_is_gone_is_said_and_the_rest_is_shown(chain: MadeUpChain,
     assert 'class="absent"' in page
 
 
+@pytest.mark.parametrize("kind", ["teacher", "dataset", "student", "benchmark", "evaluation"])
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda text: text[:40], "is damaged: its manifest cannot be read"),
-        (
-            lambda text: text.replace('"student_depth": 4', '"student_depth": 5'),
-            "is damaged: its manifest was changed since it was completed",
-        ),
+        (lambda text: text[:40], "is damaged or not a manifest"),
+        (lambda text: text.replace('"results": {', '"results": {"edited": 1, '), "was changed since"),
     ],
 )
-def test_a_damaged_parent_is_said(chain: MadeUpChain, write: Any, change: Any, problem: str) -> None:
-    manifest = chain.made["student"].file("manifest.json")
+def test_a_damaged_part_is_named(
+    chain: MadeUpChain, write: Any, kind: str, change: Any, problem: str
+) -> None:
+    chain.add("evaluation", ("policy",), EVALUATED)
+    manifest = chain.made[kind].file("manifest.json")
     changed = change(manifest.read_text())
     assert changed != manifest.read_text()
     manifest.write_text(changed)
-    made, page = write(chain.made["policy"])
-    assert made.manifest.results["notes"] == [f"{chain.made['student'].name} {problem}."]
-    assert "No student in this report" in page and "Success 0.987" in PageReader(page).text
+    with pytest.raises(DamagedFileError) as caught:
+        write(chain.made["policy"])
+    assert str(caught.value).startswith(f"{manifest} {problem}")
+    shutil.rmtree(manifest.parent)
+    assert "Success 0.987" in PageReader(write(chain.made["policy"])[1]).text, "without it, as told to"
 
 
-def test_a_changed_source_is_refused(chain: MadeUpChain, write: Any) -> None:
-    manifest = chain.made["policy"].file("manifest.json")
-    manifest.write_text(manifest.read_text().replace('"licence": ""', '"licence": "x"'))
-    with pytest.raises(DamagedFileError, match="was changed since it was completed"):
-        write(Artifact.load(chain.made["policy"].path))
+def test_a_damaged_artifact_of_before_the_chain_is_no_concern(chain: MadeUpChain, write: Any) -> None:
+    old = chain.made["benchmark"].path.with_name("benchmark-20200101-120000")
+    old.mkdir()
+    (old / "manifest.json").write_text("")
+    assert write(chain.made["policy"])[0].manifest.results["notes"] == []
+
+
+def test_an_unsealed_artifact_is_marked(chain: MadeUpChain, write: Any) -> None:
+    manifest = chain.made["teacher"].file("manifest.json")
+    content = json.loads(manifest.read_text()) | {"format_version": 1, "seal": None}
+    manifest.write_text(json.dumps(content))
+    assert PageReader(write(chain.made["policy"])[1]).text.count("unsealed") == 1
 
 
 def test_a_policy_file_that_changed_is_said(chain: MadeUpChain, write: Any) -> None:
