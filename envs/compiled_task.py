@@ -20,6 +20,8 @@ from envs.start_states import StartStates
 from envs.task import GoalTask, SuccessRegion, TaskError
 from envs.term_columns import TermColumns, TermResolver, read_terms
 
+_MOST_FRAME_SKIP = 10_000  # physics steps within a control step
+
 
 class CompiledTask:
     """A `GoalTask` with its model compiled, its dimensions known and its terms resolved.
@@ -74,6 +76,11 @@ class CompiledTask:
                 f"Task {self.name!r}: the model's timestep (option timestep) must be above 0, not {timestep}."
             )
         ratio = control_dt / timestep
+        if not ratio <= _MOST_FRAME_SKIP:
+            raise TaskError(
+                f"Task {self.name!r}: control_dt_s {control_dt} holds more than {_MOST_FRAME_SKIP:,} of the "
+                f"model's timesteps {timestep}."
+            )
         if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6 * ratio:
             raise TaskError(
                 f"Task {self.name!r}: control_dt_s {control_dt} is not a multiple of the model's timestep "

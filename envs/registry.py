@@ -6,7 +6,6 @@ import difflib
 import os
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 from envs.compiled_task import CompiledTask
@@ -64,7 +63,7 @@ def compile_task(name: str, changes: Mapping[str, Any] | None = None) -> Compile
 
 def _compile(name: str) -> CompiledTask:
     if name not in _tasks() and is_task_file(name):
-        page = os.path.abspath(Path(name).expanduser())
+        page = os.path.abspath(os.path.expanduser(name))
         return _compile_file(page, file_stamps(page))
     return _compile_named(name)
 

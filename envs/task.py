@@ -14,6 +14,9 @@ import numpy as np
 
 from envs.distributions import GoalsFromStarts, PositionDistribution
 
+MOST_EPISODE_STEPS = 1_000_000
+"""control steps of an episode, five hours and a half at 50 Hz"""
+
 Transform = Literal["identity", "cos", "sin", "difference"]
 
 
@@ -234,9 +237,10 @@ class GoalTask:
         for required in ("training", "evaluation"):
             if required not in self.distributions:
                 raise TaskError(f"Task {self.name!r} has no {required!r} episode distribution.")
-        if self.episode_steps < 1:
+        if not 1 <= self.episode_steps <= MOST_EPISODE_STEPS:
             raise TaskError(
-                f"Task {self.name!r}: episode_steps must be at least 1, not {self.episode_steps}."
+                f"Task {self.name!r}: episode_steps must be at least 1 and at most {MOST_EPISODE_STEPS:,}, "
+                f"not {self.episode_steps}."
             )
 
     @property

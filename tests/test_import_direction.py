@@ -16,12 +16,22 @@ PACKAGES = ("pipeline", "models", "envs", "replay", "stages")
 
 # group -> the groups that it may import
 ALLOWED = {
+    "pipeline.ground": {"pipeline.ground"},
     "models": {"models"},
-    "envs": {"envs"},
-    "pipeline.core": {"pipeline.core"},
-    "replay": {"replay", "envs"},
-    "stages": {"stages", "replay", "envs", "models", "pipeline.core"},
-    "pipeline": {"pipeline", "stages", "replay", "envs", "models", "pipeline.core", "thousandfold"},
+    "envs": {"envs", "pipeline.ground"},
+    "pipeline.core": {"pipeline.core", "pipeline.ground"},
+    "replay": {"replay", "envs", "pipeline.ground"},
+    "stages": {"stages", "replay", "envs", "models", "pipeline.core", "pipeline.ground"},
+    "pipeline": {
+        "pipeline",
+        "stages",
+        "replay",
+        "envs",
+        "models",
+        "pipeline.core",
+        "pipeline.ground",
+        "thousandfold",
+    },
     "thousandfold": {"envs"},
 }
 # Stages pass artifacts to one another, never code; `evaluate` alone is also a library for the others.
@@ -72,8 +82,9 @@ def local_modules(root: Path) -> dict[str, Path]:
 
 def group_of(module: str) -> str | None:
     """Return the group of a local module, or None for anything else."""
-    if module == "pipeline.core" or module.startswith("pipeline.core."):
-        return "pipeline.core"
+    for inner in ("pipeline.core", "pipeline.ground"):
+        if module == inner or module.startswith(f"{inner}."):
+            return inner
     top = module.partition(".")[0]
     return top if top in ALLOWED else None
 
@@ -209,6 +220,7 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("models/actor.py", "from envs.task import GoalTask", "models may not use envs"),
         ("envs/task.py", "def f():\n    import torch", "simulator on Warp alone"),
         ("envs/task.py", "from pipeline.core.errors import UserError", "envs may not use pipeline.core"),
+        ("pipeline/ground/limited_yaml.py", "from envs.task import GoalTask", "ground may not use envs"),
         ("envs/tasks/ant.py", "from ...models import actor", "envs may not use models"),
         ("pipeline/core/settings.py", "import pipeline.cli", "pipeline.core may not use pipeline"),
         ("pipeline/core/settings.py", "from stages import rollout", "pipeline.core may not use stages"),
@@ -246,7 +258,8 @@ def test_allowed_arrows_pass(tmp_path: Path):
         "models/blocks.py": "from __future__ import annotations\nimport torch",
         "models/norm_swish_kernels.py": "import llvmlite.binding",
         "envs/warp_simulator.py": "import torch\nfrom envs.task import GoalTask",
-        "envs/task.py": "import mujoco",
+        "envs/task.py": "import mujoco\nfrom pipeline.ground import plain_files",
+        "pipeline/ground/plain_files.py": "import os",
         "replay/hindsight.py": "import numpy\nfrom envs import task",
         "stages/rollout.py": "import torch\nfrom models import actor",
         "stages/distill.py": "from stages.rollout import f\nfrom pipeline.core import errors",

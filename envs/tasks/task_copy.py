@@ -101,7 +101,7 @@ def _assets(model: mujoco.MjModel) -> list[str]:
 
 def _copy_source(page_file: Path, task: CompiledTask, folder: Path) -> None:
     page = read_page(page_file)
-    model_file = Path(os.path.abspath(page_file.parent / Path(page.content["model"]).expanduser()))
+    model_file = Path(os.path.abspath(page.file("model")))
     files = source_files(page_file, model_file, task.model)
     root = Path(os.path.commonpath([path.parent for path in files[1:]]))
     for path in files[1:]:

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 from envs.task import TaskError
+from pipeline.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml_nodes
+from pipeline.ground.plain_files import read_plain
 
 Location = Sequence[str | int]
 """How to get to an entry: keys of mappings and indices of lists, such as ``("observation", 1, "field")``."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars. PyYAML's own rules make `1e-4` a text and `off` a boolean."""
-
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
-
-for _tag, _pattern, _first in (
-    ("null", r"(?:~|null|)$", ["~", "n", ""]),
-    ("bool", r"(?:true|True|false|False)$", "tTfF"),
-    ("int", r"[-+]?[0-9]+$", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
-    ("float", r"(?:[-+]?\.inf|\.nan)$", "-+."),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-
-
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value)  # PyYAML's own takes 010 for 8
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 @dataclass(frozen=True)
@@ -75,6 +53,23 @@ class Page:
         """Return where the value of a top-level key begins and ends in `text`."""
         value = self._follow((key,))[2]
         return value.start_mark.index, value.end_mark.index
+
+    def file(self, key: str) -> Path:
+        """Return the path that a top-level key gives, from the page's folder; nothing need be there.
+
+        Raises:
+            TaskError: no file can be called so.
+        """
+        name = str(self.content[key])
+        path = self.path.parent / os.path.expanduser(name)
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return path
+        except (OSError, ValueError) as error:  # too long, or with a NUL in it
+            reason = getattr(error, "strerror", None) or error
+            raise self.error((key,), f"{name!r:.80} is no name of a file: {reason}") from None
+        return path
 
     def _follow(self, location: Location) -> tuple[list[str | int], yaml.Node, yaml.Node]:
         """Return the steps to an entry, and the nodes where it begins, which is its key, and its value does.
@@ -116,11 +111,12 @@ def read_page(path: str | Path) -> Page:
     """Read a YAML file.
 
     Raises:
-        TaskError: there is none, or it is no YAML, not a mapping, or has a key twice; names file and line.
+        TaskError: there is none, or it is no regular file of at most 1 MiB, or no YAML within the limits of
+            `load_yaml`, or not a mapping; names file and line.
     """
-    place = Path(os.path.abspath(Path(path).expanduser()))
+    place = Path(os.path.abspath(os.path.expanduser(path)))
     try:
-        text = place.read_text(encoding="utf-8")
+        text = read_plain(place, MOST_BYTES).decode()
     except FileNotFoundError:
         raise TaskError(f"There is no task file {shown(place)}.") from None
     except UnicodeDecodeError:
@@ -128,18 +124,13 @@ def read_page(path: str | Path) -> Page:
     except OSError as error:
         raise TaskError(f"{shown(place)} cannot be read: {error.strerror}.") from None
     try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
-        content = None if root is None else loader.construct_document(root)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _not_yaml(place, error) from None
+        content, root = load_yaml_nodes(text)
+    except LimitedYamlError as error:
+        line = f", line {error.line}" if error.line else ""
+        raise TaskError(f"{shown(place)}{line}: not valid YAML: {error}.") from None
     if root is None or not isinstance(content, dict):
         raise TaskError(f"{shown(place)} holds no `key: value` lines: see docs/user_tasks.md.")
-    page = Page(place, text, content, root)
-    for key in _repeated_keys(root):
-        line = f", line {key.start_mark.line + 1}"
-        raise TaskError(f"{shown(place)}{line}: the key {key.value!r} is there twice.")
-    return page
+    return Page(place, text, content, root)
 
 
 def task_place(file: str | None, location: Location) -> str:
@@ -156,25 +147,3 @@ def task_place(file: str | None, location: Location) -> str:
     own = page.content.get(first) if first in ("training", "evaluation") else None
     borrowed = first in ("training", "evaluation") and not (isinstance(own, dict) and rest and rest[0] in own)
     return page.place(rest if borrowed and rest else location)
-
-
-def _not_yaml(path: Path, error: Exception) -> TaskError:
-    mark = getattr(error, "problem_mark", None)
-    line = f", line {mark.line + 1}" if mark else ""
-    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-    return TaskError(f"{shown(path)}{line}: not valid YAML: {' '.join(str(reason).split())}.")
-
-
-def _repeated_keys(root: yaml.Node) -> Iterator[yaml.Node]:
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            yield from (key for index, (key, _) in enumerate(node.value) if key.value in keys[:index])
-            waiting += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value

@@ -13,13 +13,14 @@ from pydantic import Field
 
 from envs.mazes import LAYOUTS
 from envs.object_names import nearest_hint
-from envs.task import TaskError
+from envs.task import MOST_EPISODE_STEPS, TaskError
 from envs.tasks.task_yaml import Location, Page
 
 Entry = TypeVar("Entry")
 Numbers = Annotated[list[float], Field(min_length=1)]
 _LARGEST_NOISE = 1e9  # far below where ± of it is no number any more
 _MAZE_CHARACTERS = set("#RG. ")
+_MOST_MAZE_CELLS = 10_000  # each wall is a geom
 
 
 def _name(text: str) -> str:
@@ -109,6 +110,8 @@ def _rows(layout: str) -> str:
         raise ValueError(f"no layout {layout!r}; {hint}valid: {', '.join(LAYOUTS)}, or rows of # R G and .")
     if len({len(row) for row in layout.split()}) != 1:
         raise ValueError("the rows of a layout must be equally long")
+    if len(layout) > _MOST_MAZE_CELLS:
+        raise ValueError(f"a layout has at most {_MOST_MAZE_CELLS:,} cells")
     return " ".join(layout.split())
 
 
@@ -259,7 +262,7 @@ class TaskEntry(_Section):
     description: str = ""
     model: str
     control_dt_s: float = Field(gt=0)
-    episode_steps: Whole = Field(default=200, ge=1)
+    episode_steps: Whole = Field(default=200, ge=1, le=MOST_EPISODE_STEPS)
     options: OptionsEntry = OptionsEntry()
     observation: Listed[TermEntry]
     achieved_goal: Listed[TermEntry]

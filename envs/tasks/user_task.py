@@ -40,6 +40,7 @@ from envs.task import (
 )
 from envs.tasks import user_schema as schema
 from envs.tasks.model_errors import with_place
+from envs.tasks.model_limits import require_modest
 from envs.tasks.position_targets import position_targets
 from envs.tasks.task_yaml import Location, Page, read_page, shown
 from envs.term_columns import TermResolver
@@ -103,8 +104,8 @@ def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
     """Return path, time of change and size of a task's page and of the XML files and meshes of its model."""
     page = read_page(path)
     files = [page.path]
-    if isinstance(model := page.content.get("model"), str):
-        files += model_files(page.path.parent / Path(model).expanduser())
+    if isinstance(page.content.get("model"), str):
+        files += model_files(page.file("model"))
     found = [(str(file), file.stat()) for file in files if file.is_file()]
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
@@ -112,9 +113,10 @@ def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
 def model_files(model: Path) -> list[Path]:
     """Return a model's file and those that MuJoCo says it is made of."""
     try:
+        require_modest(model)
         with quiet_mujoco():
             return [model, *map(Path, mujoco.mju_getXMLDependencies(str(model)))]
-    except (ValueError, mujoco.FatalError):  # damaged, or a file is missing: compiling it says which
+    except (OSError, ValueError, mujoco.FatalError):  # damaged, or a file is missing: compiling it says which
         return [model]
 
 
@@ -127,9 +129,10 @@ def _read(path: str | Path, reserved: Collection[str]) -> tuple[Page, schema.Tas
 
 
 def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
-    model = page.path.parent / Path(entry.model).expanduser()
-    if not model.is_file():
+    model = page.file("model")
+    if not model.exists():
         raise page.error(("model",), f"there is no file {shown(model)}")
+    _located(page, ("model",), partial(require_modest, model))
     build_spec = partial(_build_spec, model, entry.options, entry.maze)
     return GoalTask(
         name=entry.name,
@@ -230,7 +233,7 @@ def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
 
 
 def _model_path(page: Page) -> Path:
-    return page.path.parent / Path(page.content["model"]).expanduser()
+    return page.file("model")
 
 
 def _model_file(page: Page) -> str:

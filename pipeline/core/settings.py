@@ -11,16 +11,16 @@ One that repeats a published experiment has the published outcome beside its set
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
 
 from pipeline.core.errors import SettingsError, unknown_name
+from pipeline.ground.limited_yaml import LimitedYamlError, load_yaml
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 STAGE_SECTIONS = (
@@ -161,10 +161,10 @@ def split_overrides(overrides: Iterable[str], sections: Iterable[str]) -> dict[s
         key, equals, value = override.partition("=")
         section, dot, name = key.strip().partition(".")
         if not dot:
-            raise SettingsError(f"--set {override}: name the stage too, as in train_teacher.depth=32.")
+            raise SettingsError(f"--set {_cut(override)}: name the stage too, as in train_teacher.depth=32.")
         section = section.replace("-", "_")
         if section not in by_section:
-            raise SettingsError(f"--set {override}: {unknown_name('stage', section, by_section)}")
+            raise SettingsError(f"--set {_cut(override)}: {unknown_name('stage', section, by_section)}")
         by_section[section].append(name + equals + value)
     return {section: tuple(found) for section, found in by_section.items()}
 
@@ -179,31 +179,13 @@ def settings_to_yaml(settings: StageSettings) -> str:
     return yaml.safe_dump(dump_settings(settings), sort_keys=False, allow_unicode=True)
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars. PyYAML's own rules make `1e-4` a text and `off` a boolean."""
-
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
-
-for _tag, _pattern, _first in (
-    ("null", r"(?:~|null|)$", ["~", "n", ""]),
-    ("bool", r"(?:true|True|false|False)$", "tTfF"),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
-    ("float", r"(?:[-+]?\.inf|\.nan)$", "-+."),
-):
-    _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-
-
 def _load_yaml(text: str, where: str) -> Any:
     """Parse YAML; `where` names its origin in the SettingsError."""
     try:
-        return _YamlLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1})" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise SettingsError(f"{where} is not valid YAML: {reason}{place}.") from None
+        return load_yaml(text)
+    except LimitedYamlError as error:
+        place = f" (line {error.line})" if error.line else ""
+        raise SettingsError(f"{where} is not valid YAML: {error}{place}.") from None
 
 
 def _preset_paths() -> dict[str, Path]:
@@ -260,8 +242,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
     """Split `key=value` and read the value as YAML."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
-        raise SettingsError(f"--set {override}: expected key=value.")
-    return key.strip().replace("-", "_"), _load_yaml(value, where=f"--set {override}")
+        raise SettingsError(f"--set {_cut(override)}: expected key=value.")
+    return key.strip().replace("-", "_"), _load_yaml(value, where=f"--set {_cut(override)}")
 
 
 def _explain(cls: type[StageSettings], detail: Any) -> str:
@@ -281,4 +263,9 @@ def _explain(cls: type[StageSettings], detail: Any) -> str:
     ):
         return reason  # it names the file that is wrong
     joint = " " if reason.startswith("must ") else ": "
-    return " ".join(f"{name}{joint}{reason} (got {detail['input']!r})".split())
+    return " ".join(f"{name}{joint}{reason} (got {_cut(repr(detail['input']))})".split())
+
+
+def _cut(text: str) -> str:
+    """Return a text as it is told in a message, its beginning where it is long."""
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -24,6 +24,7 @@ def refusal(page: str = PAGE, model: str = ARM) -> str:
     return message
 
 
+BOMB = "[&a0 [x]" + "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)) + "]"
 MISTAKES = {
     "an unknown key": (
         changed(PAGE, "observation:", "obervation:"),
@@ -33,7 +34,7 @@ MISTAKES = {
         changed(PAGE, "    object: fingertip", "    objct: fingertip"),
         "line 8, observation[1].objct: unknown key; did you mean 'object'?",
     ),
-    "a key twice": (PAGE + "name: again\n", "line 13: the key 'name' is there twice."),
+    "a key twice": (PAGE + "name: again\n", "line 13: not valid YAML: the key 'name' is there twice."),
     "no YAML": (changed(PAGE, "name: my_arm", "name: [my_arm"), "line 2: not valid YAML: "),
     "no mapping": ("- a\n- b\n", "holds no `key: value` lines"),
     "an empty page": ("", "holds no `key: value` lines"),
@@ -202,8 +203,38 @@ MISTAKES = {
         "line 13, action[2]: actuator 'lift' is commanded twice.",
     ),
     "a name that YAML takes for a number": (
+        changed(PAGE, "    object: fingertip", "    object: 10"),
+        'line 8, observation[1].object: must be a text: put it in quotes, "10" (got 10)',
+    ),
+    "a name that YAML 1.1 takes for another number": (
         changed(PAGE, "    object: fingertip", "    object: 010"),
-        'line 8, observation[1].object: must be a text: put it in quotes, "010" (got 10)',
+        "line 8: not valid YAML: 010 is one number in YAML 1.1 and another, or a text, in YAML 1.2: write a "
+        'plain decimal number, or "010" for the text.',
+    ),
+    "nesting without end": (
+        changed(PAGE, "unit: rad}", "unit: " + "[" * 40 + "]" * 40 + "}"),
+        "line 6: not valid YAML: it is nested deeper than 32 levels.",
+    ),
+    "aliases that multiply": (
+        PAGE.replace("name: my_arm", "name: my_arm\ndescription: " + BOMB),
+        "line 2: not valid YAML: it holds more than 50,000 entries, with aliases written out.",
+    ),
+    "episodes without end": (
+        changed(PAGE, "episode_steps: 30", "episode_steps: 1e12"),
+        "episode_steps: must be less than or equal to 1000000 (got 1000000000000)",
+    ),
+    "a maze without end": (
+        PAGE + f'maze: {{layout: "{" ".join(["#" * 200] * 200)}", scale: 1, wall_height: 1}}\n',
+        "maze.layout: a layout has at most 10,000 cells",
+    ),
+    "a name of a file that is none": (changed(PAGE, "arm.xml", "a" * 300), "line 2, model: 'aaa"),
+    "a NUL in the name of a file": (
+        changed(PAGE, "model: arm.xml", 'model: "a\\0b"'),
+        "line 2, model: 'a\\x00b' is no name of a file",
+    ),
+    "nobody's folder": (
+        changed(PAGE, "arm.xml", "~nobody-of-this-name/arm.xml"),
+        "line 2, model: there is no file",
     ),
     "a name that YAML takes for nothing": (
         changed(PAGE, "    object: fingertip", "    object: null"),
@@ -438,7 +469,7 @@ class TestMistakes:
         write(Path.cwd())
         for name, expected in (
             ("gone.yaml", "There is no task file gone.yaml."),
-            ("folder.yaml", "folder.yaml cannot be read: Is a directory."),
+            ("folder.yaml", "folder.yaml cannot be read: it is a folder, and must be a regular file."),
             ("bytes.yaml", "bytes.yaml is no text file in UTF-8."),
             ("robot", "Unknown task 'robot': did you mean the file robot.yaml?"),
         ):

@@ -1,0 +1,1 @@
+"""Small things that every package may stand on. Nothing here imports the product's other packages."""
