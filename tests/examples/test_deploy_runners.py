@@ -48,6 +48,17 @@ def golden_figures(printed: str) -> tuple[int, float, float]:
     return int(found[1]), float(found[2]), float(found[3])
 
 
+UNTIMED = {
+    "still": "0",
+    "backwards": "-0.1",
+    "nan": "NaN",
+    "text": '"0.1"',
+    "endless": "1e999",
+    "null": "null",
+}
+"""periods that no loop can keep, as they stand in a file"""
+
+
 def damaged_files(folder: Path) -> dict[str, Path]:
     """Return policies with wrong golden rows, of another format, without metadata, and cut off."""
     wrong = golden()
@@ -60,6 +71,11 @@ def damaged_files(folder: Path) -> dict[str, Path]:
     files["wrong"].write_bytes(model.with_metadata(texts).joined())
     write_policy(files["old"], json.dumps(metadata(format_version=1)))
     write_policy(files["foreign"], key="")
+    for name, dt in UNTIMED.items():
+        files[name] = folder / f"{name}.onnx"
+        write_policy(
+            files[name], json.dumps(metadata()).replace('"control_dt_s": 0.1', f'"control_dt_s": {dt}')
+        )
     for name, few in (("uneven", 3), ("empty", 0)):
         rows = golden()
         short = (
@@ -87,7 +103,8 @@ def check_damaged(folder: Path, *runner: str | Path) -> None:
             assert golden_figures(done.stdout)[1] == pytest.approx(1e-3, rel=0.01)
         else:
             (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-            assert name in ("cut", "uneven", "empty") or "no policy file" in line
+            assert name in ("cut", "uneven", "empty", *UNTIMED) or "no policy file" in line
+            assert name not in UNTIMED or "control_dt_s" in line or "JSON" in line
             assert "Traceback" not in done.stderr
     assert started(*runner, folder / "missing.onnx").returncode == 2
 
@@ -232,13 +249,15 @@ def test_the_cpp_runner_reproduces_the_golden_rows(cpp_runner: Path, exported: P
 @pytest.mark.slow
 def test_the_cpp_runner_refuses_what_is_not_finite(cpp_runner: Path, tmp_path: Path) -> None:
     bad = golden()
-    bad["goal"][2][0] = "nan"
-    path = write_policy(tmp_path / "policy.onnx")
-    model = read_model(path)
-    text = json.dumps(bad).replace('"nan"', "nan")  # no JSON, but what its number reader takes
-    path.write_bytes(model.with_metadata(dict(model.metadata) | {"thousandfold_golden": text}).joined())
+    bad["goal"][2][0] = 1e39  # beyond float32
+    path = write_policy(tmp_path / "policy.onnx", rows=bad)
     done = started(cpp_runner, path)
     assert done.returncode == 2 and "goal holds NaN or infinity" in done.stderr
+    model = read_model(path)
+    text = json.dumps(bad).replace("1e+39", "nan")  # no JSON
+    path.write_bytes(model.with_metadata(dict(model.metadata) | {"thousandfold_golden": text}).joined())
+    done = started(cpp_runner, path)
+    assert done.returncode == 2 and "rows of goal hold something else than numbers" in done.stderr
 
 
 @pytest.mark.slow
@@ -267,3 +286,52 @@ def test_the_cpp_runner_counts_numbers_of_any_name(cpp_runner: Path, tmp_path: P
     text = metadata()
     text["inputs"]["observation"][1]["name"] = 'a "name" with \\ and ]}, {[ in it'
     assert succeeded(cpp_runner, write_policy(tmp_path / "policy.onnx", json.dumps(text)))
+
+
+COMMA_PROGRAM = """
+#include <clocale>
+#include <cstdio>
+#include <locale>
+#include "policy.hpp"
+
+int main(int, char** arguments) {
+    if (std::setlocale(LC_ALL, "de_DE.UTF-8") == nullptr) return 3;
+    std::locale::global(std::locale("de_DE.UTF-8"));
+    Policy policy(arguments[1]);
+    const GoldenSet golden = policy.golden();
+    policy.act(golden.observation[0], golden.goal[0]);
+    const float bound = policy.control_bounds()[1];
+    const bool exact = policy.control_dt_s() == 0.1 && golden.tolerance == 1e-5 && bound == 5.0F;
+    const float error = policy.action()[0] - golden.action[0][0];
+    std::printf("%.1f %d %d %zu", 0.5, exact, error < 1e-5F && error > -1e-5F, golden.action.size());
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def comma_locale(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return an environment in which de_DE.UTF-8 can be set: the system's own, or made by localedef."""
+    places = tmp_path_factory.mktemp("locales")
+    listed = started("locale", "-a").stdout.lower() if shutil.which("locale") else ""
+    if "de_de.utf8" in listed or "de_de.utf-8" in listed:
+        return {}
+    required("localedef")
+    made = started("localedef", "-i", "de_DE", "-f", "UTF-8", places / "de_DE.UTF-8")
+    if not (places / "de_DE.UTF-8/LC_NUMERIC").is_file():
+        pytest.skip(f"localedef makes no German locale: {made.stderr.strip()}")
+    return {"LOCPATH": str(places)}
+
+
+@pytest.mark.slow
+def test_the_cpp_policy_reads_numbers_under_a_locale_with_commas(
+    comma_locale: dict[str, str], tmp_path: Path
+) -> None:
+    required("cmake", "c++")
+    folder = tmp_path / "source"
+    shutil.copytree(DEPLOY / "cpp", folder)
+    (folder / "run_policy.cpp").write_text(COMMA_PROGRAM)
+    openvino = f"-DOpenVINO_DIR={openvino_cmake()}"
+    succeeded("cmake", "-S", folder, "-B", tmp_path / "build", openvino)
+    succeeded("cmake", "--build", tmp_path / "build")
+    path = write_policy(tmp_path / "policy.onnx")
+    assert succeeded(tmp_path / "build/run_policy", path, **comma_locale) == "0,5 1 1 16"

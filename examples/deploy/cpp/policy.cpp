@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
+#include <locale>
+#include <sstream>
 #include <stdexcept>
 
 #include <openvino/openvino.hpp>
@@ -22,30 +23,38 @@ std::size_t value_of(const std::string& json, const std::string& key, std::size_
     throw std::runtime_error("the metadata lacks " + key);
 }
 
+// Returns a stream over the text from a place on. It reads numbers as JSON writes them, whatever the locale of the
+// process: std::strtod takes 0.05 for 0 where a comma is expected, as in a Qt program in German.
+std::istringstream text_from(const std::string& json, std::size_t place) {
+    std::istringstream text(json.substr(place));
+    text.imbue(std::locale::classic());
+    return text;
+}
+
 double number(const std::string& json, const std::string& key, std::size_t from = 0) {
-    const char* begin = json.c_str() + value_of(json, key, from);
-    char* end = nullptr;
-    const double value = std::strtod(begin, &end);
-    if (end == begin) throw std::runtime_error("the metadata's " + key + " is no number");
+    std::istringstream text = text_from(json, value_of(json, key, from));
+    double value = 0.0;
+    if (!(text >> value)) throw std::runtime_error("the metadata's " + key + " is no number");
     return value;
 }
 
 // Returns the rows of `"key": [[1, 2], [3, 4]]`.
 std::vector<std::vector<float>> rows(const std::string& json, const std::string& key) {
     std::vector<std::vector<float>> found;
+    std::istringstream text = text_from(json, value_of(json, key));
     int depth = 0;
-    for (const char* place = json.c_str() + value_of(json, key); *place != '\0';) {
-        char* end = nullptr;
-        if (*place == '[') {
+    for (char letter = '\0'; text >> letter;) {
+        if (letter == '[') {
             if (++depth == 2) found.emplace_back();
-        } else if (*place == ']') {
+        } else if (letter == ']') {
             if (--depth == 0) return found;
-        } else if (const float value = std::strtof(place, &end); end != place && depth == 2) {
-            found.back().push_back(value);
-            place = end;
-            continue;
+        } else if (letter != ',') {
+            double value = 0.0;
+            if (depth != 2 || !(text.putback(letter) >> value)) {
+                throw std::runtime_error("the golden rows of " + key + " hold something else than numbers");
+            }
+            found.back().push_back(static_cast<float>(value));
         }
-        ++place;
     }
     throw std::runtime_error("the golden rows of " + key + " do not end");
 }
@@ -133,6 +142,10 @@ Policy::Policy(const std::string& path) {
         throw std::runtime_error(path + " is no policy file of format " + std::to_string(kFormatVersion) +
                                  ": export it again");
     }
+    control_dt_s_ = number(metadata_, "control_dt_s");
+    if (!(control_dt_s_ > 0.0) || !std::isfinite(control_dt_s_)) {
+        throw std::runtime_error(path + " has a control_dt_s that is no time above 0: export it again");
+    }
     require_sizes(path, model->inputs(), metadata_, "inputs", {"observation", "goal"});
     require_sizes(path, model->outputs(), metadata_, "outputs", {"action", "control"});
     for (const char* name : {"observation", "goal"}) {  // one state a call: fixed shapes, no look-ups later
@@ -157,8 +170,6 @@ void Policy::act(const std::vector<float>& observation, const std::vector<float>
     fill(goal_, goal, "goal");
     request_.infer();
 }
-
-double Policy::control_dt_s() const { return number(metadata_, "control_dt_s"); }
 
 std::vector<float> Policy::control_bounds() const {
     std::vector<float> bounds;

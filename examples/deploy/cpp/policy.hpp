@@ -30,13 +30,15 @@ public:
 
     // The file's metadata as JSON text, for a JSON library of your choice.
     const std::string& metadata() const { return metadata_; }
-    double control_dt_s() const;
+    // Seconds between two calls, above 0.
+    double control_dt_s() const { return control_dt_s_; }
     // (num_actuators) the larger of each actuator's two bounds, as a size.
     std::vector<float> control_bounds() const;
     GoldenSet golden() const;
 
 private:
     std::string metadata_, golden_;
+    double control_dt_s_ = 0.0;
     ov::InferRequest request_;
     ov::Tensor observation_, goal_, action_, control_;
 };

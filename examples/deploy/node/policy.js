@@ -15,6 +15,9 @@ export class Policy {
     if (metadata.format_version !== FORMAT_VERSION || texts.thousandfold_golden === undefined) {
       throw new Error(`it is no policy file of format ${FORMAT_VERSION}: export it again`);
     }
+    if (!Number.isFinite(metadata.control_dt_s) || metadata.control_dt_s <= 0) {
+      throw new Error("it has a control_dt_s that is no time above 0: export it again");
+    }
     const session = await ort.InferenceSession.create(bytes, {
       executionProviders: ["cpu"],
       intraOpNumThreads: 1,

@@ -24,6 +24,9 @@ class Policy:
         self.metadata = json.loads(texts.get("thousandfold", "{}"))
         if self.metadata.get("format_version") != FORMAT_VERSION or "thousandfold_golden" not in texts:
             raise ValueError(f"{path} is no policy file of format {FORMAT_VERSION}: export it again")
+        dt = self.metadata.get("control_dt_s")
+        if not (isinstance(dt, int | float) and 0 < dt < float("inf")):  # NaN is not
+            raise ValueError(f"{path} has a control_dt_s that is no time above 0: export it again")
         self.golden = json.loads(texts["thousandfold_golden"])
         inputs = self.metadata["inputs"]
         self._rows = {name: np.zeros((1, len(inputs[name])), np.float32) for name in ("observation", "goal")}
