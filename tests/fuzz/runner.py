@@ -26,6 +26,7 @@ from collections import Counter
 from pathlib import Path
 
 import hypothesis
+from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 LIMIT_S = 5.0
@@ -80,6 +81,28 @@ class Child:
         """End the process."""
         self._process.kill()
         self._process.communicate()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: SearchStrategy[bytes], most: int = 6) -> bytes:
+    """Draw contents of which bytes are changed, cut out, repeated or cut off; sometimes none."""
+    content = bytearray(draw(whole))
+    for _ in range(draw(st.sampled_from([0, 0, *range(most)]))):
+        place, length = draw(st.integers(0, len(content))), draw(st.integers(1, 8))
+        match draw(st.sampled_from(["byte", "bytes", "bit", "out", "twice", "end"])):
+            case "byte":
+                content[place : place + 1] = bytes([draw(st.sampled_from([0, 1, 127, 128, 255]))])
+            case "bytes":
+                content[place : place + length] = draw(st.binary(min_size=length, max_size=length))
+            case "bit" if place < len(content):
+                content[place] ^= 1 << draw(st.integers(0, 7))
+            case "out":
+                del content[place : place + length]
+            case "twice":
+                content[place:place] = content[place : place + length]
+            case "end" if draw(st.integers(0, 3)) == 0:
+                del content[place:]
+    return bytes(content)
 
 
 def fuzz(
