@@ -46,7 +46,7 @@ def _node(link: Link) -> Node:
         if manifest.finished_at:
             facts.append(manifest.finished_at[:10])
         if commit := manifest.git.get("commit"):
-            facts.append(f"code {commit[:7]}{' changed' if manifest.git.get('dirty') else ''}")
+            facts.append(f"code {str(commit)[:7]}{' changed' if manifest.git.get('dirty') else ''}")
         elif version := manifest.versions.get("thousandfold"):
             facts.append(f"thousandfold {version}")
     sources = [parent.kind for parent in link.parents.values()]
