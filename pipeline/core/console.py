@@ -211,7 +211,7 @@ class Progress:
         if done > 0 and self.completed < self.total:
             remaining_s = (self.total - self.completed) * elapsed_s / done
             parts.append(f"ETA {timedelta(seconds=round(remaining_s))}")
-        return ", ".join(parts)
+        return printable(", ".join(parts))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import rich.console
 from click.testing import CliRunner
 
 from pipeline.core import console as console_module
-from pipeline.core.console import Console, error_boundary
-from pipeline.core.errors import MissingArtifactError, StoppedByUser
+from pipeline.core.console import Console, error_boundary, figure
+from pipeline.core.errors import MissingArtifactError, StoppedByUser, UserError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -99,6 +99,59 @@ class TestStreams:
     def test_warnings_go_to_stderr(self, capsys: Capture) -> None:
         Console().warn("slow disk")
         assert capsys.readouterr() == ("", "Warning: slow disk\n")
+
+
+STEERING = "a\x1b[31mb\x07c\x9bd\re\x7f\u202ef"
+WRITTEN_OUT = r"a\x1b[31mb\x07c\x9bd\re\x7f\u202ef"
+
+
+class TestControlCharacters:
+    """Names of tasks, files and artifacts may hold what would steer the user's terminal."""
+
+    def test_no_way_of_printing_lets_them_through(self, capsys: Capture) -> None:
+        console = Console(interval_s=0.0)
+        console.say(STEERING)
+        console.warn(STEERING)
+        console.table(STEERING, [STEERING], [[STEERING]])
+        with console.progress(STEERING, 1, unit=STEERING) as progress:
+            progress.advance(1, **{STEERING: STEERING})
+        out, err = capsys.readouterr()
+        assert out.count(WRITTEN_OUT) >= 7 and WRITTEN_OUT in err
+        assert not set(STEERING) & set(out + err) - set("abcdef[31m")
+
+    @pytest.mark.parametrize("error", [UserError(STEERING), StoppedByUser(STEERING), OSError(STEERING)])
+    def test_no_error_lets_them_through(self, tmp_path: Path, capsys: Capture, error: Exception) -> None:
+        said = exit_of(error, capsys, tmp_path)[1]
+        assert r"a\x1b[31mb\x07c\x9bd" in said and said.isprintable()
+
+    def test_lines_and_other_writing_stay(self, capsys: Capture) -> None:
+        text = "Größe µs – 機械\n  in two lines 🤖"
+        Console().say(text)
+        assert capsys.readouterr().out == text + "\n"
+
+    def test_a_cell_is_one_line(self, capsys: Capture) -> None:
+        Console().table("Runs", ["name"], [["teacher-1\nteacher-2"]])
+        assert r"teacher-1\nteacher-2" in capsys.readouterr().out
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (0.98765, "0.988"),
+            (0.0, "0.000"),
+            (1.0, "1.000"),
+            (3e-4, "0.0003"),
+            (-2.5e-7, "-2.5e-07"),
+            (0.00999, "0.00999"),
+            (12345, "12,345"),
+            (None, "undefined"),
+            ([0.25, None], "[0.250, undefined]"),
+            (True, "True"),
+        ],
+    )
+    def test_a_measured_value_is_never_shown_as_a_zero_that_it_is_not(self, value: object, text: str) -> None:
+        assert figure(value) == text
 
 
 class TestTable:
