@@ -5,6 +5,7 @@
     gymnasium.make("thousandfold/PointUMaze-v0")
     gymnasium.make_vec("thousandfold/PointUMaze-v0", num_envs=64)
     gymnasium.make("thousandfold/UserTask-v0", task="robot.yaml")
+    gymnasium.make("thousandfold/PointUMaze-v0", episode_steps=50, distribution="evaluation")
 
 No model is compiled before an environment is made.
 """
@@ -23,8 +24,7 @@ USER_TASK_ID = "thousandfold/UserTask-v0"
 
 def _register_environments() -> None:
     for name in task_names():
-        # No max_episode_steps: the environments truncate themselves. `make` would wrap a second clock around
-        # one, and `make_vec` would hand the number over as an argument.
+        # No max_episode_steps: the environments truncate themselves, after as many steps as they are told.
         gymnasium.register(
             id=environment_id(name),
             entry_point="envs.goal_env:GoalEnv",

@@ -16,7 +16,7 @@ import numpy as np
 from envs.control_map import ControlMap
 from envs.data_fields import FIELDS
 from envs.element_names import describe_elements, earlier_names
-from envs.start_states import StartStates
+from envs.start_states import STATE, StartStates, require_whole_state
 from envs.task import GoalTask, SuccessRegion, TaskError
 from envs.term_columns import TermColumns, TermResolver, read_terms
 
@@ -39,6 +39,7 @@ class CompiledTask:
         self.name = task.name
         owner = f"Task {task.name!r}"
         self.model = _compile(task)
+        require_whole_state(self.model, owner)
         self.frame_skip = self._frame_skip()
         resolver = TermResolver(self.model, owner)
         self._observation = resolver.resolve(task.observation)
@@ -59,8 +60,19 @@ class CompiledTask:
             for name, distribution in self.task.distributions.items()
         }
 
-    def with_episodes(self, task: GoalTask) -> CompiledTask:
-        """Return the same model under a task that differs in nothing but its episodes."""
+    def __deepcopy__(self, memo: object) -> CompiledTask:
+        """Return the task itself: nothing changes it, and copies of what runs it share its model."""
+        return self
+
+    def changed(self, **changes: Any) -> CompiledTask:
+        """Return the same model under a task with other episodes; arguments as of `GoalTask.changed`.
+
+        Raises:
+            TaskError: as `GoalTask.changed`.
+        """
+        task = self.task.changed(**changes)
+        if task is self.task:
+            return self
         changed = copy.copy(self)
         changed.task = task
         changed._starts = changed._start_states()
@@ -182,7 +194,7 @@ class CompiledTask:
     def sample_start(
         self, distribution: str, rng: np.random.Generator, count: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw initial states and goals.
+        """Draw initial positions and velocities, and goals; the rest of the state is `start_state`'s.
 
         Returns:
             qpos (count, nq), qvel (count, nv), desired goal (count, goal_dim), all float64.
@@ -190,6 +202,20 @@ class CompiledTask:
         positions, goals = self.task.distribution(distribution).sample(rng, count)
         qpos, qvel = self._starts[distribution].sample(rng, positions)
         return qpos, qvel, goals
+
+    def start_state(self, distribution: str) -> np.ndarray:
+        """Return the integration state that a distribution's episodes start in, (state size,) float64.
+
+        Its positions and velocities are those before anything is drawn: `sample_start` draws the episode's.
+        """
+        self.task.distribution(distribution)
+        return self._starts[distribution].base
+
+    def start_data(self, distribution: str) -> mujoco.MjData:
+        """Return an `MjData` in a distribution's start state; nothing is computed from it yet."""
+        data = mujoco.MjData(self.model)
+        mujoco.mj_setState(self.model, data, self.start_state(distribution), STATE)
+        return data
 
     # -- documentation ----------------------------------------------------------------------------
 

@@ -66,6 +66,10 @@ class ControlMap:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
         self._placed: dict[Any, tuple[Any, Any, Any, Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle keeps: not what was placed on devices of this process."""
+        return {**self.__dict__, "_placed": {}}
+
     @property
     def is_plain(self) -> bool:
         """Whether every actuator has its own action, in the model's order, over a range."""

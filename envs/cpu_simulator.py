@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -58,9 +59,10 @@ class CpuSimulator(Simulator):
             raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
         self.rng = np.random.Generator(np.random.PCG64(seed))
+        self._num_threads = num_threads
         self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or available_threads())
-        # No call has run yet: this is what a reset makes of a world. To write it, no thread need be woken.
-        self._fresh_state = self._batch.state[0].copy()
+        # Written to the rows of worlds that are reset, for which no thread need be woken.
+        self._start_state = task.start_state(distribution)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
         self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in task.fields}
         self._kinematics = kinematic_model(task.model, task.fields)
@@ -78,7 +80,7 @@ class CpuSimulator(Simulator):
         if len(ids) == 0:
             return
         qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
-        self._batch.state[ids] = self._fresh_state
+        self._batch.state[ids] = self._start_state
         self._qpos[ids], self._qvel[ids] = qpos, qvel
         self.desired_goal[ids] = goal
         self.episode_step[ids] = 0
@@ -161,26 +163,50 @@ class CpuSimulator(Simulator):
 
     def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         """Put every world into a state; see `Simulator.set_state`."""
+        self._batch.state[:] = self._start_state
         self._qpos[:], self._qvel[:] = qpos, qvel
-        for carried in ("ctrl", "act", "qacc_warmstart"):
-            self._batch.bind(carried)[:] = 0.0
         self._quarantined[:] = False
-        self._refresh(None)
+        self._refresh(np.arange(self.num_worlds))
 
-    def _refresh(self, ids: np.ndarray | None) -> None:
+    def _refresh(self, ids: np.ndarray) -> None:
+        """Bring what is read of some worlds up to their states, and leave the others alone."""
         with quiet_mujoco():
             if self._kinematics is not None:
                 self._move_bodies(ids)
             elif self.task.needs_derived_fields:
                 # All of mj_forward: a field that the call left out would hold another world's numbers.
                 self._batch.forward(ids, stage=_FORWARD_STAGE)
-        self._read()
+        self._read(ids)
 
-    def _read(self) -> None:
-        self.task.read_observation(self._fields, self.observation)
-        self.task.read_achieved_goal(self._fields, self.achieved_goal)
+    def _read(self, ids: np.ndarray | None = None) -> None:
+        """Read what the task shows of some worlds, of all where none are given; zeros in quarantine."""
+        fields = self._fields if ids is None else {name: rows[ids] for name, rows in self._fields.items()}
+        for shown, read in (
+            (self.observation, self.task.read_observation),
+            (self.achieved_goal, self.task.read_achieved_goal),
+        ):
+            rows = shown if ids is None else shown[ids]
+            read(fields, rows)
+            if ids is not None:
+                shown[ids] = rows
         if self._quarantined.any():
             self.observation[self._quarantined] = self.achieved_goal[self._quarantined] = 0.0
+
+    # -- the state as a whole ---------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy make another of, which goes on as this one would."""
+        made_with = {name: getattr(self, name) for name in ("task", "num_worlds", "distribution", "rng")}
+        return {**made_with, "num_threads": self._num_threads, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become the simulator that `__getstate__` was told of."""
+        self.__init__(
+            state["task"], state["num_worlds"],
+            distribution=state["distribution"], num_threads=state["num_threads"],
+        )  # fmt: skip
+        self.load_state_dict(state["state"])
+        self.rng = state["rng"]  # whoever shares it goes on sharing it
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return everything that the next step depends on."""

@@ -51,6 +51,11 @@ def _joint_qvel(model: mujoco.MjModel, joint: int) -> tuple[int, int]:
     return start, start + _JOINT_QVEL.get(mujoco.mjtJoint(model.jnt_type[joint]), 1)
 
 
+def _activation(model: mujoco.MjModel, actuator: int) -> tuple[int, int]:
+    start = int(model.actuator_actadr[actuator])
+    return start, start + int(model.actuator_actnum[actuator])
+
+
 def _sensor(model: mujoco.MjModel, sensor: int) -> tuple[int, int]:
     start = int(model.sensor_adr[sensor])
     return start, start + int(model.sensor_dim[sensor])
@@ -60,6 +65,7 @@ FIELDS: Mapping[str, Field] = {
     "qpos": Field(_OBJECT.mjOBJ_JOINT, True, _joint_qpos, lambda model: model.nq),
     "qvel": Field(_OBJECT.mjOBJ_JOINT, True, _joint_qvel, lambda model: model.nv),
     "ctrl": Field(_OBJECT.mjOBJ_ACTUATOR, True, lambda model, i: (i, i + 1), lambda model: model.nu),
+    "act": Field(_OBJECT.mjOBJ_ACTUATOR, True, _activation, lambda model: model.na),
     "xpos": _per_object(3, "nbody", _OBJECT.mjOBJ_BODY),
     "xquat": _per_object(4, "nbody", _OBJECT.mjOBJ_BODY),
     "site_xpos": _per_object(3, "nsite", _OBJECT.mjOBJ_SITE),

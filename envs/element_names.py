@@ -134,6 +134,6 @@ def _unit(model: mujoco.MjModel, field: str, owner: int, offset: int) -> str:
         if kind not in _OF_SENSED_JOINT:
             return _OF_SENSOR.get(kind, "")
         field, owner = _OF_SENSED_JOINT[kind], int(model.sensor_objid[owner])
-    if field == "ctrl":
+    if field in ("ctrl", "act"):
         return ""
     return _OF_JOINT[field, mujoco.mjtJoint(model.jnt_type[owner])][offset]

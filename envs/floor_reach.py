@@ -52,11 +52,12 @@ class FloorReach:
 
     Args:
         task: the compiled task.
+        distribution: the episode distribution whose start says where planes that are moved from outside lie.
     """
 
-    def __init__(self, task: CompiledTask) -> None:
+    def __init__(self, task: CompiledTask, distribution: str) -> None:
         self._task, self._model = task, task.model
-        data = mujoco.MjData(task.model)
+        data = task.start_data(distribution)
         mujoco.mj_kinematics(task.model, data)
         collides = not task.model.opt.disableflags & _NO_CONTACT
         self._floors = [

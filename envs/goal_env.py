@@ -8,20 +8,25 @@ a replay buffer can relabel goals. What they return is the caller's to keep: a c
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import TimeLimit
 
 from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.registry import compile_task
 from envs.scene_rendering import SceneRenderer
 from envs.simulator import StepResult
+from envs.task import GoalTask
 
 Observation = Mapping[str, np.ndarray]
 _FRAME_PIXELS = 480
@@ -32,6 +37,20 @@ class _GoalContract:
 
     task: CompiledTask
     _simulator: CpuSimulator
+    _spec: EnvSpec | None = None
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What Gymnasium made the environment from, with the number of steps after which it truncates."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        # Not registered with the number: `make` would wrap a clock of its own around the environment, which
+        # would cut longer episodes that are asked for with `episode_steps`.
+        self._spec = copy.copy(spec)
+        if self._spec is not None:
+            self._spec.max_episode_steps = self.task.task.episode_steps
 
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
         """Return 0 where the achieved goal is a success for the desired one, −1 elsewhere.
@@ -105,10 +124,14 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         num_envs: how many worlds to run.
         task: a built-in task's name, the YAML file of your own, or a compiled task.
         distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
+        episode_steps: control steps until an episode is truncated; None: the task's.
+        evaluation_distribution: the episode distribution that takes the place of ``evaluation``; None: none.
+        max_episode_steps: Gymnasium's name for `episode_steps`, which it replaces.
         num_threads: threads to step on; 0 takes as many as this process may use.
 
     Raises:
-        TaskError: no such task or distribution.
+        TaskError: no such task or distribution, or no such number of steps.
+        ValueError: fewer than one world.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -119,9 +142,15 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         *,
         task: str | CompiledTask,
         distribution: str = "training",
+        episode_steps: int | None = None,
+        evaluation_distribution: str | None = None,
+        max_episode_steps: int | None = None,
         num_threads: int = 0,
     ) -> None:
-        self.task = compile_task(task) if isinstance(task, str) else task
+        steps = episode_steps if max_episode_steps in (None, -1) else max_episode_steps
+        self.task = _compiled(task, steps, evaluation_distribution)
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
         self._simulator = CpuSimulator(
             self.task, num_envs, distribution=distribution, num_threads=num_threads
@@ -201,27 +230,37 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
 class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
     """One world of a task.
 
-    The episode is truncated after the task's number of steps, or when the physics diverged
-    (``info["unstable"]``).
+    The episode is truncated after its number of steps, or when the physics diverged (``info["unstable"]``).
+    Where Gymnasium's `TimeLimit` is around it, as after ``gymnasium.make(…, max_episode_steps=…)``, that one
+    counts the steps, and `info` follows it.
 
     Args:
         task: a built-in task's name, the YAML file of your own, or a compiled task.
         distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
+        episode_steps: control steps until an episode is truncated; None: the task's.
+        evaluation_distribution: the episode distribution that takes the place of ``evaluation``; None: none.
         render_mode: ``rgb_array`` or None.
 
     Raises:
-        TaskError: no such task or distribution.
+        TaskError: no such task or distribution, or no such number of steps.
         ValueError: another render mode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012, as Gymnasium declares it
 
     def __init__(
-        self, *, task: str | CompiledTask, distribution: str = "training", render_mode: str | None = None
+        self,
+        *,
+        task: str | CompiledTask,
+        distribution: str = "training",
+        episode_steps: int | None = None,
+        evaluation_distribution: str | None = None,
+        render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r}; valid: None, 'rgb_array'")
-        self.task = compile_task(task) if isinstance(task, str) else task
+        self.task = _compiled(task, episode_steps, evaluation_distribution)
+        self._last_step = self.task.task.episode_steps
         self.metadata = {**self.metadata, "render_fps": round(1 / self.task.task.control_dt_s)}
         self.render_mode = render_mode
         self._simulator = CpuSimulator(self.task, 1, distribution=distribution, num_threads=1)
@@ -246,6 +285,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         self._simulator.rng = self.np_random
         self._simulator.reset()
         self._started = True
+        self._last_step = _outer_limit(self) or self.task.task.episode_steps
         if options.get("goal") is not None:
             self._simulator.set_goal(_goal(options["goal"], self.task, 1))
         return self._first_observation(), _first(self._reset_info())
@@ -264,6 +304,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
             raise gymnasium.error.ResetNeeded("Call reset before the first step.")
         result = self._simulator.step(_action(action, (self.task.action_dim,))[None])
         info = _first(self._step_info(result))
+        info["out_of_time"] = bool(self._simulator.episode_step[0] >= self._last_step)
         truncated = info["out_of_time"] or info["unstable"]
         return self._first_observation(), _reward(result.success[0]), info["ended_early"], truncated, info
 
@@ -275,8 +316,10 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         """
         if self.render_mode is None:
             return None
-        renderer = self._renderer = self._renderer or SceneRenderer(self.task, _FRAME_PIXELS, _FRAME_PIXELS)
         simulator = self._simulator
+        renderer = self._renderer = self._renderer or SceneRenderer(
+            self.task, _FRAME_PIXELS, _FRAME_PIXELS, distribution=simulator.distribution
+        )
         goal = simulator.desired_goal[0]
         reached = bool(self.task.is_success(simulator.achieved_goal[0], goal))
         return renderer.draw(simulator.world_data(0).qpos, goal, reached=reached)
@@ -287,8 +330,38 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
             self._renderer.close()
             self._renderer = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy make another of, which goes on as this one would."""
+        return {**self.__dict__, "_renderer": None}
+
     def _first_observation(self) -> Observation:
         return {name: rows[0] for name, rows in self._copy_observation().items()}
+
+
+def _compiled(task: str | CompiledTask, episode_steps: int | None, evaluation: str | None) -> CompiledTask:
+    """Return the compiled task of a name, of a file or as it is, with its episodes changed."""
+    compiled = compile_task(task) if isinstance(task, str) else task
+    return compiled.changed(episode_steps=episode_steps, evaluation=evaluation)
+
+
+def environment_arguments(task: GoalTask) -> dict[str, Any]:
+    """Return what an environment is told beside the task's reference, so that its episodes are the task's."""
+    names = {"episode_steps": "episode_steps", "evaluation": "evaluation_distribution"}
+    return {names[name]: value for name, value in task.changes.items()}
+
+
+def _outer_limit(env: gymnasium.Env) -> int | None:
+    """Return the steps that `TimeLimit` leaves an environment that is being reset through it; None without.
+
+    Gymnasium does not tell an environment what it is wrapped in, so this looks at who is calling.
+    """
+    limits, frame = [], sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, TimeLimit) and caller.unwrapped is env:
+            limits.append(caller._max_episode_steps)
+        frame = frame.f_back
+    return min(limits, default=None)
 
 
 def goal_spaces(task: CompiledTask) -> tuple[spaces.Space[Any], spaces.Box]:

@@ -70,10 +70,10 @@ class GoalReach:
 
     def __init__(self, task: CompiledTask, seed: int = 0, configurations: int = 1500) -> None:
         self._task, self._model = task, task.model
-        self._data = mujoco.MjData(task.model)
+        self._data = task.start_data("training")
         self._rng = np.random.default_rng(seed)
         self._num_configurations = configurations
-        self._maze, self._floor = MazeReach(task), FloorReach(task)
+        self._maze = MazeReach(task)
         resolver = TermResolver(task.model, f"Task {task.name!r}")
         self._ends = [
             (end, resolver.resolve((end.term,)))
@@ -131,6 +131,8 @@ class GoalReach:
 
     def judge(self, distribution: str, goals: int) -> ReachReport:
         """Draw so many goals of an episode distribution, and look for configurations that reach them."""
+        self._data = self._task.start_data(distribution)  # bodies moved from outside stay where it puts them
+        floor = FloorReach(self._task, distribution)
         qpos, _, desired = self._task.sample_start(distribution, self._rng, goals)
         configurations = self._random_configurations(qpos, self._rng, self._num_configurations)
         allowed = np.array([self._is_allowed(each) for each in configurations])
@@ -142,7 +144,7 @@ class GoalReach:
                 self._maze.walled_off(self._achieve(start), goal)
                 for goal, start in zip(desired, qpos, strict=True)
             ]
-        below = ~walled & np.array([self._floor.below(goal) for goal in desired])
+        below = ~walled & np.array([floor.below(goal) for goal in desired])
         open_ones = ~walled & ~below
         distances = [
             self._closest(goal, configurations, achieved, start)

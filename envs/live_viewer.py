@@ -29,19 +29,23 @@ class LiveViewer:
     Args:
         task: the compiled task; its `scene` says where the camera stands at first.
         on_key: called from the window's own thread with each key that was pressed, letters as capitals.
+        distribution: the episode distribution whose start gives what a position leaves open, such as where
+            bodies that are moved from outside are.
 
     Raises:
         NoScreenError: there is no screen, or it gives no window with OpenGL.
     """
 
-    def __init__(self, task: CompiledTask, on_key: Callable[[str], None]) -> None:
+    def __init__(
+        self, task: CompiledTask, on_key: Callable[[str], None], *, distribution: str = "evaluation"
+    ) -> None:
         _require_window()
         import mujoco.viewer
 
         self.task = task
         # A copy, because the window's panels can change a model.
         self._model = copy.copy(task.model)
-        self._data = mujoco.MjData(self._model)
+        self._data = task.start_data(distribution)
         others = set(threading.enumerate())
         try:
             self._handle = mujoco.viewer.launch_passive(

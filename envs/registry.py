@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from envs.compiled_task import CompiledTask
-from envs.task import GoalTask, TaskError
+from envs.task import CHANGES, GoalTask, TaskError
 from envs.tasks import ant, ant_objects, arm, humanoid, planar, point
 from envs.tasks.task_copy import is_copy
 from envs.tasks.user_task import compile_user_task, file_stamps, is_task_file, load_user_task
@@ -56,9 +56,13 @@ def compile_task(name: str, changes: Mapping[str, Any] | None = None) -> Compile
     Raises:
         TaskError: there is no such task, or the file or its model is wrong.
     """
-    compiled = _compile(name)
-    changed = compiled.task.changed(**changes) if changes else compiled.task
-    return compiled if changed is compiled.task else compiled.with_episodes(changed)
+    changes = changes or {}
+    if unknown := changes.keys() - set(CHANGES):
+        raise TaskError(
+            f"Task {name!r} was changed in a way that this version does not know "
+            f"({', '.join(sorted(unknown))}); it knows {' and '.join(CHANGES)}: update thousandfold."
+        )
+    return _compile(name).changed(**changes)
 
 
 def _compile(name: str) -> CompiledTask:

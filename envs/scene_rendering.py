@@ -64,18 +64,22 @@ class SceneRenderer:
     Args:
         task: the compiled task; its `scene` says where the camera stands.
         width, height: of the pictures, in pixels.
+        distribution: the episode distribution whose start says where bodies that are moved from outside are.
 
     Raises:
         NoOpenGLError: there is no OpenGL to draw with.
         TaskError: the body to follow is not in the model.
     """
 
-    def __init__(self, task: CompiledTask, width: int = 640, height: int = 480) -> None:
+    def __init__(
+        self, task: CompiledTask, width: int = 640, height: int = 480, *, distribution: str = "evaluation"
+    ) -> None:
         self.task, self.width, self.height = task, width, height
         self._camera, self._follow = scene_camera(task)
         self._distance = float(self._camera.distance)
         self._model = _drawn_model(task, width, height, self._camera.distance)
-        self._data = mujoco.MjData(self._model)
+        self._data, start = mujoco.MjData(self._model), task.start_data(distribution)
+        self._data.mocap_pos[:], self._data.mocap_quat[:] = start.mocap_pos, start.mocap_quat
         self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0  # frames of reference, not things

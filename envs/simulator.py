@@ -91,7 +91,8 @@ class Simulator(ABC):
     def set_state(self, qpos: Any, qvel: Any) -> None:
         """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read.
 
-        Controls, activations and what the solver remembers become 0: nothing of before plays a part.
+        All else is as at the start of an episode, before its first step: activations, bodies moved from
+        outside, controls, the clock, what the solver and delays remember. Nothing of before plays a part.
         """
 
     @abstractmethod

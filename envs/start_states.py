@@ -1,4 +1,4 @@
-"""Initial states of episodes: a base state of the model, positions that are drawn, and noise."""
+"""Initial states of episodes: a whole state of the model, positions that are drawn, and noise."""
 
 from __future__ import annotations
 
@@ -12,10 +12,28 @@ from envs.term_columns import ONE_NUMBER, TermResolver, as_slice
 
 _TRIAL_DRAWS = 256
 _JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY
+STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+"""All that the next physics step depends on; what the rows of `mujoco.batch.Batch` hold."""
+_OUTSIDE_THE_STATE = {mujoco.mjtEnableBit.mjENBL_SLEEP: "sleep", mujoco.mjtEnableBit.mjENBL_IPC: "ipc"}
+
+
+def require_whole_state(model: mujoco.MjModel, owner: str) -> None:
+    """Raise TaskError where the model enables what keeps books outside MuJoCo's state."""
+    for bit, flag in _OUTSIDE_THE_STATE.items():
+        if model.opt.enableflags & bit:
+            raise TaskError(
+                f"{owner}: the model enables {flag!r}, whose bookkeeping is no part of MuJoCo's state, so "
+                f'that neither a reset nor a checkpoint brings it back: leave out <flag {flag}="enable"/>.'
+            )
 
 
 class StartStates:
     """Draws the states that a `Reset` describes, for one model.
+
+    Attributes:
+        base: (state size,) float64, MuJoCo's integration state before positions are drawn and noise is added:
+            the keyframe's, as MuJoCo resets to it, with its activations, bodies moved from outside, controls
+            and clock; without a keyframe the model's initial state.
 
     Args:
         model: the compiled model.
@@ -30,7 +48,13 @@ class StartStates:
     def __init__(self, model: mujoco.MjModel, reset: Reset, owner: str) -> None:
         self._model, self._reset, self._owner = model, reset, owner
         self._resolver = TermResolver(model, owner)
-        self._qpos, self._qvel = self._base()
+        data = self._base()
+        self._qpos, self._qvel = data.qpos.copy(), data.qvel.copy()
+        self.base = np.empty(mujoco.mj_stateSize(model, STATE))
+        mujoco.mj_getState(model, data, self.base, STATE)
+        if not np.isfinite(self.base).all():
+            start = "the initial state" if reset.keyframe is None else f"keyframe {reset.keyframe!r}"
+            raise TaskError(f"{owner}: {start} holds NaN or infinity.")
         columns = [self._column(index, name) for index, name in enumerate(reset.joints)]
         twice = [index for index, column in enumerate(columns) if column in columns[:index]]
         if twice:
@@ -60,17 +84,15 @@ class StartStates:
                     "orientation; (1, 0, 0, 0) leaves the body as the model has it."
                 )
 
-    def _base(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._reset.keyframe is None:
-            return self._model.qpos0.copy(), np.zeros(self._model.nv)
-        try:
-            key = find_object(self._model, _KEY, self._reset.keyframe, self._owner)
-        except TaskError as error:
-            raise error.within("keyframe") from None
-        qpos, qvel = self._model.key_qpos[key].copy(), self._model.key_qvel[key].copy()
-        if not (np.isfinite(qpos).all() and np.isfinite(qvel).all()):
-            raise TaskError(f"{self._owner}: keyframe {self._reset.keyframe!r} holds NaN or infinity.")
-        return qpos, qvel
+    def _base(self) -> mujoco.MjData:
+        data = mujoco.MjData(self._model)
+        if self._reset.keyframe is not None:
+            try:
+                key = find_object(self._model, _KEY, self._reset.keyframe, self._owner)
+            except TaskError as error:
+                raise error.within("keyframe") from None
+            mujoco.mj_resetDataKeyframe(self._model, data, key)
+        return data
 
     def _column(self, place: int, name: str) -> int:
         """Return the column of qpos that ``joint`` or ``joint[index]`` names, the `place`-th to draw."""

@@ -5,6 +5,7 @@ A task speaks in the names of MuJoCo's own data fields, so that every simulator 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,7 +16,10 @@ import numpy as np
 from envs.distributions import GoalsFromStarts, PositionDistribution
 
 MOST_EPISODE_STEPS = 1_000_000
-"""control steps of an episode, five hours and a half at 50 Hz"""
+"""control steps of an episode, five hours and a half at 50 Hz: whole episodes are held in memory"""
+
+CHANGES = ("episode_steps", "evaluation")
+"""What `GoalTask.changed` takes, and what manifests and policies say was changed."""
 
 Transform = Literal["identity", "cos", "sin", "difference"]
 
@@ -98,7 +102,9 @@ class EarlyEnd:
 class Reset:
     """How an episode starts: a base state, positions drawn for some joints, and noise.
 
-    Quaternions are made unit again after the noise. Controls, and the activations of actuators, start at 0.
+    Quaternions are made unit again after the noise. The keyframe gives the rest of the state too, as MuJoCo's
+    own reset does: activations, bodies moved from outside, the clock, and the controls that stand until the
+    first action. Without one they are the model's initial ones.
 
     Attributes:
         joints: what `position` draws, in its order: slide or hinge joints by name, one number of any other
@@ -237,10 +243,11 @@ class GoalTask:
         for required in ("training", "evaluation"):
             if required not in self.distributions:
                 raise TaskError(f"Task {self.name!r} has no {required!r} episode distribution.")
-        if not 1 <= self.episode_steps <= MOST_EPISODE_STEPS:
+        steps = self.episode_steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_EPISODE_STEPS:
             raise TaskError(
-                f"Task {self.name!r}: episode_steps must be at least 1 and at most {MOST_EPISODE_STEPS:,}, "
-                f"not {self.episode_steps}."
+                f"Task {self.name!r}: episode_steps must be a whole number, at least 1 and at most "
+                f"{MOST_EPISODE_STEPS:,}, not {steps!r}."
             )
 
     @property
@@ -256,10 +263,9 @@ class GoalTask:
             evaluation: the episode distribution that takes the place of ``evaluation``; None leaves it.
 
         Raises:
-            TaskError: there is no such distribution, or no step.
+            TaskError: there is no such distribution, or no such number of steps.
         """
-        changes: dict[str, Any] = {}
-        task = self
+        changes, task = dict(self.changes), self
         if episode_steps not in (None, self.episode_steps):
             changes["episode_steps"] = episode_steps
             task = replace(task, episode_steps=episode_steps)
@@ -267,11 +273,13 @@ class GoalTask:
             changes["evaluation"] = evaluation
             distributions = {**self.distributions, "evaluation": self.distribution(evaluation)}
             task = replace(task, distributions=distributions)
-        return replace(task, changes=changes) if changes else self
+        return self if task is self else replace(task, changes=changes)
 
     def distribution(self, name: str) -> EpisodeDistribution:
         """Return the episode distribution `name`, or raise TaskError listing the valid ones."""
-        if name not in self.distributions:
+        if not isinstance(name, str) or name not in self.distributions:
             valid = ", ".join(sorted(self.distributions))
-            raise TaskError(f"Task {self.name!r} has no episode distribution {name!r}; it has {valid}.")
+            nearest = difflib.get_close_matches(str(name), self.distributions, n=1, cutoff=0.5)
+            hint = f": did you mean {nearest[0]!r}? It" if nearest else "; it"
+            raise TaskError(f"Task {self.name!r} has no episode distribution {name!r}{hint} has {valid}.")
         return self.distributions[name]

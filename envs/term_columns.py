@@ -36,6 +36,10 @@ class TermColumns:
     minus: slice | np.ndarray | None = None
     _placed: dict[Any, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle keeps: not what was placed on devices of this process."""
+        return {**self.__dict__, "_placed": {}}
+
     def columns_on(self, xp: Any, device: Any) -> tuple[Any, Any]:
         """Return `source` and `minus` on `device`, where a NumPy index would be sent at each reading."""
         if (xp, device) not in self._placed:
@@ -108,9 +112,8 @@ class TermResolver:
             columns = np.arange(*field.columns(self._model, index))
         if term.columns is None:
             if len(columns) == 0:
-                raise TaskError(
-                    f"{self._owner}: the model has nothing that {term.field!r} reads.", ("field",)
-                )
+                owner = "the model" if term.object is None else repr(term.object)
+                raise TaskError(f"{self._owner}: {owner} has nothing that {term.field!r} reads.", ("field",))
             return columns
         whose = term.field if term.object is None else f"{term.field} of {term.object!r}"
         missing = [column for column in term.columns if not 0 <= column < len(columns)]

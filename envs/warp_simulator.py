@@ -19,9 +19,9 @@ wp.config.log_level = max(wp.config.log_level, wp.LOG_ERROR)
 import mujoco_warp  # noqa: E402
 
 from envs.compiled_task import CompiledTask  # noqa: E402
-from envs.data_fields import FIELDS  # noqa: E402
 from envs.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator  # noqa: E402
 from envs.start_pool import StartPool  # noqa: E402
+from envs.start_states import STATE  # noqa: E402
 from envs.task import TaskError  # noqa: E402
 from envs.warp_contacts import match_contacts  # noqa: E402
 from envs.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
@@ -37,7 +37,6 @@ _LARGEST_STATE = 1e10  # MuJoCo's own bound (mjMAXVAL): beyond it, or not a numb
 # Of the solver. MuJoCo Warp takes no less than 1e-6, which leaves errors where many limits hold at once; this
 # costs an iteration in a hundred steps.
 _LEAST_TOLERANCE = 1e-7
-_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 _SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
 _SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to last, on average over an unroll
 
@@ -97,7 +96,8 @@ class WarpSimulator(Simulator):
         replayable = self._replayable if record else _as_it_is
         self._launch_step = replayable(self._control_step)
         self._launch_reset = replayable(self._reset_data)
-        self._launch_refresh = replayable(self._compute_fresh_fields) if self._derived else _nothing
+        derives = self.task.needs_derived_fields
+        self._launch_refresh = replayable(self._compute_fresh_fields) if derives else _nothing
         self.reset()
 
     def _make_worlds(self, nconmax: int | None, njmax: int | None, deterministic: bool) -> None:
@@ -122,7 +122,7 @@ class WarpSimulator(Simulator):
         option.graph_conditional = self.device.type == "cpu" or wp.is_conditional_graph_supported()
         self._data = mujoco_warp.put_data(
             self.task.model,
-            mujoco.MjData(self.task.model),
+            self.task.start_data(self.distribution),
             nworld=self.num_worlds,
             nconmax=self.sizes.nconmax,
             naconmax=self.sizes.naconmax(self.num_worlds),
@@ -135,13 +135,11 @@ class WarpSimulator(Simulator):
         self._qpos, self._qvel, self._qacc, self._ctrl, self._overflow = (
             wp.to_torch(getattr(self._data, name)) for name in names
         )
-        # Torch takes no empty array of Warp's on CUDA.
-        carried = ("act", "qacc_warmstart") if self.task.model.na else ("qacc_warmstart",)
-        self._carried = [wp.to_torch(getattr(self._data, name)) for name in carried]
+        start = self.task.start_state(self.distribution).astype(np.float32)
+        self._start_state = wp.array(np.tile(start, (worlds, 1)), dtype=float, device=str(device))
         self._fields = {
             name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.task.fields
         }
-        self._derived = [field for name, field in self._fields.items() if not FIELDS[name].in_state]
         self.observation = torch.zeros(worlds, self.task.observation_dim, device=device)
         self.achieved_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.desired_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
@@ -206,7 +204,6 @@ class WarpSimulator(Simulator):
 
     def _restart(self, starts: torch.Tensor) -> None:
         """Put the worlds of the reset mask into their rows of `starts`, and leave the others alone."""
-        before = [field.clone() for field in self._derived]
         chosen = self._reset_mask[:, None]
         with self._on_device():
             self._launch_reset()
@@ -218,9 +215,7 @@ class WarpSimulator(Simulator):
         self._quarantined.masked_fill_(self._reset_mask, False)
         with self._on_device():
             self._launch_refresh()
-        for field, old in zip(self._derived, before, strict=True):
-            field.copy_(torch.where(chosen, field, old))
-        self._read(self._quarantined)
+        self._read(self._quarantined, self._reset_mask)
 
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
@@ -248,10 +243,11 @@ class WarpSimulator(Simulator):
 
     def set_state(self, qpos: Array, qvel: Array) -> None:
         """Put every world into a state; see `Simulator.set_state`."""
+        self._reset_mask.fill_(True)
+        with self._on_device():
+            self._launch_reset()
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
-        for array in (self._ctrl, *self._carried):
-            array.zero_()
         self._quarantined.zero_()
         self._refresh()
 
@@ -259,10 +255,10 @@ class WarpSimulator(Simulator):
         """Return everything that the next step depends on, on the host. Raises RuntimeError in an unroll."""
         if self._pool is not None:
             raise RuntimeError("inside an unroll a simulator has no state to save")
-        size = mujoco.mj_stateSize(self.task.model, _STATE)
+        size = mujoco.mj_stateSize(self.task.model, STATE)
         state = torch.zeros(self.num_worlds, size, device=self.device)
         with self._on_device():
-            mujoco_warp.get_state(self._model, self._data, cast(Any, wp.from_torch(state)), _STATE)
+            mujoco_warp.get_state(self._model, self._data, cast(Any, wp.from_torch(state)), STATE)
         return {
             "state": _to_numpy(state),
             **{name: _to_numpy(getattr(self, name)).copy() for name in _SHOWN},
@@ -278,7 +274,7 @@ class WarpSimulator(Simulator):
         rows = torch.as_tensor(state["state"], dtype=torch.float32).to(self.device).contiguous()
         with self._on_device():
             mujoco_warp.reset_data(self._model, self._data)
-            mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), _STATE)
+            mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), STATE)
         self._refresh()
         for name in _SHOWN:
             getattr(self, name).copy_(torch.as_tensor(state[name]))
@@ -321,7 +317,10 @@ class WarpSimulator(Simulator):
             self._compute_derived_fields()
 
     def _reset_data(self) -> None:
-        mujoco_warp.reset_data(self._model, self._data, wp.from_torch(self._reset_mask))
+        """Put the worlds of the reset mask into the state that episodes start in."""
+        worlds = wp.from_torch(self._reset_mask)
+        mujoco_warp.reset_data(self._model, self._data, worlds)
+        mujoco_warp.set_state(self._model, self._data, cast(Any, self._start_state), STATE, worlds)
 
     def _replayable(self, launches: Callable[[], None]) -> Callable[[], None]:
         """Return what does the same launches as one graph, which saves launching them one by one.
@@ -355,12 +354,21 @@ class WarpSimulator(Simulator):
         self._counts += torch.stack([(fresh & ~overflowed).sum(), (fresh & overflowed).sum()])
         self._quarantined |= fresh
 
-    def _read(self, hidden: torch.Tensor) -> None:
-        """Read what the task shows; zeros in the worlds of the mask (num_worlds,)."""
-        self.task.read_observation(self._fields, self.observation, xp=torch)
-        self.task.read_achieved_goal(self._fields, self.achieved_goal, xp=torch)
-        self.observation.masked_fill_(hidden[:, None], 0.0)
-        self.achieved_goal.masked_fill_(hidden[:, None], 0.0)
+    def _read(self, hidden: torch.Tensor, worlds: torch.Tensor | None = None) -> None:
+        """Read what the task shows of some worlds, of all for None; zeros in hidden ones.
+
+        Args:
+            hidden, worlds: masks, (num_worlds,).
+        """
+        for shown, read in (
+            (self.observation, self.task.read_observation),
+            (self.achieved_goal, self.task.read_achieved_goal),
+        ):
+            out = shown if worlds is None else torch.zeros_like(shown)
+            read(self._fields, out, xp=torch)
+            if worlds is not None:
+                shown.copy_(torch.where(worlds[:, None], out, shown))
+            shown.masked_fill_(hidden[:, None], 0.0)
 
 
 def _as_it_is(launches: Callable[[], None]) -> Callable[[], None]:

@@ -71,35 +71,43 @@ def warm_up_sizes(task: CompiledTask) -> WarpSizes:
     )
 
 
-def _play(task: CompiledTask) -> tuple[int, int, list[np.ndarray]]:
-    """Return the most contacts and constraints of a world, and positions (worlds, nq) of some steps."""
+def _play(task: CompiledTask) -> tuple[int, int, list[dict[str, np.ndarray]]]:
+    """Return the most contacts and constraints of a world, and where everything was at some steps."""
     rng = np.random.default_rng(0)
     batch = Batch(task.model, _WORLDS, 1)
-    qpos, ctrl, ncon, nefc = (batch.bind(name) for name in ("qpos", "ctrl", "ncon", "nefc"))
-    qpos[:], batch.bind("qvel")[:] = _starts(task, rng)
+    _put_into_starts(batch, task, rng)
+    ctrl, ncon, nefc = (batch.bind(name) for name in ("ctrl", "ncon", "nefc"))
     extreme = rng.choice([-1.0, 1.0], (_WORLDS, task.action_dim))
     held = (np.arange(_WORLDS) % 2 == 1)[:, None]
     contacts = constraints = 0
-    snapshots = [qpos.copy()]
+    snapshots = [_places(batch)]
     with quiet_mujoco():
         for step in range(1, _STEPS + 1):
             ctrl[:] = task.control(np.where(held, extreme, rng.uniform(-1, 1, extreme.shape)))
             batch.step(nstep=task.frame_skip)
             contacts, constraints = max(contacts, int(ncon.max())), max(constraints, int(nefc.max()))
             if step % _STEPS_BETWEEN_SNAPSHOTS == 0:
-                snapshots.append(qpos.copy())
+                snapshots.append(_places(batch))
     return contacts, constraints, snapshots
 
 
-def _starts(task: CompiledTask, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions and velocities of the worlds, in turn from every episode distribution."""
-    names = list(task.task.distributions)
-    drawn = [task.sample_start(name, rng, math.ceil(_WORLDS / len(names)))[:2] for name in names]
-    qpos, qvel = (np.stack(parts, axis=1) for parts in zip(*drawn, strict=True))
-    return qpos.reshape(-1, task.model.nq)[:_WORLDS], qvel.reshape(-1, task.model.nv)[:_WORLDS]
+def _put_into_starts(batch: Batch, task: CompiledTask, rng: np.random.Generator) -> None:
+    """Put the worlds into starts of every episode distribution, in turn."""
+    qpos, qvel, names = batch.bind("qpos"), batch.bind("qvel"), list(task.task.distributions)
+    for first, name in enumerate(names):
+        worlds = slice(first, None, len(names))
+        batch.state[worlds] = task.start_state(name)
+        count = len(qpos[worlds])
+        qpos[worlds], qvel[worlds] = task.sample_start(name, rng, count)[:2]
 
 
-def _most_pairs(task: CompiledTask, snapshots: list[np.ndarray]) -> float:
+def _places(batch: Batch) -> dict[str, np.ndarray]:
+    """Return what says where the bodies of all worlds are, float32."""
+    names = ("qpos", "mocap_pos", "mocap_quat")
+    return {name: batch.bind(name).astype(np.float32) for name in names if batch.bind(name).size}
+
+
+def _most_pairs(task: CompiledTask, snapshots: list[dict[str, np.ndarray]]) -> float:
     """Return the most pairs of geoms that pass Warp's broad phase at one time, the mean over the worlds."""
     model = mujoco_warp.put_model(task.model)
     # Pairs are counted whether or not there is room for them, and what touches need not be known here.
@@ -107,8 +115,9 @@ def _most_pairs(task: CompiledTask, snapshots: list[np.ndarray]) -> float:
         task.model, mujoco.MjData(task.model), nworld=_WORLDS, naconmax=1, njmax=1, njmax_nnz=1
     )
     most = 0
-    for qpos in snapshots:
-        data.qpos.assign(qpos.astype(np.float32))
+    for places in snapshots:
+        for name, place in places.items():
+            getattr(data, name).assign(place)
         mujoco_warp.kinematics(model, data)
         mujoco_warp.collision(model, data)
         most = max(most, int(data.ncollision.numpy()[0]))

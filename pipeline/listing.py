@@ -101,7 +101,7 @@ def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
         return
     artifact = workspace.find(name, None)
     manifest, row = artifact.manifest, _listed(artifact)
-    status = f"{artifact.name}: {manifest.kind} of {manifest.task}, {_status(row)}"
+    status = f"{artifact.name}: {manifest.kind} of {manifest.task_label}, {_status(row)}"
     console.table(status, ("result", "value"), _flat(manifest.results, figure))
     console.table("Settings", ("setting", "value"), _flat(manifest.settings, as_set))
     parents = [(role, parent.name, parent.hash[:16]) for role, parent in manifest.parents.items()]

@@ -378,6 +378,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.path),
         "hash": artifact.manifest.hash,
         "task": artifact.manifest.task,
+        "task_changes": artifact.manifest.task_changes,
         "files": {name: str(artifact.file(name)) for name in artifact.manifest.files},
         "results": artifact.manifest.results,
         "tracking": artifact.manifest.tracking,

@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from envs.compiled_task import CompiledTask
-from envs.goal_env import goal_spaces
+from envs.goal_env import environment_arguments, goal_spaces
 from envs.registry import environment_id
 from replay.dataset_layout import (
     COLUMNS,
@@ -208,6 +208,7 @@ def _write_metadata(
 
     reference = task_file or task.task.reference
     observation_space, action_space = goal_spaces(task)
+    changes = {"task_changes": dict(task.task.changes)} if task.task.changes else {}
     metadata = {
         "total_episodes": facts["episodes"],
         "total_steps": facts["rows"],
@@ -215,25 +216,27 @@ def _write_metadata(
         "jpeg_encoding": True,
         "observation_space": serialize_space(observation_space),
         "action_space": serialize_space(action_space),
-        "env_spec": _environment_spec(task.name, reference, "training").to_json(),
-        "eval_env_spec": _environment_spec(task.name, reference, "evaluation").to_json(),
+        "env_spec": _environment_spec(task, reference, "training").to_json(),
+        "eval_env_spec": _environment_spec(task, reference, "evaluation").to_json(),
         "dataset_size": round((folder / ROWS_NAME).stat().st_size / 1e6, 1),
         "dataset_id": name,
         "minari_version": minari.__version__,
         "algorithm_name": "contrastive RL teacher",
         "description": f"Episodes of a goal-reaching teacher on {task.name}, labelled with its Gaussian.",
-        NAMESPACE: {"format_version": FORMAT_VERSION, **facts},
+        NAMESPACE: {"format_version": FORMAT_VERSION, **changes, **facts},
     }
     (folder / METADATA_NAME).write_text(json.dumps(metadata), encoding="utf-8")
 
 
-def _environment_spec(task_name: str, reference: str, distribution: str) -> EnvSpec:
+def _environment_spec(task: CompiledTask, reference: str, distribution: str) -> EnvSpec:
     """Return what Minari makes the environment from, `import thousandfold` or not."""
+    kwargs = {"task": reference, "distribution": distribution, **environment_arguments(task.task)}
     return EnvSpec(
-        environment_id(task_name),
+        environment_id(task.name),
         entry_point="envs.goal_env:GoalEnv",
         vector_entry_point="envs.goal_env:GoalVectorEnv",
-        kwargs={"task": reference, "distribution": distribution},
+        max_episode_steps=task.task.episode_steps,
+        kwargs=kwargs,
     )
 
 

@@ -264,7 +264,10 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
     task, policy = load_policy(source, settings.device)
     as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
     as_user_error(imageio_ffmpeg.get_ffmpeg_exe, RuntimeError)
-    opened = as_user_error(lambda: SceneRenderer(task, settings.width, settings.height), NoOpenGLError)
+    opened = as_user_error(
+        lambda: SceneRenderer(task, settings.width, settings.height, distribution=settings.distribution),
+        NoOpenGLError,
+    )
     parents = {source.kind: source}
     with (
         opened as renderer,

@@ -180,7 +180,7 @@ def _open_viewer(
         yield None
         return
     try:
-        viewer = LiveViewer(task, keys.append)
+        viewer = LiveViewer(task, keys.append, distribution=settings.distribution)
     except NoScreenError as error:
         if settings.viewer == "on":
             raise UserError(f"No viewer: {error}. Leave --viewer on out to run without it.") from error

@@ -16,6 +16,7 @@ from torch import nn
 from envs.compiled_task import CompiledTask
 from envs.registry import compile_task, get_task
 from envs.simulator import make_simulator
+from envs.task import MOST_EPISODE_STEPS
 from models.goal_actor import GoalActor
 from pipeline.core.checkpoint import CheckpointFolder, RankPart
 from pipeline.core.distributed import Ranks
@@ -68,6 +69,7 @@ class TrainTeacherSettings(LearnerSettings):
     episode_steps: int | None = pydantic.Field(
         default=None,
         ge=1,
+        le=MOST_EPISODE_STEPS,
         description="control steps of an episode, the student's too; null: the task's",
     )
     env_steps: int = pydantic.Field(default=1_000_000, ge=1, description="control steps over all worlds")

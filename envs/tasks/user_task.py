@@ -25,7 +25,7 @@ from envs.distributions import (
 from envs.mazes import add_walls, cells
 from envs.mujoco_log import quiet_mujoco
 from envs.object_names import find_object, object_name
-from envs.start_states import StartStates
+from envs.start_states import StartStates, require_whole_state
 from envs.task import (
     Command,
     EarlyEnd,
@@ -212,11 +212,12 @@ def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: Comp
         keyframe = (own.reset or entry.reset).keyframe
         if keyframe not in keys:
             continue
-        key = keys[keyframe]
-        for field, given, size in (
-            ("qpos", len(key.qpos), compiled.model.nq),
-            ("qvel", len(key.qvel), compiled.model.nv),
-        ):
+        key, model = keys[keyframe], compiled.model
+        for field, size in (
+            ("qpos", model.nq), ("qvel", model.nv), ("act", model.na), ("ctrl", model.nu),
+            ("mpos", 3 * model.nmocap), ("mquat", 4 * model.nmocap),
+        ):  # fmt: skip
+            given = len(getattr(key, field))
             if given not in (0, size):
                 place = (*_section(name, own.reset), "reset", "keyframe")
                 raise page.error(place, f"{keyframe!r} gives {given} of the model's {size} {field}")
@@ -357,6 +358,7 @@ def _checks(
     entry: schema.TaskEntry, task: GoalTask, model: mujoco.MjModel
 ) -> Iterator[tuple[Location, Callable[[], Any]]]:
     """Yield the entries that must suit the model, each with what raises TaskError where it does not."""
+    yield ("model",), partial(require_whole_state, model, _OWNER)
     resolver = TermResolver(model, _OWNER)
     for key, terms in (("observation", task.observation), ("achieved_goal", task.achieved_goal)):
         for index, term in enumerate(terms):

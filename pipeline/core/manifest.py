@@ -116,6 +116,12 @@ class Manifest:
             raise DamagedRecordError(path, "was changed since it was completed", remedy)
         return manifest
 
+    @property
+    def task_label(self) -> str:
+        """The task's name, with what was changed of it: ``point_u_maze (episode_steps 20)``."""
+        changes = ", ".join(f"{name} {value}" for name, value in self.task_changes.items())
+        return f"{self.task} ({changes})" if changes else self.task
+
     def content_hash(self) -> str:
         """Return the SHA-256 over the kind, the settings, the parents' hashes and the files."""
         parents = {role: parent.hash for role, parent in self.parents.items()}

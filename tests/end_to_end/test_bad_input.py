@@ -36,8 +36,8 @@ class TestNames:
             (("run", "--set", "depth=4"), "--set depth=4: name the stage too, as in train_teacher.depth=32."),
             (
                 ("train-teacher", "--set", "training_distribution=trainin"),
-                "train_teacher: Task 'point_u_maze' has no episode distribution 'trainin'; "
-                "it has evaluation, training, training_from_start.",
+                "train_teacher: Task 'point_u_maze' has no episode distribution 'trainin': "
+                "did you mean 'training'? It has evaluation, training, training_from_start.",
             ),
         ],
     )
@@ -54,7 +54,7 @@ class TestNames:
 
     def test_of_an_evaluation_s_distribution(self, chain: Path) -> None:
         message = refused(chain, "evaluate", "--set", "distribution=evaluaton")
-        assert message.startswith("Task 'point_u_maze' has no episode distribution 'evaluaton'; it has")
+        assert "no episode distribution 'evaluaton': did you mean 'evaluation'? It has evaluation," in message
 
 
 class TestValues:

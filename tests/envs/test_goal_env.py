@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -54,7 +55,8 @@ def test_check_env_passes() -> None:
 
 def test_make_wraps_no_second_clock_around_it() -> None:
     env = gymnasium.make(ID)
-    assert env.spec is not None and env.spec.max_episode_steps is None
+    assert env.spec is not None and env.spec.max_episode_steps == 100
+    assert "TimeLimit" not in str(env)
     env.reset(seed=0)
     ends = [env.step(env.action_space.sample())[3] for _ in range(100)]
     assert ends == [False] * 99 + [True]
@@ -153,6 +155,130 @@ def test_unknown_task_and_distribution_are_refused() -> None:
         GoalEnv(task="point_u_mase")
     with pytest.raises(TaskError, match="it has evaluation, training"):
         GoalVectorEnv(2, task="point_u_maze", distribution="test")
+
+
+# -- how long episodes are ----------------------------------------------------------------------------
+
+
+def length(env: gymnasium.Env) -> int:
+    """Return the steps of an episode, whose info must say as `step` does that its time is over."""
+    env.reset(seed=0)
+    for step in range(1, 2000):
+        *_, truncated, info = env.step(env.action_space.sample())
+        assert truncated == info["out_of_time"]
+        if truncated:
+            return step
+    raise AssertionError("the episode never ends")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({}, 100),
+        ({"episode_steps": 7}, 7),
+        ({"episode_steps": 130}, 130),
+        ({"max_episode_steps": 7}, 7),
+        ({"max_episode_steps": 130}, 130),
+        ({"max_episode_steps": -1}, 100),
+        ({"episode_steps": 9, "max_episode_steps": 7}, 7),
+    ],
+)
+def test_one_clock_truncates_and_the_spec_says_when(arguments: dict[str, int], steps: int) -> None:
+    env = gymnasium.make(ID, **arguments)  # type: ignore[arg-type]
+    assert length(env) == steps
+    assert env.spec is not None and env.spec.max_episode_steps == steps
+    again = gymnasium.make(env.spec)
+    assert length(again) == steps and again.spec is not None and again.spec.max_episode_steps == steps
+
+
+@pytest.mark.parametrize("mode", ["vector_entry_point", "sync", "async"])
+@pytest.mark.parametrize("name", ["episode_steps", "max_episode_steps"])
+def test_vectors_of_every_mode_take_the_length(mode: str, name: str) -> None:
+    env = gymnasium.make_vec(ID, num_envs=2, vectorization_mode=mode, **{name: 3})
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[3].tolist() for _ in range(3)]
+    assert ends == [[False] * 2, [False] * 2, [True] * 2]
+    env.close()
+    env.close()
+
+
+def test_vectors_spec_makes_the_same_again() -> None:
+    env = gymnasium.make_vec(ID, num_envs=2, episode_steps=3)
+    assert env.spec is not None and env.spec.max_episode_steps == 3
+    assert gymnasium.make_vec(env.spec).unwrapped.task.task.episode_steps == 3
+
+
+@pytest.mark.parametrize("steps", [0, -1, 10**12, 2.5, True, "20"])
+@pytest.mark.parametrize("make", [GoalEnv, GoalVectorEnv])
+def test_length_that_is_none_is_refused(make: Any, steps: Any) -> None:
+    with pytest.raises(TaskError, match="episode_steps must be a whole number from 1 to 1,000,000, not"):
+        make(task="point_u_maze", episode_steps=steps)
+
+
+@pytest.mark.parametrize("make", [GoalEnv, GoalVectorEnv])
+def test_another_distribution_takes_the_place_of_evaluation(make: Any) -> None:
+    env = make(
+        task="ant_u_maze", distribution="evaluation", evaluation_distribution="training", episode_steps=5
+    )
+    assert env.task.task.changes == {"episode_steps": 5, "evaluation": "training"}
+    with pytest.raises(TaskError, match="did you mean 'training'"):
+        make(task="ant_u_maze", evaluation_distribution="trainin")
+
+
+# -- copies -------------------------------------------------------------------------------------------
+
+
+def goes_on_as(env: Any, other: Any) -> None:
+    """Assert that two environments go on alike, through the end of an episode and into the next."""
+    for _ in range(12):
+        action = env.action_space.sample()
+        np.testing.assert_equal(other.step(action), env.step(action))
+        if isinstance(env, gymnasium.Env) and env.unwrapped._simulator.episode_step[0] >= 9:
+            np.testing.assert_equal(other.reset(), env.reset())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: gymnasium.make(ID, episode_steps=9),
+        lambda: GoalEnv(task=short_task(), episode_steps=9, render_mode="rgb_array"),
+        lambda: gymnasium.make_vec(ID, num_envs=3, episode_steps=9, num_threads=2),
+        lambda: GoalEnv(task="humanoid", episode_steps=9),
+    ],
+)
+def test_copy_goes_on_identically_and_apart(make: Any, duplicate: Any) -> None:
+    env = make()
+    env.reset(seed=5)
+    env.action_space.seed(0)
+    for _ in range(4):
+        env.step(env.action_space.sample())
+    other = duplicate(env)
+    assert other.spec == env.spec
+    goes_on_as(env, other)
+    env.reset(seed=1)
+    assert str(other.step(other.action_space.sample())[0]) != str(env.step(env.action_space.sample())[0])
+    env.close()
+    env.close()
+
+
+def test_copy_of_one_that_never_started_draws_as_it_does() -> None:
+    env = GoalEnv(task="point_u_maze")
+    other = pickle.loads(pickle.dumps(env))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        other.step(np.zeros(2))
+    np.testing.assert_equal(other.reset(seed=3), env.reset(seed=3))
+    np.testing.assert_equal(other.reset(), env.reset())
+
+
+def test_copy_of_a_vector_resets_some_worlds_and_leaves_the_others() -> None:
+    env = GoalVectorEnv(3, task="humanoid")
+    env.reset(seed=0)
+    before, *_ = env.step(env.action_space.sample())
+    other = copy.deepcopy(env)
+    after, _ = other.reset(options={"reset_mask": np.array([True, False, False])})
+    assert np.array_equal(before["observation"][1:], after["observation"][1:])
+    assert not np.array_equal(before["observation"][0], after["observation"][0])
 
 
 # -- relabelling --------------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ def test_unstable_simulator_tolerates_a_python_warning_handler() -> None:
 def test_a_changed_task_has_other_episodes_on_the_same_model() -> None:
     near = EpisodeDistribution(starts=Reset(), goals=BoxPositions((0.0, -1.0), (0.0, -1.0)))
     task = compiled(distributions={"training": HANGING, "evaluation": HANGING, "near": near})
-    changed = task.with_episodes(task.task.changed(episode_steps=7, evaluation="near"))
+    changed = task.changed(episode_steps=7, evaluation="near")
     assert changed.model is task.model
     assert changed.task.changes == {"episode_steps": 7, "evaluation": "near"}
     simulator = CpuSimulator(changed, 2, distribution="evaluation")
