@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mujoco
+import numpy as np
 
 _OBJECT = mujoco.mjtObj
 
@@ -74,3 +75,20 @@ FIELDS: Mapping[str, Field] = {
     "qfrc_actuator": Field(_OBJECT.mjOBJ_JOINT, False, _joint_qvel, lambda model: model.nv),
     "sensordata": Field(_OBJECT.mjOBJ_SENSOR, False, _sensor, lambda model: model.nsensordata),
 }
+
+
+def quaternion_columns(model: mujoco.MjModel, field: str) -> np.ndarray:
+    """Return which numbers of a field belong to quaternions, (width,) bool."""
+    found = np.zeros(FIELDS[field].width(model), bool)
+    if field == "xquat":
+        found[:] = True
+    elif field == "qpos":
+        for joint, kind in enumerate(map(mujoco.mjtJoint, model.jnt_type)):
+            start, stop = _joint_qpos(model, joint)
+            if stop - start > 1:
+                found[start + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0) : stop] = True
+    elif field == "sensordata":
+        for sensor, kind in enumerate(map(mujoco.mjtSensor, model.sensor_type)):
+            if kind in (mujoco.mjtSensor.mjSENS_FRAMEQUAT, mujoco.mjtSensor.mjSENS_BALLQUAT):
+                found[slice(*_sensor(model, sensor))] = True
+    return found

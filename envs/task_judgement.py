@@ -14,6 +14,7 @@ import numpy as np
 from envs.compiled_task import CompiledTask
 from envs.mujoco_log import quiet_mujoco
 from envs.object_names import object_name, object_names
+from envs.start_states import STATE
 from envs.task import Term
 from envs.tasks.task_yaml import task_place
 
@@ -64,12 +65,12 @@ def _judge_starts(task: CompiledTask, name: str, seed: int) -> list[str]:
     qpos, qvel, _ = task.sample_start(name, np.random.default_rng(seed), _STARTS)
     equalities, settled, overlaps, beyond = (_Worst({}) for _ in range(4))
     for start in zip(qpos, qvel, strict=True):
-        _put(task, data, *start)
+        _put(task, data, name, *start)
         _add_violated(model, data, equalities)
         _add_overlaps(model, data, overlaps)
         _add_beyond(model, data, beyond)
     if model.neq:
-        _put(task, data, qpos[0], qvel[0])
+        _put(task, data, name, qpos[0], qvel[0])
         mujoco.mj_step(model, data, min(500, round(_SETTLED_AFTER_S / model.opt.timestep)))
         mujoco.mj_forward(model, data)
         _add_violated(model, data, settled)
@@ -97,9 +98,11 @@ def _judge_starts(task: CompiledTask, name: str, seed: int) -> list[str]:
     return found
 
 
-def _put(task: CompiledTask, data: mujoco.MjData, qpos: np.ndarray, qvel: np.ndarray) -> None:
-    """Put a world into a start, at action 0."""
-    mujoco.mj_resetData(task.model, data)
+def _put(
+    task: CompiledTask, data: mujoco.MjData, distribution: str, qpos: np.ndarray, qvel: np.ndarray
+) -> None:
+    """Put a world into a start of a distribution, at action 0."""
+    mujoco.mj_setState(task.model, data, task.start_state(distribution), STATE)
     data.qpos[:], data.qvel[:] = qpos, qvel
     data.ctrl[:] = task.control(np.zeros((1, task.action_dim), np.float32))[0]
     mujoco.mj_forward(task.model, data)
@@ -230,7 +233,7 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
         for start in starts:
             moved = []
             for ctrl in (lowest[action], highest[action]):
-                _put(task, data, *start)
+                _put(task, data, "training", *start)
                 data.ctrl[:] = ctrl
                 mujoco.mj_step(model, data, _ACTS_FOR * task.frame_skip)
                 moved.append(np.concatenate([data.qpos, data.qvel]))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from envs.compiled_task import CompiledTask
-from envs.goal_judgement import judge_goals
+from envs.goal_judgement import judge_goals, require_comparable_goals
 from envs.random_rollout import RandomRollout, roll_out, rollout_warnings
 from envs.registry import compile_task
 from envs.task import TaskError
@@ -42,6 +42,7 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
             check has drawn, or cannot be written.
     """
     task = as_user_error(lambda: compile_task(reference), TaskError)
+    as_user_error(lambda: require_comparable_goals(task), TaskError)
     picture = _picture_place(task, output)
     rollout = roll_out(task, episodes, seed)
     judgement = judge_goals(task, seed)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from envs.goal_judgement import require_comparable_goals
 from envs.registry import compile_task
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact, Workspace
@@ -74,7 +75,8 @@ def run(
         on_start: told the artifact before the training begins.
 
     Raises:
-        UserError: every episode of a user's task ends at its first step.
+        UserError: the task's goals hold orientations that success would compare number by number, or every
+            episode of a user's task ends at its first step.
         SettingsError: unknown task or distribution; worlds or batch that the ranks cannot share evenly.
         NonFiniteError: a loss became NaN or infinite; the last checkpoint is kept.
         StoppedByUser: after Ctrl-C, once the state is saved.
@@ -83,9 +85,7 @@ def run(
     ranks = context.ranks
     if resumed is not None:
         settings = _with_own_task(settings, resumed)
-    training = _prepare(settings, ranks)
-    if resumed is None:
-        require_episodes(training.task, settings.training_distribution)
+    training = _prepare(settings, ranks, is_new=resumed is None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ranks.connect(training.device))
         if resumed is not None:
@@ -109,9 +109,12 @@ def run(
         return _finish(training, work, context) if ranks.leads else work.artifact
 
 
-def _prepare(settings: TrainTeacherSettings, ranks: Ranks) -> TeacherTraining:
+def _prepare(settings: TrainTeacherSettings, ranks: Ranks, *, is_new: bool) -> TeacherTraining:
     """Return the training at its start, once the machine has what it needs."""
     task = as_user_error(lambda: compile_task(settings.task, settings.task_changes), TaskError)
+    if is_new:
+        as_user_error(lambda: require_comparable_goals(task), TaskError)
+        require_episodes(task, settings.training_distribution)
     device = resolve_device(settings.device)
     set_up_torch(settings.threads, ranks.local_size)
     require_precision(settings.precision, device)

@@ -228,13 +228,21 @@ def test_another_distribution_takes_the_place_of_evaluation(make: Any) -> None:
 # -- copies -------------------------------------------------------------------------------------------
 
 
+def plain(value: Any) -> Any:
+    """Return observations and infos as lists and dictionaries, which compare exactly."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def goes_on_as(env: Any, other: Any) -> None:
     """Assert that two environments go on alike, through the end of an episode and into the next."""
     for _ in range(12):
         action = env.action_space.sample()
-        np.testing.assert_equal(other.step(action), env.step(action))
+        assert plain(other.step(action)) == plain(env.step(action))
         if isinstance(env, gymnasium.Env) and env.unwrapped._simulator.episode_step[0] >= 9:
-            np.testing.assert_equal(other.reset(), env.reset())
+            assert plain(other.reset()) == plain(env.reset())
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
@@ -267,8 +275,8 @@ def test_copy_of_one_that_never_started_draws_as_it_does() -> None:
     other = pickle.loads(pickle.dumps(env))
     with pytest.raises(gymnasium.error.ResetNeeded):
         other.step(np.zeros(2))
-    np.testing.assert_equal(other.reset(seed=3), env.reset(seed=3))
-    np.testing.assert_equal(other.reset(), env.reset())
+    assert plain(other.reset(seed=3)) == plain(env.reset(seed=3))
+    assert plain(other.reset()) == plain(env.reset())
 
 
 def test_copy_of_a_vector_resets_some_worlds_and_leaves_the_others() -> None:
