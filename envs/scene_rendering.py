@@ -266,7 +266,7 @@ def _look_at_starts(task: CompiledTask, camera: mujoco.MjvCamera) -> None:
 
     That is where they lie outside of what the camera sees, or are small in it, as on a large box as floor.
     """
-    model, data = task.model, mujoco.MjData(task.model)
+    model, data = task.model, task.start_data("evaluation")
     qpos, _, goals = task.sample_start("evaluation", np.random.default_rng(0), _STARTS_SEEN)
     moving = model.body_weldid[model.geom_bodyid] > 0
     places = [marker.position for goal in goals if (marker := goal_marker(task, goal)) and marker.dims >= 2]
