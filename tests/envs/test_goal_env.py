@@ -194,7 +194,8 @@ def test_one_clock_truncates_and_the_spec_says_when(arguments: dict[str, int], s
 @pytest.mark.parametrize("mode", ["vector_entry_point", "sync", "async"])
 @pytest.mark.parametrize("name", ["episode_steps", "max_episode_steps"])
 def test_vectors_of_every_mode_take_the_length(mode: str, name: str) -> None:
-    env = gymnasium.make_vec(ID, num_envs=2, vectorization_mode=mode, **{name: 3})
+    length: dict[str, Any] = {name: 3}
+    env = gymnasium.make_vec(ID, num_envs=2, vectorization_mode=mode, **length)
     env.reset(seed=0)
     ends = [env.step(env.action_space.sample())[3].tolist() for _ in range(3)]
     assert ends == [[False] * 2, [False] * 2, [True] * 2]
@@ -205,7 +206,8 @@ def test_vectors_of_every_mode_take_the_length(mode: str, name: str) -> None:
 def test_vectors_spec_makes_the_same_again() -> None:
     env = gymnasium.make_vec(ID, num_envs=2, episode_steps=3)
     assert env.spec is not None and env.spec.max_episode_steps == 3
-    assert gymnasium.make_vec(env.spec).unwrapped.task.task.episode_steps == 3
+    again: Any = gymnasium.make_vec(env.spec).unwrapped
+    assert again.task.task.episode_steps == 3
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10**12, 2.5, True, "20"])
@@ -241,7 +243,8 @@ def goes_on_as(env: Any, other: Any) -> None:
     for _ in range(12):
         action = env.action_space.sample()
         assert plain(other.step(action)) == plain(env.step(action))
-        if isinstance(env, gymnasium.Env) and env.unwrapped._simulator.episode_step[0] >= 9:
+        single: Any = env.unwrapped
+        if isinstance(env, gymnasium.Env) and single._simulator.episode_step[0] >= 9:
             assert plain(other.reset()) == plain(env.reset())
 
 

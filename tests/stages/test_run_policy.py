@@ -183,7 +183,8 @@ class Window:
 def test_closing_the_window_ends_the_run(source: PolicySource, monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[Window] = []
 
-    def opened(task: Any, on_key: Any) -> Window:
+    def opened(task: Any, on_key: Any, *, distribution: str) -> Window:
+        assert distribution == "evaluation"
         windows.append(Window([], close_after=3))
         return windows[0]
 
@@ -210,7 +211,7 @@ def test_a_key_goes_on_to_the_next_episode(source: PolicySource) -> None:
 def test_no_screen_is_said_and_refused_only_where_a_window_is_asked_for(
     source: PolicySource, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(task: Any, on_key: Any) -> Iterator[None]:
+    def fail(*_: Any, **__: Any) -> Iterator[None]:
         raise NoScreenError("there is no screen here")
 
     monkeypatch.setattr(run_policy, "LiveViewer", fail)
