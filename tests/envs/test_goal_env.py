@@ -213,7 +213,9 @@ def test_vectors_spec_makes_the_same_again() -> None:
 @pytest.mark.parametrize("steps", [0, -1, 10**12, 2.5, True, "20"])
 @pytest.mark.parametrize("make", [GoalEnv, GoalVectorEnv])
 def test_length_that_is_none_is_refused(make: Any, steps: Any) -> None:
-    with pytest.raises(TaskError, match="episode_steps must be a whole number from 1 to 1,000,000, not"):
+    with pytest.raises(
+        TaskError, match="episode_steps must be a whole number, at least 1 and at most 1,000,000, not"
+    ):
         make(task="point_u_maze", episode_steps=steps)
 
 

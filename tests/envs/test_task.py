@@ -163,7 +163,10 @@ def test_torch_reads_the_same_terms() -> None:
         ),
         ({"build_spec": lambda: pendulum_spec(actuated=False)}, "the model has no actuator"),
         ({"build_spec": lambda: pendulum_spec(joint="axle")}, "no joint named 'hinge'"),
-        ({"episode_steps": 0}, "episode_steps must be a whole number from 1 to 1,000,000, not 0"),
+        (
+            {"episode_steps": 0},
+            "episode_steps must be a whole number, at least 1 and at most 1,000,000, not 0",
+        ),
         ({"distributions": {"training": HANGING}}, "no 'evaluation' episode distribution"),
     ],
 )
@@ -311,7 +314,7 @@ def test_a_task_changed_in_nothing_is_itself() -> None:
     assert compile_task("point_u_maze", {"episode_steps": 100}) is compile_task("point_u_maze")
     with pytest.raises(TaskError, match="no episode distribution 'nowhere'"):
         task.changed(evaluation="nowhere")
-    with pytest.raises(TaskError, match="from 1 to 1,000,000"):
+    with pytest.raises(TaskError, match="at least 1 and at most 1,000,000"):
         task.changed(episode_steps=0)
 
 
