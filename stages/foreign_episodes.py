@@ -216,15 +216,16 @@ def _flags(column: np.ndarray, name: str, path: Path) -> np.ndarray:
 def _jumps(observation: np.ndarray, following: np.ndarray, resolution: float) -> np.ndarray:
     """Return (rows − 1,) bool: the row after does not go on where this one led to.
 
-    A few units in the last place are no jump: the two columns may have been worked out apart. NaN in the same
-    place of both is none either, for the episode that holds it is named as a bad one.
+    A few units in the last place are no jump: the two columns may have been worked out apart. NaN is none
+    either: the episode that holds it is named as a bad one.
     """
     tolerance = 32 * resolution
     jumps = np.empty(len(observation) - 1, bool)
     for start in range(0, len(jumps), 65536):  # not all at once, which would take the memory a few times over
         rows = slice(start, min(start + 65536, len(jumps)))
         ahead, led_to = observation[1:][rows], following[:-1][rows]
-        jumps[rows] = ~np.isclose(ahead, led_to, rtol=tolerance, atol=tolerance, equal_nan=True).all(1)
+        with np.errstate(invalid="ignore"):  # the difference of infinities
+            jumps[rows] = (np.abs(ahead - led_to) > tolerance * (1 + np.abs(led_to))).any(1)
     return jumps
 
 

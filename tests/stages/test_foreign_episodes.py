@@ -145,6 +145,14 @@ def test_rounding_ends_no_episode(tmp_path: Path, stored: type):
     assert [len(episode.action) for episode in episodes] == list(LENGTHS)
 
 
+@pytest.mark.parametrize("column", ["observations", "next_observations"])
+def test_nan_ends_no_episode(tmp_path: Path, column: str):
+    given = columns()
+    given[column][6, 2] = np.nan
+    episodes = read(write(tmp_path / "maze.npz", **given, timeouts=marks()))
+    assert [len(episode.action) for episode in episodes] == list(LENGTHS)
+
+
 def test_next_observations_that_were_shifted_end_no_episode_in_the_next_one(tmp_path: Path):
     given = columns()
     given["next_observations"] = np.roll(given["observations"], -1, axis=0)

@@ -51,12 +51,18 @@ def box(size: int) -> gymnasium.spaces.Box:
     return gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
-def write_minari(folder: Path, goals: list[np.ndarray], identity: str = "maze/two-v0", observation: int = 4):
+def write_minari(
+    folder: Path,
+    goals: list[np.ndarray],
+    identity: str = "maze/two-v0",
+    observation: int = 4,
+    form: str = "hdf5",
+):
     """Write episodes whose goals, one a row, are given."""
     rng = np.random.default_rng(0)
     space = gymnasium.spaces.Dict(observation=box(observation), achieved_goal=box(2), desired_goal=box(2))
     folder.mkdir(parents=True)
-    storage = MinariStorage.new(folder, space, box(2))
+    storage = MinariStorage.new(folder, space, box(2), data_format=form)
     for desired in goals:
         rows = len(desired)
         storage.update_episodes(
@@ -146,6 +152,24 @@ def test_bad_episodes_are_named_and_left_out_where_that_is_asked_for(
     write_minari(tmp_path / "other/data", [np.full((6, 2), 0.5, np.float32)], observation=6)
     message = refusal(context, teacher, tmp_path / "other", skipping)
     assert "none of its 1 episodes can be taken" in message and "observations have 6 numbers" in message
+
+
+@pytest.mark.parametrize("form", ["arrow", "parquet"])
+def test_the_other_formats_of_minari_are_read(
+    context: StageContext, teacher: Artifact, tmp_path: Path, form: str
+):
+    pytest.importorskip("pyarrow")
+    goals = [np.full((rows, 2), 0.5, np.float32) for rows in (6, 4)]
+    goals[1][2] = np.nan
+    write_minari(tmp_path / "maze/data", goals, form=form)
+    assert "episode 1: its desired goals hold NaN" in refusal(context, teacher, tmp_path / "maze", SETTINGS)
+    skipping = SETTINGS.model_copy(update={"skip_bad_episodes": True})
+    data = load_goal_dataset(run(skipping, context, teacher, str(tmp_path / "maze")).path)
+    original = next(minari.MinariDataset(tmp_path / "maze/data").iterate_episodes())
+    np.testing.assert_array_equal(data.action, original.actions)
+    for part in (tmp_path / "maze/data/0").glob(f"*.{form}"):
+        part.write_bytes(part.read_bytes()[:50])
+    assert "none of its 2 episodes can be taken" in refusal(context, teacher, tmp_path / "maze", SETTINGS)
 
 
 def test_a_goal_that_changes_in_every_row_is_no_episode(
