@@ -22,7 +22,7 @@ _OBJECT = mujoco.mjtObj
 _STARTS = 12  # looked at, of each episode distribution
 _VIOLATED, _SETTLED_AFTER_S = 0.05, 0.5  # of an equality's own size
 _BEYOND = 0.1  # of a joint's range
-_DEEP = 1.0  # of the smaller geom's half thickness
+_DEEP = 1.0  # of the thinner geom's half thickness; twice that in a floor, where it is then as a whole
 _ACTS_FOR, _NO_EFFECT = 10, 1e-9  # control steps
 _GOALS = 256
 _NAMED = 3  # objects that one line names
@@ -140,6 +140,7 @@ def _add_overlaps(model: mujoco.MjModel, data: mujoco.MjData, worst: _Worst) -> 
             continue
         pair = sorted(map(int, contact.geom), key=lambda geom: _half_thickness(model, geom))
         size = -contact.dist / _half_thickness(model, pair[0])
+        size /= 2.0 if _half_thickness(model, pair[1]) == np.inf else 1.0
         if size > _DEEP:
             one, other = (_geom_label(model, each) for each in pair)
             worst.add(f"{one}/{other}", size, f"{one} {-contact.dist:.2g} deep in {other}")
