@@ -42,7 +42,7 @@ def info(session: Session, name: str | None) -> None:
             session.console.table("Shards", list(shards[0]), rows)
         if damaged:
             session.console.table("Damaged files beside the shards", ("file", "state"), [*damaged.items()])
-        found = {"status": manifest.status, "shards": shards, "damaged": damaged}
+        found = {"status": artifact.status, "shards": shards, "damaged": damaged}
         session.console.result(describe(artifact) | found)
 
 

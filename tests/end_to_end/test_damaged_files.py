@@ -86,10 +86,40 @@ class TestDamagedFiles:
         manifest = newest(copied, "teacher").file("manifest.json")
         manifest.write_text(content)
         message = refused(copied, "generate-dataset")
-        assert message.startswith("No completed teacher")
-        assert f"Damaged and left out: {manifest}" in message
+        assert message.startswith(f"{manifest} is damaged or not a manifest")
+        assert "may be the newest teacher" in message and "--teacher NAME" in message
         named = refused(copied, "generate-dataset", "--teacher", manifest.parent.name)
         assert named.startswith(f"{manifest} is damaged or not a manifest")
+
+    @pytest.mark.parametrize(
+        ("kind", "command"),
+        [
+            ("teacher", ("generate-dataset",)),
+            ("teacher", ("train-teacher", "--resume", "{name}")),
+            ("teacher", ("distill", "--teacher", "{name}")),
+            ("teacher", ("report", "--teacher", "{name}")),
+            ("dataset", ("distill",)),
+            ("dataset", ("dataset", "info")),
+            ("dataset", ("frontier",)),
+            ("student", ("export-onnx",)),
+            ("student", ("report",)),
+            ("policy", ("benchmark",)),
+            ("policy", ("evaluate",)),
+            ("policy", ("run-policy",)),
+            ("policy", ("policy", "verify")),
+            ("benchmark", ("report",)),
+            ("benchmark", ("info", "{name}")),
+        ],
+    )
+    def test_an_edited_manifest_is_named_by_whoever_reads_it(
+        self, copied: Path, kind: str, command: tuple[str, ...]
+    ) -> None:
+        path = newest(copied, kind).file("manifest.json")
+        content = json.loads(path.read_text())
+        content["results"]["success"] = 1.0
+        path.write_text(json.dumps(content, indent=2))
+        message = refused(copied, *(word.format(name=path.parent.name) for word in command))
+        assert message.startswith(f"{path} was changed since it was written: its seal does not fit")
 
     def test_settings_that_were_changed_afterwards(self, copied: Path) -> None:
         artifact = newest(copied, "teacher")

@@ -253,6 +253,47 @@ def test_a_chain_that_began_before_there_were_reports_gets_one(context, calls):
     assert [call[0] for call in made] == ["benchmark", "report"]
 
 
+@pytest.mark.parametrize("change", [{"completed": True}, {"teacher": None}, {"seconds": {}}, {"more": 1}])
+def test_an_edited_record_is_named(context, calls, change):
+    calls("distill")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    path = next(context.workspace.runs.glob("chain-*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DamagedFileError, match="was changed since it was written: its seal does not fit"):
+        resume_chain(context)
+
+
+def test_a_record_of_an_earlier_version_is_taken_and_called_unsealed(context, calls, capsys):
+    calls("distill")
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    path = next(context.workspace.runs.glob("chain-*.json"))
+    record = json.loads(path.read_text())
+    del record["format_version"], record["seal"]
+    path.write_text(json.dumps(record))
+    calls()
+    resume_chain(context)
+    assert f"{path} is unsealed" in capsys.readouterr().err
+    assert json.loads(path.read_text())["seal"]
+
+
+@pytest.mark.parametrize("section", ["train_teacher", "generate_dataset", "distill"])
+def test_a_damaged_artifact_in_the_making_is_not_made_again_in_silence(context, calls, section):
+    calls(section)
+    with pytest.raises(UserError):
+        start_chain(settings(), context)
+    (begun,) = context.workspace.artifacts(KIND_OF_SECTION[section])
+    begun.file("manifest.json").write_text("")
+    made = calls()
+    with pytest.raises(DamagedFileError, match=begun.name):
+        resume_chain(context)
+    assert made == []
+    shutil.rmtree(begun.path)
+    resume_chain(context)
+    assert made[0][0] == section
+
+
 def test_a_damaged_record_is_named(context, calls):
     calls("report")
     with pytest.raises(UserError):
