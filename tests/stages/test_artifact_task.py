@@ -29,7 +29,7 @@ from stages.artifact_task import (
 )
 from stages.network_file import NETWORK_FILE, load_actor
 from stages.teacher_training import TrainTeacherSettings
-from tests.envs.tasks.user_pages import ARM, PAGE, changed, write
+from tests.envs.tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, write
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
 Capture = pytest.CaptureFixture[str]
@@ -220,6 +220,17 @@ def stopped(tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
 
 
 class TestResuming:
+    @pytest.fixture
+    def page(self, tmp_path: Path) -> Path:
+        """Its checkpoints fall inside episodes, and its state is more than positions and velocities."""
+        (tmp_path / "home").mkdir()
+        page = changed(
+            changed(PAGE, "episode_steps: 30", "episode_steps: 40"),
+            "{field: qpos,",
+            "{field: act},{field: qpos,",
+        )
+        return write(tmp_path / "home", page.replace("- {field: act},", "- {field: act}\n  - "), STATEFUL_ARM)
+
     def test_with_the_task_gone(
         self, stopped: tuple[Artifact, StageContext], page: Path, tmp_path: Path
     ) -> None:

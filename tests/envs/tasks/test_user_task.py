@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 import thousandfold
 from envs.compiled_task import CompiledTask
+from envs.cpu_simulator import CpuSimulator
 from envs.distributions import constant
 from envs.goal_env import GoalEnv, GoalVectorEnv
 from envs.registry import compile_task, get_task
@@ -28,7 +29,7 @@ from envs.tasks.user_schema import (
     TermEntry,
     validate,
 )
-from tests.envs.tasks.user_pages import ARM, PAGE, changed, with_line, write
+from tests.envs.tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, with_line, write
 
 assert thousandfold.__version__  # importing it registers the environments
 
@@ -69,6 +70,22 @@ class TestWhatAPageSays:
         for name in ("training", "evaluation"):
             qpos, qvel, _ = compiled().sample_start(name, np.random.default_rng(0), 3)
             assert np.array_equal(qpos, [[0.25, 0.5]] * 3) and not qvel.any()
+
+    def test_a_start_is_the_whole_keyframe(self) -> None:
+        terms = "  - {field: act}\n  - {field: xpos, object: marker}\n"
+        page = changed(PAGE, "  - {field: qpos", terms + "  - {field: qpos")
+        weightless = changed(STATEFUL_ARM, '"0.01"', '"0.01" gravity="0 0 0"')
+        task = compiled(page, weightless)
+        assert [each["name"] for each in task.describe("observation")][:4] == [
+            "act:lift[0]", "xpos:marker[0]", "xpos:marker[1]", "xpos:marker[2]",
+        ]  # fmt: skip
+        simulator = CpuSimulator(task, 2)
+        assert simulator.observation[:, :4] == pytest.approx(np.tile([0.25, 0.3, 0.2, 0.1], (2, 1)))
+        for _ in range(20):
+            simulator.step(np.zeros((2, 2), np.float32))
+        # Action 0 asks the servo of an integrated velocity for no motion, from where its activation began.
+        assert simulator.observation[:, 0] == pytest.approx(0.25)
+        assert simulator.observation[:, 4] == pytest.approx(0.25, abs=0.1)
 
     def test_a_relative_path_and_one_with_a_tilde(self, monkeypatch: pytest.MonkeyPatch) -> None:
         write(Path.cwd())

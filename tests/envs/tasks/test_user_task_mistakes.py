@@ -8,7 +8,7 @@ import pytest
 
 from envs.registry import compile_task, get_task, task_names
 from envs.task import TaskError
-from tests.envs.tasks.user_pages import ARM, PAGE, changed, with_line, write
+from tests.envs.tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, with_line, write
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,14 @@ MISTAKES = {
     "no such object": (
         changed(PAGE, "    object: fingertip", "    object: fingertop"),
         "line 8, observation[1].object: the model has no site named 'fingertop'; did you mean 'finger",
+    ),
+    "activations of a model without any": (
+        changed(PAGE, "field: qpos", "field: act"),
+        "line 6, observation[0].field: the model has nothing that 'act' reads.",
+    ),
+    "the activation of an actuator without one": (
+        changed(PAGE, "{field: qpos", "{field: act, object: bend"),
+        "line 6, observation[0].field: 'bend' has nothing that 'act' reads.",
     ),
     "no such keyframe": (
         changed(PAGE, "home", "hom"),
@@ -301,6 +309,30 @@ MODELS = {
     "a keyframe whose velocities are too short": (
         changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25 0.5" qvel="1"'),
         "reset.keyframe: 'home' gives 1 of the model's 2 qvel",
+    ),
+    "a keyframe for one of two servos": (
+        STATEFUL_ARM.replace("<position", "<intvelocity").replace(
+            'kp="10" ctrlrange="-0.5', 'actrange="-2 2" ctrlrange="-0.5'
+        ),
+        "reset.keyframe: 'home' gives 1 of the model's 2 act",
+    ),
+    "a keyframe whose controls are too few": (
+        changed(ARM, 'qpos="0.25 0.5"', 'qpos="0.25 0.5" ctrl="1"'),
+        "reset.keyframe: 'home' gives 1 of the model's 2 ctrl",
+    ),
+    "a keyframe for one of two bodies that are moved from outside": (
+        STATEFUL_ARM.replace("</worldbody>", '<body mocap="true"/></worldbody>').replace(
+            'mquat="0 1 0 0"', ""
+        ),
+        "reset.keyframe: 'home' gives 3 of the model's 6 mpos",
+    ),
+    "infinity in a keyframe's activations": (
+        STATEFUL_ARM.replace('act="0.25"', 'act="inf"'),
+        "keyframe 'home' holds NaN or infinity",
+    ),
+    "sleep": (
+        changed(ARM, '<option timestep="0.01"/>', '<option timestep="0.01"><flag sleep="enable"/></option>'),
+        "line 2, model: the model enables 'sleep', whose bookkeeping is no part of MuJoCo's state",
     ),
     "NaN in gravity": (
         changed(ARM, 'timestep="0.01"', 'timestep="0.01" gravity="0 0 nan"'),

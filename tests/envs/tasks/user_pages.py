@@ -24,6 +24,19 @@ ARM = """<mujoco model="arm">
   <keyframe><key name="home" qpos="0.25 0.5"/></keyframe>
 </mujoco>
 """
+# Its state is more than positions and velocities: an activation, a delayed control and a body that is moved
+# from outside.
+STATEFUL_ARM = (
+    ARM.replace(
+        '<position name="lift" joint="shoulder" kp="10" ctrlrange="-1 1"/>',
+        '<intvelocity name="lift" joint="shoulder" kp="10" kv="1" ctrlrange="-1 1" actrange="-2 2"/>',
+    )
+    .replace('ctrlrange="-0.5 1"/>', 'ctrlrange="-0.5 1" delay="0.03" nsample="4"/>')
+    .replace("</worldbody>", '<body name="marker" mocap="true" pos="0 1 0"/></worldbody>')
+    .replace(
+        'qpos="0.25 0.5"/>', 'qpos="0.25 0.5" act="0.25" ctrl="0 0.5" mpos="0.3 0.2 0.1" mquat="0 1 0 0"/>'
+    )
+)
 PAGE = """name: my_arm
 model: arm.xml
 control_dt_s: 5e-2
