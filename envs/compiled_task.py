@@ -16,6 +16,7 @@ import numpy as np
 from envs.control_map import ControlMap
 from envs.data_fields import FIELDS
 from envs.element_names import describe_elements, earlier_names
+from envs.mujoco_log import compile_spec
 from envs.start_states import STATE, StartStates, require_whole_state
 from envs.task import GoalTask, SuccessRegion, TaskError
 from envs.term_columns import TermColumns, TermResolver, read_terms
@@ -29,6 +30,7 @@ class CompiledTask:
     Attributes:
         task: the task as written.
         model: the compiled `mujoco.MjModel`.
+        model_warnings: what MuJoCo warned of as it compiled it.
         frame_skip: physics steps per control step.
         observation_dim, goal_dim, action_dim: sizes of the three spaces.
         control: maps actions to the controls of the model's actuators.
@@ -38,7 +40,7 @@ class CompiledTask:
         self.task = task
         self.name = task.name
         owner = f"Task {task.name!r}"
-        self.model = _compile(task)
+        self.model, self.model_warnings = _compile(task)
         require_whole_state(self.model, owner)
         self.frame_skip = self._frame_skip()
         resolver = TermResolver(self.model, owner)
@@ -236,13 +238,13 @@ class CompiledTask:
         return {"observation": self._observation, "achieved_goal": self._achieved_goal}[part]
 
 
-def _compile(task: GoalTask) -> mujoco.MjModel:
+def _compile(task: GoalTask) -> tuple[mujoco.MjModel, list[str]]:
     try:
-        model = task.build_spec().compile()
+        model, found = compile_spec(task.build_spec())
     except ValueError as error:
         raise TaskError(
             f"Task {task.name!r}: MuJoCo refuses the model: {' '.join(str(error).split())}"
         ) from error
     if not np.isfinite(model.qpos0).all():
         raise TaskError(f"Task {task.name!r}: the model's initial positions hold NaN or infinity.")
-    return model
+    return model, found

@@ -8,6 +8,7 @@ C code reads: no Python function is ever called from the threads of `mujoco.batc
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,18 @@ def quiet_mujoco() -> Iterator[None]:
         yield
     finally:
         _leave()
+
+
+def compile_spec(spec: mujoco.MjSpec) -> tuple[mujoco.MjModel, list[str]]:
+    """Return the compiled model, and what MuJoCo warns of it, each on one line and not printed.
+
+    Raises:
+        ValueError: MuJoCo refuses the model.
+    """
+    with quiet_mujoco(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = spec.compile()
+    return model, [" ".join(str(each.message).split()) for each in caught]
 
 
 def _enter() -> None:

@@ -17,7 +17,7 @@ from envs.term_columns import label_of
 
 _OFTEN, _SMALL_SPAN = 0.1, 0.15
 _EPISODES_AWAY = 3.0
-_FAST_TURN, _FAST_SPIN = np.pi, 100.0  # rad between two actions; rad/s
+_FAST_TURN, _FAST_SPIN = 2 * np.pi, 200.0  # rad between two actions; rad/s
 _LARGE, _UNEQUAL = 300.0, 1000.0  # of a number; of the terms' spans, largest by smallest
 _LINEAR_AND_TURNING = {
     mujoco.mjtJoint.mjJNT_FREE: (3, 3),
@@ -189,7 +189,7 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
 
 
 def _speeding_joints(rollout: RandomRollout, task: CompiledTask) -> list[str]:
-    """Return a line on joints too fast to be controlled: half a turn, or the size of the model, an action."""
+    """Return a line on joints too fast to be controlled: a turn, or the size of the model, an action."""
     model, control_dt = task.model, task.task.control_dt_s
     names, fast = object_names(model, mujoco.mjtObj.mjOBJ_JOINT), []
     for joint, name in enumerate(names):

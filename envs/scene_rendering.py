@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from envs.compiled_task import CompiledTask
 from envs.goal_positions import goal_positions
+from envs.mujoco_log import compile_spec
 from envs.object_names import find_object
 from envs.opengl import NoOpenGLError, open_context
 from envs.scene_style import SUN, apply_style, light_scene
@@ -292,7 +293,7 @@ def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -
     near = _NEAR * distance / task.model.stat.extent
     spec.visual.map.znear = min(spec.visual.map.znear, near)
     spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
-    return spec.compile()
+    return compile_spec(spec)[0]
 
 
 def _drawing_context(model: mujoco.MjModel, opengl: Any) -> mujoco.MjrContext:

@@ -30,7 +30,8 @@ _NAMED = 3  # objects that one line names
 
 def judge_task(task: CompiledTask, seed: int) -> list[str]:
     """Return a line for each thing that looks wrong, with its place on the page of a user's task."""
-    found: list[str] = []
+    place = task_place(task.task.file, ("model",))
+    found = [f"{place}: MuJoCo says: {warning}." for warning in task.model_warnings]
     with quiet_mujoco():
         for name in ("training", "evaluation"):
             if name == "training" or task.task.distribution(name) != task.task.distribution("training"):

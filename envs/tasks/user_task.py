@@ -23,7 +23,7 @@ from envs.distributions import (
     constant,
 )
 from envs.mazes import add_walls, cells
-from envs.mujoco_log import quiet_mujoco
+from envs.mujoco_log import compile_spec, quiet_mujoco
 from envs.object_names import find_object, object_name
 from envs.start_states import StartStates, require_whole_state
 from envs.task import (
@@ -172,8 +172,7 @@ def _build_spec(model: Path, options: schema.OptionsEntry, maze: schema.MazeEntr
 def _compile(page: Page, build_spec: Callable[[], mujoco.MjSpec]) -> mujoco.MjModel:
     """Return the compiled model; raise TaskError where MuJoCo refuses it, or it holds NaN or no timestep."""
     try:
-        with quiet_mujoco():
-            model = build_spec().compile()
+        model, _ = compile_spec(build_spec())
     except ValueError as error:
         reason = with_place(_model_path(page), str(error))
         raise page.error(("model",), f"MuJoCo refuses {_model_file(page)}: {reason}") from error

@@ -46,6 +46,12 @@ def test_nothing_to_say() -> None:
     assert found(model=FOUR_BAR) == [], "a loop that is closed"
 
 
+def test_what_mujoco_warns_of_is_told_in_one_line(recwarn: pytest.WarningsRecorder) -> None:
+    (line,) = found(model=changed(ARM, "  <option", '  <compiler settotalmass="1"/>\n  <option'))
+    assert line.startswith("robot.yaml, line 2, model: MuJoCo says: compiler attribute 'settotalmass' is")
+    assert len(recwarn) == 0
+
+
 class TestStarts:
     def test_noise_that_opens_a_loop(self) -> None:
         (line,) = found(changed(PAGE, "{keyframe: home}", "{keyframe: home, qpos_noise: 0.2}"), FOUR_BAR)
