@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.core.runtime import as_user_error
+from pipeline.core.settings import MOST_EPISODES
 from pipeline.dataset_commands import dataset
 from pipeline.frontier_commands import frontier
 from pipeline.policy_commands import policy
@@ -305,7 +306,11 @@ def tasks(context: click.Context) -> None:
 @tasks.command()
 @click.argument("task")
 @click.option(
-    "--episodes", default=64, show_default=True, type=click.IntRange(1), help="Episodes of a random policy."
+    "--episodes",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1, MOST_EPISODES),
+    help="Episodes of a random policy.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
 @click.option("--output", metavar="PNG", help="Where to put the picture [ROBOT_check.png beside ROBOT.yaml].")

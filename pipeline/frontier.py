@@ -157,13 +157,15 @@ class _Frontier:
         """Run the processes of all cells that are not done, the most expensive first, and the teacher's."""
         cells = [cell for cell in self._cells if finished(self._workspace(cell), "policy") is None]
         jobs = [self._job(cell) for cell in sorted(cells, key=lambda cell: cell.cost, reverse=True)]
-        if cells:
-            self._rehearse(cells)
+        most = self._rehearse(cells) if cells else 1
         if finished(teacher_workspace(self._artifact), "policy") is None:
             jobs.insert(0, self._job(None))
         total = len(self._cells) + 1
         sets = cpu_sets(self._plan.jobs)[: max(1, len(jobs))]
         console = self._context.console
+        if len(sets) > most and cells:
+            console.warn(f"the free memory holds {most} of {len(sets)} jobs at a time.")
+            sets = sets[:most]
         console.say(
             f"Frontier {self._artifact.name}: {len(self._cells)} students of {self._teacher.name}, "
             f"{total - len(jobs)} of {total} jobs done before, {len(sets)} at a time."
@@ -182,9 +184,13 @@ class _Frontier:
 
             run_jobs(jobs, sets, ended)
 
-    def _rehearse(self, cells: Sequence[Cell]) -> None:
-        """Check the dataset and run the teacher's episodes once, on every CPU, and warn of large students."""
+    def _rehearse(self, cells: Sequence[Cell]) -> int:
+        """Check the dataset and run the teacher's episodes once, on every CPU, and warn of large students.
+
+        Returns how many students the free memory holds at a time, one at least.
+        """
         from stages import distill
+        from stages.memory_estimate import free_bytes, student_bytes
 
         settings = cell_settings(self._plan, cells[0]).model_copy(update={"threads": 0})
         caching = replace(self._context, episode_cache=self._artifact.file(EPISODES_FOLDER))
@@ -194,6 +200,10 @@ class _Frontier:
             self._context.console.warn(
                 f"students with more parameters than their teacher: {', '.join(large)}."
             )
+        largest = max(
+            student_bytes(cell_settings(self._plan, cell), trained, self._dataset) for cell in cells
+        )
+        return max(1, free_bytes("cpu") // largest)
 
     def _job(self, cell: Cell | None) -> Job:
         """Return the job of a cell; None: of the teacher."""

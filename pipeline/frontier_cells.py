@@ -35,9 +35,11 @@ Width = Annotated[int, pydantic.Field(ge=1, le=8192)]
 class FrontierSettings(StageSettings):
     """Settings of `pipeline frontier`. The students' own are those of `distill`."""
 
-    depths: tuple[Depth, ...] = pydantic.Field(default=(1, 2, 4, 8), description="layers of the students")
+    depths: tuple[Depth, ...] = pydantic.Field(
+        default=(1, 2, 4, 8), max_length=32, description="layers of the students"
+    )
     widths: tuple[Width, ...] = pydantic.Field(
-        default=(32, 64, 128, 256), description="units of their layers"
+        default=(32, 64, 128, 256), max_length=32, description="units of their layers"
     )
     jobs: int = pydantic.Field(
         default=0, ge=0, le=256, description="processes that distil at a time; 0: one a CPU"

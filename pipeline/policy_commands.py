@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.core.errors import UserError
+from pipeline.core.settings import MOST_EPISODES
 from pipeline.session import Session, json_option
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _episodes_option = click.option(
     "--episodes",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_EPISODES),
     default=256,
     show_default=True,
     help="Fresh episodes of the closed loop.",

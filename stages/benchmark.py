@@ -42,7 +42,9 @@ class BenchmarkSettings(StageSettings):
         default=None, gt=0, le=100_000, description="the robot's control rate; none: the task's"
     )
     rates_hz: tuple[float, ...] = pydantic.Field(
-        default=(50.0, 200.0, 1000.0), description="more rates, for control loops of the policy alone"
+        default=(50.0, 200.0, 1000.0),
+        max_length=32,
+        description="more rates, for control loops of the policy alone",
     )
     warmup_s: float = pydantic.Field(
         default=0.3, ge=0, le=60, description="untimed calls before the first timed one"
@@ -73,7 +75,7 @@ class BenchmarkSettings(StageSettings):
     )
     lock_memory: bool = pydantic.Field(default=False, description="keep every page in memory (mlockall)")
     core: int | None = pydantic.Field(
-        default=None, ge=0, description="the only core for the loops; none: any"
+        default=None, ge=0, le=4095, description="the only core for the loops; none: any"
     )
 
     @pydantic.field_validator("rates_hz")

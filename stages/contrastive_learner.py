@@ -31,7 +31,7 @@ from models.goal_actor import GoalActor, sample_action
 from models.residual_mlp import NetworkShape, ResidualScale, centre_kernels, parameter_count
 from pipeline.core.distributed import Ranks
 from pipeline.core.runtime import torch_seed
-from pipeline.core.settings import StageSettings
+from pipeline.core.settings import MOST_THREADS, StageSettings
 from replay.trajectory_buffer import TransitionBatch
 from stages.global_negatives import global_contrastive_loss
 from stages.tensor_state import load_moments, moments_of, strip_prefix
@@ -75,19 +75,21 @@ class LearnerSettings(StageSettings):
     info_nce: InfoNCE = "forward"
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
     batch_size: int = pydantic.Field(
-        default=256, ge=2, description="transitions of an update, over all ranks"
+        default=256, ge=2, le=2**20, description="transitions of an update, over all ranks"
     )
     global_negatives: bool = pydantic.Field(
         default=False,
         description="contrast with the goals of all ranks, not with those of the rank's own batch",
     )
     discount: float = pydantic.Field(default=0.99, gt=0, le=1)
-    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
-    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
-    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
-    initial_alpha: float = pydantic.Field(default=1.0, gt=0, description="entropy temperature at the start")
+    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0, le=10)
+    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0, le=10)
+    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0, le=10)
+    initial_alpha: float = pydantic.Field(
+        default=1.0, gt=0, le=1e6, description="entropy temperature at the start"
+    )
     target_entropy_per_action: float = pydantic.Field(
-        default=-0.5, description="nats for each action dimension"
+        default=-0.5, ge=-1000, le=1000, description="nats for each action dimension"
     )
     average_decay: float = pydantic.Field(
         default=0.0,
@@ -96,13 +98,16 @@ class LearnerSettings(StageSettings):
         description="of the running average of the actor, evaluated beside it; 0: none",
     )
     threads: int = pydantic.Field(
-        default=0, ge=0, description="CPU threads of torch in each process; 0: every CPU, shared evenly"
+        default=0,
+        ge=0,
+        le=MOST_THREADS,
+        description="CPU threads of torch in each process; 0: every CPU, shared evenly",
     )
     max_gradient_norm: float | None = pydantic.Field(
-        default=None, gt=0, description="clipping; null: none; 10 where not set beyond 64 layers"
+        default=None, gt=0, le=1e12, description="clipping; null: none; 10 where not set beyond 64 layers"
     )
     warmup_updates: int = pydantic.Field(
-        default=0, ge=0, description="updates over which the learning rates rise linearly from 0"
+        default=0, ge=0, le=10**9, description="updates over which the learning rates rise linearly from 0"
     )
 
     @pydantic.model_validator(mode="before")

@@ -43,6 +43,7 @@ from stages.distill_results import complete_student, teachers_closing_episodes
 from stages.distill_settings import CHANGEABLE_ON_RESUME, DistillSettings
 from stages.episode_cache import TeacherEpisodes
 from stages.imitation import split_rows
+from stages.memory_estimate import require_student_memory
 from stages.network_file import TrainedActor, load_actor, torch_policy
 from stages.student_training import StudentTraining
 from stages.teacher_critic import TeacherCritic, load_critic
@@ -76,8 +77,9 @@ def run(
         StoppedByUser: after Ctrl-C, once the state is saved.
     """
     trained = load_actor(teacher)
-    data = _load_dataset(dataset, teacher, settings, context)
     device = resolve_device(settings.device)
+    require_student_memory(settings, trained, dataset, device)
+    data = _load_dataset(dataset, teacher, settings, context)
     set_up_torch(settings.threads)
     with _open_work(settings, context, teacher, dataset, resumed) as work:
         on_start(work.artifact)

@@ -7,7 +7,7 @@ from typing import Literal
 import pydantic
 
 from models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape
-from pipeline.core.settings import StageSettings
+from pipeline.core.settings import MOST_EPISODES, MOST_THREADS, StageSettings
 from stages.imitation import Objective
 from stages.paired_evaluation import EpisodeBudget
 
@@ -44,6 +44,7 @@ class DistillSettings(StageSettings):
     imitation_weight: float = pydantic.Field(
         default=10.0,
         ge=0,
+        le=1e6,
         description="of mse in the objective critic; energies are in standard deviations",
     )
     alternative_fraction: float = pydantic.Field(
@@ -58,10 +59,10 @@ class DistillSettings(StageSettings):
         lt=1,
         description="of the running average of the student, evaluated beside it; 0: none",
     )
-    updates: int = pydantic.Field(default=4000, ge=1)
-    batch_size: int = pydantic.Field(default=1024, ge=1)
+    updates: int = pydantic.Field(default=4000, ge=1, le=10**9)
+    batch_size: int = pydantic.Field(default=1024, ge=1, le=2**20)
     learning_rate: float = pydantic.Field(
-        default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
+        default=1e-3, gt=0, le=10, description="at the start; falls to 0 along one cosine, rounds included"
     )
     validation_fraction: float = pydantic.Field(
         default=0.1, gt=0, lt=1, description="share of episodes held out"
@@ -69,15 +70,20 @@ class DistillSettings(StageSettings):
     max_labels: int | None = pydantic.Field(
         default=None,
         ge=1,
+        le=10**12,
         description="most labels of the teacher to use, rounds included: states, each under each goal; "
         "None: all that there are",
     )
     skip_damaged_shards: bool = pydantic.Field(
         default=False, description="go on without the shards of the dataset that are damaged"
     )
-    evaluate_every: int = pydantic.Field(default=500, ge=1, description="updates between evaluations")
-    evaluation_episodes: int = pydantic.Field(default=256, ge=1)
-    checkpoint_every: int = pydantic.Field(default=500, ge=1, description="updates between checkpoints")
+    evaluate_every: int = pydantic.Field(
+        default=500, ge=1, le=10**9, description="updates between evaluations"
+    )
+    evaluation_episodes: int = pydantic.Field(default=256, ge=1, le=MOST_EPISODES)
+    checkpoint_every: int = pydantic.Field(
+        default=500, ge=1, le=10**9, description="updates between checkpoints"
+    )
     target_retention: float | None = pydantic.Field(
         default=None,
         gt=0,
@@ -88,30 +94,41 @@ class DistillSettings(StageSettings):
     patience: int | None = pydantic.Field(
         default=None,
         ge=1,
+        le=10**9,
         description="end the offline part, or a round, after so many evaluations without a better one; "
         "None: never",
     )
     dagger_rounds: int = pydantic.Field(
-        default=0, ge=0, description="rounds in which the student acts and the teacher labels"
+        default=0, ge=0, le=1000, description="rounds in which the student acts and the teacher labels"
     )
-    dagger_episodes: int = pydantic.Field(default=256, ge=1, description="episodes of a round")
+    dagger_episodes: int = pydantic.Field(
+        default=256, ge=1, le=MOST_EPISODES, description="episodes of a round"
+    )
     dagger_beta: float = pydantic.Field(
         default=0.0,
         ge=0,
         le=1,
         description="in round i the teacher acts in the student's place with probability beta^i at each step",
     )
-    dagger_updates: int = pydantic.Field(default=1000, ge=1, description="updates after each round")
+    dagger_updates: int = pydantic.Field(default=1000, ge=1, le=10**9, description="updates after each round")
     final_episodes: int = pydantic.Field(
-        default=1024, ge=1, description="least number of paired episodes that measure retention"
+        default=1024,
+        ge=1,
+        le=MOST_EPISODES,
+        description="least number of paired episodes that measure retention",
     )
     max_final_episodes: int = pydantic.Field(
-        default=8192, ge=1, description="most of them, where retention's interval asks for more"
+        default=8192,
+        ge=1,
+        le=MOST_EPISODES,
+        description="most of them, where retention's interval asks for more",
     )
     interval_half_width: float = pydantic.Field(
-        default=0.03, gt=0, description="of retention's 95 % intervals, that their number is chosen for"
+        default=0.03, gt=0, le=1, description="of retention's 95 % intervals, that their number is chosen for"
     )
-    threads: int = pydantic.Field(default=0, ge=0, description="CPU threads of torch; 0: every CPU")
+    threads: int = pydantic.Field(
+        default=0, ge=0, le=MOST_THREADS, description="CPU threads of torch; 0: every CPU"
+    )
     reproduction_tolerance: float = pydantic.Field(
         default=0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
     )

@@ -18,6 +18,7 @@ from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
+from pipeline.core.settings import MOST_EPISODES
 from stages.artifact_task import load_task
 from stages.sampling_settings import SamplingSettings
 
@@ -38,12 +39,12 @@ _OUTCOMES = (
 class EvaluateSettings(SamplingSettings):
     """Settings of `pipeline evaluate`."""
 
-    episodes: int = pydantic.Field(default=1024, ge=1, description="fresh episodes to run")
+    episodes: int = pydantic.Field(default=1024, ge=1, le=MOST_EPISODES, description="fresh episodes to run")
     distribution: str = pydantic.Field(
         default="evaluation", description="the task's episode distribution to draw from"
     )
     num_paths: int = pydantic.Field(
-        default=32, ge=0, description="episodes whose path is drawn, for tasks with goals in x and y"
+        default=32, ge=0, le=1024, description="episodes whose path is drawn, for tasks with goals in x and y"
     )
 
 

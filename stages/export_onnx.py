@@ -14,7 +14,7 @@ from models.onnx_graph import to_onnx
 from pipeline.core.artifacts import Artifact, atomic_file
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device
-from pipeline.core.settings import StageSettings
+from pipeline.core.settings import MOST_EPISODES, StageSettings
 from stages.artifact_task import keep_task
 from stages.evaluate import Episodes
 from stages.network_file import TrainedActor, load_actor
@@ -40,7 +40,10 @@ class ExportOnnxSettings(StageSettings):
 
     opset: int = pydantic.Field(default=20, ge=18, le=21, description="ONNX operator set of the file")
     gate_states: int = pydantic.Field(
-        default=2048, ge=1, description="states to compare on: of the closed loop, and as many of the dataset"
+        default=2048,
+        ge=1,
+        le=10**6,
+        description="states to compare on: of the closed loop, and as many of the dataset",
     )
     max_action_error: float = pydantic.Field(
         default=1e-5,
@@ -49,7 +52,7 @@ class ExportOnnxSettings(StageSettings):
         description="largest difference of an action up to depth 16; grows as its root",
     )
     closed_loop_episodes: int = pydantic.Field(
-        default=256, ge=1, description="episodes that both runtimes act in"
+        default=256, ge=1, le=MOST_EPISODES, description="episodes that both runtimes act in"
     )
     max_success_difference: float = pydantic.Field(
         default=0.02,

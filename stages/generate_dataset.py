@@ -53,7 +53,7 @@ class GenerateDatasetSettings(LabelSettings):
     keep the states that it visits by itself, and say how often it succeeds.
     """
 
-    episodes: int = pydantic.Field(default=1000, ge=1, description="over all ranks")
+    episodes: int = pydantic.Field(default=1000, ge=1, le=10**7, description="over all ranks")
     evaluation_fraction: float = pydantic.Field(
         default=0.5,
         ge=0,
@@ -62,6 +62,7 @@ class GenerateDatasetSettings(LabelSettings):
     )
     noise_levels: tuple[float, ...] = pydantic.Field(
         default=(0.0, 0.1, 0.2, 0.4),
+        max_length=100,
         description="standard deviations of the Gaussian noise on the actions, each for as many episodes; "
         "0: clean ones",
     )
@@ -69,7 +70,7 @@ class GenerateDatasetSettings(LabelSettings):
         default=0.75, ge=0, le=1, description="share of an episode's steps after which its noise ends"
     )
     num_worlds: int = pydantic.Field(
-        default=256, ge=1, description="episodes that run at a time in a process, a shard's at most"
+        default=256, ge=1, le=2**16, description="episodes that run at a time in a process, a shard's at most"
     )
 
     @pydantic.field_validator("noise_levels", mode="before")

@@ -40,6 +40,7 @@ class ImportDatasetSettings(LabelSettings):
 
     goal_columns: tuple[int, ...] = pydantic.Field(
         default=(),
+        max_length=1000,
         description="numbers of an observation that are the achieved goal, where it is no dictionary",
     )
 

@@ -7,14 +7,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import mujoco
 import torch
 
 from envs.compiled_task import CompiledTask
 from models.block_stack import LAYERS_PER_BLOCK
 from models.contrastive_critic import EMBEDDING_DIM
 from models.norm_swish import is_compiled
+from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
 from stages.contrastive_learner import LearnerSettings
+from stages.distill_settings import DistillSettings
+from stages.network_file import TrainedActor
 from stages.teacher_training import TrainTeacherSettings
 
 # Interpreter, libraries and the pool of a simulator: what a training of the smallest network takes.
@@ -23,6 +27,12 @@ _FLOAT = 4
 _ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
 # Weights, gradient, two moments, the kept best, and a checkpoint's copies; the actor has an average too.
 _ACTOR_COPIES, _CRITIC_COPIES = 10, 8
+# Bytes at the peak of InfoNCE for each pair of a batch, measured: distances are worked out in float64.
+_PAIR_BYTES = {"norm": 34, "squared": 29, "dot": 21, "cosine": 21}
+# Weights, gradient, two moments, average, the kept best and a checkpoint's copies of a student; a dataset as
+# it is read, joined, and split in training and validation.
+_STUDENT_COPIES, _DATASET_COPIES = 8, 3
+_WORLD_FIELDS = 40  # numbers of a body that terms may read, in and out of MuJoCo
 
 
 @dataclass(frozen=True)
@@ -33,16 +43,21 @@ class MemoryEstimate:
         parameters: networks, their gradients, optimiser moments and copies.
         activations: what a forward pass leaves for the backward pass, and what that allocates.
         replay: the replay memory.
+        logits: the energies of every state and action with every goal of a batch.
+        worlds: states and readings of the simulated worlds.
     """
 
     parameters: int
     activations: int
     replay: int
+    logits: int = 0
+    worlds: int = 0
 
     @property
     def total(self) -> int:
         """All of it, the process itself included."""
-        return self.parameters + self.activations + self.replay + _PROCESS_BYTES
+        parts = (self.parameters, self.activations, self.replay, self.logits, self.worlds)
+        return sum(parts) + _PROCESS_BYTES
 
 
 def parameter_estimate(inputs: int, outputs: int, settings: LearnerSettings) -> int:
@@ -72,6 +87,16 @@ def activation_estimate(settings: LearnerSettings, device: str) -> int:
     return math.ceil(blocks / segment) * stream + segment * block // 2
 
 
+def logits_estimate(settings: LearnerSettings, ranks: int = 1) -> int:
+    """Return the bytes of InfoNCE at its peak, which grow as the square of a rank's batch."""
+    rows = math.ceil(settings.batch_size / ranks)
+    pairs = rows * (settings.batch_size if settings.global_negatives else rows)
+    both = settings.info_nce == "symmetric"
+    if both and settings.global_negatives:
+        return 2 * _PAIR_BYTES[settings.energy] * pairs
+    return (_PAIR_BYTES[settings.energy] + _FLOAT * both) * pairs
+
+
 def estimate_memory(
     task: CompiledTask, settings: TrainTeacherSettings, device: str, ranks: int = 1
 ) -> MemoryEstimate:
@@ -91,7 +116,15 @@ def estimate_memory(
     parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic) + rounded
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
-    return MemoryEstimate(parameters, activation_estimate(settings, device) // ranks, replay // ranks)
+    state = 2 * mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION)
+    worlds = 8 * settings.num_worlds * (state + _WORLD_FIELDS * task.model.nbody)
+    return MemoryEstimate(
+        parameters,
+        activation_estimate(settings, device) // ranks,
+        replay // ranks,
+        logits_estimate(settings, ranks),
+        worlds // ranks,
+    )
 
 
 def require_memory(
@@ -113,14 +146,17 @@ def require_memory(
     if needed.total <= free:
         return
     fits = [f"depth {depth}"] if (depth := _deepest(task, settings, free, device, ranks)) else []
+    if batch := _largest_batch(task, settings, free, device, ranks):
+        fits.append(f"batch_size {batch}")
     thrifty = settings.model_copy(update={"checkpoint_activations": True})
     if not settings.checkpoint_activations and (depth := _deepest(task, thrifty, free, device, ranks)):
         fits.append(f"depth {depth} with checkpoint_activations=true")
-    advice = f"What would fit: {', or '.join(fits)}." if fits else "Lower width, batch_size or the replay."
+    advice = f"What would fit: {', or '.join(fits)}." if fits else f"Lower {_largest_part(needed)}."
     raise SettingsError(
         f"Depth {settings.depth} at width {settings.width} and batch_size {settings.batch_size} needs about "
         f"{_gib(needed.total)} (networks and optimisers {_gib(needed.parameters)}, activations "
-        f"{_gib(needed.activations)}, replay {_gib(needed.replay)}); free are {_gib(free)}. {advice}"
+        f"{_gib(needed.activations)}, pairs of the batch {_gib(needed.logits)}, replay "
+        f"{_gib(needed.replay)}, worlds {_gib(needed.worlds)}); free are {_gib(free)}. {advice}"
     )
 
 
@@ -135,6 +171,69 @@ def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, devi
         else:
             high = middle - 1
     return low * LAYERS_PER_BLOCK
+
+
+def student_bytes(settings: DistillSettings, teacher: TrainedActor, dataset: Artifact) -> int:
+    """Return what the distillation of a student takes at its peak, the process itself included."""
+    width, depth = settings.student_width, settings.student_depth
+    inputs = teacher.task.observation_dim + teacher.task.goal_dim
+    parameters = (inputs + (depth + 1) * (width + 3) + 2 * teacher.task.action_dim) * width
+    # What autograd keeps of a layer is as of the teacher's; the critic's two encoders are differentiated too.
+    layers = depth * width
+    if settings.objective == "critic":
+        layers += 2 * teacher.shape.depth * teacher.shape.width
+    rows = sum(path.stat().st_size for path in dataset.path.rglob("*.hdf5") if path.is_file())
+    activations = 3 * _FLOAT * settings.batch_size * layers
+    return _PROCESS_BYTES + _FLOAT * _STUDENT_COPIES * parameters + activations + _DATASET_COPIES * rows
+
+
+def require_student_memory(
+    settings: DistillSettings, teacher: TrainedActor, dataset: Artifact, device: str
+) -> None:
+    """Refuse a distillation that the free memory cannot hold.
+
+    Raises:
+        SettingsError: what is needed, what is free, and what to lower.
+    """
+    free, needed = free_bytes(device), student_bytes(settings, teacher, dataset)
+    if needed <= free:
+        return
+    batch = settings.batch_size // 2
+    while batch and student_bytes(settings.model_copy(update={"batch_size": batch}), teacher, dataset) > free:
+        batch //= 2
+    advice = (
+        f"What would fit: batch_size {batch}." if batch else "Lower student_width, or take fewer episodes."
+    )
+    raise SettingsError(
+        f"A student of depth {settings.student_depth} and width {settings.student_width} with batch_size "
+        f"{settings.batch_size} on dataset {dataset.name} needs about {_gib(needed)}; free are {_gib(free)}. "
+        f"{advice}"
+    )
+
+
+def _largest_batch(
+    task: CompiledTask, settings: TrainTeacherSettings, free: int, device: str, ranks: int
+) -> int:
+    """Return the largest power of two below the batch that fits, or 0; batches below 64 are no advice."""
+    batch = 2 ** (settings.batch_size - 1).bit_length() // 2
+    while batch >= 64:
+        smaller = settings.model_copy(update={"batch_size": batch})
+        if batch % ranks == 0 and estimate_memory(task, smaller, device, ranks).total <= free:
+            return batch
+        batch //= 2
+    return 0
+
+
+def _largest_part(needed: MemoryEstimate) -> str:
+    """Return the settings that decide the largest part of what is needed."""
+    levers = {
+        "parameters": "width or depth",
+        "activations": "batch_size, width or depth",
+        "logits": "batch_size",
+        "replay": "replay_rows_per_world or num_worlds",
+        "worlds": "num_worlds",
+    }
+    return levers[max(levers, key=lambda part: getattr(needed, part))]
 
 
 def free_bytes(

@@ -16,7 +16,7 @@ from envs.compiled_task import CompiledTask
 from envs.cpu_simulator import CpuSimulator
 from envs.opengl import NoOpenGLError
 from envs.scene_rendering import SceneRenderer
-from envs.task import TaskError
+from envs.task import MOST_EPISODE_STEPS, TaskError
 from pipeline.core.artifacts import Artifact, atomic_file
 from pipeline.core.console import Progress
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
@@ -41,7 +41,10 @@ class RenderSettings(StageSettings):
         default="evaluation", description="the task's episode distribution to draw from"
     )
     max_steps: int | None = pydantic.Field(
-        default=None, ge=1, description="control steps of an episode to draw; none: to its end"
+        default=None,
+        ge=1,
+        le=MOST_EPISODE_STEPS,
+        description="control steps of an episode to draw; none: to its end",
     )
     width: int = pydantic.Field(
         default=640, ge=64, le=3840, multiple_of=2, description="of the video, in pixels"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.goal_actor import Gaussian
 from pipeline.core.errors import NonFiniteError
+from pipeline.core.settings import MOST_THREADS
 from stages.best_action import best_mean
 from stages.network_file import TrainedActor
 from stages.sampling_settings import SamplingSettings
@@ -44,6 +45,7 @@ class LabelSettings(SamplingSettings):
     threads: int = pydantic.Field(
         default=1,
         ge=0,
+        le=MOST_THREADS,
         description="CPU threads of torch in each process; 0: every CPU, shared evenly. With another number "
         "the last bits of the labels differ",
     )

@@ -21,7 +21,7 @@ from models.goal_actor import GoalActor
 from pipeline.core.checkpoint import CheckpointFolder, RankPart
 from pipeline.core.distributed import Ranks
 from pipeline.core.runtime import cpu_share, require_finite, seed_sequence, torch_seed
-from pipeline.core.settings import dump_settings
+from pipeline.core.settings import MOST_EPISODES, dump_settings
 from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 from stages.captured_update import CapturedUpdate, CudaRecorder
 from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
@@ -72,31 +72,35 @@ class TrainTeacherSettings(LearnerSettings):
         le=MOST_EPISODE_STEPS,
         description="control steps of an episode, the student's too; null: the task's",
     )
-    env_steps: int = pydantic.Field(default=1_000_000, ge=1, description="control steps over all worlds")
-    num_worlds: int = pydantic.Field(default=128, ge=1, description="over all ranks")
+    env_steps: int = pydantic.Field(
+        default=1_000_000, ge=1, le=10**12, description="control steps over all worlds"
+    )
+    num_worlds: int = pydantic.Field(default=128, ge=1, le=2**20, description="over all ranks")
     unroll_steps: int = pydantic.Field(
-        default=100, ge=1, description="control steps of each world between updates"
+        default=100, ge=1, le=10**6, description="control steps of each world between updates"
     )
-    updates_per_unroll: int = pydantic.Field(default=48, ge=1)
-    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2)
+    updates_per_unroll: int = pydantic.Field(default=48, ge=1, le=10**6)
+    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2, le=10**9)
     min_rows_per_world: int = pydantic.Field(
-        default=100, ge=2, description="rows of each world before the first update"
+        default=100, ge=2, le=10**9, description="rows of each world before the first update"
     )
-    evaluate_every: int = pydantic.Field(default=4, ge=1, description="unrolls between evaluations")
-    evaluation_episodes: int = pydantic.Field(default=128, ge=1)
+    evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="unrolls between evaluations")
+    evaluation_episodes: int = pydantic.Field(default=128, ge=1, le=MOST_EPISODES)
     final_episodes: int = pydantic.Field(
-        default=256, ge=1, description="fresh episodes of the closing evaluation"
+        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the closing evaluation"
     )
     target_success: float | None = pydantic.Field(
         default=None, gt=0, le=1, description="stop early at this success"
     )
     target_evaluations: int = pydantic.Field(
-        default=2, ge=1, description="consecutive evaluations that must meet it"
+        default=2, ge=1, le=10**6, description="consecutive evaluations that must meet it"
     )
     keep: Literal["best", "last"] = pydantic.Field(
         default="best", description="which evaluated actor becomes the teacher"
     )
-    checkpoint_every: int = pydantic.Field(default=4, ge=1, description="unrolls between checkpoints")
+    checkpoint_every: int = pydantic.Field(
+        default=4, ge=1, le=10**9, description="unrolls between checkpoints"
+    )
     cuda_graph: bool = pydantic.Field(
         default=True, description="capture the update on CUDA, with one rank; off for debugging"
     )

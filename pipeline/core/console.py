@@ -8,11 +8,14 @@ import json
 import numbers
 import os
 import re
+import struct
 import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -252,16 +255,83 @@ def _describe(error: Exception, log_folder: Path | None) -> tuple[str, int]:
         path = getattr(error, "filename", None)
         where = f" while writing {path}" if path else ""
         return f"The disk is full{where}: free some space or choose another --workspace DIR.", 2
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"No access to {error.filename or 'a file'} ({error.strerror}): check its permissions.", 2
+    if _is_out_of_memory(error):
+        where = "The GPU's memory" if "CUDA" in str(error) else "The memory"
+        return f"{where} is too small for this ({_first_sentence(error)}): {_MEMORY_LEVERS}", 2
+    if isinstance(error, OSError):
+        return _describe_os_error(error), 2
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in EXTRA_OF_PACKAGE:
         extra = EXTRA_OF_PACKAGE[package]
         install = f'pip install "thousandfold[{extra}]"' if extra else "pip install thousandfold"
         return f"This command needs {package}, which is not installed: {install}", 2
+    said = _first_sentence(error)
+    if isinstance(error, ImportError) and re.search(r"shared object|undefined symbol|DLL|GLIBC|\.so\b", said):
+        return f"{error.name or 'A package'} cannot be loaded ({said}): install it again.", 2
+    if isinstance(error, BrokenExecutor):
+        return "A process of this command ended, perhaps for lack of memory: free some, and run it again.", 2
+    if isinstance(error, RuntimeError) and "Could not determine home directory" in said:
+        return "A path begins with the home folder (~) of a user who has none: write it out.", 2
     log = _write_traceback(error, log_folder)
     where = f"the traceback is in {log}" if log else "set THOUSANDFOLD_TRACEBACK=1 to see the traceback"
+    if isinstance(error, _OF_DAMAGED_FILES) or type(error).__name__ == "ValidationError":
+        reason = f"{type(error).__name__}: {said}"
+        return f"A file that this command reads is damaged or of another kind ({reason}): {where}.", 2
     return f"{type(error).__name__}: {str(error)[:500]} (unexpected; {where})", 1
+
+
+_MEMORY_LEVERS = (
+    "lower batch_size, num_worlds, width, the replay or the number of episodes (--set), or free some memory."
+)
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|bad_alloc|bad allocation|could not allocate|failed to allocate"
+    r"|unable to allocate|cannot allocate memory|std::length_error",
+    re.IGNORECASE,
+)
+"""How torch, CUDA, Warp, C++, MuJoCo, ONNX Runtime, NumPy and Linux say it."""
+_OF_DAMAGED_FILES = (
+    json.JSONDecodeError, UnicodeError, zipfile.BadZipFile, EOFError, struct.error, RecursionError,
+    OverflowError,
+)  # fmt: skip
+_OS_ADVICE = {
+    errno.ENOENT: "check the name, and that nothing removes it meanwhile",
+    errno.EIO: "the disk or the network drive fails: check it, then run this again",
+    errno.ESTALE: "the network drive was changed or lost: mount it again, then run this again",
+    errno.ENAMETOOLONG: "choose a shorter name or another --workspace DIR",
+    errno.ELOOP: "links lead back to themselves: remove one",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open: close other programs",
+    errno.EAGAIN: "there are too many processes or locks: end other programs, or raise ulimit -u",
+    errno.ENOTDIR: "a file is where a folder should be: remove it or choose another name",
+    errno.EISDIR: "a folder is where a file should be: remove it or choose another name",
+    errno.EFBIG: "it is larger than the file system or the limit allows",
+    errno.ETIMEDOUT: "the network does not answer: check it, then run this again",
+}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell it by its type or number, or by the words of libraries that raise something general."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | ValueError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _describe_os_error(error: OSError) -> str:
+    """Return what the system refused, of which file, and what to do."""
+    files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"No access to {files or 'a file'} ({error.strerror}): check its permissions."
+    said = error.strerror or _first_sentence(error) or type(error).__name__
+    advice = _OS_ADVICE.get(error.errno or 0, "check it, then run this again")
+    return f"{files or 'A file or a connection'} cannot be used ({said}): {advice}."
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return how an error's text begins, on one line."""
+    text = " ".join(str(error).split())
+    return re.split(r"(?<=\w)\. ", text, maxsplit=1)[0][:200] or type(error).__name__
 
 
 def _is_disk_full(error: Exception) -> bool:

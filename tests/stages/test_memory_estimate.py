@@ -3,16 +3,27 @@
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from envs.registry import compile_task
-from models.contrastive_critic import ContrastiveCritic
+from models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
 from models.goal_actor import GoalActor
 from models.residual_mlp import parameter_count
 from pipeline.core.errors import SettingsError
 from stages import memory_estimate
-from stages.memory_estimate import activation_estimate, estimate_memory, parameter_estimate, require_memory
+from stages.distill_settings import DistillSettings
+from stages.memory_estimate import (
+    activation_estimate,
+    estimate_memory,
+    logits_estimate,
+    parameter_estimate,
+    require_memory,
+    require_student_memory,
+    student_bytes,
+)
 from stages.teacher_training import TrainTeacherSettings
 
 TASK = compile_task("point_u_maze")
@@ -102,8 +113,63 @@ def test_what_does_not_fit_is_refused_with_depths_that_do(monkeypatch):
 
 def test_where_nothing_fits_other_settings_are_named(monkeypatch):
     monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: GIB // 2)
-    with pytest.raises(SettingsError, match="Lower width, batch_size or the replay"):
+    with pytest.raises(SettingsError, match="Lower replay_rows_per_world or num_worlds"):
         require_memory(TASK, make(), "cpu")
+
+
+@pytest.mark.parametrize("energy", ["norm", "squared", "dot", "cosine"])
+@pytest.mark.parametrize("variant", ["forward", "symmetric"])
+def test_pairs_of_a_batch_are_counted_as_torch_allocates_them(energy, variant):
+    def energies_and_gradients(rows):
+        batch = [torch.randn(rows, 64, requires_grad=True) for _ in range(2)]
+        loss, _ = contrastive_loss(pairwise_energy(*batch, energy), variant)
+        loss.backward()
+
+    rows = 1024
+    with torch.profiler.profile(profile_memory=True) as profile:
+        energies_and_gradients(rows)
+    held = most = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    settings = make(batch_size=rows, energy=energy, info_nce=variant)
+    assert 0.7 < most / logits_estimate(settings) < 1.1
+
+
+def test_pairs_grow_as_the_square_of_a_ranks_batch():
+    small, large = (logits_estimate(make(batch_size=size)) for size in (256, 1024))
+    assert large == 16 * small
+    assert logits_estimate(make(batch_size=1024), ranks=4) == small
+    assert logits_estimate(make(batch_size=1024, global_negatives=True), ranks=4) == 4 * small
+
+
+def test_a_batch_whose_pairs_do_not_fit_is_refused_with_one_that_does(monkeypatch):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 20 * GIB)
+    with pytest.raises(SettingsError) as caught:
+        require_memory(TASK, make(batch_size=100_000, replay_rows_per_world=1000), "cpu")
+    said = str(caught.value)
+    assert "pairs of the batch 316.6 GiB" in said and "depth" not in said.partition("What would fit")[2]
+    found = re.search(r"What would fit: batch_size (\d+)\.", said)
+    assert found is not None
+    for batch, fits in ((int(found[1]), True), (2 * int(found[1]), False)):
+        needed = estimate_memory(TASK, make(batch_size=batch, replay_rows_per_world=1000), "cpu")
+        assert (needed.total <= 20 * GIB) == fits
+
+
+def test_a_student_that_does_not_fit_is_refused_with_a_batch_that_does(monkeypatch, tmp_path: Path):
+    teacher = SimpleNamespace(task=TASK, shape=make(depth=64, width=256).shape)
+    dataset = SimpleNamespace(path=tmp_path, name="dataset-1")
+    (tmp_path / "rows.hdf5").write_bytes(bytes(1000))
+    settings = DistillSettings(batch_size=2**20, objective="critic")
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 20 * GIB)
+    with pytest.raises(SettingsError, match=r"batch_size 1048576 on dataset dataset-1 needs about") as caught:
+        require_student_memory(settings, teacher, dataset, "cpu")
+    found = re.search(r"What would fit: batch_size (\d+)\.", str(caught.value))
+    assert found is not None
+    require_student_memory(settings.model_copy(update={"batch_size": int(found[1])}), teacher, dataset, "cpu")
+    imitating = DistillSettings(batch_size=2**20)
+    assert student_bytes(settings, teacher, dataset) > 10 * student_bytes(imitating, teacher, dataset)
 
 
 def test_processes_on_one_machine_share_its_memory(monkeypatch):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
+import zipfile
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import click
 import pytest
 import rich.console
+import torch
 from click.testing import CliRunner
 
 from pipeline.core import console as console_module
@@ -241,6 +245,75 @@ class TestErrorBoundary:
         assert code == 2
         assert line == "Error: No access to /data/runs (refused): check its permissions."
 
+    @pytest.mark.parametrize(
+        ("number", "words"),
+        [
+            (errno.EIO, "drive fails"),
+            (errno.ESTALE, "mount it again"),
+            (errno.ENAMETOOLONG, "shorter name"),
+            (errno.ELOOP, "links lead back"),
+            (errno.EMFILE, "ulimit -n"),
+            (errno.ENOENT, "check the name"),
+            (errno.EISDIR, "choose another name"),
+            (errno.ENODEV, "check it"),
+        ],
+    )
+    def test_what_the_system_refuses_names_the_path(self, number: int, words: str, capsys: Capture) -> None:
+        code, line = exit_of(OSError(number, os.strerror(number), "/data/runs"), capsys)
+        assert code == 2
+        assert line.startswith(f"Error: /data/runs cannot be used ({os.strerror(number)}): ")
+        assert words in line
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            MemoryError("Unable to allocate 74.5 GiB for an array with shape (100000, 100000)"),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you "
+                "tried to allocate 80000000000 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 74.51 GiB. GPU 0 has"),
+            RuntimeError("std::bad_alloc"),
+            ValueError("Error: engine error: Could not allocate memory"),
+            RuntimeError("Failed to allocate 100 bytes on device 'cuda:0'"),
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ],
+    )
+    def test_too_little_memory_names_the_levers(self, error: Exception, capsys: Capture) -> None:
+        code, line = exit_of(error, capsys)
+        assert code == 2
+        assert "memory is too small for this" in line.replace("The memory", "memory")
+        assert "lower batch_size, num_worlds" in line and "unexpected" not in line
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            json.JSONDecodeError("Expecting value", "x", 0),
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            zipfile.BadZipFile("File is not a zip file"),
+            RecursionError("maximum recursion depth exceeded while decoding a JSON array"),
+            OverflowError("int too large to convert to float"),
+        ],
+    )
+    def test_a_file_that_no_reader_took_is_found_in_the_log(
+        self, error: Exception, tmp_path: Path, capsys: Capture
+    ) -> None:
+        code, line = exit_of(error, capsys, tmp_path)
+        (log,) = tmp_path.iterdir()
+        assert code == 2
+        assert line.startswith("Error: A file that this command reads is damaged or of another kind (")
+        assert type(error).__name__ in line and str(log) in line
+
+    def test_a_process_that_died_and_a_library_that_does_not_load(self, capsys: Capture) -> None:
+        code, line = exit_of(BrokenProcessPool("terminated abruptly"), capsys)
+        assert (code, "run it again" in line) == (2, True)
+        error = ImportError("libGL.so.1: cannot open shared object file: No such file", name="cv2")
+        code, line = exit_of(error, capsys)
+        assert (code, line.endswith("install it again.")) == (2, True)
+        code, line = exit_of(RuntimeError("Could not determine home directory."), capsys)
+        assert (code, line.endswith("write it out.")) == (2, True)
+
     def test_a_missing_extra_is_named(self, capsys: Capture) -> None:
         code, line = exit_of(ModuleNotFoundError("no", name="mlflow.entities"), capsys)
         assert code == 2
@@ -254,7 +327,11 @@ class TestErrorBoundary:
 
     @pytest.mark.parametrize(
         "error",
-        [ZeroDivisionError("by\nzero"), ModuleNotFoundError("no", name="numpy"), OSError(errno.EIO, "io")],
+        [
+            ZeroDivisionError("by\nzero"),
+            ModuleNotFoundError("no", name="numpy"),
+            ImportError("cannot import x"),
+        ],
     )
     def test_the_unexpected_leaves_its_traceback(
         self, error: Exception, tmp_path: Path, capsys: Capture
