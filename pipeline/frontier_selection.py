@@ -207,7 +207,12 @@ def _register(
         student = context.workspace.adopt(
             source,
             results={"frontier": frontier.name, FRESH: fresh},
-            tracking={"run_id": run.run_id, "chain_run_id": chain, "own_chain": False},
+            tracking={
+                "run_id": run.run_id,
+                "chain_run_id": chain,
+                "own_chain": False,
+                "store": context.tracker.store_name,
+            },
         )
         measured = {**row, **{f"fresh/{name}": value for name, value in (fresh or {}).items()}}
         run.log_metrics({k: float(v) for k, v in measured.items() if isinstance(v, int | float)}, step=0)

@@ -88,7 +88,9 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
             wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
             raise UserError(f"{place.name} is not promoted, for it did not pass: {wrong}")
         model = registered_name(artifact.manifest.task)
-        moved = promote(session.workspace.root, model, artifact.name, place.path, _notes(found))
+        moved = promote(
+            session.workspace.root, model, artifact.name, place.path, _notes(found), session.console.say
+        )
         was = f"from version {moved.before}" if moved.before else "which no version had"
         session.console.say(
             f"Alias {PRODUCTION_ALIAS} of {model}, {was}, is now on version {moved.after}: {artifact.name}."

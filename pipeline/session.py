@@ -270,7 +270,7 @@ class Session:
         if not self.ranks.leads:
             return StageContext(self.workspace, self.console, NullTracker(), ranks=self.ranks)
         self.workspace.ensure_writable()
-        tracker = open_tracker(self.workspace.root, self.console.warn)
+        tracker = open_tracker(self.workspace.root, self.console.warn, self.console.say)
         return StageContext(self.workspace, self.console, tracker, ranks=self.ranks)
 
     def announce(self, common: CommonOptions) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from pipeline.core.artifacts import Workspace
 from pipeline.core.console import Console
 from pipeline.core.errors import UserError
-from pipeline.core.tracking import ui_command
+from pipeline.core.tracking_store import open_store, tracking_uri, ui_command
 
 _PATIENCE_S = 10.0
 _QUIET = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
@@ -32,26 +33,64 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
     """Serve the page and return the server's exit code.
 
     Raises:
-        UserError: there are no runs yet, the address cannot be taken, or the runs are on a server.
+        UserError: there are no runs yet or they are on a server, the store cannot be opened, the address
+            cannot be taken, or the server ends before it serves.
         MissingExtraError: MLflow is not installed.
     """
     command = ui_command(workspace.root, host, port)
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (workspace.tracking / "mlflow.db").is_file():
+    if tracking_uri() is None and not (workspace.tracking / "mlflow.db").is_file():
         raise UserError(
             f"No runs are recorded in {workspace.root} yet: start with `pipeline run`, or name another "
             "workspace with --workspace DIR."
         )
     _require_free(host, port)
-    console.say(f"MLflow UI on http://{host}:{port} (Ctrl-C ends it).")
+    open_store(workspace.root, console.say, to_write=False)
     # A process group of its own: the server starts further processes, and all of them must end with it.
-    server = subprocess.Popen(
-        [*command, "--uvicorn-opts", "--log-level warning"], env=os.environ | _QUIET, start_new_session=True
-    )
+    watched = [
+        sys.executable,
+        "-S",
+        "-c",
+        _END_WITH_PARENT,
+        *command,
+        "--uvicorn-opts",
+        "--log-level warning",
+    ]
+    server = subprocess.Popen(watched, env=os.environ | _QUIET, stdin=subprocess.PIPE, start_new_session=True)
     try:
-        with _exit_on_terminate():
+        with _exit_on_signals():
+            while not _answers(host, port):
+                if server.poll() is not None:
+                    raise UserError(f"MLflow's server ended with code {server.returncode} before it served.")
+                time.sleep(0.2)
+            console.say(f"MLflow UI on http://{_in_address(host)}:{port} (Ctrl-C ends it).")
             return server.wait()
     finally:
         _end_group(server)
+
+
+# Runs the command in its arguments; ends its process group when standard input does, as it does when whoever
+# started it is gone, by kill -9 as well.
+_END_WITH_PARENT = """
+import os, signal, subprocess, sys, threading, time
+
+def end_group():
+    while os.read(0, 1):
+        pass
+    abandoned.set()
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(5)
+    os.killpg(0, signal.SIGKILL)
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+abandoned = threading.Event()
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+watch = threading.Thread(target=end_group, daemon=True)
+watch.start()
+code = server.wait()
+if abandoned.is_set():
+    watch.join()
+sys.exit(code)
+"""
 
 
 def _require_free(host: str, port: int) -> None:
@@ -67,14 +106,30 @@ def _require_free(host: str, port: int) -> None:
         ) from None
 
 
+def _answers(host: str, port: int) -> bool:
+    """Return whether somebody listens there."""
+    place = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        socket.create_connection((place, port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 @contextlib.contextmanager
-def _exit_on_terminate() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what was started is ended too."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def _exit_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that what was started is ended too."""
+    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {n: signal.signal(n, lambda number, _: sys.exit(128 + number)) for n in wanted}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:

@@ -1,35 +1,61 @@
-"""One process at a time writes to a folder."""
+"""One process at a time writes to a folder, or makes a database."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import UserError
 
 LOCK_FILE = ".lock"
+SAY_AFTER_S = 5.0
 # Whoever asks `is_locked` holds the lock for an instant, which must not turn a writer away.
-_TRIES, _BETWEEN_S = 5, 0.02
+_PATIENCE_S, _LOOK_AGAIN_S = 0.1, 0.02
+
+
+def folder_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes from writing to a folder, which is made; raise UserError where one does."""
+    return file_lock(folder / LOCK_FILE, str(folder))
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder, which is made; raise UserError where one does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as file:
-        for attempt in range(1, _TRIES + 1):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if attempt == _TRIES:
-                    raise UserError(
-                        f"{folder} is in use by another process: wait for it, or stop it."
-                    ) from error
-                time.sleep(_BETWEEN_S)
+def file_lock(
+    path: Path, what: str, patience_s: float = _PATIENCE_S, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold a file's lock, which ends with the process at the latest; the file says who holds it.
+
+    Args:
+        path: Of the file; it and its folder are made, and stay.
+        what: What the lock keeps others from using, for messages.
+        patience_s: How long to wait for another process.
+        say: Takes the line about a wait that is not over in a moment.
+
+    Raises:
+        UserError: Another process, which the message names, holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(_open(path), "r+b", buffering=0) as file:
+        started = time.monotonic()
+        while not _try_lock(file.fileno()):
+            owner = file.read(20).decode(errors="replace").strip()
+            holder = f"another process ({owner})" if owner else "another process"
+            file.seek(0)
+            waited = time.monotonic() - started
+            if waited >= patience_s:
+                after = f" after {patience_s:.0f} s" if patience_s >= 1.0 else ""
+                raise UserError(f"{what} is in use by {holder}{after}: wait for it, or stop it.")
+            if say is not None and waited >= SAY_AFTER_S:
+                say(f"Waiting for {holder}: {what} is in use (up to {patience_s:.0f} s).")
+                say = None
+            time.sleep(_LOOK_AGAIN_S)
+        with contextlib.suppress(OSError):  # a file system that is read-only or full
+            file.truncate()
+            file.write(f"{os.getpid()}\n".encode())
         yield
 
 
@@ -43,3 +69,21 @@ def is_locked(folder: Path) -> bool:
     except OSError:  # no lock file, as a rule
         return False
     return False
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)  # enough for a lock
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take the lock, or return False where another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

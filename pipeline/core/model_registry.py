@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,12 @@ def write_onnx_model(
 
 
 def promote(
-    workspace_root: Path, model: str, artifact: str, file: Path, tags: Mapping[str, Any]
+    workspace_root: Path,
+    model: str,
+    artifact: str,
+    file: Path,
+    tags: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> Promotion:
     """Move the alias `production` to the version that was registered from an artifact.
 
@@ -89,6 +94,7 @@ def promote(
         artifact: name of the artifact.
         file: its policy file, which must be the registered one.
         tags: what to note on the version.
+        say: takes lines about a store that is waited for, upgraded or mended.
 
     Raises:
         MissingExtraError: MLflow is not installed.
@@ -97,7 +103,7 @@ def promote(
     """
     if not mlflow_is_installed():
         raise MissingExtraError('The registry needs MLflow: pip install "thousandfold[train]".')
-    client, _ = open_store(workspace_root)
+    client, _ = open_store(workspace_root, say)
     try:
         version = _version_of(client, model, artifact)
         _require_same_file(client, version, file)

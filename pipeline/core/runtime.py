@@ -144,7 +144,9 @@ class StageContext:
         ended_by: BaseException | None = None
         try:
             with tracked as run:
-                tracking = {"run_id": run.run_id, "chain_run_id": chain, "own_chain": own_chain}
+                # A run that is not recorded this time may be recorded again when it is resumed.
+                ids = {"run_id": run.run_id or run_id, "chain_run_id": chain}
+                tracking = {**ids, "own_chain": own_chain, "store": self.tracker.store_name}
                 values = dump_settings(settings)
                 begun = {"status": "running", "finished_at": None, "results": {}}
                 artifact.update(settings=values, tracking=tracking, **begun)

@@ -12,25 +12,30 @@ import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.core.errors import StoppedByUser
 from pipeline.core.tracking_store import (
+    UNTRACKED,
+    call_within,
     create_unless_present,
+    is_untracked,
     mlflow_is_installed,
     one_line,
     open_store,
-    ui_command,
+    store_name,
 )
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-__all__ = ["NEWEST_ALIAS", "NullTracker", "StageRun", "Tracker", "open_tracker", "ui_command"]
+__all__ = ["NEWEST_ALIAS", "NullTracker", "StageRun", "Tracker", "open_tracker"]
 
 T = TypeVar("T")
 
@@ -40,6 +45,10 @@ NEWEST_ALIAS = "newest"
 FLUSH_EVERY_METRICS = 200
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 30.0
+PATIENCE_S = 10.0
+"""How long a stage waits for one answer of the store."""
+UPLOAD_PATIENCE_S = 300.0
+"""The same of files, whose size and way decide how long they take."""
 METRICS_KEPT_WHILE_AWAY = 20_000
 
 # MLflow's own limits (mlflow/utils/validation.py, 3.17).
@@ -51,32 +60,66 @@ _DIGEST_LENGTH = 36
 
 
 class _Store:
-    """Keeps a failing store from ending a run: warns once, then tries again only now and then."""
+    """Keeps a failing store from ending or holding a run: warns once, and tries again only now and then."""
 
-    def __init__(self, client: MlflowClient | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, client: MlflowClient | None, warn: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
         self.client = client
-        self._warn = warn
+        self.lost: Counter[str] = Counter()  # what was not recorded since it was last reported
+        self._warn, self._say = warn, say
         self._warned = False
-        self._away_until = 0.0
+        self._away_until = self._gone_until = 0.0  # for most calls, and for those that are to be made now
+        self._late: Future[Any] | None = None  # a call that is given up and still under way
 
-    def attempt(self, call: Callable[[MlflowClient], T], now: bool = False) -> T | None:
+    def attempt(
+        self,
+        call: Callable[[MlflowClient], T],
+        what: str = "",
+        *,
+        now: bool = False,
+        limit_s: float | None = None,
+    ) -> T | None:
         """Return `call(client)`; None without a client, after a failure, and while a failing store rests.
 
-        `now` tries even then.
+        Args:
+            call: What to do.
+            what: What is not recorded where it fails.
+            now: Whether to try even while the store rests, unless such a call has failed, too.
+            limit_s: When to go on without an answer; None: after `PATIENCE_S`.
         """
-        if self.client is None or (time.monotonic() < self._away_until and not now):
+        limit_s = PATIENCE_S if limit_s is None else limit_s
+        if (client := self.client) is None:
             return None
+        if self._late is not None and self._late.done():
+            self._late = None
         started = time.monotonic()
-        try:
-            return call(self.client)
-        except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the work goes on
+        if self._late is None and started >= (self._gone_until if now else self._away_until):
+            try:
+                result, self._late = call_within(limit_s, lambda: call(client))
+                if self._late is None:
+                    return result
+                reason = f"no answer within {limit_s:.0f} s"
+            except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the work goes on
+                reason = one_line(error)
             failed = time.monotonic()
             # A server that times out slowly may cost a run 5 % of its time, no more.
             self._away_until = failed + max(RETRY_AFTER_S, 20 * (failed - started))
+            if now:
+                self._gone_until = self._away_until
             if not self._warned:
                 self._warned = True
-                self._warn(f"Tracking failed and will have gaps; the work goes on: {one_line(error)}")
-            return None
+                self._warn(f"Tracking failed and will have gaps; the work goes on: {reason}")
+        if what:
+            self.lost[what] += 1
+        return None
+
+    def report_lost(self) -> None:
+        """Say what was not recorded since this was last called."""
+        if self.lost:
+            what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in self.lost.items())
+            self._say(f"Not recorded in MLflow: {what}. The files below runs/ are whole.")
+            self.lost.clear()
 
 
 class StageRun:
@@ -106,7 +149,7 @@ class StageRun:
                 client.log_batch(self._id, params=params[start : start + _PARAMS_PER_BATCH])
             return {f"resumed.{key}": v for key, v in values.items() if known.get(key, v) != v}
 
-        self.log_tags(self._store.attempt(write) or {})
+        self.log_tags(self._store.attempt(write, "settings") or {})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step, written every 200 or 2 s; one that is not finite becomes a tag."""
@@ -132,11 +175,15 @@ class StageRun:
             client.log_batch(self._id, tags=[RunTag(*tag) for tag in _as_tags(tags).items()])
 
         if tags:
-            self._store.attempt(write)
+            self._store.attempt(write, "tags")
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Copy a file or a folder among the run's artifacts, below `folder` where given."""
-        self._store.attempt(lambda client: client.log_artifact(self._id, str(path), folder or None))
+        self._store.attempt(
+            lambda client: client.log_artifact(self._id, str(path), folder or None),
+            path.name,
+            limit_s=UPLOAD_PATIENCE_S,
+        )
 
     def log_dataset(self, name: str, digest: str, source: str, rows: int, context: str) -> None:
         """Record a dataset that the stage read or wrote.
@@ -157,7 +204,7 @@ class StageRun:
             used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
             client.log_inputs(self._id, datasets=[used])
 
-        self._store.attempt(write)
+        self._store.attempt(write, f"dataset {name}")
 
     def register_model(
         self,
@@ -195,7 +242,7 @@ class StageRun:
                 client.set_registered_model_alias(name, alias, version)
             return str(version)
 
-        return self._store.attempt(register)
+        return self._store.attempt(register, f"model {name}", limit_s=UPLOAD_PATIENCE_S)
 
     def page_of(self, run_id: str) -> str | None:
         """Return where MLflow's UI has a run's page, as a relative link; None where there is no such run."""
@@ -205,8 +252,10 @@ class StageRun:
     def close(self, status: str, reason: str = "") -> None:
         """Write what is left and end the run; `status` is one of MLflow's, `reason` becomes a tag."""
         self.flush(now=True)
+        self._drop_metrics(keep=0)
         self.log_tags({"ended_by": reason} if reason else {})
-        self._store.attempt(lambda client: client.set_terminated(self._id, status), now=True)
+        self._store.attempt(lambda client: client.set_terminated(self._id, status), "how it ended", now=True)
+        self._store.report_lost()
 
     def flush(self, now: bool = False) -> None:
         """Write the metrics collected so far, as before a checkpoint: what goes on from it logs them no more.
@@ -224,19 +273,28 @@ class StageRun:
 
         self._flushed_at = time.monotonic()
         while self._metrics:
-            written = self._store.attempt(write, now)
+            written = self._store.attempt(write, now=now)
             if written is None:
-                self._metrics = self._metrics[-METRICS_KEPT_WHILE_AWAY:]
+                self._drop_metrics(keep=METRICS_KEPT_WHILE_AWAY)
                 return
             del self._metrics[:written]
+
+    def _drop_metrics(self, keep: int) -> None:
+        """Forget the oldest metrics that could not be written, but for so many."""
+        if (too_many := len(self._metrics) - keep) > 0:
+            del self._metrics[:too_many]
+            if self.run_id is not None:
+                self._store.lost["metric values"] += too_many
 
 
 class Tracker:
     """Opens the runs of chains and stages in one MLflow experiment."""
 
-    def __init__(self, store: _Store, experiment_id: str) -> None:
+    def __init__(self, store: _Store, experiment_id: str, name: str) -> None:
         self._store = store
         self._experiment_id = experiment_id
+        self.store_name = name
+        """Where runs are recorded: `workspace`, an address, or `none`."""
 
     def open_chain(self, name: str, tags: Mapping[str, object] | None = None) -> str | None:
         """Start the run that stages nest under; return its id, or None where nothing is recorded."""
@@ -246,12 +304,25 @@ class Tracker:
         """End a chain run: finished, failed by `error`, or killed where that is the user's Ctrl-C."""
         if chain_run_id:
             status = _ending(error)
-            self._store.attempt(lambda client: client.set_terminated(chain_run_id, status), now=True)
+            self._store.attempt(
+                lambda client: (
+                    _find_run(client, chain_run_id) and client.set_terminated(chain_run_id, status)
+                ),
+                "how the chain ended",
+                now=True,
+            )
+            self._store.report_lost()
 
     def log_chain_file(self, chain_run_id: str | None, path: Path) -> None:
         """Copy a file among the artifacts of a chain run, in place of an earlier one of its name."""
         if chain_run_id:
-            self._store.attempt(lambda client: client.log_artifact(chain_run_id, str(path)))
+            self._store.attempt(
+                lambda client: (
+                    _find_run(client, chain_run_id) and client.log_artifact(chain_run_id, str(path))
+                ),
+                path.name,
+                limit_s=UPLOAD_PATIENCE_S,
+            )
 
     @contextmanager
     def stage(
@@ -283,12 +354,15 @@ class Tracker:
             run.close(_ending(error), f"{type(error).__name__}: {error}")
             raise
         run.close(_ending(None))
+        self._store.report_lost()  # a run that could not be begun
 
     def _create_run(self, name: str, stage: str, tags: dict[str, str]) -> str | None:
         source = {"mlflow.source.name": f"pipeline {stage}", "mlflow.source.type": "JOB"}
         tags = {"stage": stage, "mlflow.user": _user_name(), **source, **tags}
         run = self._store.attempt(
-            lambda client: client.create_run(self._experiment_id, tags=tags, run_name=name)
+            lambda client: client.create_run(self._experiment_id, tags=tags, run_name=name),
+            f"the run of {name}",
+            now=True,
         )
         return run.info.run_id if run else None
 
@@ -301,30 +375,38 @@ class Tracker:
                 client.update_run(run_id, status="RUNNING")
             return found
 
-        return bool(self._store.attempt(reopen))
+        return bool(self._store.attempt(reopen, now=True))
 
 
 class NullTracker(Tracker):
-    """The same surface, recording nothing: what an installation without MLflow gets."""
+    """The same surface, recording nothing: where MLflow is not installed or nothing is to be recorded."""
 
     def __init__(self) -> None:
-        super().__init__(_Store(None, _warn_on_stderr), "")
+        super().__init__(_Store(None, _warn_on_stderr, _say_on_stderr), "", UNTRACKED)
 
 
-def open_tracker(workspace_root: Path, warn: Callable[[str], None] | None = None) -> Tracker:
-    """Return the tracker of a workspace, its store made ready; a NullTracker without MLflow.
+def open_tracker(
+    workspace_root: Path,
+    warn: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Tracker:
+    """Return the tracker of a workspace, its store made ready.
+
+    It is a NullTracker without MLflow, and where MLFLOW_TRACKING_URI is `none`.
 
     Args:
         workspace_root: The workspace's folder.
         warn: Takes the one warning about a store that fails later; standard error by default.
+        say: Takes lines about what is waited for, and what was not recorded; the same by default.
 
     Raises:
         UserError: The store cannot be opened or its server cannot be reached.
     """
-    if not mlflow_is_installed():
+    if not mlflow_is_installed() or is_untracked():
         return NullTracker()
-    client, experiment_id = open_store(workspace_root)
-    return Tracker(_Store(client, warn or _warn_on_stderr), experiment_id)
+    say = say or _say_on_stderr
+    client, experiment_id = open_store(workspace_root, say)
+    return Tracker(_Store(client, warn or _warn_on_stderr, say), experiment_id, store_name())
 
 
 def _ending(error: BaseException | None) -> str:
@@ -371,4 +453,8 @@ def _user_name() -> str:
 
 
 def _warn_on_stderr(text: str) -> None:
-    print(f"Warning: {text}", file=sys.stderr)
+    _say_on_stderr(f"Warning: {text}")
+
+
+def _say_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

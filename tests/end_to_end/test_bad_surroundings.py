@@ -110,7 +110,8 @@ class TestTracking:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert refused(tmp_path, "train-teacher", *SMOKE) == (
             f"Cannot open the tracking store {address}: the server does not answer. "
-            "Put that right, or let MLFLOW_TRACKING_URI name another store."
+            "Put that right, let MLFLOW_TRACKING_URI name another store, or set it to none to go on "
+            "untracked."
         )
         assert not Workspace(tmp_path).artifacts()
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.core import tracking, tracking_store
 from pipeline.core.errors import StoppedByUser, UserError
-from pipeline.core.tracking import NullTracker, open_tracker, ui_command
+from pipeline.core.tracking import NullTracker, open_tracker
+from pipeline.core.tracking_store import ui_command
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -38,8 +42,12 @@ def workspace(tmp_path_factory) -> Path:
         for _ in range(2)
     ]
     for process in processes:
-        output = process.communicate(timeout=120)
-        assert (process.returncode, *output) == (0, "", "")
+        output, errors = process.communicate(timeout=120)
+        assert (process.returncode, output) == (0, ""), errors
+        # On a slow machine the second one says what it waits for.
+        assert not errors or re.fullmatch(
+            r"Waiting for another process \(\d+\): The tracking store .*\n", errors
+        )
     return root
 
 
@@ -232,7 +240,9 @@ def test_a_store_that_disappears_only_warns(workspace, tmp_path, warnings, capfd
 
     shutil.copytree(workspace / "mlflow", tmp_path / "mlflow")
     monkeypatch.setattr(tracking, "METRICS_KEPT_WHILE_AWAY", 50)
-    tracker = open_tracker(tmp_path, warnings.append)
+    lines = []
+    tracker = open_tracker(tmp_path, warnings.append, lines.append)
+    lines.clear()  # about the copy
     with tracker.stage("train_teacher", name="teacher") as run:
         shutil.rmtree(tmp_path / "mlflow")
         (tmp_path / "mlflow").write_text("in the way")
@@ -248,6 +258,11 @@ def test_a_store_that_disappears_only_warns(workspace, tmp_path, warnings, capfd
     with tracker.stage("distill", name="student") as later:
         later.log_metrics({"loss": 1.0}, 0)
     assert later.run_id is None and len(warnings) == 1
+    assert lines == [
+        "Not recorded in MLflow: 300 metric values, test_tracking.py, settings, model teacher, how it ended. "
+        "The files below runs/ are whole.",
+        "Not recorded in MLflow: the run of later, the run of student. The files below runs/ are whole.",
+    ]
     assert capfd.readouterr() == ("", "")
 
 
@@ -285,6 +300,60 @@ def test_a_named_store_is_used_and_keeps_artifacts_in_the_workspace(workspace, t
     with open_tracker(tmp_path).stage("distill", name="elsewhere") as run:
         pass
     assert client.get_run(run.run_id).info.run_name == "elsewhere"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking_store, "SAY_AFTER_S", 0.1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    lines = []
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(UserError, match=r"the server does not answer.* none to go on untracked"):
+            open_tracker(tmp_path, say=lines.append)
+    assert lines == [f"Waiting for the tracking store {uri} to answer."]
+
+
+def test_a_store_that_stops_answering_does_not_hold_a_stage(tracker, client, warnings, monkeypatch, capfd):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(tracking, "FLUSH_EVERY_S", 0.0)
+    answers, calls, log_batch = threading.Event(), [], MlflowClient.log_batch
+
+    def late(self, *args, **kwargs):
+        calls.append(args)
+        assert answers.wait(60)
+        return log_batch(self, *args, **kwargs)
+
+    with tracker.stage("train_teacher", name="teacher") as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", late)
+            for step in range(3):
+                run.log_metrics({"loss": 1.0}, step)
+        assert len(calls) == 1, "nothing more is asked while an answer is awaited"
+        answers.set()
+        monkeypatch.setattr(tracking, "PATIENCE_S", 60.0)
+        while not run._store._late.done():
+            pass
+    assert [point.step for point in client.get_metric_history(run.run_id, "loss")] == [0, 1, 2]
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert [w.partition("on: ")[2] for w in warnings] == ["no answer within 0 s"]
+    assert capfd.readouterr() == ("", ""), "what came late is recorded, and nothing is reported as lost"
+    warnings.clear()
+
+
+def test_none_records_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", " None")
+    tracker = open_tracker(tmp_path)
+    assert isinstance(tracker, NullTracker) and tracker.store_name == "none"
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is none"):
+        ui_command(tmp_path, "127.0.0.1", 5001)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is none"):
+        tracking_store.open_store(tmp_path, print)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,7 +401,7 @@ def test_the_ui_serves_the_workspaces_store(tmp_path, monkeypatch):
     options = dict(zip(command[4::2], command[5::2], strict=True))
     assert options == {
         "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{tmp_path}/mlflow/mlflow.db",
+        "--backend-store-uri": f"sqlite+pysqlite:///{tmp_path}/mlflow/mlflow.db",
         "--artifacts-destination": (tmp_path / "mlflow" / "artifacts").as_uri(),
         "--host": "127.0.0.1",
         "--port": "5001",
