@@ -312,6 +312,11 @@ def soft(file: h5py.File, folder: Path) -> None:
     file["observations"] = h5py.SoftLink("/elsewhere")
 
 
+def claim_flags(file: h5py.File, folder: Path) -> None:
+    file["observations"] = columns()["observations"]
+    file.create_dataset("terminals", (2**40,), bool)
+
+
 def claim(file: h5py.File, folder: Path) -> None:
     file.create_dataset("observations", (2**40, 4), "f4", chunks=(1024, 4))
 
@@ -342,7 +347,7 @@ def record(file: h5py.File, folder: Path) -> None:
 
 
 REACHES = [storage, link, layout, soft]
-CLAIMS = [claim, bomb, filtered, text, ragged, record]
+CLAIMS = [claim, claim_flags, bomb, filtered, text, ragged, record]
 
 
 @pytest.mark.parametrize("make", [*REACHES, *CLAIMS], ids=lambda make: make.__name__)
@@ -354,6 +359,17 @@ def test_hdf5_that_reaches_outside_or_claims_too_much_is_refused(tmp_path: Path,
         make(file, tmp_path)
     message = refusal(path)
     assert ("another file" in message) == (make in REACHES), message
+
+
+def test_flags_that_were_never_written_are_all_false(tmp_path: Path):
+    path = write(tmp_path / "maze.hdf5", **columns(), timeouts=marks())
+    with h5py.File(path, "a") as file:
+        file.create_dataset("terminals", (12,), bool)
+    assert first_rows(read(path)) == WITH
+    with h5py.File(path, "a") as file:
+        del file["actions"]
+        file.create_dataset("actions", (12, 2), "f4")
+    assert "the file holds 0 of it" in refusal(path)
 
 
 def test_a_link_within_a_file_is_followed(tmp_path: Path):
