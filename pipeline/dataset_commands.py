@@ -35,7 +35,7 @@ def info(session: Session, name: str | None) -> None:
         shards, damaged = describe_shards(artifact, damage), other_damage(artifact, damage)
         facts = [line for fact in _FACTS for line in _lines(fact, manifest.results.get(fact))]
         parents = [(role, parent.name) for role, parent in manifest.parents.items()]
-        title = f"{artifact.name}: dataset of {manifest.task_label}, {manifest.status}"
+        title = f"{artifact.name}: dataset of {manifest.task_label}, {artifact.status}"
         session.console.table(title, ("what", "value"), [*parents, *facts])
         if shards:
             rows = [[figure(value) for value in row.values()] for row in shards]

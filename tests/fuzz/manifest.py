@@ -17,8 +17,19 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from pipeline import listing
+from pipeline.core.artifacts import Workspace
 from pipeline.core.atomic import _seal, json_sha256
+from pipeline.core.console import Console
+from pipeline.core.errors import UserError
+from pipeline.core.unfinished import find_unfinished
+from pipeline.run import _read_record, settings_by_kind
+from pipeline.session import Session, describe
+from stages.report_chain import collect_chain
+from stages.report_lineage import lineage_section
 from tests.fuzz.runner import main
+
+settings_by_kind()  # imports the stages, which no case should have to wait for
 
 _TIME = "2026-01-31T12:00:00.000000+00:00"
 _NAMES = {"teacher": "teacher-20260131-120000", "benchmark": "benchmark-20260131-120000"}
@@ -137,16 +148,6 @@ def cases(draw: st.DrawFn) -> bytes:
 
 def read(path: Path) -> None:
     """Read a file as the manifest of a teacher and as a chain record; raise the first error of a user."""
-    from pipeline import listing
-    from pipeline.core.artifacts import Workspace
-    from pipeline.core.console import Console
-    from pipeline.core.errors import UserError
-    from pipeline.core.unfinished import find_unfinished
-    from pipeline.run import _read_record
-    from pipeline.session import Session, describe
-    from stages.report_chain import collect_chain
-    from stages.report_lineage import lineage_section
-
     with tempfile.TemporaryDirectory() as folder:
         workspace, session = Workspace(Path(folder)), Session(folder)
         session.console = console = Console(silent=True)
