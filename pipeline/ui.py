@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.core.artifacts import Workspace
 from pipeline.core.console import Console
 from pipeline.core.errors import UserError
+from pipeline.core.tracking import open_tracker
 from pipeline.core.tracking_store import open_store, tracking_uri, ui_command
 
 _PATIENCE_S = 10.0
@@ -45,6 +46,8 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
         )
     _require_free(host, port)
     open_store(workspace.root, console.say, to_write=False)
+    if dead := dead_runs(workspace):
+        open_tracker(workspace.root, console.warn, console.say).end_dead(dead)
     # A process group of its own: the server starts further processes, and all of them must end with it.
     watched = [
         sys.executable,
@@ -91,6 +94,15 @@ if abandoned.is_set():
     watch.join()
 sys.exit(code)
 """
+
+
+def dead_runs(workspace: Workspace) -> list[str]:
+    """Return the tracked runs of artifacts, and of chains, that no process is making any more."""
+    artifacts = workspace.artifacts()
+    living = {a.manifest.tracking.get("chain_run_id") for a in artifacts if a.status == "running"}
+    stopped = [artifact.manifest.tracking for artifact in artifacts if artifact.status == "stopped"]
+    chains = {tracking.get("chain_run_id") for tracking in stopped} - living
+    return [str(run) for run in [*(tracking.get("run_id") for tracking in stopped), *chains] if run]
 
 
 def _require_free(host: str, port: int) -> None:

@@ -313,6 +313,16 @@ class Tracker:
             )
             self._store.report_lost()
 
+    def end_dead(self, run_ids: Iterable[str]) -> None:
+        """Call runs killed whose process is gone, where the store still calls them running."""
+
+        def end(client: MlflowClient, run_id: str) -> None:
+            if (run := _find_run(client, run_id)) and run.info.status == "RUNNING":
+                client.set_terminated(run_id, "KILLED")
+
+        for run_id in run_ids:
+            self._store.attempt(lambda client, run_id=run_id: end(client, run_id))
+
     def log_chain_file(self, chain_run_id: str | None, path: Path) -> None:
         """Copy a file among the artifacts of a chain run, in place of an earlier one of its name."""
         if chain_run_id:

@@ -108,6 +108,13 @@ def test_an_error_ends_the_run_as_it_should(tracker, client, error, status):
     assert record.data.tags["ended_by"] == f"{type(error).__name__}: {error}"
 
 
+def test_a_run_whose_process_is_gone_is_called_killed(tracker, client):
+    dead, done = tracker.open_chain("dead"), tracker.open_chain("done")
+    tracker.close_chain(done)
+    tracker.end_dead([dead, done, "no-such-run"])
+    assert [client.get_run(run).info.status for run in (dead, done)] == ["KILLED", "FINISHED"]
+
+
 def test_metrics_are_written_in_batches(tracker, client, monkeypatch):
     sizes, log_batch = [], client.log_batch
     monkeypatch.setattr(
