@@ -142,7 +142,7 @@ def _read_file(path: Path, goal: GoalChoice, episode_steps: int, limit: int) -> 
                 else "no dataset as of OGBench or D4RL."
             )
         )
-    resolution = max(_resolution(raw[name]) for name in raw if name.endswith("observations"))
+    tolerance = max(_tolerance(raw[name]) for name in raw if name.endswith("observations"))
     columns = {name: _matrix(raw.pop(name), name, path) for name in list(raw) if name not in ENDS}
     lengths = {name: column.shape[0] if column.ndim else 0 for name, column in (columns | raw).items()}
     if len(set(lengths.values())) > 1:
@@ -155,7 +155,7 @@ def _read_file(path: Path, goal: GoalChoice, episode_steps: int, limit: int) -> 
     marked = np.zeros(lengths["observations"], bool)
     for name, flags in raw.items():
         marked |= _flags(flags, name, path)
-    jumps = None if following is None else _jumps(observation, following, resolution)
+    jumps = None if following is None else _jumps(observation, following, tolerance)
     ends, led = _ends(marked, jumps)
     _require_ends(path, ends, marked, jumps, episode_steps)
     goal_columns = _goal_columns(goal, observation.shape[1], str(path))
@@ -198,10 +198,10 @@ def _float32(numbers: np.ndarray) -> np.ndarray:
         return np.asarray(numbers, np.float32)
 
 
-def _resolution(column: np.ndarray) -> float:
-    """Return the relative spacing of a column's numbers, once they are float32."""
+def _tolerance(column: np.ndarray) -> float:
+    """Return the relative difference that rounding may make: that of float32, or of a coarser column."""
     own = np.finfo(column.dtype).eps if column.dtype.kind == "f" else 0.0
-    return float(max(own, np.finfo(np.float32).eps))
+    return float(max(2 * own, 32 * np.finfo(np.float32).eps))
 
 
 def _flags(column: np.ndarray, name: str, path: Path) -> np.ndarray:
@@ -213,13 +213,12 @@ def _flags(column: np.ndarray, name: str, path: Path) -> np.ndarray:
     return column.astype(bool)
 
 
-def _jumps(observation: np.ndarray, following: np.ndarray, resolution: float) -> np.ndarray:
+def _jumps(observation: np.ndarray, following: np.ndarray, tolerance: float) -> np.ndarray:
     """Return (rows − 1,) bool: the row after does not go on where this one led to.
 
     A few units in the last place are no jump: the two columns may have been worked out apart. NaN is none
     either: the episode that holds it is named as a bad one.
     """
-    tolerance = 32 * resolution
     jumps = np.empty(len(observation) - 1, bool)
     for start in range(0, len(jumps), 65536):  # not all at once, which would take the memory a few times over
         rows = slice(start, min(start + 65536, len(jumps)))

@@ -55,6 +55,14 @@ def test_import_labels_an_npz_file_with_the_newest_teacher(workspace: Path):
     assert json.loads(result.stdout.splitlines()[-1])["results"]["rows"] == 5
     result = invoke(workspace, "dataset", "import", source, "--goal-columns", "x", code=2)
     assert "goal_columns" in result.stderr
+    result = invoke(workspace, *arguments, "--achieved-goal", "hand", code=2)
+    assert "chooses from a dictionary" in result.stderr
+    rows[1, 0] = np.nan
+    np.savez(source, observations=rows, actions=rows[:, 2:], terminals=np.isin(range(6), (2, 5)))
+    result = invoke(workspace, *arguments, code=2)
+    assert "1 of its 2 episodes cannot be taken: episode 0 (rows 0 to 2): its observations" in result.stderr
+    result = invoke(workspace, *arguments, "--skip-bad-episodes")
+    assert json.loads(result.stdout.splitlines()[-1])["results"]["skipped_episodes"] == 1
 
 
 def test_there_is_nothing_to_resume(workspace: Path):
