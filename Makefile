@@ -58,6 +58,7 @@ test-cuda: setup  ## Run the tests that need a CUDA device (each says why where 
 check: setup  ## Check style, formatting, types and who imports whom
 	@echo "check: ruff, pyright, import directions"
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --preview --select PLW1514 --exclude tests .  # text is UTF-8, whatever the locale says
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 	@$(BIN)/python -m pytest -q tests/test_import_direction.py

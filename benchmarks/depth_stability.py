@@ -188,7 +188,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     set_up_torch(1)
-    result = json.loads(options.output.read_text()) if options.output.exists() else {"cells": {}}
+    result = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"cells": {}}
+    )
     for depth in options.depths:
         for variant in options.variants:
             key = f"D{depth} {variant} seed {options.seed} updates {options.updates}"

@@ -91,7 +91,7 @@ def _draw_curves(axes: Axes, cells: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Print the table of the committed cells and draw them."""
-    cells = list(json.loads(RESULT.read_text())["cells"].values())
+    cells = list(json.loads(RESULT.read_text(encoding="utf-8"))["cells"].values())
     print(markdown_table(cells))
     draw(cells, PICTURE)
 

@@ -163,13 +163,13 @@ def resumable_teacher(workspace: Path) -> Artifact | None:
 
 def read_progress(teacher: Artifact) -> dict[str, Any]:
     """Return the counters and the history in a teacher's checkpoint."""
-    return json.loads(teacher.file("checkpoint/manifest.json").read_text())["progress"]
+    return json.loads(teacher.file("checkpoint/manifest.json").read_text(encoding="utf-8"))["progress"]
 
 
 def read_history(teacher: Artifact) -> list[dict[str, Any]]:
     """Return one entry an evaluation: from history.json, or from the checkpoint of an older teacher."""
     if "history.json" in teacher.manifest.files:
-        return json.loads(teacher.file("history.json").read_text())["history"]
+        return json.loads(teacher.file("history.json").read_text(encoding="utf-8"))["history"]
     return read_progress(teacher)["history"]
 
 
@@ -198,7 +198,7 @@ def make_record(cell: Cell, teacher: Artifact, cells_at_once: int) -> dict[str, 
 
 def read_cells(output: Path) -> dict[str, Any]:
     """Return the recorded cells by key."""
-    return json.loads(output.read_text())["cells"] if output.exists() else {}
+    return json.loads(output.read_text(encoding="utf-8"))["cells"] if output.exists() else {}
 
 
 def merge_record(output: Path, key: str, record: Mapping[str, Any]) -> None:
@@ -319,7 +319,12 @@ class Runner:
             if teacher := completed_teacher(workspace):
                 self._keep(running.cell, teacher)
             else:
-                last = (workspace / "log.txt").read_text(errors="replace").strip().rpartition("\n")[2]
+                last = (
+                    (workspace / "log.txt")
+                    .read_text(encoding="utf-8", errors="replace")
+                    .strip()
+                    .rpartition("\n")[2]
+                )
                 print(f"{running.cell.key}: ended with {code}: {last}", flush=True)
                 self.failed += [] if self.stopped else [running.cell]
             running.lock.close()

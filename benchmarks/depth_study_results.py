@@ -89,7 +89,7 @@ def pace_key(cell: Cell) -> str:
 
 def read_paces(path: Path = PACES) -> dict[str, Any]:
     """Return the recorded paces by key."""
-    return json.loads(path.read_text())["paces"] if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8"))["paces"] if path.exists() else {}
 
 
 def _at_pace(record: Record, pace: Mapping[str, Any]) -> Record:

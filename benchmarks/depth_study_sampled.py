@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     set_up_torch(1)
-    cells = json.loads(options.output.read_text())["cells"] if options.output.exists() else {}
+    cells = json.loads(options.output.read_text(encoding="utf-8"))["cells"] if options.output.exists() else {}
     for cell in depth_study.plan(options.arms, options.task, options.seeds, 1.0):
         workspace = options.workspace_root / cell.folder
         if not workspace.exists() or not (teacher := depth_study.completed_teacher(workspace)):

@@ -42,7 +42,7 @@ class CellBook:
 
     def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
         self.path, self.facts = path, dict(facts or {})
-        recorded = json.loads(path.read_text()) if path.exists() else {}
+        recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.cells: dict[str, Cell] = recorded.get("cells", {})
 
     def cell(self, name: str, make: Callable[[], Cell]) -> Cell:

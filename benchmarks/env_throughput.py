@@ -157,7 +157,7 @@ def main(
     output: Path,
 ) -> None:
     """Measure what is missing, print tables and write the figures."""
-    known = json.loads(output.read_text()) if output.exists() else {}
+    known = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
     console = Console(width=max(Console().width, 120))
     for comparison in only or COMPARISONS:
         if comparison not in known or again:

@@ -140,7 +140,7 @@ def main() -> None:
         record = measure(options.teacher, options.workspace, grid, preset)
         facts = {"host": describe_host(), "versions": installed_versions(), "preset": options.preset}
         write_json_atomic(options.output, facts | record)
-    record = json.loads(options.output.read_text())
+    record = json.loads(options.output.read_text(encoding="utf-8"))
     draw_frontier(options.picture, record["table"])
     print(describe(record), flush=True)
 

@@ -38,7 +38,9 @@ _UPDATES = 3
 
 def peak_bytes(name: str) -> int:
     """Return a memory figure of this process from the kernel: ``VmHWM``, its peak, or ``VmRSS``, now."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found is not None
     return int(found[1]) * 1024
 

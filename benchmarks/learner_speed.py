@@ -241,7 +241,7 @@ def versions() -> dict[str, str]:
 
 def merge_cell(path: Path, key: str, result: dict[str, Any]) -> None:
     """Put one cell's result into the file of all cells, in place of an older one of the same sizes."""
-    cells = json.loads(path.read_text()) if path.exists() else {}
+    cells = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_json_atomic(path, cells | {key: result})
 
 

@@ -175,7 +175,7 @@ def _measured(output: Path, name: str, sizes: dict[str, Any]) -> bool:
     """Tell whether the output file has the task's figures for these sizes."""
     if not output.exists():
         return False
-    figures = json.loads(output.read_text()).get(name, {})
+    figures = json.loads(output.read_text(encoding="utf-8")).get(name, {})
     return all(figures.get(size) == value for size, value in sizes.items())
 
 
@@ -207,7 +207,7 @@ def main(tasks: tuple[str, ...], worlds: int, steps: int, states: int, device: s
         merge_cell(output, name, figures)
         said = "; ".join(figures["shortfalls"]) or "within all bounds"
         click.echo(f"{name}: {said}, after {time.perf_counter() - start:.0f} s")
-    found = json.loads(output.read_text())
+    found = json.loads(output.read_text(encoding="utf-8"))
     Console(width=200).print(parity_table({name: found[name] for name in chosen}))
 
 

@@ -32,7 +32,7 @@ def run_cell(seed: int, preset: str, workspace: Path) -> dict[str, Any]:
     """Run the chain for one seed in its own workspace, or return the recorded cell."""
     record = workspace / f"seed-{seed}.json"
     if record.exists():
-        return json.loads(record.read_text())
+        return json.loads(record.read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "pipeline", "--workspace", str(workspace / f"seed-{seed}")]
     command += ["run", "--preset", preset, "--seed", str(seed), "--json"]
     started = time.perf_counter()

@@ -119,7 +119,7 @@ def own_outcome(teacher: Artifact, target_success: float) -> dict[str, Any]:
     """Return the outcome of a teacher that is finished, or of one that was stopped, from its checkpoint."""
     finished = teacher.manifest.status == "completed"
     if finished:
-        history = json.loads(teacher.file("history.json").read_text())["history"]
+        history = json.loads(teacher.file("history.json").read_text(encoding="utf-8"))["history"]
     else:
         history = CheckpointFolder(teacher.file("checkpoint")).progress["history"]
     met = [entry["elapsed_s"] for entry in history if entry["success"] >= target_success]
@@ -235,7 +235,7 @@ def main(
 
 
 def _read(output: Path) -> dict[str, Any]:
-    return json.loads(output.read_text()) if output.exists() else {}
+    return json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def run_cell(training: Training, seed: int, workspace: Path) -> dict[str, Any]:
     loaded = load_actor(teacher)  # with the episodes that it was trained for
     policies = {"trained": torch_policy(loaded.actor), "random": random_policy(loaded.task, seed)}
     outcomes = {name: _evaluate(loaded.task, policy, seed).summary() for name, policy in policies.items()}
-    history = json.loads(teacher.file("history.json").read_text())["history"]
+    history = json.loads(teacher.file("history.json").read_text(encoding="utf-8"))["history"]
     apart = (
         outcomes["trained"]["final_distance_interval"][1] < outcomes["random"]["final_distance_interval"][0]
     )
@@ -212,7 +212,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--figure", action="store_true", help="draw what is recorded; run nothing")
     options = parser.parse_args()
-    recorded = json.loads(options.output.read_text()) if options.output.exists() else {"cells": {}}
+    recorded = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"cells": {}}
+    )
     if options.figure:
         draw(recorded["cells"], PICTURE)
         print(f"wrote {PICTURE}")

@@ -72,7 +72,7 @@ def run_cell(workspace: Path, preset: str, seed: int) -> dict[str, Any]:
         run_stage(workspace, "distill", *chosen, "--student-depth", "4")
     student = newest(workspace, "student")
     assert student is not None
-    recorded = json.loads(teacher.file("history.json").read_text())
+    recorded = json.loads(teacher.file("history.json").read_text(encoding="utf-8"))
     return {
         "seed": seed,
         "settings": teacher.manifest.settings,
@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--workspace-root", type=Path, default=ROOT / "runs")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/thousand_layers_cpu.json")
     options = parser.parse_args()
-    result = json.loads(options.output.read_text()) if options.output.exists() else {"cells": {}}
+    result = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"cells": {}}
+    )
     for seed in options.seeds:
         workspace = options.workspace_root / f"thousand-{seed}"
         cell = run_cell(workspace, options.preset, seed)

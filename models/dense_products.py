@@ -101,7 +101,7 @@ def _onednn() -> OneDnnProducts | None:
 def _processor() -> dict[str, str]:
     """Return what Linux says of the first processor; nothing on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return {}
     fields: Any = (line.partition(":")[::2] for line in lines)

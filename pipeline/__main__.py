@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+
+from pipeline.core.output import guard_output
+from pipeline.core.stopping import stop_signals
 
 _OWN_PACKAGES = ("pipeline", "stages", "models", "envs", "replay")
 
@@ -22,13 +29,31 @@ def shadowed_packages() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Check that the packages about to be imported are ours, then run the command line."""
+    """Check that the packages about to be imported are ours, then run the command line.
+
+    A signal before a command has begun ends the process without a traceback: there is nothing to save yet.
+    Once a command has ended, none disturbs the end of the process.
+    """
+    guard_output()
+    for number in stop_signals():
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _exit_at_once)
     for name, place in shadowed_packages():
         print(f"Error: the package {name!r} comes from {place}: run from another folder.", file=sys.stderr)
         sys.exit(2)
     from pipeline.cli import cli
 
-    cli(prog_name="pipeline")
+    try:
+        cli(prog_name="pipeline")
+    finally:
+        for number in stop_signals():
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"Stopped.\n")
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -47,18 +47,24 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
     metavar="TASK",
     help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
 )
-@click.option("--resume", is_flag=True, help="Go on with the newest chain that was cut off.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[CHAIN]",
+    help="Go on with a chain that was cut off: the newest, or the one named.",
+)
 @stage_command
-def run(session: Session, common: CommonOptions, task: str | None, resume: bool) -> None:
+def run(session: Session, common: CommonOptions, task: str | None, resume: str | None) -> None:
     """Run every stage, from teacher to benchmark and report, in one chain run.
 
     --set takes the stage too: --set train_teacher.depth=32.
     """
     from pipeline.run import resolve_chain, resume_chain, start_chain
 
-    if resume:
+    if resume is not None:
         common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
-        _report_chain(session, resume_chain(session.context))
+        _report_chain(session, resume_chain(session.context, None if resume == "newest" else resume))
         return
     settings = resolve_chain(common, task)
     if common.dry_run:
@@ -87,7 +93,8 @@ def run(session: Session, common: CommonOptions, task: str | None, resume: bool)
     is_flag=False,
     flag_value="newest",
     metavar="[TEACHER]",
-    help="Go on with an unfinished teacher: the newest, or the one named.",
+    help="Go on with an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
+    "env_steps=MORE, to train it on as another.",
 )
 @stage_command
 def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:
@@ -169,7 +176,8 @@ def generate_dataset(
     is_flag=False,
     flag_value="newest",
     metavar="[STUDENT]",
-    help="Go on with an unfinished student: the newest, or the one named.",
+    help="Go on with an unfinished student: the newest, or the one named. Name a completed one, with --set "
+    "updates=MORE, to train it on as another.",
 )
 @stage_command
 def distill(
@@ -188,7 +196,7 @@ def distill(
             session.workspace, None if resume == "newest" else resume, teacher, dataset
         )
         settings = common.resolve_resumed(
-            stored, "distill", flags, name=student.name, changeable=stage.CHANGEABLE_ON_RESUME
+            stored, "distill", flags, name=student.name, changeable=stage.changeable(student)
         )
         if common.dry_run:
             session.show_settings({"distill": settings})

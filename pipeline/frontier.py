@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from pipeline.core.artifacts import Artifact, Workspace, write_json_atomic
 from pipeline.core.console import Console, figure
-from pipeline.core.errors import SettingsError, StoppedByUser, UserError
+from pipeline.core.errors import SettingsError, UserError
 from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import StageContext, StageWork, cpu_share, describe_host, usable_cpus
 from pipeline.core.settings import StageSettings, dump_settings, resolve_settings, split_overrides
@@ -115,13 +114,17 @@ def run(
             resumed = Artifact.load(resumed.path)  # another process may have finished it meanwhile
             require_work(resumed)
         work = stack.enter_context(
-            context.stage("frontier", "frontier", task=task, settings=plan, parents=parents, resumed=resumed)
+            context.stage(
+                "frontier",
+                "frontier",
+                task=task,
+                settings=plan,
+                parents=parents,
+                resumed=resumed,
+                saved=lambda _: True,
+            )
         )
-        try:
-            return _Frontier(plan, context, work, teacher, dataset).make()
-        except KeyboardInterrupt:
-            command = f"pipeline --workspace {shlex.quote(str(context.workspace.root))} frontier --resume"
-            raise StoppedByUser(f"Stopped; what is done is kept. Go on with: {command}") from None
+        return _Frontier(plan, context, work, teacher, dataset).make()
 
 
 class _Frontier:

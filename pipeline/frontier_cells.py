@@ -169,12 +169,7 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[Frontie
     if reference is not None:
         artifact = workspace.find(reference, "frontier")
     else:
-        newest = workspace.newest_unfinished("frontier", lambda _: True)
-        if newest is None:
-            raise SettingsError(
-                f"No unfinished frontier in {workspace.runs} to resume: start one with `pipeline frontier`."
-            )
-        artifact = newest
+        artifact = find_unfinished(workspace, "frontier", None, saved=lambda _: True, trace="")
     require_work(artifact)
     try:
         return FrontierPlan(**artifact.manifest.settings), artifact

@@ -101,7 +101,7 @@ def _start(job: Job, cpus: list[int]) -> _Running:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | environment,
-        text=True,
+        encoding="utf-8",
     )
     assert process.stdin is not None
     try:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.console import Console, error_boundary
 from pipeline.core.errors import DamagedFileError
+from pipeline.core.output import guard_output
 from pipeline.core.runtime import StageContext
 from pipeline.core.tracking import NullTracker
 from pipeline.frontier_cells import begun_student, finished, remove_unfinished
@@ -81,6 +82,7 @@ def _end_with_starter() -> None:
 
 def main() -> None:
     """Run the job of standard input."""
+    guard_output()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_starter, daemon=True).start()
     _take_cpus(job["cpus"])

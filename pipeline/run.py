@@ -19,6 +19,7 @@ from pipeline.core.errors import (
     MissingArtifactError,
     SettingsError,
     StoppedByUser,
+    nearest_name,
 )
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
@@ -105,22 +106,36 @@ def start_chain(settings: dict[str, StageSettings], context: StageContext) -> di
     return _Chain(record, settings, context.workspace.runs / f"chain-{stamp}.json", context).run()
 
 
-def resume_chain(context: StageContext) -> dict[str, Artifact]:
-    """Go on with the newest chain that was not completed.
+def resume_chain(context: StageContext, reference: str | None = None) -> dict[str, Artifact]:
+    """Go on with a chain that was not completed.
+
+    Args:
+        context: workspace, console and tracking.
+        reference: its name, which its record in `runs/` has; None: the newest.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is none, or the one named is completed.
+        MissingArtifactError: there is no chain of that name.
         DamagedFileError: its record cannot be read, or was changed since it was written.
     """
-    for path in sorted(context.workspace.runs.glob("chain-*.json"), reverse=True):
-        record, settings = _read_record(path)
+    runs = context.workspace.runs
+    names = [path.stem for path in sorted(runs.glob("chain-*.json"), reverse=True)]
+    if reference is not None and reference.removesuffix(".json") not in names:
+        nearest = nearest_name(reference, names)
+        hint = f"did you mean {nearest}?" if nearest else "start one with `pipeline run`."
+        raise MissingArtifactError(f"No chain {reference!r} in {runs}: {hint}")
+    for name in names if reference is None else [reference.removesuffix(".json")]:
+        record, settings = _read_record(runs / f"{name}.json")
         if not record.completed:
+            context.console.say(f"Going on with {name}.")
             if record.seal is None:
-                context.console.warn(f"{path} is unsealed, made by an earlier version: it is taken as it is.")
-            return _Chain(record, settings, path, context).run()
-    raise SettingsError(
-        f"No unfinished chain in {context.workspace.runs} to resume: start one with `pipeline run`."
-    )
+                context.console.warn(
+                    f"{runs / name}.json is unsealed, made by an earlier version: it is taken as it is."
+                )
+            return _Chain(record, settings, runs / f"{name}.json", context).run()
+    if reference is not None:
+        raise SettingsError(f"Chain {reference} is completed: there is nothing to resume.")
+    raise SettingsError(f"No unfinished chain in {runs} to resume: start one with `pipeline run`.")
 
 
 def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
@@ -200,7 +215,7 @@ class _Chain:
         except BaseException as error:
             ended_by = error
             if isinstance(error, KeyboardInterrupt):
-                raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command}") from None
+                raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command()}") from None
             raise
         finally:
             self._context.tracker.close_chain(self._record.chain_run_id, ended_by)

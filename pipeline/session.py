@@ -26,6 +26,7 @@ from pipeline.core.settings import (
     resolve_settings,
     settings_to_yaml,
 )
+from pipeline.core.stopping import interruptible
 from pipeline.core.tracking import NullTracker, open_tracker
 
 if TYPE_CHECKING:
@@ -258,7 +259,11 @@ class Session:
         self.console = Console(self.as_json, silent=not self.ranks.leads)
         with error_boundary(speaks=self.ranks.speaks):
             runs = self.workspace.runs
-        with error_boundary(runs, self.ranks.speaks), self.console:
+        with (
+            interruptible(self.ranks),
+            error_boundary(runs, self.ranks.speaks),
+            self.console,
+        ):
             command = click.get_current_context(silent=True)
             if mujoco or (command is not None and command.info_name in COMMANDS_OF_MUJOCO):
                 _require_mujoco_imports()

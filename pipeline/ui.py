@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.core.artifacts import Workspace
@@ -60,13 +59,12 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
     ]
     server = subprocess.Popen(watched, env=os.environ | _QUIET, stdin=subprocess.PIPE, start_new_session=True)
     try:
-        with _exit_on_signals():
-            while not _answers(host, port):
-                if server.poll() is not None:
-                    raise UserError(f"MLflow's server ended with code {server.returncode} before it served.")
-                time.sleep(0.2)
-            console.say(f"MLflow UI on http://{_in_address(host)}:{port} (Ctrl-C ends it).")
-            return server.wait()
+        while not _answers(host, port):
+            if server.poll() is not None:
+                raise UserError(f"MLflow's server ended with code {server.returncode} before it served.")
+            time.sleep(0.2)
+        console.say(f"MLflow UI on http://{_in_address(host)}:{port} (Ctrl-C ends it).")
+        return server.wait()
     finally:
         _end_group(server)
 
@@ -132,20 +130,9 @@ def _in_address(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-@contextlib.contextmanager
-def _exit_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that what was started is ended too."""
-    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {n: signal.signal(n, lambda number, _: sys.exit(128 + number)) for n in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _end_group(server: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        # Whoever interrupts the waiting wants it to end, and not to be left behind.
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
             os.killpg(server.pid, number)
             server.wait(_PATIENCE_S)

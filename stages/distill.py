@@ -17,20 +17,24 @@ from models.goal_actor import GoalActor
 from models.residual_mlp import parameter_count
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.errors import DamagedFileError, StoppedByUser, UserError
+from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
 from pipeline.core.runtime import (
     StageContext,
     StageWork,
     resolve_device,
     seed_sequence,
     set_up_torch,
-    stop_on_interrupt,
     torch_seed,
 )
+from pipeline.core.stopping import stop_on_interrupt
 from pipeline.core.unfinished import (
+    CONTINUED,
     checkpoint_of,
+    continued_by,
     find_parent,
-    find_unfinished,
+    find_trainable,
+    has_checkpoint,
+    is_completed,
     require_parent,
     still_unfinished,
     stored_settings,
@@ -40,7 +44,7 @@ from stages.artifact_task import keep_task
 from stages.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
 from stages.dataset_files import SKIPPED, load_dataset
 from stages.distill_results import complete_student, teachers_closing_episodes
-from stages.distill_settings import CHANGEABLE_ON_RESUME, DistillSettings
+from stages.distill_settings import CHANGEABLE_ON_RESUME, CHANGEABLE_WHEN_COMPLETED, DistillSettings
 from stages.episode_cache import TeacherEpisodes
 from stages.imitation import split_rows
 from stages.memory_estimate import require_student_memory
@@ -48,7 +52,7 @@ from stages.network_file import TrainedActor, load_actor, torch_policy
 from stages.student_training import StudentTraining
 from stages.teacher_critic import TeacherCritic, load_critic
 
-__all__ = ["CHANGEABLE_ON_RESUME", "DistillSettings", "find_resumable", "rehearse", "run"]
+__all__ = ["DistillSettings", "changeable", "find_resumable", "rehearse", "run"]
 _SPLIT_STREAM, _INITIALISATION_STREAM = 11, 12
 
 
@@ -67,46 +71,52 @@ def run(
         context: workspace, console and tracking.
         teacher: the teacher to imitate.
         dataset: its dataset.
-        resumed: an unfinished student to go on with from its checkpoint.
+        resumed: an unfinished student to go on with from its checkpoint, or a completed one to train on, as
+            another student with this one among its parents.
         on_start: told the artifact before the training begins.
 
     Raises:
         UserError: the dataset is another teacher's, or the teacher does not reproduce its recorded success.
-        SettingsError: the student to resume is completed.
+        SettingsError: a completed student that has taken all of its updates already.
         DamagedFileError: it has other parents or other settings, or its checkpoint or a round is damaged.
         StoppedByUser: after Ctrl-C, once the state is saved.
     """
+    continued = None
+    if resumed is not None and is_completed(resumed):
+        _require_more(settings, resumed)
+        continued, resumed = resumed, None
+    elif resumed is not None:
+        continued = continued_by(resumed, context.workspace)
     trained = load_actor(teacher)
     device = resolve_device(settings.device)
     require_student_memory(settings, trained, dataset, device)
     data = _load_dataset(dataset, teacher, settings, context)
     set_up_torch(settings.threads)
-    with _open_work(settings, context, teacher, dataset, resumed) as work:
+    parents = {"teacher": teacher, "dataset": dataset}
+    parents |= {} if continued is None else {CONTINUED: continued}
+    with _open_work(settings, context, parents, resumed) as work:
         on_start(work.artifact)
         keep_task(trained.task, work.artifact, context.console)
         folder = checkpoint_of(work.artifact)
         if not folder.exists:
             _require_reproduction(trained, teacher, settings, context)
-            shutil.rmtree(work.artifact.file(ROUNDS_FOLDER), ignore_errors=True)
+            _take_rounds(work.artifact, continued)
             digest, rows = str(dataset.manifest.hash)[:16], len(data.action)
             work.run.log_dataset(dataset.name, digest, str(dataset.path), rows, "training")
-        with _told_how_to_go_on(folder, context):
-            student = _make_student(settings, trained, data, device, context)
-            training, rollout, record = _prepare(student, data, settings, trained, teacher, work)
-            _train(training, rollout, folder, work, context)
-            return complete_student(training, record, teacher, work, context)
+        student = _make_student(settings, trained, data, device, context)
+        training, rollout, record = _prepare(student, data, settings, trained, teacher, work)
+        _train(training, rollout, folder, work, context, continued)
+        return complete_student(training, record, teacher, work, context)
 
 
 @contextlib.contextmanager
 def _open_work(
     settings: DistillSettings,
     context: StageContext,
-    teacher: Artifact,
-    dataset: Artifact,
+    parents: dict[str, Artifact],
     resumed: Artifact | None,
 ) -> Iterator[StageWork]:
     """Open the stage, and hold the lock of its artifact's checkpoint until it is closed."""
-    parents = {"teacher": teacher, "dataset": dataset}
     with contextlib.ExitStack() as stack:
         if resumed is not None:
             stack.enter_context(checkpoint_of(resumed).lock())
@@ -117,10 +127,11 @@ def _open_work(
             context.stage(
                 "student",
                 "distill",
-                task=teacher.manifest.task,
+                task=parents["teacher"].manifest.task,
                 settings=settings,
                 parents=parents,
                 resumed=resumed,
+                saved=has_checkpoint,
             )
         )
         if resumed is None:
@@ -128,21 +139,27 @@ def _open_work(
         yield work
 
 
-@contextlib.contextmanager
-def _told_how_to_go_on(folder: CheckpointFolder, context: StageContext) -> Iterator[None]:
-    """Say which command goes on from the checkpoint where Ctrl-C stops at once.
+def changeable(student: Artifact) -> frozenset[str]:
+    """Return the settings that a student may go on with in another value."""
+    return CHANGEABLE_WHEN_COMPLETED if is_completed(student) else CHANGEABLE_ON_RESUME
 
-    A second Ctrl-C does, and the first one once all updates are done.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not folder.exists:
-            raise
-        raise StoppedByUser(
-            f"Stopped. The last checkpoint is kept in {folder.path}. "
-            f"Go on with: {context.resume_command_of('distill')}"
-        ) from None
+
+def _require_more(settings: DistillSettings, completed: Artifact) -> None:
+    """Raise SettingsError where a completed student has taken all of its updates already."""
+    taken = int(checkpoint_of(completed).progress["position"])
+    if settings.total_updates <= taken:
+        raise SettingsError(
+            f"Student {completed.name} is completed after {taken:,} updates, rounds included: train it on, "
+            "as another student, with --set updates=MORE."
+        )
+
+
+def _take_rounds(student: Artifact, continued: Artifact | None) -> None:
+    """Give a student without a checkpoint the rounds of the one that it continues, or none."""
+    rounds = student.file(ROUNDS_FOLDER)
+    shutil.rmtree(rounds, ignore_errors=True)
+    if continued is not None and continued.file(ROUNDS_FOLDER).is_dir():
+        shutil.copytree(continued.file(ROUNDS_FOLDER), rounds)
 
 
 def rehearse(
@@ -270,13 +287,24 @@ def _train(
     folder: CheckpointFolder,
     work: StageWork,
     context: StageContext,
+    continued: Artifact | None,
 ) -> None:
-    """Train on the dataset, then over the rounds, from the checkpoint where there is one."""
-    settings, progress = training.settings, training.progress
+    """Train on the dataset, then over the rounds, from the checkpoint where there is one.
+
+    A student that continues another ends with the updates that it has more.
+    """
+    settings, name = training.settings, work.artifact.name
     if folder.exists:
         training.load(folder)
-        progress = training.progress
-        context.console.say(f"Resuming {work.artifact.name} at {progress.updates:,} updates.")
+        context.console.say(f"Resuming {name} at {training.updates:,} updates.")
+    elif continued is not None:
+        training.train_on(checkpoint_of(continued))
+        rate = training.learning_rate(training.progress.position)
+        context.console.say(
+            f"Training on from {continued.name} at {training.updates:,} updates, as {name}; the learning "
+            f"rate goes on at {rate:.3g}, where a cosine over all updates has it by now."
+        )
+    progress = training.progress
     started = time.perf_counter() - progress.elapsed_s
     total, done = settings.total_updates, progress.updates
     with (
@@ -293,6 +321,8 @@ def _train(
         if not progress.descents:
             training.descend(settings.updates)
         run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
+        if CONTINUED in work.artifact.manifest.parents:
+            training.descend(settings.total_updates - progress.descent_begin)
     training.finish()
 
 
@@ -308,7 +338,7 @@ def _save_or_stop(
     if stopping:
         raise StoppedByUser(
             f"Stopped at {progress.updates:,} updates, state saved in {folder.path}. "
-            f"Go on with: {context.resume_command_of('distill')}"
+            f"Go on with: {context.resume_command('distill', work.artifact)}"
         )
 
 
@@ -323,19 +353,19 @@ def find_resumable(
     teacher: str | None = None,
     dataset: str | None = None,
 ) -> tuple[DistillSettings, Artifact, Artifact, Artifact]:
-    """Return the settings of the unfinished student to resume, the student, its teacher and its dataset.
+    """Return the settings of the student to resume or to train on, the student, its teacher and dataset.
 
     Args:
         workspace: where to look.
-        reference: its name or path; None: the newest unfinished one with a checkpoint.
+        reference: its name or path; None: the newest unfinished one.
         teacher, dataset: names or paths of its own, where the workspace does not have them.
 
     Raises:
-        SettingsError: there is none, or the one named is finished or has no checkpoint.
+        SettingsError: there is none, or nothing to go on from.
         MissingArtifactError: its teacher or its dataset is gone.
         DamagedFileError: its manifest holds settings that are none of this version's, or names no parents.
     """
-    student = find_unfinished(workspace, "student", reference)
+    student = find_trainable(workspace, "student", reference)
     settings = stored_settings(student, DistillSettings)
     source = find_parent(student, "teacher", workspace, teacher)
     return settings, student, source, find_parent(student, "dataset", workspace, dataset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from models.deployable_policy import NormalizedActor
@@ -65,7 +64,6 @@ def complete_student(
     _draw(artifact, trained, training.history, pairs)
     write_failures(artifact.path, trained.task, pairs)
     artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
-    shutil.rmtree(artifact.file(CHECKPOINT_FOLDER), ignore_errors=True)
     _track(results, training.updates, work, trained.task.name)
     _say(pairs, results, settings, artifact, context)
     return artifact

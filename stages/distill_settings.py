@@ -23,6 +23,8 @@ CHANGEABLE_ON_RESUME = frozenset(
     }
 )
 """How often, how long and on how many threads: what a student may be gone on with in another value."""
+CHANGEABLE_WHEN_COMPLETED = CHANGEABLE_ON_RESUME | {"updates", "target_retention"}
+"""What a completed student may be trained on with, as another one."""
 
 
 class DistillSettings(StageSettings):

@@ -41,7 +41,7 @@ def _start(policy: Path) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     # -P: a folder named `stages` where the user stands is none of ours.
     command = [sys.executable, "-P", "-m", _MODULE, str(policy.absolute()), str(time.monotonic_ns())]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"a fresh process could not start {policy}: {last}")

@@ -19,7 +19,7 @@ from typing import Any
 import pydantic
 
 from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.errors import DamagedFileError, LostRankError, SettingsError, StoppedByUser
+from pipeline.core.errors import DamagedFileError, LostRankError, StoppedByUser
 from pipeline.core.folder_lock import folder_lock
 from pipeline.core.runtime import (
     StageContext,
@@ -27,9 +27,9 @@ from pipeline.core.runtime import (
     cpu_share,
     resolve_device,
     set_up_torch,
-    stop_on_interrupt,
 )
-from pipeline.core.unfinished import find_parent, require_unfinished, still_unfinished
+from pipeline.core.stopping import stop_on_interrupt
+from pipeline.core.unfinished import find_parent, find_unfinished, require_unfinished, still_unfinished
 from replay.dataset_layout import is_whole, shards_below
 from replay.dataset_writer import remove_leftovers, write_shard
 from stages.artifact_task import keep_task, own_task, task_record
@@ -212,6 +212,7 @@ def _open_work(
                 settings=settings,
                 parents={"teacher": teacher},
                 resumed=resumed,
+                saved=_has_shards,
             )
         )
         stack.enter_context(stop_on_interrupt(context.stop, ranks))
@@ -226,7 +227,7 @@ def _told_how_to_go_on(work: StageWork, context: StageContext) -> Iterator[None]
     except (LostRankError, StoppedByUser) as error:
         raise type(error)(
             f"{error}. The shards are kept in {work.artifact.path}. Go on with: "
-            f"{context.resume_command_of('generate-dataset')}"
+            f"{context.resume_command('generate-dataset', work.artifact)}"
         ) from error
 
 
@@ -318,6 +319,11 @@ def _metadata(
     }
 
 
+def _has_shards(dataset: Artifact) -> bool:
+    """Return whether a dataset has anything to go on from."""
+    return bool(shards_below(dataset.file(MINARI_FOLDER), dataset.manifest.task))
+
+
 def find_resumable(
     workspace: Workspace, reference: str | None, teacher: str | None = None
 ) -> tuple[GenerateDatasetSettings, Artifact, Artifact]:
@@ -325,7 +331,7 @@ def find_resumable(
 
     Args:
         workspace: where to look.
-        reference: its name or path; None: the newest unfinished one with a shard.
+        reference: its name or path; None: the newest unfinished one.
         teacher: name or path of its own, where the workspace does not have it.
 
     Raises:
@@ -334,15 +340,17 @@ def find_resumable(
         DamagedFileError: its manifest is damaged, or that of one that may be the newest, or holds settings
             that are none of this version's, or its teacher changed.
     """
-    if reference is not None:
-        dataset = workspace.find(reference, "dataset")
-    else:
-        newest = workspace.newest_unfinished(
-            "dataset", lambda a: bool(shards_below(a.file(MINARI_FOLDER), a.manifest.task)), MINARI_FOLDER
+    if reference is None:
+        dataset = find_unfinished(
+            workspace,
+            "dataset",
+            None,
+            saved=_has_shards,
+            counts=lambda each: "noise_levels" in each.manifest.settings,  # no import, no merge
+            trace=MINARI_FOLDER,
         )
-        if newest is None:
-            raise SettingsError(f"No unfinished dataset with a shard in {workspace.runs} to resume.")
-        dataset = newest
+    else:
+        dataset = workspace.find(reference, "dataset")
     require_unfinished(dataset)
     try:
         settings = GenerateDatasetSettings(**dataset.manifest.settings)

@@ -249,13 +249,15 @@ def free_bytes(
         return torch.cuda.mem_get_info()[0]
     if not meminfo.exists():  # not Linux: what of all memory is free is not said
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit = group / "memory.max"
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
+    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
         # Files that were read or written lately are counted as used, and give way when memory is wanted.
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(counts["inactive_file"])
+        counts = dict(
+            line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
+        used = int((group / "memory.current").read_text(encoding="utf-8")) - int(counts["inactive_file"])
         free = min(free, int(text) - used)
     return free
 

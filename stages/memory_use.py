@@ -27,7 +27,7 @@ class _Mallinfo2(ctypes.Structure):
 def resident_bytes() -> int | None:
     """Return the memory that this process occupies now; None where the system does not say: Linux does."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -146,6 +146,6 @@ def describe_realtime() -> dict[str, str | bool | None]:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from models.goal_actor import Gaussian
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.runtime import require_finite, seed_sequence, torch_seed
 from pipeline.core.settings import dump_settings
-from stages.distill_settings import CHANGEABLE_ON_RESUME, DistillSettings
+from stages.distill_settings import CHANGEABLE_ON_RESUME, CHANGEABLE_WHEN_COMPLETED, DistillSettings
 from stages.evaluate import Episodes, run_episodes
 from stages.imitation import Critic, ImitationBatch, ImitationRows, critic_guided_loss, imitation_loss
 from stages.network_file import TrainedActor, torch_policy
@@ -180,13 +180,26 @@ class StudentTraining:
         }
         folder.save(self.updates, state, progress)
 
-    def load(self, folder: CheckpointFolder) -> None:
+    def train_on(self, folder: CheckpointFolder) -> None:
+        """Restore where another training has ended, as the beginning of this one; raises as `load` does.
+
+        What is left of the settings' updates is one more descent, after the rounds.
+        """
+        self.load(folder, CHANGEABLE_WHEN_COMPLETED)
+        rounds = self.settings.dagger_rounds
+        self.progress.descents = min(self.progress.descents, 1 + rounds)  # not what continued it
+
+    def load(self, folder: CheckpointFolder, changeable: Collection[str] = CHANGEABLE_ON_RESUME) -> None:
         """Restore what `save` wrote, bit for bit, while the rows are those of the dataset.
+
+        Args:
+            folder: the checkpoint.
+            changeable: settings that may have another value by now.
 
         Raises:
             DamagedFileError: it belongs to other settings or other rows, or a file is damaged.
         """
-        folder.require_settings(self._settings_to_compare(), CHANGEABLE_ON_RESUME)
+        folder.require_settings(self._settings_to_compare(), changeable)
         checkpoint = folder.load()
         with folder.taken_over():
             state, progress = checkpoint.tensors, dict(checkpoint.progress)

@@ -360,6 +360,16 @@ class TeacherTraining:
                 self._renew_streams()
                 self.buffer.mark_unsaved()
 
+    def train_on(self, folder: CheckpointFolder) -> None:
+        """Restore where another training has ended, as the beginning of this one; raises as `load` does.
+
+        All of the replay memory is written with this training's first checkpoint. A target that the other one
+        has met has to be met anew.
+        """
+        self.load(folder)
+        self.buffer.mark_unsaved()
+        self.progress.target_hits = 0
+
     def _load_worlds(self, part: RankPart) -> None:
         """Restore what a rank has for itself."""
         own = partial(strip_prefix, part.tensors)

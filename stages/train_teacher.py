@@ -18,6 +18,7 @@ from pipeline.core.distributed import Ranks
 from pipeline.core.errors import (
     LostRankError,
     NonFiniteError,
+    SettingsError,
     StoppedByUser,
     UserError,
 )
@@ -30,12 +31,16 @@ from pipeline.core.runtime import (
     resolve_device,
     seed_sequence,
     set_up_torch,
-    stop_on_interrupt,
 )
+from pipeline.core.stopping import stop_on_interrupt
 from pipeline.core.unfinished import (
     CHECKPOINT_FOLDER,
+    CONTINUED,
     checkpoint_of,
-    find_unfinished,
+    continued_by,
+    find_trainable,
+    has_checkpoint,
+    is_completed,
     still_unfinished,
     stored_settings,
 )
@@ -71,42 +76,63 @@ def run(
     Args:
         settings: of the stage; those of `resumed` when it is given.
         context: workspace, console and tracking.
-        resumed: an unfinished teacher to go on with from its checkpoint.
+        resumed: an unfinished teacher to go on with from its checkpoint, or a completed one to train on, as
+            another teacher with this one among its parents.
         on_start: told the artifact before the training begins.
 
     Raises:
         UserError: the task's goals hold orientations that success would compare number by number, or every
             episode of a user's task ends at its first step.
-        SettingsError: unknown task or distribution; worlds or batch that the ranks cannot share evenly.
+        SettingsError: unknown task or distribution; worlds or batch that the ranks cannot share evenly; a
+            completed teacher that has spent `env_steps` already.
         NonFiniteError: a loss became NaN or infinite; the last checkpoint is kept.
         StoppedByUser: after Ctrl-C, once the state is saved.
         LostRankError: another rank is gone; the last checkpoint is kept.
     """
-    ranks = context.ranks
+    ranks, continued = context.ranks, None
     if resumed is not None:
         settings = _with_own_task(settings, resumed)
-    training = _prepare(settings, ranks, is_new=resumed is None)
+        if is_completed(resumed):
+            _require_more(settings, resumed)
+            continued, resumed = resumed, None
+        else:
+            continued = continued_by(resumed, context.workspace)
+    training = _prepare(settings, ranks, is_new=resumed is None and continued is None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ranks.connect(training.device))
         if resumed is not None:
             stack.enter_context(checkpoint_of(resumed, ranks).lock())
             resumed = still_unfinished(resumed) if ranks.leads else resumed
-        work = stack.enter_context(_open_stage(training, context, resumed))
+        work = stack.enter_context(_open_stage(training, context, resumed, continued))
         stack.enter_context(stop_on_interrupt(context.stop, ranks))
         if on_start is not None:
             on_start(work.artifact)
         folder = checkpoint_of(work.artifact, ranks)
         if resumed is None:
             stack.enter_context(folder.lock())
-        with _told_how_to_go_on(training, folder, context):
+        with _told_how_to_go_on(training, folder, work, context):
             if ranks.from_leader(lambda: folder.exists):
                 training.load(folder)
                 name, steps = work.artifact.name, training.progress.env_steps
                 context.console.say(f"Resuming {name} at {steps:,} steps.")
+            elif continued is not None:
+                training.train_on(checkpoint_of(continued, ranks))
+                name, steps = work.artifact.name, training.progress.env_steps
+                context.console.say(f"Training on from {continued.name} at {steps:,} steps, as {name}.")
             _announce(context, training)
             _train(training, folder, work, context)
             ranks.disconnect()
         return _finish(training, work, context) if ranks.leads else work.artifact
+
+
+def _require_more(settings: TrainTeacherSettings, completed: Artifact) -> None:
+    """Raise SettingsError where a completed teacher has spent its budget already."""
+    spent = int(checkpoint_of(completed).progress["env_steps"])
+    if settings.env_steps <= spent:
+        raise SettingsError(
+            f"Teacher {completed.name} is completed at {spent:,} steps: train it on, as another teacher, "
+            "with --set env_steps=MORE."
+        )
 
 
 def _prepare(settings: TrainTeacherSettings, ranks: Ranks, *, is_new: bool) -> TeacherTraining:
@@ -124,7 +150,7 @@ def _prepare(settings: TrainTeacherSettings, ranks: Ranks, *, is_new: bool) -> T
 
 @contextlib.contextmanager
 def _open_stage(
-    training: TeacherTraining, context: StageContext, resumed: Artifact | None
+    training: TeacherTraining, context: StageContext, resumed: Artifact | None, continued: Artifact | None
 ) -> Iterator[StageWork]:
     """Open the stage's artifact and tracking, with a copy of the task where it is a user's."""
     task = training.task
@@ -133,13 +159,15 @@ def _open_stage(
         "train-teacher",
         task=task.name,
         settings=training.settings,
+        parents={} if continued is None else {CONTINUED: continued},
         resumed=resumed,
         task_changes=task.task.changes,
+        saved=has_checkpoint,
     ) as work:
         if context.ranks.leads:
             keep_task(task, work.artifact, context.console)
             warn_of_changed_task(work.artifact, context.console)
-            if resumed is None:
+            if resumed is None and continued is None:
                 warn_of_what_looks_wrong(task, training.settings.training_distribution, context.console)
         yield work
 
@@ -152,13 +180,14 @@ def _with_own_task(settings: TrainTeacherSettings, teacher: Artifact) -> TrainTe
 
 @contextlib.contextmanager
 def _told_how_to_go_on(
-    training: TeacherTraining, folder: CheckpointFolder, context: StageContext
+    training: TeacherTraining, folder: CheckpointFolder, work: StageWork, context: StageContext
 ) -> Iterator[None]:
     """Say what is kept, and which command goes on with it, where a rank is lost."""
     try:
         yield
     except LostRankError as error:
-        kept = f"The last checkpoint is kept in {folder.path}. Go on with: {context.resume_command}"
+        command = context.resume_command("train-teacher", work.artifact)
+        kept = f"The last checkpoint is kept in {folder.path}. Go on with: {command}"
         raise LostRankError(
             f"{error} at {training.progress.env_steps:,} steps. "
             f"{kept if folder.exists else 'No checkpoint had been saved yet: start again.'}"
@@ -193,7 +222,7 @@ def _train(
             if stopping:
                 raise StoppedByUser(
                     f"Stopped at {progress.env_steps:,} steps, state saved in {folder.path}. "
-                    f"Go on with: {context.resume_command}"
+                    f"Go on with: {context.resume_command('train-teacher', work.artifact)}"
                 )
 
 
@@ -356,17 +385,17 @@ def _draw(training: TeacherTraining, artifact: Artifact, episodes: Episodes) -> 
 
 
 def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTeacherSettings, Artifact]:
-    """Return the unfinished teacher to resume, and its settings.
+    """Return the unfinished teacher to resume, or the completed one to train on, and its settings.
 
     Args:
         workspace: where to look.
-        reference: its name or path; None: the newest unfinished one with a checkpoint.
+        reference: its name or path; None: the newest unfinished one.
 
     Raises:
-        SettingsError: there is none, or the one named is finished or has no checkpoint.
+        SettingsError: there is none, or nothing to go on from.
         DamagedFileError: its manifest holds settings that are none of this version's.
     """
-    artifact = find_unfinished(workspace, "teacher", reference)
+    artifact = find_trainable(workspace, "teacher", reference)
     page = own_task(artifact)
     changes = {} if page is None else {"task": page}
     return stored_settings(artifact, TrainTeacherSettings, **changes), artifact

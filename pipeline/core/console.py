@@ -29,6 +29,7 @@ from rich.text import Text
 
 from pipeline.core.atomic import plain_json
 from pipeline.core.errors import StoppedByUser, UserError
+from pipeline.core.output import lost_output
 
 EXTRA_OF_PACKAGE = {
     "gymnasium": "",
@@ -82,9 +83,15 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Print the result of a command that succeeded."""
-        if kind is None:
-            self.print_result()
+        """Print the result of a command that succeeded, and say so where standard output did not take it."""
+        if kind is not None:
+            return
+        self.print_result()
+        if (reason := lost_output()) is None:
+            return
+        if self._json_output:
+            raise UserError(f"The result could not be written to standard output ({reason}).")
+        self.warn(f"standard output has gaps ({reason}).")
 
     def say(self, text: str) -> None:
         """Print text as it is, without wrapping; control characters are escaped."""
@@ -230,7 +237,7 @@ def error_boundary(
     """
     try:
         yield
-    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except KeyboardInterrupt:
         if speaks():

@@ -62,7 +62,7 @@ def file_lock(
 def is_locked(folder: Path) -> bool:
     """Tell whether a process, this one included, holds the folder's lock; nothing is written."""
     try:
-        with (folder / LOCK_FILE).open() as file:
+        with (folder / LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from dataclasses import dataclass, field
@@ -156,7 +157,8 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 def _run_text(*command: str) -> str:
     """Return what a command prints."""
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+    return os.fsdecode(done.stdout)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What every stage runs in: workspace, console, tracking, device, threads, seeds and Ctrl-C."""
+"""What every stage runs in: workspace, console, tracking, device, threads and seeds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import contextlib
 import ctypes
 import os
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,19 +26,13 @@ from pipeline.core.errors import (
 )
 from pipeline.core.folder_lock import folder_lock
 from pipeline.core.settings import StageSettings, dump_settings
+from pipeline.core.stopping import StopRequest
 from pipeline.core.tracking import StageRun, Tracker
 
 Result = TypeVar("Result")
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-
-
-@dataclass
-class StopRequest:
-    """Set by the first Ctrl-C; a stage that can save its state asks for it and stops."""
-
-    requested: bool = False
 
 
 @dataclass
@@ -69,16 +60,11 @@ class StageContext:
     ranks: Ranks = field(default_factory=Ranks)
     episode_cache: Path | None = None
 
-    @property
-    def resume_command(self) -> str:
-        """The command that goes on with what Ctrl-C stopped, a teacher where it is no chain."""
-        return self.resume_command_of("train-teacher")
-
-    def resume_command_of(self, stage: str) -> str:
-        """Return the command that goes on with a stage, or with the chain that it is part of."""
-        command = "run" if self.chain else stage
+    def resume_command(self, stage: str = "", artifact: Artifact | None = None) -> str:
+        """Return the command that goes on with a stage's artifact, or with the chain that is under way."""
+        command = f"{stage} --resume {artifact.name}" if artifact and not self.chain else "run --resume"
         workspace = shlex.quote(str(self.workspace.root))
-        return f"{self.ranks.launcher}pipeline --workspace {workspace} {command} --resume"
+        return f"{self.ranks.launcher}pipeline --workspace {workspace} {command}"
 
     @contextlib.contextmanager
     def stage(
@@ -92,6 +78,7 @@ class StageContext:
         resumed: Artifact | None = None,
         task_changes: Mapping[str, Any] | None = None,
         selectable: bool = True,
+        saved: Callable[[Artifact], bool] = lambda _: False,
     ) -> Iterator[StageWork]:
         """Create the stage's artifact and its tracking run; close both with what became of them.
 
@@ -105,9 +92,11 @@ class StageContext:
             resumed: the artifact to go on with, instead of a new one.
             task_changes: what was changed of the task; None: what was for the parents.
             selectable: whether the artifact may be picked as the newest of its kind.
+            saved: tells whether --resume can go on with the artifact as it lies on the disk.
 
         Raises:
-            StoppedByUser: Ctrl-C came while the stage before was at its end.
+            StoppedByUser: Ctrl-C came while the stage before was at its end, or interrupted this one: the
+                message says how to go on.
             UserError: this rank cannot read the artifact of rank 0, or was given other settings.
         """
         if not self.ranks.leads:
@@ -116,7 +105,8 @@ class StageContext:
                 yield StageWork(artifact, run)
             return
         if self.stop.requested:
-            raise StoppedByUser(f"Stopped before {stage}. Go on with: {self.resume_command}")
+            go_on = f" Go on with: {self.resume_command()}" if self.chain else ""
+            raise StoppedByUser(f"Stopped before {stage}.{go_on}")
         parents = parents or {}
         artifact = resumed or self.workspace.create(
             kind,
@@ -129,8 +119,11 @@ class StageContext:
         self.ranks.from_leader(lambda: {"path": str(artifact.path), "settings": dump_settings(settings)})
         # A stage that resumes holds a lock already; the lock of a new artifact tells that somebody makes it.
         lock = folder_lock(artifact.path) if resumed is None else contextlib.nullcontext()
-        with lock, self._tracked(artifact, stage, settings, parents) as work:
-            yield work
+        try:
+            with lock, self._tracked(artifact, stage, settings, parents) as work:
+                yield work
+        except KeyboardInterrupt:
+            raise self._stopped(stage, Artifact.load(artifact.path), saved) from None
 
     @contextlib.contextmanager
     def _tracked(
@@ -154,12 +147,27 @@ class StageContext:
                 yield StageWork(artifact, run)
         except BaseException as error:
             ended_by = error
-            if not isinstance(error, StoppedByUser):
+            if not isinstance(error, StoppedByUser | KeyboardInterrupt):
                 _record_failure(artifact, error)
             raise
         finally:
             if own_chain:
                 self.tracker.close_chain(chain, ended_by)
+
+    def _stopped(self, stage: str, artifact: Artifact, saved: Callable[[Artifact], bool]) -> StoppedByUser:
+        """Return what is said of an artifact whose making was interrupted; what cannot go on is failed."""
+        if artifact.manifest.status == "completed":
+            return StoppedByUser(f"Stopped; {artifact.name} is completed.")
+        resumable = saved(artifact)
+        if not resumable:
+            _record_failure(artifact, StoppedByUser("stopped by the user"))
+        if resumable or self.chain:
+            kept = (
+                f"what it has saved is kept in {artifact.path}" if resumable else "it had saved nothing yet"
+            )
+            command = self.resume_command(stage, artifact)
+            return StoppedByUser(f"Stopped {artifact.name}; {kept}. Go on with: {command}")
+        return StoppedByUser(f"Stopped {artifact.name}; it had saved nothing yet: start it again.")
 
     def _chain(self, artifact: Artifact, parents: Mapping[str, Artifact]) -> tuple[str | None, bool]:
         """Return the chain run to nest under, and whether this stage opened it and so closes it."""
@@ -296,35 +304,6 @@ def torch_seed(seed: int, *stream: int) -> int:
     return int(seed_sequence(seed, *stream).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-@contextlib.contextmanager
-def stop_on_interrupt(stop: StopRequest, ranks: Ranks | None = None) -> Iterator[None]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request; a second one interrupts at once.
-
-    Of several ranks none is interrupted and none says a word: torchrun passes on a Ctrl-C that they have had
-    already, sends SIGTERM when a rank dies, and kills by itself whoever takes too long.
-    """
-    together = ranks is not None and ranks.size > 1
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested and not together:
-            raise KeyboardInterrupt
-        stop.requested = True
-        if together:
-            return
-        # Not print: a handler may interrupt a print that holds the stream's lock.
-        os.write(2, b"Stopping after this round, to save; Ctrl-C again stops at once.\n")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def as_user_error(call: Callable[[], Result], *errors: type[Exception]) -> Result:
     """Return what `call` returns; turn `errors` of the ground-floor packages into one line for the user."""
     try:
@@ -347,7 +326,8 @@ def describe_host() -> dict[str, Any]:
 
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = text.partition("\n\n")[0].splitlines()
         said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         model = said.get("model name", model)
         # Clouds give generations of processors the same name.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pydantic
 
-from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.core.artifacts import KINDS, MANIFEST_NAME, Artifact, Workspace
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError
+from pipeline.core.folder_lock import is_locked
 from pipeline.core.settings import StageSettings
 
 CHECKPOINT_FOLDER = "checkpoint"
 """Folder of an artifact in training that holds its `CheckpointFolder`."""
+
+CONTINUED = "continued"
+"""Role of the completed artifact whose training another one of its kind goes on with."""
 
 Settings = TypeVar("Settings", bound=StageSettings)
 
@@ -28,35 +33,97 @@ def checkpoint_of(artifact: Artifact, ranks: Ranks | None = None) -> CheckpointF
     return CheckpointFolder(artifact.file(CHECKPOINT_FOLDER), ranks)
 
 
-def find_unfinished(workspace: Workspace, kind: str, reference: str | None) -> Artifact:
+def has_checkpoint(artifact: Artifact) -> bool:
+    """Return whether a training can go on: from its own checkpoint, or from that of what it continues."""
+    return checkpoint_of(artifact).exists or CONTINUED in artifact.manifest.parents
+
+
+def find_unfinished(
+    workspace: Workspace,
+    kind: str,
+    reference: str | None,
+    *,
+    saved: Callable[[Artifact], bool] = has_checkpoint,
+    counts: Callable[[Artifact], bool] = lambda _: True,
+    trace: str = CHECKPOINT_FOLDER,
+) -> Artifact:
     """Return the unfinished artifact to resume.
 
     Args:
         workspace: where to look.
         kind: of the artifact.
-        reference: its name or path; None: the newest unfinished one with a checkpoint.
+        reference: its name or path; None: the newest unfinished one.
+        saved: tells whether an artifact has anything to go on from.
+        counts: tells whether an unfinished artifact is one of those to choose from.
+        trace: folder of an artifact that its work lies in; a damaged one without it has saved nothing.
 
     Raises:
-        SettingsError: there is none, or the one named is finished or has no checkpoint.
+        SettingsError: there is none, it has saved nothing, or the one named is finished. Where the newest has
+            saved nothing an older one is named, but not taken: it is another run.
         DamagedFileError: the one named is damaged, or one that may be the newest.
     """
-    if reference is None:
-        newest = workspace.newest_unfinished(kind, lambda a: checkpoint_of(a).exists, CHECKPOINT_FOLDER)
-        if newest is None:
-            raise SettingsError(f"No unfinished {kind} with a checkpoint in {workspace.runs} to resume.")
+    if reference is not None:
+        artifact = workspace.find(reference, kind)
+        require_unfinished(artifact)
+        if not saved(artifact):
+            raise SettingsError(f"{artifact.name} has saved nothing to go on from: start it again.")
+        return artifact
+    newest = workspace.newest_unfinished(kind, counts, trace)
+    if newest is None:
+        raise SettingsError(
+            f"No unfinished {kind} in {workspace.runs} to resume: start one with `pipeline {KINDS[kind]}`."
+        )
+    if saved(newest):
         return newest
-    artifact = workspace.find(reference, kind)
-    require_unfinished(artifact)
+    others = (a for a in workspace.artifacts(kind) if not is_completed(a) and counts(a) and saved(a))
+    older = next(others, None)
+    remedy = "wait for it" if is_locked(newest.path) else "start it again"
+    instead = "" if older is None else f"; or name an older one to go on with: --resume {older.name}"
+    raise SettingsError(
+        f"The newest unfinished {kind}, {newest.name}, has saved nothing to go on from: {remedy}{instead}."
+    )
+
+
+def find_trainable(workspace: Workspace, kind: str, reference: str | None) -> Artifact:
+    """Return what a training is to go on with: an unfinished artifact, or one that is completed and named.
+
+    Args:
+        workspace: where to look.
+        kind: of the artifact.
+        reference: its name or path; None: the newest unfinished one.
+
+    Raises:
+        SettingsError: as of `find_unfinished`, or the completed one has no checkpoint left.
+        DamagedFileError: as of `find_unfinished`.
+    """
+    if reference is None or not is_completed(artifact := workspace.find(reference, kind)):
+        return find_unfinished(workspace, kind, reference)
     if not checkpoint_of(artifact).exists:
         raise SettingsError(
-            f"{kind.capitalize()} {artifact.name} has no checkpoint to go on from: train another."
+            f"{artifact.name} is completed and has no checkpoint left to train on from: make another."
         )
     return artifact
 
 
+def continued_by(artifact: Artifact, workspace: Workspace) -> Artifact | None:
+    """Return the completed artifact whose training one without a checkpoint goes on with; None: of no other.
+
+    Raises:
+        MissingArtifactError, DamagedFileError: as of `find_parent`.
+    """
+    if CONTINUED not in artifact.manifest.parents or checkpoint_of(artifact).exists:
+        return None
+    return find_parent(artifact, CONTINUED, workspace)
+
+
+def is_completed(artifact: Artifact) -> bool:
+    """Return whether an artifact is completed."""
+    return artifact.manifest.status == "completed"
+
+
 def require_unfinished(artifact: Artifact) -> None:
     """Raise SettingsError where an artifact is completed."""
-    if artifact.manifest.status == "completed":
+    if is_completed(artifact):
         kind = artifact.kind.capitalize()
         raise SettingsError(f"{kind} {artifact.name} is completed: there is nothing to resume.")
 
@@ -79,7 +146,7 @@ def find_parent(
 
     Args:
         artifact: the unfinished one.
-        role: of its parent, which is the parent's kind as well.
+        role: of its parent.
         workspace: where the parent is looked for by its name.
         reference: the parent's name or path, where it lies elsewhere; None: as recorded.
 
@@ -91,13 +158,14 @@ def find_parent(
     if recorded is None:
         raise DamagedFileError(f"{artifact.path / MANIFEST_NAME} cannot be resumed: it names no {role}.")
     try:
-        parent = workspace.open(reference or recorded.name, role)
+        parent = workspace.open(reference or recorded.name, recorded.kind)
     except MissingArtifactError:
         if reference is not None:
             raise
+        other_place = "" if role == CONTINUED else f", or give its folder with --{role}"
         raise MissingArtifactError(
             f"{artifact.name} cannot go on without its {role} {recorded.name}, which is not in "
-            f"{workspace.runs}: put it back, or give its folder with --{role}."
+            f"{workspace.runs}: put it back{other_place}."
         ) from None
     require_parent(artifact, role, parent)
     return parent

@@ -134,7 +134,7 @@ class TestMissingArtifacts:
         assert "No unfinished chain" in refused(tmp_path, "run", "--resume")
         teacher = newest(chain, "teacher").name
         message = refused(chain, "train-teacher", "--resume", teacher)
-        assert message == f"Teacher {teacher} is completed: there is nothing to resume."
+        assert message.startswith(f"Teacher {teacher} is completed at 3,200 steps: train it on, as another")
         assert "No unfinished chain" in refused(chain, "run", "--resume")
 
     def test_a_resumed_chain_takes_no_settings(self, tmp_path: Path) -> None:

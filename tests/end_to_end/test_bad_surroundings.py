@@ -135,20 +135,26 @@ class TestUi:
         )
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_it_serves_and_ends(self, chain: Path, ending: signal.Signals) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         server = subprocess.Popen(
-            command("ui", "--port", str(port)), cwd=chain, env=clean_environment(), stdout=subprocess.PIPE
+            command("ui", "--port", str(port)),
+            cwd=chain,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         try:
             assert "<!doctype html>" in fetch(f"http://127.0.0.1:{port}/", server)
         finally:
-            server.send_signal(ending)
-            server.communicate(timeout=60)
-        assert server.returncode == 128 + ending
+            for _ in range(3):
+                server.send_signal(ending)
+                time.sleep(0.05)
+            stderr = server.communicate(timeout=60)[1]
+        assert server.returncode == 130 and stderr.endswith(b"Stopped.\n") and b"Traceback" not in stderr
         with socket.socket() as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))

@@ -111,9 +111,8 @@ def test_a_lost_rank_is_told_and_one_rank_finishes_what_two_began(tmp_path: Path
     assert process.returncode != 0 and time.monotonic() - killed < 60
     assert out.startswith(f"Preset smoke (as asked); workspace {tmp_path}.\n") and out.count("Teacher:") == 1
     line = line_with(out + err, "A rank was lost")
-    command = (
-        f"torchrun --nproc-per-node 2 --no-python pipeline --workspace {tmp_path} train-teacher --resume"
-    )
+    launcher = "torchrun --nproc-per-node 2 --no-python pipeline"
+    command = f"{launcher} --workspace {tmp_path} train-teacher --resume {only_teacher(tmp_path).name}"
     assert line.startswith("Error: A rank was lost at ")
     assert line.endswith(f"The last checkpoint is kept in {folder.path}. Go on with: {command}")
     artifact = only_teacher(tmp_path)
@@ -156,7 +155,7 @@ def test_ranks_make_teacher_and_dataset_and_ctrl_c_saves(tmp_path: Path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to torchrun and to the ranks
     out, err = end_of(process)
     stopped = line_with(out + err, "Stopped at")
-    assert stopped.endswith("pipeline --workspace " + str(tmp_path) + " train-teacher --resume")
+    assert f"pipeline --workspace {tmp_path} train-teacher --resume teacher-" in stopped
     assert "Error: " not in err
     newest = Workspace(tmp_path).artifacts("teacher")[0]
     assert newest.manifest.status == "running" and f"{folder.progress['env_steps']:,} steps" in stopped

@@ -356,7 +356,7 @@ def test_a_frontier_that_was_stopped_goes_on_and_does_nothing_twice(tmp_path: Pa
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 130)
     if number == signal.SIGINT:
-        assert "Stopped; what is done is kept. Go on with: pipeline" in stderr
+        assert f"what it has saved is kept in {artifact.path}. Go on with: pipeline" in stderr
     (artifact,) = Workspace(tmp_path).artifacts("frontier")
     assert artifact.manifest.status == "running"
     first = {path: path.stat().st_mtime_ns for path in artifact.path.glob("cells/8x4/runs/*/*.safetensors")}

@@ -168,7 +168,7 @@ def test_a_description_holds_what_a_script_needs(tmp_path: Path) -> None:
     assert found["path"] == str(teacher.path)
     assert found["hash"] == teacher.manifest.hash
     assert found["results"] == {"success": 1.0}
-    assert Path(found["files"]["data.txt"]).read_text() == teacher.name
+    assert Path(found["files"]["data.txt"]).read_text(encoding="utf-8") == teacher.name
 
 
 @pytest.fixture

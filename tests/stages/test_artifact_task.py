@@ -139,7 +139,9 @@ class TestKeeping:
 
     def test_what_is_kept_stays(self, tmp_path: Path, page: Path) -> None:
         artifact = kept(tmp_path / "ws", page)
-        page.write_text(changed(page.read_text(), "radius: 0.05", "radius: 0.5"))
+        page.write_text(
+            changed(page.read_text(encoding="utf-8"), "radius: 0.05", "radius: 0.5"), encoding="utf-8"
+        )
         keep_task(compile_task(str(page)), artifact, Console())
         assert load_task(artifact).task.success[0].radius == 0.05
 
@@ -195,7 +197,10 @@ class TestWarningOfChanges:
 def test_settings_hold_the_absolute_path(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(page.parent)
     assert settings_of(Path("robot.yaml")).task == str(page)
-    page.write_text(changed(page.read_text(), "object: fingertip, unit", "object: tip, unit"))
+    page.write_text(
+        changed(page.read_text(encoding="utf-8"), "object: fingertip, unit", "object: tip, unit"),
+        encoding="utf-8",
+    )
     with pytest.raises(ValueError, match="no site named 'tip'"):
         settings_of(page)
 
@@ -248,7 +253,9 @@ class TestResuming:
         self, stopped: tuple[Artifact, StageContext], page: Path, capsys: Capture
     ) -> None:
         artifact, context = stopped
-        page.write_text(changed(page.read_text(), "radius: 0.05", "radius: 5"))
+        page.write_text(
+            changed(page.read_text(encoding="utf-8"), "radius: 0.05", "radius: 5"), encoding="utf-8"
+        )
         finished = train_teacher.run(settings_of(page), context, artifact)
         assert f"{page} changed since {artifact.name} was made" in capsys.readouterr().err
         assert load_task(finished).task.success[0].radius == 0.05

@@ -32,7 +32,9 @@ def test_processes_work_until_the_block_ends(started: list[subprocess.Popen[byte
         stat = Path(f"/proc/{started[0].pid}/stat")
         if stat.exists():
             time.sleep(0.2)
-            ticks = sum(int(number) for number in stat.read_text().rpartition(")")[2].split()[11:13])
+            ticks = sum(
+                int(number) for number in stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+            )
             assert ticks > 2  # hundredths of a second of processor time
         raise KeyError
     assert all(process.poll() is not None for process in started)

@@ -215,7 +215,8 @@ def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     line = err.splitlines()[-1]
-    assert line.startswith("Stopped at ") and line.endswith(f"--workspace {workspace} train-teacher --resume")
+    assert line.startswith("Stopped at ")
+    assert line.endswith(f"--workspace {workspace} train-teacher --resume {killed.name}")
     assert "Traceback" not in err and not line.startswith("Error")
 
     settings, artifact = train_teacher.find_resumable(Workspace(workspace), None)

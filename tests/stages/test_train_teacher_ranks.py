@@ -231,9 +231,8 @@ def test_a_lost_rank_ends_the_run_with_one_line_and_the_rest_goes_on_from_the_ch
     run_ranks(2, rank_work.train, tmp_path, SETTINGS, tmp_path, "kill", who, 5, codes=codes)
     artifact = only_teacher(tmp_path)
     line = told(tmp_path, 1 - who)
-    command = (
-        f"torchrun --nproc-per-node 2 --no-python pipeline --workspace {tmp_path} train-teacher --resume"
-    )
+    launcher = "torchrun --nproc-per-node 2 --no-python pipeline"
+    command = f"{launcher} --workspace {tmp_path} train-teacher --resume {artifact.name}"
     assert line == {
         "error": f"A rank was lost at {8 * 30 * 5:,} steps. The last checkpoint is kept in "
         f"{checkpoint_of(artifact).path}. Go on with: {command}",

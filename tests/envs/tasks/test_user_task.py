@@ -328,7 +328,7 @@ class TestDocumentation:
 
     def test_its_page_is_valid(self) -> None:
         (page,) = re.findall(r"```yaml\n(.*?)```", self.text, re.DOTALL)
-        Path("robot.yaml").write_text(page)
+        Path("robot.yaml").write_text(page, encoding="utf-8")
         assert validate(read_page("robot.yaml")).name == "my_arm_reach"
 
     @pytest.mark.parametrize(

@@ -441,7 +441,7 @@ class TestMistakes:
     @pytest.mark.parametrize(("included", "expected"), INCLUDES.values(), ids=INCLUDES)
     def test_in_a_file_that_the_model_includes(self, included: str, expected: str) -> None:
         Path("parts").mkdir()
-        Path("parts/ball.xml").write_text(included)
+        Path("parts/ball.xml").write_text(included, encoding="utf-8")
         message = refusal(
             model=changed(ARM, "  <worldbody>\n", '  <worldbody>\n  <include file="parts/ball.xml"/>\n')
         )

@@ -1,13 +1,11 @@
-"""What a process runs with: processors, devices, seeds, Ctrl-C, errors and memory."""
+"""What a process runs with: processors, devices, seeds, errors and memory."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +13,14 @@ import pytest
 import torch
 
 from pipeline.core import runtime
-from pipeline.core.distributed import Ranks
 from pipeline.core.errors import NonFiniteError, SettingsError, UserError
 from pipeline.core.runtime import (
-    StopRequest,
     as_user_error,
     cpu_share,
     require_finite,
     require_precision,
     resolve_device,
     seed_sequence,
-    stop_on_interrupt,
     torch_seed,
 )
 
@@ -89,50 +84,6 @@ def test_torch_seeds_are_distinct_and_accepted():
     assert len(seeds) == 400 and all(0 <= seed < 2**63 for seed in seeds)
     assert torch_seed(5, 3) == torch_seed(5, 3)
     torch.Generator().manual_seed(max(seeds))
-
-
-# -- Ctrl-C -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals):
-    before = signal.getsignal(number)
-    stop = StopRequest()
-    with pytest.raises(KeyboardInterrupt), stop_on_interrupt(stop):
-        assert not stop.requested
-        signal.raise_signal(number)
-        assert stop.requested
-        signal.raise_signal(number)
-        raise AssertionError("the second signal was ignored")
-    assert signal.getsignal(number) is before
-
-
-def test_the_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stop_on_interrupt(StopRequest()):
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_another_thread_runs_without_handlers():
-    before, inside = signal.getsignal(signal.SIGINT), []
-
-    def work() -> None:
-        with stop_on_interrupt(StopRequest()):
-            inside.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert inside == [before]
-
-
-def test_signals_that_torchrun_repeats_are_one_request(capfd: pytest.CaptureFixture[str]):
-    stop = StopRequest()
-    with stop_on_interrupt(stop, Ranks(1, 2)):
-        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(number)
-    assert stop.requested and capfd.readouterr() == ("", "")
 
 
 # -- errors -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,6 @@ def test_a_stage_that_succeeds_is_completed(context: StageContext, tracker: Reco
     [
         (UserError("the disk is a cheese"), "the disk is a cheese"),
         (ZeroDivisionError("by zero"), "by zero"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
         (MemoryError(), "MemoryError"),
     ],
 )
@@ -168,16 +168,65 @@ def test_an_artifact_may_be_kept_from_being_the_newest(context: StageContext):
 
 def test_after_ctrl_c_no_further_stage_begins(context: StageContext, tracker: RecordingTracker):
     context.stop.requested = True
-    with pytest.raises(StoppedByUser, match=r"Stopped before a-stage.*--resume"):
+    with pytest.raises(StoppedByUser, match=r"^Stopped before a-stage\.$"):
+        run_stage(context)
+    context.chain = "chain-1"
+    with pytest.raises(StoppedByUser, match=r"^Stopped before a-stage\. Go on with: .* run --resume$"):
         run_stage(context)
     assert context.workspace.artifacts() == [] and tracker.stages == []
 
 
-@pytest.mark.parametrize(("chain", "command"), [(None, "train-teacher"), ("chain-1", "run")])
-def test_the_command_that_resumes_can_be_pasted_into_a_shell(tmp_path: Path, chain: str | None, command: str):
+@pytest.mark.parametrize(("chain", "words"), [(None, ["s", "--resume", "NAME"]), ("c", ["run", "--resume"])])
+def test_the_command_that_resumes_can_be_pasted_into_a_shell(
+    tmp_path: Path, chain: str | None, words: list[str]
+):
     root = tmp_path / "my runs; all"
     context = StageContext(Workspace(root), Console(), NullTracker(), chain=chain)
-    assert shlex.split(context.resume_command) == ["pipeline", "--workspace", str(root), command, "--resume"]
+    made = run_stage(context)
+    command = shlex.split(context.resume_command("s", made))
+    assert command == ["pipeline", "--workspace", str(root), *(w.replace("NAME", made.name) for w in words)]
+
+
+@pytest.mark.parametrize(
+    ("chain", "saved", "message"),
+    [
+        (
+            None,
+            True,
+            r"^Stopped {name}; what it has saved is kept in {path}. Go on with: .* a-stage --resume {name}$",
+        ),
+        (None, False, r"^Stopped {name}; it had saved nothing yet: start it again.$"),
+        (
+            "chain-1",
+            True,
+            r"^Stopped {name}; what it has saved is kept in {path}. Go on with: .* run --resume$",
+        ),
+        ("chain-1", False, r"^Stopped {name}; it had saved nothing yet. Go on with: .* run --resume$"),
+    ],
+)
+def test_an_interrupted_stage_is_named_and_says_how_to_go_on(
+    context: StageContext, tracker: RecordingTracker, chain: str | None, saved: bool, message: str
+):
+    context.chain = chain
+    with (
+        pytest.raises(StoppedByUser) as raised,
+        context.stage("teacher", "a-stage", task="m", settings=SETTINGS, saved=lambda _: saved) as work,
+    ):
+        raise KeyboardInterrupt
+    artifact = Artifact.load(work.artifact.path)
+    assert re.match(message.format(name=artifact.name, path=artifact.path), str(raised.value))
+    assert artifact.manifest.status == ("running" if saved else "failed")
+    assert isinstance(tracker.endings[-1], KeyboardInterrupt)
+
+
+def test_an_interruption_after_the_end_leaves_the_artifact_completed(context: StageContext):
+    with (
+        pytest.raises(StoppedByUser, match=r"^Stopped; teacher-.* is completed\.$"),
+        context.stage("teacher", "a-stage", task="m", settings=SETTINGS) as work,
+    ):
+        work.artifact.complete({"success": 1.0})
+        raise KeyboardInterrupt
+    assert Artifact.load(work.artifact.path).manifest.status == "completed"
 
 
 # -- chain runs -------------------------------------------------------------------------------------
@@ -286,5 +335,6 @@ def test_a_rank_that_cannot_read_it_or_was_told_otherwise_says_so(tmp_path: Path
 def test_the_command_that_resumes_starts_as_many_ranks(tmp_path: Path):
     context = StageContext(Workspace(tmp_path), Console(), NullTracker(), ranks=Ranks(0, 4, 0, 4))
     launcher = ["torchrun", "--nproc-per-node", "4", "--no-python"]
-    words = shlex.split(context.resume_command)
-    assert words == [*launcher, "pipeline", "--workspace", str(tmp_path), "train-teacher", "--resume"]
+    alone = StageContext(Workspace(tmp_path), Console(), NullTracker())
+    words = shlex.split(context.resume_command("train-teacher", run_stage(alone)))
+    assert words[:-1] == [*launcher, "pipeline", "--workspace", str(tmp_path), "train-teacher", "--resume"]

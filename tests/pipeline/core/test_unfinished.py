@@ -10,7 +10,15 @@ import pytest
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError
 from pipeline.core.settings import StageSettings
-from pipeline.core.unfinished import checkpoint_of, find_unfinished, still_unfinished, stored_settings
+from pipeline.core.unfinished import (
+    CONTINUED,
+    checkpoint_of,
+    continued_by,
+    find_trainable,
+    find_unfinished,
+    still_unfinished,
+    stored_settings,
+)
 
 
 class MadeUpSettings(StageSettings):
@@ -24,23 +32,66 @@ def make(root: Path, *, saved: bool, **settings: object) -> Artifact:
     return artifact
 
 
-def test_the_newest_with_a_checkpoint_or_the_one_named(tmp_path: Path):
+def test_the_newest_or_the_one_named(tmp_path: Path):
     workspace = Workspace(tmp_path)
-    with pytest.raises(SettingsError, match="No unfinished student with a checkpoint in"):
+    with pytest.raises(
+        SettingsError, match=r"^No unfinished student in .* start one with `pipeline distill`"
+    ):
         find_unfinished(workspace, "student", None)
     first, second = make(tmp_path, saved=True), make(tmp_path, saved=True)
     second.fail("cut off")
-    bare = make(tmp_path, saved=False)
     assert find_unfinished(workspace, "student", None).name == second.name
     assert find_unfinished(workspace, "student", first.name).name == first.name
-    with pytest.raises(SettingsError, match=f"{bare.name} has no checkpoint to go on from: train another"):
-        find_unfinished(workspace, "student", bare.name)
     second.complete({})
     assert find_unfinished(workspace, "student", None).name == first.name
     with pytest.raises(SettingsError, match=f"^Student {second.name} is completed: there is nothing"):
         find_unfinished(workspace, "student", second.name)
     with pytest.raises(MissingArtifactError, match="is a student, not a teacher"):
         find_unfinished(workspace, "teacher", first.name)
+
+
+def test_an_older_one_is_not_taken_for_the_newest_that_saved_nothing(tmp_path: Path):
+    workspace = Workspace(tmp_path)
+    older, newest = make(tmp_path, saved=True), make(tmp_path, saved=False)
+    alone = rf"^The newest unfinished student, {newest.name}, has saved nothing to go on from: start it again"
+    with pytest.raises(SettingsError, match=alone + rf"; or name an older .*: --resume {older.name}\.$"):
+        find_unfinished(workspace, "student", None)
+    assert find_unfinished(workspace, "student", older.name).name == older.name
+    older.complete({})
+    with pytest.raises(SettingsError, match=alone + r"\.$"):
+        find_unfinished(workspace, "student", None)
+    with pytest.raises(
+        SettingsError, match=f"^{newest.name} has saved nothing to go on from: start it again"
+    ):
+        find_unfinished(workspace, "student", newest.name)
+
+
+def test_what_a_stage_does_not_make_itself_does_not_count(tmp_path: Path):
+    older = make(tmp_path, saved=True, depth=8)
+    make(tmp_path, saved=False)
+    found = find_unfinished(
+        Workspace(tmp_path), "student", None, counts=lambda each: "depth" in each.manifest.settings
+    )
+    assert found.name == older.name
+
+
+def test_a_completed_one_is_trained_on_where_it_is_named_and_has_a_checkpoint(tmp_path: Path):
+    workspace, done = Workspace(tmp_path), make(tmp_path, saved=True)
+    done.complete({}, exclude=("checkpoint",))
+    with pytest.raises(SettingsError, match="No unfinished student"):
+        find_trainable(workspace, "student", None)
+    assert find_trainable(workspace, "student", done.name).name == done.name
+    begun = workspace.create(
+        "student", task="point_u_maze", settings={}, parents={CONTINUED: done.parent_entry()}
+    )
+    assert find_trainable(workspace, "student", None).name == begun.name
+    parent = continued_by(begun, workspace)
+    assert parent is not None and parent.name == done.name
+    checkpoint_of(begun).save(1, {}, {})
+    assert continued_by(begun, workspace) is None  # its own counts
+    done.file("checkpoint/manifest.json").unlink()
+    with pytest.raises(SettingsError, match=f"^{done.name} is completed and has no checkpoint left"):
+        find_trainable(workspace, "student", done.name)
 
 
 def test_one_that_another_process_finished_since_it_was_found_is_refused(tmp_path: Path):

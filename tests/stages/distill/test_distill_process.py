@@ -77,7 +77,7 @@ def test_kill_9_and_sigterm_of_a_real_process_change_nothing(tmp_path: Path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     line = err.splitlines()[-1]
-    assert line.startswith("Stopped at ") and line.endswith(f"--workspace {workspace} distill --resume")
+    assert line.startswith("Stopped at ") and line.endswith(f"distill --resume {killed.name}")
     assert "Traceback" not in err and not line.startswith("Error")
 
     settings, student, *parents = distill.find_resumable(Workspace(workspace), None)
@@ -145,8 +145,9 @@ def test_the_newest_unfinished_student_is_gone_on_with(broken: Artifact):
     assert f"Resuming {broken.name} at 23 updates." in result.stderr
     assert "reproduces its recorded success" not in result.stderr  # that was seen to before
     message = refused(broken, "--resume", broken.name)
-    assert message == f"Error: Student {broken.name} is completed: there is nothing to resume."
-    assert "No unfinished student with a checkpoint" in refused(broken)
+    assert message.startswith(f"Error: Student {broken.name} is completed after ")
+    assert message.endswith("train it on, as another student, with --set updates=MORE.")
+    assert "No unfinished student in" in refused(broken)
 
 
 @pytest.mark.parametrize(
@@ -294,9 +295,9 @@ def test_a_student_that_is_being_distilled_is_not_resumed_by_another(broken: Art
 
 def test_a_student_without_a_checkpoint_is_no_candidate(broken: Artifact):
     broken.file("checkpoint/manifest.json").unlink()
-    assert "No unfinished student with a checkpoint" in refused(broken)
+    assert f"The newest unfinished student, {broken.name}, has saved nothing" in refused(broken)
     line = refused(broken, "--resume", broken.name)
-    assert line == f"Error: Student {broken.name} has no checkpoint to go on from: train another."
+    assert line == f"Error: {broken.name} has saved nothing to go on from: start it again."
 
 
 def test_refusing_to_resume_loses_nothing(broken: Artifact):

@@ -70,8 +70,8 @@ def assert_same_student(one: Artifact, other: Artifact) -> None:
     """Check that weights, history, episodes of the rounds and results are equal bit for bit."""
     for artifact in (one, other):
         artifact.verify()
-        assert not artifact.file("checkpoint").exists()
-        assert not [path for path in artifact.path.rglob("*") if path.name.startswith(".")]
+        assert not [path for path in artifact.path.rglob("*") if path.name.startswith(".tmp")]
+        assert not [name for name in artifact.manifest.files if name.startswith("checkpoint")]
     assert one.manifest.files == other.manifest.files
     assert {"network.safetensors", "history.json"} < one.manifest.files.keys()
     assert one.manifest.hash == other.manifest.hash
@@ -288,7 +288,7 @@ def test_elapsed_time_counts_all_processes(
 # -- stops ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(
     context: StageContext, teacher: Artifact, dataset: Artifact, number: int, unbroken: Unbroken
 ):
@@ -305,7 +305,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
             distill.run(SETTINGS, context, teacher, dataset, on_start=begun.append)
     context.stop.requested = False
     assert re.search(r"^Stopped at 17 updates, state saved in .*checkpoint\. Go on with: ", str(raised.value))
-    assert str(raised.value).endswith(f"--workspace {context.workspace.root} distill --resume")
+    assert str(raised.value).endswith(
+        f"--workspace {context.workspace.root} distill --resume {begun[0].name}"
+    )
     settings, student, *parents = distill.find_resumable(context.workspace, None)
     assert student.name == begun[0].name and student.manifest.status == "running"
     assert_same_student(distill.run(settings, context, *parents, resumed=student), unbroken(SETTINGS))
@@ -341,7 +343,9 @@ def test_ctrl_c_in_the_closing_evaluation_keeps_the_training(
     whole, begun = unbroken(SETTINGS), list[Artifact]()
     with monkeypatch.context() as patched:
         patched.setattr(distill_results, "run_pairs", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(StoppedByUser, match=r"^Stopped\. The last checkpoint .* distill --resume$"):
+        with pytest.raises(
+            StoppedByUser, match=r"^Stopped student-.* is kept in .* distill --resume student-"
+        ):
             distill.run(SETTINGS, context, teacher, dataset, on_start=begun.append)
     assert Artifact.load(begun[0].path).manifest.status == "running"
     monkeypatch.setattr(StudentTraining, "_update", lambda *_: pytest.fail("updated again"))
@@ -355,5 +359,5 @@ def test_ctrl_c_before_the_first_checkpoint_is_none_to_go_on_from(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(distill, "split_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedByUser, match=r"^Stopped student-.*; it had saved nothing yet: start it again"):
         distill.run(SETTINGS, context, teacher, dataset)

@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_the_shards_and_says_how_to_go_on(
         return run_round(rollout, each, *arguments)
 
     monkeypatch.setattr(LabelledRollout, "run_round", stopping)
-    with pytest.raises(StoppedByUser, match=r"generate-dataset --resume$"):
+    with pytest.raises(StoppedByUser, match=r"generate-dataset --resume dataset-[-0-9]+$"):
         run(SETTINGS, context, teacher)
     context.stop.requested = False
     monkeypatch.undo()
@@ -112,7 +112,7 @@ def test_a_dataset_in_the_making_is_left_alone(
 
 def test_what_cannot_be_resumed_is_said_in_one_line(tmp_path: Path):
     context = make_context(tmp_path)
-    with pytest.raises(SettingsError, match="No unfinished dataset with a shard"):
+    with pytest.raises(SettingsError, match="No unfinished dataset in"):
         find_resumable(context.workspace, None)
     foreign = context.workspace.create("dataset", task="point_u_maze", settings={"nois": 1})
     with pytest.raises(DamagedFileError, match="cannot be resumed"):
