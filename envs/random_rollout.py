@@ -16,7 +16,7 @@ from envs.tasks.task_yaml import task_place
 from envs.term_columns import label_of
 
 _OFTEN, _SMALL_SPAN = 0.1, 0.15
-_EPISODES_AWAY = 3.0
+_EPISODES_AWAY, _SHORT = 3.0, 3
 _FAST_TURN, _FAST_SPIN = 2 * np.pi, 200.0  # rad between two actions; rad/s
 _LARGE, _UNEQUAL = 300.0, 1000.0  # of a number; of the terms' spans, largest by smallest
 _LINEAR_AND_TURNING = {
@@ -37,6 +37,7 @@ class RandomRollout:
         reached_at_start: (worlds,) bool, it began within the success region.
         ended_at_once: (worlds,) bool, its first step was its last, by an early end.
         unstable: (worlds,) bool, its physics diverged.
+        lengths: (worlds,) int, control steps until the episode ended.
         non_finite: observations, one a step and world, that held NaN or infinity.
         fastest: (goal_dim,), how far each number of the achieved goal went at most in one control step.
         speeds: (nv,), the largest size of each joint velocity.
@@ -53,6 +54,7 @@ class RandomRollout:
     reached_at_start: np.ndarray
     ended_at_once: np.ndarray
     unstable: np.ndarray
+    lengths: np.ndarray
     fastest: np.ndarray
     speeds: np.ndarray
     whole: bool = True
@@ -91,6 +93,7 @@ def roll_out(
         outcome = simulator.step(action)
         result.seconds += time.perf_counter() - began
         result.steps += int(running.sum())
+        result.lengths += running
         result.unstable = result.unstable | (running & outcome.unstable)
         running = running & ~outcome.unstable
         result.reached |= running & outcome.success
@@ -128,6 +131,7 @@ def _at_start(simulator: CpuSimulator) -> RandomRollout:
         reached_at_start=task.is_success(simulator.achieved_goal, simulator.desired_goal),
         ended_at_once=none,
         unstable=none,
+        lengths=np.zeros(simulator.num_worlds, np.int64),
         fastest=np.zeros(task.goal_dim),
         speeds=np.zeros(task.model.nv),
     )
@@ -159,6 +163,20 @@ def ended_at_once(rollout: RandomRollout, task: CompiledTask) -> str:
     return f"{at_once} of {episodes} episodes end at their first step: {place} holds at the start{bounds}."
 
 
+def training_warnings(task: CompiledTask, worlds: int, seed: int) -> list[str]:
+    """Return what looks wrong in training's first step, where its starts or goals are not evaluation's."""
+    distributions = task.task.distributions
+    if distributions["training"] == distributions["evaluation"]:
+        return []
+    rollout = roll_out(task, worlds, seed, distribution="training", steps=1)
+    found = [f"of training, {at_once}"] if (at_once := ended_at_once(rollout, task)) else []
+    if (share := rollout.reached_at_start.mean()) > _OFTEN:
+        found.append(
+            f"{share:.0%} of the episodes of training start within the success region of their goal."
+        )
+    return found
+
+
 def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     """Return what looks wrong in a random policy's episodes."""
     found, episodes = [], len(rollout.reached)
@@ -171,6 +189,10 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
         found.append(f"{rollout.non_finite} observations held NaN or infinity.")
     if at_once := ended_at_once(rollout, task):
         found.append(at_once)
+    elif rollout.whole and not rollout.unstable.any():
+        half, steps = float(np.median(rollout.lengths)), task.task.episode_steps
+        if half <= _SHORT < steps:
+            found.append(f"half of the episodes end by early_end within {half:g} of {steps} steps.")
     if (share := rollout.reached_at_start.mean()) > _OFTEN:
         found.append(f"{share:.0%} of the episodes start within the success region of their goal.")
     lowest = np.minimum(rollout.achieved_goal[0], rollout.desired_goal[0])

@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.compiled_task import CompiledTask
 from envs.goal_judgement import judge_goals, require_comparable_goals
-from envs.random_rollout import RandomRollout, roll_out, rollout_warnings
+from envs.random_rollout import RandomRollout, roll_out, rollout_warnings, training_warnings
 from envs.registry import compile_task
 from envs.task import TaskError
 from envs.task_judgement import judge_task
@@ -46,7 +46,8 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
     picture = _picture_place(task, output)
     rollout = roll_out(task, episodes, seed)
     judgement = judge_goals(task, seed)
-    warnings = [*rollout_warnings(rollout, task), *judge_task(task, seed), *judgement.warnings]
+    warnings = [*rollout_warnings(rollout, task), *training_warnings(task, episodes, seed)]
+    warnings += [*judge_task(task, seed), *judgement.warnings]
     report = {"task": task.name, "file": task.task.file, **_layout(task, rollout), **_figures(rollout)}
     report |= {"out_of_reach": judgement.out_of_reach, "not_judged": judgement.not_judged or None}
     _print(console, task, report)

@@ -56,7 +56,7 @@ def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
 
 
 def require_episodes(task: CompiledTask, distribution: str) -> None:
-    """Raise UserError where every episode of a user's task ends at its first step: there is nothing to learn.
+    """Raise UserError where every episode of a user's task ends at its first step, or diverges in it.
 
     Args:
         task: the compiled task.
@@ -68,6 +68,11 @@ def require_episodes(task: CompiledTask, distribution: str) -> None:
         rollout = roll_out(task, _FIRST_STEPS, 0, distribution=name, steps=1)
         if rollout.ended_at_once.all():
             raise UserError(f"{ended_at_once(rollout, task)} None of {name} has a second step to learn from.")
+        if rollout.unstable.all():
+            raise UserError(
+                f"the physics diverged in the first step of all {_FIRST_STEPS} episodes of {name}: lower the "
+                "timestep or the gains, or raise damping and armature; `pipeline tasks check` looks closer."
+            )
 
 
 def warn_of_what_looks_wrong(task: CompiledTask, distribution: str, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -49,10 +50,14 @@ SUFFIXES = (".yaml", ".yml")
 _KINDS = {
     "actuator": mujoco.mjtObj.mjOBJ_ACTUATOR,
     "body": mujoco.mjtObj.mjOBJ_BODY,
+    "cam": mujoco.mjtObj.mjOBJ_CAMERA,
+    "eq": mujoco.mjtObj.mjOBJ_EQUALITY,
     "geom": mujoco.mjtObj.mjOBJ_GEOM,
     "jnt": mujoco.mjtObj.mjOBJ_JOINT,
     "key": mujoco.mjtObj.mjOBJ_KEY,
+    "sensor": mujoco.mjtObj.mjOBJ_SENSOR,
     "site": mujoco.mjtObj.mjOBJ_SITE,
+    "tendon": mujoco.mjtObj.mjOBJ_TENDON,
 }
 _OWNER = "the task"  # how the core's errors begin; the file and the line take its place
 
@@ -364,7 +369,7 @@ def _checks(
             yield (key, index), partial(resolver.resolve, (term,))
     for index, end in enumerate(task.early_end):
         yield ("early_end", index, "term"), partial(resolver.resolve, (end.term,))
-    yield ("action",), partial(ControlMap, model, task.control, _OWNER)
+    yield ("action",), partial(_require_controls, model, task)
     goal_dim = resolver.resolve(task.achieved_goal)[-1].stop
     for index, region in enumerate(task.success):
         yield ("success", index), partial(_require_region_fits, region, goal_dim)
@@ -372,6 +377,18 @@ def _checks(
         own: schema.EpisodesEntry = getattr(entry, name)
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
         yield (*_section(name, own.goal), "goal"), partial(_require_goals_fit, episodes, goal_dim)
+
+
+def _require_controls(model: mujoco.MjModel, task: GoalTask) -> None:
+    try:
+        ControlMap(model, task.control, _OWNER)
+    except TaskError as error:
+        if task.control is None and model.nu > 0:
+            with contextlib.suppress(TaskError):
+                position_targets(model)
+                hint = "`action: position_target` takes the ranges of what the servos move."
+                error = TaskError(f"{error} {hint}", error.entry)
+        raise error from None
 
 
 def _section(name: str, own: Any) -> tuple[str, ...]:

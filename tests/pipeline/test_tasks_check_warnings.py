@@ -10,7 +10,7 @@ import pytest
 
 from envs.cpu_simulator import CpuSimulator
 from envs.goal_judgement import judge_goals
-from envs.random_rollout import roll_out, rollout_warnings
+from envs.random_rollout import roll_out, rollout_warnings, training_warnings
 from envs.registry import compile_task, task_names
 from envs.task_judgement import judge_task
 from tests.envs.tasks.user_pages import ARM, MOVER, PAGE, changed, walled_page, with_line, write
@@ -58,6 +58,20 @@ class TestWarnings:
     def test_episodes_that_end_at_once(self) -> None:
         page = PAGE + "early_end: {term: {field: qpos}, low: 5, high: 6}\n"
         assert "8 of 8 episodes end at their first step" in self.warnings(page)
+
+    def test_episodes_that_end_soon(self) -> None:
+        page = PAGE + "early_end: {term: {field: sensordata}, low: 0, high: 0.12}\n"
+        model = changed(ARM, "</actuator>", "</actuator><sensor><clock/></sensor>")
+        assert self.warnings(page, model) == "half of the episodes end by early_end within 3 of 30 steps."
+        assert self.warnings(PAGE + "early_end: {term: {field: qpos}, low: -9, high: 9}\n") == ""
+
+    def test_episodes_of_training_alone(self) -> None:
+        page = PAGE + "early_end: {term: {field: qpos}, low: -1, high: 1.2}\n"
+        page += "training: {reset: {joints: [elbow], positions: {list: [[2]]}}}\n"
+        task = compile_task(str(write(Path.cwd(), page, ARM.replace('damping="1"', 'damping="100"'))))
+        (line,) = training_warnings(task, 8, 0)
+        assert line.startswith("of training, 8 of 8 episodes end at their first step: robot.yaml, line 13, ")
+        assert training_warnings(compile_task(str(write(Path.cwd(), PAGE))), 8, 0) == []
 
     def test_episodes_that_start_at_their_goal(self) -> None:
         page = changed(PAGE, "radius: 0.05", "radius: 5")

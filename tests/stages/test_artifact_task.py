@@ -113,6 +113,11 @@ class TestEpisodesThatEndAtOnce:
         with pytest.raises(UserError, match="None of evaluation has a second step"):
             require_episodes(compile_task(str(page)), "training")
 
+    def test_physics_that_diverge_in_the_first_step(self, tmp_path: Path) -> None:
+        page = write(tmp_path, PAGE, ARM.replace('kp="10"', 'kp="1e12"'))
+        with pytest.raises(UserError, match="diverged in the first step of all 64 episodes of training"):
+            require_episodes(compile_task(str(page)), "training")
+
     def test_some_are_only_warned_of(self, tmp_path: Path, capsys: Capture) -> None:
         page = self.page(tmp_path, low=0.2)
         page.write_text(changed(page.read_text(), "{keyframe: home}", "{keyframe: home, qpos_noise: 0.1}"))

@@ -294,6 +294,15 @@ MODELS = {
         changed(ARM, 'ctrlrange="-0.5 1"', 'forcerange="-2 2"'),
         "actuator 'bend' has the forcerange -2 to 2, which bounds no control, and no ctrlrange: give it one",
     ),
+    "servos without a ctrlrange": (
+        changed(changed(ARM, ' ctrlrange="-0.5 1"', ""), ' ctrlrange="-1 1"', ""),
+        "actuator 'lift' has no ctrlrange: give it one in the model, or list the actuators in `action`, each "
+        "with its `low` and `high`. `action: position_target` takes the ranges of what the servos move.",
+    ),
+    "NaN in a sensor": (
+        changed(ARM, "</actuator>", '</actuator><sensor><clock cutoff="nan"/></sensor>'),
+        "arm.xml holds NaN, in sensor_cutoff of 'sensor_0'",
+    ),
     "no actuators": (
         ARM[: ARM.index("  <actuator>")] + ARM[ARM.index("  <keyframe>") :],
         "action: the model has no actuator",
