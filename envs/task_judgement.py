@@ -201,9 +201,8 @@ def _judge_controls(task: CompiledTask, seed: int) -> list[str]:
             lowest, highest = map(float, model.actuator_ctrlrange[index])
             over = max(lowest - low, high - highest) / max(highest - lowest, 1e-9)
             if model.actuator_ctrllimited[index] and over > 1e-3:
-                text = (
-                    f"actuator {name!r} is commanded {low:.3g} to {high:.3g} of {lowest:.3g} to {highest:.3g}"
-                )
+                held = f"is held at {low:.3g}" if low == high else f"is commanded {low:.3g} to {high:.3g}"
+                text = f"actuator {name!r} {held}, beyond {lowest:.3g} to {highest:.3g}"
                 cut.add(name, over, text)
         if cut.found:
             place = task_place(task.task.file, ("action",))

@@ -108,7 +108,7 @@ class TestControls:
         page = PAGE + "action: [{actuator: lift, low: -9, high: 1}, {actuator: bend}]\n"
         assert found(page) == [
             "robot.yaml, line 13, action: MuJoCo cuts controls to their ctrlrange: actuator 'lift' is "
-            "commanded -9 to 1 of -1 to 1."
+            "commanded -9 to 1, beyond -1 to 1."
         ]
 
 
