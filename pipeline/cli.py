@@ -54,8 +54,20 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
     metavar="[CHAIN]",
     help="Go on with a chain that was cut off: the newest, or the one named.",
 )
+@click.option(
+    "--min-success",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Stop after a teacher that reaches a smaller share of its goals, with exit code 1.",
+)
 @stage_command
-def run(session: Session, common: CommonOptions, task: str | None, resume: str | None) -> None:
+def run(
+    session: Session,
+    common: CommonOptions,
+    task: str | None,
+    resume: str | None,
+    min_success: float | None,
+) -> None:
     """Run every stage, from teacher to benchmark and report, in one chain run.
 
     --set takes the stage too: --set train_teacher.depth=32.
@@ -64,14 +76,15 @@ def run(session: Session, common: CommonOptions, task: str | None, resume: str |
 
     if resume is not None:
         common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
-        _report_chain(session, resume_chain(session.context, None if resume == "newest" else resume))
+        reference = None if resume == "newest" else resume
+        _report_chain(session, resume_chain(session.context, reference, min_success))
         return
     settings = resolve_chain(common, task)
     if common.dry_run:
         session.show_settings(settings)
         return
     session.announce_training(common, settings["train_teacher"].model_dump()["task"])
-    _report_chain(session, start_chain(settings, session.context))
+    _report_chain(session, start_chain(settings, session.context, min_success))
 
 
 @cli.command("train-teacher")

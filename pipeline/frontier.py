@@ -147,6 +147,9 @@ class _Frontier:
 
     def make(self) -> Artifact:
         """Make what is missing."""
+        from stages.random_baseline import warn_of_chance
+
+        warn_of_chance(self._context.console, self._teacher)
         self._distil()
         done = [cell for cell in self._cells if cell.name not in self._failed]
         if not done:

@@ -20,6 +20,7 @@ from pipeline.core.errors import (
     SettingsError,
     StoppedByUser,
     nearest_name,
+    TargetMissedError,
 )
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
@@ -99,14 +100,22 @@ def settings_by_kind() -> dict[str, type[StageSettings]]:
     return {KIND_OF_SECTION[section]: cls for section, cls in _settings_classes().items()}
 
 
-def start_chain(settings: dict[str, StageSettings], context: StageContext) -> dict[str, Artifact]:
-    """Run every stage under one parent run in the tracking store; return the artifacts by section."""
+def start_chain(
+    settings: dict[str, StageSettings], context: StageContext, min_success: float | None = None
+) -> dict[str, Artifact]:
+    """Run every stage under one parent run in the tracking store; return the artifacts by section.
+
+    Raises:
+        TargetMissedError: the teacher's success is below `min_success`.
+    """
     record = ChainRecord({section: dump_settings(values) for section, values in settings.items()})
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    return _Chain(record, settings, context.workspace.runs / f"chain-{stamp}.json", context).run()
+    return _Chain(record, settings, context.workspace.runs / f"chain-{stamp}.json", context).run(min_success)
 
 
-def resume_chain(context: StageContext, reference: str | None = None) -> dict[str, Artifact]:
+def resume_chain(
+    context: StageContext, reference: str | None = None, min_success: float | None = None
+) -> dict[str, Artifact]:
     """Go on with a chain that was not completed.
 
     Args:
@@ -114,6 +123,7 @@ def resume_chain(context: StageContext, reference: str | None = None) -> dict[st
         reference: its name, which its record in `runs/` has; None: the newest.
 
     Raises:
+        TargetMissedError: the teacher's success is below `min_success`.
         SettingsError: there is none, or the one named is completed.
         MissingArtifactError: there is no chain of that name.
         DamagedFileError: its record cannot be read, or was changed since it was written.
@@ -132,7 +142,7 @@ def resume_chain(context: StageContext, reference: str | None = None) -> dict[st
                 context.console.warn(
                     f"{runs / name}.json is unsealed, made by an earlier version: it is taken as it is."
                 )
-            return _Chain(record, settings, runs / f"{name}.json", context).run()
+            return _Chain(record, settings, runs / f"{name}.json", context).run(min_success)
     if reference is not None:
         raise SettingsError(f"Chain {reference} is completed: there is nothing to resume.")
     raise SettingsError(f"No unfinished chain in {runs} to resume: start one with `pipeline run`.")
@@ -198,13 +208,14 @@ class _Chain:
         self._context = replace(context, chain_run_id=record.chain_run_id, chain=path.stem)
         self._save()
 
-    def run(self) -> dict[str, Artifact]:
+    def run(self, min_success: float | None = None) -> dict[str, Artifact]:
         """Run the stages that are not done; return the artifacts of all."""
         from stages import benchmark, distill, export_onnx, generate_dataset, report, train_teacher
 
         ended_by: BaseException | None = None
         try:
             teacher = self._teacher(train_teacher)
+            self._require_success(teacher, min_success)
             dataset = self._dataset(generate_dataset, teacher)
             student = self._student(distill, teacher, dataset)
             policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
@@ -228,6 +239,16 @@ class _Chain:
     def _teacher(self, module: Any) -> Artifact:
         """Train the teacher, or go on from its checkpoint where there is one."""
         return self._stage("train_teacher", module, *self._begun("train_teacher"))
+
+    def _require_success(self, teacher: Artifact, least: float | None) -> None:
+        """Raise TargetMissedError where the teacher's success is below what was asked for."""
+        success = teacher.manifest.results["success"]
+        if least is not None and success < least:
+            raise TargetMissedError(
+                f"Teacher {teacher.name} reaches {figure(success)} of its goals, below --min-success "
+                f"{least:g}: the chain stops after it. "
+                f"Go on all the same with: {self._context.resume_command()}"
+            )
 
     def _dataset(self, module: Any, teacher: Artifact) -> Artifact:
         """Make the dataset, or go on from its shards where there are some."""
@@ -296,6 +317,11 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
         "report": f"{page['bytes'] / 2**20:.1f} MiB",
     }
+    from stages.random_baseline import no_better_than_random
+
+    for section in reached:
+        if no_better_than_random(made[section].manifest.results):
+            reached[section] += " (no better than random)"
     rows = [
         (section.replace("_", "-"), made[section].name, reached[section], f"{seconds[section]:.0f}")
         for section in SECTIONS

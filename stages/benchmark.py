@@ -26,6 +26,7 @@ from stages.latency import TimedCall, back_to_back, collector_at_rest
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from stages.paced_loop import PacedPair, run_beside_empty, run_paced
 from stages.policy_source import PolicyPlace
+from stages.random_baseline import no_better_than_random, warn_of_chance
 from stages.realtime_host import HostRequest, granted_by_host, refusals
 from stages.runtime_comparison import OtherRuntimes, other_runtimes
 
@@ -145,6 +146,12 @@ def run(settings: BenchmarkSettings, context: StageContext, policy: Artifact | P
         rate_hz = settings.rate_hz or 1.0 / networks.policy.metadata.control_dt_s
         rates = sorted({rate_hz, *settings.rates_hz})
         _announce(policy, networks, rates, settings, context)
+        if policy.artifact is not None:
+            warn_of_chance(context.console, policy.artifact)
+        elif (recorded := networks.policy.metadata.evaluation) and (
+            found := no_better_than_random(recorded.model_dump())
+        ):
+            context.console.warn(f"policy {policy.name} {found}.")
         measured = _measure(policy, networks, rate_hz, rates, settings, context)
         report = build_report(networks.policies, measured, rate_hz) | {
             "task": task,

@@ -16,6 +16,7 @@ from stages.artifact_task import own_task
 from stages.coverage_picture import draw_coverage, maze_coverage
 from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
 from stages.evaluate import wilson_interval
+from stages.random_baseline import warn_of_chance
 
 UNSTABLE = "unstable_episodes"
 """What a shard's metadata calls the episodes that it lacks because their physics diverged."""
@@ -27,6 +28,7 @@ def complete_dataset(
     task: CompiledTask,
     metadata: Mapping[str, Any],
     more: Mapping[str, Any] | None = None,
+    teacher: Artifact | None = None,
 ) -> Artifact:
     """Make one dataset of the shards in the artifact, measure and draw what it covers, and complete it.
 
@@ -36,6 +38,7 @@ def complete_dataset(
         task: the dataset's.
         metadata: facts of the whole dataset.
         more: further results.
+        teacher: whose labels these are, to be warned of where it is no better than random.
 
     Raises:
         UserError: there is no shard, or one is damaged.
@@ -51,6 +54,7 @@ def complete_dataset(
     work.run.log_dataset(artifact.name, digest, str(artifact.path), statistics.rows, "generated")
     work.log_files(COVERAGE_PICTURE, "manifest.json")
     _say(artifact, results, context)
+    warn_of_chance(context.console, teacher, artifact)
     return artifact
 
 

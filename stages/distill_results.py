@@ -24,6 +24,7 @@ from stages.paired_evaluation import (
     run_pairs,
     write_failures,
 )
+from stages.random_baseline import random_record, warn_of_chance
 from stages.student_training import StudentTraining
 from stages.training_progress import HISTORY_FILE
 
@@ -51,7 +52,7 @@ def complete_student(
     trained, student = training.trained, training.student
     theirs = teachers_closing_episodes(trained, teacher, settings, context)
     pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
-    results = pairs.results() | record | _facts(training)
+    results = pairs.results() | record | _facts(training) | random_record(teacher.manifest.results)
     save_network(
         artifact.file(NETWORK_FILE),
         dict(student.state_dict()),
@@ -66,6 +67,7 @@ def complete_student(
     artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
     _track(results, training.updates, work, trained.task.name)
     _say(pairs, results, settings, artifact, context)
+    warn_of_chance(context.console, artifact, teacher)
     return artifact
 
 

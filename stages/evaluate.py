@@ -309,7 +309,11 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
             distribution=settings.distribution,
             num_paths=settings.num_paths,
         )
+        from stages.random_baseline import random_record, warn_of_chance  # which stands on this module
+
         results = episodes.summary()
+        if settings.distribution == "evaluation":  # the episodes that random actions were measured in
+            results |= random_record(source.manifest.results)
         _draw_paths(work.artifact, task, episodes, source, context)
         work.artifact.complete(results)
         numbers = {name: float(value) for name, value in results.items() if not isinstance(value, list)}
@@ -320,6 +324,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
             f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}], time at goal "
             f"{results['time_at_goal']:.0f} of 1000 steps, over {settings.episodes} episodes."
         )
+        warn_of_chance(context.console, work.artifact)
         return work.artifact
 
 

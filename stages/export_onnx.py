@@ -33,6 +33,7 @@ from stages.policy_metadata import Evaluation, PolicyMetadata
 from stages.policy_registration import register_policy
 from stages.policy_variants import VARIANT_FILES, Exported, Variant, try_variant
 from stages.policy_writing import PolicyDraft, describe, golden_rows
+from stages.random_baseline import random_record, warn_of_chance
 
 
 class ExportOnnxSettings(StageSettings):
@@ -123,7 +124,9 @@ def run(
                 "version or another MuJoCo: what the file says of its success is of the model here."
             )
         results = _write_files(settings, context, work.artifact, source, trained, found)
-        return _finish(results, parents, work, context)
+        policy = _finish(results | random_record(source.manifest.results), parents, work, context)
+        warn_of_chance(context.console, policy, source)
+        return policy
 
 
 def _write_files(

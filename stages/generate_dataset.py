@@ -163,7 +163,7 @@ def run(
         elapsed_s = time.perf_counter() - started
         speed = {"elapsed_s": elapsed_s, "env_steps_per_s": rollout.tally.env_steps / elapsed_s}
         metadata = _metadata(settings, rollout, teacher, work)
-        return complete_dataset(work, context, rollout.task, metadata, speed | trial)
+        return complete_dataset(work, context, rollout.task, metadata, speed | trial, teacher)
 
 
 def _prepare(

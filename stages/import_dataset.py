@@ -120,7 +120,7 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         if tally.clipped:
             _warn_of_clipping(tally, task, context)
         more = trial | {"clipped_actions": tally.share, "skipped_episodes": len(bad)}
-        dataset = complete_dataset(work, context, task, metadata, more)
+        dataset = complete_dataset(work, context, task, metadata, more, teacher)
     context.console.say(
         f"`pipeline distill` now takes {dataset.name}, the newest dataset of {teacher.name}; --dataset names "
         "another."

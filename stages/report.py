@@ -14,6 +14,7 @@ from pipeline.core.console import figure
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings
+from stages.random_baseline import no_better_than_random
 from stages.report_chain import Chain, collect_chain
 from stages.report_files import ReportFiles
 from stages.report_latency import BENCHMARK_FILE, latency_section, policy_timing
@@ -112,7 +113,8 @@ def make_page(sources: Sources, classes: SettingsClasses) -> Page:
     headlines = [_success(chain), _retention(chain), _latency(sources)]
     end = chain.end
     footer = f"Made from {end.kind} {end.name}, hash {str(end.manifest.hash)[:16]}."
-    notes = list(dict.fromkeys([*chain.problems, *_damage_of_policy(chain), *sources.files.notes]))
+    notes = [*chain.problems, *_damage_of_policy(chain), *_chance(chain), *sources.files.notes]
+    notes = list(dict.fromkeys(notes))
     return Page(task, _verdict(sources), headlines, sections, footer, notes)
 
 
@@ -120,6 +122,17 @@ def _damage_of_policy(chain: Chain) -> list[str]:
     """Return a line for each file of the policy that is not what was exported; the page shows none."""
     policy = chain.get("policy")
     return [] if policy is None else [f"{path.name} of {policy.name} {why}." for path, why in policy.damage()]
+
+
+def _chance(chain: Chain) -> list[str]:
+    """Return one line on the artifacts of the chain that are no better than random actions."""
+    found = [chain.get(kind) for kind in ("teacher", "dataset", "student", "policy")]
+    said = [
+        f"{artifact.kind} {artifact.name} {words}"
+        for artifact in found
+        if artifact is not None and (words := no_better_than_random(artifact.manifest.results))
+    ]
+    return [f"Nothing was learned here: {'; '.join(said)}."] if said else []
 
 
 def _verdict(sources: Sources) -> str:

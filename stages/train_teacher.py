@@ -55,6 +55,7 @@ from stages.artifact_task import (
 from stages.evaluate import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
+from stages.random_baseline import measure_random, warn_of_chance
 from stages.rollout import RolloutStatistics
 from stages.teacher_training import CHANGEABLE_ON_RESUME, TeacherTraining, TrainTeacherSettings
 from stages.tensor_state import strip_prefix
@@ -62,7 +63,7 @@ from stages.training_progress import HISTORY_FILE
 
 __all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
 PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")
-_FINAL_STREAM = 5
+_FINAL_STREAM, _RANDOM_STREAM = 5, 6
 
 
 def run(
@@ -318,6 +319,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         f"Teacher {artifact.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}] over "
         f"{results['episodes']} fresh episodes, after {training.progress.elapsed_s:.0f} s."
     )
+    warn_of_chance(context.console, artifact)
     return artifact
 
 
@@ -356,7 +358,14 @@ def _results(training: TeacherTraining, episodes: Episodes) -> dict[str, Any]:
         "overflowed": progress.overflowed,
         "elapsed_s": progress.elapsed_s,
     }
-    return episodes.summary() | training.learner.parameter_counts() | counters
+    seed = training.settings.seed
+    chance = measure_random(
+        training.task,
+        training.settings.final_episodes,
+        seed_sequence(seed, _FINAL_STREAM),
+        seed_sequence(seed, _RANDOM_STREAM),
+    )
+    return episodes.summary() | chance | training.learner.parameter_counts() | counters
 
 
 def _write_history(training: TeacherTraining, artifact: Artifact) -> None:

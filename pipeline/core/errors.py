@@ -53,6 +53,12 @@ class LostRankError(UserError):
     exit_code = 1
 
 
+class TargetMissedError(UserError):
+    """What was made is complete, and does not reach what was asked for."""
+
+    exit_code = 1
+
+
 class MissingExtraError(UserError):
     """A command needs packages of an extra that is not installed."""
 

@@ -13,6 +13,7 @@ from pipeline.core.errors import (
     MissingArtifactError,
     SettingsError,
     StoppedByUser,
+    TargetMissedError,
     UserError,
 )
 from pipeline.core.runtime import StageContext
@@ -303,3 +304,33 @@ def test_a_damaged_record_is_named(context, calls):
     record.write_text(record.read_text()[:50])
     with pytest.raises(DamagedFileError, match=record.name):
         resume_chain(context)
+
+
+def test_a_chain_stops_after_a_teacher_below_what_is_asked_and_goes_on_all_the_same(
+    context, calls, monkeypatch
+):
+    monkeypatch.setitem(RESULTS, "train_teacher", {"success": 0.25, "episodes": 8, "elapsed_s": 1.0})
+    made = calls()
+    with pytest.raises(TargetMissedError) as caught:
+        start_chain(settings(), context, min_success=0.5)
+    said = str(caught.value)
+    assert caught.value.exit_code == 1 and "\n" not in said
+    assert "reaches 0.250 of its goals, below --min-success 0.5" in said and "run --resume" in said
+    assert [call[0] for call in made] == ["train_teacher"]
+    with pytest.raises(TargetMissedError):
+        resume_chain(context, min_success=0.5)
+    artifacts = resume_chain(context)
+    assert [call[0] for call in made] == list(SECTIONS) and list(artifacts) == list(SECTIONS)
+    assert list(start_chain(settings(), context, min_success=0.25)) == list(SECTIONS)
+
+
+def test_the_table_of_a_chain_says_what_is_no_better_than_random(context, calls, monkeypatch, capsys):
+    chance = {"random_success": 0.25, "random_episodes": 64}
+    learned = {"success": 0.25, "episodes": 64, "elapsed_s": 1.0} | chance
+    monkeypatch.setitem(RESULTS, "train_teacher", learned)
+    calls()
+    start_chain(settings(), context)
+    (row,) = [
+        line for line in capsys.readouterr().out.splitlines() if "teacher-2" in line and "success" in line
+    ]
+    assert "success 0.250 (no better than random)" in row
