@@ -18,16 +18,32 @@ SAY_AFTER_S = 5.0
 _PATIENCE_S, _LOOK_AGAIN_S = 0.1, 0.02
 
 
-def folder_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep other processes from writing to a folder, which is made; raise UserError where one does."""
-    return file_lock(folder / LOCK_FILE, str(folder))
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder, which is made; raise UserError where one does.
+
+    The file of the lock is removed in the end.
+    """
+    path = folder / LOCK_FILE
+    while True:
+        with file_lock(path, str(folder)) as descriptor:
+            if not _is_at(descriptor, path):
+                continue  # whoever held it has removed it: this is the lock of no file any more
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
 
 
 @contextlib.contextmanager
 def file_lock(
     path: Path, what: str, patience_s: float = _PATIENCE_S, say: Callable[[str], None] | None = None
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Hold a file's lock, which ends with the process at the latest; the file says who holds it.
+
+    Yields the descriptor of the file.
 
     Args:
         path: Of the file; it and its folder are made, and stay.
@@ -56,7 +72,7 @@ def file_lock(
         with contextlib.suppress(OSError):  # a file system that is read-only or full
             file.truncate()
             file.write(f"{os.getpid()}\n".encode())
-        yield
+        yield file.fileno()
 
 
 def is_locked(folder: Path) -> bool:
@@ -69,6 +85,14 @@ def is_locked(folder: Path) -> bool:
     except OSError:  # no lock file, as a rule
         return False
     return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from envs.registry import compile_task
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.core.atomic import write_sealed_json
 from pipeline.core.checkpoint import load_tensors
 from pipeline.core.console import Console
 from pipeline.core.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
@@ -298,7 +298,7 @@ class TestResuming:
         common = CommonOptions("smoke", (f"train_teacher.task={page}",), 0, "cpu", False)
         values = {name: each.model_dump(mode="json") for name, each in resolve_chain(common).items()}
         record = ChainRecord(values, teacher=teacher)
-        (runs / "chain-20260101-000000-000000.json").write_text(json.dumps(vars(record)))
+        write_sealed_json(runs / "chain-20260101-000000-000000.json", vars(record))
 
 
 def test_an_unknown_task_is_no_users(tmp_path: Path) -> None:
