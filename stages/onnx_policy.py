@@ -104,7 +104,10 @@ class OnnxPolicy:
                 raise self._not_finite(name, rows)
         if len(feeds["observation"]) != len(feeds["goal"]):
             raise ValueError(f"{len(feeds['observation'])} observations and {len(feeds['goal'])} goals")
-        action, control = self._session.run(["action", "control"], feeds)
+        try:
+            action, control = self._session.run(["action", "control"], feeds)
+        except Exception as error:  # ONNX Runtime's errors have no common class of their own
+            raise self._not_computed(error) from error
         return PolicyOutputs(np.asarray(action), np.asarray(control))
 
     def step(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
@@ -132,12 +135,20 @@ class OnnxPolicy:
             ) from None
         if not math.isfinite(self._state.dot(self._probe)):
             raise self._not_finite_in_state()
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise self._not_computed(error) from error
         return PolicyOutputs(self._action.copy(), self._control.copy())
 
     def run_bound(self) -> None:
         """Compute once more what the last step was given: the runtime's part of a step alone, to be timed."""
         self._session.run_with_iobinding(self._binding)
+
+    def _not_computed(self, error: Exception) -> DamagedFileError:
+        return DamagedFileError(
+            f"ONNX Runtime cannot compute {self.path}: {EXPORT_AGAIN} ({_one_line(error)})."
+        )
 
     def _not_finite_in_state(self) -> NonFiniteError:
         in_goal = bool(np.isfinite(self._observation).all())
@@ -216,8 +227,13 @@ def _open_session(model: ModelBytes, path: Path) -> onnxruntime.InferenceSession
         # The bytes that were checked, not the file, which may be another one by now.
         return onnxruntime.InferenceSession(model.graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common class of their own
-        reason = " ".join(str(error).split())[:160]
-        raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN} ({reason}).") from error
+        raise DamagedFileError(
+            f"{path} is truncated or no ONNX file: {EXPORT_AGAIN} ({_one_line(error)})."
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _check_signature(session: onnxruntime.InferenceSession, metadata: PolicyMetadata, path: Path) -> None:

@@ -24,6 +24,8 @@ LARGEST_FLOAT32_TOLERANCE = 1e-3
 """Up to `SHALLOW_DEPTH`; grows as `rounding_growth`."""
 LARGEST_FLOAT16_TOLERANCE, LARGEST_INT8_TOLERANCE = 0.1, 0.5
 SHALLOW_DEPTH = 16
+MOST_ROWS = 1024
+"""`export-onnx` writes sixteen; all of them are computed at once."""
 
 Rows = tuple[tuple[float, ...], ...]
 Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -116,6 +118,10 @@ def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> Gold
             raise DamagedFileError(
                 f"{path} has damaged golden rows ({name} is not as many rows of {size}): {EXPORT_AGAIN}."
             )
+    if len(golden.observation) > MOST_ROWS:
+        raise DamagedFileError(
+            f"{path} has {len(golden.observation):,} golden rows, {MOST_ROWS:,} at most: {EXPORT_AGAIN}."
+        )
     largest = largest_tolerance(metadata.precision, metadata.network.depth)
     if golden.tolerance > largest:
         raise DamagedFileError(

@@ -117,9 +117,10 @@ def _check(model: ModelBytes) -> None:
             name, shape = reader.constant(payload)
             shapes[name] = shape
             constants += math.prod(shape)
-        elif part == "input":
-            name, shape = reader.graph_input(payload)
-            shapes[name] = shape
+        elif part in ("input", "output"):
+            name, shape = reader.port(payload)
+            if part == "input":
+                shapes[name] = shape
     _require_bounded_work(nodes, shapes, constants)
 
 
@@ -209,12 +210,13 @@ class _Reader:
             raise _Unknown(f"weights that say that they are {said}, which are not there")
         return name, tuple(shape)
 
-    def graph_input(self, message: memoryview) -> tuple[str, Shape]:
-        """Return name and shape of an input, with one row where the batch may have any size."""
-        shape = [
-            max([varint(size, 0)[0] for size in self.within(dim, 1)], default=1)
-            for dim in self.within(message, 2, 1, 2, 1)
-        ]
+    def port(self, message: memoryview) -> tuple[str, Shape]:
+        """Return name and shape of an input or output, with one row where the batch may have any size."""
+        shape = []
+        for dim in self.within(message, 2, 1, 2, 1):
+            for name in self.within(dim, 2):
+                _text(name)  # such as `batch`; the session hands it out as text
+            shape.append(max([varint(size, 0)[0] for size in self.within(dim, 1)], default=1))
         return "".join(_text(name) for name in self.within(message, 1)), tuple(shape[:8])
 
 

@@ -203,8 +203,13 @@ def with_controls(
             with_controls([0.0, -1.0], [255.0, 1.0], [1, 0], [True, True]),
             ["Gemm", "Greater", "Cast", "Gemm"],
         ),
+        # A gripper that closes at actions above 0, and a joint that runs backwards.
+        (
+            with_controls([0.08, 1.0], [0.0, -1.0], [1, 0], [True, False]),
+            ["Gemm", "Greater", "Cast", "Gemm"],
+        ),
     ],
-    ids=["reordered", "held", "one switch", "switches alone"],
+    ids=["reordered", "held", "one switch", "switches alone", "backwards"],
 )
 def test_controls_follow_columns_held_actuators_and_switches(module: DeployablePolicy, operators: list[str]):
     model, states = to_onnx(module, opset=20), draw_states()
@@ -219,13 +224,18 @@ def test_controls_follow_columns_held_actuators_and_switches(module: DeployableP
     assert np.abs((found - control.numpy()) / bound).max() <= 1e-5
 
 
-def test_saturated_actions_end_at_the_actuator_range():
-    module = with_controls([-0.1, 0.0], [0.3, 5.0], [0, 1])
+@pytest.mark.parametrize("switches", [None, [True, True]])
+@pytest.mark.parametrize("ends", [([-0.1, 0.0], [0.3, 5.0]), ([0.3, 0.08], [-0.1, 0.0])])
+def test_saturated_actions_end_at_the_actuator_range(
+    ends: tuple[list[float], list[float]], switches: list[bool] | None
+):
+    module = with_controls(*ends, [0, 1], switches)
     for bias, end in ((100.0, module.control_high), (-100.0, module.control_low)):
         nn.init.constant_(module.actor.actor.mean_head.bias, bias)
         feeds = {"observation": np.zeros((1, 4), np.float32), "goal": np.zeros((1, 3), np.float32)}
-        control = np.asarray(open_graph(to_onnx(module, opset=20)).run(["control"], feeds)[0])[0]
-        np.testing.assert_allclose(control, end.numpy(), rtol=2e-7, atol=0)
+        for graph in (to_onnx(module, opset=20), to_onnx(module, 20, "float16"), in_eight_bits(module)):
+            control = np.asarray(open_graph(graph).run(["control"], feeds)[0])[0]
+            np.testing.assert_allclose(control, end.numpy(), rtol=1e-6, atol=1e-8)
 
 
 # -- precision and size -----------------------------------------------------------------------------

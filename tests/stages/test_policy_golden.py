@@ -17,6 +17,7 @@ from tests.stages.handmade_policy import expected_action, expected_control, gold
 
 DESCRIPTION = PolicyMetadata.model_validate(metadata())
 GOLDEN = GoldenSet.model_validate(golden())
+ROWS = {name: rows for name, rows in golden().items() if name != "tolerance"}
 
 
 def shifted(action: float = 0.0, control: float = 0.0) -> Any:
@@ -72,6 +73,10 @@ def test_a_tolerance_that_proves_nothing_is_refused(precision: str, depth: int, 
         (None, "no golden rows"),
         ("[]", "damaged metadata"),
         (json.dumps(golden(tolerance=0)), "tolerance"),
+        (
+            json.dumps({name: rows * 65 for name, rows in ROWS.items()} | {"tolerance": 1e-5}),
+            "1,040 golden rows",
+        ),
         (json.dumps(golden(tolerance=0.002)), r"of 0\.002, at most 0\.001 for float32 of depth 1; export"),
         (json.dumps(golden(goal=[[0.0, 1.0]])), r"goal is not as many rows of 2"),
         (json.dumps(golden(control=[[0.0]] * 16)), r"control is not as many rows of 2"),

@@ -236,3 +236,23 @@ def test_what_is_written_is_taken(tmp_path: Path) -> None:
             to_onnx(module, 20, "float32", ranges),
         ):
             require_known_graph(split_model(model.SerializeToString()), Path("policy.onnx"))
+
+
+def with_a_bias_of_three(model: onnx.ModelProto) -> None:
+    """The product has two columns: whether they fit is known when it is computed."""
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+    bias.CopyFrom(constant("bias", np.ones(3, np.float32)))
+
+
+def test_what_the_runtime_cannot_compute_is_told(tmp_path: Path) -> None:
+    path = sealed(tmp_path / "policy.onnx", with_a_bias_of_three)
+    with pytest.raises(DamagedFileError, match="policy"):
+        policy = OnnxPolicy(path)
+        policy.step(np.zeros(4), np.zeros(2))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    parts = graph()
+    broken = ModelBytes(parts.graph.replace(b"batch", b"b\xe2tch"), {})
+    with pytest.raises(DamagedFileError, match="truncated or no ONNX file"):
+        require_known_graph(broken, Path("policy.onnx"))
