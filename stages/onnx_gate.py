@@ -26,6 +26,7 @@ from stages.policy_golden import LARGEST_FLOAT32_TOLERANCE, largest_tolerance, r
 
 _EPISODE_STREAM, _STATE_STREAM, _DATASET_STREAM = 51, 52, 53
 _ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0
+_RARE, _RARE_MARGIN = 0.01, 2.0
 _STATES_BEYOND_LIMITS = 32
 _SINGLE_STEPS = 2 * _STATES_BEYOND_LIMITS
 _LEAST_CHANCE = 0.01  # below that a difference of success is held against the file
@@ -122,7 +123,9 @@ def compare_actions(
 
     Allowed is `max_action_error` up to depth 16, and √(depth / 16) times that beyond. A network with large
     outputs before the tanh is steeper still: where its own `rounding_error` is as large, three times that is
-    allowed, but never more than ten times what the depth allows, nor more than golden rows may be off by.
+    allowed. And a LayerNorm over numbers that are nearly the same makes more of the last bits in a state now
+    and then: where no more than one state in a hundred is off by more, twice the largest difference is
+    allowed. But never more than ten times what the depth allows, nor more than golden rows may be off by.
 
     Args:
         policy: the exported file.
@@ -137,10 +140,13 @@ def compare_actions(
     states = _with_states_beyond_limits(states, module)
     with torch.no_grad():
         expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
-    largest = _largest_difference(policy, module, states, expected)
+    batch, steps = _differences(policy, module, states, expected)
+    largest = float(np.max([batch.max(), steps.max()]))
     allowed = max_action_error * rounding_growth(depth)
     if not largest <= allowed:  # NaN is not
         explained = _ROUNDING_MARGIN * rounding_error(module, states, expected.action)
+        if max((batch > allowed).mean(), (steps > allowed).mean()) <= _RARE:
+            explained = max(explained, _RARE_MARGIN * largest)
         most = min(_ROUNDING_CAP * allowed, largest_tolerance("float32", depth))
         allowed = min(max(allowed, explained), most)
     if not largest <= allowed:
@@ -197,22 +203,26 @@ def largest_action_error(policy: OnnxPolicy, module: DeployablePolicy, states: G
     return float(np.abs(policy.run(states.observation, states.goal).action - expected.numpy()).max())
 
 
-def _largest_difference(
+def _differences(
     policy: OnnxPolicy, module: DeployablePolicy, states: GateStates, expected: PolicyOutput
-) -> float:
-    """Return the largest difference from what torch gives; NaN where either side gives NaN."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest difference from torch of each state, (n,): as a batch, and of the first in steps.
+
+    NaN where either side gives NaN.
+    """
     bound = torch.maximum(module.control_low.abs(), module.control_high.abs()).numpy()
     bound[bound == 0] = 1.0  # held at 0
     pairs = zip(states.observation[:_SINGLE_STEPS], states.goal[:_SINGLE_STEPS], strict=True)
     steps = [policy.step(observation, goal) for observation, goal in pairs]
     one_by_one = (np.stack([step.action for step in steps]), np.stack([step.control for step in steps]))
-    differences = []
-    for action, control in (policy.run(states.observation, states.goal), one_by_one):
-        differences.append(np.abs(action - expected.action.numpy()[: len(action)]).max())
-        off = np.abs((control - expected.control.numpy()[: len(control)]) / bound)
-        off[at_a_switch(module, expected.action)[: len(control)]] = 0.0
-        differences.append(off.max())
-    return float(np.max(differences))
+
+    def largest(action: np.ndarray, control: np.ndarray) -> np.ndarray:
+        rows = slice(len(action))
+        off = np.abs((control - expected.control.numpy()[rows]) / bound)
+        off[at_a_switch(module, expected.action)[rows]] = 0.0
+        return np.maximum(np.abs(action - expected.action.numpy()[rows]).max(1), off.max(1))
+
+    return largest(*policy.run(states.observation, states.goal)), largest(*one_by_one)
 
 
 def at_a_switch(module: DeployablePolicy, action: Tensor, margin: float = SWITCH_MARGIN) -> np.ndarray:
