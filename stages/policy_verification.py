@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from stages.policy_hash import EXPORT_AGAIN, ModelBytes, read_model
 from stages.policy_integrity import INTEGRITY_KEY, policy_sha256
 from stages.policy_metadata import (
     METADATA_KEY,
+    SHA256,
     Evaluation,
     InvalidMetadataError,
     PolicyMetadata,
@@ -150,6 +152,8 @@ def _same_hash(actual: str, recorded: str | None) -> str:
     """Return what is said of a hash that is as recorded; raise DamagedFileError where it is another."""
     if recorded is None:
         raise DamagedFileError(f"{actual[:12]}…, and none is recorded: {EXPORT_AGAIN}")
+    if re.fullmatch(SHA256, recorded) is None:
+        raise DamagedFileError(f"{actual[:12]}…, and what is recorded is no hash: {EXPORT_AGAIN}")
     if actual != recorded:
         raise DamagedFileError(f"{actual[:12]}…, not {recorded[:12]}…: changed since it was exported")
     return f"{recorded[:12]}…, as recorded"
