@@ -115,9 +115,12 @@ def read_foreign(source: str, goal: GoalChoice, *, episode_steps: int, limit: in
     """
     try:
         path = Path(source).expanduser()
-    except RuntimeError:
-        raise UserError(f"There is no home folder for {source}: give the whole path.") from None
-    if is_column_file(path):
+        is_file = is_column_file(path)
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError) as error:  # too long a name, or no such home folder
+        raise UserError(f"{_name(source)} is no name of a dataset: {_reason(error)}.") from None
+    if is_file:
         return _read_file(path, goal, episode_steps, limit)
     return _read_minari(source, path, goal, limit)
 

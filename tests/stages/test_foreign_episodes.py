@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,6 +236,15 @@ def test_rows_of_a_minari_dataset_are_told_from_columns(tmp_path: Path):
     assert "name the folder that holds this Minari dataset" in refusal(path)
 
 
+@pytest.mark.parametrize("source", ["a" * 5000, "~nobody-of-that-name/maze.npz", "maze.npz", "a/b-v0", ""])
+def test_what_is_not_there_is_said_in_one_line(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        read_foreign(source, GoalChoice((0,)), episode_steps=STEPS, limit=10**8)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
 # -- what a file claims ---------------------------------------------------------------------------
 
 
@@ -326,6 +336,11 @@ def bomb(file: h5py.File, folder: Path) -> None:
     file.create_dataset("observations", data=data, chunks=(10**5, 4), compression="gzip")
 
 
+def bomb_in_a_chunk(file: h5py.File, folder: Path) -> None:
+    data = file.create_dataset("observations", (12, 4), "f4", chunks=(12, 4), compression="gzip")
+    data.id.write_direct_chunk((0, 0), zlib.compress(bytes(2 * 10**6)))
+
+
 def filtered(file: h5py.File, folder: Path) -> None:
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_chunk((12, 4))
@@ -347,7 +362,7 @@ def record(file: h5py.File, folder: Path) -> None:
 
 
 REACHES = [storage, link, layout, soft]
-CLAIMS = [claim, claim_flags, bomb, filtered, text, ragged, record]
+CLAIMS = [claim, claim_flags, bomb, bomb_in_a_chunk, filtered, text, ragged, record]
 
 
 @pytest.mark.parametrize("make", [*REACHES, *CLAIMS], ids=lambda make: make.__name__)
