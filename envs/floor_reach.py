@@ -52,12 +52,11 @@ class FloorReach:
 
     Args:
         task: the compiled task.
-        distribution: the episode distribution whose start says where planes that are moved from outside lie.
     """
 
-    def __init__(self, task: CompiledTask, distribution: str) -> None:
+    def __init__(self, task: CompiledTask) -> None:
         self._task, self._model = task, task.model
-        data = task.start_data(distribution)
+        data = mujoco.MjData(task.model)
         mujoco.mj_kinematics(task.model, data)
         collides = not task.model.opt.disableflags & _NO_CONTACT
         self._floors = [

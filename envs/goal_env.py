@@ -9,6 +9,7 @@ a replay buffer can relabel goals. What they return is the caller's to keep: a c
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -140,7 +141,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         self,
         num_envs: int = 1,
         *,
-        task: str | CompiledTask,
+        task: str | os.PathLike[str] | CompiledTask,
         distribution: str = "training",
         episode_steps: int | None = None,
         evaluation_distribution: str | None = None,
@@ -251,7 +252,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
     def __init__(
         self,
         *,
-        task: str | CompiledTask,
+        task: str | os.PathLike[str] | CompiledTask,
         distribution: str = "training",
         episode_steps: int | None = None,
         evaluation_distribution: str | None = None,
@@ -338,9 +339,11 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         return {name: rows[0] for name, rows in self._copy_observation().items()}
 
 
-def _compiled(task: str | CompiledTask, episode_steps: int | None, evaluation: str | None) -> CompiledTask:
+def _compiled(
+    task: str | os.PathLike[str] | CompiledTask, episode_steps: int | None, evaluation: str | None
+) -> CompiledTask:
     """Return the compiled task of a name, of a file or as it is, with its episodes changed."""
-    compiled = compile_task(task) if isinstance(task, str) else task
+    compiled = task if isinstance(task, CompiledTask) else compile_task(os.fspath(task))
     return compiled.changed(episode_steps=episode_steps, evaluation=evaluation)
 
 

@@ -73,7 +73,7 @@ class GoalReach:
         self._data = task.start_data("training")
         self._rng = np.random.default_rng(seed)
         self._num_configurations = configurations
-        self._maze = MazeReach(task)
+        self._maze, self._floor = MazeReach(task), FloorReach(task)
         resolver = TermResolver(task.model, f"Task {task.name!r}")
         self._ends = [
             (end, resolver.resolve((end.term,)))
@@ -132,7 +132,6 @@ class GoalReach:
     def judge(self, distribution: str, goals: int) -> ReachReport:
         """Draw so many goals of an episode distribution, and look for configurations that reach them."""
         self._data = self._task.start_data(distribution)  # bodies moved from outside stay where it puts them
-        floor = FloorReach(self._task, distribution)
         qpos, _, desired = self._task.sample_start(distribution, self._rng, goals)
         configurations = self._random_configurations(qpos, self._rng, self._num_configurations)
         allowed = np.array([self._is_allowed(each) for each in configurations])
@@ -144,7 +143,7 @@ class GoalReach:
                 self._maze.walled_off(self._achieve(start), goal)
                 for goal, start in zip(desired, qpos, strict=True)
             ]
-        below = ~walled & np.array([floor.below(goal) for goal in desired])
+        below = ~walled & np.array([self._floor.below(goal) for goal in desired])
         open_ones = ~walled & ~below
         distances = [
             self._closest(goal, configurations, achieved, start)

@@ -36,17 +36,19 @@ MODEL = """
 </mujoco>
 """
 ACTUATORS = (
-    '<mujoco><actuator><motor name="push" joint="slide" gear="3" ctrlrange="-1 1"/></actuator></mujoco>'
+    '<mujoco><actuator><general name="push" joint="slide" gear="3" dyntype="filter" dynprm="0.1" '
+    'ctrlrange="-1 1"/></actuator><keyframe><key name="pushed" qpos="0.2" act="0.5"/></keyframe></mujoco>'
 )
 PAGE = """
 name: cart_slide   # kept as it is
 model: ../models/cart.xml
 control_dt_s: 0.1
 episode_steps: 20
-observation: [{field: qpos, unit: m}, {field: qvel, unit: m/s}]
+observation: [{field: qpos, unit: m}, {field: qvel, unit: m/s}, {field: act}]
 achieved_goal: [{field: qpos, unit: m}]
 goal: {box: {low: [-1], high: [1]}}
 success: {radius: 0.2}
+reset: {keyframe: pushed}
 """
 
 
@@ -97,7 +99,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pyte
     workspace = tmp_path_factory.mktemp("workspace")
     write_task(home)
     monkeypatch_module.chdir(home / "tasks")
-    invoke(workspace, "train-teacher", *SMOKE, "--task", "cart.yaml")
+    changed = ("--set", "episode_steps=10")
+    invoke(workspace, "train-teacher", *SMOKE, *changed, "--task", "cart.yaml")
     shutil.rmtree(home / "tasks", ignore_errors=True)
     shutil.rmtree(home / "models")
     monkeypatch_module.chdir(elsewhere)
@@ -159,7 +162,18 @@ def test_minari_makes_the_environment_from_the_copy(workspace: Path) -> None:
     assert spec.id == "thousandfold/CartSlide-v0"
     # The workspace was moved since: the environment is made from where the copy lies now.
     env = data.recover_environment(task=str(dataset.file("task/task.yaml")))
-    assert env.reset(seed=0)[0]["observation"].shape == (2,)
+    assert env.reset(seed=0)[0]["observation"].tolist() == pytest.approx([0.2, 0.0, 0.5])
+    assert [env.step(env.action_space.sample())[3] for _ in range(10)] == [False] * 9 + [True]
+    episode = data[0]
+    assert len(episode.actions) == 10
+    assert episode.observations["observation"][0] == pytest.approx([0.2, 0.0, 0.5])
+
+
+def test_a_policy_that_sees_activations_runs_from_its_file(workspace: Path) -> None:
+    arguments = ("--policy", str(newest(workspace, "policy").file(POLICY_FILE)), "--fast", "--episodes", "2")
+    result = invoke(workspace, "run-policy", *arguments, "--json")
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["episodes"], found["steps"]) == (2, 20)
 
 
 def test_models_are_registered_by_the_tasks_name(workspace: Path) -> None:

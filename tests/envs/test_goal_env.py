@@ -21,6 +21,7 @@ from envs.goal_env import GoalEnv, GoalVectorEnv
 from envs.registry import get_task
 from envs.task import EarlyEnd, TaskError, Term
 from tests.envs.strict_checks import check_env_strictly
+from tests.envs.tasks.user_pages import STATEFUL_ARM, write
 
 ID = "thousandfold/PointUMaze-v0"
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,6 +230,14 @@ def test_another_distribution_takes_the_place_of_evaluation(make: Any) -> None:
         make(task="ant_u_maze", evaluation_distribution="trainin")
 
 
+def test_task_of_a_page_is_given_by_its_path(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    for each in (page, str(page)):
+        assert GoalEnv(task=each, episode_steps=4).task.task.file == str(page)
+        env = gymnasium.make("thousandfold/UserTask-v0", task=each, episode_steps=4)
+        assert length(env) == 4 and env.spec is not None and env.spec.max_episode_steps == 4
+
+
 # -- copies -------------------------------------------------------------------------------------------
 
 
@@ -258,10 +267,15 @@ def goes_on_as(env: Any, other: Any) -> None:
         lambda: GoalEnv(task=short_task(), episode_steps=9, render_mode="rgb_array"),
         lambda: gymnasium.make_vec(ID, num_envs=3, episode_steps=9, num_threads=2),
         lambda: GoalEnv(task="humanoid", episode_steps=9),
+        lambda: gymnasium.make("thousandfold/UserTask-v0", task="robot.yaml", episode_steps=9),
     ],
 )
-def test_copy_goes_on_identically_and_apart(make: Any, duplicate: Any) -> None:
+def test_copy_goes_on_identically_and_apart(
+    make: Any, duplicate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, model=STATEFUL_ARM).parent)
     env = make()
+    monkeypatch.chdir("/")
     env.reset(seed=5)
     env.action_space.seed(0)
     for _ in range(4):

@@ -10,7 +10,7 @@ import pytest
 from envs.goal_reach import GoalReach
 from envs.maze_reach import MazeReach
 from envs.registry import compile_task
-from tests.envs.tasks.user_pages import ARM, MOVER, changed, walled_page, with_line, write
+from tests.envs.tasks.user_pages import ARM, MOVER, STATEFUL_ARM, changed, walled_page, with_line, write
 
 
 def reach(folder: Path, page: str, model: str = ARM) -> GoalReach:
@@ -126,6 +126,21 @@ def test_floors(
     assert report.below_floor == (2 if below else 0)
     without = changed(model, "<option ", '<option><flag contact="disable"/></option><option ')
     assert reach(tmp_path, text, without).judge("evaluation", 2).below_floor == 0
+
+
+def test_goals_beside_a_body_that_is_moved_from_outside(tmp_path: Path) -> None:
+    """It stands where the keyframe puts it: 1 m from there, where the model has it, nothing is in reach."""
+    text = with_line(
+        "achieved_goal",
+        "achieved_goal: {field: site_xpos, object: fingertip, minus: {field: xpos, object: marker}}",
+    )
+    text = changed(
+        text, "low: [0.2, 0, -0.3], high: [0.3, 0, -0.1]", "low: [-0.1, -0.2, -0.3], high: [0, -0.2, -0.3]"
+    )
+    report = reach(tmp_path, text, STATEFUL_ARM).judge("evaluation", 4)
+    assert report.out_of_reach == 0
+    without = changed(STATEFUL_ARM, ' mpos="0.3 0.2 0.1"', "")
+    assert reach(tmp_path, text, without).judge("evaluation", 4).out_of_reach == 4
 
 
 def test_a_free_joint_below_the_floor(tmp_path: Path) -> None:

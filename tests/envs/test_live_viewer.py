@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import glfw
@@ -17,6 +18,7 @@ from envs import live_viewer
 from envs.compiled_task import CompiledTask
 from envs.live_viewer import LiveViewer, NoScreenError
 from envs.registry import compile_task
+from tests.envs.tasks.user_pages import STATEFUL_ARM, write
 
 
 class Handle:
@@ -58,6 +60,18 @@ def handles(monkeypatch: pytest.MonkeyPatch) -> list[Handle]:
 @pytest.fixture
 def task() -> CompiledTask:
     return compile_task("point_u_maze")
+
+
+def test_bodies_that_are_moved_from_outside_stand_where_episodes_start(
+    handles: list[Handle], tmp_path: Path
+) -> None:
+    task = compile_task(str(write(tmp_path, model=STATEFUL_ARM)))
+    with LiveViewer(task, lambda key: None) as viewer:
+        viewer.show(np.zeros(2), np.zeros(3), reached=False)
+        data = handles[0].data
+        assert data.body("marker").xpos == pytest.approx([0.3, 0.2, 0.1])
+        assert data.body("marker").xquat == pytest.approx([0, 1, 0, 0])
+        assert data.act == pytest.approx([0.25])
 
 
 def test_the_state_and_the_goal_are_shown(handles: list[Handle], task: CompiledTask) -> None:

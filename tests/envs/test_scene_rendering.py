@@ -50,6 +50,24 @@ def changed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(one.astype(int) - other.astype(int)).max(-1) > 12
 
 
+@needs_opengl
+def test_bodies_that_are_moved_from_outside_are_drawn_where_episodes_start(tmp_path: Path) -> None:
+    """Training starts at a keyframe that moves the plate; evaluation leaves it where the model has it."""
+    plate = '<body name="plate" mocap="true" pos="2 2 .1"><geom type="box" size=".5 .5 .05"/></body>'
+    model = ARM.replace("<worldbody>", f"<worldbody>{plate}")
+    model = model.replace('qpos="0.25 0.5"', 'qpos="0.25 0.5" mpos="2 3.5 .1"')
+    page = PAGE.replace("reset: {keyframe: home}", "training: {reset: {keyframe: home}}")
+    page += "scene: {lookat: [2, 2, 0], distance: 10, azimuth: 90, elevation: -90}\n"
+    task = compile_task(str(write(tmp_path, page, model)))
+    pictures = []
+    for distribution in ("training", "evaluation"):
+        with SceneRenderer(task, WIDTH, HEIGHT, distribution=distribution) as renderer:
+            pictures.append(renderer.draw(np.zeros(2)))
+    for x, y in ((2.0, 2.0), (2.0, 3.5)):
+        column, row = map(int, pixel(x, y, 0.1))
+        assert changed(*pictures)[row, column]
+
+
 # -- where a goal is ----------------------------------------------------------------------------------
 
 

@@ -308,12 +308,21 @@ def test_a_changed_task_has_other_episodes_on_the_same_model() -> None:
     assert task.task.episode_steps == 200  # the one it came from is as it was
 
 
+def test_changes_add_up() -> None:
+    task = compile_task("point_u_maze").changed(episode_steps=7).changed(evaluation="training_from_start")
+    assert task.task.changes == {"episode_steps": 7, "evaluation": "training_from_start"}
+
+
 def test_a_task_changed_in_nothing_is_itself() -> None:
     task = compile_task("point_u_maze").task
     assert task.changed(episode_steps=100, evaluation="evaluation") is task
     assert compile_task("point_u_maze", {"episode_steps": 100}) is compile_task("point_u_maze")
     with pytest.raises(TaskError, match="no episode distribution 'nowhere'"):
         task.changed(evaluation="nowhere")
+    with pytest.raises(TaskError, match="no episode distribution 3"):
+        compile_task("point_u_maze", {"evaluation": 3})
+    with pytest.raises(TaskError, match=r"does not know \(gravity\); it knows episode_steps and"):
+        compile_task("point_u_maze", {"episode_steps": 3, "gravity": 1})
     with pytest.raises(TaskError, match="at least 1 and at most 1,000,000"):
         task.changed(episode_steps=0)
 
