@@ -20,6 +20,9 @@ from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 MOST_UNPACKED = 1100
 """No byte that deflate has packed becomes more bytes than that; its own bound is 1032."""
 
+_USUAL_CHUNK = 4 * 2**20
+"""Bytes of a chunk that is taken however little memory is free: h5py makes them of 1 MiB at most."""
+
 # gzip, shuffle, fletcher32, szip, nbit, scaleoffset and lzf; any other is a library that HDF5 would load.
 _OWN_FILTERS = (1, 2, 3, 4, 5, 6, 32000)
 
@@ -64,9 +67,8 @@ def require_own_numbers(dataset: h5py.h5d.DatasetID, name: str, limit: int | Non
     if dataset.dtype.kind not in "fiub":
         raise ValueError(f"{name} holds {dataset.dtype}, not numbers")
     claimed, stored = math.prod(shape) * dataset.dtype.itemsize, dataset.get_storage_size()
-    is_flags = (
-        limit is not None and dataset.dtype.kind in "biu"
-    )  # those that were never written are all false
+    # Flags that were never written are all false.
+    is_flags = limit is not None and dataset.dtype.kind in "biu"
     if claimed > MOST_UNPACKED * stored and not is_flags:
         raise ValueError(f"{name} claims {claimed:,} bytes, and the file holds {stored:,} of it")
     if limit is not None and claimed > limit:
@@ -74,9 +76,9 @@ def require_own_numbers(dataset: h5py.h5d.DatasetID, name: str, limit: int | Non
     if filters and layout == h5py.h5d.CHUNKED:
         packed = [0]
         dataset.chunk_iter(lambda chunk: packed.append(chunk.size))
-        # Packing makes a chunk a little longer at most; HDF5 unpacks one until it ends, whatever its size.
+        # Packing makes a chunk a little longer at most; HDF5 unpacks one until it ends, however much that is.
         most = math.prod(creation.get_chunk()) * dataset.dtype.itemsize * 1.01 + 1024
-        if max(packed) > (most if limit is None else min(most, limit / MOST_UNPACKED)):
+        if max(packed) > (most if limit is None else min(most, max(limit / MOST_UNPACKED, _USUAL_CHUNK))):
             raise ValueError(f"{name} has a packed chunk of {max(packed):,} bytes, which is too large for it")
 
 
