@@ -12,7 +12,7 @@ import pydantic
 from models.deployable_policy import DeployablePolicy
 from models.onnx_graph import to_onnx
 from pipeline.core.artifacts import Artifact, atomic_file
-from pipeline.core.errors import UserError
+from pipeline.core.errors import MissingArtifactError, UserError
 from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device
 from pipeline.core.settings import MOST_EPISODES, StageSettings
 from stages.artifact_task import keep_task
@@ -159,12 +159,15 @@ def _write_files(
 
 
 def _parent(source: Artifact, role: str, given: Artifact | None, context: StageContext) -> Artifact | None:
-    """Return the artifact that `source` was made from in a role; None where it is unknown or gone."""
+    """Return the artifact that `source` was made from in a role; None where it is unknown or gone.
+
+    Raises DamagedFileError where it is damaged, and UserError where `given` is another.
+    """
     recorded = source.manifest.parents.get(role)
     if given is None and recorded is not None:
         try:
             given = context.workspace.open(recorded.name, role)
-        except UserError as error:
+        except MissingArtifactError as error:
             context.console.say(f"Without the {role} of {source.name}: {error}")
             return None
     if given is None:

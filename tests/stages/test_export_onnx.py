@@ -184,6 +184,17 @@ def test_a_student_whose_teacher_is_gone_is_exported_alone(
     assert "Without the teacher" in capsys.readouterr().out
 
 
+def test_a_student_whose_teacher_is_damaged_is_not_exported_without_it(tmp_path: Path):
+    workspace = Workspace(tmp_path)
+    teacher = make_network(workspace, "teacher")
+    student = make_network(workspace, "student", parents={"teacher": teacher.parent_entry()})
+    manifest = teacher.file("manifest.json")
+    manifest.write_text(manifest.read_text().replace('"selectable": true', '"selectable": false'))
+    with pytest.raises(DamagedFileError, match=rf"{teacher.name}/manifest\.json was changed"):
+        export_onnx.run(settings(), context(workspace), student)
+    assert workspace.artifacts("policy") == [], "nothing was begun"
+
+
 def test_a_student_of_another_model_is_exported_for_the_one_that_it_was_checked_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
