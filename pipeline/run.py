@@ -19,8 +19,8 @@ from pipeline.core.errors import (
     MissingArtifactError,
     SettingsError,
     StoppedByUser,
-    nearest_name,
     TargetMissedError,
+    nearest_name,
 )
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
