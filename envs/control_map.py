@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.object_names import find_object, object_names
+from envs.object_names import as_written, find_object, object_names
 from envs.task import Command, TaskError
 
 _ACTUATOR = mujoco.mjtObj.mjOBJ_ACTUATOR
@@ -149,7 +149,7 @@ def _own_range(model: mujoco.MjModel, index: int, name: str, owner: str) -> tupl
         raise TaskError(
             f"{owner}: actuator {name!r} has the ctrlrange {low:g} to {high:g}, but the model switches it "
             f'off (ctrllimited="false"): switch it on there, or {_LISTED}: '
-            f"{{actuator: {name}, low: {low:g}, high: {high:g}}}."
+            f"{{actuator: {as_written(name)}, low: {low:g}, high: {high:g}}}."
         )
     if model.actuator_dyntype[index] == mujoco.mjtDyn.mjDYN_MUSCLE:
         return 0.0, 1.0

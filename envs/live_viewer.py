@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.compiled_task import CompiledTask
 from envs.scene_rendering import add_goal, goal_marker, scene_camera
+from envs.scene_style import show_hidden_bodies
 
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 _CLOSING_S = 5.0
@@ -45,6 +46,8 @@ class LiveViewer:
         self.task = task
         # A copy, because the window's panels can change a model.
         self._model = copy.copy(task.model)
+        if task.task.file is not None:
+            show_hidden_bodies(self._model)
         self._data = task.start_data(distribution)
         others = set(threading.enumerate())
         try:

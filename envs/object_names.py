@@ -7,6 +7,8 @@ second takes.
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -108,6 +110,13 @@ def _other_kinds(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str) -> str:
 
 def _article(label: str) -> str:
     return "an" if label[0] in "aeiou" else "a"
+
+
+def as_written(name: str) -> str:
+    """Return a name as a page of YAML has it: in quotes where it would be taken for something else."""
+    plain = re.fullmatch(r"[A-Za-z_][\w./-]*( [\w./-]+)*", name)
+    words = name.lower() not in ("null", "true", "false")
+    return name if plain and words else json.dumps(name, ensure_ascii=False)
 
 
 def nearest_hint(name: str, valid: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from envs.goal_positions import goal_positions
 from envs.mujoco_log import compile_spec
 from envs.object_names import find_object
 from envs.opengl import NoOpenGLError, open_context
-from envs.scene_style import SUN, apply_style, light_scene
+from envs.scene_style import SUN, apply_style, light_scene, show_hidden_bodies
 
 _EXTRA_GEOMS = 1000  # what MuJoCo adds of its own, and what is added here
 _TRAIL_PIECES, _TRAIL_WIDTH, _TRAIL_COLOUR = 200, 0.0025, (0.95, 0.55, 0.15, 0.9)
@@ -293,7 +293,10 @@ def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -
     near = _NEAR * distance / task.model.stat.extent
     spec.visual.map.znear = min(spec.visual.map.znear, near)
     spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
-    return compile_spec(spec)[0]
+    model, _ = compile_spec(spec)
+    if task.task.file is not None:
+        show_hidden_bodies(model)
+    return model
 
 
 def _drawing_context(model: mujoco.MjModel, opengl: Any) -> mujoco.MjrContext:

@@ -53,7 +53,7 @@ def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:
         spec: the model to be drawn.
         distance: of the camera, in metres: it sets how large the floor's squares are.
         own: whether the model is a built-in task's. A user's keeps its looks and gets a background where it
-            has none, and bodies that nothing would be drawn of show all of their geoms.
+            has none.
     """
     skyboxes = [each for each in spec.textures if each.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX]
     if own:
@@ -72,10 +72,25 @@ def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:
     if own:
         _lay_floor(spec, distance)
         _colour_robot(spec)
-    elif not spec.skins:
-        _show_hidden_bodies(spec)
     spec.visual.rgba.haze[:] = (*_SKY_BELOW, 1.0)
     spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 2048, 4
+
+
+def show_hidden_bodies(model: mujoco.MjModel) -> None:
+    """Show all geoms of bodies that nothing would be drawn of: in hidden groups, or transparent; in place.
+
+    Robots of collision geoms alone are meant. A model with skins shows these instead.
+    """
+    if model.nskin:
+        return
+    alpha = model.geom_rgba[:, 3].copy()
+    material = model.geom_matid >= 0
+    alpha[material] *= model.mat_rgba[model.geom_matid[material], 3]
+    shown = np.unique(model.geom_bodyid[(model.geom_group < _DRAWN_GROUPS) & (alpha > 0)])
+    hidden = (model.geom_bodyid > 0) & ~np.isin(model.geom_bodyid, shown)
+    model.geom_group[hidden] = 0
+    model.geom_matid[hidden & (alpha == 0)] = -1
+    model.geom_rgba[hidden & (alpha == 0)] = (*_FRAME_GREY, 1.0)
 
 
 def light_scene(scene: mujoco.MjvScene, lookat: np.ndarray, distance: float) -> None:
@@ -124,18 +139,6 @@ def _colour_robot(spec: mujoco.MjSpec) -> None:
             if geom.material in ("", "geom") and np.allclose(geom.rgba[:3], colour, atol=1e-3):
                 geom.material, geom.rgba[:3] = "", ours
                 break
-
-
-def _show_hidden_bodies(spec: mujoco.MjSpec) -> None:
-    """Show the geoms of bodies that nothing would be drawn of: all in hidden groups, or transparent."""
-    for body in spec.bodies:
-        geoms = list(body.geoms)
-        if body == spec.worldbody or any(geom.group < _DRAWN_GROUPS and geom.rgba[3] > 0 for geom in geoms):
-            continue
-        for geom in geoms:
-            geom.group = 0
-            if geom.rgba[3] == 0:
-                geom.material, geom.rgba[:] = "", (*_FRAME_GREY, 1.0)
 
 
 def _round_number(value: float) -> float:

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 
 from envs.data_fields import FIELDS
-from envs.object_names import find_object, nearest_hint
+from envs.object_names import as_written, find_object, nearest_hint
 from envs.task import TaskError, Term, Transform
 
 ONE_NUMBER = re.compile(r"(?P<object>.+)\[(?P<index>\d+)\]$")
@@ -132,7 +132,7 @@ class TermResolver:
             find_object(self._model, FIELDS[term.field].kind, match["object"], self._owner)
         except TaskError:
             return error
-        asked = f"object: {match['object']}, columns: [{match['index']}]"
+        asked = f"object: {as_written(match['object'])}, columns: [{match['index']}]"
         return TaskError(f"{error} One of its numbers is read with `{asked}`.")
 
 

@@ -18,7 +18,7 @@ from envs import live_viewer
 from envs.compiled_task import CompiledTask
 from envs.live_viewer import LiveViewer, NoScreenError
 from envs.registry import compile_task
-from tests.envs.tasks.user_pages import STATEFUL_ARM, write
+from tests.envs.tasks.user_pages import ARM, PAGE, STATEFUL_ARM, write
 
 
 class Handle:
@@ -125,3 +125,10 @@ def test_why_there_is_no_window(task: CompiledTask, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DISPLAY", "localhost:99")
     with pytest.raises(NoScreenError, match="the screen gives no window"):
         LiveViewer(task, lambda key: None)
+
+
+def test_a_users_robot_of_hidden_geoms_is_shown(handles: list[Handle], tmp_path: Path) -> None:
+    users = compile_task(str(write(tmp_path, PAGE, ARM.replace("<geom ", '<geom group="3" '))))
+    with LiveViewer(users, lambda _: None):
+        assert handles[0].model.geom_group.tolist() == [0, 0]
+    assert users.model.geom_group.tolist() == [3, 3], "what is simulated stays"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mujoco
 import pytest
+import yaml
 
-from envs.object_names import find_object, object_count, object_name, object_names
+from envs.object_names import as_written, find_object, object_count, object_name, object_names
 from envs.task import TaskError
 
 KINDS = [
@@ -86,6 +87,25 @@ def test_names_of_what_has_none() -> None:
         "a b",
     ]
     assert object_names(model_of(UNNAMED), KINDS[-2]) == ["keyframe_0", "keyframe_1"]
+
+
+def test_names_as_a_page_needs_them() -> None:
+    for name in (
+        "elbow",
+        "front left",
+        "1",
+        "1e3",
+        "null",
+        "True",
+        "a: b",
+        "#4",
+        "- x",
+        "[x]",
+        "é",
+        "it's",
+        " x",
+    ):
+        assert yaml.safe_load(f"{{object: {as_written(name)}}}") == {"object": name}
 
 
 @pytest.mark.parametrize(
