@@ -22,6 +22,7 @@ _OBJECT = mujoco.mjtObj
 _STARTS = 12  # looked at, of each episode distribution
 _VIOLATED, _SETTLED_AFTER_S = 0.05, 0.5  # of an equality's own size
 _BEYOND = 0.1  # of a joint's range
+_APART = 0.05  # of a servo's actrange, or of 1 without
 _DEEP = 1.0  # of the thinner geom's half thickness; twice that in a floor, where it is then as a whole
 _ACTS_FOR, _NO_EFFECT = 10, 1e-9  # control steps
 _GOALS = 256
@@ -64,12 +65,13 @@ def _judge_starts(task: CompiledTask, name: str, seed: int) -> list[str]:
     """Look at starts for violated equalities, geoms deep in one another and joints beyond their ranges."""
     model, data = task.model, mujoco.MjData(task.model)
     qpos, qvel, _ = task.sample_start(name, np.random.default_rng(seed), _STARTS)
-    equalities, settled, overlaps, beyond = (_Worst({}) for _ in range(4))
+    equalities, settled, overlaps, beyond, servos = (_Worst({}) for _ in range(5))
     for start in zip(qpos, qvel, strict=True):
         _put(task, data, name, *start)
         _add_violated(model, data, equalities)
         _add_overlaps(model, data, overlaps)
         _add_beyond(model, data, beyond)
+        _add_servos_apart(model, data, servos)
     if model.neq:
         _put(task, data, name, qpos[0], qvel[0])
         mujoco.mj_step(model, data, min(500, round(_SETTLED_AFTER_S / model.opt.timestep)))
@@ -95,6 +97,11 @@ def _judge_starts(task: CompiledTask, name: str, seed: int) -> list[str]:
         found.append(
             f"{place}: starts with {beyond}: MuJoCo pushes them back. Start at a keyframe or draw positions "
             "within the ranges."
+        )
+    if servos.found:
+        found.append(
+            f"{place}: starts with {servos}: it pulls the joint there in the first steps. Start at a "
+            "keyframe whose `act` is where the joints are, and draw and disturb other joints (noise_joints)."
         )
     return found
 
@@ -173,6 +180,27 @@ def _add_beyond(model: mujoco.MjModel, data: mujoco.MjData, worst: _Worst) -> No
         if size > _BEYOND:
             text = f"joint {names[joint]!r} at {value:.3g}, beyond its range {low:.3g} to {high:.3g}"
             worst.add(names[joint], size, text)
+
+
+def _add_servos_apart(model: mujoco.MjModel, data: mujoco.MjData, worst: _Worst) -> None:
+    """Add the servos that integrate their control (`intvelocity`) and whose target is not where they are."""
+    names = object_names(model, _OBJECT.mjOBJ_ACTUATOR)
+    for index in range(model.nu):
+        stiffness, by_length = (
+            float(model.actuator_gainprm[index, 0]),
+            float(model.actuator_biasprm[index, 1]),
+        )
+        integrates = model.actuator_dyntype[index] == mujoco.mjtDyn.mjDYN_INTEGRATOR
+        affine = model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_AFFINE
+        if not (integrates and affine and by_length < 0 < stiffness):
+            continue
+        last = int(model.actuator_actadr[index] + model.actuator_actnum[index]) - 1
+        target = stiffness * float(data.act[last]) / -by_length
+        at = float(data.actuator_length[index])
+        room = float(np.ptp(model.actuator_actrange[index])) if model.actuator_actlimited[index] else 1.0
+        size = abs(target - at) / room
+        if size > _APART:
+            worst.add(names[index], size, f"servo {names[index]!r} at {at:.3g} and its `act` at {target:.3g}")
 
 
 # -- goals, controls, terms -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from envs.registry import compile_task
 from envs.task_judgement import judge_task
-from tests.envs.tasks.user_pages import ARM, MOVER, PAGE, changed, with_line, write
+from tests.envs.tasks.user_pages import ARM, MOVER, PAGE, STATEFUL_ARM, changed, with_line, write
 
 FOUR_BAR = """<mujoco>
   <compiler angle="radian"/>
@@ -83,6 +83,17 @@ class TestStarts:
         page = changed(PAGE, "keyframe: home", "joints: [elbow], positions: {list: [[-0.5]]}")
         (line,) = found(page)
         assert "reset: starts with joint 'elbow' at -0.5, beyond its range 0 to 2.09" in line
+
+    def test_servos_whose_activation_is_elsewhere(self) -> None:
+        expected = "starts with servo 'lift' at 0.25 and its `act` at 0: it pulls the joint there"
+        assert found(model=STATEFUL_ARM) == []
+        assert found(PAGE.replace("home}", "home, qpos_noise: 0.1}"), STATEFUL_ARM) == []
+        (line,) = found(model=changed(STATEFUL_ARM, 'act="0.25"', ""))
+        assert line.startswith(f"robot.yaml, line 12, reset: {expected}")
+
+    def test_noise_that_takes_a_joint_away_from_its_servo(self) -> None:
+        (line,) = found(PAGE.replace("home}", "home, qpos_noise: 0.6}"), STATEFUL_ARM)
+        assert "servo 'lift' at " in line and "and its `act` at 0.25" in line
 
 
 class TestControls:
