@@ -1,7 +1,12 @@
 """Settings of the test run, before anything is imported."""
 
+from __future__ import annotations
+
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # Networks here are tiny and tests run side by side: thread pools that wait for one another by spinning
 # would make them many times slower. Inherited by the processes that tests start.
@@ -12,3 +17,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # test starts in order to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the Node runner of examples/deploy with its packages installed."""
+    from tests.examples.deploy_runners import install_node_runner
+
+    return install_node_runner(tmp_path_factory.mktemp("node"))
+
+
+@pytest.fixture(scope="session")
+def cpp_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ runner of examples/deploy, built."""
+    from tests.examples.deploy_runners import build_cpp_runner
+
+    return build_cpp_runner(tmp_path_factory.mktemp("cpp"))

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
-import os
-import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,34 +15,16 @@ import pytest
 
 from stages.policy_hash import read_model
 from tests.end_to_end.command_line import pipeline, result_of
+from tests.examples.deploy_runners import (
+    DEPLOY,
+    RUNNER,
+    golden_figures,
+    openvino_cmake,
+    required,
+    started,
+    succeeded,
+)
 from tests.stages.handmade_policy import expected_action, expected_control, golden, metadata, write_policy
-
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "examples/deploy"
-RUNNER = DEPLOY / "python/run_policy.py"
-FIGURES = re.compile(r"golden rows: (\d+), max error ([\d.e+-]+), tolerance ([\d.e+-]+)")
-
-
-def started(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, without what this one's environment says of Python."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
-    words = [str(argument) for argument in arguments]
-    return subprocess.run(words, env=kept, capture_output=True, text=True, timeout=600, check=False)
-
-
-def succeeded(*arguments: str | Path, **environment: str) -> str:
-    done = started(*arguments, **environment)
-    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def golden_figures(printed: str) -> tuple[int, float, float]:
-    """Return rows, error and tolerance of what a runner printed, and check that it timed the policy."""
-    found = FIGURES.search(printed)
-    assert found, printed
-    assert re.search(r"latency: p50 \d+\.\d us, p99 \d+\.\d us", printed), printed
-    return int(found[1]), float(found[2]), float(found[3])
-
 
 UNTIMED = {
     "still": "0",
@@ -160,26 +138,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(made["export_onnx"]["files"]["policy.onnx"])
 
 
-def required(*programs: str) -> None:
-    for program in programs:
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-
-
-@pytest.fixture(scope="module")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the Node runner with its packages installed."""
-    required("node", "npm")
-    folder = tmp_path_factory.mktemp("node") / "runner"
-    shutil.copytree(DEPLOY / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-    version = json.loads((folder / "package.json").read_text())["dependencies"]["onnxruntime-node"]
-    if started("npm", "view", f"onnxruntime-node@{version}", "version").returncode:
-        pytest.skip("npm reaches no registry")
-    install = ("npm", "ci", "--prefix", folder, "--no-audit", "--no-fund")
-    succeeded(*install, ONNXRUNTIME_NODE_INSTALL="skip")
-    return folder
-
-
 def test_the_node_packages_are_locked_without_naming_a_registry() -> None:
     lock = json.loads((DEPLOY / "node/package-lock.json").read_text())
     packages = {name: entry for name, entry in lock["packages"].items() if name}
@@ -215,27 +173,6 @@ def test_the_node_runner_refuses_what_is_not_finite(node_folder: Path, tmp_path:
     observation, goal, size = succeeded("node", script, write_policy(tmp_path / "p.onnx")).splitlines()
     assert observation.startswith("observation holds NaN") and goal.startswith("goal holds NaN")
     assert size == "observation has 1 numbers, not 4"
-
-
-def openvino_cmake() -> Path:
-    """Return the folder of OpenVINO's CMake files: of `make test-all`, or of this interpreter's packages."""
-    spec = importlib.util.find_spec("openvino")
-    places = [ROOT / "build/openvino/openvino", *map(Path, (spec and spec.submodule_search_locations) or ())]
-    for place in places:
-        if (place / "cmake/OpenVINOConfig.cmake").is_file():
-            return place / "cmake"
-    pytest.skip("no OpenVINO wheel: `make test-all` puts one into build/openvino")
-
-
-@pytest.fixture(scope="module")
-def cpp_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the C++ runner, built."""
-    required("cmake", "c++")
-    openvino, folder = openvino_cmake(), tmp_path_factory.mktemp("cpp")
-    strict = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
-    succeeded("cmake", "-S", DEPLOY / "cpp", "-B", folder, f"-DOpenVINO_DIR={openvino}", strict)
-    succeeded("cmake", "--build", folder)
-    return folder / "run_policy"
 
 
 @pytest.mark.slow
