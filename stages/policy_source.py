@@ -11,6 +11,7 @@ from envs.registry import compile_task, task_names
 from envs.task import TaskError
 from envs.tasks.task_copy import PAGE_NAME
 from pipeline.core.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.core.console import printable
 from pipeline.core.errors import DamagedFileError, UserError
 from pipeline.core.runtime import as_user_error
 from stages.artifact_task import TASK_FOLDER
@@ -131,7 +132,7 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
     page = place.path.parent / TASK_FOLDER / PAGE_NAME
     reference = given or (str(page) if page.is_file() else metadata.task)
     if reference == metadata.task and metadata.task not in task_names():
-        was = f" (it was {metadata.task_file})" if metadata.task_file else ""
+        was = f" (it was {printable(metadata.task_file, newlines=False)})" if metadata.task_file else ""
         raise UserError(
             f"{place.name} is for task {metadata.task!r}, which is none of the built-in ones: give the file "
             f"that describes it with --task{was}."
@@ -139,9 +140,10 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
     changes = metadata.task_changes | {"episode_steps": metadata.episode_steps}
     evaluation = changes.get("evaluation")
     if not changes.keys() <= {"episode_steps", "evaluation"} or not isinstance(evaluation, str | None):
+        told = printable(", ".join(metadata.task_changes), newlines=False)[:80]
         raise UserError(
             f"{place.name} was made with changes of its task that this version does not know "
-            f"({', '.join(metadata.task_changes)}): update thousandfold, or {EXPORT_AGAIN}."
+            f"({told}): update thousandfold, or {EXPORT_AGAIN}."
         )
     return as_user_error(lambda: compile_task(reference, changes), TaskError)
 

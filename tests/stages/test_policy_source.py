@@ -131,6 +131,16 @@ def test_another_task_pace_or_size_is_refused(tmp_path: Path) -> None:
         open_source(workspace, str(write_policy(tmp_path / "reacher.onnx", text)), any_model=True)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"task": "none\nof them", "task_file": "a\n\x1b[31m"}, {"task_changes": {"a\nb" * 99: 1}}]
+)
+def test_what_a_file_says_is_told_in_one_line(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = write_policy(tmp_path / "p.onnx", json.dumps(metadata(**changes)))
+    with pytest.raises(UserError) as told:
+        open_source(Workspace(tmp_path), str(path))
+    assert str(told.value).isprintable() and len(str(told.value)) < 500
+
+
 def test_a_file_that_calls_its_inputs_as_earlier_versions_did_is_taken(tmp_path: Path) -> None:
     text = metadata()
     for elements in text["inputs"].values():

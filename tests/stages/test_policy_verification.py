@@ -14,6 +14,7 @@ from pipeline.core.artifacts import Workspace
 from pipeline.core.errors import DamagedFileError, UserError
 from stages.evaluate import Z_95, run_episodes
 from stages.onnx_policy import OnnxPolicy
+from stages.policy_hash import read_model
 from stages.policy_metadata import Evaluation
 from stages.policy_source import find_policy
 from stages.policy_verification import Verification, success_change, verify_policy
@@ -220,3 +221,14 @@ def test_the_interval_is_newcombes() -> None:
     assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
     wider = success_change(before, 56, 70)
     assert wider[0] < low and wider[1] > high
+
+
+@pytest.mark.parametrize("recorded", ["", "abc", "\n\x1b[31m" * 20, "0" * 63])
+def test_a_recorded_hash_that_is_none_is_told_in_one_line(recorded: str, tmp_path: Path) -> None:
+    model = read_model(write(tmp_path / "policy.onnx"))
+    texts = model.metadata | {"thousandfold_sha256": recorded}
+    (tmp_path / "policy.onnx").write_bytes(model.with_metadata(texts).joined())
+    found = verify(tmp_path / "policy.onnx")
+    assert [check.name for check in found.failed] == ["policy hash"]
+    said = detail(found, "policy hash")
+    assert "what is recorded is no hash" in said and said.isprintable()
