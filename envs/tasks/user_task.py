@@ -25,7 +25,7 @@ from envs.distributions import (
 )
 from envs.mazes import add_walls, cells
 from envs.mujoco_log import compile_spec, quiet_mujoco
-from envs.object_names import find_object, object_name
+from envs.object_names import find_object, object_name, object_names
 from envs.start_states import StartStates, require_whole_state
 from envs.task import (
     Command,
@@ -210,7 +210,8 @@ def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
 
 def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: CompiledTask) -> None:
     """Raise TaskError for a keyframe that episodes start at and that is too short: MuJoCo fills it up."""
-    keys = {key.name: key for key in compiled.task.build_spec().keys}
+    names = object_names(compiled.model, mujoco.mjtObj.mjOBJ_KEY)
+    keys = dict(zip(names, compiled.task.build_spec().keys, strict=True))
     for name in ("training", "evaluation"):
         own: schema.EpisodesEntry = getattr(entry, name)
         keyframe = (own.reset or entry.reset).keyframe

@@ -504,6 +504,13 @@ class TestMistakes:
         message = refusal(PAGE + "action: position_target\n", model)
         assert message.startswith("robot.yaml, line 13, action: ") and expected in message
 
+    def test_a_keyframe_without_a_name_that_is_too_short(self) -> None:
+        model = changed(ARM, '<key name="home" qpos="0.25 0.5"/>', '<key qpos="0.25 0.5"/><key qpos="0.1"/>')
+        page = changed(PAGE, "keyframe: home", "keyframe: keyframe_0")
+        assert compile_task(str(write(Path.cwd(), page, model))).start_data("training").qpos[0] == 0.25
+        message = refusal(changed(page, "keyframe_0", "keyframe_1"), model)
+        assert "line 12, reset.keyframe: 'keyframe_1' gives 1 of the model's 2 qpos" in message
+
     def test_no_file(self) -> None:
         Path("folder.yaml").mkdir()
         Path("bytes.yaml").write_bytes(b"\xff\xfe\x00")
