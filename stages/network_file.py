@@ -112,7 +112,7 @@ def load_actor(artifact: Artifact) -> TrainedActor:
             )
         if not isinstance(header["model_sha256"], str):
             raise DamagedFileError(f"{path} does not say which model it was trained on.")
-        shape = NetworkShape(**header["shape"])
+        shape = shape_of(path, header, tensors)
         actor = NormalizedActor(GoalActor(*dims, shape), dims[0], dims[1])
         own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
         missing, unexpected = actor.load_state_dict(own, strict=False)
@@ -124,6 +124,20 @@ def load_actor(artifact: Artifact) -> TrainedActor:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} is no network file of this version ({reason}).") from error
     return TrainedActor(actor.eval(), task, shape, header)
+
+
+def shape_of(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> NetworkShape:
+    """Return the shape that a network file's header claims: it is allocated next.
+
+    Raises:
+        KeyError, TypeError, ValueError: the header claims none.
+        DamagedFileError: it claims a larger network than the file holds.
+    """
+    shape = NetworkShape(**header["shape"])
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if not shape.width + (shape.depth - 1) * shape.width**2 <= numbers:
+        raise DamagedFileError(f"{path} does not hold the network that its header describes.")
+    return shape
 
 
 def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
-from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import load_tensors
 from pipeline.core.errors import DamagedFileError
 from stages.contrastive_learner import LearnerSettings
-from stages.network_file import NETWORK_FILE
+from stages.network_file import NETWORK_FILE, shape_of
 from stages.tensor_state import strip_prefix
 
 
@@ -50,7 +49,7 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
     tensors, header = load_tensors(path)
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
-        critic = ContrastiveCritic(*dims, NetworkShape(**header["shape"]))
+        critic = ContrastiveCritic(*dims, shape_of(path, header, tensors))
         critic.load_state_dict(strip_prefix(tensors, "critic."))
         energy = LearnerSettings.model_validate({"energy": teacher.manifest.settings["energy"]}).energy
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

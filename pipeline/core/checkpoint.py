@@ -288,6 +288,16 @@ class CheckpointFolder:
                 )
             if manifest.pop("sha256") != json_sha256(manifest):
                 raise DamagedFileError(f"{path} was changed since it was saved.")
+            parts = _parts(manifest)
+            replay = [entry for part in parts for entry in part["replay"]]
+            if not (
+                isinstance(manifest["step"], int)
+                and isinstance(manifest["progress"], dict)
+                and isinstance(manifest["progress"].get("settings", {}), dict)
+                and all(map(_names_a_file, [manifest["state"], *(part["worlds"] for part in parts), *replay]))
+                and all(isinstance(entry["last_row"], int) for entry in replay)
+            ):
+                raise ValueError("other entries than save writes")
             return manifest
         except FileNotFoundError as error:
             raise DamagedFileError(f"{self.path} holds no checkpoint.") from error
@@ -311,3 +321,9 @@ class CheckpointFolder:
 def _parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a manifest says of each rank; a single process keeps its worlds with the rest."""
     return manifest.get("ranks") or [{"worlds": manifest["state"], "replay": manifest["replay"]}]
+
+
+def _names_a_file(entry: Any) -> bool:
+    """Return whether an entry of a manifest names a file of the checkpoint's own folder, and its hash."""
+    name = entry["file"]
+    return isinstance(entry["sha256"], str) and name == Path(name).name and name.endswith(".safetensors")

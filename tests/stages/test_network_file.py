@@ -134,7 +134,7 @@ def without(*names: str) -> Change:
         (header_with(kind="teacher"), "holds a teacher"),
         (header_with(task="point_big_maze"), "'point_big_maze', not a student of 'point_u_maze'"),
         (header_with(observation_dim=5), "sizes differ"),
-        (header_with(shape={"depth": 4, "width": 16}), "network file"),
+        (header_with(shape={"depth": 4, "width": 16}), "does not hold the network"),
         (header_with(shape={"depth": 8, "width": 8}), "network file"),
         (header_with(shape={"depth": 5, "width": 8}), "multiple of 4"),
         (header_with(shape={"deep": 5}), "network file"),
@@ -197,3 +197,12 @@ def test_an_unfinished_artifact_is_refused(tmp_path: Path):
     artifact = Workspace(tmp_path).create("teacher", task=TASK.name, settings={})
     with pytest.raises(MissingArtifactError, match="not completed"):
         load_actor(artifact)
+
+
+@pytest.mark.parametrize("size", [{"width": 2**20}, {"depth": 4 * 10**8}, {"width": 10**40}], ids=str)
+def test_a_network_larger_than_the_file_is_refused_before_it_is_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: dict[str, int]
+):
+    artifact = make_artifact(tmp_path, change=lambda t, h: (t, h | {"shape": h["shape"] | size}))
+    monkeypatch.setattr(torch.nn.Linear, "__init__", lambda *_: pytest.fail("allocated"))
+    assert "does not hold the network" in refusal(artifact)

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from pipeline.core.atomic import json_sha256, write_json_atomic
 from pipeline.core.checkpoint import Checkpoint, CheckpointFolder, load_tensors, save_tensors
 from pipeline.core.errors import DamagedFileError
 from tests.pipeline.core.checkpoint_saves import Killed, Killer, names, save
@@ -244,3 +245,26 @@ def test_a_damaged_manifest_is_named_by_load_and_save(tmp_path: Path, change: Ca
 def test_a_folder_without_a_checkpoint_says_so(tmp_path: Path):
     with pytest.raises(DamagedFileError, match="holds no checkpoint"):
         CheckpointFolder(tmp_path).load()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {"file": "../elsewhere.safetensors", "sha256": "0"}},
+        {"state": {"file": "state-00000001.safetensors", "sha256": None}},
+        {"replay": [{"file": "replay.safetensors", "sha256": "0", "last_row": "9"}]},
+        {"progress": {"settings": "none"}},
+        {"progress": []},
+        {"step": "1"},
+    ],
+    ids=str,
+)
+def test_a_sealed_manifest_with_other_entries_is_refused_by_name(tmp_path: Path, change: dict[str, Any]):
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    folder.save(1, {"weight": torch.zeros(2)}, {"settings": {}})
+    path = folder.path / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) | change
+    del manifest["sha256"]
+    write_json_atomic(path, manifest | {"sha256": json_sha256(manifest)})
+    with pytest.raises(DamagedFileError, match="is truncated or no checkpoint manifest"):
+        folder.load()
