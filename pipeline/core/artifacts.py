@@ -493,9 +493,8 @@ def _read_folder(path: Path) -> Artifact | DamagedArtifact | None:
         return Artifact.load(path)
     except DamagedRecordError as error:
         manifest = path / MANIFEST_NAME
-        if not os.path.lexists(manifest) and (
-            _NAME.fullmatch(path.name) is None or all(map(_is_passing, path.iterdir()))
-        ):
+        gone = error.problem == "is missing" and not os.path.lexists(manifest)
+        if gone and (_NAME.fullmatch(path.name) is None or all(map(_is_passing, path.iterdir()))):
             return None
         return DamagedArtifact(path, error, _readable_part(manifest))
 
@@ -508,7 +507,7 @@ def _readable_part(path: Path) -> dict[str, Any]:
     import pydantic_core
 
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""
         try:
             text = data.decode()
         except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def read_sealed_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
         DamagedRecordError: it is missing, cannot be read, is no strict JSON, or was changed since.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise DamagedRecordError(path, "is no file", remedy)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DamagedRecordError(path, "is missing", remedy) from None

@@ -453,7 +453,26 @@ def with_a_flipped_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES = [truncated, emptied, Path.unlink, turned_into_a_folder, edited, with_a_flipped_bit]
+def turned_into_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def turned_into_a_dangling_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+DAMAGES = [
+    truncated,
+    emptied,
+    Path.unlink,
+    turned_into_a_folder,
+    turned_into_a_pipe,
+    turned_into_a_dangling_link,
+    edited,
+    with_a_flipped_bit,
+]
 
 
 class TestDamagedArtifacts:
@@ -567,6 +586,8 @@ class TestDamagedArtifacts:
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(Path, "read_text", refuse)
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        monkeypatch.setattr("os.path.lexists", lambda _: False)  # a folder that cannot be entered
         with pytest.raises(DamagedFileError, match=r"cannot be read \(Permission denied\)"):
             workspace.open(bad.name, "teacher")
 
