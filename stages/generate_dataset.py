@@ -38,6 +38,7 @@ from stages.dataset_results import UNSTABLE, complete_dataset
 from stages.episode_round import EpisodeGroup
 from stages.label_strength import require_strength
 from stages.labelled_rollout import LabelledRollout, RolloutPlan, Round
+from stages.memory_estimate import require_rollout_memory
 from stages.network_file import load_actor
 from stages.teacher_critic import load_critic
 from stages.teacher_labels import LabelSettings
@@ -174,6 +175,13 @@ def _prepare(
     Every rank runs the whole trial, and comes to the same end, before any of them waits for another.
     """
     trained, critic, trial = load_actor(teacher), None, {}
+    require_rollout_memory(
+        trained.task,
+        settings.num_worlds,
+        settings.episodes,
+        settings.alternative_goals,
+        context.ranks.local_size,
+    )
     if settings.teacher_samples > 1:
         critic = load_critic(teacher)
         if is_new:

@@ -32,6 +32,7 @@ _PAIR_BYTES = {"norm": 34, "squared": 29, "dot": 21, "cosine": 21}
 # Weights, gradient, two moments, average, the kept best and a checkpoint's copies of a student; a dataset as
 # it is read, joined, and split in training and validation.
 _STUDENT_COPIES, _DATASET_COPIES = 8, 3
+_ROLLOUT_COPIES = 2  # what worlds write, and what is cut into episodes
 _WORLD_FIELDS = 40  # numbers of a body that terms may read, in and out of MuJoCo
 
 
@@ -209,6 +210,33 @@ def require_student_memory(
         f"{settings.batch_size} on dataset {dataset.name} needs about {_gib(needed)}; free are {_gib(free)}. "
         f"{advice}"
     )
+
+
+def require_rollout_memory(
+    task: CompiledTask, num_worlds: int, episodes: int, alternative_goals: int, processes: int = 1
+) -> None:
+    """Refuse a dataset of which one round of episodes does not fit into the free memory.
+
+    Args:
+        task: the teacher's.
+        num_worlds, episodes: how many run at a time, and in all.
+        alternative_goals: beside the commanded one, each with a label.
+        processes: ranks on this machine.
+
+    Raises:
+        SettingsError: what is needed, what is free, and how many worlds would fit.
+    """
+    labels = 1 + alternative_goals
+    row = task.observation_dim + (1 + labels) * task.goal_dim + (1 + 2 * labels) * task.action_dim
+    episode = _FLOAT * _ROLLOUT_COPIES * row * task.task.episode_steps
+    free = free_bytes("cpu") // processes - _PROCESS_BYTES
+    worlds = min(num_worlds, episodes)
+    if worlds * episode > free:
+        fits = f"num_worlds {free // episode}" if free >= episode else "fewer steps in an episode"
+        raise SettingsError(
+            f"A round of {worlds:,} episodes of {task.task.episode_steps:,} steps needs about "
+            f"{_gib(worlds * episode)}; free are {_gib(max(free, 0))}. What would fit: {fits}."
+        )
 
 
 def _largest_batch(

@@ -20,7 +20,8 @@ import pydantic
 import yaml
 
 from pipeline.core.errors import SettingsError, unknown_name
-from pipeline.ground.limited_yaml import LimitedYamlError, load_yaml
+from pipeline.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml
+from pipeline.ground.plain_files import read_plain
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 STAGE_SECTIONS = (
@@ -202,7 +203,13 @@ def _preset_paths() -> dict[str, Path]:
 
 def _read_preset(path: Path) -> dict[str, Any]:
     """Read one preset file and check its shape: known keys, and a mapping in every section."""
-    content = _load_yaml(path.read_text(encoding="utf-8"), where=f"Preset {path}")
+    try:
+        text = read_plain(path, MOST_BYTES).decode()
+    except UnicodeDecodeError:
+        raise SettingsError(f"Preset {path} is no text file in UTF-8.") from None
+    except OSError as error:
+        raise SettingsError(f"Preset {path} cannot be read: {error.strerror}.") from None
+    content = _load_yaml(text, where=f"Preset {path}")
     if not isinstance(content, dict):
         raise SettingsError(f"Preset {path} must hold one section a stage: {', '.join(STAGE_SECTIONS)}.")
     for key, section in content.items():

@@ -14,7 +14,7 @@ if sys.platform == "win32":
 from tests.fuzz.runner import FAULTS, fuzz
 
 
-@pytest.mark.parametrize("name", ["npz", "hdf5", "policy", "checkpoint"])
+@pytest.mark.parametrize("name", ["npz", "hdf5", "policy", "checkpoint", "task_yaml"])
 def test_whatever_a_file_holds_a_reader_returns_or_refuses_in_one_line(name: str, tmp_path: Path):
     module = importlib.import_module(f"tests.fuzz.{name}")
     found = fuzz(f"tests.fuzz.{name}:read", module.CASES, f".{name}", examples=150, keep=tmp_path / "faults")

@@ -21,6 +21,7 @@ from stages.memory_estimate import (
     logits_estimate,
     parameter_estimate,
     require_memory,
+    require_rollout_memory,
     require_student_memory,
     student_bytes,
 )
@@ -202,3 +203,16 @@ def test_where_free_memory_is_not_told_all_of_it_counts(tmp_path: Path):
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert memory_estimate.free_bytes("cpu", tmp_path / "meminfo", tmp_path) == whole
     assert memory_estimate.free_bytes("cpu") < whole
+
+
+def test_a_round_of_a_dataset_that_does_not_fit_is_refused_with_the_worlds_that_do(monkeypatch):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 2 * GIB)
+    long = compile_task("point_u_maze", {"episode_steps": 1_000_000})
+    with pytest.raises(SettingsError) as caught:
+        require_rollout_memory(long, 256, 1000, alternative_goals=4)
+    found = re.search(r"What would fit: num_worlds (\d+)\.", str(caught.value))
+    assert found is not None and "\n" not in str(caught.value)
+    require_rollout_memory(long, int(found[1]), 1000, alternative_goals=4)
+    with pytest.raises(SettingsError):
+        require_rollout_memory(long, int(found[1]) + 1, 1000, alternative_goals=4)
+    require_rollout_memory(TASK, 256, 1000, alternative_goals=4)
