@@ -32,8 +32,6 @@ QUICK = (
     "--set=distill.max_final_episodes=32",
     "--set=export_onnx.closed_loop_episodes=8",
     "--set=export_onnx.gate_states=64",
-    # So few episodes may end another way when the last digit of an action differs.
-    "--set=export_onnx.max_success_difference=0.3",
     "--set=benchmark.warmup_s=0.01",
     "--set=benchmark.back_to_back_s=0.05",
     "--set=benchmark.paced_s=0.1",

@@ -21,7 +21,8 @@ from pipeline.core.errors import DamagedFileError, SettingsError, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
-from stages import export_onnx, network_file
+from stages import export_onnx, network_file, onnx_gate
+from stages.evaluate import Episodes
 from stages.export_onnx import ExportOnnxSettings
 from stages.network_file import NETWORK_FILE, load_actor
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
@@ -229,6 +230,27 @@ def test_artifacts_that_do_not_belong_together_are_refused(chain: Chain, tmp_pat
     elsewhere.complete({})
     with pytest.raises(UserError, match=r"for task 'point_big_maze'.*'point_u_maze'"):
         export_onnx.run(settings(), context(chain.workspace), chain.student, None, elsewhere)
+
+
+def test_one_episode_that_ends_otherwise_is_told_and_the_file_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    workspace = Workspace(tmp_path)
+    act = onnx_gate.act_in_same_episodes
+
+    def with_one_turned(policy: Any, *arguments: Any, **options: Any) -> Episodes:
+        outcome = act(policy, *arguments, **options)
+        if isinstance(policy, OnnxPolicy):
+            outcome.success[0] = ~outcome.success[0]
+        return outcome
+
+    monkeypatch.setattr(onnx_gate, "act_in_same_episodes", with_one_turned)
+    policy = export_onnx.run(settings(), context(workspace), make_network(workspace, "student"))
+    results = policy.manifest.results
+    assert abs(results["success"] - results["torch_success"]) == pytest.approx(1 / results["episodes"])
+    said = capsys.readouterr()
+    assert f"{results['episodes']} episodes are too few to tell that from chance" in said.out + said.err
+    assert "--set closed_loop_episodes=" in said.out + said.err
 
 
 def test_a_damaged_student_is_refused(tmp_path: Path):
