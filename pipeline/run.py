@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings, dump_settings, split_overrides
+from pipeline.core.tracking_store import UNTRACKED
 from pipeline.session import CommonOptions
 
 KIND_OF_SECTION = {
@@ -330,4 +332,8 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
     context.console.table("Chain", ("stage", "artifact", "reached", "seconds"), rows)
     context.console.say(f"Policy file: {made['export_onnx'].file('policy.onnx')}")
     context.console.say(f"Report: {made['report'].file('report.html')}")
-    context.console.say(f"Every run in MLflow: pipeline --workspace {context.workspace.root} ui")
+    if context.tracker.store_name == UNTRACKED:
+        context.console.say("Nothing was recorded in MLflow.")
+    else:
+        workspace = shlex.quote(str(context.workspace.root))
+        context.console.say(f"Every run in MLflow: pipeline --workspace {workspace} ui")

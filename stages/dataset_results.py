@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,10 +108,11 @@ def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _say(artifact: Artifact, results: Mapping[str, Any], context: StageContext) -> None:
     low, high = results["success_interval"]
+    minari = shlex.quote(str(artifact.file(MINARI_FOLDER)))
     clean = f"; clean episodes {results['clean_success']:.3f}" if "clean_success" in results else ""
     dropped = f"; {results[UNSTABLE]} unstable episodes dropped" if results[UNSTABLE] else ""
     context.console.say(
         f"Dataset {artifact.name}: {results['rows']:,} rows of {results['episodes']:,} episodes, success "
         f"{results['success']:.3f} [{low:.3f}, {high:.3f}]{clean}{dropped}. Minari: "
-        f"{dataset_id(artifact.manifest.task)} with MINARI_DATASETS_PATH={artifact.file(MINARI_FOLDER)}"
+        f"{dataset_id(artifact.manifest.task)} with MINARI_DATASETS_PATH={minari}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from pipeline.core import atomic
 from pipeline.core.artifacts import Workspace
 from tests.end_to_end.command_line import clean_environment, command
-from tests.end_to_end.refusals import SMOKE, invoke, refused
+from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
 
 
 class TestWorkspace:
@@ -122,6 +123,18 @@ class TestTracking:
         assert message.startswith(f"Cannot open the tracking store sqlite:///{tmp_path}/file/below.db: ")
         assert "sqlalche.me" not in message
 
+    def test_none_goes_on_untracked(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+        before = (copied / "mlflow" / "mlflow.db").read_bytes()
+        result = invoke(copied, "evaluate", *SMOKE, "--episodes", "2")
+        assert result.exit_code == 0, result.output
+        assert newest(copied, "evaluation").manifest.tracking["store"] == "none"
+        assert newest(copied, "evaluation").manifest.tracking["run_id"] is None
+        assert newest(copied, "teacher").manifest.tracking["store"] == "workspace"
+        for arguments in (["ui"], ["policy", "promote", "--episodes", "2", "--teacher"]):
+            assert "MLFLOW_TRACKING_URI is none" in refused(copied, *arguments)
+        assert (copied / "mlflow" / "mlflow.db").read_bytes() == before
+
 
 class TestUi:
     def test_a_port_in_use(self, chain: Path) -> None:
@@ -134,8 +147,19 @@ class TestUi:
             f"Cannot listen on 127.0.0.1:{port} (Address already in use): choose another --port or --host."
         )
 
+    def test_a_store_that_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "mlflow").mkdir()
+        (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        result = invoke(tmp_path, "ui", "--port", str(port))
+        assert result.exit_code == 2 and "MLflow UI on" not in result.output
+        assert result.stderr.startswith("Error: Cannot open the tracking store") and result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1
+
     @pytest.mark.slow
-    @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
     def test_it_serves_and_ends(self, chain: Path, ending: signal.Signals) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -143,7 +167,7 @@ class TestUi:
         server = subprocess.Popen(
             command("ui", "--port", str(port)),
             cwd=chain,
-            env=clean_environment(),
+            env=clean_environment(UI_OF=str(port)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -154,10 +178,27 @@ class TestUi:
                 server.send_signal(ending)
                 time.sleep(0.05)
             stderr = server.communicate(timeout=60)[1]
-        assert server.returncode == 130 and stderr.endswith(b"Stopped.\n") and b"Traceback" not in stderr
+        if ending == signal.SIGKILL:
+            assert server.returncode == -signal.SIGKILL
+        else:
+            assert server.returncode == 130 and stderr.endswith(b"Stopped.\n") and b"Traceback" not in stderr
+        deadline = time.monotonic() + 60
+        while processes_with(f"UI_OF={port}") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not processes_with(f"UI_OF={port}"), "what it has started ends with it"
         with socket.socket() as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the processes that have an environment variable; a zombie has none any more."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def fetch(address: str, server: subprocess.Popen[bytes]) -> str:

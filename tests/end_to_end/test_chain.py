@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import cli
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.tracking import NEWEST_ALIAS
+from pipeline.core.tracking_database import sqlite_uri
 from tests.end_to_end.command_line import clean_environment, pipeline, result_of
 
 SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")
@@ -36,7 +38,9 @@ PARENTS = {
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("chain")
+    folder = tmp_path_factory.mktemp("chain") / "-a b?c%41#é;&'"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def artifacts(made: dict[str, Any]) -> dict[str, Artifact]:
 def client(workspace: Path, made: dict[str, Any]) -> Any:
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow/mlflow.db")
+    return MlflowClient(tracking_uri=sqlite_uri(workspace / "mlflow" / "mlflow.db"))
 
 
 def invoke(workspace: Path, *arguments: str) -> Result:
@@ -169,7 +173,7 @@ class TestTracking:
     ) -> None:
         version = client.get_model_version_by_alias(f"{model}-point_u_maze", NEWEST_ALIAS)
         assert version.tags["artifact"] == artifacts[section].name
-        folder = Path(version.source.removeprefix("file://"))
+        folder = Path(unquote(version.source.removeprefix("file://")))
         assert (folder / registered).read_bytes() == artifacts[section].file(file).read_bytes()
 
 
