@@ -82,6 +82,7 @@ def test_check_and_chain(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         result = CliRunner().invoke(cli, ["--workspace", "ws", *arguments])
         assert result.exit_code == 0, result.output + repr(result.exception)
-        if "--task" in arguments or "check" in arguments:
-            assert "Warning" not in result.stderr.replace("Warning: no picture: ", ""), result.stderr
+        # A training of seconds may warn of what it reached, not of the task.
+        unexpected = "Warning" if "check" in arguments else "looks closer"
+        assert unexpected not in result.stderr.replace("Warning: no picture: ", ""), result.stderr
     assert list((tmp_path / "ws/runs").glob("policy-*/policy.onnx"))
