@@ -59,7 +59,8 @@ class TestGoalsOutOfReach:
         page = write(tmp_path, changed(PAGE, "[0.2, 0, -0.3], high: [0.3", "[0.6, 0, -0.3], high: [0.9"))
         settings = settings_of(page).model_copy(update={"env_steps": 240})
         teacher = train_teacher.run(settings, make_context(tmp_path / "ws"))
-        training, evaluation = [line for line in capsys.readouterr().err.splitlines() if line]
+        said = capsys.readouterr().err.splitlines()
+        training, evaluation = [line for line in said if "looks closer" in line]
         assert training.startswith("Warning: no configuration was found for 8 of 8 training goals: ")
         assert training.endswith(f"`pipeline tasks check {page}` looks closer.")
         assert "8 of 8 evaluation goals" in evaluation
