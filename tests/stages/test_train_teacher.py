@@ -15,6 +15,7 @@ from pipeline.core.runtime import StageContext, seed_sequence
 from stages import teacher_training, train_teacher
 from stages.evaluate import Episodes, run_episodes
 from stages.network_file import NETWORK_FILE, load_actor, torch_policy
+from stages.random_baseline import no_better_than_random
 from stages.teacher_training import TeacherTraining
 from tests.stages.teacher_runs import DRAW, Tensors, assert_same_tensors, change, interrupt_after
 from tests.stages.tiny_runs import TINY_TEACHER
@@ -118,7 +119,7 @@ def test_without_a_target_the_budget_is_spent(context: StageContext, monkeypatch
 
 
 def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
-    context: StageContext, monkeypatch: pytest.MonkeyPatch
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for name, draw in DRAW.items():
         monkeypatch.setattr(train_teacher, name, draw)
@@ -136,6 +137,10 @@ def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
     ).summary()
     assert {name: results[name] for name in again} == again
     assert results["updates"] == 33 and results["env_steps"] == 1320 and results["elapsed_s"] > 0
+    # Random actions were measured over as many episodes, and a training this short is no better.
+    assert results["random_episodes"] == results["episodes"]
+    assert len(results["random_success_interval"]) == 2 and 0 <= results["random_success"] <= 1
+    assert (no_better_than_random(results) is not None) == ("Warning: teacher" in capsys.readouterr().err)
     assert trained.metadata["evaluation"] == again
     recorded = json.loads(artifact.file("history.json").read_text())
     assert [entry["updates"] for entry in recorded["gradient_by_block"]] == [
