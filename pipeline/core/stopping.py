@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +44,16 @@ class _Interruptions:
             self.begin_closing()
             raise KeyboardInterrupt
 
+    def raise_again(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Interrupt once more where a callback has swallowed the KeyboardInterrupt; a hook of `sys`."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+            return
+        self._closing_since = -float("inf")
+        again = threading.Timer(0.05, _thread.interrupt_main)  # once the callback has returned
+        again.daemon = True
+        again.start()
+
 
 _interruptions: _Interruptions | None = None
 """Those of the command that runs; None outside `interruptible`."""
@@ -67,11 +79,12 @@ def interruptible(ranks: Ranks) -> Iterator[None]:
         yield
         return
     _interruptions = _Interruptions()
+    hook, sys.unraisablehook = sys.unraisablehook, _interruptions.raise_again
     try:
         with _handled_by(_interruptions.handle):
             yield
     finally:
-        _interruptions = None
+        _interruptions, sys.unraisablehook = None, hook
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -134,3 +135,15 @@ def test_a_closing_that_hangs_can_be_interrupted(monkeypatch: pytest.MonkeyPatch
         except KeyboardInterrupt:
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the second signal was ignored") from None
+
+
+def test_an_interruption_that_a_callback_swallows_comes_again(capfd: pytest.CaptureFixture[str]):
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), interruptible(Ranks()):
+        dropped = Dropped()
+        del dropped
+        time.sleep(30)
+    assert capfd.readouterr() == ("", "")
