@@ -82,9 +82,9 @@ class LearnerSettings(StageSettings):
         description="contrast with the goals of all ranks, not with those of the rank's own batch",
     )
     discount: float = pydantic.Field(default=0.99, gt=0, le=1)
-    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0, le=10)
-    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0, le=10)
-    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0, le=10)
+    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
     initial_alpha: float = pydantic.Field(
         default=1.0, gt=0, le=1e6, description="entropy temperature at the start"
     )

@@ -64,7 +64,7 @@ class DistillSettings(StageSettings):
     updates: int = pydantic.Field(default=4000, ge=1, le=10**9)
     batch_size: int = pydantic.Field(default=1024, ge=1, le=2**20)
     learning_rate: float = pydantic.Field(
-        default=1e-3, gt=0, le=10, description="at the start; falls to 0 along one cosine, rounds included"
+        default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
     )
     validation_fraction: float = pydantic.Field(
         default=0.1, gt=0, lt=1, description="share of episodes held out"
