@@ -98,7 +98,7 @@ def _quaternions(
             yield (
                 task_place(task.task.file, (part, index)),
                 columns,
-                [first + number for number in found.nonzero()[0]],
+                [first + int(number) for number in found.nonzero()[0]],
             )
         first += columns.stop
 
