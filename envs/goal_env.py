@@ -360,9 +360,9 @@ def _outer_limit(env: gymnasium.Env) -> int | None:
     """
     limits, frame = [], sys._getframe(1)
     while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, TimeLimit) and caller.unwrapped is env:
-            limits.append(caller._max_episode_steps)
+        # The locals of other frames are left alone: a look at them would keep what a caller lets go.
+        if frame.f_code is TimeLimit.reset.__code__ and frame.f_locals["self"].unwrapped is env:
+            limits.append(frame.f_locals["self"]._max_episode_steps)
         frame = frame.f_back
     return min(limits, default=None)
 

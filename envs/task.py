@@ -266,6 +266,8 @@ class GoalTask:
             TaskError: there is no such distribution, or no such number of steps.
         """
         changes, task = dict(self.changes), self
+        if isinstance(episode_steps, np.integer):
+            episode_steps = int(episode_steps)
         if episode_steps not in (None, self.episode_steps):
             changes["episode_steps"] = episode_steps
             task = replace(task, episode_steps=episode_steps)

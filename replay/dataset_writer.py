@@ -187,8 +187,8 @@ def _renamed_when_whole(final: Path) -> Iterator[Path]:
         temporary.rename(final)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(final)  # a write that fails does not say where
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(final)  # a write that fails does not say where; see `atomic_file`
         raise
     _sync(final.parent)
 

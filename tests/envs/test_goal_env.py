@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 
 import thousandfold  # noqa: F401, registers the environments
 from envs.compiled_task import CompiledTask
@@ -178,6 +180,7 @@ def length(env: gymnasium.Env) -> int:
         ({}, 100),
         ({"episode_steps": 7}, 7),
         ({"episode_steps": 130}, 130),
+        ({"episode_steps": np.int64(12)}, 12),
         ({"max_episode_steps": 7}, 7),
         ({"max_episode_steps": 130}, 130),
         ({"max_episode_steps": -1}, 100),
@@ -190,6 +193,22 @@ def test_one_clock_truncates_and_the_spec_says_when(arguments: dict[str, int], s
     assert env.spec is not None and env.spec.max_episode_steps == steps
     again = gymnasium.make(env.spec)
     assert length(again) == steps and again.spec is not None and again.spec.max_episode_steps == steps
+
+
+@pytest.mark.parametrize("limit", [7, 13, 130])
+def test_the_shortest_limit_around_an_environment_counts_the_steps(limit: int) -> None:
+    env = TimeLimit(gymnasium.make(ID, max_episode_steps=13), limit)
+    assert length(env) == min(limit, 13)
+    assert length(TimeLimit(GoalEnv(task="point_u_maze", episode_steps=5), limit)) == limit
+
+
+def test_an_environment_keeps_nothing_of_who_resets_it() -> None:
+    env = gymnasium.make(ID, max_episode_steps=13)
+    batch = set(range(3))
+    kept = weakref.ref(batch)
+    env.reset(seed=0)
+    del batch
+    assert kept() is None
 
 
 @pytest.mark.parametrize("mode", ["vector_entry_point", "sync", "async"])

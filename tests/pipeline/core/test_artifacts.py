@@ -642,3 +642,8 @@ def test_a_write_to_a_full_disk_names_the_file(tmp_path: Path):
     assert raised.value.errno == errno.ENOSPC
     assert raised.value.filename == str(tmp_path / "network.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_without_a_number_keeps_its_words(tmp_path: Path):
+    with pytest.raises(OSError, match=r"^no room in the file$"), atomic_file(tmp_path / "network.bin"):
+        raise OSError("no room in the file")
