@@ -28,7 +28,7 @@ from replay.dataset_layout import (
 )
 from replay.dataset_writer import write_goal_dataset
 from replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
-from replay.hdf5 import reading, require_own_numbers
+from replay.hdf5 import own_shape, reading
 
 __all__ = [
     "DatasetError",
@@ -221,17 +221,15 @@ def _no_alternatives(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _read_column(file: h5py.File, place: str, lengths: np.ndarray, dtype: type) -> np.ndarray:
     """Return a column of all episodes, (sum of lengths, ...)."""
-    first = _open(file, 0, place)
-    require_own_numbers(first, place)
-    shape = first.shape[1:]
+    _, *shape = own_shape(_open(file, 0, place), f"episode_0/{place}")
     column = np.empty((int(lengths.sum()), *shape), dtype)
     start = 0
     for index, length in enumerate(lengths.tolist()):
         data = _open(file, index, place)
+        found, wanted = own_shape(data, f"episode_{index}/{place}"), (length, *shape)
         # HDF5 writes as many numbers as the file says: a wrong shape would run over the end of the column.
-        if data.shape != (length, *shape):
-            raise ValueError(f"episode_{index}/{place} has shape {data.shape}, not {(length, *shape)}")
-        require_own_numbers(data, f"episode_{index}/{place}")
+        if found != wanted:
+            raise ValueError(f"episode_{index}/{place} has shape {found}, not {wanted}")
         if column.size:
             data.read(h5py.h5s.ALL, h5py.h5s.ALL, column[start : start + length])
         start += length

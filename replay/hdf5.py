@@ -47,21 +47,20 @@ def reading(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def require_own_numbers(dataset: h5py.h5d.DatasetID, name: str, limit: int | None = None) -> None:
-    """Raise ValueError where reading a dataset would not read just its own numbers.
+def own_shape(dataset: h5py.h5d.DatasetID, name: str, limit: int | None = None) -> tuple[int, ...]:
+    """Return the shape of a dataset of which a read takes just its own numbers.
 
     Args:
         dataset: in a file of `reading`.
         name: of the dataset, for the message.
         limit: how many bytes of memory its numbers, and one packed chunk of them, may take.
+
+    Raises:
+        ValueError: it holds no numbers, claims more of them than it has, or takes them from elsewhere.
     """
-    creation = dataset.get_create_plist()
-    layout = creation.get_layout()
-    if layout == h5py.h5d.VIRTUAL or creation.get_external_count():
-        raise ValueError(f"{name} takes its numbers from another file, which is not read")
-    filters = [creation.get_filter(index)[0] for index in range(creation.get_nfilters())]
-    if foreign := [number for number in filters if number not in _OWN_FILTERS]:
-        raise ValueError(f"{name} is packed with filter {foreign[0]}, which is not read: pack it with gzip")
+    # Only numbers that lie unpacked in one piece of the file have a place in it; that is quick to ask.
+    if dataset.get_offset() is None:
+        _require_own_chunks(dataset, name, limit)
     if (shape := dataset.shape) is None:
         raise ValueError(f"{name} has no shape")
     if dataset.dtype.kind not in "fiub":
@@ -73,6 +72,18 @@ def require_own_numbers(dataset: h5py.h5d.DatasetID, name: str, limit: int | Non
         raise ValueError(f"{name} claims {claimed:,} bytes, and the file holds {stored:,} of it")
     if limit is not None and claimed > limit:
         raise ValueError(f"{name} claims {claimed:,} bytes, and {limit:,} of memory are free")
+    return shape
+
+
+def _require_own_chunks(dataset: h5py.h5d.DatasetID, name: str, limit: int | None) -> None:
+    """Raise ValueError where numbers come from another file, or are packed as `own_shape` does not take."""
+    creation = dataset.get_create_plist()
+    layout = creation.get_layout()
+    if layout == h5py.h5d.VIRTUAL or creation.get_external_count():
+        raise ValueError(f"{name} takes its numbers from another file, which is not read")
+    filters = [creation.get_filter(index)[0] for index in range(creation.get_nfilters())]
+    if foreign := [number for number in filters if number not in _OWN_FILTERS]:
+        raise ValueError(f"{name} is packed with filter {foreign[0]}, which is not read: pack it with gzip")
     if filters and layout == h5py.h5d.CHUNKED:
         packed = [0]
         dataset.chunk_iter(lambda chunk: packed.append(chunk.size))
@@ -83,9 +94,8 @@ def require_own_numbers(dataset: h5py.h5d.DatasetID, name: str, limit: int | Non
 
 
 def read_numbers(dataset: h5py.Dataset, name: str, limit: int) -> np.ndarray:
-    """Return a dataset's numbers. Raises as `require_own_numbers`, and OSError where it is damaged."""
-    require_own_numbers(dataset.id, name, limit)
-    numbers = np.empty(dataset.shape, dataset.dtype)
+    """Return a dataset's numbers. Raises as `own_shape`, and OSError where it is damaged."""
+    numbers = np.empty(own_shape(dataset.id, name, limit), dataset.dtype)
     if numbers.size:
         dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, numbers)
     return numbers
