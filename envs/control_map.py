@@ -153,6 +153,12 @@ def _own_range(model: mujoco.MjModel, index: int, name: str, owner: str) -> tupl
         )
     if model.actuator_dyntype[index] == mujoco.mjtDyn.mjDYN_MUSCLE:
         return 0.0, 1.0
+    if low > high:
+        raise TaskError(
+            f"{owner}: actuator {name!r} has a ctrlrange that runs down, from {low:g} to {high:g}, which "
+            f"MuJoCo takes for none: turn it round in the model, or {_LISTED}: "
+            f"{{actuator: {as_written(name)}, low: {low:g}, high: {high:g}}}."
+        )
     reason = "has no ctrlrange"
     if model.actuator_forcelimited[index]:
         weakest, strongest = model.actuator_forcerange[index]

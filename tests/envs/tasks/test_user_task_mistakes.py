@@ -290,6 +290,12 @@ MODELS = {
         "switch it on there, or list the actuators in `action`, each with its `low` and `high`: "
         "{actuator: bend, low: -0.5, high: 1}.",
     ),
+    "a ctrlrange that runs down": (
+        changed(ARM, 'ctrlrange="-0.5 1"', 'ctrlrange="1 -0.5"'),
+        "actuator 'bend' has a ctrlrange that runs down, from 1 to -0.5, which MuJoCo takes for none: turn "
+        "it round in the model, or list the actuators in `action`, each with its `low` and `high`: "
+        "{actuator: bend, low: 1, high: -0.5}.",
+    ),
     "a forcerange alone": (
         changed(ARM, 'ctrlrange="-0.5 1"', 'forcerange="-2 2"'),
         "actuator 'bend' has the forcerange -2 to 2, which bounds no control, and no ctrlrange: give it one",
