@@ -241,7 +241,7 @@ class Drill:
         """Go on with a stage, or ``run``, as the product tells: resume it, or else begin it anew."""
         if stage in (*RESUMABLE, "run"):
             done = self.call([stage, "--resume"], workspace)
-            if not (done.code == 2 and "to resume" in done.text):
+            if not nothing_to_resume(done):
                 return "resumed", done
         return "anew", self.call(chain_command() if stage == "run" else stage_command(stage), workspace)
 
@@ -314,6 +314,12 @@ def _remove_as(pid: int, folder: Path) -> None:
     """Remove a folder, in the process that made it alone: forks run what is registered for the exit, too."""
     if os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def nothing_to_resume(done: Outcome) -> bool:
+    """Tell whether a --resume was refused because nothing was saved."""
+    text = " ".join(done.text.split())
+    return done.code == 2 and ("to resume" in text or "start it again" in text)
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -18,6 +18,7 @@ from tests.drills.drilling import (
     differences,
     leftovers,
     newest,
+    nothing_to_resume,
     stage_command,
 )
 
@@ -62,7 +63,7 @@ def main() -> None:
                 if not _made(workspace, kind, known):
                     told = _TOLD.findall(" ".join(stopped.text.split("\n")))
                     done = drill.call(told[-1].split(), workspace) if told else None
-                    if done is None or (done.code == 2 and "to resume" in done.text):
+                    if done is None or nothing_to_resume(done):
                         _, done = drill.go_on(stage, workspace)
                     if done.code != 0:
                         problems.append(f"going on ended with {done.code}: {done.said}")
