@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from pipeline.core.console import printable
 from pipeline.core.runtime import as_user_error
 from pipeline.core.settings import MOST_EPISODES
 from pipeline.dataset_commands import dataset
@@ -17,7 +18,15 @@ from pipeline.session import CommonOptions, Session, describe, json_option, one_
 
 
 class OrderedGroup(click.Group):
-    """Lists commands in the order of the chain, not of the alphabet."""
+    """Lists commands in the order of the chain, not of the alphabet; its errors steer no terminal."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error of its arguments, which click repeats as they are, is made printable."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = printable(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands as they were added."""

@@ -11,7 +11,7 @@ import pydantic
 
 from pipeline.core.artifacts import Artifact, write_atomic
 from pipeline.core.console import figure
-from pipeline.core.errors import UserError
+from pipeline.core.errors import DamagedFileError, UserError
 from pipeline.core.runtime import StageContext
 from pipeline.core.settings import StageSettings
 from stages.random_baseline import no_better_than_random
@@ -59,7 +59,7 @@ def run(
         output: a file that gets a copy of the page; None: there is none but the artifact's.
 
     Raises:
-        DamagedFileError: the manifest of the source was changed.
+        DamagedFileError: a manifest of the chain was changed, or unsealed ones say what no stage wrote.
         UserError: the copy cannot be written.
     """
     _require_writable(output)
@@ -68,8 +68,18 @@ def run(
     task = source.manifest.task
     with context.stage("report", "report", task=task, settings=settings, parents=parents) as work:
         files = ReportFiles(round(settings.max_file_mib * 2**20))
-        page = make_page(Sources(chain, files), classes)
-        content = render(page).encode()
+        try:
+            page = make_page(Sources(chain, files), classes)
+            content = render(page).encode()
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            unsealed = [each.name for each in chain.artifacts() if each.manifest.seal is None]
+            if not unsealed:
+                raise
+            raise DamagedFileError(
+                f"No report can be made of what the manifests say ({type(error).__name__}: {error}). Those "
+                f"of {', '.join(unsealed)} are unsealed, and may have been changed: restore them, or make "
+                "these artifacts again."
+            ) from error
         artifact = work.artifact
         write_atomic(artifact.file(REPORT_FILE), content)
         artifact.complete({"bytes": len(content), "sections": len(page.sections), "notes": list(page.notes)})

@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
+_ABANDONED_S = 3600.0
+"""Age from which a half-written file of another process is no write under way: these files are small."""
 _NAME = re.compile(rf"(?:{'|'.join(KINDS)})-(\d{{8}}-\d{{6}})(?:-\d+)?")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
 
@@ -121,14 +124,14 @@ class Artifact:
         self.save()
 
     def complete(self, results: Mapping[str, Any], exclude: Iterable[str] = ()) -> None:
-        """Hash the files, mark the artifact as completed and remove what interrupted writes have left.
+        """Hash the files, mark the artifact as completed and remove what a process that was killed has left.
 
         Args:
             results: What the stage found; must fit into JSON.
             exclude: Files and subfolders that are not part of the result, such as `checkpoint`.
         """
         for path in list(self.path.rglob(".*")):
-            if is_temporary(path):
+            if is_temporary(path) or (path.name == LOCK_FILE and not is_locked(path.parent)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         changes = {"status": "completed", "finished_at": _now(), "results": plain_json(dict(results))}
         self.manifest = dataclasses.replace(self.manifest, files=self._hash_files(exclude), **changes)
@@ -278,10 +281,17 @@ class Workspace:
         return cls(Path(option or os.environ.get("THOUSANDFOLD_WORKSPACE") or "."))
 
     def ensure_writable(self) -> None:
-        """Make `runs/` and try a write there. Raises WorkspaceError."""
+        """Make `runs/`, try a write there and remove what writes that were cut off have left in it.
+
+        Raises WorkspaceError.
+        """
         try:
             write_atomic(self.runs / ".writable", b"")
             (self.runs / ".writable").unlink(missing_ok=True)
+            for path in filter(is_temporary, self.runs.glob(".*")):
+                with contextlib.suppress(FileNotFoundError):  # another process was first
+                    if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                        path.unlink()
         except OSError as error:
             raise WorkspaceError(
                 f"Workspace {self.root} cannot be written ({error.strerror}): "

@@ -333,3 +333,14 @@ class TestUi:
         message = error_of(invoke(tmp_path, "ui", code=2))
         assert "open that address instead" in message
         assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "e\x1b[31mvil"], ["policy", "verify", "a", "e\x1b[31mvil"], ["tasks", "check", "a", "\x9b1m"]],
+)
+def test_an_argument_too_many_steers_no_terminal(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli, arguments, color=True)
+    assert result.exit_code == 2
+    assert r"\x1b[31mvil" in result.stderr or r"\x9b1m" in result.stderr
+    assert "\x1b" not in result.stderr and "\x9b" not in result.stderr

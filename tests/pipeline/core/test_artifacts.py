@@ -308,6 +308,13 @@ class TestArtifact:
         artifact.complete({}, exclude=("checkpoint",))
         assert [path.name for path in artifact.path.rglob(".*")] == []
 
+    def test_so_is_the_lock_of_a_process_that_was_killed_and_no_other(self, workspace: Workspace) -> None:
+        artifact = workspace.create("teacher", task="ant", settings={})
+        write_atomic(artifact.file(".lock"), "4711\n")
+        with folder_lock(artifact.file("checkpoint")):
+            artifact.complete({}, exclude=("checkpoint",))
+            assert [path.parent.name for path in artifact.path.rglob(".*")] == ["checkpoint"]
+
     def test_one_whose_process_is_gone_is_stopped(self, workspace: Workspace) -> None:
         artifact = workspace.create("teacher", task="ant", settings={})
         assert artifact.status == "stopped"
@@ -352,6 +359,14 @@ class TestWorkspace:
     def test_ensure_writable_leaves_nothing(self, workspace: Workspace) -> None:
         workspace.ensure_writable()
         assert list(workspace.runs.iterdir()) == []
+
+    def test_what_an_interrupted_write_left_long_ago_is_removed(self, workspace: Workspace) -> None:
+        old, new = (workspace.runs / f".tmp-{name}-chain-20260131-120000-000000.json" for name in ("1", "2"))
+        for path in (old, new):
+            write_atomic(path, "{")
+        os.utime(old, (0, 0))
+        workspace.ensure_writable()
+        assert list(workspace.runs.iterdir()) == [new]
 
     def test_an_unknown_kind_is_a_mistake_of_the_programmer(self, workspace: Workspace) -> None:
         with pytest.raises(ValueError, match="teachers"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("jinja2")
-from pipeline.core.artifacts import Workspace
+from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.errors import DamagedFileError
 from stages.report_chain import collect_chain
 from tests.stages.made_up_chain import EVALUATED, RETAINED, TIMED, MadeUpChain, png
@@ -111,6 +111,18 @@ def test_an_unsealed_artifact_is_marked(chain: MadeUpChain, write: Any) -> None:
     content = json.loads(manifest.read_text()) | {"format_version": 1, "seal": None}
     manifest.write_text(json.dumps(content))
     assert PageReader(write(chain.made["policy"])[1]).text.count("unsealed") == 1
+
+
+@pytest.mark.parametrize("results", [{"success": "all"}, {"success_interval": 3}])
+def test_results_that_no_stage_wrote_are_named(
+    chain: MadeUpChain, write: Any, results: dict[str, Any]
+) -> None:
+    policy = chain.made["policy"]
+    content = json.loads(policy.file("manifest.json").read_text())
+    content |= {"format_version": 1, "seal": None, "results": content["results"] | results}
+    policy.file("manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DamagedFileError, match=f"{policy.name} are unsealed"):
+        write(Artifact.load(policy.path))
 
 
 def test_a_policy_file_that_changed_is_said(chain: MadeUpChain, write: Any) -> None:
