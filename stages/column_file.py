@@ -19,6 +19,8 @@ from replay.hdf5 import MOST_UNPACKED, read_numbers, reading
 
 _HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf", ".he5")
 _MOST_NAMES = 30
+_LONGEST_HEADER = 10_000
+"""Bytes that NumPy takes a header of."""
 
 
 def is_column_file(path: Path) -> bool:
@@ -84,9 +86,14 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, l
     if member.file_size > MOST_UNPACKED * member.compress_size:
         raise ValueError(f"{name} claims {member.file_size:,} bytes in {member.compress_size:,}")
     with archive.open(member) as file:
+        begin = file.read(12)
+        file.seek(0)
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{name} holds no plain numbers")
+        # NumPy reads a header whole before it looks at its length, which is up to 4 GiB in version 2.
+        if (length := int.from_bytes(begin[8 : 8 + 2 * version[0]], "little")) > _LONGEST_HEADER:
+            raise ValueError(f"{name} has a header of {length:,} bytes: save plain arrays of numbers")
         header = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )

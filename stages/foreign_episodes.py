@@ -191,7 +191,7 @@ def _matrix(column: np.ndarray, name: str, path: Path) -> np.ndarray:
         )
     if column.ndim == 1:
         column = column[:, None]
-    if column.ndim != 2:
+    if column.ndim != 2 or not column.shape[1]:
         raise UserError(f"{path}: its {name} must be (rows, numbers), and are {column.shape}: save them so.")
     return _float32(column)
 
@@ -325,14 +325,19 @@ def _read_minari(source: str, path: Path, goal: GoalChoice, limit: int) -> Forei
         raise UserError(f"{source} is a Minari dataset of format {form!r}: convert it to hdf5.")
 
     def episodes() -> Iterator[ForeignEpisode | BadEpisode]:
+        refusal, is_any_taken = None, False
         for name, read in each():
             try:
                 taken = _from_minari(name, read(), goal, source, limit, warnings)
-            except UserError:
-                raise
+                is_any_taken = True
+            except UserError as error:  # the kind of all its episodes, or of this one alone
+                refusal = refusal or error
+                taken = BadEpisode(name, str(error).removeprefix(f"{source}: ").removesuffix("."))
             except Exception as error:  # whatever h5py and Arrow make of bytes that anybody wrote
                 taken = BadEpisode(name, _reason(error))
             yield taken
+        if refusal is not None and not is_any_taken:
+            raise refusal
 
     return ForeignDataset(episodes, warnings=warnings)
 
@@ -440,9 +445,11 @@ def _from_minari(
     """Return an episode; `warnings` are added to.
 
     Raises:
-        UserError: the dataset as a whole cannot be taken so.
+        UserError: episodes of this kind cannot be taken.
         Exception: this episode is damaged.
     """
+    if missing := [column for column in ("observations", "actions") if column not in episode]:
+        raise ValueError(f"it has no {' and no '.join(missing)}")
     observed, action = episode["observations"], episode["actions"]
     rows = lambda node, what: _rows(node, what, source, limit)  # noqa: E731
     if isinstance(observed, Mapping):

@@ -267,6 +267,12 @@ def test_an_npz_that_claims_more_than_it_holds_is_refused(tmp_path: Path):
     assert "observations claims 17,592,186,044,416 bytes" in refusal(path)
     path = zipped(tmp_path / "cut.npz", [("observations.npy", npy((12, 4), bytes(191))), actions])
     assert "observations claims 192 bytes" in refusal(path)
+    # Rows without a number take no byte; their flags would.
+    members = [(f"{name}.npy", npy((2**40, 0), b"")) for name in ("observations", "actions")]
+    assert "must be (rows, numbers)" in refusal(zipped(tmp_path / "empty.npz", members))
+    header = b"\x93NUMPY\x02\x00" + struct.pack("<I", 10**7) + b" " * 10**7
+    path = zipped(tmp_path / "header.npz", [("observations.npy", header)], compression=zipfile.ZIP_DEFLATED)
+    assert "observations has a header of 10,000,000 bytes" in refusal(path)
 
 
 def test_an_npz_that_unpacks_to_more_than_the_memory_is_refused(tmp_path: Path):
@@ -428,7 +434,20 @@ def test_a_damaged_episode_of_minari_is_named_and_the_others_are_read(tmp_path: 
     found = list(opened(folder, columns=()).episodes())
     assert [each.name for each in found] == [f"episode_{number}" for number in range(4)]
     assert [isinstance(each, BadEpisode) for each in found] == [False, True, True, False]
-    assert isinstance(found[1], BadEpisode) and "actions" in found[1].problem
+    assert isinstance(found[1], BadEpisode) and found[1].problem == "it has no actions"
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_one_episode_of_another_kind_is_named_and_the_others_are_read(tmp_path: Path, bad: int):
+    parts = {"actions/x": np.zeros((5, 2), np.float32)}
+    other = [episode(actions=None) | parts, episode(actions=np.zeros((5, 2), np.int64))]
+    for number, made in enumerate(other):
+        episodes = [episode(), episode(), episode()]
+        episodes[bad] = made
+        found = list(opened(write_minari(tmp_path / str(number), episodes), columns=()).episodes())
+        problems = [each.problem if isinstance(each, BadEpisode) else "" for each in found]
+        said = ["a dictionary of x", "whole numbers"][number]
+        assert said in problems.pop(bad) and problems == ["", ""]
 
 
 def test_more_than_nine_episodes_keep_their_order(tmp_path: Path):
