@@ -185,12 +185,12 @@ def _renamed_when_whole(final: Path) -> Iterator[Path]:
         for path in (data / METADATA_NAME, data / ROWS_NAME, data):
             _sync(path)
         temporary.rename(final)
+        _sync(final.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(final)  # a write that fails does not say where; see `atomic_file`
         raise
-    _sync(final.parent)
 
 
 def remove_leftovers(root: Path) -> None:

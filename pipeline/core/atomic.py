@@ -42,12 +42,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # to an error without a number it would take the place of its words
         raise
-    _sync_folder(path.parent)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +52,19 @@ _HEADER_KEY = "thousandfold"
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write tensors (moved to the CPU) and JSON metadata as one safetensors file, atomically."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file(whole, temporary, metadata={_HEADER_KEY: json.dumps(plain_json(metadata))})
+        try:
+            save_file(whole, temporary, metadata={_HEADER_KEY: json.dumps(plain_json(metadata))})
+        except SafetensorError as error:
+            # What the system said stands in its text alone: "… I/O error: … (os error 28) at path …".
+            if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -122,6 +123,18 @@ class TestAtomicFiles:
         )
         write_atomic(tmp_path / "a", "x")
         assert seen == [False, True]
+
+    def test_a_folder_that_cannot_be_synced_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail_for_folders(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(atomic.os, "fsync", fail_for_folders)
+        with pytest.raises(OSError) as raised:
+            write_atomic(tmp_path / "a", "x")
+        assert raised.value.filename == str(tmp_path / "a")
 
     def test_json_is_strict(self, tmp_path: Path) -> None:
         value = {
