@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.core.console import printable
+from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import as_user_error
 from pipeline.core.settings import MOST_EPISODES
 from pipeline.dataset_commands import dataset
@@ -65,7 +66,7 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
 )
 @click.option(
     "--min-success",
-    type=click.FloatRange(0, 1),
+    type=float,
     metavar="SHARE",
     help="Stop after a teacher that reaches a smaller share of its goals, with exit code 1.",
 )
@@ -83,6 +84,8 @@ def run(
     """
     from pipeline.run import resolve_chain, resume_chain, start_chain
 
+    if min_success is not None and not 0 <= min_success <= 1:  # NaN is not
+        raise SettingsError(f"--min-success must be between 0 and 1 (got {min_success:g}).")
     if resume is not None:
         common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
         reference = None if resume == "newest" else resume

@@ -87,8 +87,11 @@ def warn_of_what_looks_wrong(task: CompiledTask, distribution: str, console: Con
         return
     rollout = roll_out(task, _EPISODES, 0, distribution=distribution, steps=_STEPS)
     goals = judge_goals(task, 0, goals=_JUDGED_GOALS, configurations=_CONFIGURATIONS)
-    for warning in (*rollout_warnings(rollout, task), *judge_task(task, 0), *goals.warnings):
-        console.warn(f"{warning} `pipeline tasks check {shown(Path(task.task.file))}` looks closer.")
+    warnings = [*rollout_warnings(rollout, task), *judge_task(task, 0), *goals.warnings]
+    if warnings:
+        warnings[-1] += f" `pipeline tasks check {shown(Path(task.task.file))}` looks closer."
+    for warning in warnings:
+        console.warn(warning)
 
 
 def task_record(artifact: Artifact) -> dict[str, Any]:

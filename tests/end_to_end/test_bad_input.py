@@ -73,6 +73,8 @@ class TestValues:
                 ("distill", "--student-depth", "6", "--student-kind", "residual"),
                 "distill: depth 6 of a residual network is not a multiple of 4: use 4 or 8",
             ),
+            (("run", "--min-success", "nan"), "--min-success must be between 0 and 1 (got nan)."),
+            (("run", "--resume", "--min-success", "1.5"), "--min-success must be between 0 and 1 (got 1.5)."),
             (("train-teacher", "--set", "depth"), "--set depth: expected key=value."),
             (
                 ("train-teacher", "--set", "depth=[1"),

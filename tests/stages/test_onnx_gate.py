@@ -29,16 +29,16 @@ from tests.stages.untrained_networks import LIMITS, TASK, gate_states, make_acto
 
 
 class ShiftedPolicy:
-    """Torch's own answers, with one action off by `shift`."""
+    """Torch's own answers, with one action off by `shift`: of the batch, or of so many first steps."""
 
-    def __init__(self, module: DeployablePolicy, shift: float, only_in_steps: bool = False) -> None:
-        self.module, self.shift, self.only_in_steps = module, shift, only_in_steps
+    def __init__(self, module: DeployablePolicy, shift: float, steps: int = 0) -> None:
+        self.module, self.shift, self.in_batch, self.steps_left = module, shift, not steps, steps
 
     @torch.no_grad()
     def run(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
         action, control = self.module(torch.from_numpy(observation), torch.from_numpy(goal))
         action = action.numpy().copy()
-        if not self.only_in_steps:
+        if self.in_batch:
             action[-1, -1] += self.shift
         return PolicyOutputs(action, control.numpy())
 
@@ -46,13 +46,12 @@ class ShiftedPolicy:
     def step(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
         found = self.module(torch.from_numpy(observation[None]), torch.from_numpy(goal[None]))
         action, control = (part.numpy().copy() for part in found)
-        action[0, 0] += self.shift * self.only_in_steps
+        action[0, 0] += self.shift * (self.steps_left > 0)
+        self.steps_left -= 1
         return PolicyOutputs(action[0], control[0])
 
 
-def compare(
-    shift: float, depth: int, *, only_in_steps: bool = False, head: float = 1.0, usual: float = 1e-5
-) -> float:
+def compare(shift: float, depth: int, *, steps: int = 0, head: float = 1.0, usual: float = 1e-5) -> float:
     """Return what is allowed to a policy that is off by `shift`; raises UserError if that is less."""
     actor = make_actor(4, 8)
     with torch.no_grad():
@@ -60,7 +59,7 @@ def compare(
         actor.actor.mean_head.bias.zero_()
     bounds = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
     module = DeployablePolicy(actor, LIMITS, *bounds).eval()
-    policy: Any = ShiftedPolicy(module, shift, only_in_steps)
+    policy: Any = ShiftedPolicy(module, shift, steps)
     error = compare_actions(policy, module, gate_states(), depth=depth, max_action_error=usual)
     return error.allowed
 
@@ -81,13 +80,15 @@ def test_a_rare_state_may_be_off_by_more(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tests.stages.test_onnx_gate.gate_states", lambda: many)
     assert compare(4e-5, depth=4) == pytest.approx(8e-5, rel=0.01)
     assert compare(9e-5, depth=4) == pytest.approx(1e-4)
-    with pytest.raises(UserError, match="that rounding explains"):
-        compare(1.1e-4, depth=4)
+    assert compare(4e-5, depth=4, steps=2) == pytest.approx(8e-5, rel=0.01)
+    for shift, steps in ((1.1e-4, 0), (4e-5, 3)):
+        with pytest.raises(UserError, match="that rounding explains"):
+            compare(shift, depth=4, steps=steps)
 
 
 def test_steps_are_compared_too_and_nan_is_no_agreement():
     with pytest.raises(UserError):
-        compare(2e-5, depth=4, only_in_steps=True)
+        compare(2e-5, depth=4, steps=64)
     with pytest.raises(UserError):
         compare(float("nan"), depth=4)
 
