@@ -63,6 +63,8 @@ def make_ready(database: Path, artifacts: Path, say: Callable[[str], None], to_w
         if is_temporary(path) and database.name in path.name:
             path.unlink()
     if not database.exists():
+        if database.is_symlink():  # to a place that may come back, and that nobody asked to leave
+            raise FileNotFoundError(f"it is a link to {database.readlink()}, which is not there")
         _remove_logs(database)
         with atomic_file(database) as new:
             _migrate(new, artifacts)

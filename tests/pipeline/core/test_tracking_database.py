@@ -232,6 +232,15 @@ def test_a_store_that_another_process_prepares_is_waited_for_in_so_many_words(wo
     open_tracker(workspace)
 
 
+def test_a_link_to_a_store_that_is_away_is_not_replaced(tmp_path):
+    link = tmp_path / "mlflow" / "mlflow.db"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "away" / "mlflow.db")
+    with pytest.raises(UserError, match=r"away/mlflow\.db, which is not there"):
+        open_tracker(tmp_path)
+    assert link.is_symlink()
+
+
 def test_a_named_database_is_made_whole_as_well(tmp_path, monkeypatch):
     database = tmp_path / "shared" / "runs.db"
     database.parent.mkdir()
