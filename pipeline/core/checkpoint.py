@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 # 1: of one process, 2: of several ranks.
 FORMAT_VERSIONS = (1, 2)
 _HEADER_KEY = "thousandfold"
+_REMEDY = "restore it, or start the training again without --resume."
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -297,7 +298,7 @@ class CheckpointFolder:
                     f"{FORMAT_VERSIONS[-1]}."
                 )
             if manifest.pop("sha256") != json_sha256(manifest):
-                raise DamagedFileError(f"{path} was changed since it was saved.")
+                raise DamagedFileError(f"{path} was changed since it was saved: {_REMEDY}")
             parts = _parts(manifest)
             replay = [entry for part in parts for entry in part["replay"]]
             if not (
@@ -310,16 +311,14 @@ class CheckpointFolder:
                 raise ValueError("other entries than save writes")
             return manifest
         except FileNotFoundError as error:
-            raise DamagedFileError(f"{self.path} holds no checkpoint.") from error
+            raise DamagedFileError(f"{self.path} holds no checkpoint: {_REMEDY}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedFileError(f"{path} is truncated or no checkpoint manifest.") from error
+            raise DamagedFileError(f"{path} is truncated or no checkpoint manifest: {_REMEDY}") from error
 
     def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
         path = self.path / entry["file"]
         if path.is_file() and file_sha256(path) != entry["sha256"]:
-            raise DamagedFileError(
-                f"{path} differs from its recorded hash: the checkpoint cannot be resumed."
-            )
+            raise DamagedFileError(f"{path} differs from its recorded hash: {_REMEDY}")
         return load_tensors(path)[0]
 
     def _remove_unnamed(self, named: set[str]) -> None:

@@ -162,10 +162,12 @@ def find_parent(
     except MissingArtifactError:
         if reference is not None:
             raise
-        other_place = "" if role == CONTINUED else f", or give its folder with --{role}"
+        what, other_place = f"its {role} {recorded.name}", f", or give its folder with --{role}"
+        if role == CONTINUED:
+            what, other_place = f"the {recorded.kind} {recorded.name} that it continues", ""
         raise MissingArtifactError(
-            f"{artifact.name} cannot go on without its {role} {recorded.name}, which is not in "
-            f"{workspace.runs}: put it back{other_place}."
+            f"{artifact.name} cannot go on without {what}, which is not in {workspace.runs}: put it "
+            f"back{other_place}."
         ) from None
     require_parent(artifact, role, parent)
     return parent

@@ -87,6 +87,12 @@ def test_a_completed_one_is_trained_on_where_it_is_named_and_has_a_checkpoint(tm
     assert find_trainable(workspace, "student", None).name == begun.name
     parent = continued_by(begun, workspace)
     assert parent is not None and parent.name == done.name
+    elsewhere = done.path.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        MissingArtifactError, match=f"without the student {done.name} that it continues, which"
+    ):
+        continued_by(begun, workspace)
+    elsewhere.rename(done.path)
     checkpoint_of(begun).save(1, {}, {})
     assert continued_by(begun, workspace) is None  # its own counts
     done.file("checkpoint/manifest.json").unlink()
