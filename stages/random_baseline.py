@@ -68,8 +68,8 @@ def no_better_than_random(results: Mapping[str, Any]) -> str | None:
     if success - chance > math.hypot(success - low, random_high - chance):
         return None
     return (
-        f"is no better than random: success {success:.3f} [{low:.3f}, {high:.3f}] over {episodes:,} "
-        f"episodes, random actions {chance:.3f} [{random_low:.3f}, {random_high:.3f}]"
+        f"is no better than random, as far as {episodes:,} episodes tell: success {success:.3f} "
+        f"[{low:.3f}, {high:.3f}], random actions {chance:.3f} [{random_low:.3f}, {random_high:.3f}]"
     )
 
 

@@ -34,7 +34,7 @@ def test_random_actions_are_measured_over_as_many_episodes_and_the_same_each_tim
     [
         (results(0.0, 256), "reached none of 256 goals"),
         (results(0.0, 256, 0.0), "reached none of 256 goals"),
-        (results(0.1, 256, 0.1), "is no better than random: success 0.100"),
+        (results(0.1, 256, 0.1), "is no better than random, as far as 256 episodes tell: success 0.100"),
         (results(0.05, 256, 0.3), "is no better than random"),
         (results(0.15, 256, 0.1), "is no better than random"),  # p = 0.09 of a two-sided test
         (results(1.0, 8, 0.75, 8), "is no better than random"),  # too few episodes to tell
