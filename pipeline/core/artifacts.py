@@ -463,7 +463,7 @@ class Workspace:
             DamagedRecordError: Its manifest is missing or cannot be relied on.
         """
         for place in (Path(reference).expanduser().absolute(), self.runs / reference):
-            artifact = _read_folder(place) if os.path.isdir(place) else None
+            artifact = _read_folder(place) if _is_folder(place) else None
             if isinstance(artifact, DamagedArtifact):
                 raise artifact.error
             if artifact is not None and kind not in (None, artifact.kind):
@@ -488,7 +488,7 @@ class Workspace:
     def _scan(self) -> tuple[list[Artifact], list[DamagedArtifact]]:
         """Read every manifest: the artifacts, newest first, and those that are damaged."""
         found, damaged = [], []
-        folders = sorted(path for path in self.runs.glob("*") if path.is_dir())
+        folders = sorted(filter(_is_folder, self.runs.glob("*")))
         for artifact in map(_read_folder, folders):
             if isinstance(artifact, Artifact):
                 found.append(artifact)
@@ -504,9 +504,16 @@ def _read_folder(path: Path) -> Artifact | DamagedArtifact | None:
     except DamagedRecordError as error:
         manifest = path / MANIFEST_NAME
         gone = error.problem == "is missing" and not os.path.lexists(manifest)
-        if gone and (_NAME.fullmatch(path.name) is None or all(map(_is_passing, path.iterdir()))):
+        if gone and (
+            _NAME.fullmatch(path.name) is None or (path.is_dir() and all(map(_is_passing, path.iterdir())))
+        ):
             return None
         return DamagedArtifact(path, error, _readable_part(manifest))
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether a folder lies here, or a link to one that may be away, as on a drive that is not there."""
+    return os.path.isdir(path) or (os.path.islink(path) and not os.path.exists(path))
 
 
 def _readable_part(path: Path) -> dict[str, Any]:

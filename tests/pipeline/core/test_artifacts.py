@@ -524,6 +524,26 @@ class TestDamagedArtifacts:
         shutil.rmtree(bad.path)
         assert workspace.newest(kind).name == older.name, "as told to"
 
+    def test_so_is_one_that_is_a_link_to_a_drive_that_is_away(
+        self, workspace: Workspace, tmp_path: Path
+    ) -> None:
+        older, newest = make(workspace), make(workspace)
+        newest.path.rename(tmp_path / "drive")
+        newest.path.symlink_to(tmp_path / "drive")
+        (workspace.runs / "teacher-latest").symlink_to(tmp_path / "nowhere")  # no artifact's name
+        (workspace.runs / "teacher-20260131-120000.json").symlink_to(newest.file("manifest.json"))
+        assert workspace.newest("teacher").name == newest.name
+        (tmp_path / "drive").rename(tmp_path / "away")
+        with pytest.raises(
+            DamagedFileError, match=f"is missing, and {newest.name} may be the newest teacher"
+        ):
+            workspace.newest("teacher")
+        assert [damaged.path for damaged in workspace.damaged] == [newest.path]
+        with pytest.raises(DamagedFileError, match="is missing"):
+            workspace.open(newest.name, "teacher")
+        newest.path.unlink()
+        assert workspace.newest("teacher").name == older.name
+
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_one_older_than_the_newest_or_of_another_kind_is_nobodys_concern(
         self, workspace: Workspace, damage: Callable[[Path], None]
