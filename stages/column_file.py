@@ -128,10 +128,11 @@ def _read_hdf5(path: Path, names: Collection[str], limit: int) -> Iterator[tuple
 
         file.visititems(note)
         for name in dict.fromkeys([*(name for name in names if name in file), *found]):
-            item = file[name] if name in names else None
-            if isinstance(item, h5py.Dataset):
-                column = read_numbers(item, name, limit)
-                limit -= column.nbytes
-                yield name, column
-            else:
+            if name not in names:
                 yield name, None
+                continue
+            if not isinstance(item := file[name], h5py.Dataset):
+                raise ValueError(f"{name} is a group of others, not a column of numbers")
+            column = read_numbers(item, name, limit)
+            limit -= column.nbytes
+            yield name, column

@@ -231,6 +231,11 @@ def test_columns_of_other_kinds_are_refused(tmp_path: Path, change: dict, said: 
     assert said in refusal(write(tmp_path / "maze.npz", **columns() | change))
 
 
+def test_a_group_in_a_columns_place_is_named(tmp_path: Path):
+    parts = {"observations/pose": columns()["observations"], "actions": columns()["actions"]}
+    assert "observations is a group of others, not a column" in refusal(write(tmp_path / "a.hdf5", **parts))
+
+
 def test_rows_of_a_minari_dataset_are_told_from_columns(tmp_path: Path):
     path = write(tmp_path / "main_data.hdf5", **{"episode_0/actions": np.zeros((3, 2))})
     assert "name the folder that holds this Minari dataset" in refusal(path)
