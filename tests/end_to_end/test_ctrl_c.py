@@ -101,7 +101,8 @@ def test_a_reader_that_goes_does_not_end_the_training(tmp_path: Path) -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert all(line.startswith("Warning: teacher ") for line in done.stderr.splitlines()), done.stderr
     assert len(done.stdout.splitlines()) == 1
     (teacher,) = Workspace(tmp_path).artifacts("teacher")
     assert teacher.manifest.status == "completed"
