@@ -77,6 +77,8 @@ def test_a_hang_up_is_saved_though_nobody_reads_any_more(tmp_path: Path) -> None
         text=True,
     )
     assert running.stdout is not None
+    guard = threading.Timer(300, running.kill)
+    guard.start()
     assert any("Teacher: depth" in line for line in running.stdout)
     running.stdout.close()
     deadline = time.monotonic() + 120
@@ -84,7 +86,8 @@ def test_a_hang_up_is_saved_though_nobody_reads_any_more(tmp_path: Path) -> None
         time.sleep(0.05)
     for _ in range(2):  # the terminal's own, and the one that its shell passes on
         running.send_signal(signal.SIGHUP)
-    assert running.wait(120) == 130
+    assert running.wait() == 130
+    guard.cancel()
     (teacher,) = Workspace(tmp_path).artifacts("teacher")
     assert teacher.manifest.status == "running"
     done = pipeline(tmp_path, "train-teacher", "--resume", "--set", "env_steps=100")
