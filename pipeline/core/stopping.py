@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
@@ -50,7 +49,9 @@ class _Interruptions:
             sys.__unraisablehook__(unraisable)
             return
         self._closing_since = -float("inf")
-        again = threading.Timer(0.05, _thread.interrupt_main)  # once the callback has returned
+        # Once the callback has returned. A true signal: it wakes the main thread from whatever it waits for.
+        main = threading.main_thread().ident
+        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
         again.start()
 

@@ -13,6 +13,7 @@ from tests.benchmarks.test_distillation import DATASET, STUDENT
 from tests.benchmarks.test_short_trainings import TINY
 
 
+@pytest.mark.slow
 def test_a_cell_has_retention_and_both_latencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = BenchmarkSettings(warmup_s=0, back_to_back_s=0.2, paced_s=0.2)
     monkeypatch.setattr(deep_students.benchmark, "BenchmarkSettings", lambda: quick)

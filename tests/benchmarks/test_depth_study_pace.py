@@ -24,6 +24,7 @@ def test_a_shortened_cell_is_the_cell_but_for_its_length():
         assert short.settings["env_steps"] == 3 * cell.settings["evaluate_every"] * unroll
 
 
+@pytest.mark.slow
 def test_paces_of_real_trainings_are_written_beside_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
