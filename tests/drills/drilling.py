@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -314,6 +315,18 @@ def _remove_as(pid: int, folder: Path) -> None:
     """Remove a folder, in the process that made it alone: forks run what is registered for the exit, too."""
     if os.getpid() == pid:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_served(port: int) -> bool:
+    """Return whether a server of MLflow on this machine answers within two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            time.sleep(0.3)
+    return False
 
 
 def nothing_to_resume(done: Outcome) -> bool:

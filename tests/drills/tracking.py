@@ -8,9 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
-from tests.drills.drilling import Drill, artifacts, copied, stage_command
+from tests.drills.drilling import Drill, artifacts, copied, stage_command, wait_until_served
 
 _PATIENCE_S = 60  # what a command may wait in all on a store that never answers
 
@@ -66,13 +65,7 @@ def _lost_server(drill: Drill, number: signal.Signals) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline, answered = time.monotonic() + 120, False
-    while time.monotonic() < deadline and not answered:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-                answered = answer.status == 200
-        except OSError:
-            time.sleep(0.3)
+    answered = wait_until_served(port)
     workspace = copied(drill.workspace_before("train-teacher"), drill.root / "tracking")
     command = stage_command("train-teacher", "--set", "env_steps=16000")
     running = drill.launch(

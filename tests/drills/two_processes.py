@@ -8,8 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from tests.drills.drilling import (
     chain_command,
     copied,
     stage_command,
+    wait_until_served,
 )
 
 _FIRST_STATE = {
@@ -159,13 +158,7 @@ def _stage_beside_ui(drill: Drill) -> None:
     served = subprocess.Popen(
         command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    deadline, answered = time.monotonic() + 120, False
-    while time.monotonic() < deadline and not answered:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-                answered = answer.status == 200
-        except OSError:
-            time.sleep(0.3)
+    answered = wait_until_served(port)
     done = drill.call(stage_command("generate-dataset"), workspace)
     problems = _failures([done])
     if "Warning" in done.text:

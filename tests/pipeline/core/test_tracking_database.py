@@ -97,6 +97,7 @@ def require_recorded(root: Path) -> None:
 
 def test_any_path_will_do(original):
     require_recorded(original)
+    assert list(original.parent.iterdir()) == [original], "reading makes nothing beside the workspace"
 
 
 def test_a_killed_making_leaves_nothing_in_the_way(tmp_path, monkeypatch):
