@@ -145,31 +145,3 @@ def unpack_generator(packed: np.ndarray) -> np.random.Generator:
         "uinteger": numbers[5],
     }
     return rng
-
-
-def make_simulator(
-    task: CompiledTask,
-    num_worlds: int,
-    *,
-    device: str,
-    seed: int | np.random.SeedSequence,
-    distribution: str,
-    num_threads: int = 0,
-    deterministic: bool = False,
-) -> Simulator:
-    """Return the simulator of a device: MuJoCo Warp on ``cuda``, CPU threads on ``cpu``.
-
-    Args:
-        task, num_worlds, device, seed, distribution: as the simulators take them.
-        num_threads: CPU threads to step on, where it does; 0 takes as many as this process may use.
-        deterministic: on CUDA, as `WarpSimulator` takes it; the CPU's simulator always is.
-    """
-    if device == "cpu":
-        from envs.cpu_simulator import CpuSimulator
-
-        return CpuSimulator(task, num_worlds, seed=seed, distribution=distribution, num_threads=num_threads)
-    from envs.warp_simulator import WarpSimulator
-
-    return WarpSimulator(
-        task, num_worlds, seed=seed, distribution=distribution, device=device, deterministic=deterministic
-    )

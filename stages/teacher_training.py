@@ -13,9 +13,9 @@ import pydantic
 import torch
 from torch import nn
 
+from envs.choose_simulator import make_simulator
 from envs.compiled_task import CompiledTask
 from envs.registry import compile_task, get_task
-from envs.simulator import make_simulator
 from envs.task import MOST_EPISODE_STEPS
 from models.goal_actor import GoalActor
 from pipeline.core.checkpoint import CheckpointFolder, RankPart
