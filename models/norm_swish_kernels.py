@@ -1,4 +1,4 @@
-"""The two kernels of `norm_swish`, written in LLVM's intermediate representation and compiled when asked for.
+"""The two kernels of `compiled_norm_swish`, written in LLVM's intermediate representation.
 
 Numbers are computed `LANES` at a time, in float32. A kernel is a function of one pointer, to 64-bit integers:
 the next part to compute, the number of parts, and what `forward` and `backward` list.

@@ -12,8 +12,8 @@ import torch
 
 from envs.compiled_task import CompiledTask
 from models.block_stack import LAYERS_PER_BLOCK
+from models.compiled_norm_swish import is_compiled
 from models.contrastive_critic import EMBEDDING_DIM
-from models.norm_swish import is_compiled
 from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import SettingsError
 from stages.contrastive_learner import LearnerSettings

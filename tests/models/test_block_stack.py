@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from models import norm_swish
+from models import compiled_norm_swish
 from models.block_stack import BlockStack, Compute
 from models.dense_products import TORCH_PRODUCTS, OneDnnProducts, has_onednn
 from models.residual_mlp import NetworkShape, ResidualMLP
@@ -26,9 +26,11 @@ def kernels(request, monkeypatch):
         by_onednn = OneDnnProducts()
         exact = torch.float32
         monkeypatch.setattr(
-            norm_swish, "dense_products", lambda _, dtype, __: by_onednn if dtype == exact else TORCH_PRODUCTS
+            compiled_norm_swish,
+            "dense_products",
+            lambda _, dtype, __: by_onednn if dtype == exact else TORCH_PRODUCTS,
         )
-    monkeypatch.setattr(norm_swish, "_has_compiler", lambda: request.param != "torch")
+    monkeypatch.setattr(compiled_norm_swish, "_has_compiler", lambda: request.param != "torch")
     return request.param
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import norm_swish as module
-from models.norm_swish import LANES, LAYER_NORM_EPS, CompiledNormSwish, Layer, TorchNormSwish, norm_swish
+from models import compiled_norm_swish
+from models.compiled_norm_swish import CompiledNormSwish, norm_swish
+from models.norm_swish import LANES, LAYER_NORM_EPS, TORCH_NORM_SWISH, Layer, TorchNormSwish
 
 ROWS = 11
 CPU = torch.device("cpu")
@@ -171,7 +172,7 @@ def test_what_cannot_be_compiled_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
         (CPU, torch.float32, LANES + 1),
     ):
         assert isinstance(norm_swish(device, dtype, width), TorchNormSwish)
-    monkeypatch.setattr(module, "_has_compiler", lambda: False)
+    monkeypatch.setattr(compiled_norm_swish, "_has_compiler", lambda: False)
     assert isinstance(norm_swish(CPU, torch.float32, LANES), TorchNormSwish)
 
 
@@ -179,23 +180,23 @@ def test_what_cannot_be_compiled_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
     not list((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")), reason="torch brings no libgomp"
 )
 def test_torchs_own_threads_are_found():
-    assert module._openmp() is not None
+    assert compiled_norm_swish._openmp() is not None
 
 
 def test_one_thread_does_not_take_over_from_many(monkeypatch: pytest.MonkeyPatch, threads: int):
-    monkeypatch.setattr(module, "_openmp", lambda: None)
-    assert module.is_compiled(CPU, torch.float32, LANES) == (threads == 1)
+    monkeypatch.setattr(compiled_norm_swish, "_openmp", lambda: None)
+    assert compiled_norm_swish.is_compiled(CPU, torch.float32, LANES) == (threads == 1)
 
 
 def test_where_llvm_does_not_compile_torchs_kernels_are_taken(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such processor")
 
-    module._has_compiler.cache_clear()
+    compiled_norm_swish._has_compiler.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "CompiledNormSwish", broken)
-        assert norm_swish(CPU, torch.float32, LANES) is module.TORCH_NORM_SWISH
-    module._has_compiler.cache_clear()
+        patch.setattr(compiled_norm_swish, "CompiledNormSwish", broken)
+        assert norm_swish(CPU, torch.float32, LANES) is TORCH_NORM_SWISH
+    compiled_norm_swish._has_compiler.cache_clear()
     assert isinstance(norm_swish(CPU, torch.float32, LANES), CompiledNormSwish)
 
 
@@ -209,7 +210,7 @@ def test_torchs_kernels_give_float32_sums_of_rounded_rows():
 
 
 def test_without_torchs_openmp_a_kernel_runs_in_one_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_openmp", lambda: None)
+    monkeypatch.setattr(compiled_norm_swish, "_openmp", lambda: None)
     inputs, gradient, layer = make(32)
     outputs, before, sums = both_passes(CompiledNormSwish(32, rounded=False), inputs, gradient, layer, 4)
     expected = reference(inputs, gradient, layer, 4)

@@ -13,7 +13,7 @@ import torch
 
 from envs.registry import compile_task
 from envs.simulator import Simulator
-from models import norm_swish
+from models import compiled_norm_swish
 from models.block_stack import BlockStack
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.distributed import Ranks
@@ -41,7 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.fixture(autouse=True)
 def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have LayerNorm and Swish computed as on CUDA, by torch: operations that can be recorded."""
-    monkeypatch.setattr(norm_swish, "_has_compiler", lambda: False)
+    monkeypatch.setattr(compiled_norm_swish, "_has_compiler", lambda: False)
 
 
 class Learning:
