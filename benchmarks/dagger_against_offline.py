@@ -32,7 +32,7 @@ from benchmarks.distillation import (
     with_interval,
 )
 from pipeline.core.artifacts import Artifact
-from stages.evaluate import retention
+from stages.episodes import retention
 from stages.network_file import load_actor
 
 OUTPUT = RESULTS / "dagger_against_offline.json"
@@ -138,7 +138,7 @@ def pooled_ratio(cells: Sequence[Cell], seed: int = 0) -> tuple[float | None, li
 
     A bootstrap of two stages (Davison and Hinkley 1997, Bootstrap Methods and their Application, 3.8): cells
     are drawn with replacement, then the episodes of each, for those of one pair of students are alike. One
-    lost and one gained pair are spread over the cells, as in `stages.evaluate.retention`.
+    lost and one gained pair are spread over the cells, as in `stages.episodes.retention`.
 
     Args:
         cells: of one number of labels.

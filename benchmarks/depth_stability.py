@@ -26,7 +26,7 @@ from models.residual_mlp import ResidualMLP
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.manifest import installed_versions
 from pipeline.core.runtime import describe_host, set_up_torch
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.network_file import torch_policy
 from stages.teacher_training import TeacherTraining, TrainTeacherSettings
 

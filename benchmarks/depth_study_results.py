@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from stages.evaluate import wilson_interval
+from stages.episodes import wilson_interval
 
 if TYPE_CHECKING:
     from benchmarks.depth_study import Cell

@@ -25,7 +25,7 @@ from models.goal_actor import GoalActor, sample_action
 from pipeline.core.artifacts import Artifact
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.runtime import seed_sequence, set_up_torch
-from stages.evaluate import Policy, run_episodes
+from stages.episodes import Policy, run_episodes
 from stages.network_file import load_actor
 
 RESULT = ROOT / "benchmarks/results/depth_study_sampled.json"

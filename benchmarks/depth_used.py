@@ -25,7 +25,7 @@ from pipeline.core.artifacts import Workspace
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.manifest import installed_versions
 from pipeline.core.runtime import describe_host
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.network_file import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from pipeline.core.settings import dump_settings
 from pipeline.core.tracking import NullTracker
 from stages import distill, generate_dataset
 from stages.distill import DistillSettings
-from stages.evaluate import Episodes, run_episodes
+from stages.episodes import Episodes, run_episodes
 from stages.generate_dataset import GenerateDatasetSettings
 from stages.network_file import load_actor, torch_policy
 

@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 import thousandfold  # noqa: F401, registers the environments
 from envs.goal_env import GoalVectorEnv
 from envs.registry import environment_id, get_task
-from stages.evaluate import wilson_interval
+from stages.episodes import wilson_interval
 
 _NO_END = 10**12
 _FINAL_SEED = 10**6  # away from those of the evaluations on the way

@@ -27,7 +27,7 @@ from pipeline.core.atomic import write_json_atomic
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.manifest import installed_versions
 from pipeline.core.runtime import describe_host, seed_sequence
-from stages.evaluate import Episodes, Policy, run_episodes
+from stages.episodes import Episodes, Policy, run_episodes
 from stages.network_file import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -161,7 +161,7 @@ def _run_fresh(
     choosing by them.
     """
     from stages.distill_settings import DistillSettings
-    from stages.evaluate import EpisodeStream
+    from stages.episodes import EpisodeStream
     from stages.network_file import load_actor, torch_policy
     from stages.paired_evaluation import EpisodeBudget, run_pairs
 

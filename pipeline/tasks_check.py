@@ -102,7 +102,7 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
 
 def _figures(rollout: RandomRollout) -> dict[str, Any]:
     """Return what a random policy reached, and how fast."""
-    from stages.evaluate import wilson_interval
+    from stages.episodes import wilson_interval
 
     reached, episodes = int(rollout.reached.sum()), len(rollout.reached)
     return {

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.contrastive_critic import paired_energy
 from models.goal_actor import Gaussian
 from pipeline.core.runtime import torch_seed
-from stages.evaluate import Policy
+from stages.episodes import Policy
 from stages.network_file import TrainedActor
 from stages.teacher_critic import TeacherCritic
 

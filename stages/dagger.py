@@ -25,7 +25,7 @@ from replay.goal_dataset import DatasetError, GoalDataset, dataset_id, load_goal
 from stages.artifact_task import own_task, task_record
 from stages.distill_settings import DistillSettings
 from stages.episode_round import EpisodeGroup
-from stages.evaluate import Policy
+from stages.episodes import Policy
 from stages.imitation import ImitationRows
 from stages.labelled_rollout import Act, LabelledRollout, RolloutPlan
 from stages.network_file import TrainedActor, torch_policy

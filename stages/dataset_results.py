@@ -16,7 +16,7 @@ from replay.goal_dataset import DatasetError, DatasetStatistics, GoalDataset, lo
 from stages.artifact_task import own_task
 from stages.coverage_picture import draw_coverage, maze_coverage
 from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
-from stages.evaluate import wilson_interval
+from stages.episodes import wilson_interval
 from stages.random_baseline import warn_of_chance
 
 UNSTABLE = "unstable_episodes"

@@ -15,7 +15,7 @@ from pipeline.core.unfinished import CHECKPOINT_FOLDER
 from stages.artifact_task import task_record
 from stages.distill_settings import DistillSettings
 from stages.episode_cache import TeacherEpisodes
-from stages.evaluate import EpisodeStream, draw_rollouts
+from stages.episodes import EpisodeStream, draw_rollouts
 from stages.network_file import NETWORK_FILE, TrainedActor, save_network, torch_policy
 from stages.paired_evaluation import (
     FAILURES_FILE,

@@ -21,7 +21,7 @@ from pipeline.core.atomic import json_sha256
 from pipeline.core.checkpoint import load_tensors, save_tensors
 from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import StageContext
-from stages.evaluate import Episodes, EpisodeStream, Policy
+from stages.episodes import Episodes, EpisodeStream, Policy
 
 
 class TeacherEpisodes(EpisodeStream):

@@ -1,18 +1,10 @@
-"""Closed-loop evaluation: fresh episodes, success, time at goal, and honest intervals."""
+"""`pipeline evaluate`: fresh closed-loop episodes of a policy, a student or a teacher."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pydantic
 
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
 from envs.model_hash import model_sha256
 from envs.task import TaskError
 from pipeline.core.artifacts import Artifact
@@ -20,20 +12,11 @@ from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
 from pipeline.core.settings import MOST_EPISODES
 from stages.artifact_task import load_task
+from stages.episodes import Episodes, Policy, draw_rollouts, run_episodes
+from stages.random_baseline import random_record, warn_of_chance
 from stages.sampling_settings import SamplingSettings
 
-Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
-
-Z_95 = 1.959963984540054
-MAX_WORLDS = 256
-_BOOTSTRAP_DRAWS = 4000
-_CHUNK_NUMBERS = 2**22  # of a resampling at a time, 32 MiB
-_MEAN_DRAWS = 1000
 _EPISODE_STREAM = 41
-_OUTCOMES = (
-    "success", "time_at_goal", "final_distance", "closest_distance", "start", "goal", "unstable",
-)  # fmt: skip
 
 
 class EvaluateSettings(SamplingSettings):
@@ -46,242 +29,6 @@ class EvaluateSettings(SamplingSettings):
     num_paths: int = pydantic.Field(
         default=32, ge=0, le=1024, description="episodes whose path is drawn, for tasks with goals in x and y"
     )
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Outcomes of closed-loop episodes; episode i has the same start and goal for every policy and seed.
-
-    Attributes:
-        success: (episodes,) bool, at least one step within the success region.
-        time_at_goal: (episodes,) steps within the success region, per 1000 steps.
-        final_distance: (episodes,) distance to the goal after the last step.
-        closest_distance: (episodes,) smallest distance to the goal after any step.
-        start: (episodes, goal_dim) what was achieved at the start.
-        goal: (episodes, goal_dim) what was commanded.
-        unstable: (episodes,) bool, the physics diverged; such an episode counts as a failure.
-        paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
-        other_radii: further radii that successes are counted for, by name.
-    """
-
-    success: np.ndarray
-    time_at_goal: np.ndarray
-    final_distance: np.ndarray
-    closest_distance: np.ndarray
-    start: np.ndarray
-    goal: np.ndarray
-    unstable: np.ndarray
-    paths: list[np.ndarray] = field(default_factory=list)
-    other_radii: Mapping[str, float] = field(default_factory=dict)
-
-    def summary(self) -> dict[str, Any]:
-        """Return success and final distance with 95 % intervals, time at goal and the episode count.
-
-        ``success_easy`` and the like count episodes that came within the task's other radii.
-        """
-        low, high = wilson_interval(int(self.success.sum()), len(self.success))
-        others = {
-            f"success_{name}": float(((self.closest_distance < radius) & ~self.unstable).mean())
-            for name, radius in self.other_radii.items()
-        }
-        return others | {
-            "episodes": len(self.success),
-            "success": float(self.success.mean()),
-            "success_interval": [low, high],
-            "time_at_goal": float(self.time_at_goal.mean()),
-            "final_distance": float(self.final_distance.mean()),
-            "final_distance_interval": list(mean_interval(self.final_distance)),
-            "unstable_episodes": int(self.unstable.sum()),
-        }
-
-
-def run_episodes(
-    task: CompiledTask,
-    policy: Policy,
-    *,
-    episodes: int,
-    seed: int | np.random.SeedSequence,
-    distribution: str = "evaluation",
-    num_paths: int = 0,
-) -> Episodes:
-    """Run fresh episodes to their end with `policy`, at most 256 at a time.
-
-    The same seed gives the same starts and goals to every policy, so outcomes can be paired.
-
-    Args:
-        task: the compiled task.
-        policy: maps observations and goals to actions; called with every world at once.
-        episodes: how many to run.
-        seed: seed of starts and goals.
-        distribution: episode distribution to draw from.
-        num_paths: of how many episodes to keep the path.
-    """
-    return EpisodeStream(task, policy, seed=seed, distribution=distribution, num_paths=num_paths).first(
-        episodes
-    )
-
-
-class EpisodeStream:
-    """Episodes that go on where they stopped: `first(n)` is what `run_episodes` returns for n episodes.
-
-    Args:
-        task, policy, seed, distribution, num_paths: as of `run_episodes`.
-    """
-
-    def __init__(
-        self,
-        task: CompiledTask,
-        policy: Policy,
-        *,
-        seed: int | np.random.SeedSequence,
-        distribution: str = "evaluation",
-        num_paths: int = 0,
-    ) -> None:
-        self.task, self.policy, self.num_paths = task, policy, num_paths
-        self._seed, self._distribution = seed, distribution
-        self._simulator: CpuSimulator | None = None
-        self._rounds: list[Episodes] = []
-
-    def first(self, episodes: int) -> Episodes:
-        """Return the first so many episodes, running those that are missing."""
-        worlds = min(episodes, MAX_WORLDS)
-        if self._simulator is None or self._simulator.num_worlds < worlds:
-            # Worlds draw their starts from one generator, so that their number decides what each draws.
-            self._simulator, self._rounds = self._new_simulator(worlds), []
-        worlds = self._simulator.num_worlds
-        for index in range(len(self._rounds), math.ceil(episodes / worlds)):
-            if index:
-                self._simulator.reset()
-            self._rounds.append(self._round(self._simulator, max(self.num_paths - index * worlds, 0)))
-        rounds = self._rounds[: math.ceil(episodes / worlds)]
-        return join_rounds(rounds, self.task, episodes, self.num_paths)
-
-    def _round(self, simulator: CpuSimulator, num_paths: int) -> Episodes:
-        """Run the episodes that the simulator has begun, one in every world."""
-        return run_round(simulator, self.policy, num_paths)
-
-    def _new_simulator(self, worlds: int) -> CpuSimulator:
-        return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)
-
-
-def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_paths: int = 0) -> Episodes:
-    """Return the first episodes of several rounds, in order, with the paths of the first of them."""
-    joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
-    paths = [path for part in rounds for path in part.paths][: min(num_paths, episodes)]
-    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
-
-
-def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Episodes:
-    """Run the episode that every world has begun; one that ends early stands still in the books.
-
-    Args:
-        simulator: was just reset.
-        policy: called with every world at once.
-        num_paths: of how many worlds to keep the path.
-    """
-    running = np.ones(simulator.num_worlds, bool)
-    unstable = np.zeros(simulator.num_worlds, bool)
-    at_goal = np.zeros(simulator.num_worlds)
-    start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
-    distance = simulator.task.goal_distance(start, goal)
-    closest = np.full(simulator.num_worlds, np.inf)
-    length = np.full(simulator.num_worlds, simulator.task.task.episode_steps)
-    trace = [start[:num_paths]]
-    for step in range(simulator.task.task.episode_steps):
-        result = simulator.step(policy(simulator.observation, simulator.desired_goal))
-        dropped = running & result.unstable
-        unstable |= dropped
-        running &= ~dropped
-        at_goal += running & result.success
-        reached = simulator.task.goal_distance(simulator.achieved_goal, goal)
-        distance = np.where(running, reached, distance)
-        closest = np.where(running, np.minimum(closest, reached), closest)
-        trace.append(simulator.achieved_goal[:num_paths].copy())
-        ended = running & (result.terminated | result.truncated)
-        length[ended | dropped] = step + 1
-        running &= ~ended
-        if not running.any():
-            break
-    paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
-    return Episodes(
-        success=(at_goal > 0) & ~unstable,
-        time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / simulator.task.task.episode_steps),
-        final_distance=distance,
-        closest_distance=closest,
-        start=start,
-        goal=goal,
-        paths=paths,
-        unstable=unstable,
-    )
-
-
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion, of 95 % (Wilson 1927, J. Am. Stat. Assoc. 22).
-
-    Args:
-        successes: how many of the trials succeeded.
-        trials: how many there were.
-        z: quantile of the normal distribution, for another confidence.
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    rate, square = successes / trials, z**2
-    centre = (rate + square / (2 * trials)) / (1 + square / trials)
-    half = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean (Efron 1979, Ann. Stat. 7).
-
-    Args:
-        values: (n,) independent outcomes.
-        seed: seed of the resampling.
-    """
-    values, rng = np.asarray(values, float), np.random.default_rng(seed)
-    count = len(values)
-    means = [values[rng.integers(count, size=count)].mean() for _ in range(_MEAN_DRAWS)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Return mean(student) / mean(teacher) over paired episodes, with a 95 % bootstrap interval.
-
-    Episodes are resampled in pairs (percentile bootstrap, Efron 1979, Ann. Stat. 7), and two made-up pairs
-    with them: one in which the student loses the largest outcome seen, and one in which it gains it. Without
-    these, pairs that all agree would give an interval of no width, though one in n could have been lost.
-    Pseudo-observations are Agresti and Min's way with matched pairs (2005, Stat. Med. 24), who add half an
-    episode to each of four cells; agreeing pairs need none, so that the two go to those that disagree. Only
-    how often each distinct pair of outcomes is drawn matters, and these counts are one multinomial draw.
-
-    Args:
-        teacher, student: (episodes,) outcomes of the same episodes, none negative.
-        seed: seed of the resampling.
-
-    Returns:
-        ``retention``, to which the made-up pairs do not count, and ``interval``; None where the teacher's
-        mean is 0.
-    """
-    outcomes = np.stack([teacher, student], axis=1).astype(float)
-    teacher_sum, student_sum = outcomes.sum(0)
-    if teacher_sum == 0:
-        return {"retention": None, "interval": None}
-    pairs, counts = np.unique(_with_pseudo_pairs(outcomes), axis=0, return_counts=True)
-    total = int(counts.sum())
-    rng, sums = np.random.default_rng(seed), []
-    chunk = max(1, _CHUNK_NUMBERS // len(pairs))
-    for first in range(0, _BOOTSTRAP_DRAWS, chunk):
-        draws = min(chunk, _BOOTSTRAP_DRAWS - first)
-        sums.append(rng.multinomial(total, counts / total, size=draws) @ pairs)
-    bases, ours = np.concatenate(sums).T
-    low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
-    return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
-
-
-def _with_pseudo_pairs(outcomes: np.ndarray) -> np.ndarray:
-    """Return pairs, (n, 2), and after them one that is lost and one that is gained, (n + 2, 2)."""
-    return np.concatenate([outcomes, np.eye(2) * outcomes.max()])
 
 
 def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:
@@ -309,8 +56,6 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
             distribution=settings.distribution,
             num_paths=settings.num_paths,
         )
-        from stages.random_baseline import random_record, warn_of_chance  # which stands on this module
-
         results = episodes.summary()
         if settings.distribution == "evaluation":  # the episodes that random actions were measured in
             results |= random_record(source.manifest.results)
@@ -379,15 +124,3 @@ def _draw_paths(
         draw_rollouts(artifact.file("rollouts.png"), task, episodes, source.name)
     except ModuleNotFoundError:
         context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
-
-
-def draw_rollouts(path: Path, task: CompiledTask, episodes: Episodes, title: str) -> None:
-    """Draw the episodes' paths from above; tasks whose goals have no x and y have no such picture."""
-    from envs.rendering import draw_paths, has_plan
-
-    if not has_plan(task):
-        return
-    count = len(episodes.paths)
-    share = f"success {episodes.success.mean():.2f} over {len(episodes.success)} episodes"
-    goals, successes = episodes.goal[:count], episodes.success[:count]
-    draw_paths(path, task, episodes.paths, goals, successes, f"{title}: {share}")

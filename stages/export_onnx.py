@@ -16,7 +16,7 @@ from pipeline.core.errors import MissingArtifactError, UserError
 from pipeline.core.runtime import StageContext, StageWork, as_user_error, resolve_device
 from pipeline.core.settings import MOST_EPISODES, StageSettings
 from stages.artifact_task import keep_task
-from stages.evaluate import Episodes
+from stages.episodes import Episodes
 from stages.network_file import TrainedActor, load_actor
 from stages.onnx_gate import (
     ActionError,

@@ -9,7 +9,7 @@ from pipeline.core.console import Console
 from pipeline.core.errors import SettingsError
 from pipeline.core.runtime import seed_sequence
 from stages.best_action import best_action_policy
-from stages.evaluate import Episodes, retention, run_episodes
+from stages.episodes import Episodes, retention, run_episodes
 from stages.network_file import TrainedActor, torch_policy
 from stages.teacher_critic import TeacherCritic
 from stages.teacher_labels import LabelSettings

@@ -23,7 +23,7 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import load_tensors, save_tensors
 from pipeline.core.errors import DamagedFileError
 from stages.artifact_task import load_task
-from stages.evaluate import Policy
+from stages.episodes import Policy
 
 NETWORK_FILE = "network.safetensors"
 

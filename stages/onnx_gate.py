@@ -19,7 +19,7 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.errors import UserError
 from pipeline.core.runtime import as_user_error, seed_sequence
 from replay.goal_dataset import DatasetError, load_goal_dataset
-from stages.evaluate import Episodes, Policy, run_episodes
+from stages.episodes import Episodes, Policy, run_episodes
 from stages.network_file import TrainedActor, torch_policy
 from stages.onnx_policy import OnnxPolicy
 from stages.policy_golden import LARGEST_FLOAT32_TOLERANCE, largest_tolerance, rounding_growth

@@ -13,7 +13,7 @@ import numpy as np
 from envs.compiled_task import CompiledTask
 from envs.rendering import draw_arrows
 from pipeline.core.atomic import write_json_atomic
-from stages.evaluate import MAX_WORLDS, Episodes, EpisodeStream, retention
+from stages.episodes import MAX_WORLDS, Episodes, EpisodeStream, retention
 
 FAILURES_FILE, FAILURES_PICTURE = "failures.json", "failures.png"
 _MARGIN = 1.1

@@ -25,7 +25,7 @@ from models.onnx_graph import InputRanges, body_dense_inputs, to_onnx
 from pipeline.core.artifacts import Artifact
 from pipeline.core.atomic import write_atomic
 from pipeline.core.errors import UserError
-from stages.evaluate import wilson_interval
+from stages.episodes import wilson_interval
 from stages.latency import TimedCall, back_to_back
 from stages.network_file import TrainedActor
 from stages.onnx_gate import GateStates, act_in_same_episodes, largest_action_error

@@ -13,7 +13,7 @@ import numpy as np
 from envs.compiled_task import CompiledTask
 from pipeline.core.errors import DamagedFileError, UserError
 from pipeline.core.runtime import seed_sequence
-from stages.evaluate import run_episodes, wilson_interval
+from stages.episodes import run_episodes, wilson_interval
 from stages.onnx_policy import OnnxPolicy
 from stages.policy_golden import GoldenSet, golden_error
 from stages.policy_graph import require_known_graph

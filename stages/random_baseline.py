@@ -15,7 +15,7 @@ import numpy as np
 from envs.compiled_task import CompiledTask
 from pipeline.core.artifacts import Artifact
 from pipeline.core.console import Console
-from stages.evaluate import run_episodes, wilson_interval
+from stages.episodes import run_episodes, wilson_interval
 
 _RECORD = ("random_success", "random_success_interval", "random_episodes")
 

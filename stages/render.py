@@ -21,7 +21,8 @@ from pipeline.core.artifacts import Artifact, atomic_file
 from pipeline.core.console import Progress
 from pipeline.core.runtime import StageContext, as_user_error, seed_sequence
 from pipeline.core.settings import StageSettings
-from stages.evaluate import Policy, load_policy
+from stages.episodes import Policy
+from stages.evaluate import load_policy
 
 VIDEO_FILE = "episodes.mp4"
 STRIP_FILE = "strip.png"

@@ -14,7 +14,7 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.console import figure
 from pipeline.core.errors import UserError
 from stages.artifact_task import load_task
-from stages.evaluate import wilson_interval
+from stages.episodes import wilson_interval
 from stages.report_chain import Chain
 from stages.report_charts import Curve, Range, curve_chart, frontier_chart, networks_chart, range_chart
 from stages.report_files import ReportFiles

@@ -21,7 +21,7 @@ from pipeline.core.console import Console
 from pipeline.core.errors import SettingsError, UserError
 from pipeline.core.runtime import as_user_error, seed_sequence
 from stages.closed_loop import NEXT_KEY, ClosedLoop, LoopEnded
-from stages.evaluate import Episodes, join_rounds, run_round
+from stages.episodes import Episodes, join_rounds, run_round
 from stages.pacing import Pacer
 from stages.policy_source import PolicySource
 

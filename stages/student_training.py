@@ -18,7 +18,7 @@ from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.runtime import require_finite, seed_sequence, torch_seed
 from pipeline.core.settings import dump_settings
 from stages.distill_settings import CHANGEABLE_ON_RESUME, CHANGEABLE_WHEN_COMPLETED, DistillSettings
-from stages.evaluate import Episodes, run_episodes
+from stages.episodes import Episodes, run_episodes
 from stages.imitation import Critic, ImitationBatch, ImitationRows, critic_guided_loss, imitation_loss
 from stages.network_file import TrainedActor, torch_policy
 from stages.tensor_state import load_moments, moments_of, strip_prefix

@@ -25,7 +25,7 @@ from pipeline.core.settings import MOST_EPISODES, dump_settings
 from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 from stages.captured_update import CapturedUpdate, CudaRecorder
 from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.network_file import torch_policy
 from stages.resplit import parts_with_worlds, resplit
 from stages.rollout import RolloutStatistics, collect

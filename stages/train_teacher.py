@@ -52,7 +52,7 @@ from stages.artifact_task import (
     warn_of_changed_task,
     warn_of_what_looks_wrong,
 )
-from stages.evaluate import Episodes, draw_rollouts, run_episodes
+from stages.episodes import Episodes, draw_rollouts, run_episodes
 from stages.memory_estimate import require_memory
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from stages.random_baseline import measure_random, warn_of_chance

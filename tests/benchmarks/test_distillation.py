@@ -16,7 +16,7 @@ from benchmarks.short_trainings import arguments
 from pipeline.core.artifacts import Artifact, Workspace
 from pipeline.core.settings import resolve_settings
 from stages.distill import DistillSettings
-from stages.evaluate import retention as ratio_of_means
+from stages.episodes import retention as ratio_of_means
 from stages.generate_dataset import GenerateDatasetSettings
 from stages.teacher_training import TrainTeacherSettings
 from tests.benchmarks.test_short_trainings import TINY

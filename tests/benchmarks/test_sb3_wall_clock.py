@@ -89,7 +89,7 @@ def test_successes_are_counted_as_the_products_evaluation_counts_them() -> None:
         "benchmarks.sb3_learner", reason="Stable-Baselines3 comes with the extra `dev`"
     )
     from envs.registry import compile_task
-    from stages.evaluate import run_episodes
+    from stages.episodes import run_episodes
 
     def towards(position: np.ndarray, goal: np.ndarray) -> np.ndarray:
         return np.clip(goal - position, -1, 1).astype(np.float32)

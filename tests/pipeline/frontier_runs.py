@@ -13,7 +13,7 @@ from models.residual_mlp import NetworkShape
 from pipeline.core.artifacts import Artifact
 from pipeline.core.runtime import seed_sequence
 from stages import generate_dataset
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.generate_dataset import GenerateDatasetSettings
 from stages.network_file import NETWORK_FILE, save_network, torch_policy
 from tests.stages.tiny_runs import make_context

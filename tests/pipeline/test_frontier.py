@@ -24,7 +24,7 @@ from pipeline.frontier import cell_settings, resolve_plan
 from pipeline.frontier_cells import Cell, cell_workspace, finished, teacher_workspace
 from pipeline.frontier_table import read_table
 from pipeline.session import CommonOptions
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.network_file import load_actor, torch_policy
 from stages.paired_evaluation import PairedEpisodes
 from tests.end_to_end.command_line import clean_environment, command, error_of, pipeline

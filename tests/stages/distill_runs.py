@@ -17,7 +17,7 @@ from pipeline.core.runtime import StageContext, seed_sequence
 from replay.goal_dataset import GoalDataset
 from stages import distill, generate_dataset
 from stages.distill import DistillSettings
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.generate_dataset import GenerateDatasetSettings
 from stages.network_file import NETWORK_FILE, load_actor, save_network, torch_policy
 

@@ -15,9 +15,9 @@ from pipeline.core.artifacts import Artifact
 from pipeline.core.checkpoint import save_tensors
 from pipeline.core.errors import DamagedFileError
 from pipeline.core.runtime import StageContext, seed_sequence
-from stages import evaluate
+from stages import episodes as episodes_module
 from stages.episode_cache import TeacherEpisodes, read_episodes, write_episodes
-from stages.evaluate import Episodes, EpisodeStream
+from stages.episodes import Episodes, EpisodeStream
 from tests.stages.tiny_runs import make_context
 
 TASK = compile_task("point_u_maze", {"evaluation": "training", "episode_steps": 30})
@@ -37,7 +37,7 @@ class Straight:
 
 @pytest.fixture(autouse=True)
 def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "MAX_WORLDS", 8)
+    monkeypatch.setattr(episodes_module, "MAX_WORLDS", 8)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pipeline.core.runtime import StageContext
 from pipeline.core.settings import resolve_settings
 from pipeline.core.tracking import NullTracker
 from stages import export_onnx, network_file, onnx_gate
-from stages.evaluate import Episodes
+from stages.episodes import Episodes
 from stages.export_onnx import ExportOnnxSettings
 from stages.network_file import NETWORK_FILE, load_actor
 from stages.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy

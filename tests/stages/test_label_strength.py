@@ -8,7 +8,7 @@ import pytest
 from pipeline.core.console import Console
 from pipeline.core.errors import SettingsError
 from stages import label_strength
-from stages.evaluate import Episodes
+from stages.episodes import Episodes
 from stages.label_strength import StrengthTrial, is_weaker, require_strength, try_strength
 from stages.teacher_labels import LabelSettings
 from tests.stages.test_best_action import CRITIC, make_trained

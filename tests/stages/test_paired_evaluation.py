@@ -11,7 +11,7 @@ from PIL import Image
 
 from envs.registry import compile_task
 from stages import paired_evaluation
-from stages.evaluate import Episodes, EpisodeStream, retention
+from stages.episodes import Episodes, EpisodeStream, retention
 from stages.paired_evaluation import EpisodeBudget, PairedEpisodes, run_pairs, write_failures
 
 TASK = compile_task("point_u_maze")

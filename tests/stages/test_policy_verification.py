@@ -12,7 +12,7 @@ import pytest
 from envs.registry import compile_task
 from pipeline.core.artifacts import Workspace
 from pipeline.core.errors import DamagedFileError, UserError
-from stages.evaluate import Z_95, run_episodes
+from stages.episodes import Z_95, run_episodes
 from stages.onnx_policy import OnnxPolicy
 from stages.policy_hash import read_model
 from stages.policy_metadata import Evaluation

@@ -18,7 +18,7 @@ from pipeline.core.errors import NonFiniteError, SettingsError, UserError
 from pipeline.core.runtime import seed_sequence
 from stages import run_policy
 from stages.closed_loop import ClosedLoop, LoopEnded
-from stages.evaluate import run_round
+from stages.episodes import run_round
 from stages.pacing import Pacer
 from stages.policy_source import PolicySource, open_source
 from stages.run_policy import RunPolicySettings

@@ -15,7 +15,7 @@ from models.deployable_policy import NormalizedActor
 from pipeline.core.errors import SettingsError
 from pipeline.core.settings import resolve_settings
 from stages.distill_settings import DistillSettings
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.student_training import StudentTraining, smaller_retention
 from tests.stages.made_up_training import TASK, make_training
 

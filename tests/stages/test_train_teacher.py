@@ -13,7 +13,7 @@ from pipeline.core.checkpoint import load_tensors
 from pipeline.core.errors import StoppedByUser, UserError
 from pipeline.core.runtime import StageContext, seed_sequence
 from stages import teacher_training, train_teacher
-from stages.evaluate import Episodes, run_episodes
+from stages.episodes import Episodes, run_episodes
 from stages.network_file import NETWORK_FILE, load_actor, torch_policy
 from stages.random_baseline import no_better_than_random
 from stages.teacher_training import TeacherTraining

@@ -17,7 +17,7 @@ from pipeline.core.runtime import StageContext, seed_sequence
 from replay.goal_dataset import load_goal_dataset
 from stages import distill
 from stages.distill import DistillSettings
-from stages.evaluate import run_episodes
+from stages.episodes import run_episodes
 from stages.network_file import NETWORK_FILE, load_actor, torch_policy
 from stages.student_training import StudentTraining
 from stages.training_progress import HISTORY_FILE

@@ -19,7 +19,7 @@ from pipeline.core.settings import resolve_settings
 from replay.goal_dataset import GoalDataset, load_goal_dataset
 from stages import generate_dataset, label_strength
 from stages.dataset_files import COVERAGE_PICTURE, MINARI_FOLDER
-from stages.evaluate import wilson_interval
+from stages.episodes import wilson_interval
 from stages.generate_dataset import GenerateDatasetSettings, plan_groups, run
 from stages.label_strength import TRIAL_EPISODES
 from stages.network_file import NETWORK_FILE, load_actor
