@@ -31,10 +31,10 @@ from typing import IO, Any, NamedTuple
 
 from benchmarks import depth_study_figures as figures
 from benchmarks.depth_study_figures import describe_record
-from benchmarks.depth_study_results import Axis, Configuration, gather, read_paces
+from benchmarks.depth_study_results import Axis, Cell, Configuration, gather, read_paces
 from envs.registry import task_names
 from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.atomic import json_sha256, write_json_atomic
+from pipeline.core.atomic import write_json_atomic
 from pipeline.core.checkpoint import CheckpointFolder
 from pipeline.core.runtime import describe_host
 
@@ -88,34 +88,6 @@ SHARED_SETTINGS: dict[str, Any] = {
     "evaluation_episodes": 128,
     "final_episodes": 512,
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One configuration of an arm with one seed, and everything that the trainer is told."""
-
-    arm: str
-    axis: Axis
-    configuration: Configuration
-    seed: int
-    settings: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Its name among the results."""
-        return f"{self.settings['task']} {self.arm} {self.configuration.label} seed {self.seed}"
-
-    @property
-    def folder(self) -> str:
-        """Its folder below the workspace root: another one for other settings."""
-        return f"{self.key.replace(' ', '-')}-{json_sha256(dict(self.settings))[:8]}"
-
-    def record(self, cells: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what is recorded of it; None where nothing is, or with other settings."""
-        record = cells.get(self.key)
-        if record is None or any(record["settings"].get(k) != v for k, v in self.settings.items()):
-            return None
-        return record
 
 
 def plan(arms: Sequence[str], task: str, seeds: Sequence[int], scale: float) -> list[Cell]:

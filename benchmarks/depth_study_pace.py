@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import depth_study
-from benchmarks.depth_study import ARMS, ROOT, Cell
-from benchmarks.depth_study_results import PACES, pace_key, read_paces
+from benchmarks.depth_study import ARMS, ROOT
+from benchmarks.depth_study_results import PACES, Cell, pace_key, read_paces
 from pipeline.core.atomic import write_json_atomic
 from pipeline.core.runtime import describe_host
 

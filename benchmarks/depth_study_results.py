@@ -13,14 +13,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from pipeline.core.atomic import json_sha256
 from stages.episodes import wilson_interval
-
-if TYPE_CHECKING:
-    from benchmarks.depth_study import Cell
 
 Axis = Literal["depth", "network", "batch_size"]
 Record = Mapping[str, Any]
@@ -42,6 +40,34 @@ class Configuration(NamedTuple):
     def label(self) -> str:
         """Short and unique, such as D64 W128 B256."""
         return f"D{self.depth} W{self.width} B{self.batch_size}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of an arm with one seed, and everything that the trainer is told."""
+
+    arm: str
+    axis: Axis
+    configuration: Configuration
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Its name among the results."""
+        return f"{self.settings['task']} {self.arm} {self.configuration.label} seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the workspace root: another one for other settings."""
+        return f"{self.key.replace(' ', '-')}-{json_sha256(dict(self.settings))[:8]}"
+
+    def record(self, cells: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is recorded of it; None where nothing is, or with other settings."""
+        record = cells.get(self.key)
+        if record is None or any(record["settings"].get(k) != v for k, v in self.settings.items()):
+            return None
+        return record
 
 
 @dataclass(frozen=True)

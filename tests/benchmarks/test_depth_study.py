@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks import depth_study, depth_study_figures, depth_study_results
-from benchmarks.depth_study import Cell, Runner, merge_record, plan, read_cells
-from benchmarks.depth_study_results import ArmResults, Configuration, ConfigurationResults
+from benchmarks.depth_study import Runner, merge_record, plan, read_cells
+from benchmarks.depth_study_results import ArmResults, Cell, Configuration, ConfigurationResults
 from pipeline.core.artifacts import Artifact
 from pipeline.core.settings import load_preset, resolve_settings
 from stages.train_teacher import TrainTeacherSettings
