@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.distillation import RESULTS, Cell, CellBook, with_interval
-from pipeline.core.artifacts import Artifact
-from pipeline.core.runtime import set_up_torch
-from stages.label_strength import is_weaker, try_strength
-from stages.network_file import load_actor
+from pipeline.artifacts import Artifact
+from pipeline.runtime import set_up_torch
+from stages.dataset.label_strength import is_weaker, try_strength
+from stages.networks import load_actor
 from stages.teacher_critic import load_critic
 
 OUTPUT = RESULTS / "best_action.json"

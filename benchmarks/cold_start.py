@@ -24,9 +24,9 @@ from typing import Any
 
 from benchmarks.learner_speed import spread
 from benchmarks.turns import facts
-from pipeline.core.artifacts import file_sha256
-from pipeline.core.atomic import write_json_atomic
-from stages.onnx_policy import OnnxPolicy
+from pipeline.artifacts import file_sha256
+from pipeline.files import write_json_atomic
+from stages.policy_file.onnx_policy import OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/cold_start.json"

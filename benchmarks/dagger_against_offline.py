@@ -31,9 +31,9 @@ from benchmarks.distillation import (
     study_parser,
     with_interval,
 )
-from pipeline.core.artifacts import Artifact
+from pipeline.artifacts import Artifact
 from stages.episodes import retention
-from stages.network_file import load_actor
+from stages.networks import load_actor
 
 OUTPUT = RESULTS / "dagger_against_offline.json"
 EPISODES = 4096

@@ -25,8 +25,9 @@ from benchmarks.distillation import (
     make_student,
     with_interval,
 )
-from pipeline.core.artifacts import Artifact
-from stages import benchmark, export_onnx
+from pipeline.artifacts import Artifact
+from stages.benchmark import benchmark
+from stages.export_onnx import export_onnx
 
 OUTPUT = RESULTS / "deep_students.json"
 DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from envs.registry import compile_task
 from models.block_stack import LAYERS_PER_BLOCK
 from models.residual_mlp import ResidualMLP
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host, set_up_torch
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host, set_up_torch
 from stages.episodes import run_episodes
-from stages.network_file import torch_policy
-from stages.teacher_training import TeacherTraining, TrainTeacherSettings
+from stages.networks import torch_policy
+from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 RESULT = Path(__file__).parent / "results" / "depth_stability.json"
 BASE: dict[str, Any] = {

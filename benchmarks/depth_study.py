@@ -33,10 +33,10 @@ from benchmarks import depth_study_figures as figures
 from benchmarks.depth_study_figures import describe_record
 from benchmarks.depth_study_results import Axis, Cell, Configuration, gather, read_paces
 from envs.registry import task_names
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.runtime import describe_host
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.files import write_json_atomic
+from pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 1.0

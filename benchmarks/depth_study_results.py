@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.core.atomic import json_sha256
+from pipeline.files import json_sha256
 from stages.episodes import wilson_interval
 
 Axis = Literal["depth", "network", "batch_size"]

@@ -22,11 +22,11 @@ import torch
 from benchmarks import depth_study
 from benchmarks.depth_study import ARMS, ROOT
 from models.goal_actor import GoalActor, sample_action
-from pipeline.core.artifacts import Artifact
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.runtime import seed_sequence, set_up_torch
+from pipeline.artifacts import Artifact
+from pipeline.files import write_json_atomic
+from pipeline.runtime import seed_sequence, set_up_torch
 from stages.episodes import Policy, run_episodes
-from stages.network_file import load_actor
+from stages.networks import load_actor
 
 RESULT = ROOT / "benchmarks/results/depth_study_sampled.json"
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from models.block_stack import LAYERS_PER_BLOCK, BlockStack
 from models.goal_actor import GoalActor
-from pipeline.core.artifacts import Workspace
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host
+from pipeline.artifacts import Workspace
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host
 from stages.episodes import run_episodes
-from stages.network_file import load_actor, torch_policy
+from stages.networks import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/depth_used.json"

@@ -12,18 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.console import Console
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import StageContext, describe_host, seed_sequence
-from pipeline.core.settings import dump_settings
-from pipeline.core.tracking import NullTracker
-from stages import distill, generate_dataset
-from stages.distill import DistillSettings
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.console import Console
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import StageContext, describe_host, seed_sequence
+from pipeline.settings import dump_settings
+from pipeline.tracking import NullTracker
+from stages.dataset import generate_dataset
+from stages.dataset.generate_dataset import GenerateDatasetSettings
+from stages.distill import distill
+from stages.distill.distill import DistillSettings
 from stages.episodes import Episodes, run_episodes
-from stages.generate_dataset import GenerateDatasetSettings
-from stages.network_file import load_actor, torch_policy
+from stages.networks import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -32,17 +32,17 @@ from models.deployable_policy import DeployablePolicy, NormalizedActor
 from models.goal_actor import GoalActor
 from models.onnx_graph import to_onnx
 from models.residual_mlp import NetworkShape
-from pipeline.core.artifacts import Artifact, Workspace, atomic_file
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.console import Console
-from stages.latency import TimedCall, back_to_back
-from stages.network_file import NETWORK_FILE, TrainedActor, load_actor, save_network
-from stages.onnx_gate import GateStates, compare_actions, largest_action_error
-from stages.onnx_policy import OnnxPolicy
-from stages.policy_golden import TOLERANCE
-from stages.policy_hash import split_model
-from stages.policy_variants import convert
-from stages.policy_writing import PolicyDraft, describe, golden_rows
+from pipeline.artifacts import Artifact, Workspace, atomic_file
+from pipeline.console import Console
+from pipeline.files import write_json_atomic
+from stages.benchmark.loops import TimedCall, back_to_back
+from stages.export_onnx.gate import GateStates, compare_actions, largest_action_error
+from stages.export_onnx.variants import convert
+from stages.export_onnx.writing import PolicyDraft, describe, golden_rows
+from stages.networks import NETWORK_FILE, TrainedActor, load_actor, save_network
+from stages.policy_file.golden import TOLERANCE
+from stages.policy_file.onnx_bytes import split_model
+from stages.policy_file.onnx_policy import OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/export_speed.json"

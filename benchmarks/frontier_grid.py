@@ -20,12 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host
-from pipeline.frontier_picture import draw_frontier
-from pipeline.frontier_table import read_table
+from pipeline.artifacts import Artifact
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host
+from stages.frontier.picture import draw_frontier
+from stages.frontier.table import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "frontier_grid.json"

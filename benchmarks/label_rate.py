@@ -32,13 +32,13 @@ from envs.registry import compile_task
 from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.runtime import set_up_torch
+from pipeline.files import write_json_atomic
+from pipeline.runtime import set_up_torch
 from replay.dataset_writer import write_shard
-from stages.episode_round import EpisodeGroup
-from stages.labelled_rollout import LabelledRollout, RolloutPlan, Round
-from stages.network_file import TrainedActor
-from stages.teacher_labels import LABEL_BATCH, TeacherLabels
+from stages.dataset.episode_round import EpisodeGroup
+from stages.dataset.labels import LABEL_BATCH, TeacherLabels
+from stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
+from stages.networks import TrainedActor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/label_rate.json"

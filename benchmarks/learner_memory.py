@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.learner_speed_worker import AntDimensions
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host, set_up_torch
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host, set_up_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/learner_memory.json"
@@ -53,8 +53,8 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     from models.norm_swish import LANES
     from models.residual_mlp import parameter_count
     from replay.trajectory_buffer import TransitionBatch
-    from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
-    from stages.memory_estimate import activation_estimate
+    from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from stages.train_teacher.memory_estimate import activation_estimate
 
     set_up_torch(1)
     dims, size = AntDimensions(), settings["batch_size"]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 import numpy as np
 
-from pipeline.core.errors import SettingsError
-from pipeline.core.runtime import require_precision, set_up_torch, usable_cpus
+from pipeline.errors import SettingsError
+from pipeline.runtime import require_precision, set_up_torch, usable_cpus
 
 if TYPE_CHECKING:
     from benchmarks.jax_learner import Body
@@ -148,7 +148,7 @@ def thousandfold_side(
     """Build the product's learner in the published form, which the other sides have at any depth."""
     import torch
 
-    from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
+    from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
 
     set_up_torch(cell.threads)
     settings = {

@@ -1,6 +1,6 @@
 """One learner update in torch as one would first write it: the plain side of `learner_speed.py`.
 
-The mathematics are those of `stages.contrastive_learner` with its default settings; nothing is shared. The
+The mathematics are those of `stages.train_teacher.learner` with its default settings; nothing is shared. The
 actor's loss encodes the goals anew, runs are eager, and a module is a layer.
 """
 

@@ -18,9 +18,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host
 
 _STUDENT = (
     "success", "success_interval", "episodes", "retention", "retention_interval", "time_at_goal_retention",

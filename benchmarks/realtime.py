@@ -28,10 +28,11 @@ from envs.registry import compile_task
 from models.deployable_policy import NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.settings import dump_settings
-from stages import benchmark, export_onnx
-from stages.network_file import NETWORK_FILE, save_network
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.settings import dump_settings
+from stages.benchmark import benchmark
+from stages.export_onnx import export_onnx
+from stages.networks import NETWORK_FILE, save_network
 
 OUTPUT = RESULTS / "realtime.json"
 TASK, RATE_HZ = "point_u_maze", 1000.0

@@ -98,7 +98,7 @@ def make_learner(settings: Settings) -> SAC:
 
 
 def count_successes(env: GoalVectorEnv, act: Act, seed: int) -> int:
-    """Return in how many worlds an episode came to its goal and did not diverge, as `stages.evaluate` counts.
+    """Return in how many worlds an episode came to its goal and did not diverge, as evaluations count.
 
     Args:
         env: one episode runs in each of its worlds.

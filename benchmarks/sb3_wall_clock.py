@@ -32,8 +32,8 @@ from rich.table import Table
 
 from benchmarks.learner_speed import merge_cell
 from benchmarks.turns import facts
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.checkpoint import CheckpointFolder
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, SB3 = "thousandfold", "SB3 SAC+HER"

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from envs.compiled_task import CompiledTask
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host, seed_sequence
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host, seed_sequence
 from stages.episodes import Episodes, Policy, run_episodes
-from stages.network_file import load_actor, torch_policy
+from stages.networks import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "short_trainings.json"

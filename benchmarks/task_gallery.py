@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from envs.compiled_task import CompiledTask
+from envs.pictures.scene_rendering import SceneRenderer
 from envs.registry import compile_task, environment_id, task_names
-from envs.scene_rendering import SceneRenderer
-from pipeline.core.atomic import atomic_file, write_atomic
+from pipeline.files import atomic_file, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/tasks.md"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import mujoco
 
 from envs.compiled_task import CompiledTask
-from envs.gymnasium_models import load_gymnasium_model
 from envs.registry import get_task
+from envs.tasks.gymnasium_models import load_gymnasium_model
 
 RK4 = mujoco.mjtIntegrator.mjINT_RK4
 

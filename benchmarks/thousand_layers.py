@@ -17,11 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.atomic import write_json_atomic
-from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.manifest import installed_versions
-from pipeline.core.runtime import describe_host
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.files import write_json_atomic
+from pipeline.manifest import installed_versions
+from pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"

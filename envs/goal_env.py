@@ -23,10 +23,10 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import TimeLimit
 
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
+from envs.pictures.scene_rendering import SceneRenderer
 from envs.registry import compile_task
-from envs.scene_rendering import SceneRenderer
-from envs.simulator import StepResult
+from envs.simulators.cpu_simulator import CpuSimulator
+from envs.simulators.simulator import StepResult
 from envs.task import GoalTask
 
 Observation = Mapping[str, np.ndarray]

@@ -11,8 +11,8 @@ from typing import Any
 from envs.compiled_task import CompiledTask
 from envs.task import CHANGES, GoalTask, TaskError
 from envs.tasks import ant, ant_objects, arm, humanoid, planar, point
-from envs.tasks.task_copy import is_copy
-from envs.tasks.user_task import compile_user_task, file_stamps, is_task_file, load_user_task
+from envs.user_tasks.task_copy import is_copy
+from envs.user_tasks.user_task import compile_user_task, file_stamps, is_task_file, load_user_task
 
 _BUILT_IN = (point, ant, ant_objects, humanoid, arm, planar)
 

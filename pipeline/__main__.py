@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from pipeline.core.output import guard_output
-from pipeline.core.stopping import stop_signals
+from pipeline.output import guard_output
+from pipeline.stopping import stop_signals
 
-_OWN_PACKAGES = ("pipeline", "stages", "models", "envs", "replay")
+_OWN_PACKAGES = ("pipeline", "stages", "models", "envs", "replay", "ground")
 
 
 def shadowed_packages() -> list[tuple[str, str]]:

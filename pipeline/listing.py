@@ -6,35 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifacts import Artifact, DamagedArtifact, Workspace
-from pipeline.core.console import Console, as_set, figure, short
-from pipeline.core.manifest import git_state, installed_versions
-from pipeline.core.settings import list_presets
-from pipeline.session import describe
+import click
+
+from pipeline.artifacts import Artifact, DamagedArtifact, Workspace
+from pipeline.console import Console, as_set, figure, short
+from pipeline.manifest import git_state, installed_versions
+from pipeline.session import Session, describe, json_option
+from pipeline.settings import list_presets
 
 _HEADLINES = ("success", "retention", "rows", "students")
-
-
-def show_tasks(console: Console) -> None:
-    """Print every task with its sizes and its Gymnasium id."""
-    from envs.registry import compile_task, environment_id, get_task, task_names
-
-    rows = []
-    for name in task_names():
-        task, compiled = get_task(name), compile_task(name)
-        rows.append(
-            {
-                "task": name,
-                "observation": compiled.observation_dim,
-                "goal": compiled.goal_dim,
-                "action": compiled.action_dim,
-                "control dt (s)": task.control_dt_s,
-                "steps": task.episode_steps,
-                "Gymnasium id": environment_id(name),
-                "description": task.description,
-            }
-        )
-    _show(console, "Tasks", rows)
 
 
 def show_presets(console: Console) -> None:
@@ -47,7 +27,7 @@ def show_presets(console: Console) -> None:
         }
         for preset in list_presets()
     ]
-    _show(console, "Presets", rows)
+    show_rows(console, "Presets", rows)
 
 
 def show_runs(console: Console, workspace: Workspace) -> None:
@@ -137,6 +117,35 @@ def _flat(values: dict[str, Any], shown: Callable[[Any], str], prefix: str = "")
     return rows
 
 
-def _show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+def show_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table; with --json as a list under the title's first word."""
     console.table(title, list(rows[0]), [list(row.values()) for row in rows])
     console.result({title.split()[0].lower(): rows})
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def presets(session: Session) -> None:
+    """List the presets."""
+    with session.open():
+        show_presets(session.console)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def runs(session: Session) -> None:
+    """List the artifacts of the workspace, newest first."""
+    with session.open():
+        show_runs(session.console, session.workspace)
+
+
+@click.command()
+@click.argument("artifact", required=False)
+@json_option
+@click.pass_obj
+def info(session: Session, artifact: str | None) -> None:
+    """Show an artifact's results, settings and parents; without one, the versions in use."""
+    with session.open():
+        show_info(session.console, session.workspace, artifact)

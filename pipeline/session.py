@@ -9,16 +9,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.console import Console, error_boundary
-from pipeline.core.distributed import Ranks
-from pipeline.core.errors import MissingArtifactError, SettingsError, UserError
-from pipeline.core.runtime import StageContext, as_user_error
-from pipeline.core.settings import (
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.console import Console, error_boundary
+from pipeline.distributed import Ranks
+from pipeline.errors import MissingArtifactError, SettingsError, UserError
+from pipeline.runtime import StageContext, as_user_error
+from pipeline.settings import (
     StageSettings,
     dump_settings,
     load_preset,
@@ -26,11 +26,8 @@ from pipeline.core.settings import (
     resolve_settings,
     settings_to_yaml,
 )
-from pipeline.core.stopping import interruptible
-from pipeline.core.tracking import NullTracker, open_tracker
-
-if TYPE_CHECKING:
-    from stages.policy_source import PolicyPlace
+from pipeline.stopping import interruptible
+from pipeline.tracking import NullTracker, open_tracker
 
 # What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -309,7 +306,7 @@ class Session:
 
     def take(self, kind: str, reference: str | None, of: Artifact | None = None) -> Artifact:
         """Return the artifact named, or the newest completed one of its kind (made from `of`); say which."""
-        from stages.artifact_task import warn_of_changed_task
+        from pipeline.artifact_task import warn_of_changed_task  # inside: it imports MuJoCo
 
         if reference is not None:
             artifact, why = self.workspace.open(reference, kind), "as asked"
@@ -320,17 +317,6 @@ class Session:
         self.console.say(f"Taking {kind} {artifact.name} ({why}).")
         warn_of_changed_task(artifact, self.console)
         return artifact
-
-    def take_policy(self, reference: str | None) -> PolicyPlace:
-        """Return where the policy named lies, an artifact or a file, or the newest one; say which."""
-        from stages.policy_source import find_policy
-
-        place = find_policy(self.workspace, reference)
-        if place.artifact is not None and place.artifact.name == place.name:
-            self.take("policy", reference)
-        else:
-            self.console.say(f"Taking policy file {place.path}.")
-        return place
 
     def take_one_of(self, references: Mapping[str, str | None]) -> Artifact:
         """Return the one artifact that is named, or the newest of the first kind that has one.
@@ -349,20 +335,6 @@ class Session:
                     raise
         raise MissingArtifactError("There is no artifact to take.")
 
-    def take_dataset(self, common: CommonOptions, teacher: Artifact, reference: str | None) -> Artifact:
-        """Return the dataset named, or the teacher's newest; where it has none, make one by the preset."""
-        from stages import generate_dataset
-
-        try:
-            return self.take("dataset", reference, of=teacher)
-        except MissingArtifactError:
-            if reference is not None:
-                raise
-        self.console.say(f"No dataset of teacher {teacher.name} yet: making one first.")
-        first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
-        settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
-        return generate_dataset.run(settings, self.context, teacher)
-
     def report(self, artifact: Artifact) -> None:
         """Remember the artifact as the command's result."""
         self.console.result(describe(artifact))
@@ -370,7 +342,7 @@ class Session:
 
 def _require_mujoco_imports() -> None:
     """Raise UserError where MUJOCO_GL keeps MuJoCo from being imported."""
-    from envs.opengl import MujocoVariableError, check_import
+    from envs.pictures.opengl import MujocoVariableError, check_import
 
     as_user_error(check_import, MujocoVariableError)
 

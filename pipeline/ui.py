@@ -12,11 +12,14 @@ import time
 import webbrowser
 from pathlib import Path
 
-from pipeline.core.artifacts import Workspace
-from pipeline.core.console import Console
-from pipeline.core.errors import UserError
-from pipeline.core.tracking import open_tracker
-from pipeline.core.tracking_store import open_store, tracking_uri, ui_command
+import click
+
+from pipeline.artifacts import Workspace
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.session import Session
+from pipeline.tracking import open_tracker
+from pipeline.tracking_store import open_store, tracking_uri, ui_command
 
 _PATIENCE_S = 10.0
 _QUIET = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
@@ -136,3 +139,15 @@ def _end_group(server: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
             os.killpg(server.pid, number)
             server.wait(_PATIENCE_S)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port.")
+@click.pass_obj
+def ui(session: Session, host: str, port: int) -> None:
+    """Open the tracking store in MLflow's web page."""
+    import sys
+
+    with session.open():
+        sys.exit(serve(session.workspace, host, port, session.console))

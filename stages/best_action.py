@@ -8,9 +8,9 @@ from torch import Tensor
 
 from models.contrastive_critic import paired_energy
 from models.goal_actor import Gaussian
-from pipeline.core.runtime import torch_seed
+from pipeline.runtime import torch_seed
 from stages.episodes import Policy
-from stages.network_file import TrainedActor
+from stages.networks import TrainedActor
 from stages.teacher_critic import TeacherCritic
 
 _SAMPLE_STREAM = 42

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from envs.compiled_task import CompiledTask
-from pipeline.core.artifacts import Artifact
-from pipeline.core.console import Console
+from pipeline.artifacts import Artifact
+from pipeline.console import Console
 from stages.episodes import run_episodes, wilson_interval
 
 _RECORD = ("random_success", "random_success_interval", "random_episodes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from pipeline.core.settings import StageSettings
+from pipeline.settings import StageSettings
 
 
 class SamplingSettings(StageSettings):

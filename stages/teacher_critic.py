@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
-from pipeline.core.artifacts import Artifact
-from pipeline.core.checkpoint import load_tensors
-from pipeline.core.errors import DamagedFileError
-from stages.contrastive_learner import LearnerSettings
-from stages.network_file import NETWORK_FILE, shape_of
-from stages.tensor_state import strip_prefix
+from models.tensor_state import strip_prefix
+from pipeline.artifacts import Artifact
+from pipeline.checkpoint import load_tensors
+from pipeline.errors import DamagedFileError
+from stages.networks import NETWORK_FILE, shape_of
+from stages.train_teacher.learner import LearnerSettings
 
 
 @dataclass(frozen=True)

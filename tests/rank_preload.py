@@ -3,5 +3,5 @@
 import minari  # noqa: F401 - the stage imports it when it writes
 import torch._dynamo  # noqa: F401 - every optimiser imports it
 
-import tests.pipeline.core.rank_work
+import tests.pipeline.rank_work
 import tests.stages.rank_work  # noqa: F401

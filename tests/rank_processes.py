@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-from pipeline.core.distributed import Ranks
+from pipeline.distributed import Ranks
 
 _LIMIT_S = 120.0
 

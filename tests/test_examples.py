@@ -10,12 +10,12 @@ import mujoco
 import numpy as np
 import pytest
 
+from envs.checks.goal_judgement import GoalJudgement, judge_goals
+from envs.checks.random_rollout import roll_out, rollout_warnings
+from envs.checks.task_judgement import judge_task
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
-from envs.goal_judgement import GoalJudgement, judge_goals
-from envs.random_rollout import roll_out, rollout_warnings
 from envs.registry import compile_task, task_names
-from envs.task_judgement import judge_task
+from envs.simulators.cpu_simulator import CpuSimulator
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGES = sorted(EXAMPLES.rglob("*.yaml"))

@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import importlib
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pipeline", "models", "envs", "replay", "stages")
+from pipeline.cli import COMMANDS, cli
 
-# group -> the groups that it may import
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("ground", "models", "envs", "replay", "pipeline", "stages")
+
+# folder -> the folders that it may import
 ALLOWED = {
-    "pipeline.ground": {"pipeline.ground"},
+    "ground": {"ground"},
     "models": {"models"},
-    "envs": {"envs", "pipeline.ground"},
-    "pipeline.core": {"pipeline.core", "pipeline.ground"},
-    "replay": {"replay", "envs", "pipeline.ground"},
-    "stages": {"stages", "replay", "envs", "models", "pipeline.core", "pipeline.ground"},
-    "pipeline": {
-        "pipeline",
-        "stages",
-        "replay",
-        "envs",
-        "models",
-        "pipeline.core",
-        "pipeline.ground",
-        "thousandfold",
-    },
+    "envs": {"envs", "ground"},
+    "replay": {"replay", "envs", "ground"},
+    "pipeline": {"pipeline", "replay", "envs", "models", "ground"},
+    "stages": {"stages", "pipeline", "replay", "envs", "models", "ground"},
     "thousandfold": {"envs"},
 }
-# Stages pass artifacts to one another, never code; `evaluate` alone is also a library for the others.
+# A stage hands on artifacts, not code: these are imported by commands and by what runs several stages alone.
 STAGES = {
     f"stages.{stage}"
     for stage in (
-        "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "render", "report",
-        "run_policy", "merge_datasets", "import_dataset",
+        "train_teacher.train_teacher", "dataset.generate_dataset", "dataset.import_dataset",
+        "dataset.merge_datasets", "distill.distill", "export_onnx.export_onnx", "benchmark.benchmark",
+        "closed_loop.evaluate", "closed_loop.render", "closed_loop.run_policy", "report.report",
+        "frontier.frontier", "chain.chain",
     )
 }  # fmt: skip
+RUN_SEVERAL_STAGES = ("stages.chain.", "stages.frontier.", "stages.stage_settings")
 
-TORCH_IN_ENVS = {"envs.warp_simulator", "envs.start_pool"}
+TORCH_IN_ENVS = {"envs.simulators.warp_simulator", "envs.simulators.start_pool"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari", "mlflow",
@@ -53,12 +51,12 @@ RUNS_ON_BASE_INSTALL = (
     "thousandfold",
     "pipeline.__main__",
     "pipeline.cli",
-    "stages.benchmark",
-    "stages.fresh_probe",
-    "stages.run_policy",
-    "stages.policy_verification",
-    "pipeline.policy_page",
-    "pipeline.core.model_registry",
+    "pipeline.model_registry",
+    "stages.benchmark.benchmark",
+    "stages.benchmark.fresh_probe",
+    "stages.closed_loop.run_policy",
+    "stages.policy_file.page",
+    "stages.policy_file.verification",
 )
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -81,10 +79,7 @@ def local_modules(root: Path) -> dict[str, Path]:
 
 
 def group_of(module: str) -> str | None:
-    """Return the group of a local module, or None for anything else."""
-    for inner in ("pipeline.core", "pipeline.ground"):
-        if module == inner or module.startswith(f"{inner}."):
-            return inner
+    """Return the folder of a local module, or None for anything else."""
     top = module.partition(".")[0]
     return top if top in ALLOWED else None
 
@@ -137,11 +132,22 @@ def forbidden_arrow(name: str, item: Import) -> str | None:
         return None
     if target_group not in ALLOWED[group]:
         return f"{group} may not use {target_group}"
-    if group == "stages" and item.target in STAGES - {name}:
+    may_run_stages = name.startswith(RUN_SEVERAL_STAGES) or name.endswith(".command")
+    if group == "stages" and item.target in STAGES - {name} and not may_run_stages:
         return "a stage does not import another stage"
-    if group == "pipeline" and target_group == "stages" and item.at_load:
-        return "stages are imported inside the functions that need them"
+    if name.endswith(".command") and item.at_load and item.target.startswith("stages."):
+        return None if item.target.endswith(".command") else "a command imports its stage when it is called"
     return None
+
+
+def circles(imports: Mapping[str, list[Import]]) -> list[list[str]]:
+    """Return the groups of modules that reach one another by their imports, wherever these stand."""
+    targets = {name: {item.target for item in items} & set(imports) for name, items in imports.items()}
+    try:
+        graphlib.TopologicalSorter(targets).prepare()
+    except graphlib.CycleError as error:
+        return [error.args[1]]
+    return []
 
 
 def loaded_with(start: str, imports: dict[str, list[Import]]) -> set[str]:
@@ -182,6 +188,7 @@ def violations(root: Path) -> list[str]:
             for item in imports[name]:
                 if item.at_load and item.target.partition(".")[0] in TRAIN_ONLY:
                     found.append(f"{name}:{item.line} imports {item.target}: {start} must load without it")
+    found += [f"a circle: {' -> '.join(circle)}" for circle in circles(imports)]
     init = root / "pipeline" / "__init__.py"
     if init.exists() and init.read_text():
         found.append("pipeline/__init__.py is not empty")
@@ -204,6 +211,13 @@ def test_every_package_is_listed_for_installation():
     assert set(listed) == present
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_lies_where_the_table_says(name: str):
+    command = cli.get_command(click.Context(cli), name)
+    assert isinstance(command, click.Command) and command.name == name
+    assert command.help and Path(importlib.import_module(COMMANDS[name]).__file__ or "").parent.is_dir()
+
+
 def write_tree(root: Path, files: dict[str, str]) -> Path:
     for name, text in {"pipeline/__init__.py": "", **files}.items():
         path = root / name
@@ -219,27 +233,36 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("models/actor.py", "def f():\n    from llvmlite import ir", "models.norm_swish_kernels alone"),
         ("models/actor.py", "from envs.task import GoalTask", "models may not use envs"),
         ("envs/task.py", "def f():\n    import torch", "simulator on Warp alone"),
-        ("envs/task.py", "from pipeline.core.errors import UserError", "envs may not use pipeline.core"),
-        ("pipeline/ground/limited_yaml.py", "from envs.task import GoalTask", "ground may not use envs"),
+        ("envs/task.py", "from pipeline.errors import UserError", "envs may not use pipeline"),
+        ("ground/limited_yaml.py", "from envs.task import GoalTask", "ground may not use envs"),
         ("envs/tasks/ant.py", "from ...models import actor", "envs may not use models"),
-        ("pipeline/core/settings.py", "import pipeline.cli", "pipeline.core may not use pipeline"),
-        ("pipeline/core/settings.py", "from stages import rollout", "pipeline.core may not use stages"),
+        ("pipeline/settings.py", "from stages import episodes", "pipeline may not use stages"),
+        ("pipeline/cli.py", "def f():\n    from stages import episodes", "pipeline may not use stages"),
         ("replay/hindsight.py", "import models", "replay may not use models"),
-        ("stages/distill.py", "from stages import train_teacher", "does not import another stage"),
         (
-            "stages/distill.py",
-            "def f():\n    from .train_teacher import run",
+            "stages/distill/distill.py",
+            "from stages.train_teacher import train_teacher",
             "does not import another stage",
         ),
-        ("stages/distill.py", "from pipeline.cli import main", "stages may not use pipeline"),
-        ("pipeline/cli.py", "from stages import rollout", "inside the functions"),
+        (
+            "stages/distill/distill.py",
+            "def f():\n    from ..train_teacher.train_teacher import run",
+            "does not import another stage",
+        ),
+        ("stages/episodes.py", "import thousandfold", "stages may not use thousandfold"),
+        ("stages/tasks/command.py", "from stages import episodes", "imports its stage when it is called"),
         ("pipeline/cli.py", "import mlflow.tracking", "pipeline.cli must load without it"),
         (
-            "stages/benchmark.py",
+            "stages/benchmark/benchmark.py",
             "try:\n    import torch\nexcept ImportError:\n    pass",
             "must load without it",
         ),
-        ("stages/benchmark.py", "from stages.rollout import f", "stages.benchmark must load without it"),
+        (
+            "stages/benchmark/benchmark.py",
+            "from stages.networks import f",
+            "stages.benchmark.benchmark must load without it",
+        ),
+        ("models/blocks.py", "def f():\n    from models import actor", "a circle"),
         ("replay/dataset.py", "import pickle", "nothing is pickled"),
         ("replay/dataset.py", "numpy.load('a', allow_pickle=True)", "nothing is pickled"),
         ("pipeline/__init__.py", "import os", "not empty"),
@@ -247,7 +270,14 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
     ],
 )
 def test_a_forbidden_arrow_is_caught(tmp_path: Path, path: str, text: str, reason: str):
-    others = {"stages/train_teacher.py": "", "stages/rollout.py": "import torch", "models/actor.py": ""}
+    others = {
+        "stages/train_teacher/train_teacher.py": "",
+        "stages/networks.py": "import torch",
+        "stages/episodes.py": "",
+        "models/actor.py": "from models import blocks",
+        "models/blocks.py": "",
+        "thousandfold.py": "",
+    }
     found = violations(write_tree(tmp_path, {**others, path: text}))
     assert found and reason in found[0], found
 
@@ -257,17 +287,17 @@ def test_allowed_arrows_pass(tmp_path: Path):
         "models/actor.py": "import math\nimport torch.nn\nfrom models.blocks import Block",
         "models/blocks.py": "from __future__ import annotations\nimport torch",
         "models/norm_swish_kernels.py": "import llvmlite.binding",
-        "envs/warp_simulator.py": "import torch\nfrom envs.task import GoalTask",
-        "envs/task.py": "import mujoco\nfrom pipeline.ground import plain_files",
-        "pipeline/ground/plain_files.py": "import os",
+        "envs/simulators/warp_simulator.py": "import torch\nfrom envs.task import GoalTask",
+        "envs/task.py": "import mujoco\nfrom ground import plain_files",
+        "ground/plain_files.py": "import os",
         "replay/hindsight.py": "import numpy\nfrom envs import task",
-        "stages/rollout.py": "import torch\nfrom models import actor",
-        "stages/distill.py": "from stages.rollout import f\nfrom pipeline.core import errors",
-        "stages/benchmark.py": (
-            "from typing import TYPE_CHECKING\nfrom pipeline.core.errors import UserError\n"
+        "stages/networks.py": "import torch\nfrom models import actor",
+        "stages/distill/distill.py": "from stages.networks import f\nfrom pipeline import errors",
+        "stages/benchmark/benchmark.py": (
+            "from typing import TYPE_CHECKING\nfrom pipeline.errors import UserError\n"
             "if TYPE_CHECKING:\n    import torch\ndef f():\n    import mlflow"
         ),
-        "pipeline/core/errors.py": "",
-        "pipeline/cli.py": "import click\ndef f():\n    from stages import distill",
+        "pipeline/errors.py": "",
+        "stages/distill/command.py": "import click\ndef f():\n    from stages.distill import distill",
     }
     assert violations(write_tree(tmp_path, tree)) == []

@@ -8,7 +8,6 @@ from functools import partial
 import mujoco
 
 from envs.distributions import ConcatenatedPositions, RingPositions, constant
-from envs.gymnasium_models import load_gymnasium_model
 from envs.mazes import LAYOUTS, add_walls, maze_episodes, maze_scene
 from envs.task import (
     EarlyEnd,
@@ -20,6 +19,7 @@ from envs.task import (
     SuccessRegion,
     Term,
 )
+from envs.tasks.gymnasium_models import load_gymnasium_model
 
 FLOOR, OBSTACLE = 1, 2
 """Contact bits: what meets the floor, and what meets walls."""

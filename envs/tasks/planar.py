@@ -14,8 +14,8 @@ from envs.distributions import (
     RingPositions,
     constant,
 )
-from envs.gymnasium_models import load_gymnasium_model
 from envs.task import EpisodeDistribution, GoalTask, Reset, ScenePicture, SuccessRegion, Term
+from envs.tasks.gymnasium_models import load_gymnasium_model
 
 _INTEGRATOR = (
     mujoco.mjtIntegrator.mjINT_IMPLICITFAST

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cold_start
-from tests.stages.handmade_policy import write_policy
+from tests.stages.policy_file.handmade_policy import write_policy
 
 
 def test_phases_of_a_process_add_up_to_its_first_action(tmp_path: Path) -> None:

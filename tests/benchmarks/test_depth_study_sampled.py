@@ -11,8 +11,8 @@ from benchmarks import depth_study, depth_study_sampled
 from benchmarks.depth_study_results import Configuration
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
-from stages import train_teacher
-from stages.network_file import torch_policy
+from stages.networks import torch_policy
+from stages.train_teacher import train_teacher
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks import frontier_grid
 from benchmarks.frontier_grid import describe, main, measure
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.frontier_cells import Cell, cell_workspace
-from pipeline.frontier_table import FRONTIER_FILE
-from tests.pipeline.frontier_runs import row, table
+from pipeline.artifacts import Artifact, Workspace
+from stages.frontier.cells import Cell, cell_workspace
+from stages.frontier.table import FRONTIER_FILE
+from tests.stages.frontier.frontier_runs import row, table
 
 RECORD = {
     "dataset_seconds": 4.0,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
+from pipeline.artifacts import Artifact, Workspace
 from pipeline.cli import cli
-from pipeline.core.artifacts import Artifact, Workspace
 from tests.end_to_end.command_line import error_of
 
 SMOKE = ("--preset", "smoke")

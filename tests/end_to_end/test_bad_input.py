@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.artifacts import Workspace
+from pipeline.artifacts import Workspace
 from tests.end_to_end.command_line import error_of, pipeline
 from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import atomic
-from pipeline.core.artifacts import Workspace
+from pipeline import files
+from pipeline.artifacts import Workspace
 from tests.end_to_end.command_line import clean_environment, command
 from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
 
@@ -92,7 +92,7 @@ class TestFullDisk:
             if any(path.suffix != ".json" for name in names for path in (copied / "runs" / name).rglob("*")):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(atomic.os, "fsync", full)
+        monkeypatch.setattr(files.os, "fsync", full)
         message = refused(copied, stage, *SMOKE)
         assert message.startswith("The disk is full")
         monkeypatch.undo()

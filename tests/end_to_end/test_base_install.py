@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command_line import clean_environment, pipeline, result_of
-from tests.stages.handmade_policy import policy_artifact
+from tests.stages.policy_file.handmade_policy import policy_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = (

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.artifacts import Artifact, Workspace
 from pipeline.cli import cli
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.tracking import NEWEST_ALIAS
-from pipeline.core.tracking_database import sqlite_uri
+from pipeline.tracking import NEWEST_ALIAS
+from pipeline.tracking_database import sqlite_uri
 from tests.end_to_end.command_line import clean_environment, pipeline, result_of
 
 SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.unfinished import has_checkpoint
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.resume import has_checkpoint
 from tests.end_to_end.command_line import clean_environment, command, pipeline, result_of
 from tests.end_to_end.refusals import SMOKE
 

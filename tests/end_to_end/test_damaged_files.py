@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.artifacts import Artifact
+from pipeline.artifacts import Artifact
 from tests.end_to_end.refusals import SMOKE, invoke, make_foreign, newest, refused, truncate
 
 

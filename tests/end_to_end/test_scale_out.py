@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
 from pipeline.cli import cli
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.checkpoint import CheckpointFolder
 from tests.end_to_end.command_line import clean_environment, error_of, pipeline, result_of
 
 RANK_0 = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.artifacts import Artifact, Workspace
 from pipeline.cli import cli
-from pipeline.core.artifacts import Artifact, Workspace
-from stages.network_file import load_actor
-from stages.onnx_policy import POLICY_FILE, OnnxPolicy
+from stages.networks import load_actor
+from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 from tests.end_to_end.command_line import error_of
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from envs.compiled_task import CompiledTask
 from envs.registry import compile_task
-from envs.simulator import Simulator
+from envs.simulators.simulator import Simulator
 from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator
 
 

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 import thousandfold  # noqa: F401, registers the environments
 from envs.registry import compile_task, environment_id, task_names
-from envs.simulator import Simulator
+from envs.simulators.simulator import Simulator
 from tests.envs.any_simulator import MakeSimulator, numpy
 
 STEPS = 1000

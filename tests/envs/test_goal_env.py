@@ -24,7 +24,7 @@ from envs.goal_env import GoalEnv, GoalVectorEnv
 from envs.registry import get_task
 from envs.task import EarlyEnd, TaskError, Term
 from tests.envs.strict_checks import check_env_strictly
-from tests.envs.tasks.user_pages import STATEFUL_ARM, write
+from tests.envs.user_tasks.user_pages import STATEFUL_ARM, write
 
 ID = "thousandfold/PointUMaze-v0"
 ROOT = Path(__file__).resolve().parents[2]

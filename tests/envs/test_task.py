@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
 from envs.distributions import BoxPositions, CellPositions
 from envs.registry import compile_task, environment_id, get_task, task_names
+from envs.simulators.cpu_simulator import CpuSimulator
 from envs.task import (
     EarlyEnd,
     EpisodeDistribution,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.policy_hash import read_model
+from stages.policy_file.onnx_bytes import read_model
 from tests.end_to_end.command_line import pipeline, result_of
 from tests.examples.deploy_runners import (
     DEPLOY,
@@ -24,7 +24,13 @@ from tests.examples.deploy_runners import (
     started,
     succeeded,
 )
-from tests.stages.handmade_policy import expected_action, expected_control, golden, metadata, write_policy
+from tests.stages.policy_file.handmade_policy import (
+    expected_action,
+    expected_control,
+    golden,
+    metadata,
+    write_policy,
+)
 
 UNTIMED = {
     "still": "0",

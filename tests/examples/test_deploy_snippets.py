@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.stages.handmade_policy import golden, metadata, write_policy
+from tests.stages.policy_file.handmade_policy import golden, metadata, write_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where headers of ONNX Runtime may lie: by hand, or as the system has them.

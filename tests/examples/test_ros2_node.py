@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import export_onnx
-from stages.export_onnx import ExportOnnxSettings
-from stages.onnx_policy import POLICY_FILE, OnnxPolicy
+from stages.export_onnx import export_onnx
+from stages.export_onnx.export_onnx import ExportOnnxSettings
+from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_networks import make_network
 

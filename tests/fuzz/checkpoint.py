@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from envs.registry import compile_task
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.atomic import file_sha256, json_sha256, write_json_atomic
-from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.settings import dump_settings
-from stages.network_file import NETWORK_FILE, load_actor, save_network
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.files import file_sha256, json_sha256, write_json_atomic
+from pipeline.settings import dump_settings
+from stages.networks import NETWORK_FILE, load_actor, save_network
 from stages.teacher_critic import load_critic
-from stages.teacher_training import TeacherTraining, TrainTeacherSettings
+from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 from tests.fuzz.runner import damaged, main
 from tests.stages.tiny_runs import TINY_TEACHER
 

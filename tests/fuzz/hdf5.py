@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from pipeline.errors import UserError
 from replay.goal_dataset import DatasetError, load_shards
-from stages.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
+from stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 from tests.fuzz.runner import damaged, main
 
 EPISODES, STEPS, GOALS = 2, 5, 3

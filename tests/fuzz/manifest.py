@@ -18,15 +18,16 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from pipeline import listing
-from pipeline.core.artifacts import Workspace
-from pipeline.core.atomic import _seal, json_sha256
-from pipeline.core.console import Console
-from pipeline.core.errors import UserError
-from pipeline.core.unfinished import find_unfinished
-from pipeline.run import _read_record, settings_by_kind
+from pipeline.artifacts import Workspace
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.files import _seal, json_sha256
+from pipeline.resume import find_unfinished
 from pipeline.session import Session, describe
-from stages.report_chain import collect_chain
-from stages.report_lineage import lineage_section
+from stages.chain.chain import _read_record
+from stages.report.chain import collect_chain
+from stages.report.lineage import lineage_section
+from stages.stage_settings import settings_by_kind
 from tests.fuzz.runner import main
 
 settings_by_kind()  # imports the stages, which no case should have to wait for

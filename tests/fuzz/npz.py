@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from stages.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
+from stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 from tests.fuzz.runner import damaged, main
 
 NAMES = ("observations", "actions", "next_observations", "rewards", *ENDS)

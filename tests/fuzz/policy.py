@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from onnx import helper
 
-from stages.policy_hash import ModelBytes, split_model
-from stages.policy_integrity import with_hash
+from stages.policy_file.integrity import with_hash
+from stages.policy_file.onnx_bytes import ModelBytes, split_model
 from tests.fuzz.runner import damaged, main
-from tests.stages import handmade_policy
+from tests.stages.policy_file import handmade_policy
 
 _OPERATORS = (
     *(
@@ -196,16 +196,16 @@ def read(path: Path) -> None:
     """
     import numpy as np
 
-    from pipeline.core.artifacts import Workspace
-    from pipeline.core.console import Console
-    from pipeline.core.errors import UserError
-    from pipeline.policy_page import show_policy
-    from stages import policy_verification
-    from stages.benchmark import draw_states
-    from stages.onnx_policy import OnnxPolicy
-    from stages.policy_source import find_policy, open_source
+    from pipeline.artifacts import Workspace
+    from pipeline.console import Console
+    from pipeline.errors import UserError
+    from stages.benchmark.benchmark import draw_states
+    from stages.policy_file import verification
+    from stages.policy_file.onnx_policy import OnnxPolicy
+    from stages.policy_file.page import show_policy
+    from stages.policy_file.source import find_policy, open_source
 
-    policy_verification._check_closed_loop = lambda *_: None
+    verification._check_closed_loop = lambda *_: None
     workspace = Workspace(path.parent)
     place = find_policy(workspace, str(path))
 
@@ -215,7 +215,7 @@ def read(path: Path) -> None:
             policy.step(*state)
 
     def verify() -> None:
-        for check in policy_verification.verify_policy(place, episodes=1).checks:
+        for check in verification.verify_policy(place, episodes=1).checks:
             if check.passed is False:
                 raise UserError(check.detail)
 

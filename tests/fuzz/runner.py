@@ -176,7 +176,7 @@ def main(reader: str, cases: SearchStrategy[bytes], suffix: str) -> None:
 
 def _serve(reader: str) -> None:
     """Read the files whose paths come in by standard input, and answer each with one line."""
-    from pipeline.core.errors import UserError
+    from pipeline.errors import UserError
     from replay.goal_episode import DatasetError
 
     module, _, name = reader.partition(":")

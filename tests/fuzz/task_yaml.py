@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from envs.registry import compile_task
 from envs.task import TaskError
-from pipeline.core.runtime import as_user_error
-from pipeline.core.settings import _read_preset, resolve_settings, split_overrides
-from pipeline.run import settings_by_kind
+from pipeline.runtime import as_user_error
+from pipeline.settings import _read_preset, resolve_settings, split_overrides
+from stages.stage_settings import settings_by_kind
 from tests.fuzz.runner import damaged, main
 
 CLASSES = settings_by_kind()  # which imports the stages

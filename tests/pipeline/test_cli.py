@@ -10,11 +10,11 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from pipeline.artifacts import Artifact, Workspace
 from pipeline.cli import cli
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.run import SECTIONS
+from stages.stage_settings import SECTIONS
 from tests.envs.opengl_here import needs_opengl
-from tests.stages.handmade_policy import policy_artifact
+from tests.stages.policy_file.handmade_policy import policy_artifact
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
 COMMANDS = [

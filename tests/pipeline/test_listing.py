@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import listing
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.console import Console
-from pipeline.core.errors import DamagedFileError, MissingArtifactError
-from pipeline.core.folder_lock import folder_lock
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.console import Console
+from pipeline.errors import DamagedFileError, MissingArtifactError
+from pipeline.folder_lock import folder_lock
+from stages.tasks import command
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,7 +29,7 @@ def test_every_task_is_listed_with_its_sizes() -> None:
     from envs.registry import task_names
 
     console = Console()
-    listing.show_tasks(console)
+    command.show_tasks(console)
     rows = console.last_result["tasks"]
     assert [row["task"] for row in rows] == task_names()
     assert all(row["observation"] and row["goal"] and row["action"] for row in rows)
@@ -44,8 +45,8 @@ def test_every_preset_has_a_description() -> None:
 
 def test_every_task_has_a_preset_that_trains_it_as_published() -> None:
     from envs.registry import task_names
-    from pipeline.core.settings import resolve_settings
-    from stages.teacher_training import TrainTeacherSettings
+    from pipeline.settings import resolve_settings
+    from stages.train_teacher.training import TrainTeacherSettings
 
     for name in task_names():
         settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset=f"paper/{name}")

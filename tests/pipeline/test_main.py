@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import __main__ as entry
-from tests.stages.handmade_policy import policy_artifact
+from tests.stages.policy_file.handmade_policy import policy_artifact
 
 ROOT = Path(entry.__file__).resolve().parents[1]
 HEAVY = ("torch", "mlflow", "matplotlib", "minari", "onnx", "onnxruntime", "mujoco", "gymnasium", "h5py")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import session
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
 from pipeline.session import CommonOptions, Session, default_preset, describe
-from stages.evaluate import EvaluateSettings
-from stages.teacher_training import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+from stages.closed_loop.evaluate import EvaluateSettings
+from stages.train_teacher.training import CHANGEABLE_ON_RESUME, TrainTeacherSettings
 
 
 def options(**changes: object) -> CommonOptions:

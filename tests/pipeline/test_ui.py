@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.core.artifacts import Workspace
-from pipeline.core.folder_lock import folder_lock
+from pipeline.artifacts import Workspace
+from pipeline.folder_lock import folder_lock
 from pipeline.ui import dead_runs
 
 

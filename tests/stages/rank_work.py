@@ -12,20 +12,22 @@ from typing import Any
 import torch
 
 from envs.registry import compile_task
-from pipeline.core.artifacts import Workspace
-from pipeline.core.checkpoint import save_tensors
-from pipeline.core.console import Console
-from pipeline.core.distributed import Ranks
-from pipeline.core.errors import StoppedByUser, UserError
-from pipeline.core.runtime import StageContext
-from pipeline.core.tracking import NullTracker
+from pipeline.artifacts import Workspace
+from pipeline.checkpoint import save_tensors
+from pipeline.console import Console
+from pipeline.distributed import Ranks
+from pipeline.errors import StoppedByUser, UserError
+from pipeline.runtime import StageContext
+from pipeline.tracking import NullTracker
 from replay.trajectory_buffer import TransitionBatch
-from stages import dataset_results, generate_dataset, teacher_training, train_teacher
-from stages.contrastive_learner import ContrastiveLearner, LearnerSettings
-from stages.generate_dataset import GenerateDatasetSettings
-from stages.labelled_rollout import LabelledRollout
-from stages.rollout import RolloutStatistics
-from stages.teacher_training import TeacherTraining, TrainTeacherSettings
+from stages.dataset import generate_dataset, results
+from stages.dataset.generate_dataset import GenerateDatasetSettings
+from stages.dataset.rollout import LabelledRollout
+from stages.train_teacher import train_teacher
+from stages.train_teacher import training as teacher_training
+from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from stages.train_teacher.rollout import RolloutStatistics
+from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 STOPPED, REFUSED = 10, 11
 TASK = compile_task("point_u_maze")
@@ -126,7 +128,7 @@ def train(
 def _without_pictures() -> None:
     for name in [name for name in vars(train_teacher) if name.startswith("draw_")]:
         setattr(train_teacher, name, lambda *_, **__: None)
-    dataset_results.draw_coverage = lambda *_, **__: None
+    results.draw_coverage = lambda *_, **__: None
 
 
 def _checked() -> None:

@@ -13,14 +13,14 @@ from models.contrastive_critic import ContrastiveCritic
 from models.deployable_policy import NormalizedActor
 from models.goal_actor import Gaussian, GoalActor
 from models.residual_mlp import NetworkShape
-from pipeline.core.errors import SettingsError
+from pipeline.errors import SettingsError
 from stages import best_action
 from stages.best_action import best_action_policy, best_mean
-from stages.evaluate import EvaluateSettings, run
-from stages.network_file import TrainedActor
+from stages.closed_loop.evaluate import EvaluateSettings, run
+from stages.dataset.labels import TeacherLabels
+from stages.networks import TrainedActor
 from stages.teacher_critic import TeacherCritic
-from stages.teacher_labels import TeacherLabels
-from stages.train_teacher import run as train
+from stages.train_teacher.train_teacher import run as train
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
 TASK = compile_task("point_u_maze")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from envs.registry import compile_task
-from pipeline.core.console import Console
-from pipeline.core.runtime import seed_sequence
+from pipeline.console import Console
+from pipeline.runtime import seed_sequence
 from stages.random_baseline import measure_random, no_better_than_random, random_record, warn_of_chance
 
 TASK = compile_task("point_u_maze", {"episode_steps": 20})

@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.errors import SettingsError
-from pipeline.core.settings import resolve_settings
-from stages import distill, evaluate, export_onnx, generate_dataset, train_teacher
-from stages.distill import DistillSettings
-from stages.evaluate import EvaluateSettings, load_policy
-from stages.export_onnx import ExportOnnxSettings
-from stages.generate_dataset import GenerateDatasetSettings
-from stages.network_file import load_actor
-from stages.onnx_policy import POLICY_FILE, OnnxPolicy
-from stages.teacher_training import TrainTeacherSettings
+from pipeline.errors import SettingsError
+from pipeline.settings import resolve_settings
+from stages.closed_loop import evaluate
+from stages.closed_loop.evaluate import EvaluateSettings
+from stages.dataset import generate_dataset
+from stages.dataset.generate_dataset import GenerateDatasetSettings
+from stages.distill import distill
+from stages.distill.distill import DistillSettings
+from stages.export_onnx import export_onnx
+from stages.export_onnx.export_onnx import ExportOnnxSettings
+from stages.networks import load_actor
+from stages.policies import load_policy
+from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
+from stages.train_teacher import train_teacher
+from stages.train_teacher.training import TrainTeacherSettings
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 
 CHANGES = {"episode_steps": 40, "evaluation": "training_from_start"}

@@ -9,12 +9,12 @@ import torch
 
 from envs.registry import compile_task
 from models.contrastive_critic import pairwise_energy
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.errors import DamagedFileError
-from pipeline.core.settings import dump_settings
-from stages.contrastive_learner import ContrastiveLearner
-from stages.network_file import NETWORK_FILE, save_network
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.errors import DamagedFileError
+from pipeline.settings import dump_settings
+from stages.networks import NETWORK_FILE, save_network
 from stages.teacher_critic import load_critic
+from stages.train_teacher.learner import ContrastiveLearner
 from tests.stages.tiny_runs import TINY_TEACHER
 
 TASK = compile_task("point_u_maze")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.core.artifacts import Workspace
-from pipeline.core.console import Console
-from pipeline.core.runtime import StageContext
-from pipeline.core.tracking import NullTracker
-from stages.teacher_training import TrainTeacherSettings
+from pipeline.artifacts import Workspace
+from pipeline.console import Console
+from pipeline.runtime import StageContext
+from pipeline.tracking import NullTracker
+from stages.train_teacher.training import TrainTeacherSettings
 
 # Unrolls end inside episodes of 100 steps, and the memory forgets the beginning of the episode under way.
 TINY_TEACHER = TrainTeacherSettings(

@@ -11,10 +11,10 @@ from envs.registry import compile_task
 from models.deployable_policy import InputLimits, NormalizedActor
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
-from pipeline.core.artifacts import Artifact, Workspace
+from pipeline.artifacts import Artifact, Workspace
 from replay.goal_dataset import GoalEpisode, write_goal_dataset
-from stages.network_file import NETWORK_FILE, save_network
-from stages.onnx_gate import GateStates
+from stages.export_onnx.gate import GateStates
+from stages.networks import NETWORK_FILE, save_network
 
 TASK = "point_u_maze"
 LIMITS = InputLimits(*(torch.full((size,), limit) for size in (4, 2) for limit in (-60.0, 60.0)))

@@ -10,10 +10,10 @@ from envs.compiled_task import CompiledTask
 from envs.registry import compile_task
 from models.goal_actor import GoalActor
 from models.residual_mlp import NetworkShape
-from pipeline.core.artifacts import Artifact
-from pipeline.core.runtime import StageContext
-from stages.generate_dataset import GenerateDatasetSettings
-from stages.network_file import NETWORK_FILE, save_network
+from pipeline.artifacts import Artifact
+from pipeline.runtime import StageContext
+from stages.dataset.generate_dataset import GenerateDatasetSettings
+from stages.networks import NETWORK_FILE, save_network
 
 SHAPE = NetworkShape(depth=4, width=16)
 

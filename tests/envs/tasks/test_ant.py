@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
 from envs.mazes import LAYOUTS, path_lengths
 from envs.registry import compile_task, get_task
+from envs.simulators.cpu_simulator import CpuSimulator
 from envs.tasks.ant_model import STAND
 
 

@@ -4,8 +4,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.cpu_simulator import CpuSimulator
 from envs.registry import compile_task
+from envs.simulators.cpu_simulator import CpuSimulator
 from envs.tasks.ant_objects import GoalsBeyond
 
 

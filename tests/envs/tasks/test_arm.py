@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
 from envs.goal_env import GoalEnv
 from envs.registry import compile_task
+from envs.simulators.cpu_simulator import CpuSimulator
 from envs.tasks.arm import build_spec
 from tests.envs.strict_checks import check_env_strictly, require_goal_apart_from_state
 

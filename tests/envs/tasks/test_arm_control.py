@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from envs.compiled_task import CompiledTask
-from envs.cpu_simulator import CpuSimulator
 from envs.registry import compile_task
+from envs.simulators.cpu_simulator import CpuSimulator
 
 NAMES = (
     "arm_reach",

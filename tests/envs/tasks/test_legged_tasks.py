@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import thousandfold  # noqa: F401, registers the environments
-from envs.cpu_simulator import CpuSimulator
 from envs.mazes import FREE, cells
 from envs.registry import compile_task, environment_id
+from envs.simulators.cpu_simulator import CpuSimulator
 from envs.tasks import ant, ant_objects, humanoid
 from tests.envs.strict_checks import check_env_strictly
 

@@ -8,10 +8,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.cpu_simulator import CpuSimulator
 from envs.distributions import BoxPositions
 from envs.goal_env import GoalEnv
 from envs.registry import compile_task
+from envs.simulators.cpu_simulator import CpuSimulator
 from envs.tasks.planar import DistantGoals
 from tests.envs.strict_checks import check_env_strictly, require_goal_apart_from_state
 

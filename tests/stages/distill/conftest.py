@@ -12,10 +12,12 @@ from envs.compiled_task import CompiledTask
 from envs.distributions import CellPositions
 from envs.registry import compile_task, get_task
 from envs.task import EpisodeDistribution, Reset
-from pipeline.core.artifacts import Artifact
-from pipeline.core.runtime import StageContext
-from stages import dataset_results, distill, distill_results
-from tests.stages.distill_runs import SETTINGS, TASK_NAME, linear_actor, make_dataset, make_teacher
+from pipeline.artifacts import Artifact
+from pipeline.runtime import StageContext
+from stages.dataset import results
+from stages.distill import distill
+from stages.distill import results as distill_results
+from tests.stages.distill.distill_runs import SETTINGS, TASK_NAME, linear_actor, make_dataset, make_teacher
 from tests.stages.tiny_runs import make_context
 
 
@@ -32,7 +34,7 @@ def task() -> Iterator[CompiledTask]:
         tasks = {**registry._tasks(), TASK_NAME: corridor}
         monkeypatch.setattr(registry, "_tasks", lambda: tasks)
         monkeypatch.setattr(distill_results, "draw_learning_curve", lambda *_, **__: None)
-        monkeypatch.setattr(dataset_results, "draw_coverage", lambda *_, **__: None)
+        monkeypatch.setattr(results, "draw_coverage", lambda *_, **__: None)
         yield compile_task(TASK_NAME)
 
 

@@ -11,17 +11,17 @@ import torch
 
 from envs.registry import compile_task
 from models.residual_mlp import NetworkShape, parameter_count
-from pipeline.core.artifacts import Artifact
-from pipeline.core.checkpoint import load_tensors
-from pipeline.core.runtime import StageContext, seed_sequence
+from pipeline.artifacts import Artifact
+from pipeline.checkpoint import load_tensors
+from pipeline.runtime import StageContext, seed_sequence
 from replay.goal_dataset import load_goal_dataset
-from stages import distill
-from stages.distill import DistillSettings
+from stages.distill import distill
+from stages.distill.distill import DistillSettings
+from stages.distill.student_training import StudentTraining
 from stages.episodes import run_episodes
-from stages.network_file import NETWORK_FILE, load_actor, torch_policy
-from stages.student_training import StudentTraining
+from stages.networks import NETWORK_FILE, load_actor, torch_policy
 from stages.training_progress import HISTORY_FILE
-from tests.stages.distill_runs import SETTINGS, TASK_NAME, action_error, change
+from tests.stages.distill.distill_runs import SETTINGS, TASK_NAME, action_error, change
 
 # -- what comes out -------------------------------------------------------------------------------
 

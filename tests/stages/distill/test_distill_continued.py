@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.core.artifacts import Artifact
-from pipeline.core.checkpoint import load_tensors
-from pipeline.core.errors import SettingsError
-from pipeline.core.runtime import StageContext
-from pipeline.core.unfinished import CONTINUED
-from stages import distill, distill_results, paired_evaluation
-from stages.distill import DistillSettings
-from stages.report_chain import collect_chain
-from stages.student_training import StudentTraining
+from pipeline.artifacts import Artifact
+from pipeline.checkpoint import load_tensors
+from pipeline.errors import SettingsError
+from pipeline.resume import CONTINUED
+from pipeline.runtime import StageContext
+from stages.distill import distill, paired_evaluation, results
+from stages.distill.distill import DistillSettings
+from stages.distill.student_training import StudentTraining
+from stages.report.chain import collect_chain
+from tests.stages.distill.distill_runs import change
 from tests.stages.distill.test_distill_resume import Killed
-from tests.stages.distill_runs import change
 
 ROUNDS = {"dagger_rounds": 1, "dagger_episodes": 4, "dagger_updates": 10}
 
@@ -27,7 +27,7 @@ ROUNDS = {"dagger_rounds": 1, "dagger_episodes": 4, "dagger_updates": 10}
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(distill_results, "draw_rollouts", lambda *_: None)
+        monkeypatch.setattr(results, "draw_rollouts", lambda *_: None)
         monkeypatch.setattr(paired_evaluation, "draw_arrows", lambda *_: None)
         yield
 

@@ -15,17 +15,17 @@ import torch
 from click.testing import CliRunner, Result
 
 from pipeline import cli, session
-from pipeline.core.artifacts import Artifact, Workspace
-from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.errors import DamagedFileError, StoppedByUser, UserError
-from pipeline.core.runtime import StageContext
-from pipeline.core.settings import dump_settings
-from pipeline.core.tracking import NullTracker
-from stages import distill
-from stages.distill import DistillSettings
-from stages.student_training import StudentTraining
-from tests.pipeline import frontier_runs
-from tests.stages.distill_runs import change, make_dataset
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.errors import DamagedFileError, StoppedByUser, UserError
+from pipeline.runtime import StageContext
+from pipeline.settings import dump_settings
+from pipeline.tracking import NullTracker
+from stages.distill import distill
+from stages.distill.distill import DistillSettings
+from stages.distill.student_training import StudentTraining
+from tests.stages.distill.distill_runs import change, make_dataset
+from tests.stages.frontier import frontier_runs
 from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.tiny_runs import make_context
 

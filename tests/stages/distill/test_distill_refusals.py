@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.artifacts import Artifact
-from pipeline.core.errors import DamagedFileError, NonFiniteError
-from pipeline.core.runtime import StageContext
-from stages import distill, generate_dataset
-from stages.generate_dataset import GenerateDatasetSettings
-from tests.stages.distill_runs import (
+from pipeline.artifacts import Artifact
+from pipeline.errors import DamagedFileError, NonFiniteError
+from pipeline.runtime import StageContext
+from stages.dataset import generate_dataset
+from stages.dataset.generate_dataset import GenerateDatasetSettings
+from stages.distill import distill
+from tests.stages.distill.distill_runs import (
     SETTINGS,
     TASK_NAME,
     change,

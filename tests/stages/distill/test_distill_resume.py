@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.artifacts import Artifact
-from pipeline.core.errors import StoppedByUser
-from pipeline.core.runtime import StageContext
+from pipeline.artifacts import Artifact
+from pipeline.errors import StoppedByUser
+from pipeline.runtime import StageContext
 from replay import dataset_writer
-from stages import dagger, distill, distill_results, paired_evaluation
-from stages.dagger import KeptRollout
-from stages.distill import DistillSettings
-from stages.labelled_rollout import Act
-from stages.student_training import StudentTraining
-from tests.stages.distill_runs import change
+from stages.dataset.rollout import Act
+from stages.distill import dagger, distill, paired_evaluation, results
+from stages.distill.dagger import KeptRollout
+from stages.distill.distill import DistillSettings
+from stages.distill.student_training import StudentTraining
+from tests.stages.distill.distill_runs import change
 from tests.stages.tiny_runs import make_context
 
 # Descents end after 40, 60 and 80 updates, evaluations and checkpoints lie between.
@@ -53,7 +53,7 @@ class Killed(BaseException):
 def no_pictures() -> Iterator[None]:
     """Leave out the pictures, which take longer than everything else here."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(distill_results, "draw_rollouts", lambda *_: None)
+        monkeypatch.setattr(results, "draw_rollouts", lambda *_: None)
         monkeypatch.setattr(paired_evaluation, "draw_arrows", lambda *_: None)
         yield
 
@@ -130,7 +130,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, context: StageContext, how: str, 
         monkeypatch.setattr(dataset_writer, "write_view", die)
         monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     if how == "closing":
-        monkeypatch.setattr(distill_results, "run_pairs", die)
+        monkeypatch.setattr(results, "run_pairs", die)
 
 
 def distil_interrupted(
@@ -342,7 +342,7 @@ def test_ctrl_c_in_the_closing_evaluation_keeps_the_training(
 ):
     whole, begun = unbroken(SETTINGS), list[Artifact]()
     with monkeypatch.context() as patched:
-        patched.setattr(distill_results, "run_pairs", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patched.setattr(results, "run_pairs", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(
             StoppedByUser, match=r"^Stopped student-.* is kept in .* distill --resume student-"
         ):

@@ -10,15 +10,15 @@ import torch
 
 from models.contrastive_critic import ContrastiveCritic
 from models.residual_mlp import NetworkShape
-from pipeline.core.artifacts import Artifact
-from pipeline.core.checkpoint import CheckpointFolder
-from pipeline.core.runtime import StageContext
-from pipeline.core.tracking import StageRun
+from pipeline.artifacts import Artifact
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.runtime import StageContext
+from pipeline.tracking import StageRun
 from replay.goal_dataset import load_goal_dataset
-from stages import distill
-from stages.network_file import load_actor
+from stages.distill import distill
+from stages.networks import load_actor
 from stages.teacher_critic import TeacherCritic
-from tests.stages.distill_runs import SHAPE, action_error, change, refusal
+from tests.stages.distill.distill_runs import SHAPE, action_error, change, refusal
 
 
 @pytest.fixture(scope="module")

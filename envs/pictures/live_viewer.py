@@ -1,0 +1,134 @@
+"""A window that shows one world of a task while it runs, with the commanded goal drawn in."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+
+import mujoco
+import numpy as np
+
+from envs.compiled_task import CompiledTask
+from envs.pictures.scene_rendering import add_goal, goal_marker, scene_camera
+from envs.pictures.scene_style import show_hidden_bodies
+
+_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+_CLOSING_S = 5.0
+
+
+class NoScreenError(RuntimeError):
+    """No window can be opened. The message is a reason that completes "no viewer: ..."."""
+
+
+class LiveViewer:
+    """MuJoCo's window with a world of ours in it. Use it as a context manager, or `close` it.
+
+    Args:
+        task: the compiled task; its `scene` says where the camera stands at first.
+        on_key: called from the window's own thread with each key that was pressed, letters as capitals.
+        distribution: the episode distribution whose start gives what a position leaves open, such as where
+            bodies that are moved from outside are.
+
+    Raises:
+        NoScreenError: there is no screen, or it gives no window with OpenGL.
+    """
+
+    def __init__(
+        self, task: CompiledTask, on_key: Callable[[str], None], *, distribution: str = "evaluation"
+    ) -> None:
+        _require_window()
+        import mujoco.viewer
+
+        self.task = task
+        # A copy, because the window's panels can change a model.
+        self._model = copy.copy(task.model)
+        if task.task.file is not None:
+            show_hidden_bodies(self._model)
+        self._data = task.start_data(distribution)
+        others = set(threading.enumerate())
+        try:
+            self._handle = mujoco.viewer.launch_passive(
+                self._model,
+                self._data,
+                key_callback=lambda code: on_key(chr(code).upper() if code > 0 else ""),
+                show_left_ui=False,
+                show_right_ui=False,
+            )
+        except RuntimeError as error:  # on macOS, outside mjpython
+            raise NoScreenError(" ".join(str(error).split())) from error
+        self._threads = set(threading.enumerate()) - others
+        self._place_camera()
+
+    def __enter__(self) -> LiveViewer:
+        """Return the viewer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the window."""
+        self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """False once the user has closed the window."""
+        return self._handle.is_running()
+
+    def close(self) -> None:
+        """Close the window; nothing can be shown afterwards."""
+        self._handle.close()
+        # The window's thread draws on for a moment; the X server would end a process that exits under it.
+        for thread in self._threads:
+            thread.join(_CLOSING_S)
+
+    def show(self, qpos: np.ndarray, goal: np.ndarray, *, reached: bool) -> None:
+        """Show a state; does nothing once the window is closed.
+
+        Args:
+            qpos: (nq,), positions of the joints.
+            goal: (goal_dim,), drawn where it is a position.
+            reached: whether it counts as reached, which gives it another colour.
+        """
+        if not self.is_open:
+            return
+        marker = goal_marker(self.task, goal)
+        with self._handle.lock():
+            self._data.qpos[:] = qpos
+            mujoco.mj_forward(self._model, self._data)
+            scene = self._handle.user_scn
+            if scene is not None:
+                scene.ngeom = 0
+                if marker is not None:
+                    add_goal(scene, marker, reached=reached)
+        self._handle.sync()
+
+    def _place_camera(self) -> None:
+        camera, follow = scene_camera(self.task)
+        with self._handle.lock():
+            ours = self._handle.cam
+            ours.azimuth, ours.elevation = camera.azimuth, camera.elevation
+            ours.distance, ours.lookat[:] = camera.distance, camera.lookat
+            if follow is not None:
+                ours.type, ours.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING.value, follow
+
+
+def _require_window() -> None:
+    """Open a hidden window and close it again: MuJoCo's viewer waits for ever for one that never comes."""
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in _SCREENS):
+        raise NoScreenError(f"there is no screen here ({' and '.join(_SCREENS)} are not set)")
+    if sys.platform == "darwin":
+        return  # its windows belong to the main thread, which `mjpython` keeps; MuJoCo says so itself
+    import glfw
+
+    with warnings.catch_warnings(record=True) as warned:  # how GLFW says what is wrong
+        warnings.simplefilter("always")
+        window = None
+        if glfw.init():
+            glfw.window_hint(glfw.VISIBLE, glfw.FALSE)
+            window = glfw.create_window(64, 64, "", None, None)
+            glfw.terminate()
+    if window is None:
+        reason = str(warned[0].message).split("b'")[-1].rstrip("'") if warned else "GLFW gives no reason"
+        raise NoScreenError(f"the screen gives no window ({reason})")

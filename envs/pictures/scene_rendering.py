@@ -1,0 +1,315 @@
+"""Pictures of a task's world through OpenGL, without a display, with the commanded goal drawn in.
+
+What is drawn is a model of its own, compiled from the task's: background, floor and colours change there, and
+never in the model that is simulated. The goal is an extra object of the scene and in no model at all.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import ArrayLike
+
+from envs.compiled_task import CompiledTask
+from envs.mujoco_log import compile_spec
+from envs.object_names import find_object
+from envs.pictures.goal_positions import goal_positions
+from envs.pictures.opengl import NoOpenGLError, open_context
+from envs.pictures.scene_style import SUN, apply_style, light_scene, show_hidden_bodies
+
+_EXTRA_GEOMS = 1000  # what MuJoCo adds of its own, and what is added here
+_TRAIL_PIECES, _TRAIL_WIDTH, _TRAIL_COLOUR = 200, 0.0025, (0.95, 0.55, 0.15, 0.9)
+_GOAL_COLOUR, _REACHED_COLOUR = (0.70, 0.84, 0.12), (0.10, 0.68, 0.35)
+_GOAL_ALPHA, _CORE_SHARE = 0.40, 0.12
+_FLAT_SHARE = 0.25  # half the height of the disc that marks a goal in the plane, in radii
+_STARTS_SEEN = 16
+_DISTANCE_TO_SEE = 2.7  # in radii of a ball that a camera of 45° shows whole
+_SEEN, _SMALL = 1.0, 0.1  # of the model's extent: what the default camera shows, and what is small in it
+_NEAR = 0.05  # in distances of the camera
+_ROOM = 0.25  # around a followed body and its goal, in distances of the camera that shows the body alone
+
+
+@dataclass(frozen=True)
+class GoalMarker:
+    """Where a goal is, in the world, as far as it is a position.
+
+    Attributes:
+        position: x, y and z in metres.
+        radius: of the first success region, in metres.
+        dims: how many of x, y and z the goal gives.
+    """
+
+    position: tuple[float, float, float]
+    radius: float
+    dims: int
+
+
+def goal_marker(task: CompiledTask, goal: np.ndarray) -> GoalMarker | None:
+    """Return where to mark a goal, (goal_dim,); None where the goal is no position."""
+    position = goal_positions(task, goal)
+    if position is None:
+        return None
+    x, y, z = (*position, *(0.0, 0.0, task.task.scene.goal_height)[len(position) :])
+    return GoalMarker((float(x), float(y), float(z)), task.task.success[0].radius, len(position))
+
+
+class SceneRenderer:
+    """Draws one world of a task. Use it as a context manager, or `close` it.
+
+    Args:
+        task: the compiled task; its `scene` says where the camera stands.
+        width, height: of the pictures, in pixels.
+        distribution: the episode distribution whose start says where bodies that are moved from outside are.
+
+    Raises:
+        NoOpenGLError: there is no OpenGL to draw with.
+        TaskError: the body to follow is not in the model.
+    """
+
+    def __init__(
+        self, task: CompiledTask, width: int = 640, height: int = 480, *, distribution: str = "evaluation"
+    ) -> None:
+        self.task, self.width, self.height = task, width, height
+        self._camera, self._follow = scene_camera(task)
+        self._distance = float(self._camera.distance)
+        self._model = _drawn_model(task, width, height, self._camera.distance)
+        self._data, start = mujoco.MjData(self._model), task.start_data(distribution)
+        self._data.mocap_pos[:], self._data.mocap_quat[:] = start.mocap_pos, start.mocap_quat
+        self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = 0  # frames of reference, not things
+        if not (self._model.geom_bodyid > 0).any():  # bodies of inertia alone
+            self._option.flags[mujoco.mjtVisFlag.mjVIS_INERTIA] = 1
+        self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        self._opengl = open_context(width, height)
+        self._context = _drawing_context(self._model, self._opengl)
+        # Not __del__: at the interpreter's exit OpenGL is gone before objects are.
+        self._finalizer = weakref.finalize(self, _free, self._opengl, self._context)
+
+    def __enter__(self) -> SceneRenderer:
+        """Return the renderer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free what OpenGL holds."""
+        self.close()
+
+    def close(self) -> None:
+        """Free what OpenGL holds; nothing can be drawn afterwards."""
+        self._finalizer()
+
+    def draw(
+        self,
+        qpos: np.ndarray,
+        goal: np.ndarray | None = None,
+        *,
+        reached: bool = False,
+        trail: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return a picture of the world, (height, width, 3) uint8.
+
+        Args:
+            qpos: (nq,), positions of the joints.
+            goal: (goal_dim,), the goal to draw; None draws none.
+            reached: whether it counts as reached, which gives it another colour.
+            trail: (steps, goal_dim), what was achieved until now, to draw as a line; None draws none.
+
+        Raises:
+            RuntimeError: the renderer is closed.
+        """
+        if not self._finalizer.alive:
+            raise RuntimeError("the renderer is closed")
+        marker = None if goal is None else goal_marker(self.task, goal)
+        self._pose(qpos)
+        self._aim(marker)
+        self._fill_scene()
+        if marker is not None:
+            add_goal(self._scene, marker, reached=reached)
+        if trail is not None:
+            self._add_trail(trail)
+        return self._picture()
+
+    def _fill_scene(self) -> None:
+        """Put the model as it is posed into the scene, and light it."""
+        every = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, self._data, self._option, None, self._camera, every, self._scene)
+        light_scene(self._scene, np.asarray(self._camera.lookat), self._camera.distance)
+
+    def _picture(self) -> np.ndarray:
+        """Return what OpenGL makes of the scene, (height, width, 3) uint8."""
+        picture = np.empty((self.height, self.width, 3), np.uint8)
+        # Shadows of what is in view and no more: all that they cover shares one resolution.
+        self._context.shadowClip = SUN.reach * self._camera.distance
+        self._opengl.make_current()
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(picture, None, self._rectangle, self._context)
+        return picture[::-1].copy()  # OpenGL's first row is the lowest
+
+    def _pose(self, qpos: np.ndarray) -> None:
+        """Put the drawn model into a position: its kinematics, no dynamics and no contacts."""
+        self._data.qpos[:] = qpos
+        for compute in (
+            mujoco.mj_kinematics,
+            mujoco.mj_comPos,
+            mujoco.mj_camlight,
+            mujoco.mj_flex,
+            mujoco.mj_tendon,
+        ):
+            compute(self._model, self._data)
+
+    def _aim(self, marker: GoalMarker | None) -> None:
+        """Point a camera that follows a body midway to the goal, far enough away to show them both."""
+        if self._follow is None:
+            return
+        body, half = self._data.xpos[self._follow][:2], np.zeros(3)
+        self._camera.lookat[:2], self._camera.distance = body, self._distance
+        if marker is None:
+            return
+        given = min(marker.dims, 2)
+        half[:given] = (np.array(marker.position[:2]) - body)[:given] / 2
+        self._camera.lookat[:2] += half[:2]
+        room = max(1.25 * marker.radius, _ROOM * self._distance)
+        self._camera.distance = max(self._distance, self._distance_to_show(half, room))
+
+    def _distance_to_show(self, half: np.ndarray, room: float) -> float:
+        """Return how far the camera must be from the middle of a line to show its ends at ±half, (3,) metres.
+
+        Args:
+            half: from the middle to one end.
+            room: to leave around the ends, in metres.
+        """
+        azimuth, elevation = np.radians((self._camera.azimuth, self._camera.elevation))
+        level = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
+        forward = np.cos(elevation) * level + np.array([0.0, 0.0, np.sin(elevation)])
+        right = np.array([level[1], -level[0], 0.0])
+        up = np.cross(right, forward)
+        slope = np.tan(np.radians(self._model.vis.global_.fovy) / 2)
+        across = max(abs(up @ half) + room, (abs(right @ half) + room) * self.height / self.width)
+        return float(across / slope + abs(forward @ half))
+
+    def _add_trail(self, trail: np.ndarray) -> None:
+        """Add a line through what was achieved; a long one gets no more pieces, but longer ones."""
+        kept = np.unique(
+            np.linspace(0, len(trail) - 1, min(len(trail), _TRAIL_PIECES + 1)).round().astype(int)
+        )
+        markers = [goal_marker(self.task, achieved) for achieved in trail[kept]]
+        places = [np.array(marker.position) for marker in markers if marker is not None]
+        width, kind = _TRAIL_WIDTH * self._camera.distance, mujoco.mjtGeom.mjGEOM_CAPSULE
+        for start, stop in pairwise(places):
+            geom = _next_geom(self._scene, kind, np.zeros(3), start, _TRAIL_COLOUR)
+            mujoco.mjv_connector(geom, kind.value, width, start, stop)
+            geom.type = mujoco.mjtGeom.mjGEOM_BOX.value  # of 6 faces: capsules would take most of the time
+
+
+def add_goal(scene: mujoco.MjvScene, marker: GoalMarker, *, reached: bool) -> None:
+    """Add a goal to a scene: a translucent shape as large as its success region around a small opaque core.
+
+    Args:
+        scene: has room for two more geoms.
+        marker: where the goal is.
+        reached: whether it counts as reached, which gives it another colour.
+    """
+    colour = _REACHED_COLOUR if reached else _GOAL_COLOUR
+    geom, radius, flat = mujoco.mjtGeom, marker.radius, _FLAT_SHARE * marker.radius
+    kind, size = {
+        1: (geom.mjGEOM_BOX, (radius, 2 * radius, flat)),
+        2: (geom.mjGEOM_CYLINDER, (radius, flat, 0.0)),
+        3: (geom.mjGEOM_SPHERE, (radius, radius, radius)),
+    }[marker.dims]
+    core = _CORE_SHARE * radius
+    _next_geom(scene, geom.mjGEOM_SPHERE, (core, core, core), marker.position, (*colour, 1.0))
+    _next_geom(scene, kind, size, marker.position, (*colour, _GOAL_ALPHA))
+
+
+def _next_geom(
+    scene: mujoco.MjvScene,
+    kind: mujoco.mjtGeom,
+    size: ArrayLike,
+    position: ArrayLike,
+    rgba: Sequence[float],
+) -> mujoco.MjvGeom:
+    """Return a geom that was added to the scene."""
+    geom = scene.geoms[scene.ngeom]
+    frame, colour = np.eye(3).ravel(), np.array(rgba, np.float32)
+    mujoco.mjv_initGeom(geom, kind.value, np.array(size), np.array(position), frame, colour)
+    geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
+    scene.ngeom += 1
+    return geom
+
+
+def scene_camera(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
+    """Return the camera that the task's scene describes, and the id of the body that it follows."""
+    scene, model = task.task.scene, task.model
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE.value
+    camera.azimuth, camera.elevation = scene.azimuth, scene.elevation
+    camera.distance = 1.5 * model.stat.extent if scene.distance is None else scene.distance
+    camera.lookat[:] = model.stat.center if scene.lookat is None else scene.lookat
+    if task.task.file is not None and scene.follow is scene.lookat is scene.distance is None:
+        _look_at_starts(task, camera)
+    if scene.follow is None:
+        return camera, None
+    body = find_object(model, mujoco.mjtObj.mjOBJ_BODY, scene.follow, f"Task {task.name!r}")
+    if scene.lookat is None:
+        # Its height at rest: a camera that bobs with every step is hard to watch.
+        camera.lookat[2] = model.qpos0[2] if model.body_dofnum[body] == 6 else model.body_pos[body][2]
+    return camera, body
+
+
+def _look_at_starts(task: CompiledTask, camera: mujoco.MjvCamera) -> None:
+    """Point a camera at robot and goals where the model's own centre and extent would not show them.
+
+    That is where they lie outside of what the camera sees, or are small in it, as on a large box as floor.
+    """
+    model, data = task.model, task.start_data("evaluation")
+    qpos, _, goals = task.sample_start("evaluation", np.random.default_rng(0), _STARTS_SEEN)
+    moving = model.body_weldid[model.geom_bodyid] > 0
+    places = [marker.position for goal in goals if (marker := goal_marker(task, goal)) and marker.dims >= 2]
+    for start in qpos:
+        data.qpos[:] = start
+        mujoco.mj_kinematics(model, data)
+        places += [*data.geom_xpos[moving], *data.xpos[model.body_weldid > 0]]
+    if not places:
+        return
+    low, high = np.min(places, axis=0), np.max(places, axis=0)
+    middle = (low + high) / 2
+    reach = float(np.linalg.norm(high - low) / 2 + model.geom_rbound[moving].max(initial=0.0))
+    reach *= 1.0 if moving.any() else 2.0  # bodies without geoms show their inertia
+    seen = float(np.linalg.norm(middle - camera.lookat)) + reach <= _SEEN * model.stat.extent
+    if reach > 0 and not (seen and reach >= _SMALL * model.stat.extent):
+        camera.lookat[:], camera.distance = middle, _DISTANCE_TO_SEE * reach
+
+
+def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -> mujoco.MjModel:
+    spec = task.task.build_spec()
+    apply_style(spec, distance, own=task.task.file is None)
+    # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
+    near = _NEAR * distance / task.model.stat.extent
+    spec.visual.map.znear = min(spec.visual.map.znear, near)
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
+    model, _ = compile_spec(spec)
+    if task.task.file is not None:
+        show_hidden_bodies(model)
+    return model
+
+
+def _drawing_context(model: mujoco.MjModel, opengl: Any) -> mujoco.MjrContext:
+    try:
+        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+    except mujoco.FatalError as error:
+        opengl.free()
+        raise NoOpenGLError(f"MuJoCo cannot use the one that was opened ({error})") from error
+    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+    return context
+
+
+def _free(opengl: Any, context: mujoco.MjrContext) -> None:
+    with opengl.as_current():
+        context.free()
+    opengl.free()

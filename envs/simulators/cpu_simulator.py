@@ -1,0 +1,236 @@
+"""The simulator on CPU threads: `mujoco.batch.Batch`, read into float32 NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mujoco
+import numpy as np
+from mujoco import batch as mujoco_batch
+
+from envs.compiled_task import CompiledTask
+from envs.mujoco_log import quiet_mujoco
+from envs.simulators.kinematics import kinematic_model
+from envs.simulators.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator
+
+_COUNT = 1  # a warning is (last info, count)
+_NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
+_VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
+_FORWARD_STAGE = int(mujoco.mjtStage.mjSTAGE_ACC)
+# MuJoCo resets a world that diverged: state finite, status 0. These counters are the only trace. Contacts or
+# constraints that found no room are lost physics just as well.
+_DIVERGED = [
+    int(warning)
+    for warning in (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+        mujoco.mjtWarning.mjWARN_BADCTRL,
+    )
+]
+_OVERFLOWED = [int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)]
+_UNSTABLE = _DIVERGED + _OVERFLOWED
+_SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
+
+
+class CpuSimulator(Simulator):
+    """Worlds of one task on a thread pool; bit-identical at any number of threads.
+
+    Args:
+        task: the compiled task.
+        num_worlds: how many worlds to run.
+        seed: seed of the resets' generator.
+        distribution: episode distribution that resets draw from.
+        num_threads: threads to step on; 0 takes as many as this process may use.
+    """
+
+    def __init__(
+        self,
+        task: CompiledTask,
+        num_worlds: int,
+        *,
+        seed: int | np.random.SeedSequence = 0,
+        distribution: str = "training",
+        num_threads: int = 0,
+    ) -> None:
+        task.task.distribution(distribution)
+        if num_worlds < 1:
+            raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
+        self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        self.rng = np.random.Generator(np.random.PCG64(seed))
+        self._num_threads = num_threads
+        self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or available_threads())
+        # Written to the rows of worlds that are reset, for which no thread need be woken.
+        self._start_state = task.start_state(distribution)
+        self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in task.fields}
+        self._kinematics = kinematic_model(task.model, task.fields)
+        self.observation = np.zeros((num_worlds, task.observation_dim), np.float32)
+        self.achieved_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
+        self.desired_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
+        self.episode_step = np.zeros(num_worlds, np.int64)
+        self.diverged_count = self.overflow_count = 0
+        self._quarantined = np.zeros(num_worlds, bool)
+        self.reset()
+
+    def reset(self, worlds: np.ndarray | None = None) -> None:
+        """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
+        ids = np.arange(self.num_worlds) if worlds is None else np.flatnonzero(np.asarray(worlds))
+        if len(ids) == 0:
+            return
+        qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
+        self._batch.state[ids] = self._start_state
+        self._qpos[ids], self._qvel[ids] = qpos, qvel
+        self.desired_goal[ids] = goal
+        self.episode_step[ids] = 0
+        self._quarantined[ids] = False
+        self._refresh(ids)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Advance every world by one control step; see `Simulator.step`."""
+        self._ctrl[:] = self.task.control(np.asarray(action))
+        lost = self._advance()
+        if lost.any():
+            self._quarantine(lost)
+        unstable = self._quarantined.copy()
+        self.episode_step += 1
+        self._read()
+        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
+        ended = self.task.ended_early(self._fields)
+        terminated = np.zeros(self.num_worlds, bool) if ended is None else ended & ~unstable
+        return StepResult(success, terminated, self.episode_step >= self.task.task.episode_steps, unstable)
+
+    @property
+    def qvel(self) -> np.ndarray:
+        """The velocities of the joints, (num_worlds, nv) float64; a copy."""
+        return np.array(self._qvel)
+
+    def world_data(self, world: int) -> mujoco.MjData:
+        """Return one world as an `MjData` of its own, with everything computed that a picture needs."""
+        data = self._batch.get_data(world)
+        with quiet_mujoco():
+            mujoco.mj_forward(self.task.model, data)
+        return data
+
+    def _advance(self) -> np.ndarray:
+        """Run the physics of one control step; return in which worlds they were lost, (num_worlds,) bool."""
+        # MuJoCo zeroes a world's counters as it resets it, then counts to 1: only counts from zero tell.
+        self._batch.warning.fill(0)
+        with quiet_mujoco():
+            failed = self._step_physics()
+        lost = np.zeros(self.num_worlds, bool)
+        if self._batch.warning.any():
+            lost = (self._batch.warning[:, _UNSTABLE, _COUNT] > 0).any(1)
+        lost[failed] = True
+        return lost
+
+    def _quarantine(self, lost: np.ndarray) -> None:
+        """Hide the worlds of the mask until they are reset, and count those that were not hidden yet."""
+        fresh = lost & ~self._quarantined
+        overflowed = fresh & (self._batch.warning[:, _OVERFLOWED, _COUNT] > 0).any(1)
+        self.overflow_count += int(overflowed.sum())
+        self.diverged_count += int((fresh & ~overflowed).sum())
+        self._quarantined |= fresh
+
+    def _step_physics(self) -> np.ndarray | list[int]:
+        """Make the substeps, and bring derived fields up to the state; return the worlds that failed.
+
+        A substep leaves derived fields as they were before it.
+        """
+        failed: np.ndarray | list[int] = []
+        own_stage = self.task.needs_derived_fields and self._kinematics is None
+        try:
+            self._batch.step(nstep=self.task.frame_skip, stage=_VELOCITY_STAGE if own_stage else _NO_STAGE)
+        except mujoco_batch.SimulationError as error:
+            failed = error.ids
+        if self._kinematics is not None:
+            self._move_bodies(None)
+        return failed
+
+    def _move_bodies(self, ids: np.ndarray | None) -> None:
+        """Compute where bodies are and how they move, for fields that need no more."""
+        self._batch.set_models(self._kinematics)
+        try:
+            self._batch.forward(ids, stage=_VELOCITY_STAGE)
+        finally:
+            self._batch.set_models(None)
+
+    def set_goal(self, goal: np.ndarray, worlds: np.ndarray | None = None) -> None:
+        """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
+        chosen = slice(None) if worlds is None else worlds
+        self.desired_goal[chosen] = np.broadcast_to(goal, self.desired_goal.shape)[chosen]
+
+    def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Put every world into a state; see `Simulator.set_state`."""
+        self._batch.state[:] = self._start_state
+        self._qpos[:], self._qvel[:] = qpos, qvel
+        self._quarantined[:] = False
+        self._refresh(np.arange(self.num_worlds))
+
+    def _refresh(self, ids: np.ndarray) -> None:
+        """Bring what is read of some worlds up to their states, and leave the others alone."""
+        with quiet_mujoco():
+            if self._kinematics is not None:
+                self._move_bodies(ids)
+            elif self.task.needs_derived_fields:
+                # All of mj_forward: a field that the call left out would hold another world's numbers.
+                self._batch.forward(ids, stage=_FORWARD_STAGE)
+        self._read(ids)
+
+    def _read(self, ids: np.ndarray | None = None) -> None:
+        """Read what the task shows of some worlds, of all where none are given; zeros in quarantine."""
+        fields = self._fields if ids is None else {name: rows[ids] for name, rows in self._fields.items()}
+        for shown, read in (
+            (self.observation, self.task.read_observation),
+            (self.achieved_goal, self.task.read_achieved_goal),
+        ):
+            rows = shown if ids is None else shown[ids]
+            read(fields, rows)
+            if ids is not None:
+                shown[ids] = rows
+        if self._quarantined.any():
+            self.observation[self._quarantined] = self.achieved_goal[self._quarantined] = 0.0
+
+    # -- the state as a whole ---------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy make another of, which goes on as this one would."""
+        made_with = {name: getattr(self, name) for name in ("task", "num_worlds", "distribution", "rng")}
+        return {**made_with, "num_threads": self._num_threads, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become the simulator that `__getstate__` was told of."""
+        self.__init__(
+            state["task"], state["num_worlds"],
+            distribution=state["distribution"], num_threads=state["num_threads"],
+        )  # fmt: skip
+        self.load_state_dict(state["state"])
+        self.rng = state["rng"]  # whoever shares it goes on sharing it
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return everything that the next step depends on."""
+        return {
+            "state": self._batch.state.copy(),
+            **{name: getattr(self, name).copy() for name in _SHOWN},
+            "quarantined": self._quarantined.copy(),
+            "unstable_count": np.array(self.unstable_count),
+            "overflow_count": np.array(self.overflow_count),
+            "generator": pack_generator(self.rng),
+        }
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned."""
+        state = checked_state(self.state_dict(), state)
+        self._batch.state[:] = state["state"]
+        for name in _SHOWN:
+            getattr(self, name)[:] = state[name]
+        self._quarantined[:] = state["quarantined"]
+        self.overflow_count = int(state["overflow_count"])
+        self.diverged_count = int(state["unstable_count"]) - self.overflow_count
+        self.rng = unpack_generator(state["generator"])
+
+
+def available_threads() -> int:
+    """Return how many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,395 @@
+"""The simulator on MuJoCo Warp: torch tensors that share the memory of the physics, on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, cast
+
+import mujoco
+import numpy as np
+import torch
+import warp as wp
+
+# Warp prints a banner and every kernel module that it loads on standard output, where scripts read JSON, and
+# warns where there is no CUDA driver. Errors still come through.
+wp.config.log_level = max(wp.config.log_level, wp.LOG_ERROR)
+
+import mujoco_warp  # noqa: E402
+
+from envs.compiled_task import CompiledTask  # noqa: E402
+from envs.simulators.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator  # noqa: E402
+from envs.simulators.start_pool import StartPool  # noqa: E402
+from envs.simulators.warp_contacts import match_contacts  # noqa: E402
+from envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
+from envs.start_states import STATE  # noqa: E402
+from envs.task import TaskError  # noqa: E402
+
+Array = torch.Tensor | np.ndarray
+
+# Contacts or constraints that found no room. The other bits say that a solver stopped at its iteration limit.
+_LOST_PHYSICS = int(
+    mujoco_warp.OverflowType.ALL
+    & ~(mujoco_warp.OverflowType.ITERATIONS | mujoco_warp.OverflowType.LS_ITERATIONS)
+)
+_LARGEST_STATE = 1e10  # MuJoCo's own bound (mjMAXVAL): beyond it, or not a number, a world has diverged
+# Of the solver. MuJoCo Warp takes no less than 1e-6, which leaves errors where many limits hold at once; this
+# costs an iteration in a hundred steps.
+_LEAST_TOLERANCE = 1e-7
+_SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
+_SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to last, on average over an unroll
+
+
+class WarpSimulator(Simulator):
+    """Worlds of one task on MuJoCo Warp; every array is a torch tensor on `device`.
+
+    What goes in may be NumPy's too. A control step is one recorded graph of kernels, which is replayed, on
+    CUDA on torch's current stream, and so is a reset; inside `unroll` neither waits for the device.
+
+    Attributes:
+        sizes: the room made for contacts and constraints.
+        reused_starts: starts that served twice, because more worlds were reset in an unroll than it had drawn
+            starts for.
+
+    Args:
+        task: the compiled task.
+        num_worlds: how many worlds to run.
+        device: ``cpu`` or ``cuda:<index>``.
+        seed: seed of the resets' generator.
+        distribution: episode distribution that resets draw from.
+        nconmax: contacts to make room for, per world; None takes twice what a warm-up saw.
+        njmax: constraints to make room for, per world; None takes twice what a warm-up saw.
+        deterministic: add up in a fixed order on CUDA, which is slower. MuJoCo Warp 4.0 orders no contacts
+            and no constraints yet: only worlds without any repeat bit for bit. On the CPU all do.
+        record: launch the kernels of a step once and replay them; without, one by one, which is slower.
+
+    Raises:
+        TaskError: the task has no such distribution, or its model is none for MuJoCo Warp.
+        ValueError: fewer than one world.
+    """
+
+    def __init__(
+        self,
+        task: CompiledTask,
+        num_worlds: int,
+        *,
+        device: str = "cpu",
+        seed: int | np.random.SeedSequence = 0,
+        distribution: str = "training",
+        nconmax: int | None = None,
+        njmax: int | None = None,
+        deterministic: bool = False,
+        record: bool = True,
+    ) -> None:
+        task.task.distribution(distribution)
+        if num_worlds < 1:
+            raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
+        self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        self.device = torch.device(device)
+        self.rng = np.random.Generator(np.random.PCG64(seed))
+        with wp.ScopedDevice(device):
+            self._make_worlds(nconmax, njmax, deterministic)
+        self._make_arrays()
+        self.reused_starts = 0
+        self._pool: StartPool | None = None
+        replayable = self._replayable if record else _as_it_is
+        self._launch_step = replayable(self._control_step)
+        self._launch_reset = replayable(self._reset_data)
+        derives = self.task.needs_derived_fields
+        self._launch_refresh = replayable(self._compute_fresh_fields) if derives else _nothing
+        self.reset()
+
+    def _make_worlds(self, nconmax: int | None, njmax: int | None, deterministic: bool) -> None:
+        try:
+            self._model = mujoco_warp.put_model(self.task.model)
+        except NotImplementedError as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise TaskError(
+                f"Task {self.task.name!r}: MuJoCo Warp does not run the model: {reason}. "
+                "Change the model, or run it with device cpu."
+            ) from error
+        self.sizes = (
+            WarpSizes(nconmax, njmax)
+            if nconmax is not None and njmax is not None
+            else warm_up_sizes(self.task).overridden(nconmax, njmax)
+        )
+        match_contacts(self.task.model, self._model)
+        option = self._model.opt
+        option.warn_overflow = 0  # read from Data.overflow instead of printed by the kernels
+        option.tolerance.fill_(max(self.task.model.opt.tolerance, _LEAST_TOLERANCE))
+        option.deterministic = deterministic
+        option.graph_conditional = self.device.type == "cpu" or wp.is_conditional_graph_supported()
+        self._data = mujoco_warp.put_data(
+            self.task.model,
+            self.task.start_data(self.distribution),
+            nworld=self.num_worlds,
+            nconmax=self.sizes.nconmax,
+            naconmax=self.sizes.naconmax(self.num_worlds),
+            njmax=self.sizes.njmax,
+        )
+
+    def _make_arrays(self) -> None:
+        worlds, device = self.num_worlds, self.device
+        names = ("qpos", "qvel", "qacc", "ctrl", "overflow")
+        self._qpos, self._qvel, self._qacc, self._ctrl, self._overflow = (
+            wp.to_torch(getattr(self._data, name)) for name in names
+        )
+        start = self.task.start_state(self.distribution).astype(np.float32)
+        self._start_state = wp.array(np.tile(start, (worlds, 1)), dtype=float, device=str(device))
+        self._fields = {
+            name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.task.fields
+        }
+        self.observation = torch.zeros(worlds, self.task.observation_dim, device=device)
+        self.achieved_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
+        self.desired_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
+        self.episode_step = torch.zeros(worlds, dtype=torch.int64, device=device)
+        self._quarantined = torch.zeros(worlds, dtype=torch.bool, device=device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # diverged, overflowed
+        self._reset_mask = torch.zeros(worlds, dtype=torch.bool, device=device)
+
+    @property
+    def diverged_count(self) -> int:
+        """Worlds that diverged since the simulator was made; waits for the device."""
+        return int(self._counts[0])
+
+    @property
+    def overflow_count(self) -> int:
+        """Worlds that lost contacts or constraints since the simulator was made; waits for the device."""
+        return int(self._counts[1])
+
+    @contextmanager
+    def unroll(self, steps: int) -> Iterator[None]:
+        """Draw the starts of an unroll at once, so that resets take them from the device.
+
+        Where more worlds are reset than starts were drawn, the first starts are used again; `reused_starts`
+        counts them. Waits for the device at the end.
+        """
+        self._pool = pool = StartPool(self._draw(self._pool_size(steps)))
+        try:
+            yield
+            self.reused_starts += pool.reused
+        finally:
+            self._pool = None
+
+    def _pool_size(self, steps: int) -> int:
+        """Return how many starts an unroll may need: one more for each world than episodes that can end."""
+        episodes = steps // self.task.task.episode_steps + 2
+        if self.task.task.early_end:
+            episodes = max(episodes, steps // _SHORTEST_EPISODE)
+        return episodes * self.num_worlds
+
+    def _draw(self, count: int) -> torch.Tensor:
+        """Return fresh starts on the device: qpos, qvel and goal side by side, a start a row."""
+        starts = np.hstack(self.task.sample_start(self.distribution, self.rng, count))
+        host = torch.from_numpy(starts.astype(np.float32))
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # from other memory the copy would wait for the device
+        return host.to(self.device, non_blocking=True)
+
+    def reset(self, worlds: Array | None = None) -> None:
+        """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
+        if worlds is None:
+            worlds = np.ones(self.num_worlds, bool)
+        if not isinstance(worlds, torch.Tensor):
+            worlds = torch.from_numpy(np.array(worlds, bool))
+        pool = self._pool
+        if pool is None:
+            count = int(worlds.sum())
+            if count == 0:
+                return
+            pool = StartPool(self._draw(count))
+        self._reset_mask.copy_(worlds)
+        self._restart(pool.take(self._reset_mask))
+
+    def _restart(self, starts: torch.Tensor) -> None:
+        """Put the worlds of the reset mask into their rows of `starts`, and leave the others alone."""
+        chosen = self._reset_mask[:, None]
+        with self._on_device():
+            self._launch_reset()
+        targets = (self._qpos, self._qvel, self.desired_goal)
+        parts = starts.split([target.shape[1] for target in targets], dim=1)
+        for target, part in zip(targets, parts, strict=True):
+            target.copy_(torch.where(chosen, part, target))
+        self.episode_step.masked_fill_(self._reset_mask, 0)
+        self._quarantined.masked_fill_(self._reset_mask, False)
+        with self._on_device():
+            self._launch_refresh()
+        self._read(self._quarantined, self._reset_mask)
+
+    def step(self, action: Array) -> StepResult:
+        """Advance every world by one control step; see `Simulator.step`."""
+        action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
+        self._ctrl.copy_(self.task.control(action, xp=torch))
+        self._overflow.zero_()
+        with self._on_device():
+            self._launch_step()
+        self.episode_step += 1
+        self._quarantine()
+        unstable = self._quarantined.clone()
+        ended = self.task.ended_early(self._fields, xp=torch)
+        self._read(unstable)
+        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
+        terminated = torch.zeros_like(unstable) if ended is None else ended & ~unstable
+        return StepResult(success, terminated, self.episode_step >= self.task.task.episode_steps, unstable)
+
+    def set_goal(self, goal: Array, worlds: Array | None = None) -> None:
+        """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
+        goal = torch.as_tensor(goal, dtype=torch.float32, device=self.device).expand_as(self.desired_goal)
+        if worlds is not None:
+            chosen = torch.as_tensor(worlds, dtype=torch.bool, device=self.device)
+            goal = torch.where(chosen[:, None], goal, self.desired_goal)
+        self.desired_goal.copy_(goal)
+
+    def set_state(self, qpos: Array, qvel: Array) -> None:
+        """Put every world into a state; see `Simulator.set_state`."""
+        self._reset_mask.fill_(True)
+        with self._on_device():
+            self._launch_reset()
+        self._qpos.copy_(torch.as_tensor(qpos))
+        self._qvel.copy_(torch.as_tensor(qvel))
+        self._quarantined.zero_()
+        self._refresh()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return everything that the next step depends on, on the host. Raises RuntimeError in an unroll."""
+        if self._pool is not None:
+            raise RuntimeError("inside an unroll a simulator has no state to save")
+        size = mujoco.mj_stateSize(self.task.model, STATE)
+        state = torch.zeros(self.num_worlds, size, device=self.device)
+        with self._on_device():
+            mujoco_warp.get_state(self._model, self._data, cast(Any, wp.from_torch(state)), STATE)
+        return {
+            "state": _to_numpy(state),
+            **{name: _to_numpy(getattr(self, name)).copy() for name in _SHOWN},
+            "quarantined": _to_numpy(self._quarantined).copy(),
+            "unstable_count": np.array(self.unstable_count),
+            "overflow_count": np.array(self.overflow_count),
+            "generator": pack_generator(self.rng),
+        }
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` returned."""
+        state = checked_state(self.state_dict(), state)
+        rows = torch.as_tensor(state["state"], dtype=torch.float32).to(self.device).contiguous()
+        with self._on_device():
+            mujoco_warp.reset_data(self._model, self._data)
+            mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), STATE)
+        self._refresh()
+        for name in _SHOWN:
+            getattr(self, name).copy_(torch.as_tensor(state[name]))
+        self._quarantined.copy_(torch.as_tensor(state["quarantined"]))
+        overflowed = int(state["overflow_count"])
+        self._counts.copy_(torch.tensor([int(state["unstable_count"]) - overflowed, overflowed]))
+        self.rng = unpack_generator(state["generator"])
+
+    # -- physics ----------------------------------------------------------------------------------
+
+    def _on_device(self) -> AbstractContextManager:
+        """Launch Warp's kernels on the device, on CUDA in the order of torch's current stream."""
+        if self.device.type == "cuda":
+            return wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(self.device)))
+        return wp.ScopedDevice("cpu")
+
+    def _control_step(self) -> None:
+        for _ in range(self.task.frame_skip):
+            mujoco_warp.step(self._model, self._data)
+        self._compute_derived_fields()
+
+    def _compute_derived_fields(self) -> None:
+        """Bring the fields that follow from the state up to it: a step leaves them one substep behind."""
+        if not self.task.needs_derived_fields:
+            return
+        # The stages one by one: `step1` would zero the acceleration sensors.
+        for stage in (
+            mujoco_warp.fwd_position,
+            mujoco_warp.sensor_pos,
+            mujoco_warp.fwd_velocity,
+            mujoco_warp.sensor_vel,
+        ):
+            stage(self._model, self._data)
+
+    def _compute_fresh_fields(self) -> None:
+        """Compute what the task reads of a state that was set, not stepped to."""
+        if _reads_forces(self.task):
+            mujoco_warp.forward(self._model, self._data)
+        else:
+            self._compute_derived_fields()
+
+    def _reset_data(self) -> None:
+        """Put the worlds of the reset mask into the state that episodes start in."""
+        worlds = wp.from_torch(self._reset_mask)
+        mujoco_warp.reset_data(self._model, self._data, worlds)
+        mujoco_warp.set_state(self._model, self._data, cast(Any, self._start_state), STATE, worlds)
+
+    def _replayable(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Return what does the same launches as one graph, which saves launching them one by one.
+
+        To record them it runs them once: reset every world afterwards.
+        """
+        with self._on_device():
+            launches()  # loads the kernels: older drivers load none during a capture
+        device = str(self.device)
+        stream = wp.Stream(device) if self.device.type == "cuda" else None  # torch's default has no captures
+        with (
+            wp.ScopedDevice(device),
+            wp.ScopedStream(stream),
+            wp.ScopedCapture(device, stream) as capture,
+        ):
+            launches()
+        assert capture.graph is not None
+        return partial(wp.capture_launch, capture.graph)
+
+    def _refresh(self) -> None:
+        with self._on_device():
+            self._launch_refresh()
+        self._read(self._quarantined | ~_in_bounds(self._qpos, self._qvel))
+
+    def _quarantine(self) -> None:
+        """Note and count which worlds the last step left diverged, or without contacts or constraints."""
+        overflowed = (self._overflow & _LOST_PHYSICS) != 0
+        # Warp's clamp turns a control that is not a number into one end of its range, and goes on.
+        diverged = ~_in_bounds(self._qpos, self._qvel, self._qacc) | ~self._ctrl.isfinite().all(1)
+        fresh = (diverged | overflowed) & ~self._quarantined
+        self._counts += torch.stack([(fresh & ~overflowed).sum(), (fresh & overflowed).sum()])
+        self._quarantined |= fresh
+
+    def _read(self, hidden: torch.Tensor, worlds: torch.Tensor | None = None) -> None:
+        """Read what the task shows of some worlds, of all for None; zeros in hidden ones.
+
+        Args:
+            hidden, worlds: masks, (num_worlds,).
+        """
+        for shown, read in (
+            (self.observation, self.task.read_observation),
+            (self.achieved_goal, self.task.read_achieved_goal),
+        ):
+            out = shown if worlds is None else torch.zeros_like(shown)
+            read(self._fields, out, xp=torch)
+            if worlds is not None:
+                shown.copy_(torch.where(worlds[:, None], out, shown))
+            shown.masked_fill_(hidden[:, None], 0.0)
+
+
+def _as_it_is(launches: Callable[[], None]) -> Callable[[], None]:
+    """Return the launches, to be done one by one."""
+    return launches
+
+
+def _nothing() -> None:
+    """Launch nothing."""
+
+
+def _reads_forces(task: CompiledTask) -> bool:
+    """Tell whether the task reads what only the whole of MuJoCo's forward pass computes."""
+    accelerations = task.model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
+    return "qfrc_actuator" in task.fields or ("sensordata" in task.fields and bool(accelerations.any()))
+
+
+def _in_bounds(*arrays: torch.Tensor) -> torch.Tensor:
+    """Return (num_worlds,) bool: every number of every array (num_worlds, …) is finite and not too large."""
+    return torch.stack([(array.abs() < _LARGEST_STATE).all(1) for array in arrays]).all(0)
+
+
+def _to_numpy(array: Array) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)

@@ -1,0 +1,357 @@
+"""What a user's page of YAML may say about a task. Docs: docs/user_tasks.md."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import pydantic
+from pydantic import Field
+
+from envs.mazes import LAYOUTS
+from envs.object_names import nearest_hint
+from envs.task import MOST_EPISODE_STEPS, TaskError
+from envs.user_tasks.task_yaml import Location, Page
+
+Entry = TypeVar("Entry")
+Numbers = Annotated[list[float], Field(min_length=1)]
+_LARGEST_NOISE = 1e9  # far below where ± of it is no number any more
+_MAZE_CHARACTERS = set("#RG. ")
+_MOST_MAZE_CELLS = 10_000  # each wall is a geom
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9_]{0,59}", text):
+        raise ValueError(
+            f"must be lower-case letters, digits and _, a letter first, up to 60 (got {text!r:.80})"
+        )
+    return text
+
+
+def _not_empty(value: Any) -> Any:
+    """Refuse an empty value where a name goes: `null` would silently mean all objects."""
+    if value is None:
+        raise ValueError("is empty: leave the key out, or give a name; one that reads `null` goes in quotes")
+    return value
+
+
+ObjectName = Annotated[str | None, pydantic.BeforeValidator(_not_empty)]
+"""The name of an object of the model; None where the key is left out."""
+Name = Annotated[str, pydantic.AfterValidator(_name)]
+
+
+def _whole(value: Any) -> Any:
+    """Take 1e3 for 1000."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, pydantic.BeforeValidator(_whole)]
+"""An integer, which may be written as a float without a fraction."""
+
+
+class _Section(pydantic.BaseModel):
+    """A mapping. Unknown keys, texts and booleans in place of numbers, NaN and infinity are refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TermEntry(_Section):
+    """One reading of a MuJoCo data field; see `envs.task.Term`."""
+
+    field: str
+    object: ObjectName = None
+    columns: Annotated[list[Whole], Field(min_length=1)] | None = None
+    transform: Literal["identity", "cos", "sin", "difference"] | None = None
+    minus: TermEntry | None = None
+    unit: str = ""
+
+
+class BoxEntry(_Section):
+    """Uniform between `low` and `high`, one pair of bounds a number."""
+
+    low: Numbers
+    high: Numbers
+
+    @pydantic.model_validator(mode="after")
+    def _bounds_fit(self) -> BoxEntry:
+        if len(self.low) != len(self.high):
+            raise ValueError(f"low has {len(self.low)} numbers, high {len(self.high)}")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low is above high")
+        if not all(math.isfinite(high - low) for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low and high are too far apart for a floating-point number")
+        return self
+
+
+class RingEntry(_Section):
+    """Any direction in the plane, a radius between `low` and `high`; with `z` a third number."""
+
+    low: float = Field(ge=0)
+    high: float = Field(ge=0)
+    center: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 0.0]
+    z: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _radii_fit(self) -> RingEntry:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
+def _rows(layout: str) -> str:
+    """Return a maze's rows for the name of a built-in layout, or for rows."""
+    if layout in LAYOUTS:
+        return LAYOUTS[layout]
+    if not set(layout) <= _MAZE_CHARACTERS:
+        hint = nearest_hint(layout, LAYOUTS)
+        raise ValueError(f"no layout {layout!r}; {hint}valid: {', '.join(LAYOUTS)}, or rows of # R G and .")
+    if len({len(row) for row in layout.split()}) != 1:
+        raise ValueError("the rows of a layout must be equally long")
+    if len(layout) > _MOST_MAZE_CELLS:
+        raise ValueError(f"a layout has at most {_MOST_MAZE_CELLS:,} cells")
+    return " ".join(layout.split())
+
+
+Layout = Annotated[str, pydantic.AfterValidator(_rows)]
+
+
+class MazeEntry(_Section):
+    """A maze: to draw it, to take cells from it and, with a height, to build its walls."""
+
+    layout: Layout
+    scale: float = Field(gt=0)
+    wall_height: float | None = Field(default=None, gt=0)
+
+
+class CellsEntry(_Section):
+    """Uniform over maze cells of some kinds, within ±`jitter` of the centre; with `z` a third number."""
+
+    kinds: str = Field(default="RG.", min_length=1, pattern="^[RG.]+$")
+    jitter: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
+    layout: Layout | None = None
+    scale: float | None = Field(default=None, gt=0)
+    z: float | None = None
+
+
+class DistributionEntry(_Section):
+    """Where positions or goals lie: exactly one of these."""
+
+    box: BoxEntry | None = None
+    positions: list[Numbers] | None = Field(default=None, alias="list", min_length=1)
+    ring: RingEntry | None = None
+    cells: CellsEntry | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> DistributionEntry:
+        given = [name for name in (self.box, self.positions, self.ring, self.cells) if name is not None]
+        if len(given) != 1:
+            raise ValueError("must be exactly one of box, list, ring and cells")
+        if self.positions and len({len(each) for each in self.positions}) != 1:
+            raise ValueError("the positions of a list must be equally long")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    """Take one entry for a list of it."""
+    return [value] if isinstance(value, dict) else value
+
+
+Listed = Annotated[list[Entry], Field(min_length=1), pydantic.BeforeValidator(_listed)]
+"""A list of entries, which may be written as one entry."""
+Distribution = Listed[DistributionEntry]
+"""One distribution, or several whose numbers stand side by side."""
+
+
+class ResetEntry(_Section):
+    """How an episode starts; see `envs.task.Reset`."""
+
+    keyframe: ObjectName = None
+    joints: list[str] = []
+    positions: Distribution | None = None
+    qpos_noise: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
+    qvel_noise: float = Field(default=0.0, ge=0)
+    noise_joints: Annotated[list[str], Field(min_length=1)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _joints_and_positions_go_together(self) -> ResetEntry:
+        if bool(self.joints) != (self.positions is not None):
+            raise ValueError("joints and positions are given together: which joints, and what to draw")
+        return self
+
+
+class EpisodesEntry(_Section):
+    """Starts and goals of training or evaluation, where they are not those of the whole task."""
+
+    goal: Distribution | None = None
+    reset: ResetEntry | None = None
+
+
+class SuccessEntry(_Section):
+    """A ball around a slice of the goal; see `envs.task.SuccessRegion`."""
+
+    radius: float = Field(gt=0)
+    part: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, alias="slice"
+    )
+    points: Whole = Field(default=1, ge=1)
+
+
+class EarlyEndEntry(_Section):
+    """The episode ends when a number of the term leaves [low, high]."""
+
+    term: TermEntry
+    low: float
+    high: float
+
+    @pydantic.model_validator(mode="after")
+    def _bounds_fit(self) -> EarlyEndEntry:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class CommandEntry(_Section):
+    """How one actuator gets its control; see `envs.task.Command`."""
+
+    actuator: str
+    kind: Literal["range", "switch"] = "range"
+    low: float | None = None
+    high: float | None = None
+    hold: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _held_or_commanded(self) -> CommandEntry:
+        if self.hold is not None and not {"kind", "low", "high"}.isdisjoint(self.model_fields_set):
+            raise ValueError("an actuator that is held has no kind, low or high")
+        return self
+
+
+class SceneEntry(_Section):
+    """How a picture is taken; see `envs.task.ScenePicture`."""
+
+    follow: ObjectName = None
+    lookat: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    distance: float | None = Field(default=None, gt=0)
+    azimuth: float = 120.0
+    elevation: float = -30.0
+    goal_height: float = 0.0
+    goal_position: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=3)] | None = None
+
+
+class OptionsEntry(_Section):
+    """Settings of the physics that replace the model's own."""
+
+    timestep_s: float | None = Field(default=None, gt=0)
+    integrator: Literal["Euler", "RK4", "implicit", "implicitfast"] | None = None
+
+
+Action = Annotated[
+    Annotated[Literal["range", "position_target"], pydantic.Tag("word")]
+    | Annotated[Listed[CommandEntry], pydantic.Tag("commands")],
+    pydantic.Discriminator(lambda value: "commands" if isinstance(value, list | dict) else "word"),
+]
+
+
+class TaskEntry(_Section):
+    """The whole page."""
+
+    name: Name
+    description: str = ""
+    model: str
+    control_dt_s: float = Field(gt=0)
+    episode_steps: Whole = Field(default=200, ge=1, le=MOST_EPISODE_STEPS)
+    options: OptionsEntry = OptionsEntry()
+    observation: Listed[TermEntry]
+    achieved_goal: Listed[TermEntry]
+    goal: Distribution | None = None
+    reset: ResetEntry = ResetEntry()
+    training: EpisodesEntry = EpisodesEntry()
+    evaluation: EpisodesEntry = EpisodesEntry()
+    success: Listed[SuccessEntry]
+    other_radii: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    early_end: Listed[EarlyEndEntry] = []
+    action: Action = "range"
+    maze: MazeEntry | None = None
+    scene: SceneEntry = SceneEntry()
+
+    @pydantic.model_validator(mode="after")
+    def _has_goals(self) -> TaskEntry:
+        missing = [name for name in ("training", "evaluation") if getattr(self, name).goal is None]
+        if self.goal is None and missing:
+            raise ValueError(f"goal must be given, or a goal of its own for {' and '.join(missing)}")
+        return self
+
+
+def validate(page: Page) -> TaskEntry:
+    """Return what the page says.
+
+    Raises:
+        TaskError: one line with every unknown key (and the nearest valid one) and every value that is not
+            allowed (and what is), each with its line.
+    """
+    try:
+        return TaskEntry.model_validate(page.content)
+    except pydantic.ValidationError as error:
+        raise TaskError("; ".join(_explanations(error, page))) from None
+
+
+def _explanations(error: pydantic.ValidationError, page: Page) -> list[str]:
+    """Put pydantic's errors into words, unknown keys first; a key that was meant by one is not missed too."""
+    unknown, missing, others = [], [], []
+    meant: set[Location] = set()
+    for detail in error.errors(include_url=False):
+        place = tuple(step for step in detail["loc"] if step not in ("word", "commands", "[key]"))
+        if detail["type"] == "extra_forbidden":
+            valid = _keys_at(place[:-1])
+            nearest = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
+            meant |= {(*place[:-1], key) for key in nearest}
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(valid)}."
+            unknown.append(page.error(place, f"unknown key; {hint}"))
+        elif detail["type"] == "missing":
+            missing.append(place)
+        else:
+            given = "" if detail["type"] == "value_error" else f" (got {detail['input']!r:.80})"
+            others.append(page.error(place, _reason(detail, place, page) + given))
+    absent = [
+        page.error(place[:-1], f"{place[-1]!r} must be given") for place in missing if place not in meant
+    ]
+    return [str(each) for each in (*unknown, *others, *absent)]
+
+
+def _reason(detail: Any, place: Location, page: Page) -> str:
+    """Return what is wrong with a value, in the words of the page."""
+    kind, limits = detail["type"], detail.get("ctx", {})
+    if kind in ("too_short", "too_long"):
+        bound, number = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
+        entries = f"{limits[number]} {'entry' if limits[number] == 1 else 'entries'}"
+        return f"must be a list of {bound} {entries}, not {limits['actual_length']}"
+    if kind == "list_type":
+        return "must be a list"
+    if kind in ("model_type", "dict_type"):
+        keys = ", ".join(_keys_at(place)) if kind == "model_type" else "name: number"
+        return f"must be a mapping of keys to values ({keys})"
+    if kind == "string_type":
+        text = page.scalar(place)
+        return "must be a text" if text is None else f'must be a text: put it in quotes, "{text}"'
+    return detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def _keys_at(location: Location) -> list[str]:
+    """Return the keys that the mapping at a place of the page may have."""
+    section: type[pydantic.BaseModel] = TaskEntry
+    for step in location:
+        for name, field in section.model_fields.items():
+            if step == (field.alias or name):
+                section = _section_in(field.annotation) or section
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """Return the mapping's class that a field's type holds, or None."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    inner: Sequence[Any] = get_args(annotation)
+    return next((found for each in inner if (found := _section_in(each)) is not None), None)

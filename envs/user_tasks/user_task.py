@@ -1,0 +1,413 @@
+"""Tasks that users bring: a MuJoCo model and a page of YAML. Docs: docs/user_tasks.md."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from envs.compiled_task import CompiledTask
+from envs.control_map import ControlMap
+from envs.distributions import (
+    BoxPositions,
+    CellPositions,
+    ConcatenatedPositions,
+    ListPositions,
+    PositionDistribution,
+    RingPositions,
+    constant,
+)
+from envs.mazes import add_walls, cells
+from envs.mujoco_log import compile_spec, quiet_mujoco
+from envs.object_names import find_object, object_name, object_names
+from envs.start_states import StartStates, require_whole_state
+from envs.task import (
+    Command,
+    EarlyEnd,
+    EpisodeDistribution,
+    GoalTask,
+    MazePicture,
+    Reset,
+    ScenePicture,
+    SuccessRegion,
+    TaskError,
+    Term,
+)
+from envs.term_columns import TermResolver
+from envs.user_tasks import user_schema as schema
+from envs.user_tasks.model_errors import with_place
+from envs.user_tasks.model_limits import require_modest
+from envs.user_tasks.position_targets import position_targets
+from envs.user_tasks.task_yaml import Location, Page, read_page, shown
+
+SUFFIXES = (".yaml", ".yml")
+_KINDS = {
+    "actuator": mujoco.mjtObj.mjOBJ_ACTUATOR,
+    "body": mujoco.mjtObj.mjOBJ_BODY,
+    "cam": mujoco.mjtObj.mjOBJ_CAMERA,
+    "eq": mujoco.mjtObj.mjOBJ_EQUALITY,
+    "geom": mujoco.mjtObj.mjOBJ_GEOM,
+    "jnt": mujoco.mjtObj.mjOBJ_JOINT,
+    "key": mujoco.mjtObj.mjOBJ_KEY,
+    "sensor": mujoco.mjtObj.mjOBJ_SENSOR,
+    "site": mujoco.mjtObj.mjOBJ_SITE,
+    "tendon": mujoco.mjtObj.mjOBJ_TENDON,
+}
+_OWNER = "the task"  # how the core's errors begin; the file and the line take its place
+
+
+def is_task_file(reference: str) -> bool:
+    """Return whether a task is given by its file and not by its name."""
+    return reference.endswith(SUFFIXES) or os.sep in reference
+
+
+def load_user_task(path: str | Path, reserved: Collection[str] = ()) -> GoalTask:
+    """Return the task that a YAML file describes. Nothing is compiled unless its actions need the joints.
+
+    Args:
+        path: the file; `~` and relative paths are resolved.
+        reserved: names that it must not have.
+
+    Raises:
+        TaskError: one line that names the file, the line and the entry that is wrong.
+    """
+    return _goal_task(*_read(path, reserved))
+
+
+def compile_user_task(path: str | Path, reserved: Collection[str] = ()) -> CompiledTask:
+    """Return the task of a YAML file with its model compiled.
+
+    Raises:
+        TaskError: as `load_user_task`; a model that MuJoCo refuses or that holds NaN; a name that the model
+            does not have.
+    """
+    page, entry = _read(path, reserved)
+    task = _goal_task(page, entry)
+    try:
+        with quiet_mujoco():
+            compiled = CompiledTask(task)
+    except TaskError as error:
+        model = _compile(page, task.build_spec)
+        for location, check in _checks(entry, task, model):
+            _located(page, location, check)
+        # The control step and the timestep are left.
+        reason = str(error).removeprefix(f"Task {task.name!r}: ").removeprefix("control_dt_s ")
+        raise page.error(("control_dt_s",), reason) from error
+    _require_numbers(page, compiled.model)
+    _require_whole_keyframes(page, entry, compiled)
+    _require_scene_fits(page, compiled)
+    return compiled
+
+
+def file_stamps(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Return path, time of change and size of a task's page and of the XML files and meshes of its model."""
+    page = read_page(path)
+    files = [page.path]
+    if isinstance(page.content.get("model"), str):
+        files += model_files(page.file("model"))
+    found = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
+def model_files(model: Path) -> list[Path]:
+    """Return a model's file and those that MuJoCo says it is made of."""
+    try:
+        require_modest(model)
+        with quiet_mujoco():
+            return [model, *map(Path, mujoco.mju_getXMLDependencies(str(model)))]
+    except (OSError, ValueError, mujoco.FatalError):  # damaged, or a file is missing: compiling it says which
+        return [model]
+
+
+def _read(path: str | Path, reserved: Collection[str]) -> tuple[Page, schema.TaskEntry]:
+    page = read_page(path)
+    entry = schema.validate(page)
+    if entry.name in reserved:
+        raise page.error(("name",), f"{entry.name!r} is a built-in task: choose another name")
+    return page, entry
+
+
+def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
+    model = page.file("model")
+    if not model.exists():
+        raise page.error(("model",), f"there is no file {shown(model)}")
+    _located(page, ("model",), partial(require_modest, model))
+    build_spec = partial(_build_spec, model, entry.options, entry.maze)
+    return GoalTask(
+        name=entry.name,
+        description=" ".join(entry.description.split()),
+        build_spec=build_spec,
+        observation=tuple(_term(term) for term in entry.observation),
+        achieved_goal=tuple(_term(term) for term in entry.achieved_goal),
+        success=tuple(_region(region) for region in entry.success),
+        distributions={name: _episodes(page, entry, name) for name in ("training", "evaluation")},
+        control_dt_s=entry.control_dt_s,
+        episode_steps=entry.episode_steps,
+        early_end=tuple(EarlyEnd(_term(end.term), end.low, end.high) for end in entry.early_end),
+        control=_control(page, entry, build_spec),
+        other_radii=entry.other_radii,
+        maze=None if entry.maze is None else MazePicture(entry.maze.layout, entry.maze.scale),
+        scene=_scene(entry),
+        file=str(page.path),
+    )
+
+
+# -- the model ------------------------------------------------------------------------------------
+
+
+def _build_spec(model: Path, options: schema.OptionsEntry, maze: schema.MazeEntry | None) -> mujoco.MjSpec:
+    """Return the user's model with the page's options and walls; MuJoCo's ValueError where it refuses."""
+    with quiet_mujoco():
+        spec = mujoco.MjSpec.from_file(str(model))
+    if options.timestep_s is not None:
+        spec.option.timestep = options.timestep_s
+    if options.integrator is not None:
+        spec.option.integrator = getattr(mujoco.mjtIntegrator, f"mjINT_{options.integrator.upper()}")
+    if maze is not None and maze.wall_height is not None:
+        add_walls(spec, maze.layout, maze.scale, maze.wall_height)
+    return spec
+
+
+def _compile(page: Page, build_spec: Callable[[], mujoco.MjSpec]) -> mujoco.MjModel:
+    """Return the compiled model; raise TaskError where MuJoCo refuses it, or it holds NaN or no timestep."""
+    try:
+        model, _ = compile_spec(build_spec())
+    except ValueError as error:
+        reason = with_place(_model_path(page), str(error))
+        raise page.error(("model",), f"MuJoCo refuses {_model_file(page)}: {reason}") from error
+    _require_numbers(page, model)
+    if model.opt.timestep <= 0:
+        reason = f"the timestep of {_model_file(page)} (option timestep) must be above 0"
+        raise page.error(("model",), f"{reason}, not {model.opt.timestep:g}")
+    return model
+
+
+def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
+    """Raise TaskError where the model holds NaN: MuJoCo compiles some of it, and diverges at once."""
+    arrays = [
+        (prefix + name, np.atleast_1d(value))
+        for prefix, owner in (("", model), ("option.", model.opt))
+        for name in dir(owner)
+        if not name.startswith("_") and isinstance(value := getattr(owner, name), np.ndarray | float)
+    ]
+    holding = [(name, array) for name, array in arrays if array.dtype.kind == "f" and np.isnan(array).any()]
+    if holding:
+        # The options are the user's own; what MuJoCo computed ends in 0, as actuator_acc0.
+        name, array = min(
+            holding, key=lambda each: (not each[0].startswith("option."), each[0].endswith("0"), each[0])
+        )
+        index = int(np.argwhere(np.isnan(array))[0][0])
+        kind = _KINDS.get(name.partition("_")[0])
+        owner = f"[{index}]" if kind is None else f" of {object_name(model, kind, index)!r}"
+        raise page.error(("model",), f"{_model_file(page)} holds NaN, in {name}{owner}")
+
+
+def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: CompiledTask) -> None:
+    """Raise TaskError for a keyframe that episodes start at and that is too short: MuJoCo fills it up."""
+    names = object_names(compiled.model, mujoco.mjtObj.mjOBJ_KEY)
+    keys = dict(zip(names, compiled.task.build_spec().keys, strict=True))
+    for name in ("training", "evaluation"):
+        own: schema.EpisodesEntry = getattr(entry, name)
+        keyframe = (own.reset or entry.reset).keyframe
+        if keyframe not in keys:
+            continue
+        key, model = keys[keyframe], compiled.model
+        for field, size in (
+            ("qpos", model.nq), ("qvel", model.nv), ("act", model.na), ("ctrl", model.nu),
+            ("mpos", 3 * model.nmocap), ("mquat", 4 * model.nmocap),
+        ):  # fmt: skip
+            given = len(getattr(key, field))
+            if given not in (0, size):
+                place = (*_section(name, own.reset), "reset", "keyframe")
+                raise page.error(place, f"{keyframe!r} gives {given} of the model's {size} {field}")
+
+
+def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
+    scene = compiled.task.scene
+    if scene.follow is not None:
+        body = mujoco.mjtObj.mjOBJ_BODY
+        _located(page, ("scene", "follow"), partial(find_object, compiled.model, body, scene.follow, _OWNER))
+    if scene.goal_position and max(scene.goal_position) >= compiled.goal_dim:
+        place, highest = ("scene", "goal_position"), compiled.goal_dim - 1
+        raise page.error(place, f"there is no number {max(scene.goal_position)}, the last one is {highest}")
+
+
+def _model_path(page: Page) -> Path:
+    return page.file("model")
+
+
+def _model_file(page: Page) -> str:
+    return shown(_model_path(page))
+
+
+# -- from entries to parts of a task --------------------------------------------------------------
+
+
+def _term(entry: schema.TermEntry) -> Term:
+    minus = None if entry.minus is None else _term(entry.minus)
+    default = "identity" if minus is None else "difference"
+    columns = None if entry.columns is None else tuple(entry.columns)
+    return Term(entry.field, entry.object, columns, entry.transform or default, minus, entry.unit)
+
+
+def _region(entry: schema.SuccessEntry) -> SuccessRegion:
+    start, stop = entry.part or (0, None)
+    return SuccessRegion(entry.radius, start, stop, entry.points)
+
+
+def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
+    own: schema.EpisodesEntry = getattr(entry, name)
+    reset = own.reset or entry.reset
+    goal = own.goal or entry.goal or []
+    positions = None
+    if reset.positions is not None:
+        place = (*_section(name, own.reset), "reset", "positions")
+        positions = _distribution(page, place, reset.positions, entry.maze)
+    starts = Reset(
+        joints=tuple(reset.joints),
+        position=positions,
+        keyframe=reset.keyframe,
+        qpos_noise=reset.qpos_noise,
+        qvel_noise=reset.qvel_noise,
+        noise_joints=None if reset.noise_joints is None else tuple(reset.noise_joints),
+    )
+    place = (*_section(name, own.goal), "goal")
+    return EpisodeDistribution(starts, _distribution(page, place, goal, entry.maze))
+
+
+def _distribution(
+    page: Page, place: Location, entries: list[schema.DistributionEntry], maze: schema.MazeEntry | None
+) -> PositionDistribution:
+    """Return the distribution of one entry, or of several side by side."""
+    parts = [
+        _located(page, (*place, index), partial(_part, entry, maze)) for index, entry in enumerate(entries)
+    ]
+    return parts[0] if len(parts) == 1 else ConcatenatedPositions(tuple(parts))
+
+
+def _part(entry: schema.DistributionEntry, maze: schema.MazeEntry | None) -> PositionDistribution:
+    if entry.box is not None:
+        return BoxPositions(tuple(entry.box.low), tuple(entry.box.high))
+    if entry.positions is not None:
+        return ListPositions(tuple(tuple(each) for each in entry.positions))
+    if entry.ring is not None:
+        ring = RingPositions(entry.ring.low, entry.ring.high, (entry.ring.center[0], entry.ring.center[1]))
+        return _with_height(ring, entry.ring.z)
+    if entry.cells is None:
+        raise TaskError("no distribution")
+    layout = entry.cells.layout or (maze and maze.layout)
+    scale = entry.cells.scale or (maze and maze.scale)
+    if layout is None or scale is None:
+        raise TaskError("cells need a layout and a scale, their own or those of `maze`")
+    centers = cells(layout, entry.cells.kinds, scale)
+    return _with_height(CellPositions(centers, entry.cells.jitter), entry.cells.z)
+
+
+def _with_height(plane: PositionDistribution, z: float | None) -> PositionDistribution:
+    return plane if z is None else ConcatenatedPositions((plane, constant(z)))
+
+
+def _control(
+    page: Page, entry: schema.TaskEntry, build_spec: Callable[[], mujoco.MjSpec]
+) -> tuple[Command, ...] | None:
+    if entry.action == "range":
+        return None
+    if entry.action == "position_target":
+        model = _compile(page, build_spec)
+        return _located(page, ("action",), lambda: position_targets(model))
+    return tuple(_command(command) for command in entry.action)  # pyright: ignore[reportArgumentType]
+
+
+def _command(entry: schema.CommandEntry) -> Command:
+    if entry.hold is not None:
+        return Command(entry.actuator, "hold", entry.hold)
+    return Command(entry.actuator, entry.kind, entry.low, entry.high)
+
+
+def _scene(entry: schema.TaskEntry) -> ScenePicture:
+    values: dict[str, Any] = entry.scene.model_dump(exclude={"goal_position", "lookat"})
+    if entry.scene.lookat is not None:
+        x, y, z = entry.scene.lookat
+        values["lookat"] = (x, y, z)
+    given = entry.scene.goal_position
+    position = _positional_columns(entry.achieved_goal[0]) if given is None else tuple(given)
+    return ScenePicture(**values, goal_position=position or None)
+
+
+def _positional_columns(term: schema.TermEntry) -> tuple[int, ...]:
+    """Return which numbers of a goal are x, y and z, where its first term is the position of something."""
+    columns = term.columns or [0, 1, 2]
+    is_position = term.field in ("xpos", "site_xpos") and term.object is not None and term.minus is None
+    is_position = is_position or (term.field == "qpos" and term.columns in ([0, 1], [0, 1, 2]))
+    return tuple(range(len(columns))) if is_position and columns == list(range(len(columns))) else ()
+
+
+# -- where an error comes from --------------------------------------------------------------------
+
+
+def _located(page: Page, location: Location, call: Callable[[], Any]) -> Any:
+    """Return what `call` returns; tell a TaskError by the file, the line and the entry."""
+    try:
+        return call()
+    except TaskError as error:
+        raise page.error((*location, *error.entry), str(error).removeprefix(f"{_OWNER}: ")) from error
+
+
+def _checks(
+    entry: schema.TaskEntry, task: GoalTask, model: mujoco.MjModel
+) -> Iterator[tuple[Location, Callable[[], Any]]]:
+    """Yield the entries that must suit the model, each with what raises TaskError where it does not."""
+    yield ("model",), partial(require_whole_state, model, _OWNER)
+    resolver = TermResolver(model, _OWNER)
+    for key, terms in (("observation", task.observation), ("achieved_goal", task.achieved_goal)):
+        for index, term in enumerate(terms):
+            yield (key, index), partial(resolver.resolve, (term,))
+    for index, end in enumerate(task.early_end):
+        yield ("early_end", index, "term"), partial(resolver.resolve, (end.term,))
+    yield ("action",), partial(_require_controls, model, task)
+    goal_dim = resolver.resolve(task.achieved_goal)[-1].stop
+    for index, region in enumerate(task.success):
+        yield ("success", index), partial(_require_region_fits, region, goal_dim)
+    for name, episodes in task.distributions.items():
+        own: schema.EpisodesEntry = getattr(entry, name)
+        yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
+        yield (*_section(name, own.goal), "goal"), partial(_require_goals_fit, episodes, goal_dim)
+
+
+def _require_controls(model: mujoco.MjModel, task: GoalTask) -> None:
+    try:
+        ControlMap(model, task.control, _OWNER)
+    except TaskError as error:
+        if task.control is None and model.nu > 0:
+            with contextlib.suppress(TaskError):
+                position_targets(model)
+                hint = "`action: position_target` takes the ranges of what the servos move."
+                error = TaskError(f"{error} {hint}", error.entry)
+        raise error from None
+
+
+def _section(name: str, own: Any) -> tuple[str, ...]:
+    """Return where a part of some episodes stands: in their own section, or with the whole task."""
+    return () if own is None else (name,)
+
+
+def _require_region_fits(region: SuccessRegion, goal_dim: int) -> None:
+    stop = goal_dim if region.stop is None else region.stop
+    if not 0 <= region.start < stop <= goal_dim:
+        raise TaskError(
+            f"the slice [{region.start}, {stop}] is none of an achieved_goal of {goal_dim} numbers"
+        )
+    if (stop - region.start) % region.points:
+        raise TaskError(f"{stop - region.start} numbers are not {region.points} points")
+
+
+def _require_goals_fit(episodes: EpisodeDistribution, goal_dim: int) -> None:
+    drawn = episodes.sample(np.random.default_rng(0), 1)[1].shape[1]
+    if drawn != goal_dim:
+        raise TaskError(f"goals of {drawn} numbers, and the achieved_goal has {goal_dim}")

@@ -1,0 +1,331 @@
+"""Tensors on disk: safetensors with a JSON header, and checkpoints of a training run that can be resumed.
+
+A checkpoint folder:
+
+    checkpoint/
+      manifest.json               which files make up the checkpoint, their hashes, and the run's progress
+      state-00000012.safetensors  networks, optimisers, generators, simulator, counters
+      replay-00000004.safetensors rows of the replay memory, append-only, oldest first
+      replay-00000012.safetensors
+
+Of several ranks each has worlds and a memory of its own:
+
+      state-00000012.safetensors          networks and optimisers, which are the same on every rank
+      worlds-00000012-rank-0.safetensors  generators, simulator and counters of rank 0; one such file a rank
+      replay-00000012-rank-0.safetensors  rows of its replay memory
+
+A save writes new files beside the old ones, waits until every rank has written its own, then swaps the
+manifest in one rename, then deletes what the new manifest does not name: a kill at any moment, of any rank,
+leaves a whole checkpoint, the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.distributed import Ranks
+from pipeline.errors import DamagedFileError
+from pipeline.files import atomic_file, file_sha256, is_temporary, json_sha256, plain_json, write_json_atomic
+from pipeline.folder_lock import folder_lock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# 1: of one process, 2: of several ranks.
+FORMAT_VERSIONS = (1, 2)
+_HEADER_KEY = "thousandfold"
+_REMEDY = "restore it, or start the training again without --resume."
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors (moved to the CPU) and JSON metadata as one safetensors file, atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        try:
+            save_file(whole, temporary, metadata={_HEADER_KEY: json.dumps(plain_json(metadata))})
+        except SafetensorError as error:
+            # What the system said stands in its text alone: "… I/O error: … (os error 28) at path …".
+            if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the metadata of a file that `save_tensors` wrote.
+
+    Raises:
+        DamagedFileError: the file is missing, truncated, or was not written by Thousandfold.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if header is None:
+            raise DamagedFileError(f"{path} was not written by Thousandfold.")
+        return tensors, json.loads(header)
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path} is missing.") from error
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise DamagedFileError(f"{path} is truncated or no safetensors file ({error}).") from error
+
+
+@dataclass(frozen=True)
+class RankPart:
+    """What one rank has saved for itself.
+
+    Attributes:
+        tensors: state of its worlds; where a single process saved, its complete state.
+        segments: segments of its replay memory, in the order in which they were saved.
+    """
+
+    tensors: dict[str, Tensor]
+    segments: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back.
+
+    Attributes:
+        tensors: what is the same on every rank; where a single process saved, its complete state but for the
+            replay memory.
+        parts: what the ranks that were asked for have saved for themselves.
+        progress: the run's counters and history.
+    """
+
+    tensors: dict[str, Tensor]
+    parts: list[RankPart]
+    progress: dict[str, Any]
+
+    @property
+    def segments(self) -> list[dict[str, Tensor]]:
+        """The segments of the first part."""
+        return self.parts[0].segments
+
+
+class CheckpointFolder:
+    """Saves and loads checkpoints of one training run. See the module's docstring for the layout.
+
+    Args:
+        path: the folder.
+        ranks: the processes that save together; this one alone by default.
+    """
+
+    def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
+        self.path, self._ranks = path, ranks or Ranks()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a whole checkpoint lies here."""
+        return (self.path / "manifest.json").is_file()
+
+    @property
+    def num_parts(self) -> int:
+        """How many ranks saved the checkpoint in place. Raises DamagedFileError."""
+        return len(_parts(self._manifest()))
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The progress that was saved, without reading the rest. Raises DamagedFileError."""
+        return self._manifest()["progress"]
+
+    def require_settings(self, own: Mapping[str, Any], changeable: Collection[str]) -> None:
+        """Compare the settings that were saved with the progress, as ``settings``, with those of this run.
+
+        Args:
+            own: of this run.
+            changeable: settings that it may go on with in another value.
+
+        Raises:
+            DamagedFileError: others differ; the message names them.
+        """
+        saved: dict[str, Any] = self.progress.get("settings", {})
+        fixed = {name: value for name, value in saved.items() if name not in changeable}
+        if other := [f"{name} {value}" for name, value in fixed.items() if own.get(name) != value]:
+            raise DamagedFileError(f"{self.path} belongs to a run with other settings ({', '.join(other)}).")
+
+    @contextlib.contextmanager
+    def taken_over(self) -> Iterator[None]:
+        """Raise DamagedFileError where the content, whole as it is, is none that the run can go on from."""
+        try:
+            yield
+        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedFileError(f"{self.path} does not fit this run's settings ({reason}).") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs from writing here, as rank 0; raise UserError where one already does."""
+        if not self._ranks.leads:
+            yield
+            return
+        with folder_lock(self.path):
+            yield
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        progress: dict[str, Any],
+        *,
+        segment: dict[str, Tensor] | None = None,
+        oldest_row: int = 0,
+        own: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Save a checkpoint and drop the one before. All ranks save together.
+
+        Args:
+            step: a number that grows from save to save; it names the files.
+            tensors: the training state that is the same on every rank; rank 0's is written.
+            progress: JSON-able counters and history; rank 0's are written.
+            segment: replay rows written since the last save; `first` and `rows` tell which, world by world.
+                All rows that the memory holds where another number of ranks saved last. None: there is no
+                replay memory.
+            oldest_row: the lowest row that the replay memory still holds; older segments are dropped.
+            own: the training state that each rank has for itself, but for the replay memory.
+
+        Raises:
+            ValueError: the step did not grow: the files of the checkpoint in place would be overwritten.
+            DamagedFileError: the manifest in place cannot be read.
+            LostRankError: another rank is gone; the checkpoint in place is as it was, or the new one.
+        """
+        last_step, saved = self._ranks.from_leader(self._saved_segments)
+        if step <= last_step:
+            raise ValueError(f"a checkpoint of step {step} after one of step {last_step}")
+        kept = saved[self._ranks.rank] if len(saved) == self._ranks.size else []
+        part: dict[str, Any] = self._write_state(step, tensors, own or {})
+        part["replay"] = [entry for entry in kept if entry["last_row"] >= oldest_row]
+        part["replay"] += self._write_segment(segment, step)
+        # Once every rank has told what it wrote, all of it is on the disk.
+        parts = [json.loads(text) for text in self._ranks.texts(json.dumps(part))]
+        if self._ranks.leads:
+            self._swap(step, parts, progress)
+
+    def _saved_segments(self) -> tuple[int, list[list[dict[str, Any]]]]:
+        """Return the step of the checkpoint in place, and every rank's entries of replay segments."""
+        if not self.exists:
+            return -1, []
+        manifest = self._manifest()
+        return manifest["step"], [part["replay"] for part in _parts(manifest)]
+
+    def _write(self, name: str, tensors: dict[str, Tensor], step: int) -> dict[str, Any]:
+        """Write a file and return its entry in the manifest."""
+        file = f"{name}.safetensors"
+        save_tensors(self.path / file, tensors, {"step": step})
+        return {"file": file, "sha256": file_sha256(self.path / file)}
+
+    def _write_state(self, step: int, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Any]:
+        """Write the training state, one file or two, and return the entries of this rank."""
+        if self._ranks.size == 1:
+            return {"state": self._write(f"state-{step:08d}", tensors | own, step)}
+        entries = {"worlds": self._write(f"worlds-{step:08d}-rank-{self._ranks.rank}", own, step)}
+        if self._ranks.leads:
+            entries["state"] = self._write(f"state-{step:08d}", tensors, step)
+        return entries
+
+    def _write_segment(self, segment: dict[str, Tensor] | None, step: int) -> list[dict[str, Any]]:
+        """Write a replay segment, if it has a row, and return its entry in the manifest."""
+        if segment is None or not int(segment["rows"].sum()):
+            return []
+        name = f"replay-{step:08d}" + (f"-rank-{self._ranks.rank}" if self._ranks.size > 1 else "")
+        last_row = int((segment["first"] + segment["rows"]).max()) - 1
+        return [self._write(name, segment, step) | {"last_row": last_row}]
+
+    def _swap(self, step: int, parts: list[dict[str, Any]], progress: dict[str, Any]) -> None:
+        """Let the manifest name the files of the ranks, and delete what it does not name."""
+        several = len(parts) > 1
+        ranks = [{name: part[name] for name in ("worlds", "replay")} for part in parts] if several else []
+        manifest = {
+            "format_version": FORMAT_VERSIONS[several],
+            "step": step,
+            "state": parts[0]["state"],
+            **({"ranks": ranks} if several else {"replay": parts[0]["replay"]}),
+            "progress": plain_json(progress),
+        }
+        write_json_atomic(self.path / "manifest.json", manifest | {"sha256": json_sha256(manifest)})
+        entries = [entry for part in _parts(manifest) for entry in (part["worlds"], *part["replay"])]
+        self._remove_unnamed({manifest["state"]["file"], *(entry["file"] for entry in entries)})
+
+    def load(self, ranks: Iterable[int] | None = None) -> Checkpoint:
+        """Return the checkpoint.
+
+        Args:
+            ranks: whose parts to read, of the ranks that saved it; None: of all.
+
+        Raises:
+            DamagedFileError: a file is missing, truncated or changed; the message names it.
+        """
+        manifest = self._manifest()
+        saved = _parts(manifest)
+        wanted = [saved[rank] for rank in (range(len(saved)) if ranks is None else ranks)]
+        tensors = self._read(manifest["state"])
+        parts = [
+            RankPart(
+                tensors if part["worlds"] == manifest["state"] else self._read(part["worlds"]),
+                [self._read(entry) for entry in part["replay"]],
+            )
+            for part in wanted
+        ]
+        return Checkpoint(tensors, parts, manifest["progress"])
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.path / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format_version"] not in FORMAT_VERSIONS:
+                raise DamagedFileError(
+                    f"{path} has format {manifest['format_version']}; this version reads up to "
+                    f"{FORMAT_VERSIONS[-1]}."
+                )
+            if manifest.pop("sha256") != json_sha256(manifest):
+                raise DamagedFileError(f"{path} was changed since it was saved: {_REMEDY}")
+            parts = _parts(manifest)
+            replay = [entry for part in parts for entry in part["replay"]]
+            if not (
+                isinstance(manifest["step"], int)
+                and isinstance(manifest["progress"], dict)
+                and isinstance(manifest["progress"].get("settings", {}), dict)
+                and all(map(_names_a_file, [manifest["state"], *(part["worlds"] for part in parts), *replay]))
+                and all(isinstance(entry["last_row"], int) for entry in replay)
+            ):
+                raise ValueError("other entries than save writes")
+            return manifest
+        except FileNotFoundError as error:
+            raise DamagedFileError(f"{self.path} holds no checkpoint: {_REMEDY}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedFileError(f"{path} is truncated or no checkpoint manifest: {_REMEDY}") from error
+
+    def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:
+        path = self.path / entry["file"]
+        if path.is_file() and file_sha256(path) != entry["sha256"]:
+            raise DamagedFileError(f"{path} differs from its recorded hash: {_REMEDY}")
+        return load_tensors(path)[0]
+
+    def _remove_unnamed(self, named: set[str]) -> None:
+        for path in self.path.iterdir():
+            if is_temporary(path) or (path.suffix == ".safetensors" and path.name not in named):
+                path.unlink(missing_ok=True)
+
+
+def _parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a manifest says of each rank; a single process keeps its worlds with the rest."""
+    return manifest.get("ranks") or [{"worlds": manifest["state"], "replay": manifest["replay"]}]
+
+
+def _names_a_file(entry: Any) -> bool:
+    """Return whether an entry of a manifest names a file of the checkpoint's own folder, and its hash."""
+    name = entry["file"]
+    return isinstance(entry["sha256"], str) and name == Path(name).name and name.endswith(".safetensors")

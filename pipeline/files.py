@@ -1,0 +1,180 @@
+"""Files that are either whole or absent, their hashes, and strict JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedRecordError
+
+FORMAT_VERSION = 2
+"""Of sealed files; format 1 had no seals."""
+
+_TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path` and survives a power cut.
+
+    The temporary name ends like the final one, for writers that go by the suffix. The parent folder is made.
+    The file's mode is the umask's, whatever mode the writer gave it.
+    After an exception the temporary file is removed and `path` is as it was. An OSError that names no file,
+    as that of a full disk, is given `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    try:
+        temporary.touch()  # the one way to ask for the umask that changes it for no other thread
+        mode = temporary.stat().st_mode
+        temporary.unlink()
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # to an error without a number it would take the place of its words
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write bytes, or text as UTF-8, so that a reader sees the old file or the new one, never a part."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as indented strict JSON; see `plain_json` for what it may hold."""
+    write_atomic(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_sealed_json(path: Path, values: Mapping[str, Any]) -> str:
+    """Write an object of JSON together with its seal, a hash over all else that it says; return the seal."""
+    content = plain_json(dict(values))
+    content["seal"] = _seal(content)
+    write_json_atomic(path, content)
+    return content["seal"]
+
+
+def read_sealed_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Return the object that `write_sealed_json` wrote, its `seal` included.
+
+    One whose `format_version` is 1, or that has none, is from before there were seals: its `seal` is None.
+
+    Args:
+        path: of the file.
+        what: it should be, for the message.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        DamagedRecordError: it is missing, cannot be read, is no strict JSON, or was changed since.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise DamagedRecordError(path, "is no file", remedy)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DamagedRecordError(path, "is missing", remedy) from None
+    except OSError as error:
+        raise DamagedRecordError(path, f"cannot be read ({error.strerror})", remedy) from None
+    except ValueError:
+        raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
+    try:
+        content = strict_json(text)
+    except ValueError:
+        raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
+    version = content.setdefault("format_version", 1) if isinstance(content, dict) else None
+    if type(version) is not int or not version > 0:
+        raise DamagedRecordError(path, f"is damaged or not {what}", remedy)
+    if version > FORMAT_VERSION:
+        problem = f"has format {version}, this version reads up to {FORMAT_VERSION}"
+        raise DamagedRecordError(path, problem, "update thousandfold")
+    seal = content.setdefault("seal", None)
+    if seal is None and version > 1:
+        raise DamagedRecordError(path, "was changed since it was written: its seal is gone", remedy)
+    if seal is not None and seal != _seal(content):
+        raise DamagedRecordError(path, "was changed since it was written: its seal does not fit", remedy)
+    return content
+
+
+def strict_json(text: str) -> Any:
+    """Parse JSON without NaN, infinity and keys that come twice.
+
+    Raises ValueError, also where it is nested too deeply.
+    """
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is no number of JSON")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key comes twice")
+        return found
+
+    try:
+        return plain_json(json.loads(text, parse_constant=finite, parse_float=finite, object_pairs_hook=once))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain JSON in canonical form, without the seal that it may have."""
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain_json(value: Any) -> Any:
+    """Return `value` in JSON's own types: arrays become lists, paths text, NaN and infinity null."""
+    if isinstance(value, dict):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors; neither is imported here
+        return plain_json(value.tolist())
+    return str(value) if isinstance(value, Path) else value
+
+
+def file_sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """Return the SHA-256 of `value` as canonical JSON: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(plain_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell whether a file is a leftover of an interrupted write."""
+    return path.name.startswith(_TEMPORARY_PREFIX) or path.suffix == ".tmp"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable; Windows has no such call and needs none."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

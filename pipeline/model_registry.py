@@ -1,0 +1,151 @@
+"""Policies in MLflow's registry: as models of its ONNX flavour, with aliases that say what is in use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import MissingArtifactError, MissingExtraError, UserError
+from pipeline.files import file_sha256
+from pipeline.tracking_store import mlflow_is_installed, one_line, open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+CANDIDATE_ALIAS = "candidate"
+"""What was exported last."""
+PRODUCTION_ALIAS = "production"
+"""What was verified and is in use."""
+ARTIFACT_TAG = "artifact"
+"""Of a version: the artifact that it was registered from."""
+
+_MODEL_FILE = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What an alias was moved from and to.
+
+    Attributes:
+        model: name of the registered model.
+        before: the version that had the alias; None where none had.
+        after: the version that has it now.
+    """
+
+    model: str
+    before: str | None
+    after: str
+
+
+def write_onnx_model(
+    folder: Path, file: Path, outputs: Mapping[str, int], example: Mapping[str, np.ndarray]
+) -> None:
+    """Write a model of MLflow's ONNX flavour: signature, input example, and the file as it is.
+
+    Args:
+        folder: where; it must not exist yet.
+        file: the ONNX file, with all of its weights inside.
+        outputs: how many numbers each output has.
+        example: rows of each input, (n, size) float32.
+    """
+    import onnx
+    from mlflow import onnx as onnx_flavour  # pyright: ignore[reportPrivateImportUsage]
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    def schema(sizes: Mapping[str, int]) -> Schema:
+        return Schema([TensorSpec(np.dtype(np.float32), (-1, size), name) for name, size in sizes.items()])
+
+    versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("onnx", "onnxruntime", "numpy")]
+    onnx_flavour.save_model(
+        onnx.load(file),
+        str(folder),
+        signature=ModelSignature(schema({k: v.shape[1] for k, v in example.items()}), schema(outputs)),
+        input_example=dict(example),
+        pip_requirements=[f"mlflow=={importlib.metadata.version('mlflow')}", *versions],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        onnx_session_options={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
+        save_as_external_data=False,
+    )
+    # Byte for byte: protobuf may write the same message in another order, and so with another hash.
+    shutil.copyfile(file, folder / _MODEL_FILE)
+
+
+def promote(
+    workspace_root: Path,
+    model: str,
+    artifact: str,
+    file: Path,
+    tags: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Promotion:
+    """Move the alias `production` to the version that was registered from an artifact.
+
+    Args:
+        workspace_root: whose tracking store to use.
+        model: name of the registered model.
+        artifact: name of the artifact.
+        file: its policy file, which must be the registered one.
+        tags: what to note on the version.
+        say: takes lines about a store that is waited for, upgraded or mended.
+
+    Raises:
+        MissingExtraError: MLflow is not installed.
+        MissingArtifactError: no version was registered from the artifact, or from another file.
+        UserError: the store cannot be opened or fails.
+    """
+    if not mlflow_is_installed():
+        raise MissingExtraError('The registry needs MLflow: pip install "thousandfold[train]".')
+    client, _ = open_store(workspace_root, say)
+    try:
+        version = _version_of(client, model, artifact)
+        _require_same_file(client, version, file)
+        before = _holder(client, model)
+        for key, value in tags.items():
+            client.set_model_version_tag(model, version.version, key, str(value))
+        client.set_registered_model_alias(model, PRODUCTION_ALIAS, version.version)
+        return Promotion(model, before, str(version.version))
+    except UserError:
+        raise
+    except Exception as error:  # MLflow, SQLAlchemy, the network: each has errors of its own
+        raise UserError(f"The registry failed and nothing is certain: {one_line(error)}") from error
+
+
+def _version_of(client: MlflowClient, model: str, artifact: str) -> ModelVersion:
+    """Return the newest version that was registered from an artifact."""
+    found = [
+        version
+        for version in client.search_model_versions(f"name = '{model}'")
+        if version.tags.get(ARTIFACT_TAG) == artifact
+    ]
+    if not found:
+        raise MissingArtifactError(
+            f"{artifact} is not registered as {model}: export it again, with MLflow installed and its store "
+            "within reach."
+        )
+    return max(found, key=lambda version: int(version.version))
+
+
+def _require_same_file(client: MlflowClient, version: ModelVersion, file: Path) -> None:
+    """Raise MissingArtifactError where the registered file is not the one that was verified."""
+    from mlflow.artifacts import download_artifacts
+
+    source = client.get_model_version_download_uri(version.name, version.version)
+    registered = download_artifacts(f"{source}/{_MODEL_FILE}", tracking_uri=client.tracking_uri)
+    if file_sha256(Path(registered)) != file_sha256(file):
+        raise MissingArtifactError(
+            f"Version {version.version} of {version.name} in the registry is not {file}: export it again."
+        )
+
+
+def _holder(client: MlflowClient, model: str) -> str | None:
+    """Return the version that has the alias `production`."""
+    holder = client.get_registered_model(model).aliases.get(PRODUCTION_ALIAS)
+    return None if holder is None else str(holder)

@@ -1,0 +1,284 @@
+"""Typed settings of every stage: defaults, then a preset, then flags, then `--set key=value`.
+
+A preset is a YAML file below `pipeline/presets`, with one section a stage:
+
+    description: Half an hour on a laptop.
+    extends: quickstart
+    train_teacher: {depth: 32, learning_rate: 3e-4}
+
+One that repeats a published experiment has the published outcome beside its settings, as `published`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import pydantic
+import yaml
+
+from ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml
+from ground.plain_files import read_plain
+from pipeline.errors import SettingsError, unknown_name
+
+PRESETS_FOLDER = Path(__file__).resolve().parent / "presets"
+STAGE_SECTIONS = (
+    "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "evaluate", "render",
+    "frontier", "report",
+)  # fmt: skip
+
+MOST_EPISODES = 1_000_000
+"""of a closed-loop measurement: an interval of ±0.1 % of success"""
+MOST_THREADS = 1024
+
+
+class StageSettings(pydantic.BaseModel):
+    """What every stage can be told. Unknown keys, NaN and infinity are refused; instances are frozen."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    seed: int = pydantic.Field(
+        default=0, ge=0, le=2**63 - 1, description="Seed of every random number generator."
+    )
+    device: Literal["auto", "cpu", "cuda"] = pydantic.Field(
+        default="auto", description="Where networks and worlds run."
+    )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Refuse `depth=true`, which pydantic would take for 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("must not be true or false")
+        return value
+
+
+Settings = TypeVar("Settings", bound=StageSettings)
+
+
+class PublishedOutcome(pydantic.BaseModel):
+    """What the authors of an experiment report of it, to compare with.
+
+    Attributes:
+        source: where it stands.
+        time_at_goal: steps at the goal per 1000, by depth.
+        hours: wall-clock hours of the training, by depth.
+        hardware: what it took these hours on.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    source: str
+    time_at_goal: dict[int, float]
+    hours: dict[int, float]
+    hardware: str
+
+    def __str__(self) -> str:
+        depth = max(self.time_at_goal)
+        shallow = min(self.time_at_goal)
+        return (
+            f"time at goal {self.time_at_goal[depth]:g} at depth {depth} in {self.hours[depth]:g} h "
+            f"on {self.hardware}, {self.time_at_goal[shallow]:g} at depth {shallow} ({self.source})"
+        )
+
+
+@dataclass(frozen=True)
+class PresetInfo:
+    """A preset that can be named on the command line, such as `quickstart` or `paper/ant`."""
+
+    name: str
+    description: str
+    path: Path
+    published: PublishedOutcome | None = None
+
+
+def list_presets() -> list[PresetInfo]:
+    """Return every preset, sorted by name. Raises SettingsError for a file that is not a preset."""
+    presets = []
+    for name, path in _preset_paths().items():
+        content = _read_preset(path)
+        description = " ".join(str(content.get("description", "")).split())
+        presets.append(PresetInfo(name, description, path, content.get("published")))
+    return presets
+
+
+def published_outcome(name: str) -> PublishedOutcome | None:
+    """Return what was published of the preset's experiment; None where it repeats none.
+
+    Raises SettingsError for an unknown preset or a file that is not one.
+    """
+    paths = _preset_paths()
+    if name not in paths:
+        raise SettingsError(unknown_name("preset", name, paths))
+    return _read_preset(paths[name]).get("published")
+
+
+def load_preset(name: str) -> dict[str, dict[str, Any]]:
+    """Return the preset's settings by section, merged over those of the preset that it extends.
+
+    Raises SettingsError for an unknown preset or section, a damaged file, or a circle of `extends`.
+    """
+    return _load_extended(name, chain=())
+
+
+def resolve_settings(
+    cls: type[Settings],
+    section: str,
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Build a stage's settings: defaults < preset < flags < overrides.
+
+    Args:
+        cls: The stage's settings class.
+        section: The stage's name in presets, such as `train_teacher`.
+        preset: Name of a preset, or None for the defaults.
+        overrides: `key=value` pairs; the value is read as YAML, so `1e-4` is a number and `[1, 2]` a list.
+        flags: Values of command-line flags; None means that the flag was not given.
+
+    Raises:
+        SettingsError: One line with every unknown key (and the nearest valid one) and every value out of
+            bounds (and what is allowed).
+    """
+    values = dict(load_preset(preset).get(section, {})) if preset else {}
+    values.update({key: value for key, value in (flags or {}).items() if value is not None})
+    values.update(_parse_override(override) for override in overrides)
+    try:
+        return cls.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = "; ".join(_explain(cls, detail) for detail in error.errors(include_url=False))
+        raise SettingsError(f"{section}: {problems}") from None
+
+
+def split_overrides(overrides: Iterable[str], sections: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Sort `stage.key=value` overrides by stage; `train-teacher.depth` is `train_teacher.depth`.
+
+    Returns a tuple of `key=value` for every section, empty where there is none.
+    Raises SettingsError where the stage is missing or unknown.
+    """
+    by_section: dict[str, list[str]] = {section: [] for section in sections}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not dot:
+            raise SettingsError(f"--set {_cut(override)}: name the stage too, as in train_teacher.depth=32.")
+        section = section.replace("-", "_")
+        if section not in by_section:
+            raise SettingsError(f"--set {_cut(override)}: {unknown_name('stage', section, by_section)}")
+        by_section[section].append(name + equals + value)
+    return {section: tuple(found) for section, found in by_section.items()}
+
+
+def dump_settings(settings: StageSettings) -> dict[str, Any]:
+    """Return the settings as a dictionary that JSON can hold, in the order of their definition."""
+    return settings.model_dump(mode="json")
+
+
+def settings_to_yaml(settings: StageSettings) -> str:
+    """Return the settings as YAML, one key a line, in the order of their definition."""
+    return yaml.safe_dump(dump_settings(settings), sort_keys=False, allow_unicode=True)
+
+
+def _load_yaml(text: str, where: str) -> Any:
+    """Parse YAML; `where` names its origin in the SettingsError."""
+    try:
+        return load_yaml(text)
+    except LimitedYamlError as error:
+        place = f" (line {error.line})" if error.line else ""
+        raise SettingsError(f"{where} is not valid YAML: {error}{place}.") from None
+
+
+def _preset_paths() -> dict[str, Path]:
+    """Return the preset files by name, sorted by name."""
+    paths = PRESETS_FOLDER.rglob("*.yaml")
+    return dict(sorted((path.relative_to(PRESETS_FOLDER).with_suffix("").as_posix(), path) for path in paths))
+
+
+def _read_preset(path: Path) -> dict[str, Any]:
+    """Read one preset file and check its shape: known keys, and a mapping in every section."""
+    try:
+        text = read_plain(path, MOST_BYTES).decode()
+    except UnicodeDecodeError:
+        raise SettingsError(f"Preset {path} is no text file in UTF-8.") from None
+    except OSError as error:
+        raise SettingsError(f"Preset {path} cannot be read: {error.strerror}.") from None
+    content = _load_yaml(text, where=f"Preset {path}")
+    if not isinstance(content, dict):
+        raise SettingsError(f"Preset {path} must hold one section a stage: {', '.join(STAGE_SECTIONS)}.")
+    for key, section in content.items():
+        if key in ("description", "extends"):
+            continue
+        if key == "published":
+            content[key] = _read_published(section, path)
+            continue
+        if key not in STAGE_SECTIONS:
+            raise SettingsError(f"Preset {path}: {unknown_name('section', str(key), STAGE_SECTIONS)}")
+        if not isinstance(section, dict):
+            raise SettingsError(f"Preset {path}: section {key} must hold `key: value` lines.")
+    return content
+
+
+def _read_published(section: Any, path: Path) -> PublishedOutcome:
+    try:
+        return PublishedOutcome.model_validate(section)
+    except pydantic.ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in ("published", *detail["loc"]))
+        raise SettingsError(f"Preset {path}: {place}: {detail['msg']}.") from None
+
+
+def _load_extended(name: str, chain: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Load a preset over what it extends; `chain` holds the presets that led here."""
+    paths = _preset_paths()
+    if name not in paths:
+        raise SettingsError(unknown_name("preset", name, paths))
+    if name in chain:
+        raise SettingsError(f"Presets extend each other in a circle: {' -> '.join((*chain, name))}.")
+    content = _read_preset(paths[name])
+    content.pop("description", None)
+    content.pop("published", None)
+    base = content.pop("extends", None)
+    merged = _load_extended(str(base), (*chain, name)) if base else {}
+    for section, values in content.items():
+        merged[section] = {**merged.get(section, {}), **values}
+    return merged
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"--set {_cut(override)}: expected key=value.")
+    return key.strip().replace("-", "_"), _load_yaml(value, where=f"--set {_cut(override)}")
+
+
+def _explain(cls: type[StageSettings], detail: Any) -> str:
+    """Put one pydantic error into words: the setting, what is allowed and what was given."""
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return unknown_name("setting", name, cls.model_fields)
+    if detail["type"] == "missing":
+        return f"{name} must be given"
+    reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not name or reason.startswith((f"{name} ", "Unknown ")):
+        return reason
+    if (
+        isinstance(detail["input"], str)
+        and Path(detail["input"]).suffix
+        and Path(detail["input"]).name in reason
+    ):
+        return reason  # it names the file that is wrong
+    joint = " " if reason.startswith("must ") else ": "
+    return " ".join(f"{name}{joint}{reason} (got {_cut(repr(detail['input']))})".split())
+
+
+def _cut(text: str) -> str:
+    """Return a text as it is told in a message, its beginning where it is long."""
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,27 @@
+"""`pipeline benchmark`."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.session import CommonOptions, Session, stage_command
+
+
+@click.command()
+@click.option("--policy", metavar="NAME|FILE", help="An artifact, or a policy file anywhere [the newest].")
+@stage_command
+def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
+    """Measure the policy's latency on one thread, back to back and at its control rate."""
+    from stages.benchmark import benchmark as stage
+
+    settings = common.resolve(stage.BenchmarkSettings, "benchmark")
+    if not session.starts(common, "benchmark", settings):
+        return
+    from stages.policy_file.source import find_policy
+
+    place = find_policy(session.workspace, policy)
+    if place.artifact is not None and place.artifact.name == place.name:
+        session.take("policy", policy)
+    else:
+        session.console.say(f"Taking policy file {place.path}.")
+    session.report(stage.run(settings, session.context, place))

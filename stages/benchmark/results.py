@@ -1,0 +1,152 @@
+"""What `pipeline benchmark` found, as `benchmark.json` and the tracking store have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from stages.benchmark.host import describe_realtime
+from stages.benchmark.loops import summarize
+from stages.benchmark.paced_loop import PacedPair, PacedTiming, joined, summarize_paced
+from stages.benchmark.roofline import roofline
+from stages.policy_file.onnx_policy import OnnxPolicy
+
+DEFINITIONS = {
+    "latency": "from observation and goal as NumPy rows to action and control as NumPy rows",
+    "inside_runtime": "the same without what Python does around it: one call of the session on bound buffers",
+    "percentiles": "nearest rank: the smallest latency that this share of the calls does not exceed; "
+    "with few calls the upper ones are the maximum",
+    "start_late": "from the tick to the beginning of its call",
+    "response": "from the tick to the output, so that a late beginning counts",
+    "jitter": "standard deviation (jitter_us) and 99th percentile (jitter_p99_us) of start_late",
+    "missed": "ticks whose output was not ready at the next tick, and ticks that passed while it was late; "
+    "missed_before_call: those of them that had passed before the call began",
+    "excess_missed": "share of missed ticks less that of the empty loop, which ran in turns with this one; "
+    "its error is the standard error over the turns",
+    "cpu_share": "processor time of the process over the time of the loop",
+    "roofline": "bound_us is the size of the weights over the rate at which one core reads a buffer of that "
+    "size; ratio is the median inside the runtime over it",
+    "cold_start": "from the start of a Python interpreter to the first action, median over fresh processes",
+    "memory": "bytes, of a process that runs the policy alone; growth over so many calls, kept over 1000",
+}
+
+
+@dataclass
+class Measured:
+    """What the loops gave.
+
+    Attributes:
+        busy_processes: in the background of the loops under load.
+        spin_us: how long before a tick the loops stopped sleeping.
+        granted: what the system said to what was asked of it.
+        samples, inside, others: latencies in µs, one call right after the other: of a step by role, of its
+            part inside the runtime by role, of other runtimes by name.
+        left_out: why an other runtime was not timed, by name.
+        action_difference: how far its actions are from the file's.
+        pairs: the policy's control loops, each beside an empty one, by rising rate.
+        teachers_loop: the teacher's at the control rate, by role; empty without one.
+        busy_samples, busy_pair: under load; None without.
+        fresh: of a fresh process; None where none was started.
+    """
+
+    busy_processes: int
+    spin_us: float
+    granted: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+    inside: dict[str, np.ndarray] = field(default_factory=dict)
+    others: dict[str, np.ndarray] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    action_difference: dict[str, float] = field(default_factory=dict)
+    pairs: list[PacedPair] = field(default_factory=list)
+    teachers_loop: dict[str, PacedTiming] = field(default_factory=dict)
+    busy_samples: np.ndarray | None = None
+    busy_pair: PacedPair | None = None
+    fresh: dict[str, Any] | None = None
+
+
+def build_report(policies: Mapping[str, OnnxPolicy], measured: Measured, rate_hz: float) -> dict[str, Any]:
+    """Return everything that was measured, and what it was measured on.
+
+    Args:
+        policies: the opened files by role, the policy itself first.
+        measured: what the loops gave.
+        rate_hz: the control rate.
+    """
+    networks = {role: _network(role, policy, measured, rate_hz) for role, policy in policies.items()}
+    p50 = {role: figures["back_to_back"]["p50_us"] for role, figures in networks.items()}
+    first = next(iter(p50))
+    busy = None
+    if measured.busy_samples is not None and measured.busy_pair is not None:
+        busy = {
+            "processes": measured.busy_processes,
+            "back_to_back": summarize(measured.busy_samples),
+            "paced": measured.busy_pair.summary(),
+        }
+    fresh = measured.fresh or {"cold_start": None, "memory": None}
+    return {
+        "rate_hz": rate_hz,
+        "period_us": 1e6 / rate_hz,
+        "networks": networks,
+        "speedup": p50["teacher"] / p50["student"] if {"student", "teacher"} <= set(p50) else None,
+        "paced_loops": [pair.summary() for pair in measured.pairs],
+        "busy": busy,
+        "comparison": {name: _compared(name, measured, p50[first]) for name in measured.others},
+        "left_out": measured.left_out,
+        **fresh,
+        "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__, "threads": 1},
+        "realtime": {"spin_us": measured.spin_us, **measured.granted, **describe_realtime()},
+        "definitions": DEFINITIONS,
+    }
+
+
+def _network(role: str, policy: OnnxPolicy, measured: Measured, rate_hz: float) -> dict[str, Any]:
+    if role in measured.teachers_loop:
+        loop = measured.teachers_loop[role]
+    else:
+        loop = joined(next(pair.ours for pair in measured.pairs if pair.rate_hz == rate_hz))
+    inside = summarize(measured.inside[role])
+    return {
+        "file": policy.path.name,
+        "network": policy.metadata.network.model_dump(),
+        "precision": policy.metadata.precision,
+        "back_to_back": summarize(measured.samples[role]),
+        "inside_runtime": inside,
+        "roofline": roofline(policy.metadata.network.parameters, policy.metadata.precision, inside["p50_us"]),
+        "paced": summarize_paced(loop),
+    }
+
+
+def _compared(name: str, measured: Measured, policy_p50_us: float) -> dict[str, Any]:
+    """Return the figures of another runtime, and how many times as long as the file it takes."""
+    figures = summarize(measured.others[name])
+    return {
+        **figures,
+        "ratio": figures["p50_us"] / policy_p50_us,
+        "max_action_difference": measured.action_difference[name],
+    }
+
+
+def flat_metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures under names such as ``student.paced.p99_us`` and ``paced_1000hz.missed_share``."""
+    parts: dict[str, Any] = {
+        f"{role}.{part}": figures[part]
+        for role, figures in report["networks"].items()
+        for part in ("back_to_back", "inside_runtime", "roofline", "paced")
+    }
+    parts |= {f"paced_{loop['rate_hz']:g}hz": loop for loop in report["paced_loops"]}
+    parts |= {f"comparison.{name.replace(' ', '_')}": side for name, side in report["comparison"].items()}
+    for part in ("cold_start", "memory"):
+        parts |= {part: report[part]} if report[part] else {}
+    if (busy := report["busy"]) is not None:
+        parts |= {"busy.back_to_back": busy["back_to_back"], "busy.paced": busy["paced"]}
+    metrics = {
+        f"{part}.{name}": float(value)
+        for part, figures in parts.items()
+        for name, value in figures.items()
+        if isinstance(value, int | float)
+    }
+    return metrics | ({} if report["speedup"] is None else {"speedup": report["speedup"]})

@@ -1,0 +1,131 @@
+"""The report of `pipeline benchmark` as tables and lines that fit into a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.console import Console
+from stages.benchmark.loops import PERCENTILES
+
+
+def show_report(report: Mapping[str, Any], name: str, console: Console) -> None:
+    """Print the tables, what else was found, and a closing line.
+
+    Args:
+        report: as `benchmark_report.build_report` gives it.
+        name: of the artifact.
+        console: prints.
+    """
+    _show_calls(report, console)
+    _show_loops(report, console)
+    for line in (*_roofline(report), *_fresh_process(report)):
+        console.say(line)
+    for runtime, reason in report["left_out"].items():
+        console.say(f"Not timed: {runtime}: {reason}.")
+    console.say(_closing_line(report, name))
+
+
+def _show_calls(report: Mapping[str, Any], console: Console) -> None:
+    networks = report["networks"]
+    role, first = next(iter(networks.items()))
+    base = first["back_to_back"]["p50_us"]
+    rows = []
+    for each, figures in networks.items():
+        network = figures["network"]
+        rows.append(_call(f"{each}, {network['depth']} x {network['width']}", figures["back_to_back"], base))
+        rows.append(_call("  inside the runtime", figures["inside_runtime"], base))
+    rows += [_call(f"{role} in {other}", side, base) for other, side in report["comparison"].items()]
+    if (busy := report["busy"]) is not None:
+        rows.append(_call(f"{role}, {_load(busy['processes'])}", busy["back_to_back"], base))
+    columns = ["one call after the other", "calls", "p50", "p90", "p99", "p99.9", "max", "times p50"]
+    console.table("Latency of one call on one CPU thread, microseconds", columns, rows)
+
+
+def _call(name: str, timing: Mapping[str, Any], base_us: float) -> list[Any]:
+    numbers = [timing[key] for key in ("samples", *PERCENTILES, "max_us")]
+    return [name, *numbers, timing["p50_us"] / base_us]
+
+
+def _show_loops(report: Mapping[str, Any], console: Console) -> None:
+    role = next(iter(report["networks"]))
+    rows = [_loop(loop, role) for loop in report["paced_loops"]]
+    rows += [
+        [f"{report['rate_hz']:g} Hz, {other}", *_loop_numbers(figures["paced"]), None, None]
+        for other, figures in report["networks"].items()
+        if other != role
+    ]
+    if (busy := report["busy"]) is not None:
+        rows.append(_loop(busy["paced"], f"{busy['processes']} busy"))
+    columns = [
+        "control loop", "ticks", "p50", "p99", "late p99", "jitter", "max", "CPU %", "missed", "empty",
+        "excess %",
+    ]  # fmt: skip
+    title = "One call a tick, microseconds: its latency, how late it began, its latest output; ticks missed"
+    console.table(title, columns, rows)
+
+
+def _loop(loop: Mapping[str, Any], what: str) -> list[Any]:
+    numbers = _loop_numbers(loop)
+    name = f"{loop['rate_hz']:g} Hz, {what}"
+    return [name, *numbers, loop["empty"]["missed"], 100 * loop["excess_missed_share"]]
+
+
+def _loop_numbers(loop: Mapping[str, Any]) -> list[Any]:
+    return [
+        loop["ticks"],
+        loop["p50_us"],
+        loop["p99_us"],
+        loop["jitter_p99_us"],
+        loop["jitter_us"],
+        loop["response"]["max_us"],
+        100 * loop["cpu_share"],
+        loop["missed"],
+    ]
+
+
+def _load(processes: int) -> str:
+    return "1 busy process" if processes == 1 else f"{processes} busy processes"
+
+
+def _roofline(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for role, figures in report["networks"].items():
+        found = figures["roofline"]
+        lines.append(
+            f"Roofline of the {role}: {found['weight_bytes'] / 1e3:,.0f} kB of weights at "
+            f"{found['read_bytes_per_s'] / 1e9:.0f} GB/s take {found['bound_us']:.3g} µs; inside the runtime "
+            f"it takes {figures['inside_runtime']['p50_us']:.3g} µs, {found['ratio']:.2f} times as long."
+        )
+    return lines
+
+
+def _fresh_process(report: Mapping[str, Any]) -> list[str]:
+    if report["cold_start"] is None:
+        return []
+    start, memory = report["cold_start"], report["memory"]
+    lines = [
+        f"Cold start: {start['total_s']:.2f} s from the interpreter's start to the first action: interpreter "
+        f"{start['interpreter_s']:.3f}, imports {start['import_s']:.2f}, session {start['session_s']:.3f}, "
+        f"first call {start['first_call_s']:.4f}."
+    ]
+    kept = f"a step leaves {memory['python_kept'] / 1000:.0f} bytes of Python behind"
+    if memory["resident_after_load"] is None:
+        return [*lines, f"Memory: this system does not tell a process's size; {kept}."]
+    heap = "" if memory["heap_growth"] is None else f", {memory['heap_growth']:+,} bytes on the heap"
+    lines.append(
+        f"Memory: {memory['resident_after_load'] / 2**20:.0f} MiB with the policy loaded, "
+        f"{memory['resident_growth'] / 1024:+,.0f} KiB after {memory['calls']:,} calls{heap}; {kept}."
+    )
+    return lines
+
+
+def _closing_line(report: Mapping[str, Any], name: str) -> str:
+    role, figures = next(iter(report["networks"].items()))
+    timing, paced = figures["back_to_back"], figures["paced"]
+    speedup = "" if report["speedup"] is None else f", {report['speedup']:.3g} times as fast as its teacher"
+    return (
+        f"Benchmark {name}: {role} p50 {timing['p50_us']:.3g} µs, p99 {timing['p99_us']:.3g} µs "
+        f"over {timing['samples']:,} calls{speedup}; "
+        f"{paced['missed']} of {paced['ticks']:,} ticks missed at {report['rate_hz']:g} Hz."
+    )

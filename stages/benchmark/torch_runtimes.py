@@ -1,0 +1,183 @@
+"""The network of a policy in what else could run it: torch, AOTInductor and plain NumPy, each on one thread.
+
+Imports torch; `stages.benchmark.runtimes` imports it where torch is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from models.deployable_policy import DeployablePolicy
+from models.norm_swish import LAYER_NORM_EPS
+from models.residual_mlp import PlainBlock, ResidualMLP
+from stages.benchmark.loops import Step
+from stages.benchmark.numpy_network import Block, Head, Layer, NumpyPolicy
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch and NumPy's matrix library to one thread each; give them back what they had."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_step(module: nn.Module) -> Step:
+    """Return a step that calls a module eagerly, without gradients; inputs and outputs share its memory."""
+
+    def step(observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            action, control = module(torch.from_numpy(observation)[None], torch.from_numpy(goal)[None])
+        return action[0].numpy(), control[0].numpy()
+
+    return step
+
+
+def compiled_step(module: DeployablePolicy, folder: Path) -> Step:
+    """Return a step of the module as AOTInductor compiles it; raise whatever the compiler raises.
+
+    Args:
+        module: the policy.
+        folder: where the compiled package is put; needed as long as the step.
+    """
+    import torch._inductor  # not part of torch until it is asked for
+
+    traced = copy.deepcopy(module)
+    trunk = traced.actor.actor.trunk
+    if isinstance(trunk.body, BlockStack):
+        trunk.body = _TracedStack(trunk.body)
+    normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
+    example = tuple(torch.zeros(1, len(each.mean)) for each in normalizers)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's, about itself
+        program = torch.export.export(_Outputs(traced).eval(), example)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "policy.pt2"))
+        compiled = torch._inductor.aoti_load_package(package)
+    return torch_step(cast(nn.Module, compiled))
+
+
+class _Outputs(nn.Module):
+    """A policy whose outputs are a plain tuple, which torch can put on record."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return action and control."""
+        action, control = self.policy(observation, goal)
+        return action, control
+
+
+class _TracedStack(nn.Module):
+    """A `BlockStack` in torch's own operators: a compiler cannot look into its kernels."""
+
+    def __init__(self, stack: BlockStack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (batch, width) to (batch, width)."""
+        stack, size = self.stack, hidden.shape[-1:]
+        for block in range(stack.num_blocks):
+            branch = hidden
+            for layer in range(block * LAYERS_PER_BLOCK, (block + 1) * LAYERS_PER_BLOCK):
+                branch = functional.linear(branch, stack.weight[layer], stack.bias[layer])
+                norm = stack.norm_weight[layer], stack.norm_bias[layer]
+                branch = functional.silu(functional.layer_norm(branch, size, *norm, LAYER_NORM_EPS))
+            branch = branch if stack.gain is None else stack.gain[block] * branch
+            hidden = torch.add(hidden, branch, alpha=stack.scale)
+        return hidden
+
+
+def numpy_policy(module: DeployablePolicy) -> NumpyPolicy:
+    """Return the same policy in NumPy."""
+    actor = module.actor.actor
+    trunk = actor.trunk
+    norm, eps = _layer_norm(trunk.final_norm)
+    head = Head(
+        norm,
+        eps,
+        _array(actor.mean_head.weight),
+        _array(actor.mean_head.bias),
+        _array(module.control_low),
+        _array(module.control_high),
+        None if module.columns is None else _array(module.columns),
+        None if module.switched is None else _array(module.switched),
+    )
+    normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
+    mean, std = (
+        np.concatenate([_array(getattr(each, name)) for each in normalizers]) for name in ("mean", "std")
+    )
+    low, high = (
+        np.concatenate([_array(getattr(module, f"{name}_{side}")) for name in ("observation", "goal")])
+        for side in ("low", "high")
+    )
+    return NumpyPolicy((low, high), mean, std, _blocks(trunk), head)
+
+
+def _blocks(trunk: ResidualMLP) -> list[Block]:
+    blocks = [Block((_layer(cast(nn.Sequential, trunk.stem)),))]
+    if isinstance(trunk.body, BlockStack):
+        return blocks + _stacked_blocks(trunk.body)
+    for part in cast(nn.Sequential, trunk.body):
+        if isinstance(part, PlainBlock):
+            layers = tuple(_layer(cast(nn.Sequential, layer)) for layer in part.layers)
+            blocks.append(Block(layers, part.scale * (1.0 if part.gain is None else part.gain.item())))
+        else:
+            blocks.append(Block((_layer(cast(nn.Sequential, part)),)))
+    return blocks
+
+
+def _stacked_blocks(stack: BlockStack) -> list[Block]:
+    tensors = (stack.weight, stack.bias, stack.norm_weight, stack.norm_bias)
+    weight, bias, scale, shift = map(_array, tensors)
+    layers = [
+        Layer(weight[index], bias[index], (scale[index], shift[index]), LAYER_NORM_EPS)
+        for index in range(len(weight))
+    ]
+    gains = np.ones(stack.num_blocks) if stack.gain is None else _array(stack.gain)
+    return [
+        Block(tuple(layers[first : first + LAYERS_PER_BLOCK]), stack.scale * float(gain))
+        for first, gain in zip(range(0, len(layers), LAYERS_PER_BLOCK), gains, strict=True)
+    ]
+
+
+def _layer(layers: nn.Sequential) -> Layer:
+    """Return Dense, perhaps LayerNorm, Swish as arrays."""
+    linear = cast(nn.Linear, layers[0])
+    norm, eps = _layer_norm(layers[1])
+    return Layer(_array(linear.weight), _array(linear.bias), norm, eps)
+
+
+def _layer_norm(module: nn.Module) -> tuple[tuple[np.ndarray, np.ndarray] | None, float]:
+    if not isinstance(module, nn.LayerNorm):
+        return None, 0.0
+    return (_array(module.weight), _array(module.bias)), module.eps
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def compiler_error(error: Exception) -> str:
+    """Return in a line why AOTInductor could not build a policy."""
+    text = " ".join(str(error).split())
+    return f"AOTInductor did not build it ({type(error).__name__}: {text[:160]})"

@@ -1,0 +1,317 @@
+"""The chain as one run: teacher, dataset, student, policy, benchmark, report; a killed one can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from envs.registry import get_task
+from pipeline.artifacts import MANIFEST_NAME, Artifact
+from pipeline.console import figure, short
+from pipeline.errors import (
+    DamagedFileError,
+    MissingArtifactError,
+    SettingsError,
+    StoppedByUser,
+    TargetMissedError,
+    nearest_name,
+)
+from pipeline.files import FORMAT_VERSION, read_sealed_json, write_sealed_json
+from pipeline.runtime import StageContext
+from pipeline.session import CommonOptions
+from pipeline.settings import StageSettings, dump_settings, split_overrides
+from pipeline.tracking_store import UNTRACKED
+from stages.stage_settings import KIND_OF_SECTION, SECTIONS, _settings_classes, settings_by_kind
+
+
+@dataclass
+class ChainRecord:
+    """What a chain has made so far, in `runs/chain-<time>.json`.
+
+    Attributes:
+        settings: resolved settings by section.
+        chain_run_id: the parent run in the tracking store.
+        teacher, dataset, student: name of the artifact, from the moment its making begins.
+        done: names of the completed artifacts by section.
+        seconds: how long each completed section took.
+        completed: whether every stage is done.
+        format_version, seal: as of a manifest: what was edited by hand is noticed.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    format_version: int = FORMAT_VERSION
+    chain_run_id: str | None = None
+    teacher: str | None = None
+    dataset: str | None = None
+    student: str | None = None
+    done: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    completed: bool = False
+    seal: str | None = None
+
+
+def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, StageSettings]:
+    """Return the settings of every stage of the chain, by section.
+
+    Args:
+        common: options of the command line.
+        task: the teacher's task, by name or file; None: that of the preset.
+
+    Raises:
+        SettingsError: an unknown stage, key or value.
+    """
+    classes = _settings_classes()
+    overrides = split_overrides(common.overrides, classes)
+    flags = {"train_teacher": {"task": task}}
+    return {
+        section: replace(common, overrides=overrides[section]).resolve(cls, section, flags.get(section))
+        for section, cls in classes.items()
+    }
+
+
+def start_chain(
+    settings: dict[str, StageSettings], context: StageContext, min_success: float | None = None
+) -> dict[str, Artifact]:
+    """Run every stage under one parent run in the tracking store; return the artifacts by section.
+
+    Raises:
+        TargetMissedError: the teacher's success is below `min_success`.
+    """
+    record = ChainRecord({section: dump_settings(values) for section, values in settings.items()})
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    return _Chain(record, settings, context.workspace.runs / f"chain-{stamp}.json", context).run(min_success)
+
+
+def resume_chain(
+    context: StageContext, reference: str | None = None, min_success: float | None = None
+) -> dict[str, Artifact]:
+    """Go on with a chain that was not completed.
+
+    Args:
+        context: workspace, console and tracking.
+        reference: its name, which its record in `runs/` has; None: the newest.
+
+    Raises:
+        TargetMissedError: the teacher's success is below `min_success`.
+        SettingsError: there is none, or the one named is completed.
+        MissingArtifactError: there is no chain of that name.
+        DamagedFileError: its record cannot be read, or was changed since it was written.
+    """
+    runs = context.workspace.runs
+    names = [path.stem for path in sorted(runs.glob("chain-*.json"), reverse=True)]
+    if reference is not None and reference.removesuffix(".json") not in names:
+        nearest = nearest_name(reference, names)
+        hint = f"did you mean {nearest}?" if nearest else "start one with `pipeline run`."
+        raise MissingArtifactError(f"No chain {reference!r} in {runs}: {hint}")
+    for name in names if reference is None else [reference.removesuffix(".json")]:
+        record, settings = _read_record(runs / f"{name}.json")
+        if not record.completed:
+            context.console.say(f"Going on with {name}.")
+            if record.seal is None:
+                context.console.warn(
+                    f"{runs / name}.json is unsealed, made by an earlier version: it is taken as it is."
+                )
+            return _Chain(record, settings, runs / f"{name}.json", context).run(min_success)
+    if reference is not None:
+        raise SettingsError(f"Chain {reference} is completed: there is nothing to resume.")
+    raise SettingsError(f"No unfinished chain in {runs} to resume: start one with `pipeline run`.")
+
+
+def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
+    content = read_sealed_json(path, "a chain record", "restore it, or delete it and run again")
+    try:
+        record = ChainRecord(**content)
+        _require_types(record)
+        record.settings.setdefault("report", {})  # chains that began before there were reports
+        _take_kept_task(record, path.parent)
+        classes = _settings_classes()
+        return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged or not a chain record: restore it, or delete it and run again."
+        ) from error
+
+
+def _require_types(record: ChainRecord) -> None:
+    """Raise ValueError where a record of an earlier version, which has no seal, is none."""
+    import pydantic
+
+    pydantic.TypeAdapter(ChainRecord).validate_python(asdict(record))
+
+
+def _take_kept_task(record: ChainRecord, runs: Path) -> None:
+    """Point the settings to the teacher's copy of a user's task: the user's file may be gone, or another.
+
+    Raises:
+        SettingsError: there is no copy yet, and the file is gone.
+    """
+    from pipeline.artifact_task import own_task
+
+    settings, teacher = record.settings["train_teacher"], runs / (record.teacher or "")
+    if record.teacher and (teacher / MANIFEST_NAME).is_file():
+        settings["task"] = own_task(Artifact.load(teacher)) or settings["task"]
+    if Path(settings["task"]).is_absolute() and not Path(settings["task"]).is_file():
+        raise SettingsError(
+            f"The chain's task {settings['task']} is gone: put it back, or start another chain with "
+            "`pipeline run`."
+        )
+
+
+class _Chain:
+    """A chain under way.
+
+    Args:
+        record: what it has made so far.
+        settings: of every stage, by section.
+        path: where the record lies.
+        context: workspace, console and tracking.
+    """
+
+    def __init__(
+        self, record: ChainRecord, settings: dict[str, Any], path: Path, context: StageContext
+    ) -> None:
+        self._record, self._settings, self._path = record, settings, path
+        if record.chain_run_id is None:
+            task = get_task(settings["train_teacher"].task).name
+            record.chain_run_id = context.tracker.open_chain(f"chain on {task}", {"task": task})
+        self._context = replace(context, chain_run_id=record.chain_run_id, chain=path.stem)
+        self._save()
+
+    def run(self, min_success: float | None = None) -> dict[str, Artifact]:
+        """Run the stages that are not done; return the artifacts of all."""
+        from stages.benchmark import benchmark
+        from stages.dataset import generate_dataset
+        from stages.distill import distill
+        from stages.export_onnx import export_onnx
+        from stages.report import report
+        from stages.train_teacher import train_teacher
+
+        ended_by: BaseException | None = None
+        try:
+            teacher = self._teacher(train_teacher)
+            self._require_success(teacher, min_success)
+            dataset = self._dataset(generate_dataset, teacher)
+            student = self._student(distill, teacher, dataset)
+            policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
+            latency = self._stage("benchmark", benchmark, policy)
+            page = self._stage("report", report, policy, settings_by_kind())
+            self._record.completed = True
+            self._save()
+        except BaseException as error:
+            ended_by = error
+            if isinstance(error, KeyboardInterrupt):
+                raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command()}") from None
+            raise
+        finally:
+            self._context.tracker.close_chain(self._record.chain_run_id, ended_by)
+        made: dict[str, Artifact] = dict(
+            zip(SECTIONS, (teacher, dataset, student, policy, latency, page), strict=True)
+        )
+        _summarise(made, self._record.seconds, self._context)
+        return made
+
+    def _teacher(self, module: Any) -> Artifact:
+        """Train the teacher, or go on from its checkpoint where there is one."""
+        return self._stage("train_teacher", module, *self._begun("train_teacher"))
+
+    def _require_success(self, teacher: Artifact, least: float | None) -> None:
+        """Raise TargetMissedError where the teacher's success is below what was asked for."""
+        success = teacher.manifest.results["success"]
+        if least is not None and success < least:
+            raise TargetMissedError(
+                f"Teacher {teacher.name} reaches {figure(success)} of its goals, below --min-success "
+                f"{least:g}: the chain stops after it. "
+                f"Go on all the same with: {self._context.resume_command()}"
+            )
+
+    def _dataset(self, module: Any, teacher: Artifact) -> Artifact:
+        """Make the dataset, or go on from its shards where there are some."""
+        return self._stage("generate_dataset", module, teacher, *self._begun("generate_dataset"))
+
+    def _student(self, module: Any, teacher: Artifact, dataset: Artifact) -> Artifact:
+        """Distil the student, or go on from its checkpoint where there is one."""
+        return self._stage("distill", module, teacher, dataset, *self._begun("distill"))
+
+    def _begun(self, section: str) -> tuple[Artifact | None, Callable[[Artifact], None]]:
+        """Return the artifact to go on with, if any, and what remembers the name of a new one."""
+        record, kind, known = self._record, KIND_OF_SECTION[section], None
+        if (name := getattr(record, kind)) and section not in record.done:
+            with contextlib.suppress(MissingArtifactError):  # the user removed it: make another
+                known = self._context.workspace.find(name, kind)
+        if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
+            record.done[section] = known.name
+            record.seconds[section] = float(known.manifest.results.get("elapsed_s") or 0.0)
+
+        def remember(artifact: Artifact) -> None:
+            setattr(record, kind, artifact.name)
+            self._save()
+
+        return known, remember
+
+    def _stage(self, section: str, module: Any, *sources: Any) -> Artifact:
+        """Run one stage, or take what it made before the chain was cut off."""
+        number, command = SECTIONS.index(section) + 1, section.replace("_", "-")
+        self._context.console.say(f"\n[{number}/{len(SECTIONS)}] {command}")
+        if section in self._record.done:
+            artifact = self._made_before(section)
+            self._context.console.say(f"Done before: {artifact.name}.")
+            return artifact
+        started = time.perf_counter()
+        artifact = module.run(self._settings[section], self._context, *sources)
+        self._record.done[section] = artifact.name
+        self._record.seconds[section] = time.perf_counter() - started
+        self._save()
+        return artifact
+
+    def _made_before(self, section: str) -> Artifact:
+        """Return what a stage made before the chain was cut off. Raises MissingArtifactError."""
+        workspace, name, kind = self._context.workspace, self._record.done[section], KIND_OF_SECTION[section]
+        try:
+            return workspace.open(name, kind)
+        except MissingArtifactError:
+            raise MissingArtifactError(
+                f"The chain's {kind} {name} is not in {workspace.runs}: put it back, or start another chain "
+                "with `pipeline run`."
+            ) from None
+
+    def _save(self) -> None:
+        self._record.format_version = FORMAT_VERSION
+        write_sealed_json(self._path, asdict(self._record))
+
+
+def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: StageContext) -> None:
+    """Print what each stage made, what it reached and how long it took."""
+    teacher, dataset, student, policy, latency, page = (made[name].manifest.results for name in SECTIONS)
+    timing = latency["networks"]["student"]["back_to_back"]
+    reached = {
+        "train_teacher": f"success {figure(teacher['success'])}",
+        "generate_dataset": f"{figure(dataset['rows'])} transitions",
+        "distill": f"success {figure(student['success'])}, retention {figure(student['retention'])}",
+        "export_onnx": f"success {figure(policy['success'])}",
+        "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
+        "report": f"{page['bytes'] / 2**20:.1f} MiB",
+    }
+    from stages.random_baseline import no_better_than_random
+
+    for section in reached:
+        if no_better_than_random(made[section].manifest.results):
+            reached[section] += " (no better than random)"
+    rows = [
+        (section.replace("_", "-"), made[section].name, reached[section], f"{seconds[section]:.0f}")
+        for section in SECTIONS
+    ]
+    context.console.say("")
+    context.console.table("Chain", ("stage", "artifact", "reached", "seconds"), rows)
+    context.console.say(f"Policy file: {made['export_onnx'].file('policy.onnx')}")
+    context.console.say(f"Report: {made['report'].file('report.html')}")
+    if context.tracker.store_name == UNTRACKED:
+        context.console.say("Nothing was recorded in MLflow.")
+    else:
+        workspace = shlex.quote(str(context.workspace.root))
+        context.console.say(f"Every run in MLflow: pipeline --workspace {workspace} ui")

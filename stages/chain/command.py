@@ -1,0 +1,62 @@
+"""`pipeline run`: every stage in one chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.errors import SettingsError
+from pipeline.session import CommonOptions, Session, describe, stage_command
+
+
+@click.command()
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[CHAIN]",
+    help="Go on with a chain that was cut off: the newest, or the one named.",
+)
+@click.option(
+    "--min-success",
+    type=float,
+    metavar="SHARE",
+    help="Stop after a teacher that reaches a smaller share of its goals, with exit code 1.",
+)
+@stage_command
+def run(
+    session: Session,
+    common: CommonOptions,
+    task: str | None,
+    resume: str | None,
+    min_success: float | None,
+) -> None:
+    """Run every stage, from teacher to benchmark and report, in one chain run.
+
+    --set takes the stage too: --set train_teacher.depth=32.
+    """
+    from stages.chain.chain import resolve_chain, resume_chain, start_chain
+
+    if min_success is not None and not 0 <= min_success <= 1:  # NaN is not
+        raise SettingsError(f"--min-success must be between 0 and 1 (got {min_success:g}).")
+    if resume is not None:
+        common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
+        reference = None if resume == "newest" else resume
+        _report_chain(session, resume_chain(session.context, reference, min_success))
+        return
+    settings = resolve_chain(common, task)
+    if common.dry_run:
+        session.show_settings(settings)
+        return
+    session.announce_training(common, settings["train_teacher"].model_dump()["task"])
+    _report_chain(session, start_chain(settings, session.context, min_success))
+
+
+def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
+    session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})

@@ -1,0 +1,114 @@
+"""`pipeline evaluate`, `render` and `run-policy`: a policy in closed loop, counted, drawn or watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.errors import SettingsError
+from pipeline.runtime import as_user_error
+from pipeline.session import CommonOptions, Session, json_option, one_of_three, stage_command
+
+
+@click.command("run-policy")
+@click.option("--policy", metavar="NAME|FILE", help="An artifact, or a policy file anywhere [the newest].")
+@click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
+@click.option("--goal", metavar="X,Y,...", help="Goal to command, in its units [the task's, one an episode].")
+@click.option("--episodes", type=int, help="Episodes to run [10; with --seconds as many as fit].")
+@click.option("--seconds", type=float, help="Stop after so many seconds on the clock.")
+@click.option(
+    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps a second [the policy's own]."
+)
+@click.option("--fast", is_flag=True, help="As fast as it goes, without a pace.")
+@click.option(
+    "--viewer",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="A window; auto: where there is a screen.",
+)
+@click.option("--distribution", default="evaluation", show_default=True, help="Where episodes start and go.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of starts and goals.")
+@click.option("--any-model", is_flag=True, help="Run it even if the task's model is another.")
+@json_option
+@click.pass_obj
+def run_policy(
+    session: Session,
+    policy: str | None,
+    task: str | None,
+    goal: str | None,
+    any_model: bool,
+    **flags: Any,
+) -> None:
+    """Let a policy act in MuJoCo at its true control rate, on ONNX Runtime alone.
+
+    It needs no workspace, no torch and no mlflow: the file is enough, with --task FILE for a task of your
+    own. A miss is a tick whose action was not there one period later.
+    """
+    with session.open():
+        from stages.closed_loop import run_policy as stage
+        from stages.policy_file.source import open_source
+
+        settings = stage.RunPolicySettings(goal=None if goal is None else parse_goal(goal), **flags)
+        source = open_source(session.workspace, policy, task, any_model=any_model)
+        session.console.result(stage.run(settings, session.console, source))
+
+
+def parse_goal(text: str) -> tuple[float, ...]:
+    """Return the numbers of ``1,-2.5``; raise SettingsError for what is no number."""
+    numbers = []
+    for part in text.split(","):
+        try:
+            numbers.append(float(part))
+        except ValueError:
+            raise SettingsError(f"--goal {text}: {part.strip()!r} is no number; give X,Y,...") from None
+    return tuple(numbers)
+
+
+@click.command()
+@one_of_three("Evaluate")
+@click.option("--episodes", type=int, help="Fresh episodes to run.")
+@stage_command
+def evaluate(
+    session: Session,
+    common: CommonOptions,
+    policy: str | None,
+    student: str | None,
+    teacher: str | None,
+    **flags: Any,
+) -> None:
+    """Run fresh closed-loop episodes of a policy, a student or a teacher."""
+    from stages.closed_loop import evaluate as stage
+
+    settings = common.resolve(stage.EvaluateSettings, "evaluate", flags)
+    if not session.starts(common, "evaluate", settings):
+        return
+    source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
+    session.report(stage.run(settings, session.context, source))
+
+
+@click.command()
+@one_of_three("Draw")
+@click.option("--episodes", type=int, help="Episodes to draw, one after another.")
+@click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
+@stage_command
+def render(
+    session: Session,
+    common: CommonOptions,
+    policy: str | None,
+    student: str | None,
+    teacher: str | None,
+    **flags: Any,
+) -> None:
+    """Draw closed-loop episodes, the goal included, as a video and a strip of key frames."""
+    from envs.pictures.opengl import NoOpenGLError, check_variable
+
+    as_user_error(check_variable, NoOpenGLError)  # before MuJoCo is imported, which it would break
+    from stages.closed_loop import render as stage
+
+    settings = common.resolve(stage.RenderSettings, "render", flags)
+    if not session.starts(common, "render", settings):
+        return
+    source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
+    session.report(stage.run(settings, session.context, source))

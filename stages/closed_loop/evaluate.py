@@ -1,0 +1,83 @@
+"""`pipeline evaluate`: fresh closed-loop episodes of a policy, a student or a teacher."""
+
+from __future__ import annotations
+
+import pydantic
+
+from envs.compiled_task import CompiledTask
+from envs.task import TaskError
+from pipeline.artifacts import Artifact
+from pipeline.runtime import StageContext, as_user_error, seed_sequence
+from pipeline.settings import MOST_EPISODES
+from stages.episodes import Episodes, draw_rollouts, run_episodes
+from stages.policies import load_policy
+from stages.random_baseline import random_record, warn_of_chance
+from stages.sampling_settings import SamplingSettings
+
+_EPISODE_STREAM = 41
+
+
+class EvaluateSettings(SamplingSettings):
+    """Settings of `pipeline evaluate`."""
+
+    episodes: int = pydantic.Field(default=1024, ge=1, le=MOST_EPISODES, description="fresh episodes to run")
+    distribution: str = pydantic.Field(
+        default="evaluation", description="the task's episode distribution to draw from"
+    )
+    num_paths: int = pydantic.Field(
+        default=32, ge=0, le=1024, description="episodes whose path is drawn, for tasks with goals in x and y"
+    )
+
+
+def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:
+    """Evaluate a policy, a student or a teacher on fresh episodes and return the evaluation's artifact.
+
+    Args:
+        settings: of the stage.
+        context: workspace, console and tracking.
+        source: what to evaluate.
+
+    Raises:
+        UserError: the task has no such distribution, or the file is damaged.
+    """
+    task, policy = load_policy(
+        source, settings.device, settings.teacher_samples, settings.seed, settings.sample_scale
+    )
+    as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
+    parents = {source.kind: source}
+    with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
+        episodes = run_episodes(
+            task,
+            policy,
+            episodes=settings.episodes,
+            seed=seed_sequence(settings.seed, _EPISODE_STREAM),
+            distribution=settings.distribution,
+            num_paths=settings.num_paths,
+        )
+        results = episodes.summary()
+        if settings.distribution == "evaluation":  # the episodes that random actions were measured in
+            results |= random_record(source.manifest.results)
+        _draw_paths(work.artifact, task, episodes, source, context)
+        work.artifact.complete(results)
+        numbers = {name: float(value) for name, value in results.items() if not isinstance(value, list)}
+        work.run.log_metrics(numbers, step=0)
+        work.log_files("rollouts.png", "manifest.json")
+        low, high = results["success_interval"]
+        context.console.say(
+            f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}], time at goal "
+            f"{results['time_at_goal']:.0f} of 1000 steps, over {settings.episodes} episodes."
+        )
+        warn_of_chance(context.console, work.artifact)
+        return work.artifact
+
+
+def _draw_paths(
+    artifact: Artifact, task: CompiledTask, episodes: Episodes, source: Artifact, context: StageContext
+) -> None:
+    """Draw the kept paths; without matplotlib say what would bring the picture."""
+    if not episodes.paths:
+        return
+    try:
+        draw_rollouts(artifact.file("rollouts.png"), task, episodes, source.name)
+    except ModuleNotFoundError:
+        context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')

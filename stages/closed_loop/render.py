@@ -1,0 +1,313 @@
+"""Closed-loop episodes to look at: a video in real time and a strip of key frames, with the goal drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pydantic
+from PIL import Image, ImageDraw, ImageFont
+
+from envs.compiled_task import CompiledTask
+from envs.pictures.opengl import NoOpenGLError
+from envs.pictures.scene_rendering import SceneRenderer
+from envs.simulators.cpu_simulator import CpuSimulator
+from envs.task import MOST_EPISODE_STEPS, TaskError
+from pipeline.artifacts import Artifact, atomic_file
+from pipeline.console import Progress
+from pipeline.runtime import StageContext, as_user_error, seed_sequence
+from pipeline.settings import StageSettings
+from stages.episodes import Policy
+from stages.policies import load_policy
+
+VIDEO_FILE = "episodes.mp4"
+STRIP_FILE = "strip.png"
+
+_EPISODE_STREAM = 43
+_STRIP_EPISODES = 4
+_STRIP_GAP_PIXELS = 4
+_QUALITY = 6  # of 10: a rate factor of 20 for H.264, hardly to be told from lossless
+_INK, _PAPER, _GREEN = (43, 47, 54), (255, 255, 255, 205), (20, 130, 70)
+
+
+class RenderSettings(StageSettings):
+    """Settings of `pipeline render`."""
+
+    episodes: int = pydantic.Field(default=3, ge=1, le=100, description="episodes, one after another")
+    distribution: str = pydantic.Field(
+        default="evaluation", description="the task's episode distribution to draw from"
+    )
+    max_steps: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=MOST_EPISODE_STEPS,
+        description="control steps of an episode to draw; none: to its end",
+    )
+    width: int = pydantic.Field(
+        default=640, ge=64, le=3840, multiple_of=2, description="of the video, in pixels"
+    )
+    height: int = pydantic.Field(
+        default=480, ge=64, le=2160, multiple_of=2, description="of the video, in pixels"
+    )
+    key_frames: int = pydantic.Field(
+        default=6, ge=2, le=24, description="frames of an episode side by side in the strip"
+    )
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """What there is to draw of an episode: its start, then the state after each control step.
+
+    Attributes:
+        qpos: (steps + 1, nq) joint positions.
+        achieved: (steps + 1, goal_dim).
+        goal: (goal_dim,) what was commanded.
+        at_goal: (steps + 1,) bool, within the success region.
+        unstable: the physics diverged; the state that it led to is left out.
+    """
+
+    qpos: np.ndarray
+    achieved: np.ndarray
+    goal: np.ndarray
+    at_goal: np.ndarray
+    unstable: bool
+
+    @property
+    def success(self) -> bool:
+        """Whether a step ended within the success region and the physics never diverged."""
+        return bool(self.at_goal[1:].any()) and not self.unstable
+
+
+def record_episodes(
+    task: CompiledTask,
+    policy: Policy,
+    *,
+    episodes: int,
+    seed: int | np.random.SeedSequence,
+    distribution: str = "evaluation",
+    max_steps: int | None = None,
+) -> list[RecordedEpisode]:
+    """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn.
+
+    Args:
+        task: the compiled task.
+        policy: maps observations and goals to actions; called with every episode at once.
+        episodes: how many to run.
+        seed: of starts and goals.
+        distribution: episode distribution to draw from.
+        max_steps: where to cut an episode off; None lets it end.
+    """
+    simulator = CpuSimulator(task, episodes, seed=seed, distribution=distribution)
+    goal = simulator.desired_goal.copy()
+    rows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(episodes)]
+    running, unstable = np.ones(episodes, bool), np.zeros(episodes, bool)
+
+    def keep() -> None:
+        for world in np.flatnonzero(running):
+            state = simulator.world_data(int(world)).qpos.copy()
+            rows[world].append((state, simulator.achieved_goal[world].copy()))
+
+    keep()
+    for _ in range(min(task.task.episode_steps, max_steps or task.task.episode_steps)):
+        result = simulator.step(policy(simulator.observation, goal))
+        unstable |= running & result.unstable
+        running &= ~result.unstable
+        keep()
+        running &= ~(result.terminated | result.truncated)
+        if not running.any():
+            break
+    return [_recorded(task, *columns) for columns in zip(rows, goal, unstable, strict=True)]
+
+
+def _recorded(task: CompiledTask, rows: list[Any], goal: np.ndarray, unstable: bool) -> RecordedEpisode:
+    qpos, achieved = (np.stack(column) for column in zip(*rows, strict=True))
+    return RecordedEpisode(qpos, achieved, goal, task.is_success(achieved, goal), bool(unstable))
+
+
+class EpisodePainter:
+    """Draws frames of recorded episodes, with a line of text in each.
+
+    Args:
+        renderer: draws the world.
+    """
+
+    def __init__(self, renderer: SceneRenderer) -> None:
+        self.renderer = renderer
+        self._unit = renderer.task.describe("achieved_goal")[renderer.task.task.success[0].start]["unit"]
+        self._font = ImageFont.load_default(max(10, round(renderer.height / 26)))
+
+    def frame(self, episode: RecordedEpisode, step: int) -> Image.Image:
+        """Return the world after `step` control steps, 0 being the start."""
+        picture = self.renderer.draw(
+            episode.qpos[step],
+            episode.goal,
+            reached=bool(episode.at_goal[step]),
+            trail=episode.achieved[: step + 1],
+        )
+        image = Image.fromarray(picture)
+        self._write(image, self._caption(episode, step), _GREEN if episode.at_goal[step] else _INK)
+        return image
+
+    def _caption(self, episode: RecordedEpisode, step: int) -> str:
+        task = self.renderer.task
+        seconds = f"{step * task.task.control_dt_s:.1f} s"
+        if episode.at_goal[step]:
+            return f"{seconds}   at the goal"
+        distance = float(task.goal_distance(episode.achieved[step], episode.goal))
+        return f"{seconds}   {distance:.2f} {self._unit}".rstrip() + " to the goal"
+
+    def _write(self, image: Image.Image, text: str, colour: tuple[int, int, int]) -> None:
+        """Write a line at the bottom left, on a patch of paper that lets a little through."""
+        brush = ImageDraw.Draw(image, "RGBA")
+        inset = round(self._font.size / 2) if isinstance(self._font, ImageFont.FreeTypeFont) else 6
+        place = (2 * inset, image.height - 2 * inset)
+        left, top, right, bottom = brush.textbbox(place, text, font=self._font, anchor="ls")
+        patch = (left - inset, top - inset, right + inset, bottom + inset)
+        brush.rounded_rectangle(patch, radius=inset, fill=_PAPER)
+        brush.text(place, text, fill=colour, font=self._font, anchor="ls")
+
+
+def write_video(
+    path: Path, painter: EpisodePainter, episodes: Sequence[RecordedEpisode], progress: Progress | None = None
+) -> int:
+    """Write the episodes one after another as MP4, a frame a control step, in real time.
+
+    Args:
+        path: the file; it appears complete or not at all.
+        painter: draws the frames.
+        episodes: what to draw.
+        progress: counts the frames.
+
+    Returns:
+        How many frames were written.
+
+    Raises:
+        OSError: FFmpeg failed.
+    """
+    frames = 0
+    with atomic_file(path) as temporary:
+        writer = _video_writer(temporary, painter.renderer)
+        writer.send(None)
+        try:
+            for image in _frames(painter, episodes):
+                writer.send(image.tobytes())
+                frames += 1
+                if progress is not None:
+                    progress.advance()
+        finally:
+            writer.close()
+        if (written := imageio_ffmpeg.count_frames_and_secs(str(temporary))[0]) != frames:
+            raise OSError(f"FFmpeg wrote {written} of {frames} frames of {path}")
+    return frames
+
+
+def _video_writer(path: Path, renderer: SceneRenderer) -> Generator[None, Any, None]:
+    """Return FFmpeg's process: it takes None once, and then the bytes of frames."""
+    rate: Any = 1.0 / renderer.task.task.control_dt_s
+    return imageio_ffmpeg.write_frames(
+        str(path),
+        (renderer.width, renderer.height),
+        fps=rate,
+        codec="libx264",
+        quality=_QUALITY,
+        macro_block_size=2,
+        output_params=["-movflags", "+faststart"],  # plays before it is loaded
+        ffmpeg_log_level="error",
+    )
+
+
+def _frames(painter: EpisodePainter, episodes: Sequence[RecordedEpisode]) -> Iterator[Image.Image]:
+    for episode in episodes:
+        for step in range(len(episode.qpos)):
+            yield painter.frame(episode, step)
+
+
+def write_strip(
+    path: Path, painter: EpisodePainter, episodes: Sequence[RecordedEpisode], key_frames: int
+) -> None:
+    """Write key frames of an episode side by side as PNG, half as large as the video, a row an episode.
+
+    Args:
+        path: the file; it appears complete or not at all.
+        painter: draws the frames.
+        episodes: what to draw.
+        key_frames: how many of each, evenly spaced from the start to the end.
+    """
+    width, height = painter.renderer.width // 2, painter.renderer.height // 2
+    size = (_spread(key_frames, width), _spread(len(episodes), height))
+    strip = Image.new("RGB", size, "white")
+    for row, episode in enumerate(episodes):
+        steps = np.linspace(0, len(episode.qpos) - 1, key_frames).round().astype(int)
+        for column, step in enumerate(steps):
+            small = painter.frame(episode, int(step)).resize((width, height), Image.Resampling.LANCZOS)
+            strip.paste(small, (_spread(column + 1, width) - width, _spread(row + 1, height) - height))
+    with atomic_file(path) as temporary:
+        strip.save(temporary, optimize=True)
+
+
+def _spread(count: int, size: int) -> int:
+    """Return the pixels that so many tiles take with gaps between them."""
+    return count * size + (count - 1) * _STRIP_GAP_PIXELS
+
+
+def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Artifact:
+    """Draw episodes of a policy, a student or a teacher and return the rendering's artifact.
+
+    Args:
+        settings: of the stage.
+        context: workspace, console and tracking.
+        source: whose episodes to draw.
+
+    Raises:
+        UserError: there is no OpenGL or no FFmpeg, the task has no such distribution, or a file is damaged.
+    """
+    task, policy = load_policy(source, settings.device)
+    as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
+    as_user_error(imageio_ffmpeg.get_ffmpeg_exe, RuntimeError)
+    opened = as_user_error(
+        lambda: SceneRenderer(task, settings.width, settings.height, distribution=settings.distribution),
+        NoOpenGLError,
+    )
+    parents = {source.kind: source}
+    with (
+        opened as renderer,
+        context.stage("rendering", "render", task=task.name, settings=settings, parents=parents) as work,
+    ):
+        episodes = record_episodes(
+            task,
+            policy,
+            episodes=settings.episodes,
+            seed=seed_sequence(settings.seed, _EPISODE_STREAM),
+            distribution=settings.distribution,
+            max_steps=settings.max_steps,
+        )
+        total, painter = sum(len(episode.qpos) for episode in episodes), EpisodePainter(renderer)
+        with context.console.progress("Drawing", total, unit="frames") as progress:
+            frames = write_video(work.artifact.file(VIDEO_FILE), painter, episodes, progress)
+        write_strip(work.artifact.file(STRIP_FILE), painter, episodes[:_STRIP_EPISODES], settings.key_frames)
+        results = _summary(task, episodes, frames)
+        work.artifact.complete(results)
+        work.run.log_metrics({name: float(value) for name, value in results.items()}, step=0)
+        work.log_files(VIDEO_FILE, STRIP_FILE, "manifest.json")
+        context.console.say(
+            f"{source.name}: {results['reached']} of {len(episodes)} episodes reached their goal; "
+            f"{results['duration_s']:.1f} s of video in {work.artifact.file(VIDEO_FILE)}."
+        )
+        return work.artifact
+
+
+def _summary(task: CompiledTask, episodes: Sequence[RecordedEpisode], frames: int) -> dict[str, Any]:
+    reached = sum(episode.success for episode in episodes)
+    return {
+        "episodes": len(episodes),
+        "reached": reached,
+        "success": reached / len(episodes),
+        "unstable_episodes": sum(episode.unstable for episode in episodes),
+        "frames": frames,
+        "frame_rate_hz": 1.0 / task.task.control_dt_s,
+        "duration_s": frames * task.task.control_dt_s,
+    }

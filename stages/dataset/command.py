@@ -1,0 +1,138 @@
+"""`pipeline dataset`: what a dataset holds, several as one, and those that others have made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.console import figure
+from pipeline.session import CommonOptions, Session, describe, json_option, stage_command
+
+_FACTS = (
+    "episodes", "rows", "success", "success_interval", "success_by_noise", "alternative_goals", "coverage",
+    "occupied_cells", "distinct_observations", "distances", "unstable_episodes", "dataset_id",
+)  # fmt: skip
+
+
+@click.group()
+def dataset() -> None:
+    """Look at datasets, merge them, or import those of others."""
+
+
+@dataset.command()
+@click.argument("name", metavar="[DATASET]", required=False)
+@json_option
+@click.pass_obj
+def info(session: Session, name: str | None) -> None:
+    """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
+    with session.open(mujoco=True):
+        from stages.dataset.table import describe_shards, find_damage, other_damage
+
+        workspace = session.workspace
+        artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset", option="its name")
+        manifest, damage = artifact.manifest, find_damage(artifact)
+        shards, damaged = describe_shards(artifact, damage), other_damage(artifact, damage)
+        facts = [line for fact in _FACTS for line in _lines(fact, manifest.results.get(fact))]
+        parents = [(role, parent.name) for role, parent in manifest.parents.items()]
+        title = f"{artifact.name}: dataset of {manifest.task_label}, {artifact.status}"
+        session.console.table(title, ("what", "value"), [*parents, *facts])
+        if shards:
+            rows = [[figure(value) for value in row.values()] for row in shards]
+            session.console.table("Shards", list(shards[0]), rows)
+        if damaged:
+            session.console.table("Damaged files beside the shards", ("file", "state"), [*damaged.items()])
+        found = {"status": artifact.status, "shards": shards, "damaged": damaged}
+        session.console.result(describe(artifact) | found)
+
+
+def _lines(name: str, value: Any) -> list[tuple[str, str]]:
+    """Return a line for a result, or for each part of a mapping; none for one that is missing."""
+    if isinstance(value, dict):
+        return [line for key, item in value.items() for line in _lines(f"{name}, {key}", item)]
+    return [] if value is None else [(name.replace("_", " "), figure(value))]
+
+
+@dataset.command()
+@click.argument("datasets", metavar="DATASET DATASET...", nargs=-1, required=True)
+@json_option
+@click.pass_obj
+def merge(session: Session, datasets: tuple[str, ...]) -> None:
+    """Make one dataset of several of the same task and teacher."""
+    with session.open(mujoco=True):
+        from stages.dataset import merge_datasets as stage
+
+        found = [session.workspace.open(name, "dataset") for name in datasets]
+        session.report(stage.run(session.context, found))
+
+
+@dataset.command("import")
+@click.argument("source")
+@click.option("--teacher", metavar="TEACHER", help="Name or path of who labels it [the newest].")
+@click.option(
+    "--goal-columns",
+    metavar="COLUMN,...",
+    help="Numbers of an observation that are the achieved goal, where it is no dictionary.",
+)
+@click.option(
+    "--achieved-goal",
+    metavar="KEY,...",
+    help="Keys of the achieved goal to use, where it is a dictionary of several.",
+)
+@click.option(
+    "--skip-bad-episodes",
+    is_flag=True,
+    default=None,
+    help="Leave episodes out that are damaged, cut short or hold NaN; each is named.",
+)
+@stage_command
+def import_(session: Session, common: CommonOptions, source: str, teacher: str | None, **flags: Any) -> None:
+    """Label SOURCE with a teacher: a Minari dataset (folder or id), or a file as of OGBench or D4RL."""
+    from stages.dataset import import_dataset as stage
+
+    settings = common.resolve(stage.ImportDatasetSettings, "import_dataset", flags)
+    if not session.starts(common, "import_dataset", settings):
+        return
+    labeller = session.take("teacher", teacher)
+    session.report(stage.run(settings, session.context, labeller, source))
+
+
+@click.command("generate-dataset")
+@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
+@click.option("--episodes", type=int, help="Episodes to record.")
+@click.option(
+    "--noise-levels",
+    metavar="LEVEL,...",
+    help="Standard deviations of the noise on actions, each for as many episodes; 0 for clean ones.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[DATASET]",
+    help="Go on with an unfinished dataset: the newest, or the one named.",
+)
+@stage_command
+def generate_dataset(
+    session: Session, common: CommonOptions, teacher: str | None, resume: str | None, **flags: Any
+) -> None:
+    """Record the teacher's episodes, with its mean and log-std in every row, as a Minari dataset."""
+    from stages.dataset import generate_dataset as stage
+
+    if resume is not None:
+        stored, dataset, source = stage.find_resumable(
+            session.workspace, None if resume == "newest" else resume, teacher
+        )
+        settings = common.resolve_resumed(
+            stored, "generate_dataset", flags, name=dataset.name, changeable=stage.CHANGEABLE_ON_RESUME
+        )
+        if common.dry_run:
+            session.show_settings({"generate_dataset": settings})
+            return
+        session.report(stage.run(settings, session.context, source, dataset))
+        return
+    settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
+    if not session.starts(common, "generate_dataset", settings):
+        return
+    source = session.take("teacher", teacher)
+    session.report(stage.run(settings, session.context, source))

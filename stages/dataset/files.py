@@ -1,0 +1,195 @@
+"""The files of a dataset artifact: checked by hash, read shard by shard, and packed for the next time.
+
+<workspace>/cache/datasets/<the dataset's hash>-<format>.safetensors    may be deleted at any time
+
+The packed copy stands for the files as long as each of them has the size and the time of change that it had
+when it was compared with its hash; where one differs, all are compared again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import DamagedFileError
+from pipeline.runtime import as_user_error
+from replay.dataset_layout import METADATA_NAME, NAMESPACE, ROWS_NAME, dataset_id, read_metadata
+from replay.goal_dataset import DatasetError, GoalDataset, load_shards
+
+MINARI_FOLDER = "minari"
+"""Folder of a dataset artifact that MINARI_DATASETS_PATH is set to, to read it with `minari.load_dataset`."""
+
+COVERAGE_PICTURE = "coverage.png"
+
+SKIPPED = "skipped_shards"
+"""What the metadata of a dataset that was read without its damaged shards calls these."""
+
+PACK_FORMAT = 1
+"""To be raised whenever the rows that are read from the same files become others."""
+
+_INSTEAD = (
+    "or use the rest with `pipeline distill --skip-damaged-shards`, "
+    "elsewhere with --set distill.skip_damaged_shards=true."
+)
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def verify_dataset(
+    dataset: Artifact, skip_damaged: bool = False, warn: Callable[[str], None] = _silent
+) -> list[Path]:
+    """Compare a dataset's files with their recorded hashes; return the data folders of the whole shards.
+
+    Args:
+        dataset: a completed artifact.
+        skip_damaged: leave damaged shards out, as long as one is whole.
+        warn: told of each that is left out.
+
+    Raises:
+        DamagedFileError: a file is missing or differs; the message names it.
+        MissingArtifactError: the artifact is not completed.
+    """
+    shards = shard_folders(dataset)
+    damaged: dict[Path, str] = {}
+    for path, problem in dataset.damage():
+        if not skip_damaged or not path.is_relative_to(dataset.file(MINARI_FOLDER)):
+            hint = f", {_INSTEAD}" if path.parent in shards and len(shards) > 1 else "."
+            raise DamagedFileError(f"{path} {problem}: restore it, make the dataset again{hint}")
+        damaged.setdefault(path.parent, problem)
+    for shard in shards:
+        if shard in damaged:
+            warn(f"shard {shard.parent.name} of {dataset.name} {damaged[shard]}: it is left out.")
+    whole = [shard for shard in shards if shard not in damaged]
+    if not whole:
+        raise DamagedFileError(f"Every shard of {dataset.path} is damaged: make the dataset again.")
+    return whole
+
+
+def shard_folders(dataset: Artifact) -> list[Path]:
+    """Return the data folders of a dataset's shards, whole or not; of one without shards, its only one.
+
+    Raises:
+        DamagedFileError: the artifact holds no dataset.
+    """
+    view = Path(dataset_id(dataset.manifest.task)).name
+    rows = [dataset.file(name) for name in dataset.manifest.files if Path(name).name == ROWS_NAME]
+    shards = [path.parent for path in rows if path.parent.parent.name != view]
+    found = sorted(shards or [path.parent for path in rows])
+    if not found:
+        raise DamagedFileError(f"{dataset.path} holds no Minari dataset: make another.")
+    return found
+
+
+def load_dataset(
+    dataset: Artifact,
+    cache: Path | None = None,
+    skip_damaged: bool = False,
+    warn: Callable[[str], None] = _silent,
+) -> GoalDataset:
+    """Read a dataset artifact: from the packed copy in the cache, if there is one and no file changed since.
+
+    Otherwise from its shards, after every file was compared with its hash.
+
+    Args:
+        dataset: a completed artifact.
+        cache: the workspace's folder of caches; None: neither read nor write one.
+        skip_damaged, warn: as of `verify_dataset`; what is left of a damaged dataset is not packed, and its
+            metadata names the shards that were left out as `skipped_shards`.
+
+    Raises:
+        UserError: the dataset is damaged.
+    """
+    dataset.require_completed()
+    packed = None if cache is None else _packed_path(cache, dataset)
+    stamps = _stamps(dataset)
+    data = None if packed is None else _unpack(packed, stamps)
+    if data is not None:
+        return data
+    shards = verify_dataset(dataset, skip_damaged, warn)
+    hashes = {dataset.file(name): recorded for name, recorded in dataset.manifest.files.items()}
+    data = as_user_error(
+        lambda: load_shards(shards, _metadata_of(dataset), known_hashes=hashes), DatasetError
+    )
+    skipped = [shard.parent.name for shard in shard_folders(dataset) if shard not in shards]
+    if skipped:
+        facts = data.metadata.get(NAMESPACE, {}) | {SKIPPED: skipped}
+        return dataclasses.replace(data, metadata=data.metadata | {NAMESPACE: facts})
+    if packed is not None:
+        try:
+            _pack(packed, data, stamps)
+        except OSError as error:
+            warn(f"{packed} cannot be written ({error.strerror}): the next load is as slow as this one.")
+    return data
+
+
+def _metadata_of(dataset: Artifact) -> dict[str, Any] | None:
+    """Return what the view says of the dataset; None, which takes a shard's word, where it is damaged."""
+    root = dataset.file(MINARI_FOLDER) / dataset_id(dataset.manifest.task) / "data"
+    try:
+        return read_metadata(root) if (root / METADATA_NAME).is_file() else None
+    except DatasetError:
+        return None
+
+
+# -- the packed copy ------------------------------------------------------------------------------
+
+
+def _packed_path(cache: Path, dataset: Artifact) -> Path:
+    return cache / "datasets" / f"{dataset.manifest.hash}-{PACK_FORMAT}.safetensors"
+
+
+def _stamps(dataset: Artifact) -> dict[str, list[int] | None]:
+    """Return size in bytes and time of change in ns of every file of a dataset; None where it is missing."""
+    stamps: dict[str, list[int] | None] = {}
+    for name in dataset.manifest.files:
+        try:
+            found = dataset.file(name).stat()
+            stamps[name] = [found.st_size, found.st_mtime_ns]
+        except OSError:
+            stamps[name] = None
+    return stamps
+
+
+def _pack(path: Path, data: GoalDataset, stamps: Mapping[str, list[int] | None]) -> None:
+    """Write a dataset as one file of tensors, each with a checksum, beside the stamps of its own files."""
+    import torch
+
+    from pipeline.checkpoint import save_tensors
+
+    columns = {name: value for name, value in vars(data).items() if name != "metadata"}
+    checks = {name: _checksum(column) for name, column in columns.items()}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
+    # As text: NaN, which strict JSON lacks, may be in it.
+    header = {"crc32": checks, "stamps": dict(stamps), "metadata": json.dumps(data.metadata)}
+    save_tensors(path, tensors, header)
+
+
+def _unpack(path: Path, stamps: Mapping[str, list[int] | None]) -> GoalDataset | None:
+    """Return what was packed; None where there is nothing, nothing whole, or other stamps."""
+    from pipeline.checkpoint import load_tensors
+
+    if not path.is_file():
+        return None
+    try:
+        tensors, header = load_tensors(path)
+        if header["stamps"] != stamps:
+            return None
+        columns = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if {name: _checksum(column) for name, column in columns.items()} != header["crc32"]:
+            return None
+        return GoalDataset(**columns, metadata=json.loads(header["metadata"]))
+    except (DamagedFileError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _checksum(column: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(column).data)

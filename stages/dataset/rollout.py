@@ -1,0 +1,179 @@
+"""Rolling out, with the teacher's label at every state: the teacher acts, or whoever is given to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.simulators.cpu_simulator import CpuSimulator
+from pipeline.runtime import seed_sequence, torch_seed
+from replay.goal_dataset import GoalEpisode
+from stages.dataset.alternative_goals import add_alternatives
+from stages.dataset.episode_round import EpisodeGroup, RoundRecord
+from stages.dataset.labels import TeacherLabels
+from stages.networks import TrainedActor
+from stages.teacher_critic import TeacherCritic
+
+Act = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+"""Maps observations (n, observation_dim), goals (n, goal_dim), the teacher's actions (n, action_dim) and a
+generator to actions (n, action_dim) in [−1, 1]."""
+
+_EPISODE_STREAM, _NOISE_STREAM, _ACT_STREAM, _GOAL_STREAM, _SAMPLE_STREAM = 21, 22, 23, 24, 25
+
+
+@dataclass(frozen=True)
+class Round:
+    """Episodes that run at a time, the unit of randomness.
+
+    Attributes:
+        index: its number among all rounds of the plan.
+        group: what its episodes have in common.
+        number: its number among the rounds of the group.
+        episodes: how many, at most as many as there are worlds.
+    """
+
+    index: int
+    group: EpisodeGroup
+    number: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """Which episodes to run, and which goals to label their states for.
+
+    Attributes:
+        groups: the episodes, in the order in which they run.
+        num_worlds: episodes that run at a time.
+        noise_until: share of an episode's steps after which a noisy one acts without noise.
+        alternative_goals: K, goals beside the commanded one that every state is labelled for.
+        hindsight_fraction: share of them that the episode achieves later.
+        discount: of the distance ahead of those.
+        teacher_samples: actions that the critic chooses the teacher's from; 1 takes its mean.
+        sample_scale: times the teacher's standard deviation is what they are drawn with.
+    """
+
+    groups: Sequence[EpisodeGroup]
+    num_worlds: int = 256
+    noise_until: float = 1.0
+    alternative_goals: int = 0
+    hindsight_fraction: float = 0.5
+    discount: float = 0.99
+    teacher_samples: int = 1
+    sample_scale: float = 1.0
+
+    def rounds(self) -> list[Round]:
+        """Return the rounds of every group, in order."""
+        rounds: list[Round] = []
+        for group in self.groups:
+            for number, first in enumerate(range(0, group.episodes, self.num_worlds)):
+                count = min(self.num_worlds, group.episodes - first)
+                rounds.append(Round(len(rounds), group, number, count))
+        return rounds
+
+
+@dataclass
+class RolloutTally:
+    """What a rollout has done so far.
+
+    Attributes:
+        env_steps: control steps of running episodes.
+        unstable: episodes dropped because the physics diverged.
+    """
+
+    env_steps: int = 0
+    unstable: int = 0
+
+
+class LabelledRollout:
+    """Runs episodes and labels every state of theirs, the same ones for the same seed.
+
+    Every world of a round runs one episode to its end, so that short episodes are not favoured. A round is
+    seeded by itself: it is the same whatever ran before it, and in whichever process.
+
+    Args:
+        trained: the teacher.
+        plan: which episodes to run.
+        device: where the teacher runs.
+        seed: of all randomness.
+        act: acts in the teacher's place; None: the teacher does. A group's noise is added to either.
+        critic: the teacher's, where the plan has several samples.
+        num_threads: threads of the physics; 0: as many as this process may use.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedActor,
+        plan: RolloutPlan,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        act: Act | None = None,
+        critic: TeacherCritic | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        self.task, self.plan, self.tally = trained.task, plan, RolloutTally()
+        self._labels = TeacherLabels(trained, device, critic, plan.teacher_samples, plan.sample_scale)
+        self._act, self._seed, self._num_threads = act, seed, num_threads
+
+    def __iter__(self) -> Iterator[GoalEpisode]:
+        """Yield the episodes of every round, but for those whose physics diverged."""
+        for each in self.plan.rounds():
+            yield from self.run_round(each)
+
+    def run_round(self, each: Round, on_step: Callable[[], None] = lambda: None) -> list[GoalEpisode]:
+        """Return the episodes of a round, but for those whose physics diverged.
+
+        Args:
+            each: the round.
+            on_step: called after each step.
+        """
+        stream = (each.group.index, each.number)
+        self._labels.reseed(torch_seed(self._seed, _SAMPLE_STREAM, *stream))
+        simulator = CpuSimulator(
+            self.task,
+            each.episodes,
+            seed=seed_sequence(self._seed, _EPISODE_STREAM, *stream),
+            distribution=each.group.distribution,
+            num_threads=self._num_threads,
+        )
+        record = self._run(simulator, each.group, stream, on_step)
+        found = [record.episode(world, each.group) for world in range(each.episodes)]
+        self.tally.unstable += found.count(None)
+        return add_alternatives(
+            [episode for episode in found if episode is not None],
+            self._labels,
+            np.random.default_rng(seed_sequence(self._seed, _GOAL_STREAM, *stream)),
+            count=self.plan.alternative_goals,
+            hindsight_fraction=self.plan.hindsight_fraction,
+            discount=self.plan.discount,
+        )
+
+    def _run(
+        self,
+        simulator: CpuSimulator,
+        group: EpisodeGroup,
+        stream: tuple[int, int],
+        on_step: Callable[[], None],
+    ) -> RoundRecord:
+        """Run one episode in every world to its end."""
+        noise_rng, act_rng = (
+            np.random.default_rng(seed_sequence(self._seed, kind, *stream))
+            for kind in (_NOISE_STREAM, _ACT_STREAM)
+        )
+        noisy_steps = self.plan.noise_until * self.task.task.episode_steps if group.action_noise else 0
+        record = RoundRecord(self.task, simulator)
+        action = record.visit(simulator, self._labels)
+        while record.running.any():
+            if self._act is not None:
+                action = self._act(simulator.observation, simulator.desired_goal, action, act_rng)
+            if record.step < noisy_steps:
+                noise = group.action_noise * noise_rng.standard_normal(action.shape, np.float32)
+                action = np.clip(action + noise, -1.0, 1.0)
+            self.tally.env_steps += int(record.running.sum())
+            record.act(simulator, action)
+            action = record.visit(simulator, self._labels)
+            on_step()
+        return record

@@ -1,0 +1,81 @@
+"""`pipeline distill`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import MissingArtifactError
+from pipeline.session import CommonOptions, Session, stage_command
+
+
+@click.command()
+@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
+@click.option(
+    "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
+)
+@click.option("--student-depth", type=int, help="Layers of the student.")
+@click.option("--student-width", type=int, help="Units of a layer.")
+@click.option("--student-kind", type=click.Choice(["auto", "residual", "plain"]), help="Form of the student.")
+@click.option("--objective", type=click.Choice(["kl", "mse", "critic"]), help="What the student minimises.")
+@click.option("--dagger-rounds", type=int, help="Rounds in which the student acts and the teacher labels.")
+@click.option(
+    "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[STUDENT]",
+    help="Go on with an unfinished student: the newest, or the one named. Name a completed one, with --set "
+    "updates=MORE, to train it on as another.",
+)
+@stage_command
+def distill(
+    session: Session,
+    common: CommonOptions,
+    teacher: str | None,
+    dataset: str | None,
+    resume: str | None,
+    **flags: Any,
+) -> None:
+    """Distil a teacher into a student of a few layers."""
+    from stages.distill import distill as stage
+
+    if resume is not None:
+        stored, student, source, data = stage.find_resumable(
+            session.workspace, None if resume == "newest" else resume, teacher, dataset
+        )
+        settings = common.resolve_resumed(
+            stored, "distill", flags, name=student.name, changeable=stage.changeable(student)
+        )
+        if common.dry_run:
+            session.show_settings({"distill": settings})
+            return
+        session.report(stage.run(settings, session.context, source, data, student))
+        return
+    settings = common.resolve(stage.DistillSettings, "distill", flags)
+    if not session.starts(common, "distill", settings):
+        return
+    source = session.take("teacher", teacher)
+    data = take_dataset(session, common, source, dataset)
+    session.report(stage.run(settings, session.context, source, data))
+
+
+def take_dataset(
+    session: Session, common: CommonOptions, teacher: Artifact, reference: str | None
+) -> Artifact:
+    """Return the dataset named, or the teacher's newest; where it has none, make one by the preset."""
+    from stages.dataset import generate_dataset
+
+    try:
+        return session.take("dataset", reference, of=teacher)
+    except MissingArtifactError:
+        if reference is not None:
+            raise
+    session.console.say(f"No dataset of teacher {teacher.name} yet: making one first.")
+    first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
+    settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
+    return generate_dataset.run(settings, session.context, teacher)

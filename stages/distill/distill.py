@@ -1,0 +1,364 @@
+"""Distil a teacher into a small student: imitate it, keep what acts best in closed loop, say what is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.deployable_policy import NormalizedActor
+from models.goal_actor import GoalActor
+from models.residual_mlp import parameter_count
+from pipeline.artifact_task import keep_task
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from pipeline.resume import (
+    CONTINUED,
+    checkpoint_of,
+    continued_by,
+    find_parent,
+    find_trainable,
+    has_checkpoint,
+    is_completed,
+    require_parent,
+    still_unfinished,
+    stored_settings,
+)
+from pipeline.runtime import StageContext, StageWork, resolve_device, seed_sequence, set_up_torch, torch_seed
+from pipeline.stopping import stop_on_interrupt
+from replay.goal_dataset import GoalDataset
+from stages.dataset.files import SKIPPED, load_dataset
+from stages.distill.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
+from stages.distill.episode_cache import TeacherEpisodes
+from stages.distill.imitation import split_rows
+from stages.distill.results import complete_student, teachers_closing_episodes
+from stages.distill.settings import CHANGEABLE_ON_RESUME, CHANGEABLE_WHEN_COMPLETED, DistillSettings
+from stages.distill.student_training import StudentTraining
+from stages.networks import TrainedActor, load_actor, torch_policy
+from stages.teacher_critic import TeacherCritic, load_critic
+from stages.train_teacher.memory_estimate import require_student_memory
+
+__all__ = ["DistillSettings", "changeable", "find_resumable", "rehearse", "run"]
+_SPLIT_STREAM, _INITIALISATION_STREAM = 11, 12
+
+
+def run(
+    settings: DistillSettings,
+    context: StageContext,
+    teacher: Artifact,
+    dataset: Artifact,
+    resumed: Artifact | None = None,
+    on_start: Callable[[Artifact], None] = lambda _: None,
+) -> Artifact:
+    """Train a student on the teacher's dataset and return its artifact.
+
+    Args:
+        settings: of the stage; those of `resumed` when it is given.
+        context: workspace, console and tracking.
+        teacher: the teacher to imitate.
+        dataset: its dataset.
+        resumed: an unfinished student to go on with from its checkpoint, or a completed one to train on, as
+            another student with this one among its parents.
+        on_start: told the artifact before the training begins.
+
+    Raises:
+        UserError: the dataset is another teacher's, or the teacher does not reproduce its recorded success.
+        SettingsError: a completed student that has taken all of its updates already.
+        DamagedFileError: it has other parents or other settings, or its checkpoint or a round is damaged.
+        StoppedByUser: after Ctrl-C, once the state is saved.
+    """
+    continued = None
+    if resumed is not None and is_completed(resumed):
+        _require_more(settings, resumed)
+        continued, resumed = resumed, None
+    elif resumed is not None:
+        continued = continued_by(resumed, context.workspace)
+    trained = load_actor(teacher)
+    device = resolve_device(settings.device)
+    require_student_memory(settings, trained, dataset, device)
+    data = _load_dataset(dataset, teacher, settings, context)
+    set_up_torch(settings.threads)
+    parents = {"teacher": teacher, "dataset": dataset}
+    parents |= {} if continued is None else {CONTINUED: continued}
+    with _open_work(settings, context, parents, resumed) as work:
+        on_start(work.artifact)
+        keep_task(trained.task, work.artifact, context.console)
+        folder = checkpoint_of(work.artifact)
+        if not folder.exists:
+            _require_reproduction(trained, teacher, settings, context)
+            _take_rounds(work.artifact, continued)
+            digest, rows = str(dataset.manifest.hash)[:16], len(data.action)
+            work.run.log_dataset(dataset.name, digest, str(dataset.path), rows, "training")
+        student = _make_student(settings, trained, data, device, context)
+        training, rollout, record = _prepare(student, data, settings, trained, teacher, work)
+        _train(training, rollout, folder, work, context, continued)
+        return complete_student(training, record, teacher, work, context)
+
+
+@contextlib.contextmanager
+def _open_work(
+    settings: DistillSettings,
+    context: StageContext,
+    parents: dict[str, Artifact],
+    resumed: Artifact | None,
+) -> Iterator[StageWork]:
+    """Open the stage, and hold the lock of its artifact's checkpoint until it is closed."""
+    with contextlib.ExitStack() as stack:
+        if resumed is not None:
+            stack.enter_context(checkpoint_of(resumed).lock())
+            resumed = still_unfinished(resumed)
+            for role, parent in parents.items():
+                require_parent(resumed, role, parent)
+        work = stack.enter_context(
+            context.stage(
+                "student",
+                "distill",
+                task=parents["teacher"].manifest.task,
+                settings=settings,
+                parents=parents,
+                resumed=resumed,
+                saved=has_checkpoint,
+            )
+        )
+        if resumed is None:
+            stack.enter_context(checkpoint_of(work.artifact).lock())
+        yield work
+
+
+def changeable(student: Artifact) -> frozenset[str]:
+    """Return the settings that a student may go on with in another value."""
+    return CHANGEABLE_WHEN_COMPLETED if is_completed(student) else CHANGEABLE_ON_RESUME
+
+
+def _require_more(settings: DistillSettings, completed: Artifact) -> None:
+    """Raise SettingsError where a completed student has taken all of its updates already."""
+    taken = int(checkpoint_of(completed).progress["position"])
+    if settings.total_updates <= taken:
+        raise SettingsError(
+            f"Student {completed.name} is completed after {taken:,} updates, rounds included: train it on, "
+            "as another student, with --set updates=MORE."
+        )
+
+
+def _take_rounds(student: Artifact, continued: Artifact | None) -> None:
+    """Give a student without a checkpoint the rounds of the one that it continues, or none."""
+    rounds = student.file(ROUNDS_FOLDER)
+    shutil.rmtree(rounds, ignore_errors=True)
+    if continued is not None and continued.file(ROUNDS_FOLDER).is_dir():
+        shutil.copytree(continued.file(ROUNDS_FOLDER), rounds)
+
+
+def rehearse(
+    settings: DistillSettings, context: StageContext, teacher: Artifact, dataset: Artifact
+) -> TrainedActor:
+    """Do what is the same for every student of a teacher: check, and fill the context's episode cache.
+
+    Returns the teacher and raises as `run` does.
+    """
+    trained = load_actor(teacher)
+    _load_dataset(dataset, teacher, settings, context)
+    set_up_torch(settings.threads)
+    _require_reproduction(trained, teacher, settings, context)
+    teachers_closing_episodes(trained, teacher, settings, context).first(settings.final_episodes)
+    return trained
+
+
+def _load_dataset(
+    dataset: Artifact, teacher: Artifact, settings: DistillSettings, context: StageContext
+) -> GoalDataset:
+    if dataset.manifest.task != teacher.manifest.task:
+        raise UserError(
+            f"Dataset {dataset.name} is of task {dataset.manifest.task!r}, teacher {teacher.name} of "
+            f"{teacher.manifest.task!r}: choose a dataset of that teacher."
+        )
+    made_by = dataset.manifest.parents.get("teacher")
+    if made_by is None or made_by.hash != teacher.manifest.hash:
+        name = made_by.name if made_by else "no teacher"
+        raise UserError(
+            f"Dataset {dataset.name} was made by {name}, not by {teacher.name}: make one with "
+            f"`pipeline generate-dataset --teacher {teacher.name}`."
+        )
+    return load_dataset(dataset, context.workspace.cache, settings.skip_damaged_shards, context.console.warn)
+
+
+def _require_reproduction(
+    trained: TrainedActor, teacher: Artifact, settings: DistillSettings, context: StageContext
+) -> None:
+    """Replay the teacher's recorded evaluation; a wrongly loaded teacher must not be imitated."""
+    recorded = teacher.manifest.results
+    try:
+        seed, episodes = seed_sequence(*recorded["evaluation_seed"]), int(recorded["episodes"])
+        success = float(recorded["success"])
+        if episodes < 1:
+            raise ValueError(f"{episodes} episodes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
+    policy = torch_policy(trained.actor)
+    replayed = TeacherEpisodes(teacher, context, trained.task, policy, seed=seed).first(episodes)
+    rate = float(replayed.success.mean())
+    if not abs(rate - success) <= settings.reproduction_tolerance:  # NaN is no success either
+        raise UserError(
+            f"Teacher {teacher.name} reaches {rate:.3f} of the goals of its recorded evaluation, which says "
+            f"{success:.3f}: it is not the network that was evaluated. Train it again or choose another."
+        )
+    context.console.say(
+        f"Teacher {teacher.name} reproduces its recorded success: {rate:.3f} of {episodes} episodes."
+    )
+
+
+def _make_student(
+    settings: DistillSettings, trained: TrainedActor, data: GoalDataset, device: str, context: StageContext
+) -> NormalizedActor:
+    task, goals = trained.task, data.desired_goal
+    if settings.alternative_fraction > 0:
+        goals = np.concatenate([goals, data.alternative_goal.reshape(-1, task.goal_dim)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
+        actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, settings.shape)
+    student = NormalizedActor(actor, task.observation_dim, task.goal_dim)
+    student.observation_normalizer.fit(torch.from_numpy(data.observation))
+    student.goal_normalizer.fit(torch.from_numpy(goals))
+    own, teachers = parameter_count(student), parameter_count(trained.actor)
+    if own > teachers:
+        context.console.warn(f"the student has {own:,} parameters, more than its teacher's {teachers:,}.")
+    context.console.say(
+        f"Student: {settings.shape.kind}, depth {settings.student_depth}, width {settings.student_width}, "
+        f"{own:,} parameters; teacher: {teachers:,}. Dataset: {len(data.action):,} transitions."
+    )
+    return student.to(device)
+
+
+def _prepare(
+    student: NormalizedActor,
+    data: GoalDataset,
+    settings: DistillSettings,
+    trained: TrainedActor,
+    teacher: Artifact,
+    work: StageWork,
+) -> tuple[StudentTraining, KeptRollout, dict[str, Any]]:
+    """Return the training at its start, what rolls its rounds out, and the results' facts of its rows."""
+    device = str(next(student.parameters()).device)
+    made_with, choices = data.metadata["thousandfold"], data.alternative_goal.shape[1]
+    rows, validation = split_rows(
+        data,
+        device,
+        np.random.default_rng(seed_sequence(settings.seed, _SPLIT_STREAM)),
+        validation_fraction=settings.validation_fraction,
+        most_rows=settings.offline_rows(choices, trained.task.task.episode_steps),
+    )
+    record: dict[str, Any] = {
+        "dataset_rows": len(rows) + len(validation),
+        "held_out_rows": len(validation),
+        "skipped_shards": made_with.get(SKIPPED, []),
+    }
+    guided = settings.objective == "critic"
+    sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.dagger_rounds > 0
+    critic = _critic(teacher, device) if guided or sampled else None
+    training = StudentTraining(
+        student,
+        rows,
+        validation,
+        settings,
+        trained,
+        critic=critic,
+        report=lambda entry: work.run.log_metrics(entry, step=int(entry["updates"])),
+    )
+    rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
+    return training, rollout, record
+
+
+def _train(
+    training: StudentTraining,
+    rollout: KeptRollout,
+    folder: CheckpointFolder,
+    work: StageWork,
+    context: StageContext,
+    continued: Artifact | None,
+) -> None:
+    """Train on the dataset, then over the rounds, from the checkpoint where there is one.
+
+    A student that continues another ends with the updates that it has more.
+    """
+    settings, name = training.settings, work.artifact.name
+    if folder.exists:
+        training.load(folder)
+        context.console.say(f"Resuming {name} at {training.updates:,} updates.")
+    elif continued is not None:
+        training.train_on(checkpoint_of(continued))
+        rate = training.learning_rate(training.progress.position)
+        context.console.say(
+            f"Training on from {continued.name} at {training.updates:,} updates, as {name}; the learning "
+            f"rate goes on at {rate:.3g}, where a cosine over all updates has it by now."
+        )
+    progress = training.progress
+    started = time.perf_counter() - progress.elapsed_s
+    total, done = settings.total_updates, progress.updates
+    with (
+        stop_on_interrupt(context.stop),
+        context.console.progress("distill", total, unit="updates", completed=done) as bar,
+    ):
+
+        def after_update(training: StudentTraining) -> None:
+            progress.elapsed_s = time.perf_counter() - started
+            _save_or_stop(training, folder, work, context)
+            bar.update(training.updates, success=training.last_success)
+
+        training.on_update = after_update
+        if not progress.descents:
+            training.descend(settings.updates)
+        run_rounds(training, rollout, lambda entry, number: work.run.log_metrics(entry, step=number))
+        if CONTINUED in work.artifact.manifest.parents:
+            training.descend(settings.total_updates - progress.descent_begin)
+    training.finish()
+
+
+def _save_or_stop(
+    training: StudentTraining, folder: CheckpointFolder, work: StageWork, context: StageContext
+) -> None:
+    """Save at the end of a descent, every so many updates, and where the user stops, which ends the stage."""
+    stopping, progress = context.stop.requested, training.progress
+    ended = progress.position == progress.descent_begin
+    if ended or stopping or progress.updates % training.settings.checkpoint_every == 0:
+        work.run.flush()
+        training.save(folder)
+    if stopping:
+        raise StoppedByUser(
+            f"Stopped at {progress.updates:,} updates, state saved in {folder.path}. "
+            f"Go on with: {context.resume_command('distill', work.artifact)}"
+        )
+
+
+def _critic(teacher: Artifact, device: str) -> TeacherCritic:
+    critic = load_critic(teacher)
+    return dataclasses.replace(critic, critic=critic.critic.to(device))
+
+
+def find_resumable(
+    workspace: Workspace,
+    reference: str | None,
+    teacher: str | None = None,
+    dataset: str | None = None,
+) -> tuple[DistillSettings, Artifact, Artifact, Artifact]:
+    """Return the settings of the student to resume or to train on, the student, its teacher and dataset.
+
+    Args:
+        workspace: where to look.
+        reference: its name or path; None: the newest unfinished one.
+        teacher, dataset: names or paths of its own, where the workspace does not have them.
+
+    Raises:
+        SettingsError: there is none, or nothing to go on from.
+        MissingArtifactError: its teacher or its dataset is gone.
+        DamagedFileError: its manifest holds settings that are none of this version's, or names no parents.
+    """
+    student = find_trainable(workspace, "student", reference)
+    settings = stored_settings(student, DistillSettings)
+    source = find_parent(student, "teacher", workspace, teacher)
+    return settings, student, source, find_parent(student, "dataset", workspace, dataset)

@@ -1,0 +1,154 @@
+"""Teacher and student over the same episodes: what is retained, how surely, and where it is lost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.compiled_task import CompiledTask
+from envs.pictures.rendering import draw_arrows
+from pipeline.files import write_json_atomic
+from stages.episodes import MAX_WORLDS, Episodes, EpisodeStream, retention
+
+FAILURES_FILE, FAILURES_PICTURE = "failures.json", "failures.png"
+_MARGIN = 1.1
+_DRAWN_FAILURES = 200
+
+
+@dataclass(frozen=True)
+class EpisodeBudget:
+    """How many pairs of episodes to run.
+
+    Attributes:
+        least, most: bounds of their number.
+        half_width: of the 95 % intervals of both retentions that the number is chosen for.
+    """
+
+    least: int
+    most: int
+    half_width: float
+
+    def needed(self, pairs: PairedEpisodes) -> int:
+        """Return how many episodes the first ones ask for: n₀ · (h₀ / h)², whole rounds of 256.
+
+        A sample of two stages (Stein 1945, Ann. Math. Stat. 16): the variance of the first batch alone fixes
+        the number, once. Looking again and again until the interval is narrow would stop where it is narrow
+        by chance. A tenth more than the formula says, for the variance is itself an estimate.
+        """
+        count, widest = len(pairs.student.success), pairs.half_width
+        if widest is None or widest <= self.half_width:
+            return count
+        needed = _MARGIN * count * (widest / self.half_width) ** 2
+        return min(MAX_WORLDS * math.ceil(needed / MAX_WORLDS), max(self.most, count))
+
+
+@dataclass(frozen=True)
+class PairedEpisodes:
+    """The same starts and goals, once with the teacher and once with the student."""
+
+    teacher: Episodes
+    student: Episodes
+
+    @cached_property
+    def retained(self) -> dict[str, dict[str, Any]]:
+        """Retention of success and of time at goal, with their paired bootstrap intervals."""
+        teacher, student = self.teacher, self.student
+        return {
+            "retention": retention(teacher.success, student.success),
+            "time_at_goal_retention": retention(teacher.time_at_goal, student.time_at_goal),
+        }
+
+    @property
+    def half_width(self) -> float | None:
+        """The longer arm of the wider interval of both retentions; None where both are undefined."""
+        arms = [
+            abs(bound - measured["retention"])
+            for measured in self.retained.values()
+            if measured["interval"] is not None
+            for bound in measured["interval"]
+        ]
+        return max(arms) if arms else None
+
+    @property
+    def lost(self) -> np.ndarray:
+        """(episodes,) bool, the teacher succeeds and the student does not."""
+        return self.teacher.success & ~self.student.success
+
+    def results(self) -> dict[str, Any]:
+        """Return what both sides' episodes say, the retentions with their intervals, and who failed."""
+        results = self.student.summary() | {
+            "teacher_success": float(self.teacher.success.mean()),
+            "teacher_time_at_goal": float(self.teacher.time_at_goal.mean()),
+            "lost_episodes": int(self.lost.sum()),
+            "gained_episodes": int((self.student.success & ~self.teacher.success).sum()),
+        }
+        for name, measured in self.retained.items():
+            results |= {name: measured["retention"], f"{name}_interval": measured["interval"]}
+        return results
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return the episodes in which one of both failed: start, goal, distances, and who it was."""
+        sides = {"teacher": self.teacher, "student": self.student}
+        failed = []
+        for index in np.flatnonzero(~(self.teacher.success & self.student.success)).tolist():
+            losers = [name for name, side in sides.items() if not side.success[index]]
+            distances = {
+                f"{name}_{kind}_distance": float(getattr(side, f"{kind}_distance")[index])
+                for name, side in sides.items()
+                for kind in ("final", "closest")
+            }
+            failed.append(
+                {
+                    "episode": index,
+                    "failed": losers[0] if len(losers) == 1 else "both",
+                    "start": self.student.start[index].tolist(),
+                    "goal": self.student.goal[index].tolist(),
+                    **distances,
+                }
+            )
+        return failed
+
+
+def run_pairs(teacher: EpisodeStream, student: EpisodeStream, budget: EpisodeBudget) -> PairedEpisodes:
+    """Run as many pairs of episodes as retention needs to be known well enough.
+
+    Args:
+        teacher, student: streams of the same task, seed and distribution.
+        budget: bounds of their number and the width of the intervals that it is chosen for.
+
+    Raises:
+        ValueError: the streams are not of the same starts and goals.
+    """
+    first = _pairs(teacher, student, budget.least)
+    needed = budget.needed(first)
+    return first if needed == budget.least else _pairs(teacher, student, needed)
+
+
+def _pairs(teacher: EpisodeStream, student: EpisodeStream, episodes: int) -> PairedEpisodes:
+    pairs = PairedEpisodes(teacher.first(episodes), student.first(episodes))
+    for name in ("start", "goal"):
+        if not np.array_equal(getattr(pairs.teacher, name), getattr(pairs.student, name)):
+            raise ValueError(f"the {name}s of the teacher's and the student's episodes differ")
+    return pairs
+
+
+def write_failures(folder: Path, task: CompiledTask, pairs: PairedEpisodes) -> None:
+    """Write who failed where, as JSON, and a picture of where the student alone did, at most 200 arrows.
+
+    Args:
+        folder: of the student's artifact.
+        task: the task of the episodes.
+        pairs: the episodes.
+    """
+    write_json_atomic(folder / FAILURES_FILE, pairs.failures())
+    lost = np.flatnonzero(pairs.lost)
+    shown = lost[:_DRAWN_FAILURES]
+    title = f"Where the student alone fails: {len(lost)} of {len(pairs.lost)} episodes"
+    if len(shown) < len(lost):
+        title += f" ({len(shown)} drawn)"
+    draw_arrows(folder / FAILURES_PICTURE, task, pairs.student.start[shown], pairs.student.goal[shown], title)

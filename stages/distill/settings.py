@@ -1,0 +1,187 @@
+"""What a student's form, training and measurement are chosen by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape
+from pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
+from stages.distill.imitation import Objective
+from stages.distill.paired_evaluation import EpisodeBudget
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "patience",
+        "evaluate_every",
+        "checkpoint_every",
+        "final_episodes",
+        "max_final_episodes",
+        "interval_half_width",
+        "threads",
+    }
+)
+"""How often, how long and on how many threads: what a student may be gone on with in another value."""
+CHANGEABLE_WHEN_COMPLETED = CHANGEABLE_ON_RESUME | {"updates", "target_retention"}
+"""What a completed student may be trained on with, as another one."""
+
+
+class DistillSettings(StageSettings):
+    """Settings of `pipeline distill`."""
+
+    student_depth: int = pydantic.Field(default=4, ge=1, le=1024, description="layers of the student")
+    student_width: int = pydantic.Field(default=128, ge=1, le=8192, description="units of a layer")
+    student_kind: Literal["auto", "residual", "plain"] = pydantic.Field(
+        default="auto", description="auto: residual where the depth is a multiple of 4, else plain"
+    )
+    student_layer_norm: bool = pydantic.Field(
+        default=True, description="a LayerNorm after every Dense layer; off: Dense and Swish alone"
+    )
+    objective: Objective = pydantic.Field(
+        default="mse",
+        description="kl: divergence of the Gaussians before the tanh; mse: squared error of tanh(mean); "
+        "critic: the teacher's energy of tanh(mean), mixed with mse",
+    )
+    imitation_weight: float = pydantic.Field(
+        default=10.0,
+        ge=0,
+        le=1e6,
+        description="of mse in the objective critic; energies are in standard deviations",
+    )
+    alternative_fraction: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a batch under alternative goals, where the dataset has them",
+    )
+    average_decay: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of the running average of the student, evaluated beside it; 0: none",
+    )
+    updates: int = pydantic.Field(default=4000, ge=1, le=10**9)
+    batch_size: int = pydantic.Field(default=1024, ge=1, le=2**20)
+    learning_rate: float = pydantic.Field(
+        default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
+    )
+    validation_fraction: float = pydantic.Field(
+        default=0.1, gt=0, lt=1, description="share of episodes held out"
+    )
+    max_labels: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="most labels of the teacher to use, rounds included: states, each under each goal; "
+        "None: all that there are",
+    )
+    skip_damaged_shards: bool = pydantic.Field(
+        default=False, description="go on without the shards of the dataset that are damaged"
+    )
+    evaluate_every: int = pydantic.Field(
+        default=500, ge=1, le=10**9, description="updates between evaluations"
+    )
+    evaluation_episodes: int = pydantic.Field(default=256, ge=1, le=MOST_EPISODES)
+    checkpoint_every: int = pydantic.Field(
+        default=500, ge=1, le=10**9, description="updates between checkpoints"
+    )
+    target_retention: float | None = pydantic.Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="stop once the smaller retention, of success or of time at goal, is that high in an "
+        "evaluation; None: never",
+    )
+    patience: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="end the offline part, or a round, after so many evaluations without a better one; "
+        "None: never",
+    )
+    dagger_rounds: int = pydantic.Field(
+        default=0, ge=0, le=1000, description="rounds in which the student acts and the teacher labels"
+    )
+    dagger_episodes: int = pydantic.Field(
+        default=256, ge=1, le=MOST_EPISODES, description="episodes of a round"
+    )
+    dagger_beta: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="in round i the teacher acts in the student's place with probability beta^i at each step",
+    )
+    dagger_updates: int = pydantic.Field(default=1000, ge=1, le=10**9, description="updates after each round")
+    final_episodes: int = pydantic.Field(
+        default=1024,
+        ge=1,
+        le=MOST_EPISODES,
+        description="least number of paired episodes that measure retention",
+    )
+    max_final_episodes: int = pydantic.Field(
+        default=8192,
+        ge=1,
+        le=MOST_EPISODES,
+        description="most of them, where retention's interval asks for more",
+    )
+    interval_half_width: float = pydantic.Field(
+        default=0.03, gt=0, le=1, description="of retention's 95 % intervals, that their number is chosen for"
+    )
+    threads: int = pydantic.Field(
+        default=0, ge=0, le=MOST_THREADS, description="CPU threads of torch; 0: every CPU"
+    )
+    reproduction_tolerance: float = pydantic.Field(
+        default=0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _shape_is_valid(self) -> DistillSettings:
+        _ = self.shape
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _episodes_are_in_order(self) -> DistillSettings:
+        if self.max_final_episodes < self.final_episodes:
+            raise ValueError(
+                f"max_final_episodes {self.max_final_episodes} is below final_episodes {self.final_episodes}"
+            )
+        return self
+
+    @property
+    def shape(self) -> NetworkShape:
+        """The form of the student."""
+        kind, norm = self.student_kind, self.student_layer_norm
+        if kind == "auto":
+            kind = "plain" if self.student_depth % LAYERS_PER_BLOCK else "residual"
+        # Sums of branches that no LayerNorm has cut to size double with every block.
+        scale = "none" if norm or kind == "plain" else "inverse_sqrt_blocks"
+        return NetworkShape(
+            self.student_depth, self.student_width, kind=kind, residual_scale=scale, layer_norm=norm
+        )
+
+    def goals_a_state(self, choices: int) -> int:
+        """Return how many labels of a state are used that has so many alternative goals."""
+        return 1 + choices * (self.alternative_fraction > 0)
+
+    def offline_rows(self, choices: int, episode_steps: int) -> int | None:
+        """Return the most rows of the dataset that `max_labels` leaves beside full rounds; None: any number.
+
+        Args:
+            choices: alternative goals of a state.
+            episode_steps: of the task.
+        """
+        if self.max_labels is None:
+            return None
+        in_rounds = self.dagger_rounds * self.dagger_episodes * episode_steps
+        return self.max_labels // self.goals_a_state(choices) - in_rounds
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of the offline part and of all rounds."""
+        return self.updates + self.dagger_rounds * self.dagger_updates
+
+    @property
+    def budget(self) -> EpisodeBudget:
+        """How many paired episodes measure retention."""
+        return EpisodeBudget(self.final_episodes, self.max_final_episodes, self.interval_half_width)

@@ -1,0 +1,25 @@
+"""`pipeline export-onnx`."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.session import CommonOptions, Session, stage_command
+
+
+@click.command("export-onnx")
+@click.option("--student", metavar="STUDENT", help="Name or path [the newest].")
+@click.option("--teacher", metavar="TEACHER", help="Export a teacher instead.")
+@stage_command
+def export_onnx(session: Session, common: CommonOptions, student: str | None, teacher: str | None) -> None:
+    """Write the policy as one ONNX file, checked against torch before it counts as done."""
+    from stages.export_onnx import export_onnx as stage
+
+    settings = common.resolve(stage.ExportOnnxSettings, "export_onnx")
+    if not session.starts(common, "export_onnx", settings):
+        return
+    if teacher is not None:
+        source = session.take_one_of({"student": student, "teacher": teacher})
+    else:
+        source = session.take("student", student)
+    session.report(stage.run(settings, session.context, source))

@@ -1,0 +1,179 @@
+"""What a frontier is made of: its settings, its cells, and the processes' work on one of them.
+
+A frontier's folder:
+
+    frontier-20260131-120000/
+        manifest.json  frontier.json  frontier.png
+        cells/4x64/runs/...     a workspace a student: the student, its policy and its benchmark
+        cells/4x64/log.txt      what its process said
+        teacher/runs/...        the teacher's own policy and benchmark
+        episodes/               the teacher's closed-loop episodes, while students are being made
+
+Cells lie in workspaces of their own, so that none of them is ever the newest student or policy.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pydantic
+
+from pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.errors import DamagedFileError, SettingsError
+from pipeline.resume import find_unfinished
+from pipeline.settings import StageSettings
+
+CELLS_FOLDER, TEACHER_FOLDER, EPISODES_FOLDER = "cells", "teacher", "episodes"
+LOG_FILE = "log.txt"
+
+Depth = Annotated[int, pydantic.Field(ge=1, le=1024)]
+Width = Annotated[int, pydantic.Field(ge=1, le=8192)]
+
+
+class FrontierSettings(StageSettings):
+    """Settings of `pipeline frontier`. The students' own are those of `distill`."""
+
+    depths: tuple[Depth, ...] = pydantic.Field(
+        default=(1, 2, 4, 8), max_length=32, description="layers of the students"
+    )
+    widths: tuple[Width, ...] = pydantic.Field(
+        default=(32, 64, 128, 256), max_length=32, description="units of their layers"
+    )
+    jobs: int = pydantic.Field(
+        default=0, ge=0, le=256, description="processes that distil at a time; 0: one a CPU"
+    )
+
+    @pydantic.field_validator("depths", "widths", mode="before")
+    @classmethod
+    def _read_sizes(cls, value: Any) -> Any:
+        """Read `1,2,4`, and refuse what names no size or none that is whole."""
+        sizes = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(sizes, str):
+            sizes = [part.strip() for part in sizes.split(",") if part.strip()]
+        if not isinstance(sizes, list | tuple):
+            raise ValueError("must be whole numbers, such as 1,2,4")
+        if not sizes:
+            raise ValueError("must name at least one size, such as 1,2,4")
+        try:
+            return tuple(sorted({int(str(size)) for size in sizes}))
+        except ValueError:
+            raise ValueError("must be whole numbers, such as 1,2,4") from None
+
+
+class FrontierPlan(FrontierSettings):
+    """Everything that a frontier is made by, as its manifest keeps it.
+
+    Attributes:
+        distill, export_onnx, benchmark: settings of these stages for every cell.
+    """
+
+    distill: dict[str, Any]
+    export_onnx: dict[str, Any]
+    benchmark: dict[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """A student of the grid."""
+
+    depth: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Depth and width, as in ``4x64``; also its folder's name."""
+        return f"{self.depth}x{self.width}"
+
+    @property
+    def cost(self) -> int:
+        """Grows with the time that it takes to distil."""
+        return self.depth * self.width**2
+
+
+def grid(settings: FrontierSettings) -> list[Cell]:
+    """Return the cells, by depth and width."""
+    return [Cell(depth, width) for depth in settings.depths for width in settings.widths]
+
+
+def cell_workspace(frontier: Artifact, cell: Cell) -> Workspace:
+    """Return the workspace of a cell."""
+    return Workspace(frontier.file(CELLS_FOLDER) / cell.name)
+
+
+def teacher_workspace(frontier: Artifact) -> Workspace:
+    """Return the workspace of the teacher's own policy and benchmark."""
+    return Workspace(frontier.file(TEACHER_FOLDER))
+
+
+def finished(workspace: Workspace, kind: str) -> Artifact | None:
+    """Return the completed artifact of a kind in a cell's workspace; None where there is none yet.
+
+    Raises DamagedFileError where a manifest is damaged.
+    """
+    _require_undamaged(workspace)
+    found = (artifact for artifact in workspace.artifacts(kind) if artifact.manifest.status == "completed")
+    return next(found, None)
+
+
+def begun_student(workspace: Workspace) -> Artifact | None:
+    """Return the student that a stopped process has left with a checkpoint; None where there is none.
+
+    Raises DamagedFileError where a manifest is damaged.
+    """
+    _require_undamaged(workspace)
+    try:
+        return find_unfinished(workspace, "student", None)
+    except SettingsError:
+        return None
+
+
+def _require_undamaged(workspace: Workspace) -> None:
+    """Raise DamagedFileError for the first damaged manifest of a cell: what it is of may be made already."""
+    for damaged in workspace.damaged:
+        raise damaged.error
+
+
+def remove_unfinished(workspace: Workspace, but: Artifact | None = None) -> None:
+    """Remove what a process that was stopped has left behind, but for this artifact."""
+    for folder in workspace.runs.glob("*/"):
+        if but is not None and folder.name == but.path.name:
+            continue
+        try:
+            whole = Artifact.load(folder).manifest.status == "completed"
+        except DamagedFileError:  # killed before there was a manifest
+            whole = (folder / MANIFEST_NAME).exists()
+        if not whole:
+            shutil.rmtree(folder)
+
+
+def require_work(frontier: Artifact) -> None:
+    """Raise SettingsError where a frontier is completed and none of its students failed."""
+    manifest = frontier.manifest
+    if manifest.status == "completed" and not manifest.results.get("failed"):
+        raise SettingsError(f"Frontier {frontier.name} is completed: there is nothing to resume.")
+
+
+def find_resumable(workspace: Workspace, reference: str | None) -> tuple[FrontierPlan, Artifact]:
+    """Return the frontier to go on with, and its plan: an unfinished one, or one with students that failed.
+
+    Args:
+        workspace: where to look.
+        reference: its name or path; None: the newest unfinished one.
+
+    Raises:
+        SettingsError: there is none, or nothing is left to do for the one named.
+        DamagedFileError: its manifest holds settings that are none of this version's.
+    """
+    if reference is not None:
+        artifact = workspace.find(reference, "frontier")
+    else:
+        artifact = find_unfinished(workspace, "frontier", None, saved=lambda _: True, trace="")
+    require_work(artifact)
+    try:
+        return FrontierPlan(**artifact.manifest.settings), artifact
+    except (pydantic.ValidationError, TypeError) as error:
+        raise DamagedFileError(
+            f"{artifact.path / MANIFEST_NAME} holds no settings of this version: start another frontier."
+        ) from error

@@ -1,0 +1,141 @@
+"""The command `pipeline frontier`: make a grid of students, go on with one, or choose a student from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import SettingsError
+from pipeline.resume import find_parent
+from pipeline.session import CommonOptions, Session, describe, stage_command
+from stages.distill.command import take_dataset
+
+_MIN_RETENTION = 0.98
+
+
+@click.command()
+@click.option("--depths", metavar="N,N,...", help="Layers of the students [1,2,4,8].")
+@click.option("--widths", metavar="N,N,...", help="Units of their layers [32,64,128,256].")
+@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest; with --select the frontier's].")
+@click.option(
+    "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
+)
+@click.option("--jobs", type=int, help="Processes that distil at a time [one a CPU].")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[FRONTIER]",
+    help="Go on with an unfinished frontier, the newest or the one named; with a name, also try again what "
+    "failed in a finished one.",
+)
+@click.option("--select", is_flag=True, help="Take the smallest student that keeps to the bounds.")
+@click.option(
+    "--min-retention", type=float, help=f"With --select: of the teacher's success [{_MIN_RETENTION}]."
+)
+@click.option("--max-p99-us", type=float, help="With --select: p99 of one call, in microseconds [any].")
+@click.option(
+    "--confident",
+    is_flag=True,
+    default=None,
+    help="With --select: the lower end of the 95 % interval of the retention counts, not its estimate.",
+)
+@click.option("--frontier", metavar="FRONTIER", help="With --select: name or path [the newest].")
+@stage_command
+def frontier(
+    session: Session,
+    common: CommonOptions,
+    teacher: str | None,
+    dataset: str | None,
+    resume: str | None,
+    select: bool,
+    min_retention: float | None,
+    max_p99_us: float | None,
+    confident: bool | None,
+    frontier: str | None,
+    **flags: Any,
+) -> None:
+    """Distil a grid of students and measure what each retains and how fast it is; or choose one.
+
+    --set takes the stage too: --set distill.updates=3000. --select exports the student that it takes, so that
+    benchmark, evaluate and render go on with it.
+    """
+    choosing = {
+        "min-retention": min_retention,
+        "max-p99-us": max_p99_us,
+        "confident": confident,
+        "frontier": frontier,
+    }
+    if select:
+        making = {**flags, "dataset": dataset, "resume": resume, **_given(common)}
+        _refuse("--select chooses from a frontier that is there", making)
+        _select(session, frontier, teacher, min_retention, max_p99_us, bool(confident))
+        return
+    _refuse("only --select chooses", choosing)
+    if resume is not None:
+        common.refuse_with_resume({**flags, "dry-run": common.dry_run or None})
+        _resume(session, None if resume == "newest" else resume, teacher, dataset)
+        return
+    _start(session, common, flags, teacher, dataset)
+
+
+def _start(
+    session: Session, common: CommonOptions, flags: dict[str, Any], teacher: str | None, dataset: str | None
+) -> None:
+    from stages.frontier.frontier import resolve_plan, run
+
+    plan = resolve_plan(common, flags)
+    if not session.starts(common, "frontier", plan):
+        return
+    source = session.take("teacher", teacher)
+    data = take_dataset(session, common, source, dataset)
+    session.report(run(plan, session.context, source, data))
+
+
+def _resume(session: Session, reference: str | None, teacher: str | None, dataset: str | None) -> None:
+    from stages.frontier.cells import find_resumable
+    from stages.frontier.frontier import run
+
+    plan, artifact = find_resumable(session.workspace, reference)
+    session.console.say(f"Going on with {artifact.name}; workspace {session.workspace.root}.")
+    source = _parent(session, artifact, "teacher", teacher)
+    data = _parent(session, artifact, "dataset", dataset)
+    session.report(run(plan, session.context, source, data, artifact))
+
+
+def _parent(session: Session, artifact: Artifact, role: str, reference: str | None) -> Artifact:
+    """Return what a frontier is made from. Raises UserError where it is another one now."""
+    return session.take(role, str(find_parent(artifact, role, session.workspace, reference).path))
+
+
+def _select(
+    session: Session,
+    reference: str | None,
+    teacher: str | None,
+    min_retention: float | None,
+    max_p99_us: float | None,
+    confident: bool,
+) -> None:
+    from stages.frontier.selection import Bounds, select
+
+    bounds = Bounds(_MIN_RETENTION if min_retention is None else min_retention, max_p99_us, confident)
+    if not 0 <= bounds.min_retention <= 2 or (max_p99_us is not None and not max_p99_us > 0):
+        raise SettingsError("--min-retention must be between 0 and 2, and --max-p99-us greater than 0.")
+    chosen_from = session.take("frontier", reference)
+    given = None if teacher is None else _parent(session, chosen_from, "teacher", teacher)
+    made = select(chosen_from, bounds, session.context, given)
+    session.console.result({kind: describe(artifact) for kind, artifact in made.items()})
+
+
+def _given(common: CommonOptions) -> dict[str, Any]:
+    named = {"preset": common.preset, "seed": common.seed, "device": common.device}
+    return named | {"set": common.overrides or None, "dry-run": common.dry_run or None}
+
+
+def _refuse(why: str, options: dict[str, Any]) -> None:
+    """Raise SettingsError where options are given that have no meaning here."""
+    named = [f"--{name}" for name, value in options.items() if value is not None]
+    if named:
+        raise SettingsError(f"{', '.join(named)}: {why}; leave {'it' if len(named) == 1 else 'them'} out.")

@@ -1,0 +1,151 @@
+"""Trained networks on disk: one safetensors file whose header says how to rebuild them.
+
+Tensors: ``actor.*`` (the actor), ``critic.*`` (a teacher's critic), ``observation_normalizer.*`` and
+``goal_normalizer.*`` (a student's). Header: kind, task, sizes of the spaces, shape of the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.compiled_task import CompiledTask
+from envs.model_hash import model_sha256
+from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
+from models.goal_actor import GoalActor
+from models.residual_mlp import NetworkShape
+from pipeline.artifact_task import load_task
+from pipeline.artifacts import Artifact
+from pipeline.checkpoint import load_tensors, save_tensors
+from pipeline.errors import DamagedFileError
+from stages.episodes import Policy
+
+NETWORK_FILE = "network.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedActor:
+    """An actor read back, ready to act.
+
+    Attributes:
+        actor: in evaluation mode, on the CPU unless moved.
+        task: the compiled task that it was trained for.
+        shape: size and form of the network.
+        metadata: the whole header.
+    """
+
+    actor: NormalizedActor
+    task: CompiledTask
+    shape: NetworkShape
+    metadata: dict[str, Any]
+
+    @property
+    def on_another_model(self) -> bool:
+        """Whether the model of the task is no longer the one that the network was trained on."""
+        return self.metadata["model_sha256"] != model_sha256(self.task.model)
+
+    def deployable(self, limits: InputLimits) -> DeployablePolicy:
+        """Return the policy with input limits, tanh and actuator range, as it is exported."""
+        control = self.task.control
+        low, high = torch.from_numpy(control.low), torch.from_numpy(control.high)
+        columns = None if control.is_plain else torch.from_numpy(control.columns)
+        switched = torch.from_numpy(control.switched) if control.switched.any() else None
+        return DeployablePolicy(self.actor, limits, low, high, columns, switched).eval()
+
+
+def save_network(
+    path: Path,
+    tensors: dict[str, Tensor],
+    *,
+    kind: str,
+    task: CompiledTask,
+    shape: NetworkShape,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a network file.
+
+    Args:
+        path: where to write it.
+        tensors: as in the module's docstring.
+        kind: ``teacher`` or ``student``.
+        task: the task it was trained for.
+        shape: size and form of the actor.
+        extra: more JSON-able facts for the header.
+    """
+    header = {
+        "kind": kind,
+        "task": task.name,
+        "model_sha256": model_sha256(task.model),
+        "observation_dim": task.observation_dim,
+        "goal_dim": task.goal_dim,
+        "action_dim": task.action_dim,
+        "shape": asdict(shape),
+    }
+    save_tensors(path, tensors, header | (extra or {}))
+
+
+def load_actor(artifact: Artifact) -> TrainedActor:
+    """Return the actor of a teacher or student artifact.
+
+    Raises:
+        DamagedFileError: the file is truncated, foreign, of another task, or changed since it was recorded.
+    """
+    path = artifact.file(NETWORK_FILE)
+    artifact.verify()
+    tensors, header = load_tensors(path)
+    try:
+        if header["kind"] != artifact.kind or header["task"] != artifact.manifest.task:
+            raise DamagedFileError(
+                f"{path} holds a {header['kind']} of task {header['task']!r}, "
+                f"not a {artifact.kind} of {artifact.manifest.task!r}."
+            )
+        task = load_task(artifact)
+        dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
+        if dims != (task.observation_dim, task.goal_dim, task.action_dim):
+            raise DamagedFileError(
+                f"{path} was trained for another version of task {task.name!r}: sizes differ."
+            )
+        if not isinstance(header["model_sha256"], str):
+            raise DamagedFileError(f"{path} does not say which model it was trained on.")
+        shape = shape_of(path, header, tensors)
+        actor = NormalizedActor(GoalActor(*dims, shape), dims[0], dims[1])
+        own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
+        missing, unexpected = actor.load_state_dict(own, strict=False)
+        # A teacher has no normalisers: those of its actor stay the identity.
+        missing = [name for name in missing if header["kind"] == "student" or name.startswith("actor.")]
+        if unexpected or missing:
+            raise DamagedFileError(f"{path} does not hold the network that its header describes.")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{path} is no network file of this version ({reason}).") from error
+    return TrainedActor(actor.eval(), task, shape, header)
+
+
+def shape_of(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> NetworkShape:
+    """Return the shape that a network file's header claims: it is allocated next.
+
+    Raises:
+        KeyError, TypeError, ValueError: the header claims none.
+        DamagedFileError: it claims a larger network than the file holds.
+    """
+    shape = NetworkShape(**header["shape"])
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if not shape.width + (shape.depth - 1) * shape.width**2 <= numbers:
+        raise DamagedFileError(f"{path} does not hold the network that its header describes.")
+    return shape
+
+
+def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:
+    """Return the policy tanh(mean) of a module that maps observation and goal to a Gaussian."""
+
+    @torch.no_grad()
+    def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        inputs = (torch.as_tensor(array, device=device) for array in (observation, goal))
+        return torch.tanh(actor(*inputs).mean).cpu().numpy()
+
+    return policy

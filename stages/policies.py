@@ -1,0 +1,51 @@
+"""A policy that acts, read back from the artifact of a policy file, a student or a teacher."""
+
+from __future__ import annotations
+
+from envs.compiled_task import CompiledTask
+from envs.model_hash import model_sha256
+from pipeline.artifact_task import load_task
+from pipeline.artifacts import Artifact
+from pipeline.errors import SettingsError
+from stages.episodes import Policy
+
+
+def load_policy(
+    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0, sample_scale: float = 1.0
+) -> tuple[CompiledTask, Policy]:
+    """Return task and policy of a policy's, a student's or a teacher's artifact.
+
+    torch is imported for networks alone.
+
+    Args:
+        source: the artifact.
+        device: where a network runs.
+        teacher_samples: actions that a teacher's critic chooses from; 1: the mean.
+        seed: of their draws.
+        sample_scale: times the teacher's standard deviation is what they are drawn with.
+
+    Raises:
+        UserError: a file is damaged, the task is not there or has another model now, or no teacher is to
+            have a critic choose.
+    """
+    if teacher_samples > 1 and source.kind != "teacher":
+        raise SettingsError(f"teacher_samples {teacher_samples}: a {source.kind} has no critic to choose.")
+    if source.kind == "policy":
+        from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
+
+        source.verify()
+        policy, task = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task), load_task(source)
+        policy.expect_model(model_sha256(task.model))
+        return task, policy
+    from pipeline.runtime import resolve_device
+    from stages.networks import load_actor, torch_policy
+
+    trained, place = load_actor(source), resolve_device(device)
+    if teacher_samples > 1:
+        from stages.best_action import best_action_policy
+        from stages.teacher_critic import load_critic
+
+        critic = load_critic(source)
+        policy = best_action_policy(trained, critic, teacher_samples, seed, place, scale=sample_scale)
+        return trained.task, policy
+    return trained.task, torch_policy(trained.actor.to(place), place)

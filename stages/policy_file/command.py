@@ -1,0 +1,148 @@
+"""`pipeline policy`: look at a policy file, check that it is what it says, and put it into use."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.errors import UserError
+from pipeline.session import Session, json_option
+from pipeline.settings import MOST_EPISODES
+
+if TYPE_CHECKING:
+    from pipeline.artifacts import Artifact
+    from stages.policy_file.source import PolicyPlace
+    from stages.policy_file.verification import Verification
+
+_episodes_option = click.option(
+    "--episodes",
+    type=click.IntRange(1, MOST_EPISODES),
+    default=256,
+    show_default=True,
+    help="Fresh episodes of the closed loop.",
+)
+_seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes."
+)
+_WORDS = {True: "passed", False: "FAILED", None: "not run"}
+
+
+@click.group()
+def policy() -> None:
+    """Look at policy files, verify them, and promote them."""
+
+
+@policy.command()
+@click.argument("name", metavar="[POLICY]", required=False)
+@json_option
+@click.pass_obj
+def inspect(session: Session, name: str | None) -> None:
+    """Show what POLICY says of itself: an ONNX file anywhere, an artifact, or the newest."""
+    with session.open(mujoco=True):
+        from stages.policy_file.page import show_policy
+        from stages.policy_file.source import find_policy
+
+        show_policy(session.console, find_policy(session.workspace, name))
+
+
+@policy.command()
+@click.argument("name", metavar="[POLICY]", required=False)
+@_episodes_option
+@click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
+@_seed_option
+@json_option
+@click.pass_obj
+def verify(session: Session, name: str | None, episodes: int, task: str | None, seed: int) -> None:
+    """Check POLICY: hashes, description, golden rows, the task's model, and success in closed loop.
+
+    POLICY is an ONNX file anywhere, an artifact, or the newest. Exits with 1 where a check failed.
+    """
+    with session.open(mujoco=True):
+        from stages.policy_file.source import find_policy
+
+        found = _verified(session, find_policy(session.workspace, name), episodes, task, seed)
+        session.console.result(found.results())
+    sys.exit(bool(found.failed))
+
+
+@policy.command()
+@click.argument("name", metavar="[POLICY]", required=False)
+@_episodes_option
+@_seed_option
+@click.option("--teacher", is_flag=True, help="Take an exported teacher, which is refused as a rule.")
+@json_option
+@click.pass_obj
+def promote(session: Session, name: str | None, episodes: int, seed: int, teacher: bool) -> None:
+    """Verify POLICY, an artifact or the newest, and move the registry's alias `production` to it."""
+    with session.open(mujoco=True):
+        from pipeline.model_registry import PRODUCTION_ALIAS, promote
+        from stages.policy_file.registration import registered_name
+        from stages.policy_file.source import find_policy
+
+        place = find_policy(session.workspace, name)
+        artifact = _promotable(place, teacher)
+        found = _verified(session, place, episodes, None, seed)
+        if found.failed:
+            wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
+            raise UserError(f"{place.name} is not promoted, for it did not pass: {wrong}")
+        model = registered_name(artifact.manifest.task)
+        moved = promote(
+            session.workspace.root, model, artifact.name, place.path, _notes(found), session.console.say
+        )
+        was = f"from version {moved.before}" if moved.before else "which no version had"
+        session.console.say(
+            f"Alias {PRODUCTION_ALIAS} of {model}, {was}, is now on version {moved.after}: {artifact.name}."
+        )
+        session.console.result(
+            {
+                "policy": artifact.name,
+                "model": model,
+                "alias": PRODUCTION_ALIAS,
+                "from_version": moved.before,
+                "to_version": moved.after,
+                "verification": found.results(),
+            }
+        )
+
+
+def _promotable(place: PolicyPlace, teacher: bool) -> Artifact:
+    """Return the artifact of a policy that may be promoted; `teacher` lets an exported teacher pass."""
+    from stages.policy_file.metadata import METADATA_KEY, parse_metadata
+    from stages.policy_file.onnx_bytes import read_model
+    from stages.policy_file.onnx_policy import POLICY_FILE
+
+    if place.artifact is None or place.path.name != POLICY_FILE:
+        raise UserError(f"{place.name} is not the policy of an artifact: promote one by its name.")
+    role = parse_metadata(read_model(place.path).metadata.get(METADATA_KEY), place.path).role
+    if role == "teacher" and not teacher:
+        raise UserError(
+            f"{place.name} is an exported teacher: promote a student's policy, or this one with --teacher."
+        )
+    return place.artifact
+
+
+def _verified(
+    session: Session, place: PolicyPlace, episodes: int, task: str | None, seed: int
+) -> Verification:
+    """Verify a policy and print what was found, a line a check."""
+    from stages.policy_file.verification import verify_policy
+
+    found = verify_policy(place, task=task, episodes=episodes, seed=seed)
+    rows = [(check.name, _WORDS[check.passed], check.detail) for check in found.checks]
+    session.console.table(place.name, ("check", "result", "found"), rows)
+    verdict = f"{len(found.failed)} of {len(rows)} checks failed" if found.failed else "every check passed"
+    session.console.say(f"{place.name}: {verdict}.")
+    return found
+
+
+def _notes(found: Verification) -> dict[str, object]:
+    """Return what the registry keeps of a verification."""
+    from datetime import UTC, datetime
+
+    loop = found.success
+    return {
+        "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "verified_success": f"{loop['success']:.4f} over {loop['episodes']} episodes, seed {loop['seed']}",
+    }

@@ -1,0 +1,144 @@
+"""The outer layer of an ONNX file, read without the onnx package: its graph's hash and its metadata.
+
+An ONNX file is one protobuf message. Its fields stand one after the other, each a tag, a length and a
+payload; field 14 (``metadata_props``) is one entry of metadata and may come any number of times. All other
+fields together are what the policy computes, and `graph_sha256` is the SHA-256 of their bytes in the order of
+the file; `stages.policy_file.integrity` covers the metadata too.
+Wire format: protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import DamagedFileError
+
+EXPORT_AGAIN = "export the policy again with `pipeline export-onnx`"
+
+_METADATA_FIELD = 14
+_KEY_FIELD, _VALUE_FIELD = 1, 2  # of an entry
+_VARINT, _EIGHT_BYTES, _WITH_LENGTH, _FOUR_BYTES = 0, 1, 2, 5
+_LONGEST_VARINT = 10
+
+MAX_BYTES = 2**31
+"""No ONNX file that holds its own weights is larger."""
+MAX_FIELDS = 500_000
+"""Of one message: a policy of a thousand layers has ten thousand."""
+
+
+@dataclass(frozen=True)
+class ModelBytes:
+    """An ONNX file in two parts.
+
+    Attributes:
+        graph: everything but the metadata, as it lies in the file.
+        metadata: text by key.
+    """
+
+    graph: bytes
+    metadata: dict[str, str]
+
+    @property
+    def graph_sha256(self) -> str:
+        """The SHA-256 of the graph in hexadecimal."""
+        return hashlib.sha256(self.graph).hexdigest()
+
+    def joined(self) -> bytes:
+        """Return the file's content: the graph, then the metadata in its order."""
+        return self.graph + b"".join(_entry(key, text) for key, text in self.metadata.items())
+
+    def with_metadata(self, metadata: Mapping[str, str]) -> ModelBytes:
+        """Return the same graph with other metadata."""
+        return ModelBytes(self.graph, dict(metadata))
+
+
+def split_model(content: bytes) -> ModelBytes:
+    """Return the parts of an ONNX file's content; raise ValueError where it is truncated or no protobuf."""
+    graph, metadata = [], {}
+    view = memoryview(content)
+    for count, (number, payload, whole) in enumerate(fields(view)):
+        if count == MAX_FIELDS:
+            raise ValueError(f"more than {MAX_FIELDS} fields")
+        if number == _METADATA_FIELD:
+            entry = {field: bytes(text).decode() for field, text, _ in fields(payload)}
+            metadata[entry.get(_KEY_FIELD, "")] = entry.get(_VALUE_FIELD, "")
+        else:
+            graph.append(whole)
+    return ModelBytes(b"".join(graph), metadata)
+
+
+def read_model(path: Path) -> ModelBytes:
+    """Return the parts of an ONNX file; raise DamagedFileError where there is none, or no whole one."""
+    try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise DamagedFileError(f"{path} is larger than any policy file, 2 GiB at most: {EXPORT_AGAIN}.")
+        content = Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise DamagedFileError(f"{path} is missing: {EXPORT_AGAIN}.") from None
+    if not content:
+        raise DamagedFileError(f"{path} is empty: {EXPORT_AGAIN}.")
+    try:
+        return split_model(content)
+    except ValueError:
+        raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN}.") from None
+
+
+def graph_sha256(path: Path) -> str:
+    """Return the SHA-256 over a file's fields other than its metadata; raises as `read_model` does."""
+    return read_model(path).graph_sha256
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield number, payload and all bytes of each field; raise ValueError where they do not fit."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            begin, (_, at) = at, varint(message, at)
+        elif wire_type == _WITH_LENGTH:
+            length, begin = varint(message, at)
+            at = begin + length
+        elif wire_type in (_EIGHT_BYTES, _FOUR_BYTES):
+            begin, at = at, at + (8 if wire_type == _EIGHT_BYTES else 4)
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {start}")
+        if at > len(message) or number == 0:
+            raise ValueError(f"field {number} at byte {start} does not end")
+        yield number, message[begin:at], message[start:at]
+
+
+def varint(message: memoryview, at: int) -> tuple[int, int]:
+    """Return the number that starts at a byte, 7 bits a byte from the lowest on, and where it ends."""
+    if at < len(message) and message[at] < 0x80:  # nearly all of them, thousands in a deep network
+        return message[at], at + 1
+    value = 0
+    for count, byte in enumerate(message[at : at + _LONGEST_VARINT]):
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, at + count + 1
+    raise ValueError(f"no number at byte {at}")
+
+
+def _entry(key: str, text: str) -> bytes:
+    """Return one entry of metadata as it stands in a file."""
+    parts = b"".join(
+        _with_length(field, part.encode()) for field, part in ((_KEY_FIELD, key), (_VALUE_FIELD, text))
+    )
+    return _with_length(_METADATA_FIELD, parts)
+
+
+def _with_length(field: int, payload: bytes) -> bytes:
+    return _encode(field << 3 | _WITH_LENGTH) + _encode(len(payload)) + payload
+
+
+def _encode(number: int) -> bytes:
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])

@@ -1,0 +1,139 @@
+"""A policy in MLflow's registry: a model that `mlflow.onnx.load_model` opens, and one page of its descent."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Artifact
+from pipeline.model_registry import ARTIFACT_TAG, CANDIDATE_ALIAS, write_onnx_model
+from pipeline.runtime import StageWork
+from pipeline.tracking import NEWEST_ALIAS, StageRun
+from stages.policy_file.metadata import PolicyMetadata
+from stages.policy_file.onnx_policy import OnnxPolicy
+
+_EXAMPLE_ROWS = 2
+_GENERATIONS = ("policy", "student", "dataset", "teacher")
+
+
+def registered_name(task: str) -> str:
+    """Return the name under which policies of a task are registered."""
+    return f"policy-{task}"
+
+
+def register_policy(work: StageWork, policy: OnnxPolicy, parents: Mapping[str, Artifact]) -> str | None:
+    """Register an exported policy; an exported teacher, which is never the newest, gets no alias.
+
+    Args:
+        work: its completed artifact and the run that made it.
+        policy: the file.
+        parents: the artifacts it was made from, by role.
+
+    Returns:
+        The version, or None where nothing is recorded.
+    """
+    artifact, metadata, run = work.artifact, policy.metadata, work.run
+    if run.run_id is None:
+        return None
+    golden = policy.golden().arrays()
+    example = {"observation": golden.observation[:_EXAMPLE_ROWS], "goal": golden.goal[:_EXAMPLE_ROWS]}
+    sizes = {name: len(elements) for name, elements in dict(metadata.outputs).items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+
+        def write() -> Path:
+            write_onnx_model(folder, policy.path, sizes, example)
+            return folder
+
+        return run.register_model(
+            registered_name(metadata.task),
+            write,
+            _tags(artifact, metadata, parents),
+            (NEWEST_ALIAS, CANDIDATE_ALIAS) if artifact.manifest.selectable else (),
+            _page(artifact, metadata, parents, run),
+        )
+
+
+def _tags(artifact: Artifact, metadata: PolicyMetadata, parents: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return what versions are looked up and compared by."""
+    tags: dict[str, Any] = {
+        ARTIFACT_TAG: artifact.name,
+        "role": metadata.role,
+        "task": metadata.task,
+        "depth": metadata.network.depth,
+        "width": metadata.network.width,
+        "precision": metadata.precision,
+        "graph_sha256": metadata.graph_sha256,
+        "model_sha256": metadata.model_sha256,
+    }
+    if metadata.evaluation is not None:
+        tags["success"] = f"{metadata.evaluation.success:.4f}"
+    for role, origin in metadata.parents.items():
+        tags |= {role: origin.name, f"{role}_hash": origin.hash}
+        if role in parents and (run_id := parents[role].manifest.tracking.get("run_id")):
+            tags[f"{role}_run_id"] = run_id
+    return tags
+
+
+def _page(
+    artifact: Artifact, metadata: PolicyMetadata, parents: Mapping[str, Artifact], run: StageRun
+) -> str:
+    """Return the version's description in Markdown: what it is, and its descent with links to every run."""
+    network, measured = metadata.network, metadata.evaluation
+    lines = [
+        f"**{artifact.name}**: {metadata.role} of depth {network.depth} and width {network.width} for task "
+        f"{_cell(metadata.task)}, every {metadata.control_dt_s:g} s, {metadata.precision}.",
+        "",
+    ]
+    if measured is not None:
+        low, high = measured.success_interval
+        lines += [
+            f"Success {measured.success:.3f} [{low:.3f}, {high:.3f}] over {measured.episodes:,} fresh "
+            f"episodes ({measured.runtime}).",
+            "",
+        ]
+    lines += [f"Licence: {_cell(metadata.licence) or 'none stated'}.", ""]
+    lines += ["| | artifact | hash | made with | run |", "|---|---|---|---|---|"]
+    made = {"policy": artifact, **parents}
+    hashes = {role: origin.hash for role, origin in metadata.parents.items()}
+    names = {role: origin.name for role, origin in metadata.parents.items()} | {"policy": artifact.name}
+    for role in sorted(names, key=_generation):
+        tracking = made[role].manifest.tracking if role in made else {}
+        digest = hashes.get(role) or str(artifact.manifest.hash)
+        lines.append(
+            f"| {role} | {_cell(names[role])} | `{digest[:12]}` | {_settings(made.get(role))} "
+            f"| {_link(run, tracking.get('run_id'), 'run')} |"
+        )
+    chain = _link(run, artifact.manifest.tracking.get("chain_run_id"), "The whole chain")
+    return "\n".join([*lines, "", f"{chain}."])
+
+
+def _generation(role: str) -> int:
+    return _GENERATIONS.index(role) if role in _GENERATIONS else len(_GENERATIONS)
+
+
+def _settings(artifact: Artifact | None) -> str:
+    """Return seed and versions that an artifact was made with; a dash where it is gone."""
+    if artifact is None:
+        return "–"
+    manifest = artifact.manifest
+    commit = str(manifest.git.get("commit") or "")[:10]
+    parts = [
+        f"seed {manifest.settings.get('seed', '–')}",
+        f"thousandfold {manifest.versions['thousandfold']}",
+    ]
+    return ", ".join(parts + ([f"commit {commit}"] if commit else []))
+
+
+def _link(run: StageRun, run_id: str | None, text: str) -> str:
+    """Return a link to a run's page; the text alone where there is none."""
+    page = run.page_of(run_id or "")
+    return f"[{text}]({page})" if page else text if run_id is None else f"{text} `{run_id}`"
+
+
+def _cell(text: str) -> str:
+    """Return a user's text so that it stays within its place in a table."""
+    return " ".join(html.escape(text).replace("|", "/").replace("`", "'").split())

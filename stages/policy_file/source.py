@@ -1,0 +1,203 @@
+"""A policy to run, and the task that it was made for: of an artifact, or of a file that lies anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.compiled_task import CompiledTask
+from envs.model_hash import model_sha256
+from envs.registry import compile_task, task_names
+from envs.task import TaskError
+from envs.user_tasks.task_copy import PAGE_NAME
+from pipeline.artifact_task import TASK_FOLDER
+from pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
+from pipeline.console import printable
+from pipeline.errors import DamagedFileError, UserError
+from pipeline.runtime import as_user_error
+from stages.policy_file.golden import golden_error
+from stages.policy_file.metadata import PolicyMetadata
+from stages.policy_file.onnx_bytes import EXPORT_AGAIN
+from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy, OtherModelError, require_model
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """A policy file, opened, and its task.
+
+    Attributes:
+        policy: the file.
+        task: with the policy's episode length.
+        name: what to call it.
+    """
+
+    policy: OnnxPolicy
+    task: CompiledTask
+    name: str
+
+
+@dataclass(frozen=True)
+class PolicyPlace:
+    """Where a policy file lies.
+
+    Attributes:
+        path: the file.
+        name: what to call it.
+        artifact: the policy's artifact that it is a file of; None for a file that lies elsewhere.
+    """
+
+    path: Path
+    name: str
+    artifact: Artifact | None
+
+
+def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPlace:
+    """Return where a policy lies, whole or not.
+
+    Args:
+        workspace: where artifacts are looked for; a file needs none.
+        reference: a policy file, or the name or folder of an artifact; None takes the newest policy.
+
+    Raises:
+        UserError: there is no such policy.
+    """
+    if reference is not None:
+        path = Path(reference).expanduser()
+        if path.is_file():
+            return PolicyPlace(path, str(path), _artifact_around(path))
+        if path.suffix == ".onnx":
+            raise UserError(f"{path} is no file: give a policy file, or the name of a policy's artifact.")
+    artifact = workspace.newest("policy") if reference is None else workspace.open(reference, "policy")
+    return PolicyPlace(artifact.file(POLICY_FILE), artifact.name, artifact)
+
+
+def _artifact_around(path: Path) -> Artifact | None:
+    """Return the policy's artifact in a file's folder, where the file is one of its own."""
+    if not (path.parent / MANIFEST_NAME).is_file():
+        return None
+    artifact = Artifact.load(path.parent.absolute())
+    return artifact if artifact.kind == "policy" and path.name in artifact.manifest.files else None
+
+
+def open_source(
+    workspace: Workspace,
+    reference: str | None = None,
+    task: str | None = None,
+    *,
+    any_model: bool = False,
+) -> PolicySource:
+    """Return a policy and the task to run it in.
+
+    Args:
+        workspace, reference: as of `find_policy`.
+        task: name or file of the task; None takes the copy beside the file, or what its metadata names.
+        any_model: take a task whose model is another than the one that the policy was made for.
+
+    Raises:
+        UserError: there is no such policy, its file is damaged or off its golden rows, its task is not known
+            here, or the task's model is another.
+    """
+    place = find_policy(workspace, reference)
+    if place.artifact is not None:
+        place.artifact.verify()
+    policy = OnnxPolicy(place.path)
+    _require_golden(policy)
+    compiled = find_task(policy.metadata, place, task)
+    try:
+        require_same_task(policy.metadata, compiled, place.name)
+    except OtherModelError as error:
+        if not any_model:
+            raise OtherModelError(f"{error} --any-model runs it all the same.") from None
+    return PolicySource(policy, compiled, place.name)
+
+
+def _require_golden(policy: OnnxPolicy) -> None:
+    """Raise DamagedFileError unless the file gives its golden actions here, as every runner must check."""
+    golden = policy.golden()
+    error = golden_error(policy.run, golden, policy.metadata)
+    if not error <= golden.tolerance:  # NaN is not
+        raise DamagedFileError(
+            f"{policy.path} is off its golden rows by {error:.2g}, more than {golden.tolerance:.2g}: its "
+            f"weights were changed, or this runtime computes it wrongly; {EXPORT_AGAIN}."
+        )
+
+
+def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = None) -> CompiledTask:
+    """Return the task as given, of the copy beside the file, or built in, with the policy's own changes.
+
+    Raises:
+        UserError: there is no such task, it is a user's and no file describes it, or it was changed in a way
+            that is not known here.
+    """
+    page = place.path.parent / TASK_FOLDER / PAGE_NAME
+    reference = given or (str(page) if page.is_file() else metadata.task)
+    if reference == metadata.task and metadata.task not in task_names():
+        was = f" (it was {printable(metadata.task_file, newlines=False)})" if metadata.task_file else ""
+        raise UserError(
+            f"{place.name} is for task {metadata.task!r}, which is none of the built-in ones: give the file "
+            f"that describes it with --task{was}."
+        )
+    changes = metadata.task_changes | {"episode_steps": metadata.episode_steps}
+    evaluation = changes.get("evaluation")
+    if not changes.keys() <= {"episode_steps", "evaluation"} or not isinstance(evaluation, str | None):
+        told = printable(", ".join(metadata.task_changes), newlines=False)[:80]
+        raise UserError(
+            f"{place.name} was made with changes of its task that this version does not know "
+            f"({told}): update thousandfold, or {EXPORT_AGAIN}."
+        )
+    return as_user_error(lambda: compile_task(reference, changes), TaskError)
+
+
+def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:
+    """Raise UserError unless the task is the one that the policy was made for, with its very model."""
+    if task.name != metadata.task:
+        raise UserError(f"{name} is a policy for task {metadata.task!r}, not for {task.name!r}.")
+    sizes = {
+        "observation": task.observation_dim,
+        "goal": task.goal_dim,
+        "action": task.action_dim,
+        "control": task.model.nu,
+    }
+    expected = metadata.sizes()
+    if differing := [size for size in sizes if sizes[size] != expected[size]]:
+        said = ", ".join(f"{size} {expected[size]}, not {sizes[size]}" for size in differing)
+        raise UserError(f"{name} does not fit task {task.name!r} as it is here: sizes of {said}.")
+    if abs(metadata.control_dt_s - task.task.control_dt_s) > 1e-9:
+        raise UserError(
+            f"{name} acts every {metadata.control_dt_s:g} s, task {task.name!r} here every "
+            f"{task.task.control_dt_s:g} s: give the task that it was trained for with --task."
+        )
+    _require_same_elements(metadata, task, name)
+    require_model(metadata, model_sha256(task.model), name)
+
+
+def _require_same_elements(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:
+    """Raise UserError where a number of an input or output is another, or in another unit, than the task's.
+
+    The sizes and the model's hash are the same for a task file whose terms were put into another order.
+    """
+    earlier = {"observation": task.earlier_names("observation"), "goal": task.earlier_names("achieved_goal")}
+    for part, elements in element_labels(task).items():
+        described = getattr(metadata.inputs if part in ("observation", "goal") else metadata.outputs, part)
+        for index, (element, (label, unit)) in enumerate(zip(described, elements, strict=True)):
+            names = (label, earlier[part][index]) if part in earlier else (label,)
+            if element.name not in names or element.unit != unit:
+                raise UserError(
+                    f"{name} does not fit task {task.name!r} as it is here: its {part}[{index}] is "
+                    f"{element.name!r} in {element.unit or 'no unit'}, the task's {label!r} in "
+                    f"{unit or 'no unit'}. Give the task that it was trained for with --task."
+                )
+
+
+def element_labels(task: CompiledTask) -> dict[str, list[tuple[str, str]]]:
+    """Return name and unit of every number of each input and output of a task's policies, in order."""
+    observation, goal = (
+        [(element["name"], element["unit"]) for element in task.describe(part)]
+        for part in ("observation", "achieved_goal")
+    )
+    return {
+        "observation": observation,
+        "goal": goal,
+        "action": [(action, "1") for action in task.control.actions],
+        "control": [(actuator, "actuator") for actuator in task.control.actuators],
+    }

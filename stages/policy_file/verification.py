@@ -1,0 +1,259 @@
+"""Is a policy file what it says? Its hashes, its description, its golden rows, its task, and its success."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from envs.compiled_task import CompiledTask
+from pipeline.errors import DamagedFileError, UserError
+from pipeline.runtime import seed_sequence
+from stages.episodes import run_episodes, wilson_interval
+from stages.policy_file.golden import GoldenSet, golden_error
+from stages.policy_file.graph import require_known_graph
+from stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
+from stages.policy_file.metadata import (
+    METADATA_KEY,
+    SHA256,
+    Evaluation,
+    InvalidMetadataError,
+    PolicyMetadata,
+    parse_metadata,
+)
+from stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
+from stages.policy_file.onnx_policy import OnnxPolicy
+from stages.policy_file.source import PolicyPlace, find_task, require_same_task
+
+_EPISODE_STREAM = 57
+Z_99 = 2.5758293035489004
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        passed: None where it could not be looked at, or there is nothing to compare with.
+        detail: what was found.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass
+class Verification:
+    """What was found of a policy file.
+
+    Attributes:
+        place: the file.
+        checks: in the order in which they were made.
+        success: what the closed loop gave: ``episodes``, ``success``, ``success_interval``, ``difference``
+            and ``difference_interval``; empty where it was not run.
+    """
+
+    place: PolicyPlace
+    checks: list[Check] = field(default_factory=list)
+    success: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if check.passed is False]
+
+    def check(self, name: str, look: Callable[[], str]) -> bool:
+        """Note whether `look` returns what it found, or raises UserError for what is wrong."""
+        try:
+            detail, passed = look(), True
+        except UserError as error:
+            detail, passed = str(error), False
+        self.checks.append(Check(name, passed, detail))
+        return passed
+
+    def results(self) -> dict[str, Any]:
+        """Return everything, for JSON."""
+        checks = [vars(check) for check in self.checks]
+        return {
+            "policy": self.place.name,
+            "path": str(self.place.path),
+            "passed": not self.failed,
+            "checks": checks,
+            "closed_loop": self.success,
+        }
+
+
+def verify_policy(
+    place: PolicyPlace,
+    *,
+    episodes: int,
+    task: str | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Check a policy file; go on after a check that fails, as far as that makes sense.
+
+    The closed loop runs fresh episodes, which nothing was chosen by. It fails where the success is lower than
+    the recorded one by more than chance explains: where all of the 99 % interval of their difference lies
+    below 0. That interval is made of both Wilson intervals (Newcombe 1998, Stat. Med. 17, method 10). A
+    policy that does what it did fails it with one seed in two hundred; over 256 episodes a loss of ten points
+    from 0.95 fails it nine times in ten.
+
+    Args:
+        place: the file.
+        episodes: fresh episodes to run.
+        task: name or file of the task; None: as of `find_task`.
+        seed: of the episodes.
+
+    Raises:
+        UserError: the file cannot be read, is none of this version, its graph computes what no policy does,
+            or its task is not known here.
+    """
+    model, found = read_model(place.path), Verification(place)
+    try:
+        metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
+    except InvalidMetadataError as error:
+        found.checks.append(Check("description", False, str(error)))
+        return found
+    require_known_graph(model, place.path)
+    compiled = find_task(metadata, place, task)
+    found.checks.append(Check("description", True, f"complete, of format {metadata.format_version}"))
+    _check_files(found, model, metadata)
+    policy = _check_golden(found)
+    fits = found.check("task", lambda: _look_at_task(metadata, compiled, place.name))
+    if policy is None or not fits:
+        found.checks.append(Check("closed loop", None, "a check before it failed"))
+    else:
+        _check_closed_loop(found, policy, compiled, episodes, seed)
+    return found
+
+
+def _check_files(found: Verification, model: ModelBytes, metadata: PolicyMetadata) -> None:
+    """Compare graph and policy with their hashes, and the artifact's files with its manifest."""
+    artifact, recorded = found.place.artifact, model.metadata.get(INTEGRITY_KEY)
+    found.check("graph hash", lambda: _same_hash(model.graph_sha256, metadata.graph_sha256))
+    found.check("policy hash", lambda: _same_hash(policy_sha256(model), recorded))
+    if artifact is None:
+        return
+
+    def files() -> str:
+        artifact.verify()
+        return f"{len(artifact.manifest.files)} files of {artifact.name}, as recorded"
+
+    found.check("artifact", files)
+
+
+def _same_hash(actual: str, recorded: str | None) -> str:
+    """Return what is said of a hash that is as recorded; raise DamagedFileError where it is another."""
+    if recorded is None:
+        raise DamagedFileError(f"{actual[:12]}…, and none is recorded: {EXPORT_AGAIN}")
+    if re.fullmatch(SHA256, recorded) is None:
+        raise DamagedFileError(f"{actual[:12]}…, and what is recorded is no hash: {EXPORT_AGAIN}")
+    if actual != recorded:
+        raise DamagedFileError(f"{actual[:12]}…, not {recorded[:12]}…: changed since it was exported")
+    return f"{recorded[:12]}…, as recorded"
+
+
+def _check_golden(found: Verification) -> OnnxPolicy | None:
+    """Open the file and compare it with its golden rows; return it where it can be opened."""
+    path = found.place.path
+    opened: list[OnnxPolicy] = []
+
+    def signature() -> str:
+        opened.append(OnnxPolicy(path, check_hash=False))
+        sizes = opened[0].metadata.sizes()
+        return ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+    def golden() -> str:
+        rows = opened[0].golden()
+        errors = [
+            golden_error(run, rows, opened[0].metadata) for run in (opened[0].run, _in_steps(opened[0]))
+        ]
+        return _within(max(errors), rows, found)
+
+    if not found.check("signature", signature):
+        found.checks.append(Check("golden rows", None, "the file cannot be opened"))
+        return None
+    found.check("golden rows", golden)
+    return opened[0]
+
+
+def _within(error: float, rows: GoldenSet, found: Verification) -> str:
+    said = f"{len(rows.observation)} rows, off by at most {error:.1e}, {rows.tolerance:.1e} allowed"
+    if not error <= rows.tolerance:  # NaN is not
+        raise DamagedFileError(said)
+    return said
+
+
+def _in_steps(policy: OnnxPolicy) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return a policy as a function of rows that it is given one by one."""
+
+    def run(observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = [policy.step(*pair) for pair in zip(observation, goal, strict=True)]
+        return np.stack([output.action for output in outputs]), np.stack(
+            [output.control for output in outputs]
+        )
+
+    return run
+
+
+def _look_at_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> str:
+    require_same_task(metadata, task, name)
+    return f"{task.name}, model {metadata.model_sha256[:12]}…, every {metadata.control_dt_s:g} s"
+
+
+def _check_closed_loop(
+    found: Verification, policy: OnnxPolicy, task: CompiledTask, episodes: int, seed: int
+) -> None:
+    """Run fresh episodes and compare their success with the recorded one."""
+    outcome = run_episodes(task, policy, episodes=episodes, seed=seed_sequence(seed, _EPISODE_STREAM))
+    successes = int(outcome.success.sum())
+    interval = wilson_interval(successes, episodes)
+    found.success = {
+        "episodes": episodes,
+        "success": successes / episodes,
+        "success_interval": list(interval),
+        "seed": seed,
+    }
+    said = (
+        f"success {successes / episodes:.3f} [{interval[0]:.3f}, {interval[1]:.3f}] over {episodes} episodes"
+    )
+    recorded = policy.metadata.evaluation
+    if recorded is None:
+        found.checks.append(Check("closed loop", None, f"{said}; none is recorded to compare with"))
+        return
+    low, high = success_change(recorded, successes, episodes)
+    found.success |= {
+        "difference": successes / episodes - recorded.success,
+        "difference_interval": [low, high],
+    }
+    said += (
+        f"; recorded {recorded.success:.3f} over {recorded.episodes}, "
+        f"difference {found.success['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    )
+    found.checks.append(Check("closed loop", high >= 0, said))
+
+
+def success_change(
+    recorded: Evaluation, successes: int, episodes: int, z: float = Z_99
+) -> tuple[float, float]:
+    """Return the interval of new success minus recorded, of 99 % (Newcombe 1998, Stat. Med. 17, method 10).
+
+    Args:
+        recorded: what the file says.
+        successes: of the new episodes.
+        episodes: how many of them there were.
+        z: quantile of the normal distribution, for another confidence.
+    """
+    before, after = recorded.success, successes / episodes
+    before_low, before_high = wilson_interval(round(before * recorded.episodes), recorded.episodes, z)
+    after_low, after_high = wilson_interval(successes, episodes, z)
+    change = after - before
+    low = change - math.hypot(after - after_low, before_high - before)
+    high = change + math.hypot(after_high - after, before - before_low)
+    return low, high

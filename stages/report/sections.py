@@ -1,0 +1,366 @@
+"""What a report says of training, data, students and episodes, a section a function.
+
+A part that a chain does not have is said in one line, with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.artifact_task import load_task
+from pipeline.artifacts import Artifact
+from pipeline.console import figure
+from pipeline.errors import UserError
+from stages.episodes import wilson_interval
+from stages.report.chain import Chain
+from stages.report.charts import Curve, Range, curve_chart, frontier_chart, networks_chart, range_chart
+from stages.report.files import ReportFiles
+from stages.report.page import Block, Facts, Figure, Figures, Note, Section, Split, Table
+from stages.report.task_pictures import task_figures
+from stages.training_progress import HISTORY_FILE
+
+_TEACHER_CURVES = {
+    "success": "success",
+    "time_at_goal": "steps at the goal per 1000",
+    "final_distance": "final distance to the goal",
+    "info_nce": "InfoNCE loss",
+    "categorical_accuracy": "accuracy of the critic’s choice",
+    "entropy": "entropy of the policy",
+}
+_STUDENT_CURVES = {
+    "success": "success",
+    "validation_loss": "loss on held-out episodes",
+    "kl": "divergence from the teacher",
+    "action_mse": "squared error of the action",
+}
+_FRACTIONS = ("success", "categorical_accuracy")
+_PERFORMERS = {"teacher": "teacher", "student": "student", "policy": "ONNX file"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What every section is written from."""
+
+    chain: Chain
+    files: ReportFiles
+
+
+def measured(results: Mapping[str, Any], name: str) -> str:
+    """Return a measure with its 95 % interval where it has one, such as ``0.992 [0.985, 0.996]``."""
+    value, interval = results.get(name), results.get(f"{name}_interval")
+    if value is None:
+        return "undefined"
+    return f"{figure(float(value))} {figure(list(interval))}" if interval else figure(float(value))
+
+
+def network_size(artifact: Artifact) -> tuple[int, int] | None:
+    """Return depth and width of a teacher or a student; None where its settings do not say."""
+    prefix = "student_" if artifact.kind == "student" else ""
+    depth, width = (artifact.manifest.settings.get(f"{prefix}{name}") for name in ("depth", "width"))
+    return (int(depth), int(width)) if depth and width else None
+
+
+def trained_section(sources: Sources) -> Section:
+    """Tell of the task and of the networks."""
+    chain = sources.chain
+    facts = Facts([*_task_facts(sources), *_network_facts(chain)])
+    blocks: list[Block] = [facts]
+    networks = []
+    for kind in ("teacher", "student"):
+        artifact = chain.get(kind)
+        size = network_size(artifact) if artifact else None
+        if size:
+            networks.append((kind, *size, kind == "student"))
+    if networks:
+        caption = "The networks to scale: a line is a layer, as long as the layer is wide."
+        blocks = [Split(facts, Figures([Figure("chart", networks_chart(networks), "", caption)]))]
+    pictures = task_figures(chain.get("teacher") or chain.end)
+    if pictures is not None:
+        blocks.append(pictures)
+    return Section("trained", "What was trained", "", blocks)
+
+
+def _task_facts(sources: Sources) -> list[tuple[str, str, str]]:
+    source = sources.chain.get("teacher") or sources.chain.end
+    manifest = source.manifest
+    try:
+        task = load_task(source)
+    except UserError as error:
+        sources.files.notes.append(f"The task cannot be read: {error}")
+        return [("Task", manifest.task, "")]
+    sizes = f"observation {task.observation_dim}, goal {task.goal_dim}, action {task.action_dim}"
+    rate = f"{1 / task.task.control_dt_s:g} Hz, {task.task.episode_steps} steps an episode"
+    facts = [("Task", manifest.task, task.task.description), ("Numbers", sizes, ""), ("Control", rate, "")]
+    if manifest.task_changes:
+        changes = ", ".join(f"{name} {value}" for name, value in manifest.task_changes.items())
+        facts.append(("Changed", changes, "of the task, for this chain"))
+    return facts
+
+
+def _network_facts(chain: Chain) -> list[tuple[str, str, str]]:
+    facts = []
+    for kind, count in (("teacher", "actor_parameters"), ("student", "student_parameters")):
+        artifact = chain.get(kind)
+        size = network_size(artifact) if artifact else None
+        if artifact is None or size is None:
+            continue
+        parameters = artifact.manifest.results.get(count)
+        note = f"{parameters:,} parameters" if parameters else ""
+        facts.append((kind.capitalize(), f"{size[0]:,} layers of {size[1]:,} units", note))
+    policy = chain.get("policy")
+    if policy is not None and "bytes" in policy.manifest.results:
+        size_mb = f"{policy.manifest.results['bytes'] / 1e6:.2f} MB"
+        facts.append(("File", f"policy.onnx, {size_mb}", "normaliser and map to the actuators inside"))
+        facts.append(("Licence", str(policy.manifest.settings.get("licence") or "not stated"), ""))
+    return facts
+
+
+def learning_section(sources: Sources) -> Section:
+    """Draw the learning curves of teacher and student, and the teacher's gradients."""
+    blocks: list[Block] = []
+    for kind, x, x_label, names in (
+        ("teacher", "env_steps", "environment steps", _TEACHER_CURVES),
+        ("student", "updates", "updates", _STUDENT_CURVES),
+    ):
+        artifact = sources.chain.get(kind)
+        if artifact is None:
+            blocks.append(Note(f"No curves of a {kind}: there is none in this report."))
+        else:
+            shown = {name: text for name, text in names.items() if _is_learned(name, artifact)}
+            blocks += _curves(sources.files, artifact, x, x_label, shown)
+    if (teacher := sources.chain.get("teacher")) is not None:
+        alt = "Map of gradient norms: blocks upward, updates to the right, one map a network"
+        caption = "Norm of the gradient in every block of the teacher’s networks, over the training."
+        found = sources.files.figure(teacher, "gradients.png", alt=alt, caption=caption)
+        blocks.append(Figures([found], "large") if found else Note("No picture of the teacher’s gradients."))
+    lead = "Success is measured in closed loop while the network trains; bands are 95 % intervals."
+    return Section("learning", "How it learned", lead, blocks)
+
+
+def _is_learned(name: str, artifact: Artifact) -> bool:
+    """Return whether a curve says something: the divergence does where the student learns its spread too."""
+    return name != "kl" or artifact.manifest.settings.get("objective", "kl") == "kl"
+
+
+def _curves(
+    files: ReportFiles, artifact: Artifact, x: str, x_label: str, names: Mapping[str, str]
+) -> list[Block]:
+    history = files.read_json(artifact, HISTORY_FILE)
+    entries = history.get("history") if isinstance(history, dict) else None
+    charts = []
+    for name, shown in names.items():
+        curve = read_curve(entries or [], x, name, shown)
+        if curve is not None:
+            charts.append(Figure("chart", curve_chart(curve, x_label), "", ""))
+    if charts:
+        caption = f"The {artifact.kind} over its training, {len(entries or [])} evaluations."
+        return [Figures(charts, "small", caption)]
+    alt = f"Learning curves of the {artifact.kind}"
+    found = files.figure(artifact, "learning_curve.png", alt=alt, caption=f"{alt}.")
+    return [Figures([found])] if found else [Note(f"No learning curve of {artifact.name}.")]
+
+
+def read_curve(entries: Sequence[Mapping[str, Any]], x: str, name: str, shown: str) -> Curve | None:
+    """Return one measure of a history as a curve; None where no entry holds a finite one.
+
+    Success gets Wilson's interval where the entries say over how many episodes it was measured.
+    """
+    points, low, high = [], [], []
+    for entry in entries:
+        place, value, episodes = _finite(entry.get(x)), _finite(entry.get(name)), entry.get("episodes")
+        if place is None or value is None:
+            continue
+        points.append((place, value))
+        if name == "success" and episodes:
+            ends = wilson_interval(round(value * episodes), int(episodes))
+            low.append((place, ends[0]))
+            high.append((place, ends[1]))
+    if not points:
+        return None
+    banded = len(low) == len(points)
+    return Curve(shown, points, low if banded else (), high if banded else (), name in _FRACTIONS)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def data_section(sources: Sources) -> Section:
+    """Tell what the dataset holds and how it covers the task."""
+    title, lead = (
+        "What the student was shown",
+        "The teacher’s episodes, with its mean and spread in every row.",
+    )
+    dataset = sources.chain.get("dataset")
+    if dataset is None:
+        missing = Note("No dataset in this report: `pipeline generate-dataset` makes one.")
+        return Section("data", title, "", [missing])
+    results = dataset.manifest.results
+    facts = [
+        ("Transitions", figure(results.get("rows")), f"of {figure(results.get('episodes'))} episodes"),
+        ("Success", measured(results, "success"), "of all its episodes"),
+    ]
+    if results.get("clean_episodes"):
+        clean = measured(results, "clean_success")
+        facts.append(("Without noise", clean, f"of {results['clean_episodes']:,} episodes"))
+    if "distinct_observations" in results:
+        facts.append(("Distinct states", figure(results["distinct_observations"]), "share of the rows"))
+    if results.get("coverage") is not None:
+        cells = f"{results.get('occupied_cells', 0):,} cells occupied"
+        facts.append(("Coverage", figure(float(results["coverage"])), f"share of the free floor; {cells}"))
+    alt = "Map of the states in the dataset and histograms of the distances to goals"
+    caption = "Where the dataset’s states lie, and how far they are from their goals."
+    found = sources.files.figure(dataset, "coverage.png", alt=alt, caption=caption)
+    picture = Figures([found], "large") if found else Note("No picture of the coverage.")
+    return Section("data", title, lead, [Facts(facts), picture])
+
+
+def retention_section(sources: Sources) -> Section:
+    """Compare teacher, student and policy in closed loop, and show the frontier."""
+    chain = sources.chain
+    blocks: list[Block] = []
+    student = chain.get("student")
+    performers = [(kind, found) for kind in _PERFORMERS if (found := chain.get(kind))]
+    rows = [
+        row
+        for kind, artifact in performers
+        if (row := _success_row(_PERFORMERS[kind], artifact.manifest.results))
+    ]
+    if (evaluation := chain.get("evaluation")) is not None:
+        of = next(iter(evaluation.manifest.parents.values())).kind
+        if row := _success_row(f"{_PERFORMERS.get(of, of)} again", evaluation.manifest.results):
+            rows.append(row)
+    caption = "Share of fresh episodes that reach their goal; in brackets how many, each network its own."
+    chart = range_chart(rows, "success, 95 % interval", top_value=1.0) if rows else None
+    figures = Figures([Figure("chart", chart, "", caption)]) if chart else None
+    if student is None:
+        blocks.append(Note("No student in this report: `pipeline distill` makes one."))
+        blocks += [figures] if figures else []
+    else:
+        facts = Facts(_retention_facts(student.manifest.results))
+        blocks.append(Split(facts, figures) if figures else facts)
+    blocks += _frontier_blocks(sources)
+    return Section("retention", "What the student kept", "", blocks)
+
+
+def _success_row(label: str, results: Mapping[str, Any]) -> Range | None:
+    interval = results.get("success_interval")
+    if results.get("success") is None or not interval:
+        return None
+    label = f"{label} ({results['episodes']:,})" if "episodes" in results else label
+    shown = measured(results, "success")
+    return Range(label, shown, results["success"], (interval[0], interval[1]), None, "teacher" not in label)
+
+
+def _retention_facts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    episodes = figure(results.get("episodes"))
+    facts = [
+        ("Retention", measured(results, "retention"), f"of the teacher’s success, {episodes} paired episodes")
+    ]
+    facts.append(("Of time at goal", measured(results, "time_at_goal_retention"), "over the same episodes"))
+    if results.get("teacher_success") is not None and results.get("success") is not None:
+        both = f"{figure(results['success'])} beside {figure(results['teacher_success'])}"
+        facts.append(("Success", both, "student and teacher, same starts and goals"))
+    if "lost_episodes" in results and "gained_episodes" in results:
+        changed = f"{results['lost_episodes']:,} lost, {results['gained_episodes']:,} gained"
+        facts.append(("Episodes", changed, "that one of the two reaches and the other does not"))
+    return facts
+
+
+def _frontier_blocks(sources: Sources) -> list[Block]:
+    frontier, student = sources.chain.get("frontier"), sources.chain.get("student")
+    table = sources.files.read_json(frontier, "frontier.json") if frontier else None
+    if not isinstance(table, dict) or not (rows := [row for row in table["rows"] if row.get("p99_us")]):
+        return [
+            Note("No frontier of this teacher: `pipeline frontier` distils and times a grid of students.")
+        ]
+    chosen = network_size(student) if student else None
+    front = Facts([_front_fact(row) for row in rows if row.get("on_front")])
+    caption = (
+        "Each dot is a student; on the line nothing is both better and faster; "
+        "the ring marks this report’s size."
+    )
+    columns = ["depth × width", "parameters", "success", "retention", "p50 µs", "p99 µs"]
+    cells = [
+        [
+            f"{row['depth']} × {row['width']}",
+            figure(row.get("parameters")),
+            measured(row, "success"),
+            measured(row, "retention"),
+            f"{row['p50_us']:.1f}" if row.get("p50_us") else "",
+            f"{row['p99_us']:.1f}",
+        ]
+        for row in rows
+    ]
+    shown = Table("All students of the frontier", columns, cells, frozenset(columns[1:]), folded=True)
+    chart = Figure("chart", frontier_chart(table, chosen), "", caption)
+    return [Split(front, Figures([chart])), shown]
+
+
+def _front_fact(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return what a student on the front is and does."""
+    metric = "success" if row.get("retention") is None else "retention"
+    size = f"p99 {row['p99_us']:.1f} µs, {figure(row.get('parameters'))} parameters"
+    return f"{row['depth']} × {row['width']}", f"{metric} {measured(row, metric)}", size
+
+
+def rollouts_section(sources: Sources) -> Section:
+    """Show episodes: a video where one was rendered, and paths from above where the task has a plan."""
+    chain, files = sources.chain, sources.files
+    blocks: list[Block] = []
+    if (rendering := chain.get("rendering")) is not None:
+        results = rendering.manifest.results
+        of = next(iter(rendering.manifest.parents.values()))
+        said = f"{results.get('reached', '?')} of {results.get('episodes', '?')} episodes reach their goal"
+        caption = f"The {_PERFORMERS.get(of.kind, of.kind)}: {said}."
+        alt = f"Video of closed-loop episodes of {of.name}: {said}"
+        found = [files.figure(rendering, "episodes.mp4", alt=alt, caption=caption)]
+        strip = f"Key frames of the same episodes of {of.name}, a row an episode"
+        found.append(files.figure(rendering, "strip.png", alt=strip, caption=f"{strip}."))
+        if shown := [each for each in found if each]:
+            blocks.append(Figures(shown, "large"))
+    else:
+        blocks.append(Note("No video: `pipeline render` makes one."))
+    paths = []
+    for kind in ("teacher", "student"):
+        if (artifact := chain.get(kind)) is None:
+            continue
+        alt = f"Paths of the {kind} seen from above, with their goals"
+        caption = f"Paths of the {kind} from above, blue where it reached its goal."
+        if found_paths := files.figure(artifact, "rollouts.png", alt=alt, caption=caption):
+            paths.append(found_paths)
+    blocks.append(Figures(paths) if paths else Note("No paths from above: the task’s goals lie in no plane."))
+    return Section("episodes", "How it moves", "", blocks)
+
+
+def failures_section(sources: Sources) -> Section:
+    """Show where the student fails and the teacher does not."""
+    title, student = "Where it fails", sources.chain.get("student")
+    if student is None:
+        return Section("failures", title, "", [Note("No student in this report.")])
+    failures = sources.files.read_json(student, "failures.json")
+    if not isinstance(failures, list):
+        missing = Note("No list of failures: this student was distilled before they were kept.")
+        return Section("failures", title, "", [missing])
+    counts = {
+        who: sum(each.get("failed") == who for each in failures) for who in ("student", "teacher", "both")
+    }
+    rows = [
+        ("Student alone", f"{counts['student']:,}", "the teacher reached the goal"),
+        ("Teacher alone", f"{counts['teacher']:,}", "the student reached the goal"),
+        ("Both", f"{counts['both']:,}", "neither reached the goal"),
+    ]
+    blocks: list[Block] = [Facts(rows)]
+    if counts["student"]:
+        alt = "Arrows from start to goal of the episodes in which the student alone fails"
+        caption = "Start and goal of the episodes in which the student alone fails."
+        found = sources.files.figure(student, "failures.png", alt=alt, caption=caption)
+        if found:
+            blocks = [Split(Facts(rows), Figures([found]))]
+    else:
+        blocks.append(Note("There is no episode in which the student alone fails."))
+    episodes = figure(student.manifest.results.get("episodes"))
+    return Section("failures", title, f"Of {episodes} paired episodes, same starts and goals.", blocks)

@@ -1,0 +1,38 @@
+"""The stages of a chain, the kind of artifact that each makes, and their settings."""
+
+from __future__ import annotations
+
+from pipeline.settings import StageSettings
+
+KIND_OF_SECTION = {
+    "train_teacher": "teacher",
+    "generate_dataset": "dataset",
+    "distill": "student",
+    "export_onnx": "policy",
+    "benchmark": "benchmark",
+    "report": "report",
+}
+SECTIONS = tuple(KIND_OF_SECTION)
+
+
+def _settings_classes() -> dict[str, type[StageSettings]]:
+    from stages.benchmark import benchmark
+    from stages.dataset import generate_dataset
+    from stages.distill import distill
+    from stages.export_onnx import export_onnx
+    from stages.report import report
+    from stages.train_teacher import train_teacher
+
+    return {
+        "train_teacher": train_teacher.TrainTeacherSettings,
+        "generate_dataset": generate_dataset.GenerateDatasetSettings,
+        "distill": distill.DistillSettings,
+        "export_onnx": export_onnx.ExportOnnxSettings,
+        "benchmark": benchmark.BenchmarkSettings,
+        "report": report.ReportSettings,
+    }
+
+
+def settings_by_kind() -> dict[str, type[StageSettings]]:
+    """Return the settings of each kind of artifact that a chain makes."""
+    return {KIND_OF_SECTION[section]: cls for section, cls in _settings_classes().items()}

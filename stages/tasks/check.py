@@ -1,0 +1,194 @@
+"""`pipeline tasks check`: what a task is made of, whether its physics holds, whether its goals can be met."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.checks.goal_judgement import judge_goals, require_comparable_goals
+from envs.checks.random_rollout import RandomRollout, roll_out, rollout_warnings, training_warnings
+from envs.checks.task_judgement import judge_task
+from envs.compiled_task import CompiledTask
+from envs.registry import compile_task
+from envs.task import TaskError
+from envs.user_tasks.task_yaml import shown
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.files import write_atomic
+from pipeline.runtime import as_user_error
+
+_PICTURES, _PIXELS = 3, 480
+_MARK = b"Software\0pipeline tasks check"  # in a picture's text: what may be replaced
+
+
+def check_task(console: Console, reference: str, *, episodes: int, seed: int, output: str | None) -> None:
+    """Print what there is to know of a task before it is trained, warn of what looks wrong, and draw it.
+
+    Args:
+        console: prints.
+        reference: a task's name, or the YAML file of a user's.
+        episodes: of the random policy, all at once.
+        seed: of the random policy, of starts and of goals.
+        output: where to put the picture; None: beside the YAML file, for a built-in task in this folder, as
+            ``<name>_check.png``.
+
+    Raises:
+        UserError: the task, its model or a name in it is wrong; the picture would replace a file that no
+            check has drawn, or cannot be written.
+    """
+    task = as_user_error(lambda: compile_task(reference), TaskError)
+    as_user_error(lambda: require_comparable_goals(task), TaskError)
+    picture = _picture_place(task, output)
+    rollout = roll_out(task, episodes, seed)
+    judgement = judge_goals(task, seed)
+    warnings = [*rollout_warnings(rollout, task), *training_warnings(task, episodes, seed)]
+    warnings += [*judge_task(task, seed), *judgement.warnings]
+    report = {"task": task.name, "file": task.task.file, **_layout(task, rollout), **_figures(rollout)}
+    report |= {"out_of_reach": judgement.out_of_reach, "not_judged": judgement.not_judged or None}
+    _print(console, task, report)
+    try:
+        write_png(picture, draw_starts(task, seed))
+        console.say(f"Picture of {_PICTURES} starts with their goals: {shown(picture)}")
+        report["picture"] = str(picture)
+    except RuntimeError as error:  # no OpenGL; it names the packages
+        warnings.append(f"no picture: {' '.join(str(error).split())}")
+    except OSError as error:
+        raise UserError(
+            f"{shown(picture)} cannot be written ({error.strerror}): choose another --output."
+        ) from error
+    for warning in warnings:
+        console.warn(warning)
+    if not warnings:
+        console.say("Nothing looks wrong.")
+    console.result(report | {"warnings": warnings})
+
+
+# -- what is printed and drawn --------------------------------------------------------------------
+
+
+def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
+    """Return the elements of observation, goal and action."""
+    control = task.control
+    observation = [
+        element | {"low": float(low), "high": float(high)}
+        for element, low, high in zip(task.describe("observation"), *rollout.observation, strict=True)
+    ]
+    goal = [
+        element
+        | {"low": float(low), "high": float(high)}
+        | {"commanded_low": float(wanted_low), "commanded_high": float(wanted_high)}
+        for element, low, high, wanted_low, wanted_high in zip(
+            task.describe("achieved_goal"), *rollout.achieved_goal, *rollout.desired_goal, strict=True
+        )
+    ]
+    action = [
+        {
+            "actuator": name,
+            "action": None if held else int(control.columns[index]),
+            "kind": "hold" if held else "switch" if control.switched[index] else "range",
+            "low": float(control.low[index]),
+            "high": float(control.high[index]),
+        }
+        for index, name in enumerate(control.actuators)
+        for held in [name not in control.actions]
+    ]
+    return {"observation": observation, "goal": goal, "action": action}
+
+
+def _figures(rollout: RandomRollout) -> dict[str, Any]:
+    """Return what a random policy reached, and how fast."""
+    from stages.episodes import wilson_interval
+
+    reached, episodes = int(rollout.reached.sum()), len(rollout.reached)
+    return {
+        "episodes": episodes,
+        "random_success": reached / episodes,
+        "random_success_interval": list(wilson_interval(reached, episodes)),
+        "unstable_episodes": int(rollout.unstable.sum()),
+        "steps": rollout.steps,
+        "steps_per_s": rollout.steps / rollout.seconds,
+    }
+
+
+def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None:
+    described = task.task
+    console.say(
+        f"Task {task.name}: control step {described.control_dt_s:g} s ({task.frame_skip} physics steps of "
+        f"{task.model.opt.timestep:g} s), {described.episode_steps} steps an episode; success within "
+        f"{', '.join(f'{region.radius:g}' for region in described.success)}."
+    )
+    for title, key in (
+        ("Observation, ranges as a random policy sees them", "observation"),
+        ("Goal, as a random policy achieves it and as it is commanded", "goal"),
+        ("Controls, at action -1 and +1", "action"),
+    ):
+        rows = report[key]
+        console.table(title, list(rows[0]), [list(row.values()) for row in rows])
+    low, high = report["random_success_interval"]
+    console.say(
+        f"A random policy meets {report['random_success']:.1%} of the goals of {report['episodes']} episodes "
+        f"(95 % interval {low:.1%} to {high:.1%}); {report['unstable_episodes']} unstable; "
+        f"{report['steps']:,} steps at {report['steps_per_s']:,.0f} steps/s."
+    )
+    if report["not_judged"] is not None:
+        console.say(f"Whether goals can be reached is not judged: {report['not_judged']}.")
+
+
+def _picture_place(task: CompiledTask, output: str | None) -> Path:
+    """Return where the picture goes. Raises UserError for what is no PNG, or there already and not ours."""
+    if output is not None:
+        path = Path(os.path.expanduser(output)).absolute()
+    elif task.task.file is not None:
+        path = Path(task.task.file)
+        path = path.with_name(f"{path.stem}_check.png")
+    else:
+        path = Path.cwd() / f"{task.name}_check.png"
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: the picture is a PNG, give it a name that ends in .png.")
+    if os.path.exists(path) and not _is_own_picture(path):
+        raise UserError(
+            f"{shown(path)} is there already, and is no picture of `tasks check`: choose another --output."
+        )
+    return path
+
+
+def _is_own_picture(path: Path) -> bool:
+    """Tell whether a file is a picture that a check has written."""
+    try:
+        with path.open("rb") as file:
+            return _MARK in file.read(128)
+    except OSError:
+        return False
+
+
+def draw_starts(task: CompiledTask, seed: int) -> np.ndarray:
+    """Return starts of evaluation episodes with their goals side by side, (height, width, 3) uint8.
+
+    Raises:
+        NoOpenGLError: there is no OpenGL to draw with.
+    """
+    from envs.pictures.scene_rendering import SceneRenderer
+
+    qpos, _, goals = task.sample_start("evaluation", np.random.default_rng(seed), _PICTURES)
+    with SceneRenderer(task, _PIXELS, _PIXELS) as renderer:
+        return np.concatenate([renderer.draw(*each) for each in zip(qpos, goals, strict=True)], axis=1)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, (height, width, 3) uint8, as PNG with the mark of a check; it needs no package."""
+    height, width, _ = picture.shape
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"tEXt", _MARK)
+    body += chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
+    write_atomic(path, b"\x89PNG\r\n\x1a\n" + body)

@@ -1,0 +1,64 @@
+"""`pipeline tasks` and `pipeline tasks check`."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.console import Console
+from pipeline.listing import show_rows
+from pipeline.session import Session, json_option
+from pipeline.settings import MOST_EPISODES
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def tasks(context: click.Context) -> None:
+    """List the tasks with their sizes; `tasks check` looks at one, built in or your own."""
+    session: Session = context.obj
+    if context.invoked_subcommand is None:
+        with session.open():
+            show_tasks(session.console)
+
+
+@tasks.command()
+@click.argument("task")
+@click.option(
+    "--episodes",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1, MOST_EPISODES),
+    help="Episodes of a random policy.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
+@click.option("--output", metavar="PNG", help="Where to put the picture [ROBOT_check.png beside ROBOT.yaml].")
+@json_option
+@click.pass_obj
+def check(session: Session, task: str, episodes: int, seed: int, output: str | None) -> None:
+    """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
+    with session.open():
+        from stages.tasks.check import check_task  # inside: it imports MuJoCo
+
+        check_task(session.console, task, episodes=episodes, seed=seed, output=output)
+
+
+def show_tasks(console: Console) -> None:
+    """Print every task with its sizes and its Gymnasium id."""
+    from envs.registry import compile_task, environment_id, get_task, task_names
+
+    rows = []
+    for name in task_names():
+        task, compiled = get_task(name), compile_task(name)
+        rows.append(
+            {
+                "task": name,
+                "observation": compiled.observation_dim,
+                "goal": compiled.goal_dim,
+                "action": compiled.action_dim,
+                "control dt (s)": task.control_dt_s,
+                "steps": task.episode_steps,
+                "Gymnasium id": environment_id(name),
+                "description": task.description,
+            }
+        )
+    show_rows(console, "Tasks", rows)

@@ -1,0 +1,52 @@
+"""`pipeline train-teacher`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipeline.session import CommonOptions, Session, stage_command
+
+
+@click.command("train-teacher")
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own.",
+)
+@click.option("--depth", type=int, help="Layers of every network, a multiple of 4.")
+@click.option("--width", type=int, help="Units of a layer.")
+@click.option(
+    "--global-negatives",
+    is_flag=True,
+    default=None,
+    help="Contrast with the goals of all ranks, not with this rank's alone.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[TEACHER]",
+    help="Go on with an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
+    "env_steps=MORE, to train it on as another.",
+)
+@stage_command
+def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:
+    """Train a contrastive teacher without rewards or demonstrations."""
+    from stages.train_teacher import train_teacher as stage
+
+    if resume is not None:
+        stored, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)
+        settings = common.resolve_resumed(
+            stored, "train_teacher", flags, name=artifact.name, changeable=stage.CHANGEABLE_ON_RESUME
+        )
+    else:
+        settings, artifact = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags), None
+    if common.dry_run:
+        session.show_settings({"train_teacher": settings})
+        return
+    settings.shares(session.ranks)  # before anything is made
+    if artifact is None:
+        session.announce_training(common, settings.task)
+    session.report(stage.run(settings, session.context, artifact))

@@ -1,0 +1,389 @@
+"""The state of a teacher's training and the steps that move it on; `train_teacher` puts them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+import torch
+from torch import nn
+
+from envs.compiled_task import CompiledTask
+from envs.registry import compile_task, get_task
+from envs.simulators.choose import make_simulator
+from envs.task import MOST_EPISODE_STEPS
+from models.goal_actor import GoalActor
+from models.tensor_state import strip_prefix
+from pipeline.checkpoint import CheckpointFolder, RankPart
+from pipeline.distributed import Ranks
+from pipeline.runtime import cpu_share, require_finite, seed_sequence, torch_seed
+from pipeline.settings import MOST_EPISODES, dump_settings
+from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from stages.episodes import run_episodes
+from stages.networks import torch_policy
+from stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder
+from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from stages.train_teacher.resplit import parts_with_worlds, resplit
+from stages.train_teacher.rollout import RolloutStatistics, collect
+from stages.training_progress import TrainingProgress
+
+_SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
+
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "env_steps",
+        "evaluate_every",
+        "evaluation_episodes",
+        "final_episodes",
+        "target_success",
+        "target_evaluations",
+        "checkpoint_every",
+        "checkpoint_activations",
+        "threads",
+        "cuda_graph",
+        "deterministic",
+    }
+)
+"""How long, how often and in what memory: what a run may go on with in another value."""
+
+
+class TrainTeacherSettings(LearnerSettings):
+    """Settings of `pipeline train-teacher`."""
+
+    task: str = pydantic.Field(
+        default="point_u_maze",
+        description="a name that `pipeline tasks` lists, or the YAML file of your own task",
+    )
+    training_distribution: str = pydantic.Field(
+        default="training", description="where training episodes start and aim"
+    )
+    evaluation_distribution: str = pydantic.Field(
+        default="evaluation", description="where evaluated episodes start and aim, the student's later too"
+    )
+    episode_steps: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=MOST_EPISODE_STEPS,
+        description="control steps of an episode, the student's too; null: the task's",
+    )
+    env_steps: int = pydantic.Field(
+        default=1_000_000, ge=1, le=10**12, description="control steps over all worlds"
+    )
+    num_worlds: int = pydantic.Field(default=128, ge=1, le=2**20, description="over all ranks")
+    unroll_steps: int = pydantic.Field(
+        default=100, ge=1, le=10**6, description="control steps of each world between updates"
+    )
+    updates_per_unroll: int = pydantic.Field(default=48, ge=1, le=10**6)
+    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2, le=10**9)
+    min_rows_per_world: int = pydantic.Field(
+        default=100, ge=2, le=10**9, description="rows of each world before the first update"
+    )
+    evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="unrolls between evaluations")
+    evaluation_episodes: int = pydantic.Field(default=128, ge=1, le=MOST_EPISODES)
+    final_episodes: int = pydantic.Field(
+        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the closing evaluation"
+    )
+    target_success: float | None = pydantic.Field(
+        default=None, gt=0, le=1, description="stop early at this success"
+    )
+    target_evaluations: int = pydantic.Field(
+        default=2, ge=1, le=10**6, description="consecutive evaluations that must meet it"
+    )
+    keep: Literal["best", "last"] = pydantic.Field(
+        default="best", description="which evaluated actor becomes the teacher"
+    )
+    checkpoint_every: int = pydantic.Field(
+        default=4, ge=1, le=10**9, description="unrolls between checkpoints"
+    )
+    cuda_graph: bool = pydantic.Field(
+        default=True, description="capture the update on CUDA, with one rank; off for debugging"
+    )
+    deterministic: bool = pydantic.Field(
+        default=False, description="let physics on CUDA add up in a fixed order, which is slower"
+    )
+
+    @pydantic.field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        found = get_task(task)
+        if found.file is not None:
+            compile_task(found.file)  # what is wrong with a user's model is told before anything is made
+        return found.reference
+
+    @pydantic.model_validator(mode="after")
+    def _distribution_exists(self) -> TrainTeacherSettings:
+        for distribution in (self.training_distribution, self.evaluation_distribution):
+            get_task(self.task).distribution(distribution)
+        return self
+
+    @property
+    def task_changes(self) -> dict[str, Any]:
+        """What is changed of the task, as `GoalTask.changed` takes it."""
+        return {"episode_steps": self.episode_steps, "evaluation": self.evaluation_distribution}
+
+    @pydantic.model_validator(mode="after")
+    def _rows_fit(self) -> TrainTeacherSettings:
+        if self.min_rows_per_world > self.replay_rows_per_world:
+            raise ValueError(
+                f"min_rows_per_world {self.min_rows_per_world} exceeds "
+                f"replay_rows_per_world {self.replay_rows_per_world}"
+            )
+        return self
+
+    def shares(self, ranks: Ranks) -> tuple[int, int]:
+        """Return the worlds and the batch of each rank. Raises SettingsError where they are not whole."""
+        batch = ranks.share("batch_size", self.batch_size, least=2)
+        return ranks.share("num_worlds", self.num_worlds), batch
+
+
+class TeacherTraining:
+    """The state of a training run, and the steps that move it on.
+
+    Args:
+        settings: of the stage.
+        task: compiled task.
+        device: ``cpu`` or ``cuda``; of several ranks each its own, ``cuda:<index>``.
+        ranks: the processes that train together, each with its share of the worlds and of the batch.
+
+    Raises:
+        SettingsError: worlds or batch cannot be split evenly over the ranks.
+    """
+
+    def __init__(
+        self, settings: TrainTeacherSettings, task: CompiledTask, device: str, ranks: Ranks | None = None
+    ) -> None:
+        self.settings, self.task, self.device, self.ranks = settings, task, device, ranks or Ranks()
+        num_worlds, self.batch_size = settings.shares(self.ranks)
+        self.simulator = make_simulator(
+            task,
+            num_worlds,
+            device=device,
+            seed=seed_sequence(settings.seed, _SIMULATOR_STREAM, *self.ranks.stream),
+            distribution=settings.training_distribution,
+            num_threads=cpu_share(self.ranks.local_size),
+            deterministic=settings.deterministic,
+        )
+        self.learner = ContrastiveLearner(task, settings, device, self.ranks)
+        self.buffer = self._make_buffer(num_worlds, device)
+        self.generator = torch.Generator(device).manual_seed(
+            torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
+        )
+        self.progress = TrainingProgress()
+        self.kept_weights = self.learner.weights(self.learner.averaged_actor)
+        self._metric_sums: dict[str, torch.Tensor] = {}
+        self._metric_count = 0
+        self._captured = self._capture() if self.captures else None
+
+    def _make_buffer(self, num_worlds: int, device: str) -> TrajectoryBuffer:
+        return TrajectoryBuffer(
+            num_worlds,
+            self.settings.replay_rows_per_world,
+            observation_dim=self.task.observation_dim,
+            goal_dim=self.task.goal_dim,
+            action_dim=self.task.action_dim,
+            device=device,
+        )
+
+    @property
+    def captures(self) -> bool:
+        """Whether batches, updates and actions run as CUDA graphs.
+
+        Not with several ranks: NCCL watches its work from a thread of its own, which breaks a capture.
+        """
+        return self.settings.cuda_graph and self.device.startswith("cuda") and self.ranks.size == 1
+
+    def _capture(self) -> CapturedUpdate:
+        recorder = CudaRecorder(self.device, self.generator)
+        return CapturedUpdate(self.learner, self.buffer, self.batch_size, self.generator, recorder)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the step budget is spent or the target was met often enough."""
+        met = self.progress.target_hits >= self.settings.target_evaluations
+        return self.progress.env_steps >= self.settings.env_steps or met
+
+    def collect(self) -> RolloutStatistics:
+        """Let every world act for one unroll; return what happened on all ranks."""
+        steps = self.settings.unroll_steps
+        act = self._captured.act if self._captured else None
+        own = collect(self.simulator, self.learner, self.buffer, steps, self.generator, act)
+        statistics = own.over(self.ranks)
+        self.progress.unrolls += 1
+        self.progress.env_steps += statistics.env_steps
+        self.progress.unstable += statistics.unstable
+        self.progress.overflowed += statistics.overflowed
+        return statistics
+
+    def relabel(self) -> Iterator[TransitionBatch]:
+        """Yield the unroll's batches of transitions with hindsight goals, once there is enough memory."""
+        if not self.ranks.every(self.buffer.rows_per_world >= self.settings.min_rows_per_world):
+            return
+        self.buffer.require_transitions()
+        for _ in range(self.settings.updates_per_unroll):
+            if self._captured:
+                yield self._captured.sample()
+            else:
+                yield self.buffer.sample(self.batch_size, self.settings.discount, self.generator)
+
+    def update(self, batch: TransitionBatch) -> None:
+        """Take one gradient step with each network and remember its metrics."""
+        if self._captured:
+            metrics = self._captured.update(batch)
+        else:
+            metrics = self.learner.update(batch, self.generator)
+        if not self._metric_sums:
+            self._metric_sums = {name: torch.zeros_like(value) for name, value in metrics.items()}
+        sums = list(self._metric_sums.values())
+        torch._foreach_add_(sums, [metrics[name] for name in self._metric_sums])  # pyright: ignore[reportPrivateImportUsage]
+        self._metric_count += 1
+        self.progress.updates += 1
+
+    def check_finite(self, kept: Path | None) -> None:
+        """Raise NonFiniteError for a metric or a weight that is NaN or infinite, before it can be saved.
+
+        Args:
+            kept: folder of the last checkpoint, for the message; None where there is none yet.
+        """
+        values = {name: float(total) for name, total in self._metric_sums.items()}
+        for name, network in (("actor", self.learner.actor), ("critic", self.learner.critic)):
+            weights = [parameter.detach() for parameter in network.parameters()]
+            values[f"a weight of the {name}"] = float(nn.utils.get_total_norm(weights, torch.inf))
+        values["log alpha"] = float(self.learner.log_alpha.detach())
+        # Every rank's values, so that all of them stop.
+        for numbers in self.ranks.gather(torch.tensor(list(values.values()), dtype=torch.float64)).tolist():
+            found = dict(zip(values, numbers, strict=True))
+            require_finite(found, f"step {self.progress.env_steps:,}", kept)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return the updates' mean metrics since the last call, over all ranks."""
+        means = {name: float(total) / self._metric_count for name, total in self._metric_sums.items()}
+        self._metric_sums, self._metric_count = {}, 0
+        values = self.ranks.gather(torch.tensor(list(means.values()), dtype=torch.float64)).mean(0)
+        return dict(zip(means, values.tolist(), strict=True))
+
+    def note_gradients(self) -> None:
+        """Add the last update's gradient norms, block by block, to the progress."""
+        norms = self.learner.gradient_by_block()
+        rounded = {name: [float(f"{norm:.3e}") for norm in norms[name].tolist()] for name in norms}
+        if rounded:
+            self.progress.gradients.append({"updates": self.progress.updates} | rounded)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Run fresh episodes with the mean action of every candidate; keep the best weights so far.
+
+        The candidates get the same episodes, run by rank 0. Returns the summary of the one that did best.
+        """
+        candidates = self.learner.candidates
+        summaries = self.ranks.from_leader(lambda: [self._evaluate_actor(actor) for actor in candidates])
+        scores = [
+            [summary["success"], summary["time_at_goal"], -summary["final_distance"]] for summary in summaries
+        ]
+        chosen = max(range(len(candidates)), key=scores.__getitem__)
+        if self.settings.keep == "last" or scores[chosen] > self.progress.best_score:
+            self.progress.best_score = scores[chosen]
+            self.kept_weights = self.learner.weights(candidates[chosen])
+        target = self.settings.target_success
+        met = target is not None and scores[chosen][0] >= target
+        self.progress.target_hits = self.progress.target_hits + 1 if met else 0
+        return summaries[chosen]
+
+    def _evaluate_actor(self, actor: GoalActor) -> dict[str, Any]:
+        episodes = run_episodes(
+            self.task,
+            torch_policy(actor, self.device),
+            episodes=self.settings.evaluation_episodes,
+            seed=seed_sequence(self.settings.seed, _EVALUATION_STREAM, self.progress.unrolls),
+        )
+        return episodes.summary()
+
+    def save(self, folder: CheckpointFolder) -> None:
+        """Write everything that the next step depends on; all ranks call this together."""
+        tensors: dict[str, torch.Tensor] = {}
+        if self.ranks.leads:
+            tensors |= {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
+            tensors |= {f"kept.{name}": value for name, value in self.kept_weights.items()}
+        own = {f"buffer.{name}": value for name, value in self.buffer.counters().items()}
+        simulator = self.simulator.state_dict()
+        own |= {f"simulator.{name}": torch.from_numpy(np.array(value)) for name, value in simulator.items()}
+        own |= {f"metric.{name}": value for name, value in self._metric_sums.items()}
+        own["generator"] = self.generator.get_state()
+        progress = asdict(self.progress) | {
+            "metric_count": self._metric_count,
+            "settings": self._settings_to_compare(),
+        }
+        folder.save(
+            self.progress.unrolls,
+            tensors,
+            progress,
+            segment=self.buffer.unsaved_segment(),
+            oldest_row=self.buffer.oldest_row,
+            own=own,
+        )
+        self.buffer.mark_saved()
+
+    def _settings_to_compare(self) -> dict[str, Any]:
+        """Return the settings with the device that `auto` became: random numbers go on there alone.
+
+        A task goes by its name: that of a user is first read from the user's file, later from its copy.
+        """
+        own = {"device": self.device.partition(":")[0], "task": self.task.name}
+        return dump_settings(self.settings) | own
+
+    def load(self, folder: CheckpointFolder) -> None:
+        """Restore what `save` wrote, on any number of ranks; bit for bit where it is the same number.
+
+        Raises:
+            DamagedFileError: it belongs to other settings, or a file is damaged.
+        """
+        folder.require_settings(self._settings_to_compare(), CHANGEABLE_ON_RESUME)
+        size, num_worlds = folder.num_parts, self.settings.num_worlds
+        checkpoint = folder.load(parts_with_worlds(num_worlds, size, self.ranks))
+        with folder.taken_over():
+            part = checkpoint.parts[0]
+            if size != self.ranks.size:
+                buffer = partial(self._make_buffer, device="cpu")
+                part = resplit(checkpoint.parts, num_worlds, size, self.ranks, buffer)
+            progress = {key: value for key, value in checkpoint.progress.items() if key != "settings"}
+            self._metric_count = int(progress.pop("metric_count"))
+            self.progress = TrainingProgress(**progress)
+            self.learner.load_state_dict(strip_prefix(checkpoint.tensors, "learner."))
+            kept = strip_prefix(checkpoint.tensors, "kept.")
+            self.kept_weights = {name: value.to(self.device) for name, value in kept.items()}
+            self._load_worlds(part)
+            if size != self.ranks.size:
+                self._renew_streams()
+                self.buffer.mark_unsaved()
+
+    def train_on(self, folder: CheckpointFolder) -> None:
+        """Restore where another training has ended, as the beginning of this one; raises as `load` does.
+
+        All of the replay memory is written with this training's first checkpoint. A target that the other one
+        has met has to be met anew.
+        """
+        self.load(folder)
+        self.buffer.mark_unsaved()
+        self.progress.target_hits = 0
+
+    def _load_worlds(self, part: RankPart) -> None:
+        """Restore what a rank has for itself."""
+        own = partial(strip_prefix, part.tensors)
+        self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
+        self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
+        self.generator.set_state(part.tensors["generator"])
+        for segment in part.segments:
+            self.buffer.load_segment(segment)
+        self.buffer.load_counters(own("buffer."))
+
+    def _renew_streams(self) -> None:
+        """Derive the generators anew: from the seed, this rank among so many, and the unroll."""
+        seed, now = self.settings.seed, (self.ranks.rank, self.ranks.size, self.progress.unrolls)
+        self.simulator.rng = np.random.Generator(
+            np.random.PCG64(seed_sequence(seed, _SIMULATOR_STREAM, *now))
+        )
+        self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))

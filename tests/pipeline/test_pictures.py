@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import pictures
+from pipeline.pictures import draw_gradient_map, draw_latency_histogram, draw_learning_curve
+
+ROOT = Path(__file__).resolve().parents[2]
+HISTORY = [
+    {"step": 0, "success": 0.0, "success_low": 0.0, "success_high": 0.1, "critic/loss": 4.0, "note": "start"},
+    {"step": 200_000, "success": 0.5, "success_low": 0.4, "success_high": 0.6, "critic/loss": math.nan},
+    {"step": 400_000, "success": 0.9, "success_low": 0.8, "success_high": 1.0, "critic/loss": 1.0},
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The figures that were drawn, to look at what is on them."""
+    figures, original = [], pictures.house_figure
+
+    @contextmanager
+    def recording(*args, **kwargs):
+        with original(*args, **kwargs) as figure:
+            figures.append(figure)
+            yield figure
+
+    monkeypatch.setattr(pictures, "house_figure", recording)
+    return figures
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG") and data.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def test_a_learning_curve_has_a_panel_a_metric(tmp_path, drawn):
+    path = tmp_path / "pictures" / "curve.png"
+    draw_learning_curve(path, HISTORY, "Teacher")
+    assert png_size(path) == (1200, 750)
+    assert [p.name for p in path.parent.iterdir()] == ["curve.png"], "no temporary file is left"
+
+    success, loss = drawn[0].axes
+    assert success.get_title(loc="left") == "Teacher" and success.get_ylabel() == "success"
+    assert list(success.lines[0].get_ydata()) == [0.0, 0.5, 0.9]
+    assert len(success.collections) == 1 and len(loss.collections) == 0, "the interval is a band, not a panel"
+    assert list(loss.lines[0].get_xdata()) == [0, 400_000], "values that are not finite are left out"
+    assert loss.get_xlabel() == "environment steps"
+    assert success.texts[0].get_text() == "0.900"
+
+
+def test_metrics_and_axis_can_be_chosen(tmp_path, drawn):
+    history = [{"update": i, "loss": 1 / (i + 1), "kl": 1.0, "seconds": i} for i in range(50)]
+    draw_learning_curve(
+        tmp_path / "c.png", history, "Student", x="update", x_label="updates", metrics=["kl", "loss"]
+    )
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["kl", "loss"]
+    assert drawn[0].axes[-1].get_xlabel() == "updates"
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 0}], [{"step": 0, "loss": math.inf}]])
+def test_a_curve_without_values_is_refused(tmp_path, history):
+    with pytest.raises(ValueError, match="no finite value"):
+        draw_learning_curve(tmp_path / "c.png", history, "Teacher")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_histogram_shows_each_series_and_the_deadline(tmp_path, drawn):
+    samples = {"student": np.linspace(10, 20, 101), "teacher": [60.0] * 50 + [900.0]}
+    draw_latency_histogram(tmp_path / "h.png", samples, "Latency", deadline_us=50_000)
+    assert png_size(tmp_path / "h.png") == (1200, 690)
+
+    axes, legend = drawn[0].axes[0], drawn[0].legends[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log" and "µs" in axes.get_xlabel()
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert "student: p50 15 µs" in labels[0] and "p99 19.9 µs" in labels[0]
+    assert "teacher: p50 60 µs" in labels[1] and "control period 50,000 µs" in labels[2]
+    assert axes.get_xlim()[1] > 50_000
+
+
+def test_every_call_is_in_the_histogram():
+    samples = np.random.default_rng(0).lognormal(3, 1, 1000)
+    counts, _ = np.histogram(samples, pictures._log_edges(samples))
+    assert counts.sum() == 1000
+    assert np.histogram([5.0] * 7, pictures._log_edges(np.array([5.0] * 7)))[0].sum() == 7
+
+
+@pytest.mark.parametrize("samples", [{}, {"student": []}, {"student": [math.nan, 0.0]}])
+def test_a_histogram_without_samples_is_refused(tmp_path, samples):
+    with pytest.raises(ValueError, match=r"at least one series|'student' has no positive finite latency"):
+        draw_latency_histogram(tmp_path / "h.png", samples, "Latency")
+    assert list(tmp_path.iterdir()) == []
+
+
+def gradient_reports(blocks):
+    networks = ("actor", "goal_encoder")
+    return [{"updates": 48 * n} | {name: [0.1 * n] * blocks for name in networks} for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("blocks", [1, 256])
+def test_a_gradient_map_has_a_panel_a_network_and_a_cell_a_block(tmp_path, drawn, blocks):
+    draw_gradient_map(tmp_path / "map.png", gradient_reports(blocks), "Gradients")
+    panels = [axes for axes in drawn[0].axes if axes.collections and axes.get_ylabel() != "gradient norm"]
+    assert [axes.get_ylabel() for axes in panels] == ["actor\nblock", "goal encoder\nblock"]
+    for axes in panels:
+        assert axes.collections[0].get_array().shape == (blocks, 3)
+    assert (tmp_path / "map.png").exists()
+
+
+def test_one_report_and_a_dead_block_are_drawn(tmp_path):
+    draw_gradient_map(tmp_path / "map.png", [{"updates": 7, "actor": [0.0, 0.5]}], "Gradients")
+    assert (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize("gradients", [[], [{"updates": 1, "actor": [0.0]}]])
+def test_a_map_without_gradients_is_refused(tmp_path, gradients):
+    with pytest.raises(ValueError, match="no gradient norm above 0"):
+        draw_gradient_map(tmp_path / "map.png", gradients, "Gradients")
+
+
+def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    def fail_half_way(canvas, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "h.png").write_bytes(b"old")
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", fail_half_way)
+    with pytest.raises(OSError, match="No space"):
+        draw_latency_histogram(tmp_path / "h.png", {"student": [1.0]}, "Latency")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("h.png", b"old")]
+
+
+def test_matplotlib_is_loaded_late_and_its_global_state_left_alone(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; import pipeline.pictures as p\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "import matplotlib; styled = {key: matplotlib.rcParams[key] for key in p._STYLE}\n"
+        "p.draw_latency_histogram(Path(sys.argv[1]), {'a': [1.0, 2.0]}, 'Latency')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert {key: matplotlib.rcParams[key] for key in p._STYLE} == styled\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "h.png")], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (250_000, "250k"), (1_500_000, "1.5M"), (2e9, "2G")]
+)
+def test_counts_are_short(value, text):
+    assert pictures.short_count(value) == text

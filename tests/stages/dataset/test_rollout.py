@@ -1,0 +1,101 @@
+"""Episodes that end early or whose physics diverges, in a rollout whose states are labelled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from envs.compiled_task import CompiledTask
+from envs.registry import get_task
+from envs.simulators.cpu_simulator import CpuSimulator
+from envs.simulators.simulator import StepResult
+from envs.task import EarlyEnd, Term
+from models.deployable_policy import NormalizedActor
+from pipeline.artifacts import Artifact
+from pipeline.errors import UserError
+from pipeline.runtime import StageContext
+from replay.goal_dataset import load_goal_dataset
+from stages.dataset import rollout
+from stages.dataset.generate_dataset import run
+from stages.dataset.rollout import LabelledRollout
+from stages.networks import TrainedActor
+from tests.stages.tiny_runs import make_context
+from tests.stages.untrained_teacher import SETTINGS, SHAPE, STEPS, make_actor, make_teacher
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    return make_context(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def teacher(context: StageContext) -> Artifact:
+    return make_teacher(context)
+
+
+def trained(task: CompiledTask) -> TrainedActor:
+    actor = NormalizedActor(make_actor(task), task.observation_dim, task.goal_dim)
+    return TrainedActor(actor.eval(), task, SHAPE, {})
+
+
+def test_an_early_end_closes_the_episode_at_its_final_observation():
+    fast = EarlyEnd(Term("qvel"), -0.3, 0.3)
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), early_end=(fast,), episode_steps=12))
+    settings = SETTINGS.model_copy(
+        update={"episodes": 24, "num_worlds": 5, "noise_levels": (0.0, 0.5), "alternative_goals": 2}
+    )
+    episodes = list(LabelledRollout(trained(task), settings.plan()))
+    assert len(episodes) == 24
+    assert len({len(episode.action) for episode in episodes}) > 2
+    for episode in episodes:
+        rows = len(episode.action) + 1
+        assert {len(getattr(episode, name)) for name in ("observation", "achieved_goal", "success")} == {rows}
+        assert {len(episode.teacher_mean), len(episode.teacher_log_std)} == {rows}
+        assert {len(episode.alternative_goal), len(episode.alternative_mean)} == {rows}
+        ahead = episode.alternative_goal[:, 0]
+        for step in range(rows):  # the final state has itself ahead
+            later = episode.achieved_goal[min(step + 1, rows - 1) :]
+            assert (later == ahead[step]).all(1).any()
+        too_fast = np.abs(episode.observation[:, 2:]).max(1) > 0.3
+        assert not too_fast[:-1].any() and too_fast[-1] == episode.terminated
+        assert episode.truncated == (rows == 13)
+
+
+class UnstableSimulator(CpuSimulator):
+    """The second world diverges at the third step of every episode."""
+
+    def step(self, action: np.ndarray) -> StepResult:
+        result = super().step(action)
+        unstable = result.unstable.copy()
+        unstable[1:2] |= self.episode_step[1:2] == 3
+        return result._replace(unstable=unstable)
+
+
+def test_unstable_episodes_are_dropped_and_counted(
+    context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rollout, "CpuSimulator", UnstableSimulator)
+    clean = SETTINGS.model_copy(update={"episodes": 6, "evaluation_fraction": 1.0, "noise_levels": (0.0,)})
+    artifact = run(clean, context, teacher)
+    data = load_goal_dataset(artifact.path)
+    # A round of four episodes and one of two: the second of each is lost.
+    assert artifact.manifest.results["unstable_episodes"] == 2
+    assert len(data.success) == artifact.manifest.results["episodes"] == 4
+    assert np.bincount(data.episode).tolist() == [STEPS] * 4
+
+
+class DivergingSimulator(CpuSimulator):
+    def step(self, action: np.ndarray) -> StepResult:
+        result = super().step(action)
+        return result._replace(unstable=np.ones(self.num_worlds, bool))
+
+
+def test_a_dataset_without_a_stable_episode_is_refused(
+    context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rollout, "CpuSimulator", DivergingSimulator)
+    with pytest.raises(UserError, match="no episode to write"):
+        run(SETTINGS, context, teacher)
+    assert context.workspace.artifacts("dataset")[0].manifest.status == "failed"

@@ -1,0 +1,231 @@
+"""One update: order, goals, frozen critic, and a state that continues bit for bit."""
+
+import copy
+
+import pytest
+import torch
+
+from envs.registry import compile_task
+from models.contrastive_critic import contrastive_loss, pairwise_energy
+from models.goal_actor import sample_action
+from replay.trajectory_buffer import TransitionBatch
+from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from tests.models.plain_blocks import unroll_blocks
+
+TASK = compile_task("point_u_maze")
+SMALL = {"depth": 4, "width": 16, "batch_size": 8}
+
+
+def make_batch(size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((size, 4), (size, 2), (size, 2))
+    observation, action, goal = (torch.randn(shape, generator=generator) for shape in shapes)
+    return TransitionBatch(observation, action.tanh(), goal)
+
+
+def make_learner(**settings):
+    return ContrastiveLearner(TASK, LearnerSettings(**(SMALL | settings)), "cpu")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"depth": 16, "residual_scale": "inverse_sqrt_blocks", "final_norm": True},
+        {"depth": 16, "residual_scale": "learned_from_zero", "checkpoint_activations": True},
+    ],
+)
+def test_update_is_the_published_formulation_written_out(settings):
+    """Actor and α against the old critic, then the critic; a module a layer; three Adams; hindsight goals."""
+    learner = make_learner(actor_goals="hindsight", **settings)
+    actor, critic = (unroll_blocks(copy.deepcopy(part)) for part in (learner.actor, learner.critic))
+    log_alpha = learner.log_alpha.detach().clone().requires_grad_()
+    batch = make_batch()
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+    for _ in range(3):
+        learner.update(batch, torch.Generator().manual_seed(5))
+
+    optimizers = [
+        torch.optim.Adam(p, lr=3e-4) for p in (actor.parameters(), [log_alpha], critic.parameters())
+    ]
+    for _ in range(3):
+        action, log_prob = sample_action(actor(batch.observation, batch.goal), noise)
+        energy = -(
+            critic.encode_state_action(batch.observation, action) - critic.encode_goal(batch.goal)
+        ).norm(dim=1)
+        losses = [
+            (log_alpha.exp().detach() * log_prob - energy).mean(),
+            log_alpha.exp() * (-log_prob.detach() + 0.5 * 2).mean(),
+        ]
+        for loss, optimizer in zip(losses, optimizers[:2], strict=True):
+            optimizer.zero_grad()
+            loss.backward(retain_graph=True)
+            optimizer.step()
+        phi, psi = critic.encode_state_action(batch.observation, batch.action), critic.encode_goal(batch.goal)
+        optimizers[2].zero_grad()
+        contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
+        optimizers[2].step()
+    for ours, reference in ((learner.actor, actor), (learner.critic, critic)):
+        for a, b in zip(unroll_blocks(ours).parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(learner.log_alpha, log_alpha)
+
+
+@pytest.mark.parametrize(("actor_goals", "moved"), [("hindsight", 0), ("mixed", 4), ("random", 8)])
+def test_actor_goals_shuffle_the_share_they_name(actor_goals, moved):
+    learner = make_learner(actor_goals=actor_goals)
+    order = learner._goal_order(64, torch.Generator().manual_seed(0))
+    kept = order[(moved * 8) :]
+    assert torch.equal(kept, torch.arange(64)[(moved * 8) :])
+    if moved:
+        assert not torch.equal(order[: moved * 8], torch.arange(moved * 8))
+
+
+def test_metrics_are_measured_not_constant():
+    learner = make_learner(initial_alpha=0.37)
+    generator = torch.Generator().manual_seed(0)
+    first = learner.update(make_batch(seed=1), generator)
+    second = learner.update(make_batch(seed=2), generator)
+    expected = {
+        "info_nce", "categorical_accuracy", "positive_logit", "negative_logit", "logsumexp", "entropy",
+        "alpha", "actor_gradient_norm", "critic_gradient_norm", "actor_loss", "critic_loss", "actor_energy",
+        "saturated_actions", "state_action_encoder_gradient_norm", "goal_encoder_gradient_norm",
+    }  # fmt: skip
+    assert set(first) == expected
+    changing = expected - {"categorical_accuracy", "saturated_actions"}
+    assert all(first[name] != second[name] for name in changing)
+    assert first["alpha"].item() == pytest.approx(0.37)
+
+
+def test_gradient_norms_are_those_of_the_losses():
+    learner = make_learner()
+    reference = copy.deepcopy(learner.critic)
+    batch = make_batch()
+    metrics = learner.update(batch, torch.Generator().manual_seed(0))
+    phi, psi = (
+        reference.encode_state_action(batch.observation, batch.action),
+        reference.encode_goal(batch.goal),
+    )
+    contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
+    norm = torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
+    torch.testing.assert_close(metrics["critic_gradient_norm"], norm)
+    encoders = [metrics[f"{name}_encoder_gradient_norm"] for name in ("state_action", "goal")]
+    torch.testing.assert_close(torch.stack(encoders).norm(), norm)
+
+
+def test_clipping_bounds_the_step_but_reports_the_whole_norm():
+    learner = make_learner(max_gradient_norm=1e-3)
+    metrics = learner.update(make_batch(), torch.Generator().manual_seed(0))
+    clipped = torch.stack([p.grad.norm() for p in learner.critic.parameters()]).norm()
+    assert metrics["critic_gradient_norm"] > 1e-2
+    assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_warm_up_raises_the_rates_linearly_from_the_first_update():
+    learner = make_learner(warmup_updates=4, actor_learning_rate=8e-4)
+    generator, rates = torch.Generator().manual_seed(0), []
+    for _ in range(6):
+        learner.update(make_batch(), generator)
+        rates.append(float(learner._optimizers["actor"].param_groups[0]["lr"]))
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 8e-4, 8e-4])
+
+
+def test_warm_up_goes_on_where_a_checkpoint_left_it():
+    learner, other = (make_learner(warmup_updates=8) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    learner.update(make_batch(), generator)
+    other.load_state_dict(learner.state_dict())
+    for each in (learner, other):
+        each.update(make_batch(), torch.Generator().manual_seed(1))
+    for name, value in learner.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_centred_kernels_are_a_start_for_all_three_networks():
+    learner = make_learner(centred_kernels=True)
+    trunks = (learner.critic.state_action_encoder, learner.critic.goal_encoder)
+    for trunk in (learner.actor.trunk, learner.averaged_actor.trunk, *(encoder.trunk for encoder in trunks)):
+        assert trunk.body.weight.mean(-1).abs().max() < 1e-7
+    assert make_learner().actor.trunk.body.weight.mean(-1).abs().max() > 1e-3
+
+
+def test_bfloat16_takes_nearly_the_same_step():
+    exact, rounded = (make_learner(depth=16, width=32, precision=p) for p in ("float32", "bfloat16"))
+    for learner in (exact, rounded):
+        learner.update(make_batch(), torch.Generator().manual_seed(0))
+    for a, b in ((exact.actor, rounded.actor), (exact.critic, rounded.critic)):
+        ours, theirs = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (a, b))
+        assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.97
+        assert not torch.equal(ours, theirs)
+
+
+def test_gradients_by_block_add_up_to_those_of_the_kernels():
+    learner = make_learner(depth=16)
+    assert learner.gradient_by_block() == {}
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    norms = learner.gradient_by_block()
+    assert set(norms) == {"actor", "state_action_encoder", "goal_encoder"}
+    assert norms["actor"].shape == (4,)
+    torch.testing.assert_close(norms["actor"].norm(), learner.actor.trunk.body.weight.grad.norm())
+
+
+@pytest.mark.parametrize("depth", [64, 68, 1024])
+def test_deep_networks_have_the_form_that_learns_unless_told_otherwise(depth: int):
+    deep = depth > 64
+    settings = LearnerSettings(depth=depth)
+    assert settings.residual_scale == ("learned_from_zero" if deep else "none")
+    assert settings.final_norm == deep
+    assert settings.max_gradient_norm == (10.0 if deep else None)
+    told = {"residual_scale": "none", "final_norm": False, "max_gradient_norm": None}
+    assert LearnerSettings(depth=depth, **told).model_dump().items() >= told.items()
+
+
+def test_averaged_actor_follows_the_actor_at_its_decay():
+    learner = make_learner(average_decay=0.9)
+    before = learner.averaged_actor.mean_head.weight.clone()
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    expected = 0.9 * before + 0.1 * learner.actor.mean_head.weight
+    torch.testing.assert_close(learner.averaged_actor.mean_head.weight, expected)
+    assert learner.candidates == [learner.averaged_actor, learner.actor]
+    for actor in learner.candidates:
+        assert torch.equal(learner.weights(actor)["actor.mean_head.weight"], actor.mean_head.weight)
+
+
+def test_without_averaging_the_kept_actor_is_the_actor():
+    learner = make_learner()
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    assert torch.equal(learner.averaged_actor.mean_head.weight, learner.actor.mean_head.weight)
+    assert learner.candidates == [learner.averaged_actor]
+
+
+def test_state_dict_continues_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    learner = make_learner(average_decay=0.5)
+    for seed in range(3):
+        learner.update(make_batch(seed=seed), generator)
+    other = make_learner(average_decay=0.5, seed=9)
+    other.load_state_dict(learner.state_dict())
+    other_generator = torch.Generator()
+    other_generator.set_state(generator.get_state())
+    for seed in range(3, 6):
+        learner.update(make_batch(seed=seed), generator)
+        other.update(make_batch(seed=seed), other_generator)
+    for name, value in learner.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_acting_without_noise_is_the_squashed_mean():
+    learner = make_learner()
+    batch = make_batch()
+    expected = learner.actor(batch.observation, batch.goal).mean.tanh()
+    assert torch.equal(learner.act(batch.observation, batch.goal, None), expected)
+    sampled = learner.act(batch.observation, batch.goal, torch.Generator().manual_seed(0))
+    assert sampled.abs().max() < 1 and not torch.equal(sampled, expected)
+
+
+def test_seed_decides_the_weights_and_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    first, same, other = make_learner(), make_learner(), make_learner(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.actor.mean_head.weight, same.actor.mean_head.weight)
+    assert not torch.equal(first.actor.mean_head.weight, other.actor.mean_head.weight)

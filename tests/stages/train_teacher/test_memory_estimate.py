@@ -1,0 +1,218 @@
+"""Memory is worked out before it is taken, and a training that does not fit is refused with what would."""
+
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from envs.registry import compile_task
+from models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
+from models.goal_actor import GoalActor
+from models.residual_mlp import parameter_count
+from pipeline.errors import SettingsError
+from stages.distill.settings import DistillSettings
+from stages.train_teacher import memory_estimate
+from stages.train_teacher.memory_estimate import (
+    activation_estimate,
+    estimate_memory,
+    logits_estimate,
+    parameter_estimate,
+    require_memory,
+    require_rollout_memory,
+    require_student_memory,
+    student_bytes,
+)
+from stages.train_teacher.training import TrainTeacherSettings
+
+TASK = compile_task("point_u_maze")
+GIB = 2**30
+
+
+def make(**settings):
+    return TrainTeacherSettings(**({"depth": 16, "width": 8, "batch_size": 16} | settings))
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+@pytest.mark.parametrize("scale", ["none", "learned_from_zero"])
+def test_parameters_are_counted_as_the_networks_have_them(scale, final_norm):
+    settings = make(residual_scale=scale, final_norm=final_norm)
+    actor = GoalActor(4, 2, 2, settings.shape)
+    critic = ContrastiveCritic(4, 2, 2, settings.shape)
+    assert parameter_estimate(4 + 2, 2 * 2, settings) == parameter_count(actor)
+    assert parameter_estimate(4 + 2, 64, settings) + parameter_estimate(2, 64, settings) == parameter_count(
+        critic
+    )
+
+
+@pytest.mark.parametrize(("device", "width", "matrices"), [("cpu", 16, 2), ("cpu", 8, 3), ("cuda", 16, 3)])
+def test_activations_by_hand(device, width, matrices):
+    # Four batches of 16 rows; a layer keeps so many matrices of floats, and two statistics a row.
+    matrix = 64 * width * 4
+    layer = matrices * matrix + 64 * 8
+
+    def estimate(**settings):
+        return activation_estimate(make(width=width, **settings), device)
+
+    assert estimate() == 16 * layer
+    assert estimate(residual_scale="learned_from_zero") == 16 * layer + 4 * matrix
+    # The stream stays float32.
+    halved = matrices * matrix // 2 + 64 * 8
+    assert estimate(precision="bfloat16") == 16 * halved + 4 * matrix
+    # Four blocks: two segments of two blocks; φ's rows are half of the four batches.
+    assert estimate(checkpoint_activations=True) == 2 * matrix + 2 * 4 * layer // 2
+
+
+def test_checkpointing_a_thousand_layers_takes_a_fraction():
+    deep = make(depth=1024, width=256, batch_size=256)
+    whole = activation_estimate(deep, "cpu")
+    thrifty = deep.model_copy(update={"checkpoint_activations": True})
+    assert activation_estimate(thrifty, "cpu") < whole / 8
+
+
+def test_ranks_share_worlds_and_batch_and_not_the_networks():
+    one, four = (estimate_memory(TASK, make(), "cpu", ranks) for ranks in (1, 4))
+    assert (four.activations, four.replay) == (one.activations // 4, one.replay // 4)
+    assert four.parameters == one.parameters
+
+
+def test_rounded_kernels_are_counted():
+    exact, rounded = (estimate_memory(TASK, make(precision=p), "cpu") for p in ("float32", "bfloat16"))
+    actor, critic = GoalActor(4, 2, 2, make().shape), ContrastiveCritic(4, 2, 2, make().shape)
+    assert rounded.parameters - exact.parameters == 2 * (parameter_count(actor) + parameter_count(critic))
+
+
+def test_what_fits_is_let_through(monkeypatch):
+    free = estimate_memory(TASK, make(), "cpu").total
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: free)
+    require_memory(TASK, make(), "cpu")
+    free -= 1
+    with pytest.raises(SettingsError):
+        require_memory(TASK, make(), "cpu")
+
+
+def test_what_does_not_fit_is_refused_with_depths_that_do(monkeypatch):
+    settings = make(depth=1024, width=256, batch_size=256)
+    free = int(2.8 * GIB)
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: free)
+    with pytest.raises(SettingsError) as caught:
+        require_memory(TASK, settings, "cpu")
+    said = str(caught.value)
+    assert "Depth 1024 at width 256" in said and "free are 2.8 GiB" in said and "\n" not in said
+    found = re.search(r"depth (\d+), or depth (\d+) with checkpoint_activations=true", said)
+    assert found is not None
+    plain, thrifty = int(found[1]), int(found[2])
+    assert 0 < plain < thrifty < 1024
+    for depth, change in ((plain, {}), (thrifty, {"checkpoint_activations": True})):
+        for deeper, fits in ((depth, True), (depth + 4, False)):
+            other = settings.model_copy(update={"depth": deeper} | change)
+            estimate = estimate_memory(TASK, other, "cpu")
+            assert (estimate.total <= free) == fits
+
+
+def test_where_nothing_fits_other_settings_are_named(monkeypatch):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: GIB // 2)
+    with pytest.raises(SettingsError, match="Lower replay_rows_per_world or num_worlds"):
+        require_memory(TASK, make(), "cpu")
+
+
+@pytest.mark.parametrize("energy", ["norm", "squared", "dot", "cosine"])
+@pytest.mark.parametrize("variant", ["forward", "symmetric"])
+def test_pairs_of_a_batch_are_counted_as_torch_allocates_them(energy, variant):
+    def energies_and_gradients(rows):
+        batch = [torch.randn(rows, 64, requires_grad=True) for _ in range(2)]
+        loss, _ = contrastive_loss(pairwise_energy(*batch, energy), variant)
+        loss.backward()
+
+    rows = 1024
+    with torch.profiler.profile(profile_memory=True) as profile:
+        energies_and_gradients(rows)
+    held = most = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    settings = make(batch_size=rows, energy=energy, info_nce=variant)
+    assert 0.7 < most / logits_estimate(settings) < 1.1
+
+
+def test_pairs_grow_as_the_square_of_a_ranks_batch():
+    small, large = (logits_estimate(make(batch_size=size)) for size in (256, 1024))
+    assert large == 16 * small
+    assert logits_estimate(make(batch_size=1024), ranks=4) == small
+    assert logits_estimate(make(batch_size=1024, global_negatives=True), ranks=4) == 4 * small
+
+
+def test_a_batch_whose_pairs_do_not_fit_is_refused_with_one_that_does(monkeypatch):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 20 * GIB)
+    with pytest.raises(SettingsError) as caught:
+        require_memory(TASK, make(batch_size=100_000, replay_rows_per_world=1000), "cpu")
+    said = str(caught.value)
+    assert "pairs of the batch 316.6 GiB" in said and "depth" not in said.partition("What would fit")[2]
+    found = re.search(r"What would fit: batch_size (\d+)\.", said)
+    assert found is not None
+    for batch, fits in ((int(found[1]), True), (2 * int(found[1]), False)):
+        needed = estimate_memory(TASK, make(batch_size=batch, replay_rows_per_world=1000), "cpu")
+        assert (needed.total <= 20 * GIB) == fits
+
+
+def test_a_student_that_does_not_fit_is_refused_with_a_batch_that_does(monkeypatch, tmp_path: Path):
+    teacher = SimpleNamespace(task=TASK, shape=make(depth=64, width=256).shape)
+    dataset = SimpleNamespace(path=tmp_path, name="dataset-1")
+    (tmp_path / "rows.hdf5").write_bytes(bytes(1000))
+    settings = DistillSettings(batch_size=2**20, objective="critic")
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 20 * GIB)
+    with pytest.raises(SettingsError, match=r"batch_size 1048576 on dataset dataset-1 needs about") as caught:
+        require_student_memory(settings, teacher, dataset, "cpu")
+    found = re.search(r"What would fit: batch_size (\d+)\.", str(caught.value))
+    assert found is not None
+    require_student_memory(settings.model_copy(update={"batch_size": int(found[1])}), teacher, dataset, "cpu")
+    imitating = DistillSettings(batch_size=2**20)
+    assert student_bytes(settings, teacher, dataset) > 10 * student_bytes(imitating, teacher, dataset)
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch):
+    needed = estimate_memory(TASK, make(), "cpu", ranks=2).total
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 2 * needed)
+    require_memory(TASK, make(), "cpu", processes=2, ranks=2)
+    with pytest.raises(SettingsError):
+        require_memory(TASK, make(), "cpu", processes=3, ranks=2)
+
+
+def test_free_memory_is_the_machines_within_the_limit_of_its_group(tmp_path: Path):
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    meminfo.write_text("MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\n")
+    group.mkdir()
+
+    def free() -> int:
+        return memory_estimate.free_bytes("cpu", meminfo, group)
+
+    assert free() == 4000 * 1024
+    (group / "memory.max").write_text("max\n")
+    assert free() == 4000 * 1024
+    # Of 3000 used, 2000 are files that give way.
+    (group / "memory.max").write_text("5000\n")
+    (group / "memory.current").write_text("3000\n")
+    (group / "memory.stat").write_text("anon 500\ninactive_file 2000\nactive_file 500\n")
+    assert free() == 4000
+
+
+def test_where_free_memory_is_not_told_all_of_it_counts(tmp_path: Path):
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_estimate.free_bytes("cpu", tmp_path / "meminfo", tmp_path) == whole
+    assert memory_estimate.free_bytes("cpu") < whole
+
+
+def test_a_round_of_a_dataset_that_does_not_fit_is_refused_with_the_worlds_that_do(monkeypatch):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 2 * GIB)
+    long = compile_task("point_u_maze", {"episode_steps": 1_000_000})
+    with pytest.raises(SettingsError) as caught:
+        require_rollout_memory(long, 256, 1000, alternative_goals=4)
+    found = re.search(r"What would fit: num_worlds (\d+)\.", str(caught.value))
+    assert found is not None and "\n" not in str(caught.value)
+    require_rollout_memory(long, int(found[1]), 1000, alternative_goals=4)
+    with pytest.raises(SettingsError):
+        require_rollout_memory(long, int(found[1]) + 1, 1000, alternative_goals=4)
+    require_rollout_memory(TASK, 256, 1000, alternative_goals=4)

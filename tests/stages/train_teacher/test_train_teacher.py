@@ -1,0 +1,184 @@
+"""A teacher's training: which actor is kept, when it stops, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.checkpoint import load_tensors
+from pipeline.errors import StoppedByUser, UserError
+from pipeline.runtime import StageContext, seed_sequence
+from stages.episodes import Episodes, run_episodes
+from stages.networks import NETWORK_FILE, load_actor, torch_policy
+from stages.random_baseline import no_better_than_random
+from stages.train_teacher import train_teacher
+from stages.train_teacher import training as teacher_training
+from stages.train_teacher.training import TeacherTraining
+from tests.stages.tiny_runs import TINY_TEACHER
+from tests.stages.train_teacher.teacher_runs import (
+    DRAW,
+    Tensors,
+    assert_same_tensors,
+    change,
+    interrupt_after,
+)
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+# -- early stop and what is kept --------------------------------------------------------------------
+
+
+class ScriptedEvaluations:
+    """Evaluations that end as told; remembers the weights that each one saw."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *outcomes: tuple[int, float]) -> None:
+        """Take (successes of 4, time at goal) of each evaluation."""
+        self._left = list(outcomes)
+        self.weights: list[list[Tensors]] = []
+        self.seeds: list[tuple[int, ...]] = []
+        evaluate = TeacherTraining.evaluate
+
+        def remember(training: TeacherTraining) -> dict[str, Any]:
+            learner = training.learner
+            self.weights.append([learner.weights(actor) for actor in learner.candidates])
+            return evaluate(training)
+
+        monkeypatch.setattr(TeacherTraining, "evaluate", remember)
+        monkeypatch.setattr(teacher_training, "run_episodes", self._run)
+
+    def _run(self, *arguments: Any, episodes: int, seed: np.random.SeedSequence, **rest: Any) -> Episodes:
+        successes, time_at_goal = self._left.pop(0)
+        self.seeds.append(tuple(seed.generate_state(4).tolist()))
+        each = np.full(episodes, time_at_goal)
+        points, stable = np.zeros((episodes, 2)), np.zeros(episodes, bool)
+        return Episodes(np.arange(episodes) < successes, each, each, each, points, points, stable)
+
+
+EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5, average_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "outcomes", "kept"),
+    [
+        ("best", [(0, 0), (3, 50), (2, 90), (1, 0), (2, 0)], 1),
+        ("best", [(2, 10), (2, 30), (2, 20), (2, 30), (1, 99)], 1),  # the first of two ties
+        ("best", [(0, 0), (0, 0), (0, 0), (0, 0), (0, 0)], 0),
+        ("last", [(0, 0), (3, 50), (2, 90), (4, 0), (1, 0)], 4),
+    ],
+)
+def test_the_teacher_is_the_evaluated_actor_that_was_asked_for(
+    context: StageContext,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: str,
+    outcomes: list[tuple[int, float]],
+    kept: int,
+):
+    evaluations = ScriptedEvaluations(monkeypatch, *outcomes)
+    artifact = train_teacher.run(change(EVALUATED, keep=keep), context)
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[kept][0])
+    last = evaluations.weights[-1][0]["actor.mean_head.weight"]
+    assert kept == 4 or not torch.equal(evaluations.weights[kept][0]["actor.mean_head.weight"], last)
+    assert len(set(evaluations.seeds)) == 5  # fresh episodes every time
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "kept"), [([(2, 0), (3, 0)], 1), ([(3, 0), (2, 0)], 0), ([(2, 5), (2, 5)], 0)]
+)
+def test_the_averaged_and_the_current_actor_compete_on_the_same_episodes(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, outcomes: list[tuple[int, float]], kept: int
+):
+    evaluations = ScriptedEvaluations(monkeypatch, *outcomes)
+    artifact = train_teacher.run(change(EVALUATED, average_decay=0.5, env_steps=4 * 30), context)
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[0][kept])
+    assert evaluations.seeds[0] == evaluations.seeds[1]
+
+
+def test_the_best_survives_an_interruption(context: StageContext, monkeypatch: pytest.MonkeyPatch):
+    evaluations = ScriptedEvaluations(monkeypatch, (1, 0), (3, 0), (2, 0), (0, 0), (2, 9))
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, context, "stop", 3, [])
+        with pytest.raises(StoppedByUser):
+            train_teacher.run(EVALUATED, context)
+    context.stop.requested = False
+    artifact = train_teacher.run(EVALUATED, context, context.workspace.artifacts("teacher")[0])
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[1][0])
+
+
+def test_the_target_must_be_met_in_consecutive_evaluations(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+):
+    evaluations = ScriptedEvaluations(monkeypatch, (3, 0), (2, 0), (4, 0), (3, 0), (4, 0))
+    settings = change(EVALUATED, target_success=0.75, target_evaluations=2)
+    artifact = train_teacher.run(settings, context)
+    assert artifact.manifest.results["env_steps"] == 4 * 30 * 4 < settings.env_steps
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[2][0])
+
+
+def test_without_a_target_the_budget_is_spent(context: StageContext, monkeypatch: pytest.MonkeyPatch):
+    ScriptedEvaluations(monkeypatch, *[(4, 0)] * 5)
+    artifact = train_teacher.run(change(EVALUATED, env_steps=4 * 30 * 5 - 1), context)
+    assert artifact.manifest.results["env_steps"] == 4 * 30 * 5
+
+
+def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, draw in DRAW.items():
+        monkeypatch.setattr(train_teacher, name, draw)
+    artifact = train_teacher.run(TINY_TEACHER, context)
+    artifact.verify()
+    assert set(artifact.manifest.files) == {
+        NETWORK_FILE, "learning_curve.png", "rollouts.png", "gradients.png", "history.json"
+    }  # fmt: skip
+    trained, results = load_actor(artifact), artifact.manifest.results
+    again = run_episodes(
+        trained.task,
+        torch_policy(trained.actor),
+        episodes=results["episodes"],
+        seed=seed_sequence(*results["evaluation_seed"]),
+    ).summary()
+    assert {name: results[name] for name in again} == again
+    assert results["updates"] == 33 and results["env_steps"] == 1320 and results["elapsed_s"] > 0
+    # Random actions were measured over as many episodes, and a training this short is no better.
+    assert results["random_episodes"] == results["episodes"]
+    assert len(results["random_success_interval"]) == 2 and 0 <= results["random_success"] <= 1
+    assert (no_better_than_random(results) is not None) == ("Warning: teacher" in capsys.readouterr().err)
+    assert trained.metadata["evaluation"] == again
+    recorded = json.loads(artifact.file("history.json").read_text())
+    assert [entry["updates"] for entry in recorded["gradient_by_block"]] == [
+        entry["updates"] for entry in recorded["history"]
+    ]
+    networks = ("actor", "state_action_encoder", "goal_encoder")
+    assert all(
+        len(entry[name]) == 1 and entry[name][0] > 0  # depth 4 is one block
+        for entry in recorded["gradient_by_block"]
+        for name in networks
+    )
+
+
+# -- bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"task": "point_u_mase"}, "point_u_maze"),
+        ({"training_distribution": "nowhere"}, "nowhere"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_made(
+    context: StageContext, values: dict[str, Any], named: str
+):
+    with pytest.raises(ValueError, match=named):
+        train_teacher.run(change(**values), context)
+    assert context.workspace.artifacts() == []
+
+
+def test_a_budget_too_small_for_one_update_is_refused(context: StageContext):
+    with pytest.raises(UserError, match="min_rows_per_world"):
+        train_teacher.run(change(env_steps=1, unroll_steps=2, min_rows_per_world=20), context)

@@ -1,0 +1,106 @@
+"""A completed teacher is trained on as another one, which says where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.errors import SettingsError, StoppedByUser
+from pipeline.resume import CONTINUED
+from stages.report.chain import collect_chain
+from stages.train_teacher import train_teacher
+from stages.train_teacher.training import TrainTeacherSettings
+from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from tests.stages.train_teacher.teacher_runs import Killed, assert_same_run, change, interrupt_after, invoke
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+# A multiple of the unrolls between evaluations, so that the end of the first teacher is none of the second's.
+SHORT = change(env_steps=4 * 30 * 6)
+
+
+def contents(artifact: Artifact) -> dict[str, str]:
+    files = [path for path in artifact.path.rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> Artifact:
+    return train_teacher.run(SHORT, make_context(tmp_path_factory.mktemp("completed")))
+
+
+def train_on(artifact: Artifact, *, interruption: tuple[str, int] | None = None) -> Artifact:
+    """Train a teacher on to the end of `TINY_TEACHER`, completed or unfinished, as a new process does."""
+    context = make_context(artifact.path.parents[1])
+    settings, found = train_teacher.find_resumable(context.workspace, artifact.name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if interruption is not None:
+            interrupt_after(monkeypatch, context, *interruption, [])
+        return train_teacher.run(change(settings, env_steps=TINY_TEACHER.env_steps), context, found)
+
+
+def test_it_is_what_one_training_of_that_length_gives(
+    completed: Artifact, unbroken: Callable[[TrainTeacherSettings], Artifact]
+):
+    before = contents(completed)
+    made = train_on(completed)
+    assert_same_run(made, unbroken(TINY_TEACHER))
+    assert contents(completed) == before and Artifact.load(completed.path).manifest.status == "completed"
+    parent = made.manifest.parents[CONTINUED]
+    assert (parent.kind, parent.name, parent.hash) == ("teacher", completed.name, completed.manifest.hash)
+    made.verify()
+    chain = collect_chain(Workspace(completed.path.parents[1]), made)
+    assert [link.name for link in chain.links.values()] == [completed.name, made.name]
+    assert chain.main["teacher"].name == made.name
+
+
+@pytest.mark.parametrize("interruption", [("kill", 1), ("kill", 3), ("stop", 2)], ids=str)
+def test_it_goes_on_after_an_interruption_itself(
+    completed: Artifact,
+    unbroken: Callable[[TrainTeacherSettings], Artifact],
+    interruption: tuple[str, int],
+):
+    with pytest.raises((Killed, StoppedByUser)):
+        train_on(completed, interruption=interruption)
+    workspace = Workspace(completed.path.parents[1])
+    begun = workspace.artifacts("teacher")[0]
+    assert begun.name != completed.name and begun.manifest.status != "completed"
+    assert train_teacher.find_resumable(workspace, None)[1].name == begun.name
+    assert_same_run(train_on(begun), unbroken(TINY_TEACHER))
+
+
+def test_the_command_asks_for_more_and_changes_nothing_else(completed: Artifact):
+    workspace, made = completed.path.parents[1], len(list(completed.path.parent.iterdir()))
+    for options, words in (
+        ((), "is completed at 720 steps: train it on, as another teacher, with --set env_steps=MORE"),
+        (("--set", "env_steps=700"), "is completed at 720 steps"),
+        (("--set", "env_steps=900", "--set", "width=16"), "was started with width 8, not 16"),
+    ):
+        result = invoke(workspace, "train-teacher", "--resume", completed.name, *options)
+        assert result.exit_code == 2 and words in result.stderr
+    assert len(list(completed.path.parent.iterdir())) == made
+    result = invoke(workspace, "train-teacher", "--resume", completed.name, "--set", "env_steps=840")
+    assert result.exit_code == 0, result.output
+    assert f"Training on from {completed.name} at 720 steps, as teacher-" in result.stdout
+
+
+def test_a_target_that_was_met_has_to_be_met_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    context = make_context(tmp_path)
+    settings = change(target_success=0.5, target_evaluations=1)
+    summary = {"success": 1.0, "time_at_goal": 9.0, "final_distance": 0.1}
+    monkeypatch.setattr(train_teacher.TeacherTraining, "_evaluate_actor", lambda *_: summary)
+    early = train_teacher.run(settings, context)
+    assert early.manifest.results["env_steps"] < settings.env_steps
+    later = train_teacher.run(settings, context, early)
+    assert later.manifest.results["env_steps"] == early.manifest.results["env_steps"] + 4 * 30 * 3
+
+
+def test_without_its_checkpoint_it_cannot(tmp_path: Path):
+    artifact = Workspace(tmp_path).create("teacher", task="point_u_maze", settings={})
+    artifact.complete({})
+    with pytest.raises(SettingsError, match="is completed and has no checkpoint left to train on from"):
+        train_teacher.find_resumable(Workspace(tmp_path), artifact.name)

@@ -1,0 +1,225 @@
+"""An interruption of a teacher's training changes nothing, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.simulators.cpu_simulator import CpuSimulator
+from pipeline.artifacts import Artifact, Workspace
+from pipeline.checkpoint import load_tensors
+from pipeline.errors import MissingArtifactError, StoppedByUser
+from pipeline.runtime import StageContext
+from stages.networks import NETWORK_FILE
+from stages.train_teacher import train_teacher
+from stages.train_teacher.training import TrainTeacherSettings
+from tests.stages.stage_process import start, wait_for_checkpoint
+from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from tests.stages.train_teacher.teacher_runs import (
+    Killed,
+    as_options,
+    assert_same_run,
+    change,
+    checkpoint_of,
+    interrupt_after,
+)
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def run_interrupted(
+    settings: TrainTeacherSettings, root: Path, interruptions: list[tuple[str, int]]
+) -> tuple[Artifact, list[int]]:
+    """Train, each time until an interruption `(how, unrolls of this process)`, and then to the end.
+
+    Returns:
+        The teacher, and how many unrolls were done when each process began.
+    """
+    begun: list[int] = []
+    for how, unrolls in [*interruptions, ("", 10**6)]:
+        context = make_context(root)  # what a fresh process would have
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupt_after(monkeypatch, context, how, unrolls, begun)
+            try:
+                if not begun:
+                    return train_teacher.run(settings, context), begun
+                found, artifact = train_teacher.find_resumable(context.workspace, None)
+                assert found == settings
+                return train_teacher.run(found, context, artifact), begun
+            except (StoppedByUser, Killed):
+                continue
+    raise AssertionError("the last process was interrupted")
+
+
+@pytest.mark.parametrize(
+    ("interruptions", "expected"),
+    [
+        ([("stop", 1)], [0, 1]),
+        ([("stop", 3)], [0, 3]),
+        ([("stop", 11)], [0]),  # in the last unroll: only the closing evaluation is left
+        ([("kill", 3)], [0, 2]),
+        ([("kill", 9)], [0, 8]),
+        ([("stop", 1), ("kill", 4), ("stop", 2), ("kill", 0), ("stop", 1)], [0, 1, 4, 6, 6, 7]),
+    ],
+    ids=lambda value: "-".join(f"{how}{n}" for how, n in value) if isinstance(value[0], tuple) else "",
+)
+def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
+    unbroken: Callable[..., Artifact],
+    tmp_path: Path,
+    interruptions: list[tuple[str, int]],
+    expected: list[int],
+):
+    artifact, begun = run_interrupted(TINY_TEACHER, tmp_path, interruptions)
+    assert begun == expected
+    assert artifact.manifest.status == "completed"
+    assert_same_run(artifact, unbroken(TINY_TEACHER))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replay_rows_per_world": 260, "min_rows_per_world": 100, "env_steps": 4 * 30 * 13},
+        {"checkpoint_every": 5, "evaluate_every": 2, "average_decay": 0.0, "max_gradient_norm": 0.5},
+        {"task": "point_big_maze", "num_worlds": 3, "unroll_steps": 47, "env_steps": 3 * 47 * 9},
+        {"keep": "last", "residual_scale": "inverse_sqrt_blocks", "final_norm": True, "seed": 5, "depth": 8},
+        {"width": 16, "threads": 2},
+        {"width": 128, "threads": 2, "residual_scale": "learned_from_zero"},
+    ],
+    ids=["late start", "rare checkpoints", "other maze", "keep last", "compiled kernels", "wide"],
+)
+def test_that_holds_for_other_settings_too(
+    unbroken: Callable[..., Artifact], tmp_path: Path, values: dict[str, Any]
+):
+    settings = change(**values)
+    artifact, begun = run_interrupted(settings, tmp_path, [("stop", 2), ("kill", 5)])
+    assert len(begun) == 3 and begun[1] == 2 and begun[2] <= 7
+    assert_same_run(artifact, unbroken(settings))
+
+
+def test_it_holds_where_worlds_diverge_after_the_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    advance = CpuSimulator._advance
+
+    def diverge(simulator: CpuSimulator) -> np.ndarray:
+        unlucky = (simulator.episode_step == 40) & (simulator.desired_goal.sum(1) > 4.5)
+        return advance(simulator) | unlucky
+
+    monkeypatch.setattr(CpuSimulator, "_advance", diverge)
+    settings = change(replay_rows_per_world=260)
+    whole = train_teacher.run(settings, make_context(tmp_path / "whole"))
+    assert 0 < whole.manifest.results["unstable"] < 12 and whole.manifest.results["updates"] > 10
+    # After every unroll, so that some episodes are dropped of which a checkpoint holds the beginning.
+    artifact, begun = run_interrupted(settings, tmp_path / "broken", [("stop", 1)] * 10)
+    assert begun == list(range(11))
+    assert_same_run(artifact, whole)
+
+
+def test_the_seed_and_nothing_else_decides(unbroken: Callable[..., Artifact], context: StageContext):
+    torch.manual_seed(1234)
+    np.random.seed(1234)
+    random.seed(1234)
+    assert_same_run(train_teacher.run(TINY_TEACHER, context), unbroken(TINY_TEACHER))
+    other = load_tensors(unbroken(change(seed=1)).file(NETWORK_FILE))[0]
+    first = load_tensors(unbroken(TINY_TEACHER).file(NETWORK_FILE))[0]
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_tiny_run_learns_from_a_memory_that_has_gone_round(unbroken: Callable[..., Artifact]):
+    """Otherwise the comparisons above would compare little."""
+    end = checkpoint_of(unbroken(TINY_TEACHER)).load()
+    assert int(end.tensors["buffer.oldest"].min()) > 150
+    assert int(end.tensors["simulator.episode_step"].min()) > 0  # in the middle of an episode
+    assert end.progress["updates"] == 33 and len(end.progress["history"]) == 4
+    losses = [entry["critic_loss"] for entry in end.progress["history"]]
+    assert len(set(losses)) == 4
+    actor, average = (end.tensors[f"learner.{name}.mean_head.weight"] for name in ("actor", "averaged_actor"))
+    assert not torch.equal(actor, average)
+
+
+def test_elapsed_time_counts_all_processes(context: StageContext, monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+
+    def tick() -> float:
+        clock[0] += 1.0
+        return clock[0]
+
+    monkeypatch.setattr(train_teacher.time, "perf_counter", tick)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, context, "stop", 4, [])
+        with pytest.raises(StoppedByUser):
+            train_teacher.run(TINY_TEACHER, context)
+    artifact = context.workspace.artifacts("teacher")[0]
+    stopped_at = checkpoint_of(artifact).load().progress["elapsed_s"]
+    assert stopped_at >= clock[0] - 2.0  # up to the save, not up to the evaluation before
+    clock[0] += 1000.0  # while nothing ran
+    context.stop.requested = False
+    finished = train_teacher.run(TINY_TEACHER, context, artifact)
+    assert stopped_at < finished.manifest.results["elapsed_s"] < 1000.0
+
+
+def test_a_stop_says_how_to_go_on_and_leaves_the_artifact_open(context: StageContext):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_after(monkeypatch, context, "stop", 2, [])
+        with pytest.raises(StoppedByUser) as raised:
+            train_teacher.run(TINY_TEACHER, context)
+    assert re.search(r"Stopped at 240 steps, .* train-teacher --resume", str(raised.value))
+    assert str(context.workspace.root) in str(raised.value)
+    assert context.workspace.artifacts("teacher")[0].manifest.status == "running"
+    with pytest.raises(MissingArtifactError):
+        context.workspace.newest("teacher")
+
+
+# -- a real process ---------------------------------------------------------------------------------
+
+
+PROCESS_SETTINGS = change(
+    env_steps=4 * 30 * 80,
+    replay_rows_per_world=300,
+    evaluate_every=40,
+    evaluation_episodes=2,
+    final_episodes=2,
+    checkpoint_every=1,
+)
+
+
+def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
+    whole = train_teacher.run(PROCESS_SETTINGS, make_context(tmp_path / "whole"))
+
+    seed = time.time_ns() % 2**32
+    delay = random.Random(seed).uniform(0.0, 0.5 * whole.manifest.results["elapsed_s"])
+    print(f"seed {seed}: kill -9 {delay:.3f} s after the first checkpoint")
+    workspace = tmp_path / "broken"
+    process = start(workspace, "train-teacher", *as_options(PROCESS_SETTINGS))
+    wait_for_checkpoint(process, workspace, "teacher", 0)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    (killed,) = Workspace(workspace).artifacts("teacher")
+    assert killed.manifest.status == "running"
+    unrolls = checkpoint_of(killed).load().progress["unrolls"]
+
+    process = start(workspace, "train-teacher", "--resume")
+    wait_for_checkpoint(process, workspace, "teacher", unrolls)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    line = err.splitlines()[-1]
+    assert line.startswith("Stopped at ")
+    assert line.endswith(f"--workspace {workspace} train-teacher --resume {killed.name}")
+    assert "Traceback" not in err and not line.startswith("Error")
+
+    settings, artifact = train_teacher.find_resumable(Workspace(workspace), None)
+    assert artifact.name == killed.name and settings == PROCESS_SETTINGS
+    assert checkpoint_of(artifact).load().progress["unrolls"] < 80
+    assert_same_run(train_teacher.run(settings, make_context(workspace), artifact), whole)
