@@ -24,9 +24,9 @@ from typing import Any
 
 from benchmarks.learner_speed import spread
 from benchmarks.turns import facts
-from pipeline.artifacts import file_sha256
-from pipeline.files import write_json_atomic
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.pipeline.artifacts import file_sha256
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/cold_start.json"
@@ -38,9 +38,9 @@ _CHILD = """
 import json, os, sys, time
 marks = [time.monotonic_ns()]
 mark = lambda: marks.append(time.monotonic_ns())
-import pipeline.cli
+import thousandfold.pipeline.cli
 mark()
-from stages import onnx_policy, policy_source, run_policy
+from thousandfold.stages import onnx_policy, policy_source, run_policy
 mark()
 open_source, step = policy_source.open_source, onnx_policy.OnnxPolicy.step
 
@@ -56,7 +56,7 @@ def stepped(*arguments):
     os._exit(0)
 
 policy_source.open_source, onnx_policy.OnnxPolicy.step = opened, stepped
-from pipeline.__main__ import main
+from thousandfold.pipeline.__main__ import main
 main()
 """
 

@@ -31,9 +31,9 @@ from benchmarks.distillation import (
     study_parser,
     with_interval,
 )
-from pipeline.artifacts import Artifact
-from stages.episodes import retention
-from stages.networks import load_actor
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.stages.episodes import retention
+from thousandfold.stages.networks import load_actor
 
 OUTPUT = RESULTS / "dagger_against_offline.json"
 EPISODES = 4096

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import facts
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from pipeline.artifacts import Workspace
-from pipeline.files import write_json_atomic
-from replay.goal_dataset import GoalEpisode, write_goal_dataset
-from stages.dataset.files import MINARI_FOLDER, load_dataset
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.replay.goal_dataset import GoalEpisode, write_goal_dataset
+from thousandfold.stages.dataset.files import MINARI_FOLDER, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/dataset_loading.json"

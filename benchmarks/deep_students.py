@@ -25,9 +25,9 @@ from benchmarks.distillation import (
     make_student,
     with_interval,
 )
-from pipeline.artifacts import Artifact
-from stages.benchmark import benchmark
-from stages.export_onnx import export_onnx
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.stages.benchmark import benchmark
+from thousandfold.stages.export_onnx import export_onnx
 
 OUTPUT = RESULTS / "deep_students.json"
 DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}

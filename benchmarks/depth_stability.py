@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.registry import compile_task
-from models.block_stack import LAYERS_PER_BLOCK
-from models.residual_mlp import ResidualMLP
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host, set_up_torch
-from stages.episodes import run_episodes
-from stages.networks import torch_policy
-from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK
+from thousandfold.models.residual_mlp import ResidualMLP
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host, set_up_torch
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.networks import torch_policy
+from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 RESULT = Path(__file__).parent / "results" / "depth_stability.json"
 BASE: dict[str, Any] = {

@@ -32,11 +32,11 @@ from typing import IO, Any, NamedTuple
 from benchmarks import depth_study_figures as figures
 from benchmarks.depth_study_figures import describe_record
 from benchmarks.depth_study_results import Axis, Cell, Configuration, gather, read_paces
-from envs.registry import task_names
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.files import write_json_atomic
-from pipeline.runtime import describe_host
+from thousandfold.envs.registry import task_names
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 1.0
@@ -112,7 +112,7 @@ def cell_settings(
 
 def train_command(cell: Cell, workspace: Path, resumed: Artifact | None) -> list[str]:
     """Return the command that trains a cell, or goes on with its unfinished teacher."""
-    command = [sys.executable, "-m", "pipeline", "--workspace", str(workspace), "train-teacher"]
+    command = [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(workspace), "train-teacher"]
     if resumed is not None:
         return [*command, "--resume", resumed.name]
     for name, value in cell.settings.items():

@@ -21,7 +21,7 @@ from benchmarks.depth_study_results import (
     last_evaluations,
     mean_success_at,
 )
-from pipeline.pictures import INK, SOFT, house_figure, short_count
+from thousandfold.pipeline.pictures import INK, SOFT, house_figure, short_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

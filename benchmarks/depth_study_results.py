@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.files import json_sha256
-from stages.episodes import wilson_interval
+from thousandfold.pipeline.files import json_sha256
+from thousandfold.stages.episodes import wilson_interval
 
 Axis = Literal["depth", "network", "batch_size"]
 Record = Mapping[str, Any]

@@ -21,12 +21,12 @@ import torch
 
 from benchmarks import depth_study
 from benchmarks.depth_study import ARMS, ROOT
-from models.goal_actor import GoalActor, sample_action
-from pipeline.artifacts import Artifact
-from pipeline.files import write_json_atomic
-from pipeline.runtime import seed_sequence, set_up_torch
-from stages.episodes import Policy, run_episodes
-from stages.networks import load_actor
+from thousandfold.models.goal_actor import GoalActor, sample_action
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.runtime import seed_sequence, set_up_torch
+from thousandfold.stages.episodes import Policy, run_episodes
+from thousandfold.stages.networks import load_actor
 
 RESULT = ROOT / "benchmarks/results/depth_study_sampled.json"
 

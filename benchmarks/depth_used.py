@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.block_stack import LAYERS_PER_BLOCK, BlockStack
-from models.goal_actor import GoalActor
-from pipeline.artifacts import Workspace
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host
-from stages.episodes import run_episodes
-from stages.networks import load_actor, torch_policy
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.networks import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/depth_used.json"

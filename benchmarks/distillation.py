@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import StageContext, describe_host, seed_sequence
-from pipeline.settings import dump_settings
-from pipeline.tracking import NullTracker
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.distill import distill
-from stages.distill.distill import DistillSettings
-from stages.episodes import Episodes, run_episodes
-from stages.networks import load_actor, torch_policy
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import StageContext, describe_host, seed_sequence
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.distill import distill
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.episodes import Episodes, run_episodes
+from thousandfold.stages.networks import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -15,9 +15,9 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from benchmarks.turns import Side
-from envs.compiled_task import CompiledTask
-from envs.goal_env import GoalVectorEnv
-from envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import GoalVectorEnv
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 _ACTION_SETS = 64
 _SETTLING_STEPS = 100  # of each world; an ant or humanoid that acts at random falls within some 40

@@ -24,8 +24,8 @@ from rich.table import Table
 from benchmarks.env_sides import full_step, make_simulator, random_actions
 from benchmarks.learner_speed import merge_cell, spread
 from benchmarks.turns import facts
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task, task_names
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, task_names
 
 _STEPS_A_TURN = 8
 

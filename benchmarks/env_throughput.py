@@ -39,7 +39,7 @@ from benchmarks.env_sides import (
 from benchmarks.learner_speed import merge_cell, spread
 from benchmarks.task_variants import RK4, as_shipped, with_integrator
 from benchmarks.turns import Side, facts, fastest, ratios, take_turns
-from envs.registry import compile_task
+from thousandfold.envs.registry import compile_task
 
 COMPARISONS = ("ant", "humanoid", "growth")
 OWN, OWN_VECTOR = "thousandfold", "thousandfold make_vec"

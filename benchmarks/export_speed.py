@@ -27,22 +27,22 @@ import numpy as np
 import torch
 
 from benchmarks.turns import facts
-from envs.registry import compile_task
-from models.deployable_policy import DeployablePolicy, NormalizedActor
-from models.goal_actor import GoalActor
-from models.onnx_graph import to_onnx
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact, Workspace, atomic_file
-from pipeline.console import Console
-from pipeline.files import write_json_atomic
-from stages.benchmark.loops import TimedCall, back_to_back
-from stages.export_onnx.gate import GateStates, compare_actions, largest_action_error
-from stages.export_onnx.variants import convert
-from stages.export_onnx.writing import PolicyDraft, describe, golden_rows
-from stages.networks import NETWORK_FILE, TrainedActor, load_actor, save_network
-from stages.policy_file.golden import TOLERANCE
-from stages.policy_file.onnx_bytes import split_model
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import DeployablePolicy, NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.onnx_graph import to_onnx
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact, Workspace, atomic_file
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
+from thousandfold.stages.export_onnx.gate import GateStates, compare_actions, largest_action_error
+from thousandfold.stages.export_onnx.variants import convert
+from thousandfold.stages.export_onnx.writing import PolicyDraft, describe, golden_rows
+from thousandfold.stages.networks import NETWORK_FILE, TrainedActor, load_actor, save_network
+from thousandfold.stages.policy_file.golden import TOLERANCE
+from thousandfold.stages.policy_file.onnx_bytes import split_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/export_speed.json"

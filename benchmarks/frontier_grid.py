@@ -20,12 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host
-from stages.frontier.picture import draw_frontier
-from stages.frontier.table import read_table
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host
+from thousandfold.stages.frontier.picture import draw_frontier
+from thousandfold.stages.frontier.table import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "frontier_grid.json"

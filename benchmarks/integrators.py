@@ -26,8 +26,8 @@ from benchmarks.env_sides import full_step, make_simulator, random_actions
 from benchmarks.learner_speed import merge_cell
 from benchmarks.task_variants import RK4, with_integrator
 from benchmarks.turns import facts
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
 
 OWN, SAME_STEP, REFERENCE = "own", "RK4", "reference"
 PAIRS = ((OWN, REFERENCE), (SAME_STEP, REFERENCE), (OWN, SAME_STEP))

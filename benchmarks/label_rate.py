@@ -28,17 +28,17 @@ import torch
 
 from benchmarks.learner_speed import spread
 from benchmarks.turns import facts, ratios
-from envs.registry import compile_task
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.files import write_json_atomic
-from pipeline.runtime import set_up_torch
-from replay.dataset_writer import write_shard
-from stages.dataset.episode_round import EpisodeGroup
-from stages.dataset.labels import LABEL_BATCH, TeacherLabels
-from stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
-from stages.networks import TrainedActor
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.runtime import set_up_torch
+from thousandfold.replay.dataset_writer import write_shard
+from thousandfold.stages.dataset.episode_round import EpisodeGroup
+from thousandfold.stages.dataset.labels import LABEL_BATCH, TeacherLabels
+from thousandfold.stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
+from thousandfold.stages.networks import TrainedActor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/label_rate.json"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.learner_speed_worker import AntDimensions
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host, set_up_torch
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host, set_up_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks/results/learner_memory.json"
@@ -49,12 +49,12 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     """Take a few updates in this process and return what they needed, in bytes."""
     import torch
 
-    from envs.compiled_task import CompiledTask
-    from models.norm_swish import LANES
-    from models.residual_mlp import parameter_count
-    from replay.trajectory_buffer import TransitionBatch
-    from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-    from stages.train_teacher.memory_estimate import activation_estimate
+    from thousandfold.envs.compiled_task import CompiledTask
+    from thousandfold.models.norm_swish import LANES
+    from thousandfold.models.residual_mlp import parameter_count
+    from thousandfold.replay.trajectory_buffer import TransitionBatch
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from thousandfold.stages.train_teacher.memory_estimate import activation_estimate
 
     set_up_torch(1)
     dims, size = AntDimensions(), settings["batch_size"]

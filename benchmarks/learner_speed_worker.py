@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 import numpy as np
 
-from pipeline.errors import SettingsError
-from pipeline.runtime import require_precision, set_up_torch, usable_cpus
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.runtime import require_precision, set_up_torch, usable_cpus
 
 if TYPE_CHECKING:
     from benchmarks.jax_learner import Body
-    from envs.compiled_task import CompiledTask
-    from replay.trajectory_buffer import TransitionBatch
+    from thousandfold.envs.compiled_task import CompiledTask
+    from thousandfold.replay.trajectory_buffer import TransitionBatch
 
 Work = Callable[[], None]
 """What is timed: one call is one update, or one product, complete when it returns."""
@@ -69,7 +69,7 @@ def batch_arrays(size: int) -> list[dict[str, np.ndarray]]:
 def _torch_batches(size: int) -> list[TransitionBatch]:
     import torch
 
-    from replay.trajectory_buffer import TransitionBatch
+    from thousandfold.replay.trajectory_buffer import TransitionBatch
 
     return [
         TransitionBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -148,7 +148,7 @@ def thousandfold_side(
     """Build the product's learner in the published form, which the other sides have at any depth."""
     import torch
 
-    from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
 
     set_up_torch(cell.threads)
     settings = {
@@ -174,7 +174,7 @@ def matmul_side(cell: Cell) -> dict[str, Work]:
     """Build one product of two square matrices by `torch.mm` and, where it is there, by oneDNN."""
     import torch
 
-    from models.dense_products import OneDnnProducts, has_onednn
+    from thousandfold.models.dense_products import OneDnnProducts, has_onednn
 
     set_up_torch(cell.threads)
     generator = torch.Generator().manual_seed(0)

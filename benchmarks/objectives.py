@@ -26,7 +26,7 @@ from benchmarks.distillation import (
     study_parser,
     with_interval,
 )
-from pipeline.artifacts import Artifact
+from thousandfold.pipeline.artifacts import Artifact
 
 OUTPUT = RESULTS / "objectives.json"
 

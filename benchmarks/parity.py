@@ -34,9 +34,9 @@ from benchmarks.parity_measures import (
     visited_states,
 )
 from benchmarks.turns import facts
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task, task_names
-from envs.task import TaskError
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.task import TaskError
 
 _COMPARED = ("displacement", "closest_distance", "at_goal")
 

@@ -14,11 +14,11 @@ import mujoco
 import numpy as np
 from mujoco.batch import Batch
 
-from envs.compiled_task import CompiledTask
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.simulator import Simulator
-from envs.simulators.warp_simulator import WarpSimulator
-from envs.task import Term
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import Simulator
+from thousandfold.envs.simulators.warp_simulator import WarpSimulator
+from thousandfold.envs.task import Term
 
 FREE_BOUND = 1e-4  # of the largest |difference| / (1 + |x|) after one physics step, where nothing touches
 TOUCHING_MEDIAN = 1e-3  # of the same, the median over states in contact

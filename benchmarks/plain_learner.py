@@ -23,7 +23,7 @@ from benchmarks.published import (
     TANH_EPS,
     TARGET_ENTROPY_PER_ACTION,
 )
-from replay.trajectory_buffer import TransitionBatch
+from thousandfold.replay.trajectory_buffer import TransitionBatch
 
 
 class DenseNormSwish(nn.Module):

@@ -18,9 +18,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host
 
 _STUDENT = (
     "success", "success_interval", "episodes", "retention", "retention_interval", "time_at_goal_retention",
@@ -33,7 +33,7 @@ def run_cell(seed: int, preset: str, workspace: Path) -> dict[str, Any]:
     record = workspace / f"seed-{seed}.json"
     if record.exists():
         return json.loads(record.read_text(encoding="utf-8"))
-    command = [sys.executable, "-m", "pipeline", "--workspace", str(workspace / f"seed-{seed}")]
+    command = [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(workspace / f"seed-{seed}")]
     command += ["run", "--preset", preset, "--seed", str(seed), "--json"]
     started = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

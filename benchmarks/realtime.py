@@ -24,15 +24,15 @@ from typing import Any
 import torch
 
 from benchmarks.distillation import RESULTS, Cell, CellBook, make_context
-from envs.registry import compile_task
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.settings import dump_settings
-from stages.benchmark import benchmark
-from stages.export_onnx import export_onnx
-from stages.networks import NETWORK_FILE, save_network
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.stages.benchmark import benchmark
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.networks import NETWORK_FILE, save_network
 
 OUTPUT = RESULTS / "realtime.json"
 TASK, RATE_HZ = "point_u_maze", 1000.0

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.distillation import RESULTS, ROOT, Cell, CellBook, make_dataset, make_student, with_interval
 from benchmarks.short_trainings import TRAININGS, Training, train
-from pipeline.artifacts import Artifact
+from thousandfold.pipeline.artifacts import Artifact
 
 OUTPUT = RESULTS / "retention.json"
 _POINT: Mapping[str, Any] = {

@@ -24,9 +24,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 import thousandfold  # noqa: F401, registers the environments
-from envs.goal_env import GoalVectorEnv
-from envs.registry import environment_id, get_task
-from stages.episodes import wilson_interval
+from thousandfold.envs.goal_env import GoalVectorEnv
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.task_names import environment_id
+from thousandfold.stages.episodes import wilson_interval
 
 _NO_END = 10**12
 _FINAL_SEED = 10**6  # away from those of the evaluations on the way

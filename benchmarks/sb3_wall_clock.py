@@ -32,8 +32,8 @@ from rich.table import Table
 
 from benchmarks.learner_speed import merge_cell
 from benchmarks.turns import facts
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, SB3 = "thousandfold", "SB3 SAC+HER"
@@ -99,7 +99,7 @@ def run_own(task: str, seed: int, limits: Limits, workspace: Path) -> dict[str, 
         "final_episodes": limits.episodes,
         "threads": limits.threads,
     }
-    command = [sys.executable, "-m", "pipeline", "--workspace", str(workspace), "train-teacher"]
+    command = [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(workspace), "train-teacher"]
     command += [*OWN_ARGUMENTS[task], "--seed", str(seed), "--device", "cpu"]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     process = subprocess.Popen(command, cwd=ROOT)

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host, seed_sequence
-from stages.episodes import Episodes, Policy, run_episodes
-from stages.networks import load_actor, torch_policy
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host, seed_sequence
+from thousandfold.stages.episodes import Episodes, Policy, run_episodes
+from thousandfold.stages.networks import load_actor, torch_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "short_trainings.json"
@@ -107,7 +107,7 @@ def train(training: Training, seed: int, workspace: Path) -> Artifact:
     begun = Workspace.resolve(str(workspace)).artifacts("teacher")
     resumable = any(CheckpointFolder(artifact.file("checkpoint")).exists for artifact in begun)
     command = ["train-teacher", "--resume"] if resumable else arguments(training, seed)
-    process = [sys.executable, "-m", "pipeline", "--workspace", str(workspace), *command]
+    process = [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(workspace), *command]
     subprocess.run(process, check=True, cwd=ROOT)
     teacher = _finished(workspace)
     assert teacher is not None

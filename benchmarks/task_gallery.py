@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.scene_rendering import SceneRenderer
-from envs.registry import compile_task, environment_id, task_names
-from pipeline.files import atomic_file, write_atomic
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.task_names import environment_id
+from thousandfold.pipeline.files import atomic_file, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/tasks.md"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import mujoco
 
-from envs.compiled_task import CompiledTask
-from envs.registry import get_task
-from envs.tasks.gymnasium_models import load_gymnasium_model
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
 RK4 = mujoco.mjtIntegrator.mjINT_RK4
 

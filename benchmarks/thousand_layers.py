@@ -17,11 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs/pictures"
@@ -44,7 +44,7 @@ def newest(workspace: Path, kind: str) -> Artifact | None:
 
 def run_stage(workspace: Path, stage: str, *options: str) -> None:
     """Run one command of the pipeline in a workspace."""
-    command = [sys.executable, "-m", "pipeline", "--workspace", str(workspace), stage, *options]
+    command = [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(workspace), stage, *options]
     subprocess.run(command, check=True, cwd=ROOT)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.learner_speed import spread
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host
 
 # Pools of threads spin for some milliseconds after their work, and a side that works ahead has environments
 # under way; the next side waits for both to end.

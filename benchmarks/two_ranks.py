@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learner_speed_worker import AntDimensions, batch_arrays
-from pipeline.distributed import Ranks
-from pipeline.files import write_json_atomic
-from pipeline.manifest import installed_versions
-from pipeline.runtime import describe_host, set_up_torch, usable_cpus
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.runtime import describe_host, set_up_torch, usable_cpus
 
 if TYPE_CHECKING:
-    from stages.train_teacher.learner import ContrastiveLearner
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"one-rank": (1, 1), "two-ranks": (2, 1), "two-ranks-weak": (2, 2)}
@@ -120,7 +120,7 @@ def serve(sizes: dict[str, int]) -> None:
 
 def _learner(ranks: Ranks, sizes: dict[str, int]) -> ContrastiveLearner:
     """Return the learner of a rank."""
-    from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
 
     settings = LearnerSettings(
         depth=sizes["depth"], width=sizes["width"], batch_size=sizes["batch"], actor_goals="random"
@@ -133,7 +133,7 @@ def _rate_of(ranks: Ranks, sizes: dict[str, int]) -> Any:
     """Return a function that computes for about so many seconds and returns the figures of that round."""
     import torch
 
-    from replay.trajectory_buffer import TransitionBatch
+    from thousandfold.replay.trajectory_buffer import TransitionBatch
 
     learner = _learner(ranks, sizes)
     own = ranks.share("batch", sizes["batch"])

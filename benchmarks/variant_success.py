@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.distillation import RESULTS, Cell, CellBook, make_context
-from pipeline.artifacts import Artifact, Workspace
-from stages.export_onnx import export_onnx
-from stages.networks import load_actor
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.networks import load_actor
 
 OUTPUT = RESULTS / "variant_success.json"
 EPISODES = 1024

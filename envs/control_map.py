@@ -8,8 +8,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.object_names import as_written, find_object, object_names
-from envs.task import Command, TaskError
+from thousandfold.envs.object_names import as_written, find_object, object_names
+from thousandfold.envs.task import Command, TaskError
 
 _ACTUATOR = mujoco.mjtObj.mjOBJ_ACTUATOR
 _KINDS = ("range", "switch", "hold")

@@ -22,12 +22,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import TimeLimit
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.scene_rendering import SceneRenderer
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.simulator import StepResult
-from envs.task import GoalTask
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import StepResult
+from thousandfold.envs.task import GoalTask
 
 Observation = Mapping[str, np.ndarray]
 _FRAME_PIXELS = 480

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from envs.task import MazePicture
+from thousandfold.envs.task import MazePicture
 
 _PATCHES_PER_CELL = 8
 

@@ -14,8 +14,13 @@ from functools import cached_property
 import mujoco
 import numpy as np
 
-from envs.distributions import CellPositions, ConcatenatedPositions, PositionDistribution, constant
-from envs.task import EpisodeDistribution, Reset, ScenePicture, TaskError
+from thousandfold.envs.distributions import (
+    CellPositions,
+    ConcatenatedPositions,
+    PositionDistribution,
+    constant,
+)
+from thousandfold.envs.task import EpisodeDistribution, Reset, ScenePicture, TaskError
 
 FREE = "RG."
 """The kinds of cells that are no wall."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import mujoco
 
-from envs.task import TaskError
+from thousandfold.envs.task import TaskError
 
 _OBJECT = mujoco.mjtObj
 

@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Any
 
-from envs.compiled_task import CompiledTask
-from envs.task import CHANGES, GoalTask, TaskError
-from envs.tasks import ant, ant_objects, arm, humanoid, planar, point
-from envs.user_tasks.task_copy import is_copy
-from envs.user_tasks.user_task import compile_user_task, file_stamps, is_task_file, load_user_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.task import CHANGES, GoalTask, TaskError
+from thousandfold.envs.task_names import TASK_NAMES
+from thousandfold.envs.tasks import ant, ant_objects, arm, humanoid, planar, point
+from thousandfold.envs.user_tasks.task_copy import is_copy
+from thousandfold.envs.user_tasks.user_task import (
+    compile_user_task,
+    file_stamps,
+    is_task_file,
+    load_user_task,
+)
 
 _BUILT_IN = (point, ant, ant_objects, humanoid, arm, planar)
 
@@ -24,7 +30,7 @@ def _tasks() -> dict[str, GoalTask]:
 
 def task_names() -> list[str]:
     """Return the names of all built-in tasks."""
-    return list(_tasks())
+    return list(TASK_NAMES)
 
 
 def get_task(name: str) -> GoalTask:
@@ -87,9 +93,3 @@ def reserved_names(page: str) -> list[str]:
     """Return the names that a user's task must not have."""
     # A copy was made when its name was free.
     return [] if is_copy(page) else task_names()
-
-
-def environment_id(name: str) -> str:
-    """Return the Gymnasium id of a task: point_u_maze is ``thousandfold/PointUMaze-v0``."""
-    camel = "".join(word.capitalize() for word in name.split("_"))
-    return f"thousandfold/{camel}-v0"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import mujoco
 import numpy as np
 
-from envs.distributions import GoalsFromStarts, PositionDistribution
+from thousandfold.envs.distributions import GoalsFromStarts, PositionDistribution
 
 MOST_EPISODE_STEPS = 1_000_000
 """control steps of an episode, five hours and a half at 50 Hz: whole episodes are held in memory"""

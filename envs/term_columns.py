@@ -10,9 +10,9 @@ from typing import Any, get_args
 import mujoco
 import numpy as np
 
-from envs.data_fields import FIELDS
-from envs.object_names import as_written, find_object, nearest_hint
-from envs.task import TaskError, Term, Transform
+from thousandfold.envs.data_fields import FIELDS
+from thousandfold.envs.object_names import as_written, find_object, nearest_hint
+from thousandfold.envs.task import TaskError, Term, Transform
 
 ONE_NUMBER = re.compile(r"(?P<object>.+)\[(?P<index>\d+)\]$")
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.compiled_norm_swish import norm_swish
-from models.norm_swish import TORCH_NORM_SWISH, Layer, NormSwish
+from thousandfold.models.compiled_norm_swish import norm_swish
+from thousandfold.models.norm_swish import TORCH_NORM_SWISH, Layer, NormSwish
 
 LAYERS_PER_BLOCK = 4
 

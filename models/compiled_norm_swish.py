@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.dense_products import TORCH_PRODUCTS, DenseProducts, dense_products
-from models.norm_swish import LANES, TORCH_NORM_SWISH, Layer, NormSwish
+from thousandfold.models.dense_products import TORCH_PRODUCTS, DenseProducts, dense_products
+from thousandfold.models.norm_swish import LANES, TORCH_NORM_SWISH, Layer, NormSwish
 
 
 class CompiledNormSwish:
@@ -32,7 +32,7 @@ class CompiledNormSwish:
     """
 
     def __init__(self, width: int, rounded: bool, products: DenseProducts = TORCH_PRODUCTS) -> None:
-        from models.norm_swish_kernels import Compiled
+        from thousandfold.models.norm_swish_kernels import Compiled
 
         self.products = products
         self._compiled = Compiled(width, rounded)

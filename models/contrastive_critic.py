@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.block_stack import Compute
-from models.residual_mlp import NetworkShape, ResidualMLP, apply_rows, dense
+from thousandfold.models.block_stack import Compute
+from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP, apply_rows, dense
 
 EMBEDDING_DIM = 64
 LOGSUMEXP_PENALTY = 0.1

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.goal_actor import Gaussian, GoalActor
+from thousandfold.models.goal_actor import Gaussian, GoalActor
 
 # A number that never varies in the data keeps its scale instead of being divided by nearly nothing.
 MIN_STD = 1e-6

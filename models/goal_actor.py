@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.block_stack import Compute
-from models.residual_mlp import NetworkShape, ResidualMLP, dense
+from thousandfold.models.block_stack import Compute
+from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP, dense
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 TANH_EPS = 1e-6

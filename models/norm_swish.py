@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.dense_products import TORCH_PRODUCTS, DenseProducts
+from thousandfold.models.dense_products import TORCH_PRODUCTS, DenseProducts
 
 LAYER_NORM_EPS = 1e-6
 LANES = 16

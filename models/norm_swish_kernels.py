@@ -14,7 +14,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from models.norm_swish import LANES, LAYER_NORM_EPS
+from thousandfold.models.norm_swish import LANES, LAYER_NORM_EPS
 
 _I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _SHORTS, _INTEGERS, _FLOATS = (ir.VectorType(each, LANES) for each in (_I16, _I32, _F32))

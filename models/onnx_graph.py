@@ -22,10 +22,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from models.block_stack import LAYERS_PER_BLOCK, BlockStack
-from models.deployable_policy import DeployablePolicy, Normalizer
-from models.norm_swish import LAYER_NORM_EPS
-from models.residual_mlp import PlainBlock
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from thousandfold.models.deployable_policy import DeployablePolicy, Normalizer
+from thousandfold.models.norm_swish import LAYER_NORM_EPS
+from thousandfold.models.residual_mlp import PlainBlock
 
 GraphPrecision = Literal["float32", "float16"]
 

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.block_stack import LAYERS_PER_BLOCK, BlockStack, Compute
-from models.norm_swish import LAYER_NORM_EPS
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack, Compute
+from thousandfold.models.norm_swish import LAYER_NORM_EPS
 
 Kind = Literal["residual", "plain"]
 ResidualScale = Literal["none", "inverse_sqrt_blocks", "learned_from_zero"]

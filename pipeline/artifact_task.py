@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from envs.checks.goal_judgement import judge_goals
-from envs.checks.random_rollout import ended_at_once, roll_out, rollout_warnings
-from envs.checks.task_judgement import judge_task
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from envs.task import TaskError
-from envs.user_tasks.task_copy import PAGE_NAME, copy_task, describe_source, read_source
-from envs.user_tasks.task_yaml import shown
-from pipeline.artifacts import Artifact
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, UserError
-from pipeline.runtime import as_user_error
+from thousandfold.envs.checks.goal_judgement import judge_goals
+from thousandfold.envs.checks.random_rollout import ended_at_once, roll_out, rollout_warnings
+from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.task_copy import PAGE_NAME, copy_task, describe_source, read_source
+from thousandfold.envs.user_tasks.task_yaml import shown
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.pipeline.runtime import as_user_error
 
 TASK_FOLDER = "task"
 _JUDGED_GOALS, _CONFIGURATIONS = 8, 500  # goals of training and of evaluation each

@@ -27,14 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import (
+from thousandfold.pipeline.errors import (
     DamagedFileError,
     DamagedRecordError,
     MissingArtifactError,
     WorkspaceError,
     nearest_name,
 )
-from pipeline.files import (
+from thousandfold.pipeline.files import (
     FORMAT_VERSION,
     atomic_file,
     file_sha256,
@@ -45,8 +45,8 @@ from pipeline.files import (
     write_json_atomic,
     write_sealed_json,
 )
-from pipeline.folder_lock import LOCK_FILE, is_locked
-from pipeline.manifest import KINDS, Manifest, Parent, git_state, installed_versions
+from thousandfold.pipeline.folder_lock import LOCK_FILE, is_locked
+from thousandfold.pipeline.manifest import KINDS, Manifest, Parent, git_state, installed_versions
 
 __all__ = [
     "KINDS",

@@ -30,10 +30,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.distributed import Ranks
-from pipeline.errors import DamagedFileError
-from pipeline.files import atomic_file, file_sha256, is_temporary, json_sha256, plain_json, write_json_atomic
-from pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.files import (
+    atomic_file,
+    file_sha256,
+    is_temporary,
+    json_sha256,
+    plain_json,
+    write_json_atomic,
+)
+from thousandfold.pipeline.folder_lock import folder_lock
 
 if TYPE_CHECKING:
     from torch import Tensor

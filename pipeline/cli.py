@@ -7,28 +7,28 @@ from typing import Any
 
 import click
 
-from pipeline.console import printable
-from pipeline.session import Session
+from thousandfold.pipeline.console import printable
+from thousandfold.pipeline.session import Session
 
 COMMANDS = {
-    "run": "stages.chain.command",
-    "train-teacher": "stages.train_teacher.command",
-    "generate-dataset": "stages.dataset.command",
-    "distill": "stages.distill.command",
-    "export-onnx": "stages.export_onnx.command",
-    "benchmark": "stages.benchmark.command",
-    "evaluate": "stages.closed_loop.command",
-    "render": "stages.closed_loop.command",
-    "run-policy": "stages.closed_loop.command",
-    "policy": "stages.policy_file.command",
-    "report": "stages.report.command",
-    "dataset": "stages.dataset.command",
-    "frontier": "stages.frontier.command",
-    "tasks": "stages.tasks.command",
-    "presets": "pipeline.listing",
-    "runs": "pipeline.listing",
-    "info": "pipeline.listing",
-    "ui": "pipeline.ui",
+    "run": "thousandfold.stages.chain.command",
+    "train-teacher": "thousandfold.stages.train_teacher.command",
+    "generate-dataset": "thousandfold.stages.dataset.command",
+    "distill": "thousandfold.stages.distill.command",
+    "export-onnx": "thousandfold.stages.export_onnx.command",
+    "benchmark": "thousandfold.stages.benchmark.command",
+    "evaluate": "thousandfold.stages.closed_loop.command",
+    "render": "thousandfold.stages.closed_loop.command",
+    "run-policy": "thousandfold.stages.closed_loop.command",
+    "policy": "thousandfold.stages.policy_file.command",
+    "report": "thousandfold.stages.report.command",
+    "dataset": "thousandfold.stages.dataset.command",
+    "frontier": "thousandfold.stages.frontier.command",
+    "tasks": "thousandfold.stages.tasks.command",
+    "presets": "thousandfold.pipeline.listing",
+    "runs": "thousandfold.pipeline.listing",
+    "info": "thousandfold.pipeline.listing",
+    "ui": "thousandfold.pipeline.ui",
 }
 """In the order of the chain; a command's function has its name, with underscores."""
 

@@ -27,9 +27,9 @@ import rich.console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import StoppedByUser, UserError
-from pipeline.files import plain_json
-from pipeline.output import lost_output
+from thousandfold.pipeline.errors import StoppedByUser, UserError
+from thousandfold.pipeline.files import plain_json
+from thousandfold.pipeline.output import lost_output
 
 EXTRA_OF_PACKAGE = {
     "gymnasium": "",

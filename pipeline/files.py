@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedRecordError
+from thousandfold.pipeline.errors import DamagedRecordError
 
 FORMAT_VERSION = 2
 """Of sealed files; format 1 had no seals."""

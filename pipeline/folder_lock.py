@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.errors import UserError
+from thousandfold.pipeline.errors import UserError
 
 LOCK_FILE = ".lock"
 SAY_AFTER_S = 5.0

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from pipeline.artifacts import Artifact, DamagedArtifact, Workspace
-from pipeline.console import Console, as_set, figure, short
-from pipeline.manifest import git_state, installed_versions
-from pipeline.session import Session, describe, json_option
-from pipeline.settings import list_presets
+from thousandfold.pipeline.artifacts import Artifact, DamagedArtifact, Workspace
+from thousandfold.pipeline.console import Console, as_set, figure, short
+from thousandfold.pipeline.manifest import git_state, installed_versions
+from thousandfold.pipeline.session import Session, describe, json_option
+from thousandfold.pipeline.settings import list_presets
 
 _HEADLINES = ("success", "retention", "rows", "students")
 

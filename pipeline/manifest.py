@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import DamagedRecordError
-from pipeline.files import json_sha256, read_sealed_json
+from thousandfold.pipeline.errors import DamagedRecordError
+from thousandfold.pipeline.files import json_sha256, read_sealed_json
 
 KINDS = {
     "teacher": "train-teacher",

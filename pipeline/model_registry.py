@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import MissingArtifactError, MissingExtraError, UserError
-from pipeline.files import file_sha256
-from pipeline.tracking_store import mlflow_is_installed, one_line, open_store
+from thousandfold.pipeline.errors import MissingArtifactError, MissingExtraError, UserError
+from thousandfold.pipeline.files import file_sha256
+from thousandfold.pipeline.tracking_store import mlflow_is_installed, one_line, open_store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

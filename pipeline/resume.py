@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from pipeline.artifacts import KINDS, MANIFEST_NAME, Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.distributed import Ranks
-from pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
-from pipeline.folder_lock import is_locked
-from pipeline.settings import StageSettings
+from thousandfold.pipeline.artifacts import KINDS, MANIFEST_NAME, Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
+from thousandfold.pipeline.folder_lock import is_locked
+from thousandfold.pipeline.settings import StageSettings
 
 CHECKPOINT_FOLDER = "checkpoint"
 """Folder of an artifact in training that holds its `CheckpointFolder`."""

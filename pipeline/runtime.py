@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console
-from pipeline.distributed import Ranks
-from pipeline.errors import (
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import (
     DamagedFileError,
     NonFiniteError,
     SettingsError,
@@ -24,10 +24,10 @@ from pipeline.errors import (
     UserError,
     WorkspaceError,
 )
-from pipeline.folder_lock import folder_lock
-from pipeline.settings import StageSettings, dump_settings
-from pipeline.stopping import StopRequest
-from pipeline.tracking import StageRun, Tracker
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.settings import StageSettings, dump_settings
+from thousandfold.pipeline.stopping import StopRequest
+from thousandfold.pipeline.tracking import StageRun, Tracker
 
 Result = TypeVar("Result")
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console, error_boundary
-from pipeline.distributed import Ranks
-from pipeline.errors import MissingArtifactError, SettingsError, UserError
-from pipeline.runtime import StageContext, as_user_error
-from pipeline.settings import (
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console, error_boundary
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import MissingArtifactError, SettingsError, UserError
+from thousandfold.pipeline.runtime import StageContext, as_user_error
+from thousandfold.pipeline.settings import (
     StageSettings,
     dump_settings,
     load_preset,
@@ -26,8 +26,8 @@ from pipeline.settings import (
     resolve_settings,
     settings_to_yaml,
 )
-from pipeline.stopping import interruptible
-from pipeline.tracking import NullTracker, open_tracker
+from thousandfold.pipeline.stopping import interruptible
+from thousandfold.pipeline.tracking import NullTracker, open_tracker
 
 # What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -306,7 +306,7 @@ class Session:
 
     def take(self, kind: str, reference: str | None, of: Artifact | None = None) -> Artifact:
         """Return the artifact named, or the newest completed one of its kind (made from `of`); say which."""
-        from pipeline.artifact_task import warn_of_changed_task  # inside: it imports MuJoCo
+        from thousandfold.pipeline.artifact_task import warn_of_changed_task  # inside: it imports MuJoCo
 
         if reference is not None:
             artifact, why = self.workspace.open(reference, kind), "as asked"
@@ -342,7 +342,7 @@ class Session:
 
 def _require_mujoco_imports() -> None:
     """Raise UserError where MUJOCO_GL keeps MuJoCo from being imported."""
-    from envs.pictures.opengl import MujocoVariableError, check_import
+    from thousandfold.envs.pictures.opengl import MujocoVariableError, check_import
 
     as_user_error(check_import, MujocoVariableError)
 

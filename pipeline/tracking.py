@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import StoppedByUser
-from pipeline.tracking_store import (
+from thousandfold.pipeline.errors import StoppedByUser
+from thousandfold.pipeline.tracking_store import (
     UNTRACKED,
     call_within,
     create_unless_present,

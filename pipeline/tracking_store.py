@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from pipeline.errors import MissingExtraError, UserError
-from pipeline.folder_lock import SAY_AFTER_S, file_lock
-from pipeline.tracking_database import BUSY_S, EXPERIMENT, make_ready, move_along, sqlite_uri
+from thousandfold.pipeline.errors import MissingExtraError, UserError
+from thousandfold.pipeline.folder_lock import SAY_AFTER_S, file_lock
+from thousandfold.pipeline.tracking_database import BUSY_S, EXPERIMENT, make_ready, move_along, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

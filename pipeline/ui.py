@@ -14,12 +14,12 @@ from pathlib import Path
 
 import click
 
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import UserError
-from pipeline.session import Session
-from pipeline.tracking import open_tracker
-from pipeline.tracking_store import open_store, tracking_uri, ui_command
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.session import Session
+from thousandfold.pipeline.tracking import open_tracker
+from thousandfold.pipeline.tracking_store import open_store, tracking_uri, ui_command
 
 _PATIENCE_S = 10.0
 _QUIET = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}

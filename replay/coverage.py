@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from replay.goal_dataset import GoalDataset
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.replay.goal_dataset import GoalDataset
 
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 _BINS_PER_STD = 10

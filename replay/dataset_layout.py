@@ -29,7 +29,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from replay.goal_episode import DatasetError
+from thousandfold.replay.goal_episode import DatasetError
 
 FORMAT_VERSION = 2
 """1: one file without shards and without alternative goals."""

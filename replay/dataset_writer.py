@@ -19,10 +19,10 @@ import h5py
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from envs.compiled_task import CompiledTask
-from envs.goal_env import environment_arguments, goal_spaces
-from envs.registry import environment_id
-from replay.dataset_layout import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import environment_arguments, goal_spaces
+from thousandfold.envs.task_names import environment_id
+from thousandfold.replay.dataset_layout import (
     COLUMNS,
     FORMAT_VERSION,
     METADATA_NAME,
@@ -36,8 +36,8 @@ from replay.dataset_layout import (
     shard_id,
     shards_below,
 )
-from replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
-from replay.hdf5 import writing
+from thousandfold.replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
+from thousandfold.replay.hdf5 import writing
 
 _SHARD_EPISODES = 256
 
@@ -233,8 +233,8 @@ def _environment_spec(task: CompiledTask, reference: str, distribution: str) -> 
     kwargs = {"task": reference, "distribution": distribution, **environment_arguments(task.task)}
     return EnvSpec(
         environment_id(task.name),
-        entry_point="envs.goal_env:GoalEnv",
-        vector_entry_point="envs.goal_env:GoalVectorEnv",
+        entry_point="thousandfold.envs.goal_env:GoalEnv",
+        vector_entry_point="thousandfold.envs.goal_env:GoalVectorEnv",
         max_episode_steps=task.task.episode_steps,
         kwargs=kwargs,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from replay.dataset_layout import (
+from thousandfold.replay.dataset_layout import (
     ALTERNATIVES,
     COLUMNS,
     FORMAT_VERSION,
@@ -26,9 +26,9 @@ from replay.dataset_layout import (
     read_metadata,
     shards_of,
 )
-from replay.dataset_writer import write_goal_dataset
-from replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
-from replay.hdf5 import own_shape, reading
+from thousandfold.replay.dataset_writer import write_goal_dataset
+from thousandfold.replay.goal_episode import DatasetError, DatasetStatistics, GoalEpisode
+from thousandfold.replay.hdf5 import own_shape, reading
 
 __all__ = [
     "DatasetError",

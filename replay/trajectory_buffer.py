@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replay.hindsight import truncated_geometric
+from thousandfold.replay.hindsight import truncated_geometric
 
 # Rejecting rows that are no start needs few rounds; this bound only stops a loop on a memory without any.
 # It is high because a large batch must be complete also where only a few rows in a hundred are a start.

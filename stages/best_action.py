@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.contrastive_critic import paired_energy
-from models.goal_actor import Gaussian
-from pipeline.runtime import torch_seed
-from stages.episodes import Policy
-from stages.networks import TrainedActor
-from stages.teacher_critic import TeacherCritic
+from thousandfold.models.contrastive_critic import paired_energy
+from thousandfold.models.goal_actor import Gaussian
+from thousandfold.pipeline.runtime import torch_seed
+from thousandfold.stages.episodes import Policy
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 _SAMPLE_STREAM = 42
 

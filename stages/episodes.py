@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
@@ -263,7 +263,7 @@ def _with_pseudo_pairs(outcomes: np.ndarray) -> np.ndarray:
 
 def draw_rollouts(path: Path, task: CompiledTask, episodes: Episodes, title: str) -> None:
     """Draw the episodes' paths from above; tasks whose goals have no x and y have no such picture."""
-    from envs.pictures.rendering import draw_paths, has_plan
+    from thousandfold.envs.pictures.rendering import draw_paths, has_plan
 
     if not has_plan(task):
         return

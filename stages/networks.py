@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.compiled_task import CompiledTask
-from envs.model_hash import model_sha256
-from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.artifact_task import load_task
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import load_tensors, save_tensors
-from pipeline.errors import DamagedFileError
-from stages.episodes import Policy
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifact_task import load_task
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.episodes import Policy
 
 NETWORK_FILE = "network.safetensors"
 

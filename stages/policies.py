@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from envs.compiled_task import CompiledTask
-from envs.model_hash import model_sha256
-from pipeline.artifact_task import load_task
-from pipeline.artifacts import Artifact
-from pipeline.errors import SettingsError
-from stages.episodes import Policy
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.pipeline.artifact_task import load_task
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.stages.episodes import Policy
 
 
 def load_policy(
@@ -31,19 +31,19 @@ def load_policy(
     if teacher_samples > 1 and source.kind != "teacher":
         raise SettingsError(f"teacher_samples {teacher_samples}: a {source.kind} has no critic to choose.")
     if source.kind == "policy":
-        from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
+        from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 
         source.verify()
         policy, task = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task), load_task(source)
         policy.expect_model(model_sha256(task.model))
         return task, policy
-    from pipeline.runtime import resolve_device
-    from stages.networks import load_actor, torch_policy
+    from thousandfold.pipeline.runtime import resolve_device
+    from thousandfold.stages.networks import load_actor, torch_policy
 
     trained, place = load_actor(source), resolve_device(device)
     if teacher_samples > 1:
-        from stages.best_action import best_action_policy
-        from stages.teacher_critic import load_critic
+        from thousandfold.stages.best_action import best_action_policy
+        from thousandfold.stages.teacher_critic import load_critic
 
         critic = load_critic(source)
         policy = best_action_policy(trained, critic, teacher_samples, seed, place, scale=sample_scale)

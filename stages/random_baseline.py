@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from pipeline.artifacts import Artifact
-from pipeline.console import Console
-from stages.episodes import run_episodes, wilson_interval
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.console import Console
+from thousandfold.stages.episodes import run_episodes, wilson_interval
 
 _RECORD = ("random_success", "random_success_interval", "random_episodes")
 

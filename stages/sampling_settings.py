@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from pipeline.settings import StageSettings
+from thousandfold.pipeline.settings import StageSettings
 
 
 class SamplingSettings(StageSettings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.settings import StageSettings
+from thousandfold.pipeline.settings import StageSettings
 
 KIND_OF_SECTION = {
     "train_teacher": "teacher",
@@ -16,12 +16,12 @@ SECTIONS = tuple(KIND_OF_SECTION)
 
 
 def _settings_classes() -> dict[str, type[StageSettings]]:
-    from stages.benchmark import benchmark
-    from stages.dataset import generate_dataset
-    from stages.distill import distill
-    from stages.export_onnx import export_onnx
-    from stages.report import report
-    from stages.train_teacher import train_teacher
+    from thousandfold.stages.benchmark import benchmark
+    from thousandfold.stages.dataset import generate_dataset
+    from thousandfold.stages.distill import distill
+    from thousandfold.stages.export_onnx import export_onnx
+    from thousandfold.stages.report import report
+    from thousandfold.stages.train_teacher import train_teacher
 
     return {
         "train_teacher": train_teacher.TrainTeacherSettings,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
-from models.tensor_state import strip_prefix
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import load_tensors
-from pipeline.errors import DamagedFileError
-from stages.networks import NETWORK_FILE, shape_of
-from stages.train_teacher.learner import LearnerSettings
+from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
+from thousandfold.models.tensor_state import strip_prefix
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.networks import NETWORK_FILE, shape_of
+from thousandfold.stages.train_teacher.learner import LearnerSettings
 
 
 @dataclass(frozen=True)

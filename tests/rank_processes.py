@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-from pipeline.distributed import Ranks
+from thousandfold.pipeline.distributed import Ranks
 
 _LIMIT_S = 120.0
 

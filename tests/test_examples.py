@@ -10,12 +10,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.checks.goal_judgement import GoalJudgement, judge_goals
-from envs.checks.random_rollout import roll_out, rollout_warnings
-from envs.checks.task_judgement import judge_task
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task, task_names
-from envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.checks.goal_judgement import GoalJudgement, judge_goals
+from thousandfold.envs.checks.random_rollout import roll_out, rollout_warnings
+from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGES = sorted(EXAMPLES.rglob("*.yaml"))

@@ -6,7 +6,6 @@ import ast
 import graphlib
 import importlib
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.cli import COMMANDS, cli
+from thousandfold.pipeline.cli import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ground", "models", "envs", "replay", "pipeline", "stages")
@@ -27,7 +26,7 @@ ALLOWED = {
     "replay": {"replay", "envs", "ground"},
     "pipeline": {"pipeline", "replay", "envs", "models", "ground"},
     "stages": {"stages", "pipeline", "replay", "envs", "models", "ground"},
-    "thousandfold": {"envs"},
+    "thousandfold": {"thousandfold", "envs"},
 }
 # A stage hands on artifacts, not code: these are imported by commands and by what runs several stages alone.
 STAGES = {
@@ -73,7 +72,7 @@ class Import:
 def local_modules(root: Path) -> dict[str, Path]:
     """Map dotted names of the product's modules to their files."""
     paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
-    paths += [path for path in [root / "thousandfold.py"] if path.exists()]
+    paths += (root / "thousandfold").glob("*.py")
     names = {path: path.relative_to(root).with_suffix("").parts for path in paths}
     return {".".join(p[:-1] if p[-1] == "__init__" else p): path for path, p in names.items()}
 
@@ -84,6 +83,12 @@ def group_of(module: str) -> str | None:
     return top if top in ALLOWED else None
 
 
+def local(module: str) -> str:
+    """Return a module's name as its folder has it: what is installed is `thousandfold` alone."""
+    folder = module.removeprefix("thousandfold.")
+    return folder if folder.partition(".")[0] in PACKAGES else module
+
+
 def imports_of(name: str, path: Path, known: dict[str, Path]) -> list[Import]:
     """Return the imports of a module: relative ones resolved, `from a import b` as `a.b` if a module."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
@@ -91,10 +96,10 @@ def imports_of(name: str, path: Path, known: dict[str, Path]) -> list[Import]:
 
     def visit(node: ast.AST, at_load: bool) -> None:
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, node.lineno, at_load) for alias in node.names)
+            found.extend(Import(local(alias.name), node.lineno, at_load) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*start, *([node.module] if node.module else [])])
+            source = local(".".join([*start, *([node.module] if node.module else [])]))
             for alias in node.names:
                 full = f"{source}.{alias.name}"
                 found.append(Import(full if full in known else source, node.lineno, at_load))
@@ -201,14 +206,20 @@ def test_every_import_follows_the_rules():
     assert violations(ROOT) == []
 
 
-def test_every_package_is_listed_for_installation():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    present = {
-        ".".join(init.parent.relative_to(ROOT).parts)
-        for package in PACKAGES
-        for init in (ROOT / package).rglob("__init__.py")
-    }
-    assert set(listed) == present
+def test_every_folder_is_linked_into_the_package_that_is_installed():
+    for folder in PACKAGES:
+        assert (ROOT / "thousandfold" / folder).readlink() == Path("..", folder)
+        inits = {path.parent for path in (ROOT / folder).rglob("*.py")}
+        assert all((folder / "__init__.py").is_file() for folder in inits)
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "benchmarks"])
+def test_no_folder_is_imported_by_its_bare_name(folder: str):
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not {name.partition(".")[0] for name in names} & set(PACKAGES), (path, names)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -249,7 +260,7 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
             "def f():\n    from ..train_teacher.train_teacher import run",
             "does not import another stage",
         ),
-        ("stages/episodes.py", "import thousandfold", "stages may not use thousandfold"),
+        ("stages/episodes.py", "from thousandfold import registration", "stages may not use thousandfold"),
         ("stages/tasks/command.py", "from stages import episodes", "imports its stage when it is called"),
         ("pipeline/cli.py", "import mlflow.tracking", "pipeline.cli must load without it"),
         (
@@ -276,7 +287,7 @@ def test_a_forbidden_arrow_is_caught(tmp_path: Path, path: str, text: str, reaso
         "stages/episodes.py": "",
         "models/actor.py": "from models import blocks",
         "models/blocks.py": "",
-        "thousandfold.py": "",
+        "thousandfold/registration.py": "",
     }
     found = violations(write_tree(tmp_path, {**others, path: text}))
     assert found and reason in found[0], found

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.term_columns import TermResolver
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.term_columns import TermResolver
 
 _PLANE, _FREE = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtJoint.mjJNT_FREE)
 _NO_CONTACT = int(mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT)

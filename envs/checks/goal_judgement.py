@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from envs.checks.goal_reach import GoalReach, ReachReport
-from envs.compiled_task import CompiledTask
-from envs.data_fields import quaternion_columns
-from envs.mujoco_log import quiet_mujoco
-from envs.task import TaskError, Term
-from envs.term_columns import TermColumns, TermResolver, label_of
-from envs.user_tasks.task_yaml import task_place
+from thousandfold.envs.checks.goal_reach import GoalReach, ReachReport
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.data_fields import quaternion_columns
+from thousandfold.envs.mujoco_log import quiet_mujoco
+from thousandfold.envs.task import TaskError, Term
+from thousandfold.envs.term_columns import TermColumns, TermResolver, label_of
+from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _MORE_THAN_POSITIONS = "the goal is more than a matter of positions"
 _NO_QUATERNIONS = (

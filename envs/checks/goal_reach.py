@@ -18,11 +18,11 @@ from functools import cached_property
 import mujoco
 import numpy as np
 
-from envs.checks.floor_reach import FloorReach
-from envs.checks.maze_reach import MazeReach
-from envs.compiled_task import CompiledTask
-from envs.task import Term
-from envs.term_columns import TermResolver, read_terms
+from thousandfold.envs.checks.floor_reach import FloorReach
+from thousandfold.envs.checks.maze_reach import MazeReach
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.task import Term
+from thousandfold.envs.term_columns import TermResolver, read_terms
 
 _OF_CONFIGURATION = {"qpos", "xpos", "xquat", "site_xpos", "cinert", "sensordata"}
 _STARTS, _ITERATIONS = 3, 25

@@ -7,8 +7,8 @@ from functools import cache
 import mujoco
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.mazes import path_lengths, wall_runs
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.mazes import path_lengths, wall_runs
 
 _PADDING = 2  # cells around the layout: free ones, for a maze that can be left, and a wall around them
 

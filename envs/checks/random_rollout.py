@@ -9,11 +9,11 @@ from functools import partial
 import mujoco
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.object_names import object_names
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.term_columns import label_of
-from envs.user_tasks.task_yaml import task_place
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.object_names import object_names
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.term_columns import label_of
+from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _OFTEN, _SMALL_SPAN = 0.1, 0.15
 _EPISODES_AWAY, _SHORT = 3.0, 3

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.mujoco_log import quiet_mujoco
-from envs.object_names import object_name, object_names
-from envs.start_states import STATE
-from envs.task import Term
-from envs.user_tasks.task_yaml import task_place
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.mujoco_log import quiet_mujoco
+from thousandfold.envs.object_names import object_name, object_names
+from thousandfold.envs.start_states import STATE
+from thousandfold.envs.task import Term
+from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _OBJECT = mujoco.mjtObj
 _STARTS = 12  # looked at, of each episode distribution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
+from thousandfold.envs.compiled_task import CompiledTask
 
 
 def goal_positions(task: CompiledTask, goals: np.ndarray) -> np.ndarray | None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.goal_positions import goal_positions
-from envs.task import MazePicture, TaskError
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.goal_positions import goal_positions
+from thousandfold.envs.task import MazePicture, TaskError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,12 +16,12 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike
 
-from envs.compiled_task import CompiledTask
-from envs.mujoco_log import compile_spec
-from envs.object_names import find_object
-from envs.pictures.goal_positions import goal_positions
-from envs.pictures.opengl import NoOpenGLError, open_context
-from envs.pictures.scene_style import SUN, apply_style, light_scene, show_hidden_bodies
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.mujoco_log import compile_spec
+from thousandfold.envs.object_names import find_object
+from thousandfold.envs.pictures.goal_positions import goal_positions
+from thousandfold.envs.pictures.opengl import NoOpenGLError, open_context
+from thousandfold.envs.pictures.scene_style import SUN, apply_style, light_scene, show_hidden_bodies
 
 _EXTRA_GEOMS = 1000  # what MuJoCo adds of its own, and what is added here
 _TRAIL_PIECES, _TRAIL_WIDTH, _TRAIL_COLOUR = 200, 0.0025, (0.95, 0.55, 0.15, 0.9)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.simulators.simulator import Simulator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.simulators.simulator import Simulator
 
 
 def make_simulator(
@@ -26,10 +26,10 @@ def make_simulator(
         deterministic: on CUDA, as `WarpSimulator` takes it; the CPU's simulator always is.
     """
     if device == "cpu":
-        from envs.simulators.cpu_simulator import CpuSimulator
+        from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
         return CpuSimulator(task, num_worlds, seed=seed, distribution=distribution, num_threads=num_threads)
-    from envs.simulators.warp_simulator import WarpSimulator
+    from thousandfold.envs.simulators.warp_simulator import WarpSimulator
 
     return WarpSimulator(
         task, num_worlds, seed=seed, distribution=distribution, device=device, deterministic=deterministic

@@ -9,10 +9,16 @@ import mujoco
 import numpy as np
 from mujoco import batch as mujoco_batch
 
-from envs.compiled_task import CompiledTask
-from envs.mujoco_log import quiet_mujoco
-from envs.simulators.kinematics import kinematic_model
-from envs.simulators.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.mujoco_log import quiet_mujoco
+from thousandfold.envs.simulators.kinematics import kinematic_model
+from thousandfold.envs.simulators.simulator import (
+    Simulator,
+    StepResult,
+    checked_state,
+    pack_generator,
+    unpack_generator,
+)
 
 _COUNT = 1  # a warning is (last info, count)
 _NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import mujoco
 
-from envs.data_fields import FIELDS
+from thousandfold.envs.data_fields import FIELDS
 
 _SENSOR, _DISABLE = mujoco.mjtSensor, mujoco.mjtDisableBit
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
+from thousandfold.envs.compiled_task import CompiledTask
 
 
 class StepResult(NamedTuple):

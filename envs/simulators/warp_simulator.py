@@ -18,13 +18,19 @@ wp.config.log_level = max(wp.config.log_level, wp.LOG_ERROR)
 
 import mujoco_warp  # noqa: E402
 
-from envs.compiled_task import CompiledTask  # noqa: E402
-from envs.simulators.simulator import Simulator, StepResult, checked_state, pack_generator, unpack_generator  # noqa: E402
-from envs.simulators.start_pool import StartPool  # noqa: E402
-from envs.simulators.warp_contacts import match_contacts  # noqa: E402
-from envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
-from envs.start_states import STATE  # noqa: E402
-from envs.task import TaskError  # noqa: E402
+from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
+from thousandfold.envs.simulators.simulator import (  # noqa: E402
+    Simulator,
+    StepResult,
+    checked_state,
+    pack_generator,
+    unpack_generator,
+)
+from thousandfold.envs.simulators.start_pool import StartPool  # noqa: E402
+from thousandfold.envs.simulators.warp_contacts import match_contacts  # noqa: E402
+from thousandfold.envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
+from thousandfold.envs.start_states import STATE  # noqa: E402
+from thousandfold.envs.task import TaskError  # noqa: E402
 
 Array = torch.Tensor | np.ndarray
 

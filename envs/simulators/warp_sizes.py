@@ -15,8 +15,8 @@ import mujoco_warp
 import numpy as np
 from mujoco.batch import Batch
 
-from envs.compiled_task import CompiledTask
-from envs.mujoco_log import quiet_mujoco
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.mujoco_log import quiet_mujoco
 
 _MARGIN = 2  # times what the warm-up saw
 _SMALLEST_NCONMAX, _SMALLEST_NJMAX = 48, 64  # what mujoco_warp takes for small models

@@ -7,10 +7,10 @@ from functools import partial
 
 import mujoco
 
-from envs.distributions import CellPositions, RingPositions
-from envs.mazes import LAYOUTS, GoalsByPathLength, add_walls, maze_episodes, maze_scene
-from envs.task import EpisodeDistribution, GoalTask, MazePicture, ScenePicture, SuccessRegion
-from envs.tasks import ant_model
+from thousandfold.envs.distributions import CellPositions, RingPositions
+from thousandfold.envs.mazes import LAYOUTS, GoalsByPathLength, add_walls, maze_episodes, maze_scene
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, MazePicture, ScenePicture, SuccessRegion
+from thousandfold.envs.tasks import ant_model
 
 CELL_SIZE_M = 4.0
 WALL_HEIGHT_M = 2.0

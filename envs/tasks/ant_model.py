@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import mujoco
 
-from envs.task import EarlyEnd, Reset, Term
-from envs.tasks.gymnasium_models import load_gymnasium_model
+from thousandfold.envs.task import EarlyEnd, Reset, Term
+from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
 FLOOR, OBSTACLE = 1, 2
 """Contact bits: what meets the floor, and what meets walls, balls and blocks."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import mujoco
 import numpy as np
 
-from envs.distributions import BoxPositions, MixedPositions, RingPositions
-from envs.mazes import add_walls, maze_scene
-from envs.task import EpisodeDistribution, GoalTask, MazePicture, ScenePicture, Term
-from envs.tasks import ant_model
-from envs.tasks.ant import ant
+from thousandfold.envs.distributions import BoxPositions, MixedPositions, RingPositions
+from thousandfold.envs.mazes import add_walls, maze_scene
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, MazePicture, ScenePicture, Term
+from thousandfold.envs.tasks import ant_model
+from thousandfold.envs.tasks.ant import ant
 
 BALL_RADIUS_M = 0.5
 BALL_DENSITY = 1.0  # kg/m³, which makes 0.52 kg: the ant, of 0.91 kg, can push it

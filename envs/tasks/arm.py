@@ -11,8 +11,16 @@ from pathlib import Path
 
 import mujoco
 
-from envs.distributions import AffineGoals, BoxPositions, GoalsFromStarts, PositionDistribution
-from envs.task import Command, EpisodeDistribution, GoalTask, Reset, ScenePicture, SuccessRegion, Term
+from thousandfold.envs.distributions import AffineGoals, BoxPositions, GoalsFromStarts, PositionDistribution
+from thousandfold.envs.task import (
+    Command,
+    EpisodeDistribution,
+    GoalTask,
+    Reset,
+    ScenePicture,
+    SuccessRegion,
+    Term,
+)
 
 PANDA_XML = Path(__file__).parents[1] / "assets" / "panda.xml"
 CONTROL_DT_S = 0.05

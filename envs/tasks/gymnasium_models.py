@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import mujoco
 
-from envs.task import TaskError
+from thousandfold.envs.task import TaskError
 
 
 def load_gymnasium_model(name: str) -> mujoco.MjSpec:

@@ -7,9 +7,9 @@ from functools import partial
 
 import mujoco
 
-from envs.distributions import ConcatenatedPositions, RingPositions, constant
-from envs.mazes import LAYOUTS, add_walls, maze_episodes, maze_scene
-from envs.task import (
+from thousandfold.envs.distributions import ConcatenatedPositions, RingPositions, constant
+from thousandfold.envs.mazes import LAYOUTS, add_walls, maze_episodes, maze_scene
+from thousandfold.envs.task import (
     EarlyEnd,
     EpisodeDistribution,
     GoalTask,
@@ -19,7 +19,7 @@ from envs.task import (
     SuccessRegion,
     Term,
 )
-from envs.tasks.gymnasium_models import load_gymnasium_model
+from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
 FLOOR, OBSTACLE = 1, 2
 """Contact bits: what meets the floor, and what meets walls."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from envs.distributions import (
+from thousandfold.envs.distributions import (
     BoxPositions,
     ConcatenatedPositions,
     PositionDistribution,
     RingPositions,
     constant,
 )
-from envs.task import EpisodeDistribution, GoalTask, Reset, ScenePicture, SuccessRegion, Term
-from envs.tasks.gymnasium_models import load_gymnasium_model
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, ScenePicture, SuccessRegion, Term
+from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
 _INTEGRATOR = (
     mujoco.mjtIntegrator.mjINT_IMPLICITFAST

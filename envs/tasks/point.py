@@ -6,9 +6,9 @@ from functools import partial
 
 import mujoco
 
-from envs.distributions import CellPositions
-from envs.mazes import LAYOUTS, add_walls, cells, maze_scene
-from envs.task import EpisodeDistribution, GoalTask, MazePicture, Reset, SuccessRegion, Term
+from thousandfold.envs.distributions import CellPositions
+from thousandfold.envs.mazes import LAYOUTS, add_walls, cells, maze_scene
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, MazePicture, Reset, SuccessRegion, Term
 
 CELL_SIZE_M = 1.0
 SUCCESS_RADIUS_M = 0.3 * CELL_SIZE_M

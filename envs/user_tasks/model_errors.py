@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envs.user_tasks.task_yaml import shown
+from thousandfold.envs.user_tasks.task_yaml import shown
 
 _NO_LINE = ", line 0"
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envs.task import TaskError
-from envs.user_tasks.task_yaml import shown
-from ground.plain_files import in_bytes, read_plain, require_plain
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.task_yaml import shown
+from thousandfold.ground.plain_files import in_bytes, read_plain, require_plain
 
 MOST_COPIES = 10_000
 """Elements that replicate, flexcomp and attach make: 2 s of MuJoCo's time, which grows as their square."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from envs.object_names import object_name
-from envs.task import Command, TaskError
+from thousandfold.envs.object_names import object_name
+from thousandfold.envs.task import Command, TaskError
 
 
 def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:

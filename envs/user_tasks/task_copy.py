@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import mujoco
 
-from envs.compiled_task import CompiledTask
-from envs.model_hash import model_sha256
-from envs.task import TaskError
-from envs.user_tasks.task_yaml import read_page, shown
-from envs.user_tasks.user_task import compile_user_task, model_files
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.task_yaml import read_page, shown
+from thousandfold.envs.user_tasks.user_task import compile_user_task, model_files
 
 PAGE_NAME, SOURCE_NAME, MODEL_FOLDER = "task.yaml", "source.json", "model"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from envs.task import TaskError
-from ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml_nodes
-from ground.plain_files import read_plain
+from thousandfold.envs.task import TaskError
+from thousandfold.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml_nodes
+from thousandfold.ground.plain_files import read_plain
 
 Location = Sequence[str | int]
 """How to get to an entry: keys of mappings and indices of lists, such as ``("observation", 1, "field")``."""

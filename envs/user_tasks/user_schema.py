@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import pydantic
 from pydantic import Field
 
-from envs.mazes import LAYOUTS
-from envs.object_names import nearest_hint
-from envs.task import MOST_EPISODE_STEPS, TaskError
-from envs.user_tasks.task_yaml import Location, Page
+from thousandfold.envs.mazes import LAYOUTS
+from thousandfold.envs.object_names import nearest_hint
+from thousandfold.envs.task import MOST_EPISODE_STEPS, TaskError
+from thousandfold.envs.user_tasks.task_yaml import Location, Page
 
 Entry = TypeVar("Entry")
 Numbers = Annotated[list[float], Field(min_length=1)]

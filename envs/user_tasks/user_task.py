@@ -12,9 +12,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.control_map import ControlMap
-from envs.distributions import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.control_map import ControlMap
+from thousandfold.envs.distributions import (
     BoxPositions,
     CellPositions,
     ConcatenatedPositions,
@@ -23,11 +23,11 @@ from envs.distributions import (
     RingPositions,
     constant,
 )
-from envs.mazes import add_walls, cells
-from envs.mujoco_log import compile_spec, quiet_mujoco
-from envs.object_names import find_object, object_name, object_names
-from envs.start_states import StartStates, require_whole_state
-from envs.task import (
+from thousandfold.envs.mazes import add_walls, cells
+from thousandfold.envs.mujoco_log import compile_spec, quiet_mujoco
+from thousandfold.envs.object_names import find_object, object_name, object_names
+from thousandfold.envs.start_states import StartStates, require_whole_state
+from thousandfold.envs.task import (
     Command,
     EarlyEnd,
     EpisodeDistribution,
@@ -39,12 +39,12 @@ from envs.task import (
     TaskError,
     Term,
 )
-from envs.term_columns import TermResolver
-from envs.user_tasks import user_schema as schema
-from envs.user_tasks.model_errors import with_place
-from envs.user_tasks.model_limits import require_modest
-from envs.user_tasks.position_targets import position_targets
-from envs.user_tasks.task_yaml import Location, Page, read_page, shown
+from thousandfold.envs.term_columns import TermResolver
+from thousandfold.envs.user_tasks import user_schema as schema
+from thousandfold.envs.user_tasks.model_errors import with_place
+from thousandfold.envs.user_tasks.model_limits import require_modest
+from thousandfold.envs.user_tasks.position_targets import position_targets
+from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
 
 SUFFIXES = (".yaml", ".yml")
 _KINDS = {

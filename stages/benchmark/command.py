@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.session import CommonOptions, Session, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 
 @click.command()
@@ -12,12 +12,12 @@ from pipeline.session import CommonOptions, Session, stage_command
 @stage_command
 def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
     """Measure the policy's latency on one thread, back to back and at its control rate."""
-    from stages.benchmark import benchmark as stage
+    from thousandfold.stages.benchmark import benchmark as stage
 
     settings = common.resolve(stage.BenchmarkSettings, "benchmark")
     if not session.starts(common, "benchmark", settings):
         return
-    from stages.policy_file.source import find_policy
+    from thousandfold.stages.policy_file.source import find_policy
 
     place = find_policy(session.workspace, policy)
     if place.artifact is not None and place.artifact.name == place.name:

@@ -1,6 +1,6 @@
 """What `stages.benchmark.fresh_process` starts: opens a policy, calls it, prints as JSON what that took.
 
-    python -m stages.benchmark.fresh_probe POLICY_FILE SPAWNED_NS
+    python -m thousandfold.stages.benchmark.fresh_probe POLICY_FILE SPAWNED_NS
 
 SPAWNED_NS is the parent's `time.monotonic_ns()` at the start; the clock is the machine's, not the process's.
 Everything that a robot need not import is imported late, so that it does not count.
@@ -26,7 +26,7 @@ def probe(path: Path, spawned_ns: int, started_ns: int) -> dict[str, Any]:
     """
     import numpy as np
 
-    from stages.policy_file.onnx_policy import OnnxPolicy
+    from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
     imported_ns = time.monotonic_ns()
     policy = OnnxPolicy(path)
@@ -51,7 +51,7 @@ def _middle(elements: Any) -> list[float]:
 
 
 def _memory(policy: Any, rows: list[Any]) -> dict[str, int | None]:
-    from stages.benchmark.memory_use import heap_growth, python_bytes, resident_bytes
+    from thousandfold.stages.benchmark.memory_use import heap_growth, python_bytes, resident_bytes
 
     def step() -> None:
         policy.step(*rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -11,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
-_MODULE = "stages.benchmark.fresh_probe"
+_MODULE = "thousandfold.stages.benchmark.fresh_probe"
 STEPS = ("interpreter_s", "import_s", "session_s", "first_call_s")
 
 
@@ -37,11 +35,9 @@ def start_afresh(policy: Path, times: int) -> dict[str, Any]:
 
 
 def _start(policy: Path) -> dict[str, Any]:
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    # -P: a folder named `stages` where the user stands is none of ours.
+    # -P: whatever lies in the current folder is not imported.
     command = [sys.executable, "-P", "-m", _MODULE, str(policy.absolute()), str(time.monotonic_ns())]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"a fresh process could not start {policy}: {last}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.benchmark.loops import Clock, TimedCall, summarize
+from thousandfold.stages.benchmark.loops import Clock, TimedCall, summarize
 
 _MAX_SLICES = 60
 _SLICES_PER_SECOND = 4

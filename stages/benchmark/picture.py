@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.pictures import INK, PALETTE, SOFT, draw_latency_histogram, house_figure
-from stages.benchmark.paced_loop import PacedPair, PacedTiming, joined
-from stages.benchmark.results import Measured
+from thousandfold.pipeline.pictures import INK, PALETTE, SOFT, draw_latency_histogram, house_figure
+from thousandfold.stages.benchmark.paced_loop import PacedPair, PacedTiming, joined
+from thousandfold.stages.benchmark.results import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from stages.benchmark.host import describe_realtime
-from stages.benchmark.loops import summarize
-from stages.benchmark.paced_loop import PacedPair, PacedTiming, joined, summarize_paced
-from stages.benchmark.roofline import roofline
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.benchmark.host import describe_realtime
+from thousandfold.stages.benchmark.loops import summarize
+from thousandfold.stages.benchmark.paced_loop import PacedPair, PacedTiming, joined, summarize_paced
+from thousandfold.stages.benchmark.roofline import roofline
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 DEFINITIONS = {
     "latency": "from observation and goal as NumPy rows to action and control as NumPy rows",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.benchmark.loops import TimedCall, collector_at_rest, summarize
+from thousandfold.stages.benchmark.loops import TimedCall, collector_at_rest, summarize
 
 BYTES_OF_A_WEIGHT = {"float32": 4, "float16": 2, "int8": 1}
 

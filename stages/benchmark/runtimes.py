@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import UserError
-from stages.benchmark.loops import Step
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.benchmark.loops import Step
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 if TYPE_CHECKING:
-    from models.deployable_policy import DeployablePolicy, InputLimits
+    from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits
 
 TORCH, INDUCTOR, NUMPY = "torch eager", "AOTInductor", "numpy"
 RUNTIMES = (TORCH, NUMPY, INDUCTOR)
@@ -89,7 +89,7 @@ def _absent(package: str) -> bool:
 
 def _source_network(policy: OnnxPolicy, artifact: Artifact | None, workspace: Workspace) -> DeployablePolicy:
     """Return the network that the file was exported from. Raises UserError where it is gone or another."""
-    from stages.networks import load_actor
+    from thousandfold.stages.networks import load_actor
 
     role = policy.metadata.role
     if artifact is None:
@@ -107,7 +107,7 @@ def _limits(policy: OnnxPolicy) -> InputLimits:
     """Return what the file clips its inputs to."""
     import torch
 
-    from models.deployable_policy import InputLimits
+    from thousandfold.models.deployable_policy import InputLimits
 
     inputs = policy.metadata.inputs
     limits = {
@@ -121,7 +121,7 @@ def _limits(policy: OnnxPolicy) -> InputLimits:
 def _open(
     found: OtherRuntimes, module: DeployablePolicy, stack: contextlib.ExitStack, *, inductor: bool
 ) -> None:
-    from stages.benchmark import torch_runtimes
+    from thousandfold.stages.benchmark import torch_runtimes
 
     stack.enter_context(torch_runtimes.one_thread())
     found.steps[TORCH] = torch_runtimes.torch_step(module)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.console import Console
-from stages.benchmark.loops import PERCENTILES
+from thousandfold.pipeline.console import Console
+from thousandfold.stages.benchmark.loops import PERCENTILES
 
 
 def show_report(report: Mapping[str, Any], name: str, console: Console) -> None:

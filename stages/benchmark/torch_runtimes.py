@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.block_stack import LAYERS_PER_BLOCK, BlockStack
-from models.deployable_policy import DeployablePolicy
-from models.norm_swish import LAYER_NORM_EPS
-from models.residual_mlp import PlainBlock, ResidualMLP
-from stages.benchmark.loops import Step
-from stages.benchmark.numpy_network import Block, Head, Layer, NumpyPolicy
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.models.norm_swish import LAYER_NORM_EPS
+from thousandfold.models.residual_mlp import PlainBlock, ResidualMLP
+from thousandfold.stages.benchmark.loops import Step
+from thousandfold.stages.benchmark.numpy_network import Block, Head, Layer, NumpyPolicy
 
 
 @contextlib.contextmanager

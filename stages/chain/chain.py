@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from envs.registry import get_task
-from pipeline.artifacts import MANIFEST_NAME, Artifact
-from pipeline.console import figure, short
-from pipeline.errors import (
+from thousandfold.envs.registry import get_task
+from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact
+from thousandfold.pipeline.console import figure, short
+from thousandfold.pipeline.errors import (
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
@@ -22,12 +22,12 @@ from pipeline.errors import (
     TargetMissedError,
     nearest_name,
 )
-from pipeline.files import FORMAT_VERSION, read_sealed_json, write_sealed_json
-from pipeline.runtime import StageContext
-from pipeline.session import CommonOptions
-from pipeline.settings import StageSettings, dump_settings, split_overrides
-from pipeline.tracking_store import UNTRACKED
-from stages.stage_settings import KIND_OF_SECTION, SECTIONS, _settings_classes, settings_by_kind
+from thousandfold.pipeline.files import FORMAT_VERSION, read_sealed_json, write_sealed_json
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.session import CommonOptions
+from thousandfold.pipeline.settings import StageSettings, dump_settings, split_overrides
+from thousandfold.pipeline.tracking_store import UNTRACKED
+from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS, _settings_classes, settings_by_kind
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _take_kept_task(record: ChainRecord, runs: Path) -> None:
     Raises:
         SettingsError: there is no copy yet, and the file is gone.
     """
-    from pipeline.artifact_task import own_task
+    from thousandfold.pipeline.artifact_task import own_task
 
     settings, teacher = record.settings["train_teacher"], runs / (record.teacher or "")
     if record.teacher and (teacher / MANIFEST_NAME).is_file():
@@ -185,12 +185,12 @@ class _Chain:
 
     def run(self, min_success: float | None = None) -> dict[str, Artifact]:
         """Run the stages that are not done; return the artifacts of all."""
-        from stages.benchmark import benchmark
-        from stages.dataset import generate_dataset
-        from stages.distill import distill
-        from stages.export_onnx import export_onnx
-        from stages.report import report
-        from stages.train_teacher import train_teacher
+        from thousandfold.stages.benchmark import benchmark
+        from thousandfold.stages.dataset import generate_dataset
+        from thousandfold.stages.distill import distill
+        from thousandfold.stages.export_onnx import export_onnx
+        from thousandfold.stages.report import report
+        from thousandfold.stages.train_teacher import train_teacher
 
         ended_by: BaseException | None = None
         try:
@@ -297,7 +297,7 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
         "report": f"{page['bytes'] / 2**20:.1f} MiB",
     }
-    from stages.random_baseline import no_better_than_random
+    from thousandfold.stages.random_baseline import no_better_than_random
 
     for section in reached:
         if no_better_than_random(made[section].manifest.results):

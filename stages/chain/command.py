@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.errors import SettingsError
-from pipeline.session import CommonOptions, Session, describe, stage_command
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.session import CommonOptions, Session, describe, stage_command
 
 
 @click.command()
@@ -41,7 +41,7 @@ def run(
 
     --set takes the stage too: --set train_teacher.depth=32.
     """
-    from stages.chain.chain import resolve_chain, resume_chain, start_chain
+    from thousandfold.stages.chain.chain import resolve_chain, resume_chain, start_chain
 
     if min_success is not None and not 0 <= min_success <= 1:  # NaN is not
         raise SettingsError(f"--min-success must be between 0 and 1 (got {min_success:g}).")

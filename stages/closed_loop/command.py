@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from pipeline.errors import SettingsError
-from pipeline.runtime import as_user_error
-from pipeline.session import CommonOptions, Session, json_option, one_of_three, stage_command
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.runtime import as_user_error
+from thousandfold.pipeline.session import CommonOptions, Session, json_option, one_of_three, stage_command
 
 
 @click.command("run-policy")
@@ -47,8 +47,8 @@ def run_policy(
     own. A miss is a tick whose action was not there one period later.
     """
     with session.open():
-        from stages.closed_loop import run_policy as stage
-        from stages.policy_file.source import open_source
+        from thousandfold.stages.closed_loop import run_policy as stage
+        from thousandfold.stages.policy_file.source import open_source
 
         settings = stage.RunPolicySettings(goal=None if goal is None else parse_goal(goal), **flags)
         source = open_source(session.workspace, policy, task, any_model=any_model)
@@ -79,7 +79,7 @@ def evaluate(
     **flags: Any,
 ) -> None:
     """Run fresh closed-loop episodes of a policy, a student or a teacher."""
-    from stages.closed_loop import evaluate as stage
+    from thousandfold.stages.closed_loop import evaluate as stage
 
     settings = common.resolve(stage.EvaluateSettings, "evaluate", flags)
     if not session.starts(common, "evaluate", settings):
@@ -102,10 +102,10 @@ def render(
     **flags: Any,
 ) -> None:
     """Draw closed-loop episodes, the goal included, as a video and a strip of key frames."""
-    from envs.pictures.opengl import NoOpenGLError, check_variable
+    from thousandfold.envs.pictures.opengl import NoOpenGLError, check_variable
 
     as_user_error(check_variable, NoOpenGLError)  # before MuJoCo is imported, which it would break
-    from stages.closed_loop import render as stage
+    from thousandfold.stages.closed_loop import render as stage
 
     settings = common.resolve(stage.RenderSettings, "render", flags)
     if not session.starts(common, "render", settings):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pydantic
 
-from envs.compiled_task import CompiledTask
-from envs.task import TaskError
-from pipeline.artifacts import Artifact
-from pipeline.runtime import StageContext, as_user_error, seed_sequence
-from pipeline.settings import MOST_EPISODES
-from stages.episodes import Episodes, draw_rollouts, run_episodes
-from stages.policies import load_policy
-from stages.random_baseline import random_record, warn_of_chance
-from stages.sampling_settings import SamplingSettings
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.task import TaskError
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import StageContext, as_user_error, seed_sequence
+from thousandfold.pipeline.settings import MOST_EPISODES
+from thousandfold.stages.episodes import Episodes, draw_rollouts, run_episodes
+from thousandfold.stages.policies import load_policy
+from thousandfold.stages.random_baseline import random_record, warn_of_chance
+from thousandfold.stages.sampling_settings import SamplingSettings
 
 _EPISODE_STREAM = 41
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.pictures.live_viewer import LiveViewer
-from envs.simulators.cpu_simulator import CpuSimulator
-from stages.closed_loop.pacing import Pacer
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.envs.pictures.live_viewer import LiveViewer
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.stages.closed_loop.pacing import Pacer
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 NEXT_KEY = "N"
 _FRAME_NS = 1_000_000_000 // 60

@@ -12,17 +12,17 @@ import numpy as np
 import pydantic
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.opengl import NoOpenGLError
-from envs.pictures.scene_rendering import SceneRenderer
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.task import MOST_EPISODE_STEPS, TaskError
-from pipeline.artifacts import Artifact, atomic_file
-from pipeline.console import Progress
-from pipeline.runtime import StageContext, as_user_error, seed_sequence
-from pipeline.settings import StageSettings
-from stages.episodes import Policy
-from stages.policies import load_policy
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.opengl import NoOpenGLError
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.task import MOST_EPISODE_STEPS, TaskError
+from thousandfold.pipeline.artifacts import Artifact, atomic_file
+from thousandfold.pipeline.console import Progress
+from thousandfold.pipeline.runtime import StageContext, as_user_error, seed_sequence
+from thousandfold.pipeline.settings import StageSettings
+from thousandfold.stages.episodes import Policy
+from thousandfold.stages.policies import load_policy
 
 VIDEO_FILE = "episodes.mp4"
 STRIP_FILE = "strip.png"

@@ -13,17 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.live_viewer import LiveViewer, NoScreenError
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.task import TaskError
-from pipeline.console import Console
-from pipeline.errors import SettingsError, UserError
-from pipeline.runtime import as_user_error, seed_sequence
-from stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded
-from stages.closed_loop.pacing import Pacer
-from stages.episodes import Episodes, join_rounds, run_round
-from stages.policy_file.source import PolicySource
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.live_viewer import LiveViewer, NoScreenError
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.task import TaskError
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import SettingsError, UserError
+from thousandfold.pipeline.runtime import as_user_error, seed_sequence
+from thousandfold.stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded
+from thousandfold.stages.closed_loop.pacing import Pacer
+from thousandfold.stages.episodes import Episodes, join_rounds, run_round
+from thousandfold.stages.policy_file.source import PolicySource
 
 DEFAULT_EPISODES = 10
 

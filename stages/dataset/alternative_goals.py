@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from replay.goal_dataset import GoalEpisode
-from replay.hindsight import truncated_geometric
-from stages.dataset.labels import TeacherLabels
+from thousandfold.replay.goal_dataset import GoalEpisode
+from thousandfold.replay.hindsight import truncated_geometric
+from thousandfold.stages.dataset.labels import TeacherLabels
 
 
 def add_alternatives(

@@ -14,8 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import DamagedFileError, UserError
-from replay.hdf5 import MOST_UNPACKED, read_numbers, reading
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.replay.hdf5 import MOST_UNPACKED, read_numbers, reading
 
 _HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf", ".he5")
 _MOST_NAMES = 30

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.console import figure
-from pipeline.session import CommonOptions, Session, describe, json_option, stage_command
+from thousandfold.pipeline.console import figure
+from thousandfold.pipeline.session import CommonOptions, Session, describe, json_option, stage_command
 
 _FACTS = (
     "episodes", "rows", "success", "success_interval", "success_by_noise", "alternative_goals", "coverage",
@@ -27,7 +27,7 @@ def dataset() -> None:
 def info(session: Session, name: str | None) -> None:
     """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
     with session.open(mujoco=True):
-        from stages.dataset.table import describe_shards, find_damage, other_damage
+        from thousandfold.stages.dataset.table import describe_shards, find_damage, other_damage
 
         workspace = session.workspace
         artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset", option="its name")
@@ -60,7 +60,7 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
 def merge(session: Session, datasets: tuple[str, ...]) -> None:
     """Make one dataset of several of the same task and teacher."""
     with session.open(mujoco=True):
-        from stages.dataset import merge_datasets as stage
+        from thousandfold.stages.dataset import merge_datasets as stage
 
         found = [session.workspace.open(name, "dataset") for name in datasets]
         session.report(stage.run(session.context, found))
@@ -88,7 +88,7 @@ def merge(session: Session, datasets: tuple[str, ...]) -> None:
 @stage_command
 def import_(session: Session, common: CommonOptions, source: str, teacher: str | None, **flags: Any) -> None:
     """Label SOURCE with a teacher: a Minari dataset (folder or id), or a file as of OGBench or D4RL."""
-    from stages.dataset import import_dataset as stage
+    from thousandfold.stages.dataset import import_dataset as stage
 
     settings = common.resolve(stage.ImportDatasetSettings, "import_dataset", flags)
     if not session.starts(common, "import_dataset", settings):
@@ -117,7 +117,7 @@ def generate_dataset(
     session: Session, common: CommonOptions, teacher: str | None, resume: str | None, **flags: Any
 ) -> None:
     """Record the teacher's episodes, with its mean and log-std in every row, as a Minari dataset."""
-    from stages.dataset import generate_dataset as stage
+    from thousandfold.stages.dataset import generate_dataset as stage
 
     if resume is not None:
         stored, dataset, source = stage.find_resumable(

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.maze_coverage import MazeCoverage
-from pipeline.files import atomic_file
-from pipeline.pictures import PALETTE
-from replay.goal_dataset import GoalDataset
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.maze_coverage import MazeCoverage
+from thousandfold.pipeline.files import atomic_file
+from thousandfold.pipeline.pictures import PALETTE
+from thousandfold.replay.goal_dataset import GoalDataset
 
 _WALL = "#8C96A3"
 _BINS = 80

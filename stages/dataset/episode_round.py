@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.simulators.cpu_simulator import CpuSimulator
-from replay.goal_dataset import GoalEpisode
-from stages.dataset.labels import LabelledAction
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.replay.goal_dataset import GoalEpisode
+from thousandfold.stages.dataset.labels import LabelledAction
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError
-from pipeline.runtime import as_user_error
-from replay.dataset_layout import METADATA_NAME, NAMESPACE, ROWS_NAME, dataset_id, read_metadata
-from replay.goal_dataset import DatasetError, GoalDataset, load_shards
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.runtime import as_user_error
+from thousandfold.replay.dataset_layout import METADATA_NAME, NAMESPACE, ROWS_NAME, dataset_id, read_metadata
+from thousandfold.replay.goal_dataset import DatasetError, GoalDataset, load_shards
 
 MINARI_FOLDER = "minari"
 """Folder of a dataset artifact that MINARI_DATASETS_PATH is set to, to read it with `minari.load_dataset`."""
@@ -163,7 +163,7 @@ def _pack(path: Path, data: GoalDataset, stamps: Mapping[str, list[int] | None])
     """Write a dataset as one file of tensors, each with a checksum, beside the stamps of its own files."""
     import torch
 
-    from pipeline.checkpoint import save_tensors
+    from thousandfold.pipeline.checkpoint import save_tensors
 
     columns = {name: value for name, value in vars(data).items() if name != "metadata"}
     checks = {name: _checksum(column) for name, column in columns.items()}
@@ -175,7 +175,7 @@ def _pack(path: Path, data: GoalDataset, stamps: Mapping[str, list[int] | None])
 
 def _unpack(path: Path, stamps: Mapping[str, list[int] | None]) -> GoalDataset | None:
     """Return what was packed; None where there is nothing, nothing whole, or other stamps."""
-    from pipeline.checkpoint import load_tensors
+    from thousandfold.pipeline.checkpoint import load_tensors
 
     if not path.is_file():
         return None

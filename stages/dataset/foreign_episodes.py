@@ -30,11 +30,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import DamagedFileError, UserError, unknown_name
-from replay.dataset_layout import METADATA_NAME, ROWS_NAME, shards_of
-from replay.goal_episode import DatasetError
-from replay.hdf5 import read_numbers, reading
-from stages.dataset.column_file import is_column_file, read_columns
+from thousandfold.pipeline.errors import DamagedFileError, UserError, unknown_name
+from thousandfold.replay.dataset_layout import METADATA_NAME, ROWS_NAME, shards_of
+from thousandfold.replay.goal_episode import DatasetError
+from thousandfold.replay.hdf5 import read_numbers, reading
+from thousandfold.stages.dataset.column_file import is_column_file, read_columns
 
 ENDS = ("terminals", "terminations", "terminated", "dones", "done", "timeouts", "truncations", "truncated")
 """Names of flags that mark an episode's last row; an episode ends where any of them says so."""

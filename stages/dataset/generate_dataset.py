@@ -18,24 +18,24 @@ from typing import Any
 
 import pydantic
 
-from pipeline.artifact_task import keep_task, own_task, task_record
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import DamagedFileError, LostRankError, StoppedByUser
-from pipeline.folder_lock import folder_lock
-from pipeline.resume import find_parent, find_unfinished, require_unfinished, still_unfinished
-from pipeline.runtime import StageContext, StageWork, cpu_share, resolve_device, set_up_torch
-from pipeline.stopping import stop_on_interrupt
-from replay.dataset_layout import is_whole, shards_below
-from replay.dataset_writer import remove_leftovers, write_shard
-from stages.dataset.episode_round import EpisodeGroup
-from stages.dataset.files import MINARI_FOLDER
-from stages.dataset.label_strength import require_strength
-from stages.dataset.labels import LabelSettings
-from stages.dataset.results import UNSTABLE, complete_dataset
-from stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
-from stages.networks import load_actor
-from stages.teacher_critic import load_critic
-from stages.train_teacher.memory_estimate import require_rollout_memory
+from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import DamagedFileError, LostRankError, StoppedByUser
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.resume import find_parent, find_unfinished, require_unfinished, still_unfinished
+from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, resolve_device, set_up_torch
+from thousandfold.pipeline.stopping import stop_on_interrupt
+from thousandfold.replay.dataset_layout import is_whole, shards_below
+from thousandfold.replay.dataset_writer import remove_leftovers, write_shard
+from thousandfold.stages.dataset.episode_round import EpisodeGroup
+from thousandfold.stages.dataset.files import MINARI_FOLDER
+from thousandfold.stages.dataset.label_strength import require_strength
+from thousandfold.stages.dataset.labels import LabelSettings
+from thousandfold.stages.dataset.results import UNSTABLE, complete_dataset
+from thousandfold.stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
+from thousandfold.stages.networks import load_actor
+from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.train_teacher.memory_estimate import require_rollout_memory
 
 CHANGEABLE_ON_RESUME: tuple[str, ...] = ()
 """Nothing: on another device, or with other threads, the last bits of the labels would change under way."""

@@ -11,29 +11,35 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from envs.compiled_task import CompiledTask
-from pipeline.artifact_task import keep_task, own_task, task_record
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.files import file_sha256
-from pipeline.runtime import StageContext, resolve_device, seed_sequence, set_up_torch, torch_seed
-from replay.dataset_writer import write_shard
-from replay.goal_dataset import GoalEpisode
-from stages.dataset.alternative_goals import add_alternatives
-from stages.dataset.files import MINARI_FOLDER
-from stages.dataset.foreign_episodes import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.files import file_sha256
+from thousandfold.pipeline.runtime import (
+    StageContext,
+    resolve_device,
+    seed_sequence,
+    set_up_torch,
+    torch_seed,
+)
+from thousandfold.replay.dataset_writer import write_shard
+from thousandfold.replay.goal_dataset import GoalEpisode
+from thousandfold.stages.dataset.alternative_goals import add_alternatives
+from thousandfold.stages.dataset.files import MINARI_FOLDER
+from thousandfold.stages.dataset.foreign_episodes import (
     BadEpisode,
     ForeignDataset,
     ForeignEpisode,
     GoalChoice,
     read_foreign,
 )
-from stages.dataset.label_strength import require_strength
-from stages.dataset.labels import LabelSettings, TeacherLabels
-from stages.dataset.results import complete_dataset
-from stages.networks import TrainedActor, load_actor
-from stages.teacher_critic import load_critic
-from stages.train_teacher.memory_estimate import free_bytes
+from thousandfold.stages.dataset.label_strength import require_strength
+from thousandfold.stages.dataset.labels import LabelSettings, TeacherLabels
+from thousandfold.stages.dataset.results import complete_dataset
+from thousandfold.stages.networks import TrainedActor, load_actor
+from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.train_teacher.memory_estimate import free_bytes
 
 DISTRIBUTION = "imported"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pipeline.console import Console
-from pipeline.errors import SettingsError
-from pipeline.runtime import seed_sequence
-from stages.best_action import best_action_policy
-from stages.dataset.labels import LabelSettings
-from stages.episodes import Episodes, retention, run_episodes
-from stages.networks import TrainedActor, torch_policy
-from stages.teacher_critic import TeacherCritic
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.stages.best_action import best_action_policy
+from thousandfold.stages.dataset.labels import LabelSettings
+from thousandfold.stages.episodes import Episodes, retention, run_episodes
+from thousandfold.stages.networks import TrainedActor, torch_policy
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 TRIAL_EPISODES = 256
 _TRIAL_STREAM = 44

@@ -9,13 +9,13 @@ import pydantic
 import torch
 from torch import Tensor
 
-from models.goal_actor import Gaussian
-from pipeline.errors import NonFiniteError
-from pipeline.settings import MOST_THREADS
-from stages.best_action import best_mean
-from stages.networks import TrainedActor
-from stages.sampling_settings import SamplingSettings
-from stages.teacher_critic import TeacherCritic
+from thousandfold.models.goal_actor import Gaussian
+from thousandfold.pipeline.errors import NonFiniteError
+from thousandfold.pipeline.settings import MOST_THREADS
+from thousandfold.stages.best_action import best_mean
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.sampling_settings import SamplingSettings
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 LABEL_BATCH = 2048
 """Rows of a forward pass. Larger ones are no faster on a CPU: their activations leave its caches."""

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.compiled_task import CompiledTask
-from pipeline.artifact_task import keep_task, load_task, task_record
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.runtime import StageContext, as_user_error
-from pipeline.settings import StageSettings
-from replay.dataset_layout import NAMESPACE, ROWS_NAME, file_sha256, read_metadata
-from replay.dataset_writer import adopt_shard
-from replay.goal_dataset import DatasetError
-from stages.dataset.files import MINARI_FOLDER, shard_folders, verify_dataset
-from stages.dataset.results import complete_dataset
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.pipeline.artifact_task import keep_task, load_task, task_record
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.runtime import StageContext, as_user_error
+from thousandfold.pipeline.settings import StageSettings
+from thousandfold.replay.dataset_layout import NAMESPACE, ROWS_NAME, file_sha256, read_metadata
+from thousandfold.replay.dataset_writer import adopt_shard
+from thousandfold.replay.goal_dataset import DatasetError
+from thousandfold.stages.dataset.files import MINARI_FOLDER, shard_folders, verify_dataset
+from thousandfold.stages.dataset.results import complete_dataset
 
 
 class MergeDatasetsSettings(StageSettings):

@@ -6,18 +6,18 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from envs.compiled_task import CompiledTask
-from pipeline.artifact_task import own_task
-from pipeline.artifacts import Artifact
-from pipeline.runtime import StageContext, StageWork, as_user_error
-from replay.coverage import measure_coverage
-from replay.dataset_layout import NAMESPACE, dataset_id, read_metadata, shards_below
-from replay.dataset_writer import write_view
-from replay.goal_dataset import DatasetError, DatasetStatistics, GoalDataset, load_goal_dataset
-from stages.dataset.coverage_picture import draw_coverage, maze_coverage
-from stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
-from stages.episodes import wilson_interval
-from stages.random_baseline import warn_of_chance
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.pipeline.artifact_task import own_task
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import StageContext, StageWork, as_user_error
+from thousandfold.replay.coverage import measure_coverage
+from thousandfold.replay.dataset_layout import NAMESPACE, dataset_id, read_metadata, shards_below
+from thousandfold.replay.dataset_writer import write_view
+from thousandfold.replay.goal_dataset import DatasetError, DatasetStatistics, GoalDataset, load_goal_dataset
+from thousandfold.stages.dataset.coverage_picture import draw_coverage, maze_coverage
+from thousandfold.stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
+from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.random_baseline import warn_of_chance
 
 UNSTABLE = "unstable_episodes"
 """What a shard's metadata calls the episodes that it lacks because their physics diverged."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.simulators.cpu_simulator import CpuSimulator
-from pipeline.runtime import seed_sequence, torch_seed
-from replay.goal_dataset import GoalEpisode
-from stages.dataset.alternative_goals import add_alternatives
-from stages.dataset.episode_round import EpisodeGroup, RoundRecord
-from stages.dataset.labels import TeacherLabels
-from stages.networks import TrainedActor
-from stages.teacher_critic import TeacherCritic
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.runtime import seed_sequence, torch_seed
+from thousandfold.replay.goal_dataset import GoalEpisode
+from thousandfold.stages.dataset.alternative_goals import add_alternatives
+from thousandfold.stages.dataset.episode_round import EpisodeGroup, RoundRecord
+from thousandfold.stages.dataset.labels import TeacherLabels
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 """Maps observations (n, observation_dim), goals (n, goal_dim), the teacher's actions (n, action_dim) and a

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
-from replay.dataset_layout import NAMESPACE, is_whole, read_metadata, shards_below
-from replay.goal_dataset import DatasetError
-from stages.dataset.files import MINARI_FOLDER, shard_folders
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.replay.dataset_layout import NAMESPACE, is_whole, read_metadata, shards_below
+from thousandfold.replay.goal_dataset import DatasetError
+from thousandfold.stages.dataset.files import MINARI_FOLDER, shard_folders
 
 
 def find_damage(dataset: Artifact) -> dict[Path, str]:

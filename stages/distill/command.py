@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import MissingArtifactError
-from pipeline.session import CommonOptions, Session, stage_command
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import MissingArtifactError
+from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 
 @click.command()
@@ -42,7 +42,7 @@ def distill(
     **flags: Any,
 ) -> None:
     """Distil a teacher into a student of a few layers."""
-    from stages.distill import distill as stage
+    from thousandfold.stages.distill import distill as stage
 
     if resume is not None:
         stored, student, source, data = stage.find_resumable(
@@ -68,7 +68,7 @@ def take_dataset(
     session: Session, common: CommonOptions, teacher: Artifact, reference: str | None
 ) -> Artifact:
     """Return the dataset named, or the teacher's newest; where it has none, make one by the preset."""
-    from stages.dataset import generate_dataset
+    from thousandfold.stages.dataset import generate_dataset
 
     try:
         return session.take("dataset", reference, of=teacher)

@@ -18,19 +18,25 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifact_task import own_task, task_record
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError
-from pipeline.runtime import as_user_error, torch_seed
-from replay.goal_dataset import DatasetError, GoalDataset, dataset_id, load_goal_dataset, write_goal_dataset
-from stages.dataset.episode_round import EpisodeGroup
-from stages.dataset.rollout import Act, LabelledRollout, RolloutPlan
-from stages.distill.imitation import ImitationRows
-from stages.distill.settings import DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.episodes import Policy
-from stages.networks import TrainedActor, torch_policy
-from stages.teacher_critic import TeacherCritic
+from thousandfold.pipeline.artifact_task import own_task, task_record
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.runtime import as_user_error, torch_seed
+from thousandfold.replay.goal_dataset import (
+    DatasetError,
+    GoalDataset,
+    dataset_id,
+    load_goal_dataset,
+    write_goal_dataset,
+)
+from thousandfold.stages.dataset.episode_round import EpisodeGroup
+from thousandfold.stages.dataset.rollout import Act, LabelledRollout, RolloutPlan
+from thousandfold.stages.distill.imitation import ImitationRows
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.episodes import Policy
+from thousandfold.stages.networks import TrainedActor, torch_policy
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 ROUNDS_FOLDER = "rounds"
 _ROUND_STREAM = 15

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import parameter_count
-from pipeline.artifact_task import keep_task
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
-from pipeline.resume import (
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import parameter_count
+from thousandfold.pipeline.artifact_task import keep_task
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.pipeline.resume import (
     CONTINUED,
     checkpoint_of,
     continued_by,
@@ -31,19 +31,30 @@ from pipeline.resume import (
     still_unfinished,
     stored_settings,
 )
-from pipeline.runtime import StageContext, StageWork, resolve_device, seed_sequence, set_up_torch, torch_seed
-from pipeline.stopping import stop_on_interrupt
-from replay.goal_dataset import GoalDataset
-from stages.dataset.files import SKIPPED, load_dataset
-from stages.distill.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
-from stages.distill.episode_cache import TeacherEpisodes
-from stages.distill.imitation import split_rows
-from stages.distill.results import complete_student, teachers_closing_episodes
-from stages.distill.settings import CHANGEABLE_ON_RESUME, CHANGEABLE_WHEN_COMPLETED, DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.networks import TrainedActor, load_actor, torch_policy
-from stages.teacher_critic import TeacherCritic, load_critic
-from stages.train_teacher.memory_estimate import require_student_memory
+from thousandfold.pipeline.runtime import (
+    StageContext,
+    StageWork,
+    resolve_device,
+    seed_sequence,
+    set_up_torch,
+    torch_seed,
+)
+from thousandfold.pipeline.stopping import stop_on_interrupt
+from thousandfold.replay.goal_dataset import GoalDataset
+from thousandfold.stages.dataset.files import SKIPPED, load_dataset
+from thousandfold.stages.distill.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
+from thousandfold.stages.distill.episode_cache import TeacherEpisodes
+from thousandfold.stages.distill.imitation import split_rows
+from thousandfold.stages.distill.results import complete_student, teachers_closing_episodes
+from thousandfold.stages.distill.settings import (
+    CHANGEABLE_ON_RESUME,
+    CHANGEABLE_WHEN_COMPLETED,
+    DistillSettings,
+)
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.networks import TrainedActor, load_actor, torch_policy
+from thousandfold.stages.teacher_critic import TeacherCritic, load_critic
+from thousandfold.stages.train_teacher.memory_estimate import require_student_memory
 
 __all__ = ["DistillSettings", "changeable", "find_resumable", "rehearse", "run"]
 _SPLIT_STREAM, _INITIALISATION_STREAM = 11, 12

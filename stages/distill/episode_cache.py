@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.compiled_task import CompiledTask
-from envs.simulators.cpu_simulator import CpuSimulator
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import load_tensors, save_tensors
-from pipeline.errors import DamagedFileError
-from pipeline.files import json_sha256
-from pipeline.runtime import StageContext
-from stages.episodes import Episodes, EpisodeStream, Policy
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.files import json_sha256
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.episodes import Episodes, EpisodeStream, Policy
 
 
 class TeacherEpisodes(EpisodeStream):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.goal_actor import Gaussian
-from pipeline.errors import UserError
-from replay.goal_dataset import GoalDataset
+from thousandfold.models.goal_actor import Gaussian
+from thousandfold.pipeline.errors import UserError
+from thousandfold.replay.goal_dataset import GoalDataset
 
 Objective = Literal["kl", "mse", "critic"]
 Critic = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps observations, actions and goals to energies, (batch,): see `stages.teacher_critic.TeacherCritic`."""
+"""Maps observations, actions and goals to energies, (batch,): see `TeacherCritic`."""
 
 _SMALLEST_SPREAD = 1e-6
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.rendering import draw_arrows
-from pipeline.files import write_json_atomic
-from stages.episodes import MAX_WORLDS, Episodes, EpisodeStream, retention
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.rendering import draw_arrows
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.stages.episodes import MAX_WORLDS, Episodes, EpisodeStream, retention
 
 FAILURES_FILE, FAILURES_PICTURE = "failures.json", "failures.png"
 _MARGIN = 1.1

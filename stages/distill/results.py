@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.deployable_policy import NormalizedActor
-from models.residual_mlp import parameter_count
-from pipeline.artifact_task import task_record
-from pipeline.artifacts import Artifact
-from pipeline.console import figure
-from pipeline.files import write_json_atomic
-from pipeline.pictures import draw_learning_curve
-from pipeline.resume import CHECKPOINT_FOLDER
-from pipeline.runtime import StageContext, StageWork, seed_sequence
-from stages.distill.episode_cache import TeacherEpisodes
-from stages.distill.paired_evaluation import (
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.residual_mlp import parameter_count
+from thousandfold.pipeline.artifact_task import task_record
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.console import figure
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.pictures import draw_learning_curve
+from thousandfold.pipeline.resume import CHECKPOINT_FOLDER
+from thousandfold.pipeline.runtime import StageContext, StageWork, seed_sequence
+from thousandfold.stages.distill.episode_cache import TeacherEpisodes
+from thousandfold.stages.distill.paired_evaluation import (
     FAILURES_FILE,
     FAILURES_PICTURE,
     PairedEpisodes,
     run_pairs,
     write_failures,
 )
-from stages.distill.settings import DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.episodes import EpisodeStream, draw_rollouts
-from stages.networks import NETWORK_FILE, TrainedActor, save_network, torch_policy
-from stages.random_baseline import random_record, warn_of_chance
-from stages.training_progress import HISTORY_FILE
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.episodes import EpisodeStream, draw_rollouts
+from thousandfold.stages.networks import NETWORK_FILE, TrainedActor, save_network, torch_policy
+from thousandfold.stages.random_baseline import random_record, warn_of_chance
+from thousandfold.stages.training_progress import HISTORY_FILE
 
 _FINAL_STREAM = 14
 _DRAWN_PATHS = 32

@@ -6,10 +6,10 @@ from typing import Literal
 
 import pydantic
 
-from models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape
-from pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
-from stages.distill.imitation import Objective
-from stages.distill.paired_evaluation import EpisodeBudget
+from thousandfold.models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape
+from thousandfold.pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
+from thousandfold.stages.distill.imitation import Objective
+from thousandfold.stages.distill.paired_evaluation import EpisodeBudget
 
 CHANGEABLE_ON_RESUME = frozenset(
     {

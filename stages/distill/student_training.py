@@ -12,17 +12,27 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import Gaussian
-from models.tensor_state import load_moments, moments_of, strip_prefix
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.runtime import require_finite, seed_sequence, torch_seed
-from pipeline.settings import dump_settings
-from stages.distill.imitation import Critic, ImitationBatch, ImitationRows, critic_guided_loss, imitation_loss
-from stages.distill.settings import CHANGEABLE_ON_RESUME, CHANGEABLE_WHEN_COMPLETED, DistillSettings
-from stages.episodes import Episodes, run_episodes
-from stages.networks import TrainedActor, torch_policy
-from stages.training_progress import StudentProgress
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import Gaussian
+from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.runtime import require_finite, seed_sequence, torch_seed
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.stages.distill.imitation import (
+    Critic,
+    ImitationBatch,
+    ImitationRows,
+    critic_guided_loss,
+    imitation_loss,
+)
+from thousandfold.stages.distill.settings import (
+    CHANGEABLE_ON_RESUME,
+    CHANGEABLE_WHEN_COMPLETED,
+    DistillSettings,
+)
+from thousandfold.stages.episodes import Episodes, run_episodes
+from thousandfold.stages.networks import TrainedActor, torch_policy
+from thousandfold.stages.training_progress import StudentProgress
 
 _BATCH_STREAM, _VALIDATION_STREAM = 16, 13
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.session import CommonOptions, Session, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 
 @click.command("export-onnx")
@@ -13,7 +13,7 @@ from pipeline.session import CommonOptions, Session, stage_command
 @stage_command
 def export_onnx(session: Session, common: CommonOptions, student: str | None, teacher: str | None) -> None:
     """Write the policy as one ONNX file, checked against torch before it counts as done."""
-    from stages.export_onnx import export_onnx as stage
+    from thousandfold.stages.export_onnx import export_onnx as stage
 
     settings = common.resolve(stage.ExportOnnxSettings, "export_onnx")
     if not session.starts(common, "export_onnx", settings):

@@ -9,15 +9,15 @@ from typing import Any
 
 import pydantic
 
-from models.deployable_policy import DeployablePolicy
-from models.onnx_graph import to_onnx
-from pipeline.artifact_task import keep_task
-from pipeline.artifacts import Artifact, atomic_file
-from pipeline.errors import MissingArtifactError, UserError
-from pipeline.runtime import StageContext, StageWork, as_user_error, resolve_device
-from pipeline.settings import MOST_EPISODES, StageSettings
-from stages.episodes import Episodes
-from stages.export_onnx.gate import (
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.models.onnx_graph import to_onnx
+from thousandfold.pipeline.artifact_task import keep_task
+from thousandfold.pipeline.artifacts import Artifact, atomic_file
+from thousandfold.pipeline.errors import MissingArtifactError, UserError
+from thousandfold.pipeline.runtime import StageContext, StageWork, as_user_error, resolve_device
+from thousandfold.pipeline.settings import MOST_EPISODES, StageSettings
+from thousandfold.stages.episodes import Episodes
+from thousandfold.stages.export_onnx.gate import (
     ActionError,
     GateStates,
     add_dataset_states,
@@ -25,15 +25,15 @@ from stages.export_onnx.gate import (
     compare_closed_loop,
     roll_out,
 )
-from stages.export_onnx.variants import VARIANT_FILES, Exported, Variant, try_variant
-from stages.export_onnx.writing import PolicyDraft, describe, golden_rows
-from stages.networks import TrainedActor, load_actor
-from stages.policy_file.golden import LARGEST_FLOAT32_TOLERANCE, TOLERANCE
-from stages.policy_file.metadata import Evaluation, PolicyMetadata
-from stages.policy_file.onnx_bytes import ModelBytes, split_model
-from stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
-from stages.policy_file.registration import register_policy
-from stages.random_baseline import random_record, warn_of_chance
+from thousandfold.stages.export_onnx.variants import VARIANT_FILES, Exported, Variant, try_variant
+from thousandfold.stages.export_onnx.writing import PolicyDraft, describe, golden_rows
+from thousandfold.stages.networks import TrainedActor, load_actor
+from thousandfold.stages.policy_file.golden import LARGEST_FLOAT32_TOLERANCE, TOLERANCE
+from thousandfold.stages.policy_file.metadata import Evaluation, PolicyMetadata
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
+from thousandfold.stages.policy_file.registration import register_policy
+from thousandfold.stages.random_baseline import random_record, warn_of_chance
 
 
 class ExportOnnxSettings(StageSettings):

@@ -12,17 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from envs.compiled_task import CompiledTask
-from models.deployable_policy import DeployablePolicy, InputLimits, PolicyOutput
-from models.onnx_graph import fold_normalizers
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.runtime import as_user_error, seed_sequence
-from replay.goal_dataset import DatasetError, load_goal_dataset
-from stages.episodes import Episodes, Policy, run_episodes
-from stages.networks import TrainedActor, torch_policy
-from stages.policy_file.golden import LARGEST_FLOAT32_TOLERANCE, largest_tolerance, rounding_growth
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, PolicyOutput
+from thousandfold.models.onnx_graph import fold_normalizers
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.runtime import as_user_error, seed_sequence
+from thousandfold.replay.goal_dataset import DatasetError, load_goal_dataset
+from thousandfold.stages.episodes import Episodes, Policy, run_episodes
+from thousandfold.stages.networks import TrainedActor, torch_policy
+from thousandfold.stages.policy_file.golden import (
+    LARGEST_FLOAT32_TOLERANCE,
+    largest_tolerance,
+    rounding_growth,
+)
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 _EPISODE_STREAM, _STATE_STREAM, _DATASET_STREAM = 51, 52, 53
 _ROUNDING_MARGIN, _ROUNDING_CAP = 3.0, 10.0

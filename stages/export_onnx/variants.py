@@ -20,20 +20,20 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from models.deployable_policy import DeployablePolicy
-from models.onnx_graph import InputRanges, body_dense_inputs, to_onnx
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.files import write_atomic
-from stages.benchmark.loops import TimedCall, back_to_back
-from stages.episodes import wilson_interval
-from stages.export_onnx.gate import GateStates, act_in_same_episodes, largest_action_error
-from stages.export_onnx.writing import PolicyDraft, describe, golden_rows
-from stages.networks import TrainedActor
-from stages.policy_file.golden import TOLERANCE, GoldenSet, largest_tolerance
-from stages.policy_file.metadata import Evaluation
-from stages.policy_file.onnx_bytes import split_model
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.models.onnx_graph import InputRanges, body_dense_inputs, to_onnx
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.files import write_atomic
+from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
+from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.export_onnx.gate import GateStates, act_in_same_episodes, largest_action_error
+from thousandfold.stages.export_onnx.writing import PolicyDraft, describe, golden_rows
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenSet, largest_tolerance
+from thousandfold.stages.policy_file.metadata import Evaluation
+from thousandfold.stages.policy_file.onnx_bytes import split_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 Variant = Literal["float16", "int8"]
 

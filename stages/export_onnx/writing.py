@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.compiled_task import CompiledTask
-from envs.control_map import ControlMap
-from envs.model_hash import model_sha256
-from models.deployable_policy import DeployablePolicy
-from models.residual_mlp import parameter_count
-from pipeline.artifact_task import task_record
-from pipeline.artifacts import Artifact, Parent
-from pipeline.errors import UserError
-from stages.export_onnx.gate import SWITCH_MARGIN, GateStates, at_a_switch, beyond_limits
-from stages.networks import TrainedActor
-from stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet, golden_error
-from stages.policy_file.integrity import with_hash
-from stages.policy_file.metadata import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.control_map import ControlMap
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.models.residual_mlp import parameter_count
+from thousandfold.pipeline.artifact_task import task_record
+from thousandfold.pipeline.artifacts import Artifact, Parent
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.export_onnx.gate import SWITCH_MARGIN, GateStates, at_a_switch, beyond_limits
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet, golden_error
+from thousandfold.stages.policy_file.integrity import with_hash
+from thousandfold.stages.policy_file.metadata import (
     METADATA_VERSION,
     Element,
     Evaluation,
@@ -36,8 +36,8 @@ from stages.policy_file.metadata import (
     Precision,
     shortest,
 )
-from stages.policy_file.onnx_bytes import ModelBytes
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 _EXPORTERS = ("thousandfold", "torch", "onnx", "onnxruntime", "mujoco")
 _WITHIN, _BEYOND = 12, 4  # golden rows

@@ -20,10 +20,10 @@ from typing import Annotated, Any
 
 import pydantic
 
-from pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
-from pipeline.errors import DamagedFileError, SettingsError
-from pipeline.resume import find_unfinished
-from pipeline.settings import StageSettings
+from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError
+from thousandfold.pipeline.resume import find_unfinished
+from thousandfold.pipeline.settings import StageSettings
 
 CELLS_FOLDER, TEACHER_FOLDER, EPISODES_FOLDER = "cells", "teacher", "episodes"
 LOG_FILE = "log.txt"

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import SettingsError
-from pipeline.resume import find_parent
-from pipeline.session import CommonOptions, Session, describe, stage_command
-from stages.distill.command import take_dataset
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.resume import find_parent
+from thousandfold.pipeline.session import CommonOptions, Session, describe, stage_command
+from thousandfold.stages.distill.command import take_dataset
 
 _MIN_RETENTION = 0.98
 
@@ -84,7 +84,7 @@ def frontier(
 def _start(
     session: Session, common: CommonOptions, flags: dict[str, Any], teacher: str | None, dataset: str | None
 ) -> None:
-    from stages.frontier.frontier import resolve_plan, run
+    from thousandfold.stages.frontier.frontier import resolve_plan, run
 
     plan = resolve_plan(common, flags)
     if not session.starts(common, "frontier", plan):
@@ -95,8 +95,8 @@ def _start(
 
 
 def _resume(session: Session, reference: str | None, teacher: str | None, dataset: str | None) -> None:
-    from stages.frontier.cells import find_resumable
-    from stages.frontier.frontier import run
+    from thousandfold.stages.frontier.cells import find_resumable
+    from thousandfold.stages.frontier.frontier import run
 
     plan, artifact = find_resumable(session.workspace, reference)
     session.console.say(f"Going on with {artifact.name}; workspace {session.workspace.root}.")
@@ -118,7 +118,7 @@ def _select(
     max_p99_us: float | None,
     confident: bool,
 ) -> None:
-    from stages.frontier.selection import Bounds, select
+    from thousandfold.stages.frontier.selection import Bounds, select
 
     bounds = Bounds(_MIN_RETENTION if min_retention is None else min_retention, max_p99_us, confident)
     if not 0 <= bounds.min_retention <= 2 or (max_p99_us is not None and not max_p99_us > 0):

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.artifacts import Artifact, Workspace, write_json_atomic
-from pipeline.console import Console, figure
-from pipeline.errors import SettingsError, UserError
-from pipeline.folder_lock import folder_lock
-from pipeline.runtime import StageContext, StageWork, cpu_share, describe_host, usable_cpus
-from pipeline.session import CommonOptions
-from pipeline.settings import StageSettings, dump_settings, resolve_settings, split_overrides
-from pipeline.tracking import NullTracker
-from stages.frontier.cells import (
+from thousandfold.pipeline.artifacts import Artifact, Workspace, write_json_atomic
+from thousandfold.pipeline.console import Console, figure
+from thousandfold.pipeline.errors import SettingsError, UserError
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, describe_host, usable_cpus
+from thousandfold.pipeline.session import CommonOptions
+from thousandfold.pipeline.settings import StageSettings, dump_settings, resolve_settings, split_overrides
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.frontier.cells import (
     EPISODES_FOLDER,
     TEACHER_FOLDER,
     Cell,
@@ -29,9 +29,9 @@ from stages.frontier.cells import (
     require_work,
     teacher_workspace,
 )
-from stages.frontier.jobs import Job, cpu_sets, run_jobs
-from stages.frontier.picture import PICTURE_FILE, draw_frontier
-from stages.frontier.table import FRONTIER_FILE, collect, quality, show
+from thousandfold.stages.frontier.jobs import Job, cpu_sets, run_jobs
+from thousandfold.stages.frontier.picture import PICTURE_FILE, draw_frontier
+from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, quality, show
 
 SECTIONS = ("frontier", "distill", "export_onnx", "benchmark")
 # The table has the latency of the file, back to back and at the control rate; `benchmark` has the rest.
@@ -67,9 +67,9 @@ def resolve_plan(common: CommonOptions, flags: dict[str, Any]) -> FrontierPlan:
 
 
 def _settings_classes() -> dict[str, type[StageSettings]]:
-    from stages.benchmark import benchmark
-    from stages.distill import distill
-    from stages.export_onnx import export_onnx
+    from thousandfold.stages.benchmark import benchmark
+    from thousandfold.stages.distill import distill
+    from thousandfold.stages.export_onnx import export_onnx
 
     return {
         "frontier": FrontierSettings,
@@ -149,7 +149,7 @@ class _Frontier:
 
     def make(self) -> Artifact:
         """Make what is missing."""
-        from stages.random_baseline import warn_of_chance
+        from thousandfold.stages.random_baseline import warn_of_chance
 
         warn_of_chance(self._context.console, self._teacher)
         self._distil()
@@ -197,8 +197,8 @@ class _Frontier:
 
         Returns how many students the free memory holds at a time, one at least.
         """
-        from stages.distill import distill
-        from stages.train_teacher.memory_estimate import free_bytes, student_bytes
+        from thousandfold.stages.distill import distill
+        from thousandfold.stages.train_teacher.memory_estimate import free_bytes, student_bytes
 
         settings = cell_settings(self._plan, cells[0]).model_copy(update={"threads": 0})
         caching = replace(self._context, episode_cache=self._artifact.file(EPISODES_FOLDER))
@@ -237,7 +237,7 @@ class _Frontier:
 
     def _time(self, cells: Sequence[Cell]) -> None:
         """Time every policy that was not timed, one after another, with no process of ours beside it."""
-        from stages.benchmark import benchmark
+        from thousandfold.stages.benchmark import benchmark
 
         settings = benchmark.BenchmarkSettings(**self._plan.benchmark)
         places = [self._workspace(cell) for cell in cells] + [teacher_workspace(self._artifact)]
@@ -290,9 +290,9 @@ def _is_larger(shape: Any, trained: Any) -> bool:
     """Return whether a student of this shape has more parameters than its teacher; allocates none of them."""
     import torch
 
-    from models.deployable_policy import NormalizedActor
-    from models.goal_actor import GoalActor
-    from models.residual_mlp import parameter_count
+    from thousandfold.models.deployable_policy import NormalizedActor
+    from thousandfold.models.goal_actor import GoalActor
+    from thousandfold.models.residual_mlp import parameter_count
 
     task = trained.task
     with torch.device("meta"):

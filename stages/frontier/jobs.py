@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.runtime import cpu_share, usable_cpus
-from stages.frontier.cells import LOG_FILE
+from thousandfold.pipeline.runtime import cpu_share, usable_cpus
+from thousandfold.stages.frontier.cells import LOG_FILE
 
 _POLL_S = 0.05
 _ERROR = "Error: "
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,10 @@ def _start(job: Job, cpus: list[int]) -> _Running:
     """Start the process of a job; its standard input stays open as long as it is to live."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = (job.folder / LOG_FILE).open("wb")
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(len(cpus))}
+    environment = {"OMP_NUM_THREADS": str(len(cpus))}
     process = subprocess.Popen(
         # -P: whatever lies in the current folder is not imported.
-        [sys.executable, "-P", "-m", "stages.frontier.worker"],
+        [sys.executable, "-P", "-m", "thousandfold.stages.frontier.worker"],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.pictures import INK, PALETTE, SOFT, house_figure, label_log_axis
+from thousandfold.pipeline.pictures import INK, PALETTE, SOFT, house_figure, label_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

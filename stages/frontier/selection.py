@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import Artifact
-from pipeline.console import figure
-from pipeline.errors import MissingArtifactError, UserError
-from pipeline.runtime import StageContext, resolve_device, seed_sequence
-from stages.frontier.table import read_table
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.console import figure
+from thousandfold.pipeline.errors import MissingArtifactError, UserError
+from thousandfold.pipeline.runtime import StageContext, resolve_device, seed_sequence
+from thousandfold.stages.frontier.table import read_table
 
 FRESH = "fresh_episodes"
 """Under what a chosen student's results have the outcome of the episodes that it was not chosen by."""
@@ -114,7 +114,7 @@ def select(
         UserError: no student keeps to the bounds.
         DamagedFileError: a file of the frontier differs from its recorded hash.
     """
-    from stages.export_onnx import export_onnx
+    from thousandfold.stages.export_onnx import export_onnx
 
     table = read_table(frontier)
     row = smallest(table["rows"], bounds)
@@ -160,10 +160,10 @@ def _run_fresh(
     Every choice from a frontier has episodes of its own: who chooses again because of the last ones would be
     choosing by them.
     """
-    from stages.distill.paired_evaluation import EpisodeBudget, run_pairs
-    from stages.distill.settings import DistillSettings
-    from stages.episodes import EpisodeStream
-    from stages.networks import load_actor, torch_policy
+    from thousandfold.stages.distill.paired_evaluation import EpisodeBudget, run_pairs
+    from thousandfold.stages.distill.settings import DistillSettings
+    from thousandfold.stages.episodes import EpisodeStream
+    from thousandfold.stages.networks import load_actor, torch_policy
 
     settings = DistillSettings(**student.manifest.settings)
     device, seed = resolve_device(settings.device), [settings.seed, _FRESH_STREAM, choice]
@@ -199,7 +199,7 @@ def _register(
     frontier: Artifact, source: Artifact, row: Row, fresh: dict[str, Any] | None, context: StageContext
 ) -> Artifact:
     """Copy a student into the workspace, as its newest, and into the registry of models."""
-    from stages.networks import NETWORK_FILE
+    from thousandfold.stages.networks import NETWORK_FILE
 
     chain = frontier.manifest.tracking.get("chain_run_id")
     tags = {"task": frontier.manifest.task, "frontier": frontier.name, "cell": row["name"]}

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console, figure
-from pipeline.errors import DamagedFileError
-from stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console, figure
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
 
 FRONTIER_FILE = "frontier.json"
 DEFINITIONS = {

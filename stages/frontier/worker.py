@@ -13,13 +13,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console, error_boundary
-from pipeline.errors import DamagedFileError
-from pipeline.output import guard_output
-from pipeline.runtime import StageContext
-from pipeline.tracking import NullTracker
-from stages.frontier.cells import begun_student, finished, remove_unfinished
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console, error_boundary
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.output import guard_output
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.frontier.cells import begun_student, finished, remove_unfinished
 
 _STOPPED = 130
 
@@ -41,8 +41,8 @@ def run_job(job: dict[str, Any]) -> None:
     remove_unfinished(workspace, but=begun)
     context = StageContext(workspace, Console(), NullTracker(), episode_cache=Path(job["episode_cache"]))
 
-    from stages.distill import distill
-    from stages.export_onnx import export_onnx
+    from thousandfold.stages.distill import distill
+    from thousandfold.stages.export_onnx import export_onnx
 
     source = teacher
     if job["distill"] is not None:
@@ -57,7 +57,7 @@ def _distil(
     settings: Any, context: StageContext, teacher: Artifact, dataset: Artifact, begun: Artifact | None
 ) -> Artifact:
     """Go on with the student that was begun; make another where its checkpoint is of no use."""
-    from stages.distill import distill
+    from thousandfold.stages.distill import distill
 
     if begun is not None:
         try:

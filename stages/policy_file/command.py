@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import UserError
-from pipeline.session import Session, json_option
-from pipeline.settings import MOST_EPISODES
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.session import Session, json_option
+from thousandfold.pipeline.settings import MOST_EPISODES
 
 if TYPE_CHECKING:
-    from pipeline.artifacts import Artifact
-    from stages.policy_file.source import PolicyPlace
-    from stages.policy_file.verification import Verification
+    from thousandfold.pipeline.artifacts import Artifact
+    from thousandfold.stages.policy_file.source import PolicyPlace
+    from thousandfold.stages.policy_file.verification import Verification
 
 _episodes_option = click.option(
     "--episodes",
@@ -41,8 +41,8 @@ def policy() -> None:
 def inspect(session: Session, name: str | None) -> None:
     """Show what POLICY says of itself: an ONNX file anywhere, an artifact, or the newest."""
     with session.open(mujoco=True):
-        from stages.policy_file.page import show_policy
-        from stages.policy_file.source import find_policy
+        from thousandfold.stages.policy_file.page import show_policy
+        from thousandfold.stages.policy_file.source import find_policy
 
         show_policy(session.console, find_policy(session.workspace, name))
 
@@ -60,7 +60,7 @@ def verify(session: Session, name: str | None, episodes: int, task: str | None, 
     POLICY is an ONNX file anywhere, an artifact, or the newest. Exits with 1 where a check failed.
     """
     with session.open(mujoco=True):
-        from stages.policy_file.source import find_policy
+        from thousandfold.stages.policy_file.source import find_policy
 
         found = _verified(session, find_policy(session.workspace, name), episodes, task, seed)
         session.console.result(found.results())
@@ -77,9 +77,9 @@ def verify(session: Session, name: str | None, episodes: int, task: str | None, 
 def promote(session: Session, name: str | None, episodes: int, seed: int, teacher: bool) -> None:
     """Verify POLICY, an artifact or the newest, and move the registry's alias `production` to it."""
     with session.open(mujoco=True):
-        from pipeline.model_registry import PRODUCTION_ALIAS, promote
-        from stages.policy_file.registration import registered_name
-        from stages.policy_file.source import find_policy
+        from thousandfold.pipeline.model_registry import PRODUCTION_ALIAS, promote
+        from thousandfold.stages.policy_file.registration import registered_name
+        from thousandfold.stages.policy_file.source import find_policy
 
         place = find_policy(session.workspace, name)
         artifact = _promotable(place, teacher)
@@ -109,9 +109,9 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
 
 def _promotable(place: PolicyPlace, teacher: bool) -> Artifact:
     """Return the artifact of a policy that may be promoted; `teacher` lets an exported teacher pass."""
-    from stages.policy_file.metadata import METADATA_KEY, parse_metadata
-    from stages.policy_file.onnx_bytes import read_model
-    from stages.policy_file.onnx_policy import POLICY_FILE
+    from thousandfold.stages.policy_file.metadata import METADATA_KEY, parse_metadata
+    from thousandfold.stages.policy_file.onnx_bytes import read_model
+    from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE
 
     if place.artifact is None or place.path.name != POLICY_FILE:
         raise UserError(f"{place.name} is not the policy of an artifact: promote one by its name.")
@@ -127,7 +127,7 @@ def _verified(
     session: Session, place: PolicyPlace, episodes: int, task: str | None, seed: int
 ) -> Verification:
     """Verify a policy and print what was found, a line a check."""
-    from stages.policy_file.verification import verify_policy
+    from thousandfold.stages.policy_file.verification import verify_policy
 
     found = verify_policy(place, task=task, episodes=episodes, seed=seed)
     rows = [(check.name, _WORDS[check.passed], check.detail) for check in found.checks]

@@ -14,9 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import pydantic
 
-from pipeline.errors import DamagedFileError
-from stages.policy_file.metadata import Described, PolicyMetadata, Precision, damaged_metadata, shortest
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.metadata import (
+    Described,
+    PolicyMetadata,
+    Precision,
+    damaged_metadata,
+    shortest,
+)
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
 GOLDEN_KEY = "thousandfold_golden"
 TOLERANCE = 1e-5

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import DamagedFileError
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN, MAX_FIELDS, ModelBytes, fields, varint
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, MAX_FIELDS, ModelBytes, fields, varint
 
 Shape = tuple[int, ...]
 
@@ -25,7 +25,7 @@ _LIKE_FIRST = frozenset(
     {"Cast", "Clip", "Sigmoid", "Tanh", "LayerNormalization", "QuantizeLinear", "DequantizeLinear"}
 )
 OPERATORS = frozenset({"Concat", "Gemm"}) | _BROADCAST | _LIKE_FIRST
-"""What `models.onnx_graph` writes for float32, float16 and int8, and Clip."""
+"""What `thousandfold.models.onnx_graph` writes for float32, float16 and int8, and Clip."""
 
 _OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _NUMBER_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 10: "float16"}

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.errors import DamagedFileError
-from stages.policy_file.golden import GOLDEN_KEY
-from stages.policy_file.metadata import METADATA_KEY, PolicyMetadata
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.golden import GOLDEN_KEY
+from thousandfold.stages.policy_file.metadata import METADATA_KEY, PolicyMetadata
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes
 
 INTEGRITY_KEY = "thousandfold_sha256"
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from pipeline.errors import DamagedFileError
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
 METADATA_KEY = "thousandfold"
 METADATA_VERSION = 3

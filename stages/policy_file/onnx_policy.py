@@ -14,12 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from pipeline.errors import DamagedFileError, NonFiniteError
-from stages.policy_file.golden import GOLDEN_KEY, GoldenSet, parse_golden
-from stages.policy_file.graph import require_known_graph
-from stages.policy_file.integrity import require_unchanged
-from stages.policy_file.metadata import METADATA_KEY, InputElement, PolicyMetadata, parse_metadata
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
+from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError
+from thousandfold.stages.policy_file.golden import GOLDEN_KEY, GoldenSet, parse_golden
+from thousandfold.stages.policy_file.graph import require_known_graph
+from thousandfold.stages.policy_file.integrity import require_unchanged
+from thousandfold.stages.policy_file.metadata import (
+    METADATA_KEY,
+    InputElement,
+    PolicyMetadata,
+    parse_metadata,
+)
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
 
 POLICY_FILE = "policy.onnx"
 TEACHER_FILE = "teacher.onnx"

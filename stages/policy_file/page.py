@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.console import Console
+from thousandfold.pipeline.console import Console
 
 if TYPE_CHECKING:
-    from stages.policy_file.metadata import Element, InputElement, PolicyMetadata
-    from stages.policy_file.onnx_bytes import ModelBytes
-    from stages.policy_file.source import PolicyPlace
+    from thousandfold.stages.policy_file.metadata import Element, InputElement, PolicyMetadata
+    from thousandfold.stages.policy_file.onnx_bytes import ModelBytes
+    from thousandfold.stages.policy_file.source import PolicyPlace
 
 
 def show_policy(console: Console, place: PolicyPlace) -> None:
@@ -19,11 +19,11 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     Raises:
         UserError: the file cannot be read, or is none of this version.
     """
-    from stages.policy_file.golden import GOLDEN_KEY, parse_golden
-    from stages.policy_file.graph import require_known_graph
-    from stages.policy_file.integrity import INTEGRITY_KEY, change_since_export
-    from stages.policy_file.metadata import METADATA_KEY, parse_metadata
-    from stages.policy_file.onnx_bytes import read_model
+    from thousandfold.stages.policy_file.golden import GOLDEN_KEY, parse_golden
+    from thousandfold.stages.policy_file.graph import require_known_graph
+    from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, change_since_export
+    from thousandfold.stages.policy_file.metadata import METADATA_KEY, parse_metadata
+    from thousandfold.stages.policy_file.onnx_bytes import read_model
 
     model = read_model(place.path)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
@@ -59,7 +59,7 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
 
 def _hashes(metadata: PolicyMetadata, model: ModelBytes) -> Iterator[tuple[str, str]]:
     """Yield the recorded hashes, with a note where the file's own are others."""
-    from stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
+    from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
 
     for name, recorded, actual in (
         ("graph SHA-256", metadata.graph_sha256, model.graph_sha256),

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
-from pipeline.model_registry import ARTIFACT_TAG, CANDIDATE_ALIAS, write_onnx_model
-from pipeline.runtime import StageWork
-from pipeline.tracking import NEWEST_ALIAS, StageRun
-from stages.policy_file.metadata import PolicyMetadata
-from stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.model_registry import ARTIFACT_TAG, CANDIDATE_ALIAS, write_onnx_model
+from thousandfold.pipeline.runtime import StageWork
+from thousandfold.pipeline.tracking import NEWEST_ALIAS, StageRun
+from thousandfold.stages.policy_file.metadata import PolicyMetadata
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 _EXAMPLE_ROWS = 2
 _GENERATIONS = ("policy", "student", "dataset", "teacher")

@@ -1,6 +1,6 @@
 """The JSON schema of a policy file's metadata, made from the classes that read it.
 
-`python -m stages.policy_file.schema > docs/policy-format.schema.json` writes it.
+`python -m thousandfold.stages.policy_file.schema > docs/policy-format.schema.json` writes it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from stages.policy_file import golden, metadata
-from stages.policy_file.golden import GOLDEN_KEY, GoldenSet
-from stages.policy_file.integrity import INTEGRITY_KEY
-from stages.policy_file.metadata import METADATA_KEY, METADATA_VERSION, SHA256, PolicyMetadata
+from thousandfold.stages.policy_file import golden, metadata
+from thousandfold.stages.policy_file.golden import GOLDEN_KEY, GoldenSet
+from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY
+from thousandfold.stages.policy_file.metadata import METADATA_KEY, METADATA_VERSION, SHA256, PolicyMetadata
 
 _TEXTS = {METADATA_KEY: PolicyMetadata, GOLDEN_KEY: GoldenSet}
 _HASH = {

@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.compiled_task import CompiledTask
-from envs.model_hash import model_sha256
-from envs.registry import compile_task, task_names
-from envs.task import TaskError
-from envs.user_tasks.task_copy import PAGE_NAME
-from pipeline.artifact_task import TASK_FOLDER
-from pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
-from pipeline.console import printable
-from pipeline.errors import DamagedFileError, UserError
-from pipeline.runtime import as_user_error
-from stages.policy_file.golden import golden_error
-from stages.policy_file.metadata import PolicyMetadata
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN
-from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy, OtherModelError, require_model
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.task_copy import PAGE_NAME
+from thousandfold.pipeline.artifact_task import TASK_FOLDER
+from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
+from thousandfold.pipeline.console import printable
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.pipeline.runtime import as_user_error
+from thousandfold.stages.policy_file.golden import golden_error
+from thousandfold.stages.policy_file.metadata import PolicyMetadata
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
+from thousandfold.stages.policy_file.onnx_policy import (
+    POLICY_FILE,
+    OnnxPolicy,
+    OtherModelError,
+    require_model,
+)
 
 
 @dataclass(frozen=True)

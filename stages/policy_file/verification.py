@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from pipeline.errors import DamagedFileError, UserError
-from pipeline.runtime import seed_sequence
-from stages.episodes import run_episodes, wilson_interval
-from stages.policy_file.golden import GoldenSet, golden_error
-from stages.policy_file.graph import require_known_graph
-from stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
-from stages.policy_file.metadata import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.stages.episodes import run_episodes, wilson_interval
+from thousandfold.stages.policy_file.golden import GoldenSet, golden_error
+from thousandfold.stages.policy_file.graph import require_known_graph
+from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
+from thousandfold.stages.policy_file.metadata import (
     METADATA_KEY,
     SHA256,
     Evaluation,
@@ -25,9 +25,9 @@ from stages.policy_file.metadata import (
     PolicyMetadata,
     parse_metadata,
 )
-from stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
-from stages.policy_file.onnx_policy import OnnxPolicy
-from stages.policy_file.source import PolicyPlace, find_task, require_same_task
+from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.source import PolicyPlace, find_task, require_same_task
 
 _EPISODE_STREAM = 57
 Z_99 = 2.5758293035489004

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.artifacts import Artifact, Parent, Workspace
+from thousandfold.pipeline.artifacts import Artifact, Parent, Workspace
 
 _FORWARD = {"teacher": "student", "student": "policy"}
 # What is made of others without leading further, and of which of them, the first that has one.

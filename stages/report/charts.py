@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.report.svg_plot import (
+from thousandfold.stages.report.svg_plot import (
     WIDTH,
     Scale,
     across,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.session import CommonOptions, Session, one_of_three, stage_command
-from pipeline.ui import show_page
+from thousandfold.pipeline.session import CommonOptions, Session, one_of_three, stage_command
+from thousandfold.pipeline.ui import show_page
 
 
 @click.command()
@@ -25,8 +25,8 @@ def report(
     open_page: bool,
 ) -> None:
     """Write one self-contained HTML page about a whole chain, from its teacher to its benchmark."""
-    from stages.report import report as stage
-    from stages.stage_settings import settings_by_kind
+    from thousandfold.stages.report import report as stage
+    from thousandfold.stages.stage_settings import settings_by_kind
 
     settings = common.resolve(stage.ReportSettings, "report")
     if not session.starts(common, "report", settings):

@@ -9,8 +9,8 @@ import struct
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.artifacts import Artifact
-from stages.report.page import Figure
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.stages.report.page import Figure
 
 _TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4", ".webm": "video/webm"}
 

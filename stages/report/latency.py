@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.console import figure
-from stages.report.charts import Range, range_chart
-from stages.report.page import Block, Facts, Figure, Figures, Note, Section, Table
-from stages.report.sections import Sources
+from thousandfold.pipeline.console import figure
+from thousandfold.stages.report.charts import Range, range_chart
+from thousandfold.stages.report.page import Block, Facts, Figure, Figures, Note, Section, Table
+from thousandfold.stages.report.sections import Sources
 
 BENCHMARK_FILE = "benchmark.json"
 _PERCENTILES = ("p50_us", "p90_us", "p99_us", "p99_9_us", "max_us")

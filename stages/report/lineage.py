@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from pipeline.console import as_set
-from pipeline.files import plain_json
-from pipeline.settings import StageSettings
-from stages.report.chain import Chain, Link
-from stages.report.charts import lineage_gutter
-from stages.report.page import Block, Lineage, Node, Note, Section, Table
+from thousandfold.pipeline.console import as_set
+from thousandfold.pipeline.files import plain_json
+from thousandfold.pipeline.settings import StageSettings
+from thousandfold.stages.report.chain import Chain, Link
+from thousandfold.stages.report.charts import lineage_gutter
+from thousandfold.stages.report.page import Block, Lineage, Node, Note, Section, Table
 
 SettingsClasses = Mapping[str, type[StageSettings]]
 """The settings of each kind of artifact."""

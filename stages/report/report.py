@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pydantic
 
-from pipeline.artifacts import Artifact, write_atomic
-from pipeline.console import figure
-from pipeline.errors import DamagedFileError, UserError
-from pipeline.runtime import StageContext
-from pipeline.settings import StageSettings
-from stages.random_baseline import no_better_than_random
-from stages.report.chain import Chain, collect_chain
-from stages.report.files import ReportFiles
-from stages.report.latency import BENCHMARK_FILE, latency_section, policy_timing
-from stages.report.lineage import SettingsClasses, lineage_section, settings_section
-from stages.report.page import Headline, Page, render
-from stages.report.sections import (
+from thousandfold.pipeline.artifacts import Artifact, write_atomic
+from thousandfold.pipeline.console import figure
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import StageSettings
+from thousandfold.stages.random_baseline import no_better_than_random
+from thousandfold.stages.report.chain import Chain, collect_chain
+from thousandfold.stages.report.files import ReportFiles
+from thousandfold.stages.report.latency import BENCHMARK_FILE, latency_section, policy_timing
+from thousandfold.stages.report.lineage import SettingsClasses, lineage_section, settings_section
+from thousandfold.stages.report.page import Headline, Page, render
+from thousandfold.stages.report.sections import (
     Sources,
     data_section,
     failures_section,

@@ -10,17 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifact_task import load_task
-from pipeline.artifacts import Artifact
-from pipeline.console import figure
-from pipeline.errors import UserError
-from stages.episodes import wilson_interval
-from stages.report.chain import Chain
-from stages.report.charts import Curve, Range, curve_chart, frontier_chart, networks_chart, range_chart
-from stages.report.files import ReportFiles
-from stages.report.page import Block, Facts, Figure, Figures, Note, Section, Split, Table
-from stages.report.task_pictures import task_figures
-from stages.training_progress import HISTORY_FILE
+from thousandfold.pipeline.artifact_task import load_task
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.console import figure
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.report.chain import Chain
+from thousandfold.stages.report.charts import (
+    Curve,
+    Range,
+    curve_chart,
+    frontier_chart,
+    networks_chart,
+    range_chart,
+)
+from thousandfold.stages.report.files import ReportFiles
+from thousandfold.stages.report.page import Block, Facts, Figure, Figures, Note, Section, Split, Table
+from thousandfold.stages.report.task_pictures import task_figures
+from thousandfold.stages.training_progress import HISTORY_FILE
 
 _TEACHER_CURVES = {
     "success": "success",

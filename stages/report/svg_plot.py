@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from pipeline.pictures import short_count
+from thousandfold.pipeline.pictures import short_count
 
 WIDTH = 400.0
 _MOST_POINTS = 400  # of a line: more cannot be seen

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.compiled_task import CompiledTask
-from envs.pictures.opengl import NoOpenGLError
-from envs.pictures.rendering import draw_arrows
-from pipeline.artifact_task import load_task
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from stages.report.files import inline_figure
-from stages.report.page import Figure, Figures
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures.opengl import NoOpenGLError
+from thousandfold.envs.pictures.rendering import draw_arrows
+from thousandfold.pipeline.artifact_task import load_task
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.report.files import inline_figure
+from thousandfold.stages.report.page import Figure, Figures
 
 _SCENES, _ARROWS = 3, 48
 _WIDTH, _HEIGHT = 480, 360
@@ -43,7 +43,7 @@ def _scenes(task: CompiledTask) -> list[Figure]:
     """Draw the starts of a few episodes with their goals. Raises NoOpenGLError."""
     from PIL import Image
 
-    from envs.pictures.scene_rendering import SceneRenderer
+    from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 
     qpos, _, goals = task.sample_start(_DISTRIBUTION, np.random.default_rng(0), _SCENES)
     figures = []
@@ -58,7 +58,7 @@ def _scenes(task: CompiledTask) -> list[Figure]:
 
 def _arrows(task: CompiledTask) -> Figure:
     """Draw an arrow from the start of each of many episodes to its goal."""
-    from envs.simulators.cpu_simulator import CpuSimulator
+    from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
     simulator = CpuSimulator(task, _ARROWS, seed=0, distribution=_DISTRIBUTION)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from envs.checks.goal_judgement import judge_goals, require_comparable_goals
-from envs.checks.random_rollout import RandomRollout, roll_out, rollout_warnings, training_warnings
-from envs.checks.task_judgement import judge_task
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from envs.task import TaskError
-from envs.user_tasks.task_yaml import shown
-from pipeline.console import Console
-from pipeline.errors import UserError
-from pipeline.files import write_atomic
-from pipeline.runtime import as_user_error
+from thousandfold.envs.checks.goal_judgement import judge_goals, require_comparable_goals
+from thousandfold.envs.checks.random_rollout import (
+    RandomRollout,
+    roll_out,
+    rollout_warnings,
+    training_warnings,
+)
+from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.task_yaml import shown
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.files import write_atomic
+from thousandfold.pipeline.runtime import as_user_error
 
 _PICTURES, _PIXELS = 3, 480
 _MARK = b"Software\0pipeline tasks check"  # in a picture's text: what may be replaced
@@ -102,7 +107,7 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
 
 def _figures(rollout: RandomRollout) -> dict[str, Any]:
     """Return what a random policy reached, and how fast."""
-    from stages.episodes import wilson_interval
+    from thousandfold.stages.episodes import wilson_interval
 
     reached, episodes = int(rollout.reached.sum()), len(rollout.reached)
     return {
@@ -172,7 +177,7 @@ def draw_starts(task: CompiledTask, seed: int) -> np.ndarray:
     Raises:
         NoOpenGLError: there is no OpenGL to draw with.
     """
-    from envs.pictures.scene_rendering import SceneRenderer
+    from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 
     qpos, _, goals = task.sample_start("evaluation", np.random.default_rng(seed), _PICTURES)
     with SceneRenderer(task, _PIXELS, _PIXELS) as renderer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from pipeline.console import Console
-from pipeline.listing import show_rows
-from pipeline.session import Session, json_option
-from pipeline.settings import MOST_EPISODES
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.listing import show_rows
+from thousandfold.pipeline.session import Session, json_option
+from thousandfold.pipeline.settings import MOST_EPISODES
 
 
 @click.group(invoke_without_command=True)
@@ -37,14 +37,15 @@ def tasks(context: click.Context) -> None:
 def check(session: Session, task: str, episodes: int, seed: int, output: str | None) -> None:
     """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
     with session.open():
-        from stages.tasks.check import check_task  # inside: it imports MuJoCo
+        from thousandfold.stages.tasks.check import check_task  # inside: it imports MuJoCo
 
         check_task(session.console, task, episodes=episodes, seed=seed, output=output)
 
 
 def show_tasks(console: Console) -> None:
     """Print every task with its sizes and its Gymnasium id."""
-    from envs.registry import compile_task, environment_id, get_task, task_names
+    from thousandfold.envs.registry import compile_task, get_task, task_names
+    from thousandfold.envs.task_names import environment_id
 
     rows = []
     for name in task_names():

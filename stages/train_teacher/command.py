@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.session import CommonOptions, Session, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 
 @click.command("train-teacher")
@@ -34,7 +34,7 @@ from pipeline.session import CommonOptions, Session, stage_command
 @stage_command
 def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:
     """Train a contrastive teacher without rewards or demonstrations."""
-    from stages.train_teacher import train_teacher as stage
+    from thousandfold.stages.train_teacher import train_teacher as stage
 
     if resume is not None:
         stored, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)

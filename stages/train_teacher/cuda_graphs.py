@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
-from stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 Result = TypeVar("Result")
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.contrastive_critic import (
+from thousandfold.models.contrastive_critic import (
     Energy,
     InfoNCE,
     Metrics,
@@ -25,7 +25,7 @@ from models.contrastive_critic import (
     pairwise_energy,
     penalised_info_nce,
 )
-from pipeline.distributed import Ranks
+from thousandfold.pipeline.distributed import Ranks
 
 
 class _GatherRows(torch.autograd.Function):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from envs.compiled_task import CompiledTask
-from models.block_stack import BlockStack, Compute, Precision
-from models.contrastive_critic import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.models.block_stack import BlockStack, Compute, Precision
+from thousandfold.models.contrastive_critic import (
     ContrastiveCritic,
     Energy,
     InfoNCE,
@@ -27,14 +27,14 @@ from models.contrastive_critic import (
     paired_energy,
     pairwise_energy,
 )
-from models.goal_actor import GoalActor, sample_action
-from models.residual_mlp import NetworkShape, ResidualScale, centre_kernels, parameter_count
-from models.tensor_state import load_moments, moments_of, strip_prefix
-from pipeline.distributed import Ranks
-from pipeline.runtime import torch_seed
-from pipeline.settings import MOST_THREADS, StageSettings
-from replay.trajectory_buffer import TransitionBatch
-from stages.train_teacher.global_negatives import global_contrastive_loss
+from thousandfold.models.goal_actor import GoalActor, sample_action
+from thousandfold.models.residual_mlp import NetworkShape, ResidualScale, centre_kernels, parameter_count
+from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.runtime import torch_seed
+from thousandfold.pipeline.settings import MOST_THREADS, StageSettings
+from thousandfold.replay.trajectory_buffer import TransitionBatch
+from thousandfold.stages.train_teacher.global_negatives import global_contrastive_loss
 
 DEEPEST_PUBLISHED_FORM = 64
 """layers up to which plain residual sums are the default"""

@@ -10,16 +10,16 @@ from pathlib import Path
 import mujoco
 import torch
 
-from envs.compiled_task import CompiledTask
-from models.block_stack import LAYERS_PER_BLOCK
-from models.compiled_norm_swish import is_compiled
-from models.contrastive_critic import EMBEDDING_DIM
-from pipeline.artifacts import Artifact
-from pipeline.errors import SettingsError
-from stages.distill.settings import DistillSettings
-from stages.networks import TrainedActor
-from stages.train_teacher.learner import LearnerSettings
-from stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK
+from thousandfold.models.compiled_norm_swish import is_compiled
+from thousandfold.models.contrastive_critic import EMBEDDING_DIM
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.train_teacher.learner import LearnerSettings
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 # Interpreter, libraries and the pool of a simulator: what a training of the smallest network takes.
 _PROCESS_BYTES = 700 * 2**20

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import RankPart
-from pipeline.distributed import Ranks
-from replay.trajectory_buffer import TrajectoryBuffer
+from thousandfold.pipeline.checkpoint import RankPart
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
 
 # Of a rank and not of its worlds.
 _GENERATORS = ("generator", "simulator.generator")

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from envs.simulators.simulator import Simulator
-from pipeline.distributed import Ranks
-from replay.trajectory_buffer import TrajectoryBuffer
-from stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.envs.simulators.simulator import Simulator
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 
 @dataclass

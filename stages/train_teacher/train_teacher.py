@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from envs.checks.goal_judgement import require_comparable_goals
-from envs.registry import compile_task
-from envs.task import TaskError
-from models.tensor_state import strip_prefix
-from pipeline.artifact_task import (
+from thousandfold.envs.checks.goal_judgement import require_comparable_goals
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
+from thousandfold.models.tensor_state import strip_prefix
+from thousandfold.pipeline.artifact_task import (
     keep_task,
     own_task,
     require_episodes,
@@ -19,14 +19,20 @@ from pipeline.artifact_task import (
     warn_of_changed_task,
     warn_of_what_looks_wrong,
 )
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.console import Progress
-from pipeline.distributed import Ranks
-from pipeline.errors import LostRankError, NonFiniteError, SettingsError, StoppedByUser, UserError
-from pipeline.files import write_json_atomic
-from pipeline.pictures import draw_gradient_map, draw_learning_curve
-from pipeline.resume import (
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.console import Progress
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import (
+    LostRankError,
+    NonFiniteError,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+)
+from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.pipeline.pictures import draw_gradient_map, draw_learning_curve
+from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
     CONTINUED,
     checkpoint_of,
@@ -37,7 +43,7 @@ from pipeline.resume import (
     still_unfinished,
     stored_settings,
 )
-from pipeline.runtime import (
+from thousandfold.pipeline.runtime import (
     StageContext,
     StageWork,
     as_user_error,
@@ -46,14 +52,18 @@ from pipeline.runtime import (
     seed_sequence,
     set_up_torch,
 )
-from pipeline.stopping import stop_on_interrupt
-from stages.episodes import Episodes, draw_rollouts, run_episodes
-from stages.networks import NETWORK_FILE, save_network, torch_policy
-from stages.random_baseline import measure_random, warn_of_chance
-from stages.train_teacher.memory_estimate import require_memory
-from stages.train_teacher.rollout import RolloutStatistics
-from stages.train_teacher.training import CHANGEABLE_ON_RESUME, TeacherTraining, TrainTeacherSettings
-from stages.training_progress import HISTORY_FILE
+from thousandfold.pipeline.stopping import stop_on_interrupt
+from thousandfold.stages.episodes import Episodes, draw_rollouts, run_episodes
+from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
+from thousandfold.stages.random_baseline import measure_random, warn_of_chance
+from thousandfold.stages.train_teacher.memory_estimate import require_memory
+from thousandfold.stages.train_teacher.rollout import RolloutStatistics
+from thousandfold.stages.train_teacher.training import (
+    CHANGEABLE_ON_RESUME,
+    TeacherTraining,
+    TrainTeacherSettings,
+)
+from thousandfold.stages.training_progress import HISTORY_FILE
 
 __all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
 PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")

@@ -13,24 +13,24 @@ import pydantic
 import torch
 from torch import nn
 
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task, get_task
-from envs.simulators.choose import make_simulator
-from envs.task import MOST_EPISODE_STEPS
-from models.goal_actor import GoalActor
-from models.tensor_state import strip_prefix
-from pipeline.checkpoint import CheckpointFolder, RankPart
-from pipeline.distributed import Ranks
-from pipeline.runtime import cpu_share, require_finite, seed_sequence, torch_seed
-from pipeline.settings import MOST_EPISODES, dump_settings
-from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
-from stages.episodes import run_episodes
-from stages.networks import torch_policy
-from stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder
-from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-from stages.train_teacher.resplit import parts_with_worlds, resplit
-from stages.train_teacher.rollout import RolloutStatistics, collect
-from stages.training_progress import TrainingProgress
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.simulators.choose import make_simulator
+from thousandfold.envs.task import MOST_EPISODE_STEPS
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.tensor_state import strip_prefix
+from thousandfold.pipeline.checkpoint import CheckpointFolder, RankPart
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.runtime import cpu_share, require_finite, seed_sequence, torch_seed
+from thousandfold.pipeline.settings import MOST_EPISODES, dump_settings
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.networks import torch_policy
+from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
+from thousandfold.stages.train_teacher.rollout import RolloutStatistics, collect
+from thousandfold.stages.training_progress import TrainingProgress
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
 

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import best_action
 from benchmarks.best_action import run_teacher, table, verdict
 from benchmarks.distillation import CellBook
-from pipeline.artifacts import Artifact
-from stages.train_teacher.train_teacher import run as train
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.stages.train_teacher.train_teacher import run as train
 
 
 @pytest.fixture(scope="module")

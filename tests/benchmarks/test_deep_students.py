@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks import deep_students
 from benchmarks.short_trainings import train
-from stages.benchmark.benchmark import BenchmarkSettings
 from tests.benchmarks.test_distillation import DATASET, STUDENT
 from tests.benchmarks.test_short_trainings import TINY
+from thousandfold.stages.benchmark.benchmark import BenchmarkSettings
 
 
 @pytest.mark.slow

@@ -15,15 +15,15 @@ import pytest
 from benchmarks import depth_study, depth_study_figures, depth_study_results
 from benchmarks.depth_study import Runner, merge_record, plan, read_cells
 from benchmarks.depth_study_results import ArmResults, Cell, Configuration, ConfigurationResults
-from pipeline.artifacts import Artifact
-from pipeline.settings import load_preset, resolve_settings
-from stages.train_teacher.train_teacher import TrainTeacherSettings
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.settings import load_preset, resolve_settings
+from thousandfold.stages.train_teacher.train_teacher import TrainTeacherSettings
 
 # Stands in for `pipeline train-teacher`: what it does is its last argument.
 FAKE_TRAINER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.artifacts import Artifact, Workspace
 
 workspace, resumed, settings, behaviour = sys.argv[1:]
 if behaviour == "fails":

@@ -9,11 +9,11 @@ import torch
 
 from benchmarks import depth_study, depth_study_sampled
 from benchmarks.depth_study_results import Configuration
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from stages.networks import torch_policy
-from stages.train_teacher import train_teacher
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.stages.networks import torch_policy
+from thousandfold.stages.train_teacher import train_teacher
 
 
 def test_actions_are_those_of_the_squashed_gaussian():

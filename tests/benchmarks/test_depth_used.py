@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.depth_used import blocks_of, bypass, contributions
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
 
 
 def make_actor(scale="learned_from_zero"):

@@ -13,13 +13,13 @@ from benchmarks import dagger_against_offline, distillation, objectives, remedie
 from benchmarks.dagger_against_offline import arms, pair_counts, pooled_ratio
 from benchmarks.distillation import CellBook, make_dataset, make_student, run_both
 from benchmarks.short_trainings import arguments
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.settings import resolve_settings
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.distill.distill import DistillSettings
-from stages.episodes import retention as ratio_of_means
-from stages.train_teacher.training import TrainTeacherSettings
 from tests.benchmarks.test_short_trainings import TINY
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.episodes import retention as ratio_of_means
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 DATASET: dict[str, Any] = {"episodes": 8, "noise_levels": (0.0, 0.2), "num_worlds": 8, "threads": 1}
 STUDENT: dict[str, Any] = {

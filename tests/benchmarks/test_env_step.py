@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import env_step
-from envs.registry import compile_task
+from thousandfold.envs.registry import compile_task
 
 
 def test_both_sides_go_the_same_way() -> None:

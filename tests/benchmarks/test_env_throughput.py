@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from benchmarks import env_sides, env_throughput, turns
 from benchmarks.task_variants import RK4, as_shipped, with_integrator
 from benchmarks.turns import Side
-from envs.registry import compile_task
-from envs.tasks.gymnasium_models import load_gymnasium_model
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
 ROUNDS = ("--rounds=5", "--round-s=0.01")
 

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks import frontier_grid
 from benchmarks.frontier_grid import describe, main, measure
-from pipeline.artifacts import Artifact, Workspace
-from stages.frontier.cells import Cell, cell_workspace
-from stages.frontier.table import FRONTIER_FILE
 from tests.stages.frontier.frontier_runs import row, table
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.stages.frontier.cells import Cell, cell_workspace
+from thousandfold.stages.frontier.table import FRONTIER_FILE
 
 RECORD = {
     "dataset_seconds": 4.0,

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import integrators
-from envs.registry import compile_task
+from thousandfold.envs.registry import compile_task
 
 
 def test_errors_are_distances_and_root_mean_squares() -> None:

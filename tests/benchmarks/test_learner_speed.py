@@ -13,8 +13,8 @@ from benchmarks import learner_speed, learner_speed_worker
 from benchmarks.learner_speed import Measurement, SideFailed, Worker
 from benchmarks.learner_speed_worker import AntDimensions, Cell, batch_arrays
 from benchmarks.plain_learner import PlainLearner
-from models import dense_products
-from replay.trajectory_buffer import TransitionBatch
+from thousandfold.models import dense_products
+from thousandfold.replay.trajectory_buffer import TransitionBatch
 
 DEPTH, WIDTH, BATCH, UPDATES = 8, 8, 8, 3
 DIMS = AntDimensions()

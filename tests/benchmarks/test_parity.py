@@ -18,10 +18,10 @@ pytest.importorskip("scipy", reason="scipy comes with Minari and MLflow, of the 
 
 from benchmarks import parity, parity_measures
 from benchmarks.parity_measures import makers, play, visited_states
-from envs.compiled_task import CompiledTask
-from envs.distributions import BoxPositions, ListPositions
-from envs.registry import compile_task
-from envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.distributions import BoxPositions, ListPositions
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
 
 BALL_ON_A_SLIDE = """
 <mujoco>

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import realtime
-from models.residual_mlp import NetworkShape
+from thousandfold.models.residual_mlp import NetworkShape
 
 
 def cell(p50_us: float = 8.0, p99_us: float = 12.0, roofline: float = 2.0, excess: float = 0.0) -> dict:

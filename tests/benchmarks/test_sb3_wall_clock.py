@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import sb3_wall_clock
 from benchmarks.sb3_wall_clock import OWN, SB3, Limits, cell_key, clock
-from envs.goal_env import GoalVectorEnv
+from thousandfold.envs.goal_env import GoalVectorEnv
 
 LIMITS = Limits(limit_s=10.0, target_success=0.5, episodes=8, threads=1)
 
@@ -88,8 +88,8 @@ def test_successes_are_counted_as_the_products_evaluation_counts_them() -> None:
     sb3_learner = pytest.importorskip(
         "benchmarks.sb3_learner", reason="Stable-Baselines3 comes with the extra `dev`"
     )
-    from envs.registry import compile_task
-    from stages.episodes import run_episodes
+    from thousandfold.envs.registry import compile_task
+    from thousandfold.stages.episodes import run_episodes
 
     def towards(position: np.ndarray, goal: np.ndarray) -> np.ndarray:
         return np.clip(goal - position, -1, 1).astype(np.float32)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from benchmarks import short_trainings
 from benchmarks.short_trainings import TRAININGS, Training, arguments, describe, draw, random_policy, run_cell
-from envs.registry import compile_task
-from pipeline.settings import resolve_settings
-from stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 TINY = Training(
     "point_u_maze",

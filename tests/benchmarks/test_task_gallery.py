@@ -20,8 +20,8 @@ from benchmarks.task_gallery import (
     page,
     row,
 )
-from envs.registry import task_names
 from tests.envs.opengl_here import needs_opengl
+from thousandfold.envs.registry import task_names
 
 
 def test_a_row_has_the_sizes_of_its_task() -> None:

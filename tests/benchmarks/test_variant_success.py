@@ -9,8 +9,8 @@ import pytest
 from benchmarks import variant_success
 from benchmarks.realtime import make_student
 from benchmarks.variant_success import table
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact
 
 
 def variant(success: float | None, offered: bool, latency_us: float = 13.5) -> dict:

@@ -440,7 +440,7 @@ def _without_times(value: Any) -> Any:
 
 def _run_command_line() -> int:
     """Run `pipeline` in this process and return its exit code, as the interpreter would."""
-    from pipeline.__main__ import main
+    from thousandfold.pipeline.__main__ import main
 
     try:
         main()

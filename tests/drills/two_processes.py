@@ -154,7 +154,16 @@ def _stage_beside_ui(drill: Drill) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pipeline", "--workspace", str(workspace), "ui", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "thousandfold.pipeline",
+        "--workspace",
+        str(workspace),
+        "ui",
+        "--port",
+        str(port),
+    ]
     served = subprocess.Popen(
         command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -21,7 +21,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *arguments]
+    return [sys.executable, "-m", "thousandfold.pipeline", *arguments]
 
 
 def pipeline(

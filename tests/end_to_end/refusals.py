@@ -6,9 +6,9 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.cli import cli
 from tests.end_to_end.command_line import error_of
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.cli import cli
 
 SMOKE = ("--preset", "smoke")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Workspace
 from tests.end_to_end.command_line import error_of, pipeline
 from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
+from thousandfold.pipeline.artifacts import Workspace
 
 
 class TestNames:

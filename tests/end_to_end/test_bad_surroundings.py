@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.artifacts import Workspace
 from tests.end_to_end.command_line import clean_environment, command
 from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
+from thousandfold.pipeline import files
+from thousandfold.pipeline.artifacts import Workspace
 
 
 class TestWorkspace:

@@ -33,7 +33,7 @@ class Without:
         return None if absent else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-from pipeline.__main__ import main
+from thousandfold.pipeline.__main__ import main
 
 main()
 """

@@ -13,11 +13,11 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.cli import cli
-from pipeline.tracking import NEWEST_ALIAS
-from pipeline.tracking_database import sqlite_uri
 from tests.end_to_end.command_line import clean_environment, pipeline, result_of
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.cli import cli
+from thousandfold.pipeline.tracking import NEWEST_ALIAS
+from thousandfold.pipeline.tracking_database import sqlite_uri
 
 SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")
 PICTURES = {

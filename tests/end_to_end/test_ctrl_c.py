@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.resume import has_checkpoint
 from tests.end_to_end.command_line import clean_environment, command, pipeline, result_of
 from tests.end_to_end.refusals import SMOKE
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.resume import has_checkpoint
 
 
 def interrupt_at(

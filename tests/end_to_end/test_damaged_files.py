@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Artifact
 from tests.end_to_end.refusals import SMOKE, invoke, make_foreign, newest, refused, truncate
+from thousandfold.pipeline.artifacts import Artifact
 
 
 def seal_again(artifact: Artifact) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from envs.registry import task_names
 from tests.end_to_end.refusals import invoke
 from tests.envs.opengl_here import REASON
 from tests.examples.deploy_runners import RUNNER, golden_figures, succeeded
+from thousandfold.envs.registry import task_names
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAGES = {page.stem: str(page) for page in sorted(EXAMPLES.rglob("*.yaml"))}

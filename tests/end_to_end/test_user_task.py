@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.cli import cli
-from stages.networks import load_actor
-from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 from tests.end_to_end.command_line import error_of
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.cli import cli
+from thousandfold.stages.networks import load_actor
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.simulator import Simulator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import Simulator
 
 WORLDS = 4
 MakeSimulator = Callable[..., Simulator]
@@ -22,7 +22,7 @@ def make_cpu(task: CompiledTask, num_worlds: int = WORLDS, **settings: Any) -> S
 
 def make_warp(task: CompiledTask, num_worlds: int = WORLDS, **settings: Any) -> Simulator:
     pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
-    from envs.simulators.warp_simulator import WarpSimulator
+    from thousandfold.envs.simulators.warp_simulator import WarpSimulator
 
     return WarpSimulator(task, num_worlds, device="cpu", **settings)
 
@@ -31,7 +31,7 @@ def make_warp_on_cuda(task: CompiledTask, num_worlds: int = WORLDS, **settings: 
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    from envs.simulators.warp_simulator import WarpSimulator
+    from thousandfold.envs.simulators.warp_simulator import WarpSimulator
 
     return WarpSimulator(task, num_worlds, device="cuda:0", **settings)
 

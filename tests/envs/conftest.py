@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from envs.simulators.simulator import Simulator
 from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.simulator import Simulator
 
 
 @pytest.fixture(scope="module", params=EVERY_SIMULATOR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from envs.pictures.opengl import NoOpenGLError, open_context
+from thousandfold.envs.pictures.opengl import NoOpenGLError, open_context
 
 
 def why_not() -> str:

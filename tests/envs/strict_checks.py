@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 
 def check_env_strictly(env: gymnasium.Env) -> None:

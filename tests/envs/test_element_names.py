@@ -5,9 +5,9 @@ from __future__ import annotations
 import mujoco
 import pytest
 
-from envs.element_names import describe_elements, earlier_names
-from envs.task import Term
-from envs.term_columns import TermResolver
+from thousandfold.envs.element_names import describe_elements, earlier_names
+from thousandfold.envs.task import Term
+from thousandfold.envs.term_columns import TermResolver
 
 MODEL = mujoco.MjModel.from_xml_string("""<mujoco>
   <worldbody>

@@ -11,9 +11,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import thousandfold  # noqa: F401, registers the environments
-from envs.registry import compile_task, environment_id, task_names
-from envs.simulators.simulator import Simulator
 from tests.envs.any_simulator import MakeSimulator, numpy
+from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.simulators.simulator import Simulator
+from thousandfold.envs.task_names import environment_id
 
 STEPS = 1000
 FEW_STEPS = 20

@@ -19,12 +19,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 import thousandfold  # noqa: F401, registers the environments
-from envs.compiled_task import CompiledTask
-from envs.goal_env import GoalEnv, GoalVectorEnv
-from envs.registry import get_task
-from envs.task import EarlyEnd, TaskError, Term
 from tests.envs.strict_checks import check_env_strictly
 from tests.envs.user_tasks.user_pages import STATEFUL_ARM, write
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import GoalEnv, GoalVectorEnv
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.task import EarlyEnd, TaskError, Term
 
 ID = "thousandfold/PointUMaze-v0"
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.maze_coverage import MazeCoverage
-from envs.task import MazePicture
+from thousandfold.envs.maze_coverage import MazeCoverage
+from thousandfold.envs.task import MazePicture
 
 
 def test_a_cell_counts_once_it_was_visited_and_walls_never_do():

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.mazes import (
+from thousandfold.envs.mazes import (
     FREE,
     LAYOUTS,
     GoalsByPathLength,
@@ -18,8 +18,8 @@ from envs.mazes import (
     path_lengths,
     wall_runs,
 )
-from envs.registry import compile_task
-from envs.task import Reset, TaskError
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import Reset, TaskError
 
 
 def test_cells_are_centres_in_metres_row_by_row() -> None:

@@ -8,8 +8,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.model_hash import model_sha256, rounded
-from envs.registry import compile_task, task_names
+from thousandfold.envs.model_hash import model_sha256, rounded
+from thousandfold.envs.registry import compile_task, task_names
 
 # What compiling on x86-64 and on ARM64 was seen to differ by, ten times.
 RELATIVE_NOISE, ABSOLUTE_NOISE = 2e-13, 2e-13

@@ -5,7 +5,7 @@ import threading
 import mujoco
 import pytest
 
-from envs.mujoco_log import quiet_mujoco
+from thousandfold.envs.mujoco_log import quiet_mujoco
 
 
 def logs() -> bool:

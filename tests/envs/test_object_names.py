@@ -6,8 +6,8 @@ import mujoco
 import pytest
 import yaml
 
-from envs.object_names import as_written, find_object, object_count, object_name, object_names
-from envs.task import TaskError
+from thousandfold.envs.object_names import as_written, find_object, object_count, object_name, object_names
+from thousandfold.envs.task import TaskError
 
 KINDS = [
     getattr(mujoco.mjtObj, f"mjOBJ_{kind}")

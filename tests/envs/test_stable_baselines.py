@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import thousandfold  # noqa: F401, registers the environments
-from envs.registry import compile_task, environment_id
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task_names import environment_id
 
 pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 comes with the extra `dev`")
 

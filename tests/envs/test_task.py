@@ -8,11 +8,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.distributions import BoxPositions, CellPositions
-from envs.registry import compile_task, environment_id, get_task, task_names
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.task import (
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.distributions import BoxPositions, CellPositions
+from thousandfold.envs.registry import compile_task, get_task, task_names
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.task import (
     EarlyEnd,
     EpisodeDistribution,
     GoalTask,
@@ -21,6 +21,7 @@ from envs.task import (
     TaskError,
     Term,
 )
+from thousandfold.envs.task_names import environment_id
 
 
 def pendulum_spec(*, ctrllimited: bool = True, joint: str = "hinge", actuated: bool = True) -> mujoco.MjSpec:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.policy_file.onnx_bytes import read_model
 from tests.end_to_end.command_line import pipeline, result_of
 from tests.examples.deploy_runners import (
     DEPLOY,
@@ -31,6 +30,7 @@ from tests.stages.policy_file.handmade_policy import (
     metadata,
     write_policy,
 )
+from thousandfold.stages.policy_file.onnx_bytes import read_model
 
 UNTIMED = {
     "still": "0",

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.export_onnx import export_onnx
-from stages.export_onnx.export_onnx import ExportOnnxSettings
-from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_networks import make_network
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = ROOT / "examples/deploy/python/run_policy.py"

@@ -19,16 +19,16 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from envs.registry import compile_task
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.files import file_sha256, json_sha256, write_json_atomic
-from pipeline.settings import dump_settings
-from stages.networks import NETWORK_FILE, load_actor, save_network
-from stages.teacher_critic import load_critic
-from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 from tests.fuzz.runner import damaged, main
 from tests.stages.tiny_runs import TINY_TEACHER
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.files import file_sha256, json_sha256, write_json_atomic
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network
+from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 torch.set_num_threads(1)
 

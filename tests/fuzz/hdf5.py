@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from replay.goal_dataset import DatasetError, load_shards
-from stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 from tests.fuzz.runner import damaged, main
+from thousandfold.pipeline.errors import UserError
+from thousandfold.replay.goal_dataset import DatasetError, load_shards
+from thousandfold.stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 
 EPISODES, STEPS, GOALS = 2, 5, 3
 _OURS = {

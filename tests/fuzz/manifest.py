@@ -17,18 +17,18 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from pipeline import listing
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import UserError
-from pipeline.files import _seal, json_sha256
-from pipeline.resume import find_unfinished
-from pipeline.session import Session, describe
-from stages.chain.chain import _read_record
-from stages.report.chain import collect_chain
-from stages.report.lineage import lineage_section
-from stages.stage_settings import settings_by_kind
 from tests.fuzz.runner import main
+from thousandfold.pipeline import listing
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.files import _seal, json_sha256
+from thousandfold.pipeline.resume import find_unfinished
+from thousandfold.pipeline.session import Session, describe
+from thousandfold.stages.chain.chain import _read_record
+from thousandfold.stages.report.chain import collect_chain
+from thousandfold.stages.report.lineage import lineage_section
+from thousandfold.stages.stage_settings import settings_by_kind
 
 settings_by_kind()  # imports the stages, which no case should have to wait for
 

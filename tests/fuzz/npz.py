@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 from tests.fuzz.runner import damaged, main
+from thousandfold.stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 
 NAMES = ("observations", "actions", "next_observations", "rewards", *ENDS)
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 12, 2**16, 2**31, 2**40, 2**63, -1])

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from onnx import helper
 
-from stages.policy_file.integrity import with_hash
-from stages.policy_file.onnx_bytes import ModelBytes, split_model
 from tests.fuzz.runner import damaged, main
 from tests.stages.policy_file import handmade_policy
+from thousandfold.stages.policy_file.integrity import with_hash
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
 
 _OPERATORS = (
     *(
@@ -196,14 +196,14 @@ def read(path: Path) -> None:
     """
     import numpy as np
 
-    from pipeline.artifacts import Workspace
-    from pipeline.console import Console
-    from pipeline.errors import UserError
-    from stages.benchmark.benchmark import draw_states
-    from stages.policy_file import verification
-    from stages.policy_file.onnx_policy import OnnxPolicy
-    from stages.policy_file.page import show_policy
-    from stages.policy_file.source import find_policy, open_source
+    from thousandfold.pipeline.artifacts import Workspace
+    from thousandfold.pipeline.console import Console
+    from thousandfold.pipeline.errors import UserError
+    from thousandfold.stages.benchmark.benchmark import draw_states
+    from thousandfold.stages.policy_file import verification
+    from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+    from thousandfold.stages.policy_file.page import show_policy
+    from thousandfold.stages.policy_file.source import find_policy, open_source
 
     verification._check_closed_loop = lambda *_: None
     workspace = Workspace(path.parent)

@@ -176,8 +176,8 @@ def main(reader: str, cases: SearchStrategy[bytes], suffix: str) -> None:
 
 def _serve(reader: str) -> None:
     """Read the files whose paths come in by standard input, and answer each with one line."""
-    from pipeline.errors import UserError
-    from replay.goal_episode import DatasetError
+    from thousandfold.pipeline.errors import UserError
+    from thousandfold.replay.goal_episode import DatasetError
 
     module, _, name = reader.partition(":")
     read = getattr(importlib.import_module(module), name)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from envs.registry import compile_task
-from envs.task import TaskError
-from pipeline.runtime import as_user_error
-from pipeline.settings import _read_preset, resolve_settings, split_overrides
-from stages.stage_settings import settings_by_kind
 from tests.fuzz.runner import damaged, main
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
+from thousandfold.pipeline.runtime import as_user_error
+from thousandfold.pipeline.settings import _read_preset, resolve_settings, split_overrides
+from thousandfold.stages.stage_settings import settings_by_kind
 
 CLASSES = settings_by_kind()  # which imports the stages
 ROOT = Path(__file__).resolve().parents[2]

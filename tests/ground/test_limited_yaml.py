@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml, load_yaml_nodes
+from thousandfold.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml, load_yaml_nodes
 
 
 @pytest.mark.parametrize(

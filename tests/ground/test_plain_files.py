@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ground.plain_files import in_bytes, read_plain, require_plain
+from thousandfold.ground.plain_files import in_bytes, read_plain, require_plain
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.block_stack import LAYERS_PER_BLOCK, BlockStack
-from models.residual_mlp import dense_norm_swish
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
+from thousandfold.models.residual_mlp import dense_norm_swish
 
 
 class ResidualBlock(nn.Module):

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from models import compiled_norm_swish
-from models.block_stack import BlockStack, Compute
-from models.dense_products import TORCH_PRODUCTS, OneDnnProducts, has_onednn
-from models.residual_mlp import NetworkShape, ResidualMLP
 from tests.models.plain_blocks import unroll_blocks
+from thousandfold.models import compiled_norm_swish
+from thousandfold.models.block_stack import BlockStack, Compute
+from thousandfold.models.dense_products import TORCH_PRODUCTS, OneDnnProducts, has_onednn
+from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP
 
 SCALES = ["none", "inverse_sqrt_blocks", "learned_from_zero"]
 

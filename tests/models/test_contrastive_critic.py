@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.contrastive_critic import (
+from thousandfold.models.contrastive_critic import (
     COSINE_TEMPERATURE,
     ContrastiveCritic,
     actor_loss,
@@ -14,7 +14,7 @@ from models.contrastive_critic import (
     paired_energy,
     pairwise_energy,
 )
-from models.residual_mlp import NetworkShape
+from thousandfold.models.residual_mlp import NetworkShape
 
 STATE_ACTION = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
 GOAL = torch.tensor([[3.0, 4.0], [0.0, 1.0]], dtype=torch.float64)

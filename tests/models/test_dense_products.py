@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models import dense_products as module
-from models.dense_products import TORCH_PRODUCTS, OneDnnProducts, dense_products, has_onednn
+from thousandfold.models import dense_products as module
+from thousandfold.models.dense_products import TORCH_PRODUCTS, OneDnnProducts, dense_products, has_onednn
 
 CPU = torch.device("cpu")
 ZEN_5 = {"vendor_id": "AuthenticAMD", "cpu family": "26", "flags": "fpu avx2 avx512f"}

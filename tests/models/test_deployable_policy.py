@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from models.deployable_policy import (
+from thousandfold.models.deployable_policy import (
     MIN_LIMIT_WIDTH,
     DeployablePolicy,
     InputLimits,
     NormalizedActor,
     Normalizer,
 )
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
 
 LOW, HIGH = torch.tensor([-2.0, 0.0, 10.0]), torch.tensor([2.0, 5.0, 11.0])
 WIDE = InputLimits(

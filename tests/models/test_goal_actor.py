@@ -4,8 +4,8 @@ import torch
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from models.goal_actor import Gaussian, GoalActor, sample_action
-from models.residual_mlp import NetworkShape
+from thousandfold.models.goal_actor import Gaussian, GoalActor, sample_action
+from thousandfold.models.residual_mlp import NetworkShape
 
 
 def test_log_std_stays_within_its_bounds_for_any_input():

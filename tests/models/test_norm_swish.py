@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import compiled_norm_swish
-from models.compiled_norm_swish import CompiledNormSwish, norm_swish
-from models.norm_swish import LANES, LAYER_NORM_EPS, TORCH_NORM_SWISH, Layer, TorchNormSwish
+from thousandfold.models import compiled_norm_swish
+from thousandfold.models.compiled_norm_swish import CompiledNormSwish, norm_swish
+from thousandfold.models.norm_swish import LANES, LAYER_NORM_EPS, TORCH_NORM_SWISH, Layer, TorchNormSwish
 
 ROWS = 11
 CPU = torch.device("cpu")

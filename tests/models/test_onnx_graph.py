@@ -15,11 +15,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from models import onnx_graph
-from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
-from models.goal_actor import GoalActor
-from models.onnx_graph import body_dense_inputs, fold_normalizers, to_onnx
-from models.residual_mlp import NetworkShape
+from thousandfold.models import onnx_graph
+from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.onnx_graph import body_dense_inputs, fold_normalizers, to_onnx
+from thousandfold.models.residual_mlp import NetworkShape
 
 OBSERVATION, GOAL, ACTION = 4, 3, 2
 SHAPE = NetworkShape(4, 8)

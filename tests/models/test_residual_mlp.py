@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from models.contrastive_critic import ContrastiveCritic
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape, ResidualMLP, centre_kernels, parameter_count
 from tests.models.plain_blocks import unroll_blocks
+from thousandfold.models.contrastive_critic import ContrastiveCritic
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP, centre_kernels, parameter_count
 
 
 def test_forward_is_the_published_formula():

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.checkpoint import CheckpointFolder
 
 
 def make_segment(first: list[int], rows: list[int]) -> dict[str, torch.Tensor]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.registry import compile_task
-from envs.task import TaskError
-from pipeline.artifact_task import (
+from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, write
+from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
+from thousandfold.pipeline.artifact_task import (
     keep_task,
     load_task,
     own_task,
@@ -19,18 +21,16 @@ from pipeline.artifact_task import (
     warn_of_changed_task,
     warn_of_what_looks_wrong,
 )
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import load_tensors
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
-from pipeline.files import write_sealed_json
-from pipeline.runtime import StageContext
-from stages.chain.chain import ChainRecord, resume_chain
-from stages.networks import NETWORK_FILE, load_actor
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TrainTeacherSettings
-from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, write
-from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.pipeline.files import write_sealed_json
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.chain.chain import ChainRecord, resume_chain
+from thousandfold.stages.networks import NETWORK_FILE, load_actor
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 Capture = pytest.CaptureFixture[str]
 
@@ -279,7 +279,7 @@ class TestResuming:
             seen.append(settings.task)
             raise UserError("enough")
 
-        monkeypatch.setattr("stages.train_teacher.train_teacher.run", run)
+        monkeypatch.setattr("thousandfold.stages.train_teacher.train_teacher.run", run)
         with pytest.raises(UserError, match="enough"):
             resume_chain(context)
         assert seen == [str(artifact.file("task/task.yaml"))]
@@ -293,8 +293,8 @@ class TestResuming:
             resume_chain(context)
 
     def write_record(self, runs: Path, page: Path, teacher: str | None) -> None:
-        from pipeline.session import CommonOptions
-        from stages.chain.chain import resolve_chain
+        from thousandfold.pipeline.session import CommonOptions
+        from thousandfold.stages.chain.chain import resolve_chain
 
         common = CommonOptions("smoke", (f"train_teacher.task={page}",), 0, "cpu", False)
         values = {name: each.model_dump(mode="json") for name, each in resolve_chain(common).items()}

@@ -17,8 +17,8 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 
-from pipeline import files
-from pipeline.artifacts import (
+from thousandfold.pipeline import files
+from thousandfold.pipeline.artifacts import (
     KINDS,
     Artifact,
     Manifest,
@@ -28,10 +28,10 @@ from pipeline.artifacts import (
     write_atomic,
     write_json_atomic,
 )
-from pipeline.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
-from pipeline.files import write_sealed_json
-from pipeline.folder_lock import folder_lock
-from pipeline.manifest import git_state, installed_versions
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
+from thousandfold.pipeline.files import write_sealed_json
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.manifest import git_state, installed_versions
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ class TestManifest:
         assert git_state(tmp_path) == {"commit": None, "dirty": None}
 
     def test_packages_that_are_absent_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipeline.manifest._PACKAGES", ("pytest", "no-such-package"))
+        monkeypatch.setattr("thousandfold.pipeline.manifest._PACKAGES", ("pytest", "no-such-package"))
         versions = installed_versions()
         assert versions.keys() == {"python", "thousandfold", "pytest"}
         assert versions["pytest"] == pytest.__version__

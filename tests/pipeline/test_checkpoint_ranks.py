@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint import Checkpoint, CheckpointFolder
-from pipeline.distributed import Ranks
-from pipeline.errors import UserError
 from tests.pipeline.checkpoint_saves import Killed, Killer, make_segment, names, save
+from thousandfold.pipeline.checkpoint import Checkpoint, CheckpointFolder
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import UserError
 
 
 class Waiting(Exception):

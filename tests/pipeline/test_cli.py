@@ -10,11 +10,11 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.cli import cli
-from stages.stage_settings import SECTIONS
 from tests.envs.opengl_here import needs_opengl
 from tests.stages.policy_file.handmade_policy import policy_artifact
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.cli import cli
+from thousandfold.stages.stage_settings import SECTIONS
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
 COMMANDS = [

@@ -18,9 +18,9 @@ import rich.console
 import torch
 from click.testing import CliRunner
 
-from pipeline import console as console_module
-from pipeline.console import Console, error_boundary, figure
-from pipeline.errors import MissingArtifactError, StoppedByUser, UserError
+from thousandfold.pipeline import console as console_module
+from thousandfold.pipeline.console import Console, error_boundary, figure
+from thousandfold.pipeline.errors import MissingArtifactError, StoppedByUser, UserError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -375,7 +375,7 @@ class TestErrorBoundary:
 
 def test_the_ground_floor_imports_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.console, pipeline.settings, pipeline.artifacts;"
+        "import sys\nfrom thousandfold.pipeline import artifacts, console, settings\n"
         "print(*{'torch', 'mlflow', 'matplotlib', 'numpy', 'mujoco'} & set(sys.modules))"
     )
     root = Path(console_module.__file__).parents[1]

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import distributed
-from pipeline.distributed import Ranks
-from pipeline.errors import LostRankError, SettingsError, UserError
 from tests.pipeline import rank_work
 from tests.rank_processes import run_ranks
+from thousandfold.pipeline import distributed
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import LostRankError, SettingsError, UserError
 
 VARIABLES = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -51,7 +51,7 @@ def test_half_of_the_variables_is_one_clear_line(lacking: str):
 
 
 def test_neither_this_nor_the_command_line_loads_torch():
-    code = "import pipeline.distributed, pipeline.cli, sys; print('torch' in sys.modules)"
+    code = "import sys; from thousandfold.pipeline import cli, distributed; print('torch' in sys.modules)"
     root = Path(distributed.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.folder_lock import folder_lock, is_locked
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.folder_lock import folder_lock, is_locked
 
 
 def test_it_is_held_until_the_end_and_then_gone(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import listing
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, MissingArtifactError
-from pipeline.folder_lock import folder_lock
-from stages.tasks import command
+from thousandfold.pipeline import listing
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.stages.tasks import command
 
 Capture = pytest.CaptureFixture[str]
 
@@ -26,7 +26,7 @@ def make(root: Path, kind: str, results: dict[str, object] | None = None) -> Art
 
 
 def test_every_task_is_listed_with_its_sizes() -> None:
-    from envs.registry import task_names
+    from thousandfold.envs.registry import task_names
 
     console = Console()
     command.show_tasks(console)
@@ -44,9 +44,9 @@ def test_every_preset_has_a_description() -> None:
 
 
 def test_every_task_has_a_preset_that_trains_it_as_published() -> None:
-    from envs.registry import task_names
-    from pipeline.settings import resolve_settings
-    from stages.train_teacher.training import TrainTeacherSettings
+    from thousandfold.envs.registry import task_names
+    from thousandfold.pipeline.settings import resolve_settings
+    from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
     for name in task_names():
         settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset=f"paper/{name}")

@@ -1,4 +1,4 @@
-"""The entry point as a real process: what it imports, what shadows it, and a robot's installation."""
+"""The entry point as a real process: what it imports, what lies beside it, and a robot's installation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import __main__ as entry
 from tests.stages.policy_file.handmade_policy import policy_artifact
 
-ROOT = Path(entry.__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "mlflow", "matplotlib", "minari", "onnx", "onnxruntime", "mujoco", "gymnasium", "h5py")
 EXTRA_PACKAGES = ("torch", "mlflow", "matplotlib", "onnx", "minari", "safetensors", "imageio")
 
@@ -37,6 +37,10 @@ def process(
     return done
 
 
+def pipeline(*arguments: str, **where: Any) -> subprocess.CompletedProcess[str]:
+    return process("-m", "thousandfold.pipeline", *arguments, **where)
+
+
 class TestHelp:
     @pytest.mark.parametrize("command", ["--help", "run --help", "train-teacher --help", "presets"])
     def test_imports_nothing_heavy(self, tmp_path: Path, command: str) -> None:
@@ -44,7 +48,7 @@ class TestHelp:
             import atexit, sys
             atexit.register(lambda: print("loaded:", [n for n in {HEAVY!r} if n in sys.modules]))
             sys.argv = ["pipeline", *{command.split()!r}]
-            from pipeline.__main__ import main
+            from thousandfold.pipeline.__main__ import main
             main()
         """
         done = process("-c", textwrap.dedent(script), folder=tmp_path)
@@ -53,38 +57,35 @@ class TestHelp:
     def test_is_quick(self, tmp_path: Path) -> None:
         def seconds() -> float:
             started = time.perf_counter()
-            process("-m", "pipeline", "--help", folder=tmp_path)
+            pipeline("--help", folder=tmp_path)
             return time.perf_counter() - started
 
         # The limit is for a quiet machine; the fastest of a few may still be slowed by neighbours.
         assert min(seconds() for _ in range(3)) < 0.6 * max(1.0, os.getloadavg()[0])
 
 
-class TestShadowing:
-    @pytest.mark.parametrize("name", ["stages", "models", "envs", "replay"])
-    def test_a_package_of_the_same_name_is_named(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
-        done = process("-m", "pipeline", "tasks", folder=tmp_path, code=2)
-        assert done.stdout == ""
-        assert done.stderr == (
-            f"Error: the package {name!r} comes from {tmp_path / name}: run from another folder.\n"
-        )
+class TestBesideTheUsersOwn:
+    """A robot project has its own `models/` or `envs.py`: neither is imported for ours, nor ours for it."""
 
-    def test_a_module_of_the_same_name_is_named(self, tmp_path: Path) -> None:
-        (tmp_path / "models.py").touch()
-        done = process("-m", "pipeline", "tasks", folder=tmp_path, code=2)
-        assert done.stderr == (
-            f"Error: the package 'models' comes from {tmp_path / 'models.py'}: run from another folder.\n"
-        )
-
-    def test_a_plain_folder_of_the_same_name_is_in_nobodys_way(self, tmp_path: Path) -> None:
-        for name in ("stages", "models", "mlflow"):
+    @pytest.fixture
+    def project(self, tmp_path: Path) -> Path:
+        for name in ("stages", "models", "replay", "pipeline"):
             (tmp_path / name).mkdir()
-        assert "point_u_maze" in process("-m", "pipeline", "tasks", folder=tmp_path).stdout
+            (tmp_path / name / "__init__.py").write_text("raise ImportError('the user's own')")
+        for name in ("envs", "ground", "mlflow_settings"):
+            (tmp_path / f"{name}.py").write_text("raise ImportError('the user's own')")
+        return tmp_path
 
-    def test_in_the_repository_nothing_is_shadowed(self) -> None:
-        assert entry.shadowed_packages() == []
+    @pytest.mark.parametrize("path", [False, True])
+    def test_the_command_line_runs(self, project: Path, path: bool) -> None:
+        listed = pipeline("tasks", folder=project, path=(project,) * path)
+        assert "point_u_maze" in listed.stdout
+
+    @pytest.mark.parametrize("path", [False, True])
+    def test_an_environment_is_made(self, project: Path, path: bool) -> None:
+        script = "import gymnasium, thousandfold; print(gymnasium.make('thousandfold/PointUMaze-v0').spec.id)"
+        made = process("-c", script, folder=project, path=(project,) * path)
+        assert made.stdout.strip() == "thousandfold/PointUMaze-v0"
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +123,25 @@ class TestBaseInstallation:
 
     @pytest.mark.parametrize("command", ["tasks", "presets", "runs", "info"])
     def test_lists_work(self, blocker: Path, workspace: Path, command: str) -> None:
-        done = process("-m", "pipeline", command, folder=workspace, path=(blocker,))
+        done = pipeline(command, folder=workspace, path=(blocker,))
         assert len(done.stdout.splitlines()) >= 4
         assert done.stderr == ""
 
     def test_a_policy_is_timed_and_evaluated(self, blocker: Path, workspace: Path) -> None:
         arguments = ("--preset", "smoke", "--set", "back_to_back_s=0.02", "--set", "paced_s=0.1")
-        done = process("-m", "pipeline", "benchmark", *arguments, folder=workspace, path=(blocker,))
+        done = process(
+            "-m", "thousandfold.pipeline", "benchmark", *arguments, folder=workspace, path=(blocker,)
+        )
         assert "p50" in done.stdout
-        done = process("-m", "pipeline", "evaluate", "--episodes", "2", folder=workspace, path=(blocker,))
+        done = process(
+            "-m", "thousandfold.pipeline", "evaluate", "--episodes", "2", folder=workspace, path=(blocker,)
+        )
         assert "over 2 episodes" in done.stdout
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize("command", ["train-teacher", "run", "distill", "ui"])
     def test_training_says_which_extra_to_install(self, blocker: Path, workspace: Path, command: str) -> None:
-        done = process("-m", "pipeline", command, folder=workspace, path=(blocker,), code=2)
+        done = pipeline(command, folder=workspace, path=(blocker,), code=2)
         (line,) = done.stderr.splitlines()
         assert line.startswith("Error: ")
         assert 'pip install "thousandfold[train]"' in line

@@ -14,10 +14,10 @@ from tests.end_to_end.command_line import clean_environment
 
 TABLE = """
 import sys
-from pipeline.output import guard_output
+from thousandfold.pipeline.output import guard_output
 guard_output()
 import click
-from pipeline.console import Console
+from thousandfold.pipeline.console import Console
 with Console("--json" in sys.argv) as console:
     console.table("Zeiten ±", ("Größe", "µ"), [("p50 9 µs – ½", 1.5), ("naïve \\udcff", None)])
     console.warn("5 µs → 4 µs")
@@ -101,7 +101,7 @@ def test_streams_that_take_nothing_end_no_work(shell: str) -> None:
 
 def test_a_file_that_is_opened_does_not_get_what_is_printed(tmp_path: Path) -> None:
     code = (
-        "from pipeline.output import guard_output\nguard_output()\n"
+        "from thousandfold.pipeline.output import guard_output\nguard_output()\n"
         f"file = open({str(tmp_path / 'file')!r}, 'w')\nimport os\nos.write(1, b'printed')\nprint('printed')"
     )
     assert run(code=code, shell='"$@" >&-').returncode == 0
@@ -115,7 +115,7 @@ def test_a_full_disk_is_told_on_standard_error() -> None:
 
 
 def test_a_result_that_was_asked_for_and_could_not_be_written_is_an_error(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "--json", "presets"]
+    command = [sys.executable, "-m", "thousandfold.pipeline", "--json", "presets"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             command, env=clean_environment(), cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=100
@@ -128,7 +128,7 @@ def test_a_result_that_was_asked_for_and_could_not_be_written_is_an_error(tmp_pa
 
 def test_a_pipe_that_is_full_and_does_not_block_is_waited_for() -> None:
     code = (
-        "import os\nfrom pipeline.output import guard_output\nos.set_blocking(1, False)\n"
+        "import os\nfrom thousandfold.pipeline.output import guard_output\nos.set_blocking(1, False)\n"
         "guard_output()\nprint('x' * 500_000)"
     )
     assert len(run(code=code, shell='"$@" | (sleep 0.5; cat)').stdout) == 500_001
@@ -137,7 +137,7 @@ def test_a_pipe_that_is_full_and_does_not_block_is_waited_for() -> None:
 def test_commands_that_print_tables_print_them_in_ascii(tmp_path: Path) -> None:
     for arguments in (["tasks"], ["presets"], ["runs"], ["info"], ["--help"], ["frontier", "--help"]):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *arguments],
+            [sys.executable, "-m", "thousandfold.pipeline", *arguments],
             env=clean_environment(LC_ALL="C", PYTHONUTF8="0"),
             cwd=tmp_path,
             capture_output=True,

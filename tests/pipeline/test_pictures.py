@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import pictures
-from pipeline.pictures import draw_gradient_map, draw_latency_histogram, draw_learning_curve
+from thousandfold.pipeline import pictures
+from thousandfold.pipeline.pictures import draw_gradient_map, draw_latency_histogram, draw_learning_curve
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = [
@@ -141,7 +141,7 @@ def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
 
 def test_matplotlib_is_loaded_late_and_its_global_state_left_alone(tmp_path):
     script = (
-        "import sys; from pathlib import Path; import pipeline.pictures as p\n"
+        "import sys; from pathlib import Path; import thousandfold.pipeline.pictures as p\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import matplotlib; styled = {key: matplotlib.rcParams[key] for key in p._STYLE}\n"
         "p.draw_latency_histogram(Path(sys.argv[1]), {'a': [1.0, 2.0]}, 'Latency')\n"

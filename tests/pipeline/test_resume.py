@@ -7,9 +7,9 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
-from pipeline.resume import (
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
+from thousandfold.pipeline.resume import (
     CONTINUED,
     checkpoint_of,
     continued_by,
@@ -18,7 +18,7 @@ from pipeline.resume import (
     still_unfinished,
     stored_settings,
 )
-from pipeline.settings import StageSettings
+from thousandfold.pipeline.settings import StageSettings
 
 
 class MadeUpSettings(StageSettings):

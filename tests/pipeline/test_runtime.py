@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import runtime
-from pipeline.errors import NonFiniteError, SettingsError, UserError
-from pipeline.runtime import (
+from thousandfold.pipeline import runtime
+from thousandfold.pipeline.errors import NonFiniteError, SettingsError, UserError
+from thousandfold.pipeline.runtime import (
     as_user_error,
     cpu_share,
     require_finite,
@@ -129,7 +129,7 @@ import os
 import sys
 from pathlib import Path
 import torch
-from pipeline.runtime import keep_freed_memory
+from thousandfold.pipeline.runtime import keep_freed_memory
 
 def resident_pages():
     return int(Path("/proc/self/statm").read_text().split()[1])

@@ -10,9 +10,9 @@ import pydantic
 import pytest
 import yaml
 
-from pipeline import settings as settings_module
-from pipeline.errors import SettingsError
-from pipeline.settings import (
+from thousandfold.pipeline import settings as settings_module
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.settings import (
     StageSettings,
     dump_settings,
     list_presets,

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console
-from pipeline.distributed import Ranks
-from pipeline.errors import MissingArtifactError, SettingsError, StoppedByUser, UserError
-from pipeline.runtime import StageContext
-from pipeline.settings import StageSettings
-from pipeline.tracking import NullTracker, StageRun
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import MissingArtifactError, SettingsError, StoppedByUser, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import StageSettings
+from thousandfold.pipeline.tracking import NullTracker, StageRun
 
 SETTINGS = StageSettings(seed=7)
 

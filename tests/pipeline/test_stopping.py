@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import stopping
-from pipeline.distributed import Ranks
-from pipeline.errors import StoppedByUser
-from pipeline.stopping import StopRequest, interruptible, stop_on_interrupt
+from thousandfold.pipeline import stopping
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import StoppedByUser
+from thousandfold.pipeline.stopping import StopRequest, interruptible, stop_on_interrupt
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking, tracking_store
-from pipeline.errors import StoppedByUser, UserError
-from pipeline.tracking import NullTracker, open_tracker
-from pipeline.tracking_store import ui_command
+from thousandfold.pipeline import tracking, tracking_store
+from thousandfold.pipeline.errors import StoppedByUser, UserError
+from thousandfold.pipeline.tracking import NullTracker, open_tracker
+from thousandfold.pipeline.tracking_store import ui_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def workspace(tmp_path_factory) -> Path:
     """A workspace whose store two processes made at the same moment; both logged a run into it."""
     root = tmp_path_factory.mktemp("workspace with spaces")
     script = (
-        "import sys; from pathlib import Path; from pipeline.tracking import open_tracker\n"
+        "import sys; from pathlib import Path; from thousandfold.pipeline.tracking import open_tracker\n"
         "with open_tracker(Path(sys.argv[1])).stage('distill', name='first use') as run:\n"
         "    run.log_metrics({'loss': 1.0}, 0); assert run.run_id\n"
     )
@@ -390,7 +390,7 @@ def test_a_folder_named_mlflow_is_not_the_library(tmp_path):
     (tmp_path / "mlflow").mkdir()
     script = (
         "import sys, importlib.util; assert importlib.util.find_spec('mlflow')\n"
-        "from pipeline.tracking_store import mlflow_is_installed; sys.exit(mlflow_is_installed())"
+        "from thousandfold.pipeline.tracking_store import mlflow_is_installed as found; sys.exit(found())"
     )
     # -S leaves out site-packages: only the folder is left of that name.
     done = subprocess.run(

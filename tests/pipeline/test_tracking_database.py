@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from pipeline import folder_lock, tracking_database, tracking_store
-from pipeline.errors import UserError
-from pipeline.folder_lock import file_lock
-from pipeline.tracking import open_tracker
+from thousandfold.pipeline import folder_lock, tracking_database, tracking_store
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.folder_lock import file_lock
+from thousandfold.pipeline.tracking import open_tracker
 
 FIRST_REVISION = "451aebb31d03"
 ODD = "-a?b%41#c;d&e 'ü\"\n@x:y"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.artifacts import Workspace
-from pipeline.folder_lock import folder_lock
-from pipeline.ui import dead_runs
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.ui import dead_runs
 
 
 def test_runs_and_chains_that_nobody_makes_are_dead(tmp_path: Path) -> None:

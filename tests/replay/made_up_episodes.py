@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.registry import compile_task
-from replay import dataset_writer
-from replay.dataset_layout import file_sha256
-from replay.goal_dataset import GoalEpisode, write_goal_dataset
+from thousandfold.envs.registry import compile_task
+from thousandfold.replay import dataset_writer
+from thousandfold.replay.dataset_layout import file_sha256
+from thousandfold.replay.goal_dataset import GoalEpisode, write_goal_dataset
 
 TASK = compile_task("point_u_maze")
 

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task, get_task
-from envs.task import SuccessRegion
-from replay.coverage import cell_edges, measure_coverage
-from replay.goal_dataset import GoalDataset
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.task import SuccessRegion
+from thousandfold.replay.coverage import cell_edges, measure_coverage
+from thousandfold.replay.goal_dataset import GoalDataset
 
 TASK = compile_task("point_u_maze")  # success within 0.3 of a goal in the plane
 

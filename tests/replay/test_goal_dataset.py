@@ -18,13 +18,6 @@ import numpy as np
 import pytest
 
 import thousandfold
-from replay.goal_dataset import (
-    GoalDataset,
-    concatenate_datasets,
-    dataset_id,
-    load_goal_dataset,
-    write_goal_dataset,
-)
 from tests.replay.made_up_episodes import (
     ID,
     LENGTHS,
@@ -34,6 +27,13 @@ from tests.replay.made_up_episodes import (
     make_episodes,
     rows_file,
     write,
+)
+from thousandfold.replay.goal_dataset import (
+    GoalDataset,
+    concatenate_datasets,
+    dataset_id,
+    load_goal_dataset,
+    write_goal_dataset,
 )
 
 REPOSITORY = Path(thousandfold.__file__).parent

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 
 import thousandfold
-from replay import dataset_writer
-from replay.goal_dataset import DatasetError, GoalEpisode, load_goal_dataset, write_goal_dataset
 from tests.replay.made_up_episodes import (
     ID,
     LENGTHS,
@@ -28,6 +26,8 @@ from tests.replay.made_up_episodes import (
     record_hash,
     rows_file,
 )
+from thousandfold.replay import dataset_writer
+from thousandfold.replay.goal_dataset import DatasetError, GoalEpisode, load_goal_dataset, write_goal_dataset
 
 REPOSITORY = Path(thousandfold.__file__).parent
 
@@ -38,7 +38,7 @@ REPOSITORY = Path(thousandfold.__file__).parent
 DIES_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from replay.goal_dataset import write_goal_dataset
+from thousandfold.replay.goal_dataset import write_goal_dataset
 from tests.replay.made_up_episodes import TASK, make_episode
 
 def episodes():
@@ -64,7 +64,7 @@ def test_a_killed_write_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypa
 DIES_IN_A_SHARD = """
 import os, signal, sys
 from pathlib import Path
-from replay import dataset_writer
+from thousandfold.replay import dataset_writer
 from tests.replay.made_up_episodes import TASK, make_episode
 
 dataset_writer._write_metadata = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_a_failed_write_leaves_nothing_at_all(tmp_path: Path):
 ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from replay.dataset_writer import write_shard
+from thousandfold.replay.dataset_writer import write_shard
 from tests.replay.made_up_episodes import TASK, make_episode
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a write beyond it fails as on a full disk

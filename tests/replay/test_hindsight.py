@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.hindsight import truncated_geometric
+from thousandfold.replay.hindsight import truncated_geometric
 
 DRAWS = 200_000
 

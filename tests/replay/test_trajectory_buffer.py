@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay import trajectory_buffer
-from replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from thousandfold.replay import trajectory_buffer
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 
 DISCOUNT = 0.8
 

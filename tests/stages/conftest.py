@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Artifact
-from pipeline.runtime import StageContext
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TrainTeacherSettings
 from tests.stages.tiny_runs import make_context
 from tests.stages.train_teacher.teacher_runs import DRAW
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 
 @pytest.fixture

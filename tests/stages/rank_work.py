@@ -11,23 +11,23 @@ from typing import Any
 
 import torch
 
-from envs.registry import compile_task
-from pipeline.artifacts import Workspace
-from pipeline.checkpoint import save_tensors
-from pipeline.console import Console
-from pipeline.distributed import Ranks
-from pipeline.errors import StoppedByUser, UserError
-from pipeline.runtime import StageContext
-from pipeline.tracking import NullTracker
-from replay.trajectory_buffer import TransitionBatch
-from stages.dataset import generate_dataset, results
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.dataset.rollout import LabelledRollout
-from stages.train_teacher import train_teacher
-from stages.train_teacher import training as teacher_training
-from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-from stages.train_teacher.rollout import RolloutStatistics
-from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.checkpoint import save_tensors
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import StoppedByUser, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.replay.trajectory_buffer import TransitionBatch
+from thousandfold.stages.dataset import generate_dataset, results
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.dataset.rollout import LabelledRollout
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher import training as teacher_training
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from thousandfold.stages.train_teacher.rollout import RolloutStatistics
+from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 STOPPED, REFUSED = 10, 11
 TASK = compile_task("point_u_maze")

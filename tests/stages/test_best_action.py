@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs.registry import compile_task
-from models.contrastive_critic import ContrastiveCritic
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import Gaussian, GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.errors import SettingsError
-from stages import best_action
-from stages.best_action import best_action_policy, best_mean
-from stages.closed_loop.evaluate import EvaluateSettings, run
-from stages.dataset.labels import TeacherLabels
-from stages.networks import TrainedActor
-from stages.teacher_critic import TeacherCritic
-from stages.train_teacher.train_teacher import run as train
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.contrastive_critic import ContrastiveCritic
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import Gaussian, GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.stages import best_action
+from thousandfold.stages.best_action import best_action_policy, best_mean
+from thousandfold.stages.closed_loop.evaluate import EvaluateSettings, run
+from thousandfold.stages.dataset.labels import TeacherLabels
+from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.teacher_critic import TeacherCritic
+from thousandfold.stages.train_teacher.train_teacher import run as train
 
 TASK = compile_task("point_u_maze")
 SHAPE = NetworkShape(depth=4, width=8)

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from envs.registry import compile_task
-from pipeline.console import Console
-from pipeline.runtime import seed_sequence
-from stages.random_baseline import measure_random, no_better_than_random, random_record, warn_of_chance
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.stages.random_baseline import (
+    measure_random,
+    no_better_than_random,
+    random_record,
+    warn_of_chance,
+)
 
 TASK = compile_task("point_u_maze", {"episode_steps": 20})
 

@@ -8,13 +8,13 @@ from typing import Any, get_args
 import annotated_types
 import pytest
 
-from pipeline.errors import SettingsError
-from pipeline.settings import StageSettings, resolve_settings
-from stages.closed_loop.evaluate import EvaluateSettings
-from stages.closed_loop.render import RenderSettings
-from stages.dataset.import_dataset import ImportDatasetSettings
-from stages.frontier.cells import FrontierSettings
-from stages.stage_settings import settings_by_kind
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.settings import StageSettings, resolve_settings
+from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
+from thousandfold.stages.closed_loop.render import RenderSettings
+from thousandfold.stages.dataset.import_dataset import ImportDatasetSettings
+from thousandfold.stages.frontier.cells import FrontierSettings
+from thousandfold.stages.stage_settings import settings_by_kind
 
 CLASSES = [
     *settings_by_kind().values(),

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SettingsError
-from pipeline.settings import resolve_settings
-from stages.closed_loop import evaluate
-from stages.closed_loop.evaluate import EvaluateSettings
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.distill import distill
-from stages.distill.distill import DistillSettings
-from stages.export_onnx import export_onnx
-from stages.export_onnx.export_onnx import ExportOnnxSettings
-from stages.networks import load_actor
-from stages.policies import load_policy
-from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TrainTeacherSettings
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.stages.closed_loop import evaluate
+from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.distill import distill
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
+from thousandfold.stages.networks import load_actor
+from thousandfold.stages.policies import load_policy
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 CHANGES = {"episode_steps": 40, "evaluation": "training_from_start"}
 

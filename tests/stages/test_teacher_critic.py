@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.contrastive_critic import pairwise_energy
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import DamagedFileError
-from pipeline.settings import dump_settings
-from stages.networks import NETWORK_FILE, save_network
-from stages.teacher_critic import load_critic
-from stages.train_teacher.learner import ContrastiveLearner
 from tests.stages.tiny_runs import TINY_TEACHER
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.contrastive_critic import pairwise_energy
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.stages.networks import NETWORK_FILE, save_network
+from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 TASK = compile_task("point_u_maze")
 

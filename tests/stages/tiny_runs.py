@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.runtime import StageContext
-from pipeline.tracking import NullTracker
-from stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 # Unrolls end inside episodes of 100 steps, and the memory forgets the beginning of the episode under way.
 TINY_TEACHER = TrainTeacherSettings(

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.registry import compile_task
-from models.deployable_policy import InputLimits, NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact, Workspace
-from replay.goal_dataset import GoalEpisode, write_goal_dataset
-from stages.export_onnx.gate import GateStates
-from stages.networks import NETWORK_FILE, save_network
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import InputLimits, NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.replay.goal_dataset import GoalEpisode, write_goal_dataset
+from thousandfold.stages.export_onnx.gate import GateStates
+from thousandfold.stages.networks import NETWORK_FILE, save_network
 
 TASK = "point_u_maze"
 LIMITS = InputLimits(*(torch.full((size,), limit) for size in (4, 2) for limit in (-60.0, 60.0)))

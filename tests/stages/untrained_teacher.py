@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact
-from pipeline.runtime import StageContext
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.networks import NETWORK_FILE, save_network
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.networks import NETWORK_FILE, save_network
 
 SHAPE = NetworkShape(depth=4, width=16)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from envs.checks.goal_judgement import judge_goals, require_comparable_goals
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from envs.task import TaskError
 from tests.envs.user_tasks.user_pages import ARM, PAGE, changed, with_line, write
+from thousandfold.envs.checks.goal_judgement import judge_goals, require_comparable_goals
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
 
 MODEL = changed(
     changed(

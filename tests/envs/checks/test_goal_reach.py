@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.checks.goal_reach import GoalReach
-from envs.checks.maze_reach import MazeReach
-from envs.registry import compile_task
 from tests.envs.user_tasks.user_pages import ARM, MOVER, STATEFUL_ARM, changed, walled_page, with_line, write
+from thousandfold.envs.checks.goal_reach import GoalReach
+from thousandfold.envs.checks.maze_reach import MazeReach
+from thousandfold.envs.registry import compile_task
 
 
 def reach(folder: Path, page: str, model: str = ARM) -> GoalReach:

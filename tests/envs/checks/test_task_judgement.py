@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from envs.checks.task_judgement import judge_task
-from envs.registry import compile_task
 from tests.envs.user_tasks.user_pages import ARM, MOVER, PAGE, STATEFUL_ARM, changed, with_line, write
+from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.registry import compile_task
 
 FOUR_BAR = """<mujoco>
   <compiler angle="radian"/>

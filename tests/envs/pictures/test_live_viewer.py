@@ -14,11 +14,11 @@ import mujoco.viewer
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.pictures import live_viewer
-from envs.pictures.live_viewer import LiveViewer, NoScreenError
-from envs.registry import compile_task
 from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, write
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures import live_viewer
+from thousandfold.envs.pictures.live_viewer import LiveViewer, NoScreenError
+from thousandfold.envs.registry import compile_task
 
 
 class Handle:

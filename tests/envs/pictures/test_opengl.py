@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.pictures import opengl
-from envs.pictures.opengl import NoOpenGLError, check_variable, choose_backend, open_context
+from thousandfold.envs.pictures import opengl
+from thousandfold.envs.pictures.opengl import NoOpenGLError, check_variable, choose_backend, open_context
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = "apt install libegl1 libgl1-mesa-dri"
@@ -86,7 +86,7 @@ def test_a_binding_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("variable", ["nonsense", "off"])
 def test_the_command_line_refuses_without_a_traceback(tmp_path: Path, variable: str) -> None:
     outcome = subprocess.run(
-        [sys.executable, "-m", "pipeline", "--workspace", str(tmp_path), "render"],
+        [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(tmp_path), "render"],
         cwd=ROOT,
         env={**os.environ, "MUJOCO_GL": variable},
         capture_output=True,

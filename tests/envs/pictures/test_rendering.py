@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.pictures import rendering
-from envs.registry import compile_task, get_task, task_names
-from envs.task import MazePicture, ScenePicture, TaskError
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures import rendering
+from thousandfold.envs.registry import compile_task, get_task, task_names
+from thousandfold.envs.task import MazePicture, ScenePicture, TaskError
 
 pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from envs.pictures.rendering import draw_arrows, draw_paths, has_plan
+from thousandfold.envs.pictures.rendering import draw_arrows, draw_paths, has_plan
 
 STARTS = np.array([[1.0, 1.0], [1.1, 0.9]])
 GOALS = np.array([[3.0, 1.0], [3.0, 2.0]])

@@ -11,15 +11,15 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.goal_env import GoalEnv
-from envs.pictures.goal_positions import goal_positions
-from envs.pictures.scene_rendering import SceneRenderer, goal_marker
-from envs.pictures.scene_style import apply_style
-from envs.registry import compile_task, get_task
-from envs.task import ScenePicture, SuccessRegion, TaskError
 from tests.envs.opengl_here import needs_opengl
 from tests.envs.user_tasks.user_pages import ARM, PAGE, write
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import GoalEnv
+from thousandfold.envs.pictures.goal_positions import goal_positions
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer, goal_marker
+from thousandfold.envs.pictures.scene_style import apply_style
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.task import ScenePicture, SuccessRegion, TaskError
 
 WIDTH, HEIGHT = 160, 120
 DOWN = ScenePicture(lookat=(2.0, 2.0, 0.0), distance=10.0, azimuth=90.0, elevation=-90.0)

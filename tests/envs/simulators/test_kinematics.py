@@ -4,10 +4,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.data_fields import FIELDS
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.kinematics import kinematic_model
+from thousandfold.envs.data_fields import FIELDS
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.kinematics import kinematic_model
 
 PENDULUM = """
 <mujoco>

@@ -13,9 +13,9 @@ pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `tra
 pytest.importorskip("scipy", reason="scipy comes with Minari and MLflow, of the extra `train`")
 
 from benchmarks.parity import compare_rollouts, compare_steps, shortfalls  # noqa: E402
-from envs.registry import compile_task, task_names  # noqa: E402
-from envs.simulators.cpu_simulator import CpuSimulator  # noqa: E402
-from envs.simulators.warp_simulator import WarpSimulator  # noqa: E402
+from thousandfold.envs.registry import compile_task, task_names  # noqa: E402
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator  # noqa: E402
+from thousandfold.envs.simulators.warp_simulator import WarpSimulator  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 TASKS = [*task_names(), *map(str, sorted(EXAMPLES.glob("*/*.yaml")))]

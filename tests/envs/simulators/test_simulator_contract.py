@@ -8,12 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import get_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.simulator import Simulator
-from envs.task import SuccessRegion, TaskError, Term
 from tests.envs.any_simulator import WORLDS, MakeSimulator, mask, numpy, still
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import Simulator
+from thousandfold.envs.task import SuccessRegion, TaskError, Term
 
 
 def put(simulator: Simulator, positions: list[tuple[float, float]], velocity: float = 0.0) -> None:

@@ -8,11 +8,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import get_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.simulator import Simulator
 from tests.envs.any_simulator import WORLDS, MakeSimulator, make_cpu, mask, numpy, still
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import Simulator
 
 CORNER, FREE = (0.6, 0.6), (1.0, 2.0)  # a sphere of 0.15 m touches two walls; none
 

@@ -8,12 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.distributions import BoxPositions
-from envs.simulators.simulator import Simulator
-from envs.start_states import STATE
-from envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
 from tests.envs.any_simulator import WORLDS, MakeSimulator, make_cpu, mask, numpy, still
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.distributions import BoxPositions
+from thousandfold.envs.simulators.simulator import Simulator
+from thousandfold.envs.start_states import STATE
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
 
 MODEL = """
 <mujoco>

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="torch comes with the extra `train`")
 mujoco_warp: Any = pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
 
-from envs.simulators.warp_contacts import match_contacts  # noqa: E402
+from thousandfold.envs.simulators.warp_contacts import match_contacts  # noqa: E402
 
 CAPSULE = """
 <mujoco><worldbody>

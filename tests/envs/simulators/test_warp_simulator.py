@@ -14,12 +14,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch comes with the extra `train`")
 pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
 
-from envs.compiled_task import CompiledTask  # noqa: E402
-from envs.registry import compile_task, get_task  # noqa: E402
-from envs.simulators.warp_simulator import WarpSimulator  # noqa: E402
-from envs.task import EarlyEnd, Term  # noqa: E402
-from envs.tasks.point import build_spec  # noqa: E402
 from tests.stages.train_teacher.recording import NeverWaits, WouldWait  # noqa: E402
+from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
+from thousandfold.envs.registry import compile_task, get_task  # noqa: E402
+from thousandfold.envs.simulators.warp_simulator import WarpSimulator  # noqa: E402
+from thousandfold.envs.task import EarlyEnd, Term  # noqa: E402
+from thousandfold.envs.tasks.point import build_spec  # noqa: E402
 
 WORLDS = 4
 OPEN = " ".join("." * 9 for _ in range(9))  # rows of a layout without walls

@@ -11,11 +11,19 @@ import pytest
 pytest.importorskip("torch", reason="torch comes with the extra `train`")
 pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
 
-from envs.compiled_task import CompiledTask
-from envs.distributions import BoxPositions
-from envs.simulators.warp_simulator import WarpSimulator
-from envs.simulators.warp_sizes import WarpSizes, warm_up_sizes
-from envs.task import EarlyEnd, EpisodeDistribution, GoalTask, Reset, SuccessRegion, TaskError, Term
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.distributions import BoxPositions
+from thousandfold.envs.simulators.warp_simulator import WarpSimulator
+from thousandfold.envs.simulators.warp_sizes import WarpSizes, warm_up_sizes
+from thousandfold.envs.task import (
+    EarlyEnd,
+    EpisodeDistribution,
+    GoalTask,
+    Reset,
+    SuccessRegion,
+    TaskError,
+    Term,
+)
 
 
 def make_task(bodies: str, solver: str = "Newton") -> CompiledTask:

@@ -4,11 +4,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.mazes import LAYOUTS, path_lengths
-from envs.registry import compile_task, get_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.tasks.ant_model import STAND
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.mazes import LAYOUTS, path_lengths
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.tasks.ant_model import STAND
 
 
 @pytest.fixture(scope="module")

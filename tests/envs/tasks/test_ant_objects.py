@@ -4,9 +4,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.tasks.ant_objects import GoalsBeyond
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.tasks.ant_objects import GoalsBeyond
 
 
 @pytest.mark.parametrize("name", ["ant_ball", "ant_push"])

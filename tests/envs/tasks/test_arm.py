@@ -4,12 +4,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.goal_env import GoalEnv
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.tasks.arm import build_spec
 from tests.envs.strict_checks import check_env_strictly, require_goal_apart_from_state
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import GoalEnv
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.tasks.arm import build_spec
 
 NAMES = (
     "arm_reach",

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 NAMES = (
     "arm_reach",

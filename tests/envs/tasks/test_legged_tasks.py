@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import thousandfold  # noqa: F401, registers the environments
-from envs.mazes import FREE, cells
-from envs.registry import compile_task, environment_id
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.tasks import ant, ant_objects, humanoid
 from tests.envs.strict_checks import check_env_strictly
+from thousandfold.envs.mazes import FREE, cells
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.task_names import environment_id
+from thousandfold.envs.tasks import ant, ant_objects, humanoid
 
 REPRESENTATIVE = ("ant_u_maze", "ant_push", "humanoid")
 TASKS = {task.name: task for module in (ant, ant_objects, humanoid) for task in module.tasks()}

@@ -8,12 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.distributions import BoxPositions
-from envs.goal_env import GoalEnv
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.tasks.planar import DistantGoals
 from tests.envs.strict_checks import check_env_strictly, require_goal_apart_from_state
+from thousandfold.envs.distributions import BoxPositions
+from thousandfold.envs.goal_env import GoalEnv
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.tasks.planar import DistantGoals
 
 NAMES = ("reacher", "pusher", "half_cheetah")
 

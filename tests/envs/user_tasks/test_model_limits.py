@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from envs.registry import compile_task
-from envs.task import TaskError
-from envs.user_tasks.model_limits import require_modest
 from tests.envs.user_tasks.user_pages import ARM, write
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.model_limits import require_modest
 
 
 @pytest.fixture(autouse=True)

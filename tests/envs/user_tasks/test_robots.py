@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from envs.checks.goal_judgement import judge_goals
-from envs.checks.random_rollout import roll_out, rollout_warnings
-from envs.checks.task_judgement import judge_task
-from envs.compiled_task import CompiledTask
-from envs.control_map import ControlMap
-from envs.registry import compile_task
-from envs.task import Command, Term
-from envs.term_columns import TermResolver
-from pipeline.cli import cli
+from thousandfold.envs.checks.goal_judgement import judge_goals
+from thousandfold.envs.checks.random_rollout import roll_out, rollout_warnings
+from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.control_map import ControlMap
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import Command, Term
+from thousandfold.envs.term_columns import TermResolver
+from thousandfold.pipeline.cli import cli
 
 ROBOTS = sorted((Path(__file__).parent / "robots").glob("*.yaml"))
 _ELEMENT = re.compile(r"(?P<field>\w+):(?P<object>.+)\[(?P<index>\d+)\]$")

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.model_hash import model_sha256
-from envs.registry import compile_task, get_task
-from envs.task import TaskError
-from envs.user_tasks.task_copy import copy_task, is_copy, read_source
 from tests.envs.user_tasks.user_pages import ARM, PAGE, changed, write
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.task import TaskError
+from thousandfold.envs.user_tasks.task_copy import copy_task, is_copy, read_source
 
 TETRAHEDRON = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0], [0, 0, 0.1]], np.float32)
 

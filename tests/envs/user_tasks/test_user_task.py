@@ -12,15 +12,16 @@ import pytest
 from pydantic import BaseModel
 
 import thousandfold
-from envs.compiled_task import CompiledTask
-from envs.distributions import constant
-from envs.goal_env import GoalEnv, GoalVectorEnv
-from envs.registry import compile_task, get_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.start_states import StartStates
-from envs.task import Reset
-from envs.user_tasks.task_yaml import read_page
-from envs.user_tasks.user_schema import (
+from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, with_line, write
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.distributions import constant
+from thousandfold.envs.goal_env import GoalEnv, GoalVectorEnv
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.start_states import StartStates
+from thousandfold.envs.task import Reset
+from thousandfold.envs.user_tasks.task_yaml import read_page
+from thousandfold.envs.user_tasks.user_schema import (
     CommandEntry,
     OptionsEntry,
     ResetEntry,
@@ -29,7 +30,6 @@ from envs.user_tasks.user_schema import (
     TermEntry,
     validate,
 )
-from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, with_line, write
 
 assert thousandfold.__version__  # importing it registers the environments
 

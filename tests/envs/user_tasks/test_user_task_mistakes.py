@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from envs.registry import compile_task, get_task, task_names
-from envs.task import TaskError
 from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, with_line, write
+from thousandfold.envs.registry import compile_task, get_task, task_names
+from thousandfold.envs.task import TaskError
 
 
 @pytest.fixture(autouse=True)

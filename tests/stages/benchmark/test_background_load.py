@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.benchmark import background_load
-from stages.benchmark.background_load import busy_processes
+from thousandfold.stages.benchmark import background_load
+from thousandfold.stages.benchmark.background_load import busy_processes
 
 
 @pytest.fixture

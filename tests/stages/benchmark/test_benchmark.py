@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, SettingsError
-from pipeline.runtime import StageContext
-from pipeline.settings import resolve_settings
-from pipeline.tracking import NullTracker
-from stages.benchmark import benchmark
-from stages.benchmark.benchmark import BenchmarkSettings, draw_states
-from stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
-from stages.policy_file.source import find_policy
 from tests.stages.policy_file.handmade_policy import policy_artifact, write_policy
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.benchmark import benchmark
+from thousandfold.stages.benchmark.benchmark import BenchmarkSettings, draw_states
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
+from thousandfold.stages.policy_file.source import find_policy
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -174,11 +174,11 @@ class Without:
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 from pathlib import Path
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.runtime import StageContext
-from pipeline.tracking import open_tracker
-from stages import benchmark
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import open_tracker
+from thousandfold.stages import benchmark
 
 workspace = Workspace(Path({root!r}))
 context = StageContext(workspace, Console(), open_tracker(workspace.root))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.benchmark.fresh_process import STEPS, start_afresh
-from stages.policy_file.onnx_policy import POLICY_FILE
 from tests.stages.policy_file.handmade_policy import write_policy
+from thousandfold.stages.benchmark.fresh_process import STEPS, start_afresh
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE
 
 
 def test_a_start_is_timed_step_by_step(tmp_path: Path):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from stages.benchmark import host
-from stages.benchmark.host import HostRequest, describe_realtime, granted_by_host, refusals
+from thousandfold.stages.benchmark import host
+from thousandfold.stages.benchmark.host import HostRequest, describe_realtime, granted_by_host, refusals
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's scheduler calls")
 

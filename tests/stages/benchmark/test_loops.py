@@ -7,8 +7,8 @@ import gc
 import numpy as np
 import pytest
 
-from stages.benchmark.loops import TimedCall, back_to_back, collector_at_rest, summarize
 from tests.stages.benchmark.handmade_clock import HandmadeClock
+from thousandfold.stages.benchmark.loops import TimedCall, back_to_back, collector_at_rest, summarize
 
 
 def test_percentiles_are_latencies_that_were_measured():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.benchmark.loops import TimedCall
-from stages.benchmark.paced_loop import (
+from tests.stages.benchmark.handmade_clock import HandmadeClock
+from thousandfold.stages.benchmark.loops import TimedCall
+from thousandfold.stages.benchmark.paced_loop import (
     PacedPair,
     PacedTiming,
     joined,
@@ -14,7 +15,6 @@ from stages.benchmark.paced_loop import (
     run_paced,
     summarize_paced,
 )
-from tests.stages.benchmark.handmade_clock import HandmadeClock
 
 
 def loop_of(durations_ms: list[float], spin_us: float = 0.0, reading_ns: int = 0) -> PacedTiming:

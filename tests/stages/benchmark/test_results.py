@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.console import Console
-from stages.benchmark import results
-from stages.benchmark.paced_loop import PacedPair, PacedTiming
-from stages.benchmark.picture import draw_pictures
-from stages.benchmark.results import Measured, build_report, flat_metrics
-from stages.benchmark.tables import show_report
-from stages.policy_file.onnx_policy import OnnxPolicy
 from tests.stages.policy_file.handmade_policy import metadata, write_policy
+from thousandfold.pipeline.console import Console
+from thousandfold.stages.benchmark import results
+from thousandfold.stages.benchmark.paced_loop import PacedPair, PacedTiming
+from thousandfold.stages.benchmark.picture import draw_pictures
+from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics
+from thousandfold.stages.benchmark.tables import show_report
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 
 def loop(ticks: int, missed: int, late_us: float) -> PacedTiming:

@@ -7,12 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Artifact, Parent, Workspace
-from pipeline.errors import UserError
-from stages.benchmark import runtimes
-from stages.benchmark.runtimes import INDUCTOR, NUMPY, RUNTIMES, TORCH, OtherRuntimes, other_runtimes
-from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 from tests.stages.policy_file.handmade_policy import policy_artifact, write_policy
+from thousandfold.pipeline.artifacts import Artifact, Parent, Workspace
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.benchmark import runtimes
+from thousandfold.stages.benchmark.runtimes import (
+    INDUCTOR,
+    NUMPY,
+    RUNTIMES,
+    TORCH,
+    OtherRuntimes,
+    other_runtimes,
+)
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 
 STATES = [(np.full(4, value, np.float32), np.full(2, -value, np.float32)) for value in (0.1, 0.5, -0.9)]
 
@@ -50,8 +57,8 @@ def network_of(monkeypatch: pytest.MonkeyPatch, weight_change: float = 0.0) -> N
     """Put a network in the student's place that computes what the hand-made file does, or nearly."""
     import torch
 
-    from stages.benchmark import torch_runtimes
     from tests.stages.policy_file.handmade_policy import BIAS, HIGH, LOW, WEIGHT
+    from thousandfold.stages.benchmark import torch_runtimes
 
     def step(observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         action = np.tanh(np.concatenate([observation, goal]) @ (WEIGHT + weight_change) + BIAS)
@@ -82,7 +89,7 @@ def test_what_computes_something_else_is_left_out(tmp_path: Path, monkeypatch: p
 
 
 def test_a_compiler_that_is_not_there_or_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from stages.benchmark import torch_runtimes
+    from thousandfold.stages.benchmark import torch_runtimes
 
     network_of(monkeypatch)
     artifact = policy_artifact(tmp_path)

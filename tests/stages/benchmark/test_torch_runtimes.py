@@ -11,10 +11,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from stages.benchmark.torch_runtimes import compiled_step, numpy_policy, one_thread, torch_step
+from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.stages.benchmark.torch_runtimes import compiled_step, numpy_policy, one_thread, torch_step
 
 OBSERVATIONS, GOALS, ACTIONS = 5, 3, 2
 SHAPES: dict[str, NetworkShape] = {

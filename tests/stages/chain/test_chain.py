@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import (
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import (
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
@@ -15,12 +15,12 @@ from pipeline.errors import (
     TargetMissedError,
     UserError,
 )
-from pipeline.files import write_sealed_json
-from pipeline.runtime import StageContext
-from pipeline.session import CommonOptions
-from pipeline.tracking import NullTracker
-from stages.chain.chain import resolve_chain, resume_chain, start_chain
-from stages.stage_settings import KIND_OF_SECTION, SECTIONS
+from thousandfold.pipeline.files import write_sealed_json
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.session import CommonOptions
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.chain.chain import resolve_chain, resume_chain, start_chain
+from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS
 
 RESULTS = {
     "train_teacher": {"success": 1.0, "elapsed_s": 2.0},
@@ -130,7 +130,7 @@ def test_a_chain_that_the_user_stopped_is_closed_as_stopped(context, monkeypatch
     def stopped(*_):
         raise error
 
-    monkeypatch.setattr("stages.train_teacher.train_teacher.run", stopped)
+    monkeypatch.setattr("thousandfold.stages.train_teacher.train_teacher.run", stopped)
     with pytest.raises(StoppedByUser):
         start_chain(settings(), context)
     assert isinstance(context.tracker.endings[0], KeyboardInterrupt | StoppedByUser)
@@ -214,7 +214,9 @@ def test_resuming_uses_the_settings_that_the_chain_began_with(context, calls, mo
         start_chain(settings(), context)
     calls()
     seen = []
-    monkeypatch.setattr("stages.distill.distill.run", lambda values, *rest: seen.append(values) or _stop())
+    monkeypatch.setattr(
+        "thousandfold.stages.distill.distill.run", lambda values, *rest: seen.append(values) or _stop()
+    )
     with pytest.raises(UserError):
         resume_chain(context)
     assert seen[0] == settings()["distill"]

@@ -5,9 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import compile_task
-from stages.episodes import EpisodeStream, mean_interval, retention, run_episodes, wilson_interval
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+from thousandfold.stages.episodes import (
+    EpisodeStream,
+    mean_interval,
+    retention,
+    run_episodes,
+    wilson_interval,
+)
 
 TASK = compile_task("point_u_maze")
 
@@ -49,7 +55,7 @@ def test_outcomes_follow_from_the_paths():
 
 
 def test_more_episodes_than_worlds_run_in_rounds(monkeypatch):
-    monkeypatch.setattr("stages.episodes.MAX_WORLDS", 8)
+    monkeypatch.setattr("thousandfold.stages.episodes.MAX_WORLDS", 8)
     episodes = run_episodes(TASK, still, episodes=20, seed=0, num_paths=10)
     assert len(episodes.success) == 20 and len(episodes.paths) == 10
     assert len(np.unique(episodes.start, axis=0)) == 20
@@ -136,7 +142,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
 
 
 def test_a_stream_goes_on_where_it_stopped(monkeypatch):
-    monkeypatch.setattr("stages.episodes.MAX_WORLDS", 8)
+    monkeypatch.setattr("thousandfold.stages.episodes.MAX_WORLDS", 8)
     steps = []
 
     def counting(observation, goal):
@@ -160,7 +166,7 @@ def test_a_stream_of_few_episodes_starts_again_with_more_worlds():
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_the_interval_of_retention_is_that_of_resampled_episodes(discrete, monkeypatch):
-    monkeypatch.setattr("stages.episodes._CHUNK_NUMBERS", 500 * 300)  # several chunks
+    monkeypatch.setattr("thousandfold.stages.episodes._CHUNK_NUMBERS", 500 * 300)  # several chunks
     rng, count = np.random.default_rng(0), 500
     teacher = rng.random(count) if not discrete else (rng.random(count) < 0.8).astype(float)
     student = teacher * (rng.random(count) < 0.9)

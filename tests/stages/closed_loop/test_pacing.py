@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from stages.closed_loop.pacing import Pacer
+from thousandfold.stages.closed_loop.pacing import Pacer
 
 
 class Clock:

@@ -14,16 +14,19 @@ pytest.importorskip("imageio_ffmpeg")
 import imageio.v3
 from PIL import Image
 
-from envs.compiled_task import CompiledTask
-from envs.pictures import opengl
-from envs.pictures.scene_rendering import SceneRenderer
-from envs.registry import compile_task, get_task
-from envs.task import EarlyEnd, Term
-from pipeline.artifacts import Artifact
-from pipeline.cli import cli
-from pipeline.errors import UserError
-from stages.closed_loop import render
-from stages.closed_loop.render import (
+from tests.envs.opengl_here import needs_opengl
+from tests.stages.policy_file.handmade_policy import policy_artifact
+from tests.stages.tiny_runs import make_context
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.pictures import opengl
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.task import EarlyEnd, Term
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.cli import cli
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.closed_loop import render
+from thousandfold.stages.closed_loop.render import (
     STRIP_FILE,
     VIDEO_FILE,
     EpisodePainter,
@@ -33,9 +36,6 @@ from stages.closed_loop.render import (
     write_strip,
     write_video,
 )
-from tests.envs.opengl_here import needs_opengl
-from tests.stages.policy_file.handmade_policy import policy_artifact
-from tests.stages.tiny_runs import make_context
 
 TASK = compile_task("point_u_maze")
 WIDTH, HEIGHT = 96, 64

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.pictures.live_viewer import NoScreenError
-from envs.simulators.cpu_simulator import CpuSimulator
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import NonFiniteError, SettingsError, UserError
-from pipeline.runtime import seed_sequence
-from stages.closed_loop import run_policy
-from stages.closed_loop.paced_world import ClosedLoop, LoopEnded
-from stages.closed_loop.pacing import Pacer
-from stages.closed_loop.run_policy import RunPolicySettings
-from stages.episodes import run_round
-from stages.policy_file.source import PolicySource, open_source
 from tests.stages.policy_file.handmade_policy import LIMIT, expected_action, metadata, write_policy
+from thousandfold.envs.pictures.live_viewer import NoScreenError
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import NonFiniteError, SettingsError, UserError
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.stages.closed_loop import run_policy
+from thousandfold.stages.closed_loop.paced_world import ClosedLoop, LoopEnded
+from thousandfold.stages.closed_loop.pacing import Pacer
+from thousandfold.stages.closed_loop.run_policy import RunPolicySettings
+from thousandfold.stages.episodes import run_round
+from thousandfold.stages.policy_file.source import PolicySource, open_source
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.artifacts import Artifact
-from pipeline.runtime import StageContext
-from stages.dataset.generate_dataset import run
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import SETTINGS, make_teacher
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.dataset.generate_dataset import run
 
 
 @pytest.fixture(scope="module")

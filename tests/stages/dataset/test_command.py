@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
 from tests.pipeline.test_cli import invoke
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
 
 
 @pytest.fixture(scope="module")

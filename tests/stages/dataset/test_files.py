@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifacts
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError, MissingArtifactError, UserError
-from pipeline.runtime import StageContext
-from replay import goal_dataset
-from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages.dataset import files, generate_dataset, results
-from stages.dataset.files import PACK_FORMAT, load_dataset, verify_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.pipeline import artifacts
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.replay import goal_dataset
+from thousandfold.replay.goal_dataset import GoalDataset, load_goal_dataset
+from thousandfold.stages.dataset import files, generate_dataset, results
+from thousandfold.stages.dataset.files import PACK_FORMAT, load_dataset, verify_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
 
 SETTINGS = GenerateDatasetSettings(
     episodes=8, num_worlds=2, noise_levels=(0.0,), alternative_goals=1, device="cpu", threads=1

@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from stages.dataset.foreign_episodes import (
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.dataset.foreign_episodes import (
     ENDS,
     BadEpisode,
     ForeignDataset,

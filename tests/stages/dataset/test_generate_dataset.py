@@ -10,21 +10,21 @@ import pydantic
 import pytest
 import torch
 
-from envs.registry import compile_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError, NonFiniteError, SettingsError
-from pipeline.runtime import StageContext
-from pipeline.settings import resolve_settings
-from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages.dataset import generate_dataset, label_strength
-from stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
-from stages.dataset.generate_dataset import GenerateDatasetSettings, plan_groups, run
-from stages.dataset.label_strength import TRIAL_EPISODES
-from stages.episodes import wilson_interval
-from stages.networks import NETWORK_FILE, load_actor
 from tests.stages.test_best_action import CRITIC
 from tests.stages.untrained_teacher import SETTINGS, STEPS, make_teacher
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError, SettingsError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.replay.goal_dataset import GoalDataset, load_goal_dataset
+from thousandfold.stages.dataset import generate_dataset, label_strength
+from thousandfold.stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings, plan_groups, run
+from thousandfold.stages.dataset.label_strength import TRIAL_EPISODES
+from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.networks import NETWORK_FILE, load_actor
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import minari
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from replay.goal_dataset import load_goal_dataset
-from stages.dataset import generate_dataset
-from stages.dataset import results as dataset_results
-from stages.dataset.generate_dataset import GenerateDatasetSettings, find_resumable
 from tests.rank_processes import run_ranks
 from tests.stages import rank_work
 from tests.stages.rank_work import REFUSED, STOPPED
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset import results as dataset_results
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings, find_resumable
 
 # 6 and 5 evaluation episodes, 6 and 5 training episodes, in rounds of at most 4: eight rounds.
 SETTINGS = GenerateDatasetSettings(

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
-from pipeline.folder_lock import folder_lock
-from pipeline.runtime import StageContext
-from pipeline.session import CommonOptions
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings, find_resumable, run
-from stages.dataset.rollout import LabelledRollout, Round
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import SETTINGS
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.session import CommonOptions
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings, find_resumable, run
+from thousandfold.stages.dataset.rollout import LabelledRollout, Round
 
 
 class Killed(BaseException):

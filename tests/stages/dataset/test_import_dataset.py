@@ -11,16 +11,16 @@ import torch
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.runtime import StageContext
-from replay.goal_dataset import load_goal_dataset
-from stages.dataset import import_dataset, label_strength, results
-from stages.dataset.import_dataset import ImportDatasetSettings, run
-from stages.networks import load_actor
 from tests.stages.test_best_action import CRITIC
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.stages.dataset import import_dataset, label_strength, results
+from thousandfold.stages.dataset.import_dataset import ImportDatasetSettings, run
+from thousandfold.stages.networks import load_actor
 
 SETTINGS = ImportDatasetSettings(alternative_goals=2, device="cpu", threads=1)
 COLUMNS = SETTINGS.model_copy(update={"goal_columns": (0, 1)})

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.console import Console
-from pipeline.errors import SettingsError
-from stages.dataset import label_strength
-from stages.dataset.label_strength import StrengthTrial, is_weaker, require_strength, try_strength
-from stages.dataset.labels import LabelSettings
-from stages.episodes import Episodes
 from tests.stages.test_best_action import CRITIC, make_trained
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.stages.dataset import label_strength
+from thousandfold.stages.dataset.label_strength import (
+    StrengthTrial,
+    is_weaker,
+    require_strength,
+    try_strength,
+)
+from thousandfold.stages.dataset.labels import LabelSettings
+from thousandfold.stages.episodes import Episodes
 
 SETTINGS = LabelSettings(teacher_samples=16)
 

@@ -8,16 +8,16 @@ import minari
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError, UserError
-from pipeline.runtime import StageContext
-from replay import dataset_writer
-from replay.goal_dataset import concatenate_datasets, load_goal_dataset
-from stages.dataset import generate_dataset, merge_datasets, results
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.dataset.table import describe_shards, find_damage, other_damage
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.replay import dataset_writer
+from thousandfold.replay.goal_dataset import concatenate_datasets, load_goal_dataset
+from thousandfold.stages.dataset import generate_dataset, merge_datasets, results
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.dataset.table import describe_shards, find_damage, other_damage
 
 SETTINGS = GenerateDatasetSettings(
     episodes=4, num_worlds=4, noise_levels=(0.0, 0.3), alternative_goals=1, device="cpu", threads=1

@@ -7,22 +7,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from envs.compiled_task import CompiledTask
-from envs.registry import get_task
-from envs.simulators.cpu_simulator import CpuSimulator
-from envs.simulators.simulator import StepResult
-from envs.task import EarlyEnd, Term
-from models.deployable_policy import NormalizedActor
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.runtime import StageContext
-from replay.goal_dataset import load_goal_dataset
-from stages.dataset import rollout
-from stages.dataset.generate_dataset import run
-from stages.dataset.rollout import LabelledRollout
-from stages.networks import TrainedActor
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import SETTINGS, SHAPE, STEPS, make_actor, make_teacher
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import StepResult
+from thousandfold.envs.task import EarlyEnd, Term
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.stages.dataset import rollout
+from thousandfold.stages.dataset.generate_dataset import run
+from thousandfold.stages.dataset.rollout import LabelledRollout
+from thousandfold.stages.networks import TrainedActor
 
 
 @pytest.fixture(scope="module")

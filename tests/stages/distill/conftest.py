@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from envs import registry
-from envs.compiled_task import CompiledTask
-from envs.distributions import CellPositions
-from envs.registry import compile_task, get_task
-from envs.task import EpisodeDistribution, Reset
-from pipeline.artifacts import Artifact
-from pipeline.runtime import StageContext
-from stages.dataset import results
-from stages.distill import distill
-from stages.distill import results as distill_results
 from tests.stages.distill.distill_runs import SETTINGS, TASK_NAME, linear_actor, make_dataset, make_teacher
 from tests.stages.tiny_runs import make_context
+from thousandfold.envs import registry
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.distributions import CellPositions
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.task import EpisodeDistribution, Reset
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.dataset import results
+from thousandfold.stages.distill import distill
+from thousandfold.stages.distill import results as distill_results
 
 
 @pytest.fixture(scope="module", autouse=True)

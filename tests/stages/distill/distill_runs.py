@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact
-from pipeline.errors import UserError
-from pipeline.runtime import StageContext, seed_sequence
-from replay.goal_dataset import GoalDataset
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.distill import distill
-from stages.distill.distill import DistillSettings
-from stages.episodes import run_episodes
-from stages.networks import NETWORK_FILE, load_actor, save_network, torch_policy
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.runtime import StageContext, seed_sequence
+from thousandfold.replay.goal_dataset import GoalDataset
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.distill import distill
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network, torch_policy
 
 TASK_NAME = "point_corridor"
 SHAPE = NetworkShape(4, 16)

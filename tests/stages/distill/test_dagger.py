@@ -9,12 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts import Workspace
-from replay.goal_dataset import GoalDataset, load_goal_dataset
-from stages.dataset.rollout import Act
-from stages.distill.dagger import KeptRollout, mixed_policy, run_rounds
-from stages.distill.student_training import StudentTraining
-from stages.networks import torch_policy
 from tests.stages.train_teacher.made_up_training import (
     SETTINGS,
     TASK,
@@ -22,6 +16,12 @@ from tests.stages.train_teacher.made_up_training import (
     make_teacher,
     make_training,
 )
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.replay.goal_dataset import GoalDataset, load_goal_dataset
+from thousandfold.stages.dataset.rollout import Act
+from thousandfold.stages.distill.dagger import KeptRollout, mixed_policy, run_rounds
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.networks import torch_policy
 
 # -- who acts ---------------------------------------------------------------------------------------
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.residual_mlp import NetworkShape, parameter_count
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import load_tensors
-from pipeline.runtime import StageContext, seed_sequence
-from replay.goal_dataset import load_goal_dataset
-from stages.distill import distill
-from stages.distill.distill import DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.episodes import run_episodes
-from stages.networks import NETWORK_FILE, load_actor, torch_policy
-from stages.training_progress import HISTORY_FILE
 from tests.stages.distill.distill_runs import SETTINGS, TASK_NAME, action_error, change
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.residual_mlp import NetworkShape, parameter_count
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.runtime import StageContext, seed_sequence
+from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.stages.distill import distill
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, torch_policy
+from thousandfold.stages.training_progress import HISTORY_FILE
 
 # -- what comes out -------------------------------------------------------------------------------
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import load_tensors
-from pipeline.errors import SettingsError
-from pipeline.resume import CONTINUED
-from pipeline.runtime import StageContext
-from stages.distill import distill, paired_evaluation, results
-from stages.distill.distill import DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.report.chain import collect_chain
 from tests.stages.distill.distill_runs import change
 from tests.stages.distill.test_distill_resume import Killed
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.resume import CONTINUED
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.distill import distill, paired_evaluation, results
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.report.chain import collect_chain
 
 ROUNDS = {"dagger_rounds": 1, "dagger_episodes": 4, "dagger_updates": 10}
 

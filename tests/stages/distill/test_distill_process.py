@@ -14,20 +14,20 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pipeline import cli, session
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.errors import DamagedFileError, StoppedByUser, UserError
-from pipeline.runtime import StageContext
-from pipeline.settings import dump_settings
-from pipeline.tracking import NullTracker
-from stages.distill import distill
-from stages.distill.distill import DistillSettings
-from stages.distill.student_training import StudentTraining
 from tests.stages.distill.distill_runs import change, make_dataset
 from tests.stages.frontier import frontier_runs
 from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.tiny_runs import make_context
+from thousandfold.pipeline import cli, session
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.errors import DamagedFileError, StoppedByUser, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.distill import distill
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
 
 SETTINGS = change(
     updates=20,

@@ -9,12 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError, NonFiniteError
-from pipeline.runtime import StageContext
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.distill import distill
 from tests.stages.distill.distill_runs import (
     SETTINGS,
     TASK_NAME,
@@ -24,6 +18,12 @@ from tests.stages.distill.distill_runs import (
     make_teacher,
     refusal,
 )
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.distill import distill
 
 
 def test_a_dataset_of_another_teacher_is_refused(context: StageContext, dataset: Artifact):

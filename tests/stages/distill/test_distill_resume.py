@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Artifact
-from pipeline.errors import StoppedByUser
-from pipeline.runtime import StageContext
-from replay import dataset_writer
-from stages.dataset.rollout import Act
-from stages.distill import dagger, distill, paired_evaluation, results
-from stages.distill.dagger import KeptRollout
-from stages.distill.distill import DistillSettings
-from stages.distill.student_training import StudentTraining
 from tests.stages.distill.distill_runs import change
 from tests.stages.tiny_runs import make_context
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import StoppedByUser
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.replay import dataset_writer
+from thousandfold.stages.dataset.rollout import Act
+from thousandfold.stages.distill import dagger, distill, paired_evaluation, results
+from thousandfold.stages.distill.dagger import KeptRollout
+from thousandfold.stages.distill.distill import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
 
 # Descents end after 40, 60 and 80 updates, evaluations and checkpoints lie between.
 SETTINGS = change(

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from models.contrastive_critic import ContrastiveCritic
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.runtime import StageContext
-from pipeline.tracking import StageRun
-from replay.goal_dataset import load_goal_dataset
-from stages.distill import distill
-from stages.networks import load_actor
-from stages.teacher_critic import TeacherCritic
 from tests.stages.distill.distill_runs import SHAPE, action_error, change, refusal
+from thousandfold.models.contrastive_critic import ContrastiveCritic
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import StageRun
+from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.stages.distill import distill
+from thousandfold.stages.networks import load_actor
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 
 @pytest.fixture(scope="module")

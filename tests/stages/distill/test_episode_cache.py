@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from envs.registry import compile_task
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import save_tensors
-from pipeline.errors import DamagedFileError
-from pipeline.runtime import StageContext, seed_sequence
-from stages import episodes as episodes_module
-from stages.distill.episode_cache import TeacherEpisodes, read_episodes, write_episodes
-from stages.episodes import Episodes, EpisodeStream
 from tests.stages.tiny_runs import make_context
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import save_tensors
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.runtime import StageContext, seed_sequence
+from thousandfold.stages import episodes as episodes_module
+from thousandfold.stages.distill.episode_cache import TeacherEpisodes, read_episodes, write_episodes
+from thousandfold.stages.episodes import Episodes, EpisodeStream
 
 TASK = compile_task("point_u_maze", {"evaluation": "training", "episode_steps": 30})
 COLUMNS = ("success", "time_at_goal", "final_distance", "closest_distance", "start", "goal", "unstable")

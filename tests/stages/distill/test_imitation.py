@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from models.contrastive_critic import ContrastiveCritic
-from models.goal_actor import Gaussian
-from models.residual_mlp import NetworkShape
-from pipeline.errors import UserError
-from replay.goal_dataset import GoalDataset
-from stages.distill.imitation import (
+from thousandfold.models.contrastive_critic import ContrastiveCritic
+from thousandfold.models.goal_actor import Gaussian
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.errors import UserError
+from thousandfold.replay.goal_dataset import GoalDataset
+from thousandfold.stages.distill.imitation import (
     ImitationBatch,
     ImitationRows,
     critic_guided_loss,
@@ -23,7 +23,7 @@ from stages.distill.imitation import (
     imitation_loss,
     split_rows,
 )
-from stages.teacher_critic import TeacherCritic
+from thousandfold.stages.teacher_critic import TeacherCritic
 
 
 def gaussian(mean: Any, log_std: Any) -> Gaussian:

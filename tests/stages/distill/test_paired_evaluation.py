@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.registry import compile_task
-from stages.distill import paired_evaluation
-from stages.distill.paired_evaluation import EpisodeBudget, PairedEpisodes, run_pairs, write_failures
-from stages.episodes import Episodes, EpisodeStream, retention
+from thousandfold.envs.registry import compile_task
+from thousandfold.stages.distill import paired_evaluation
+from thousandfold.stages.distill.paired_evaluation import (
+    EpisodeBudget,
+    PairedEpisodes,
+    run_pairs,
+    write_failures,
+)
+from thousandfold.stages.episodes import Episodes, EpisodeStream, retention
 
 TASK = compile_task("point_u_maze")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.deployable_policy import NormalizedActor
-from pipeline.errors import SettingsError
-from pipeline.settings import resolve_settings
-from stages.distill.settings import DistillSettings
-from stages.distill.student_training import StudentTraining, smaller_retention
-from stages.episodes import run_episodes
 from tests.stages.train_teacher.made_up_training import TASK, make_training
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining, smaller_retention
+from thousandfold.stages.episodes import run_episodes
 
 
 def head(network: NormalizedActor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_every_evaluation_runs_the_same_episodes_as_the_teacher(monkeypatch: pyt
         runs.append(run_episodes(*arguments, **options))
         return runs[-1]
 
-    monkeypatch.setattr("stages.distill.student_training.run_episodes", run)
+    monkeypatch.setattr("thousandfold.stages.distill.student_training.run_episodes", run)
     training = make_training(evaluate_every=1, evaluation_episodes=3, target_retention=1.0)
     training.descend(2)
     assert len(runs) == 3  # two of the student, one of the teacher

@@ -12,25 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from envs.model_hash import model_sha256
-from envs.registry import compile_task
-from models.deployable_policy import DeployablePolicy
-from pipeline.artifacts import Artifact, Parent, Workspace
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, SettingsError, UserError
-from pipeline.runtime import StageContext
-from pipeline.settings import resolve_settings
-from pipeline.tracking import NullTracker
-from stages import networks
-from stages.episodes import Episodes
-from stages.export_onnx import export_onnx, gate
-from stages.export_onnx.export_onnx import ExportOnnxSettings
-from stages.networks import NETWORK_FILE, load_actor
-from stages.policy_file.golden import golden_error
-from stages.policy_file.onnx_bytes import graph_sha256
-from stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from tests.stages.policy_file.handmade_policy import tamper
 from tests.stages.untrained_networks import LIMITS, TASK, make_dataset, make_network
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.pipeline.artifacts import Artifact, Parent, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError, UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages import networks
+from thousandfold.stages.episodes import Episodes
+from thousandfold.stages.export_onnx import export_onnx, gate
+from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
+from thousandfold.stages.networks import NETWORK_FILE, load_actor
+from thousandfold.stages.policy_file.golden import golden_error
+from thousandfold.stages.policy_file.onnx_bytes import graph_sha256
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 
 
 def settings(**changes: Any) -> ExportOnnxSettings:

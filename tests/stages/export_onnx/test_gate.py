@@ -11,21 +11,21 @@ import onnxruntime
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.deployable_policy import DeployablePolicy
-from models.onnx_graph import to_onnx
-from pipeline.errors import UserError
-from stages.export_onnx import gate
-from stages.export_onnx.gate import (
+from tests.stages.policy_file.handmade_policy import write_policy
+from tests.stages.untrained_networks import LIMITS, TASK, gate_states, make_actor
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.models.onnx_graph import to_onnx
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.export_onnx import gate
+from thousandfold.stages.export_onnx.gate import (
     act_in_same_episodes,
     chance_of_difference,
     compare_actions,
     compare_closed_loop,
     rounding_error,
 )
-from stages.policy_file.onnx_policy import OnnxPolicy, PolicyOutputs
-from tests.stages.policy_file.handmade_policy import write_policy
-from tests.stages.untrained_networks import LIMITS, TASK, gate_states, make_actor
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy, PolicyOutputs
 
 
 class ShiftedPolicy:

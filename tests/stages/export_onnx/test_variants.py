@@ -12,22 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from envs.registry import compile_task
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.onnx_graph import to_onnx
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import SettingsError
-from pipeline.runtime import StageContext
-from pipeline.settings import resolve_settings
-from pipeline.tracking import NullTracker
-from stages.export_onnx import export_onnx
-from stages.export_onnx import variants as policy_variants
-from stages.export_onnx.export_onnx import ExportOnnxSettings
-from stages.export_onnx.gate import GateStates
-from stages.export_onnx.variants import (
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.onnx_graph import to_onnx
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.export_onnx import variants as policy_variants
+from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
+from thousandfold.stages.export_onnx.gate import GateStates
+from thousandfold.stages.export_onnx.variants import (
     VARIANT_FILES,
     Exported,
     Variant,
@@ -36,9 +36,9 @@ from stages.export_onnx.variants import (
     time_in_turns,
     try_variant,
 )
-from stages.networks import NETWORK_FILE, load_actor, save_network
-from stages.policy_file.golden import golden_error
-from stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network
+from thousandfold.stages.policy_file.golden import golden_error
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 
 TASK = "point_u_maze"
 FIGURES = VariantFigures(

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.deployable_policy import DeployablePolicy
-from pipeline.errors import UserError
-from stages.export_onnx.gate import GateStates, at_a_switch
-from stages.export_onnx.writing import golden_rows
 from tests.stages.untrained_networks import gate_states, make_actor
+from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.export_onnx.gate import GateStates, at_a_switch
+from thousandfold.stages.export_onnx.writing import golden_rows
 
 
 def module_with_a_switch() -> DeployablePolicy:

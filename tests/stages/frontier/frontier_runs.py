@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from envs.registry import compile_task
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from pipeline.artifacts import Artifact
-from pipeline.runtime import seed_sequence
-from stages.dataset import generate_dataset
-from stages.dataset.generate_dataset import GenerateDatasetSettings
-from stages.episodes import run_episodes
-from stages.networks import NETWORK_FILE, save_network, torch_policy
 from tests.stages.tiny_runs import make_context
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.stages.dataset import generate_dataset
+from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
 
 TASK_NAME = "point_u_maze"
 CHANGES = {"evaluation": "training", "episode_steps": 40}

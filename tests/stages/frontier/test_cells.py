@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import DamagedFileError, SettingsError
-from pipeline.settings import resolve_settings
-from stages.frontier.cells import (
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import DamagedFileError, SettingsError
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.stages.frontier.cells import (
     Cell,
     FrontierSettings,
     cell_workspace,

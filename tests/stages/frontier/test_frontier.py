@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.cli import cli
-from pipeline.errors import SettingsError, UserError
-from pipeline.folder_lock import LOCK_FILE, folder_lock
-from pipeline.runtime import seed_sequence
-from pipeline.session import CommonOptions
-from pipeline.tracking import NEWEST_ALIAS
-from stages.distill.paired_evaluation import PairedEpisodes
-from stages.episodes import run_episodes
-from stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
-from stages.frontier.frontier import cell_settings, resolve_plan
-from stages.frontier.table import read_table
-from stages.networks import load_actor, torch_policy
 from tests.end_to_end.command_line import clean_environment, command, error_of, pipeline
 from tests.stages.frontier.frontier_runs import QUICK, make_dataset, make_teacher
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.cli import cli
+from thousandfold.pipeline.errors import SettingsError, UserError
+from thousandfold.pipeline.folder_lock import LOCK_FILE, folder_lock
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.pipeline.session import CommonOptions
+from thousandfold.pipeline.tracking import NEWEST_ALIAS
+from thousandfold.stages.distill.paired_evaluation import PairedEpisodes
+from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
+from thousandfold.stages.frontier.frontier import cell_settings, resolve_plan
+from thousandfold.stages.frontier.table import read_table
+from thousandfold.stages.networks import load_actor, torch_policy
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,8 @@ def test_settings_reach_their_stages_and_every_cell() -> None:
 
 @pytest.mark.parametrize(("jobs", "threads"), [("1", 8), ("2", 4), ("0", 1), ("20", 1)])
 def test_processes_share_the_cpus(monkeypatch: pytest.MonkeyPatch, jobs: str, threads: int) -> None:
-    monkeypatch.setattr("pipeline.runtime.usable_cpus", lambda: 8)
-    monkeypatch.setattr("stages.frontier.frontier.usable_cpus", lambda: 8)
+    monkeypatch.setattr("thousandfold.pipeline.runtime.usable_cpus", lambda: 8)
+    monkeypatch.setattr("thousandfold.stages.frontier.frontier.usable_cpus", lambda: 8)
     shared = plan_of("distill.threads=0", jobs=jobs)
     assert cell_settings(shared, Cell(4, 8)).threads == threads
     assert cell_settings(plan_of("distill.threads=3", jobs=jobs), Cell(4, 8)).threads == 3
@@ -244,7 +244,9 @@ def test_a_choice_that_fresh_episodes_do_not_bear_out_is_told(
 ) -> None:
     table = read_table(frontier)
     lucky = [row | {"retention": 1.9, "retention_interval": [1.8, 2.0]} for row in table["rows"]]
-    monkeypatch.setattr("stages.frontier.selection.read_table", lambda _: table | {"rows": lucky})
+    monkeypatch.setattr(
+        "thousandfold.stages.frontier.selection.read_table", lambda _: table | {"rows": lucky}
+    )
     teacher = Workspace(workspace).newest("teacher").path
     result = invoke(workspace, "--select", "--min-retention=1.8", "--teacher", str(teacher))
     assert "that is below the 1.8 asked for" in result.stderr
@@ -261,7 +263,9 @@ def test_a_teacher_that_never_succeeds_leaves_a_retention_that_is_undefined(
 ) -> None:
     table = read_table(frontier)
     undefined = [row | {"retention": None, "retention_interval": None} for row in table["rows"]]
-    monkeypatch.setattr("stages.frontier.selection.read_table", lambda _: table | {"rows": undefined})
+    monkeypatch.setattr(
+        "thousandfold.stages.frontier.selection.read_table", lambda _: table | {"rows": undefined}
+    )
     result = invoke(workspace, "--select", "--min-retention=0")
     assert "retention undefined" in result.stdout
 

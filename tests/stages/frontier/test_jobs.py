@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.frontier import jobs as frontier_pool
-from stages.frontier.cells import LOG_FILE
-from stages.frontier.jobs import Job, cpu_sets, run_jobs
 from tests.end_to_end.command_line import ROOT, clean_environment
+from thousandfold.stages.frontier import jobs as frontier_pool
+from thousandfold.stages.frontier.cells import LOG_FILE
+from thousandfold.stages.frontier.jobs import Job, cpu_sets, run_jobs
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.frontier.picture import draw_frontier
-from stages.frontier.table import pareto_front
 from tests.stages.frontier.frontier_runs import row, table
+from thousandfold.stages.frontier.picture import draw_frontier
+from thousandfold.stages.frontier.table import pareto_front
 
 
 def grid() -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def test_one_student_alone(tmp_path: Path, retention: float | None) -> None:
 
 
 def test_labels_cover_no_mark_and_no_other_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.frontier import picture
+    from thousandfold.stages.frontier import picture
 
     boxes: list[Any] = []
     place = picture._place

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import UserError
-from stages.frontier.selection import Bounds, smallest
 from tests.stages.frontier.frontier_runs import row
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.frontier.selection import Bounds, smallest
 
 ROWS = [row("1x32", 0.80, 8.0), row("2x64", 0.97, 12.0), row("4x64", 0.99, 18.0), row("8x128", 1.01, 40.0)]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, MissingArtifactError
-from stages.frontier.cells import Cell, cell_workspace, teacher_workspace
-from stages.frontier.table import FRONTIER_FILE, collect, pareto_front, quality, read_table, show
 from tests.stages.frontier.frontier_runs import row, table
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError
+from thousandfold.stages.frontier.cells import Cell, cell_workspace, teacher_workspace
+from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, pareto_front, quality, read_table, show
 
 
 def test_the_front_by_hand() -> None:

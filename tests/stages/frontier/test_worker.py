@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import StoppedByUser
-from pipeline.settings import dump_settings
-from stages.distill import results
-from stages.distill.settings import DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.export_onnx import export_onnx
-from stages.frontier.worker import run_job
 from tests.stages.frontier.frontier_runs import make_dataset, make_teacher
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import StoppedByUser
+from thousandfold.pipeline.settings import dump_settings
+from thousandfold.stages.distill import results
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.frontier.worker import run_job
 
 SETTINGS = DistillSettings(
     student_depth=2,

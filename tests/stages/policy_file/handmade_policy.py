@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from envs.model_hash import model_sha256
-from envs.registry import compile_task
-from pipeline.artifacts import Artifact, Workspace
-from stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet
-from stages.policy_file.integrity import with_hash
-from stages.policy_file.metadata import METADATA_KEY
-from stages.policy_file.onnx_bytes import ModelBytes, read_model, split_model
-from stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE
-from stages.policy_file.source import element_labels
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet
+from thousandfold.stages.policy_file.integrity import with_hash
+from thousandfold.stages.policy_file.metadata import METADATA_KEY
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, read_model, split_model
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE
+from thousandfold.stages.policy_file.source import element_labels
 
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 4, 2, 2
 # At actions −1 and +1: the second actuator runs backwards.

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.console import Console
-from pipeline.errors import UserError
-from pipeline.runtime import StageContext
-from pipeline.tracking import open_tracker
-from stages.export_onnx import export_onnx
-from stages.export_onnx.export_onnx import ExportOnnxSettings
-from stages.policies import load_policy
 from tests.pipeline.test_cli import invoke
 from tests.stages.policy_file.handmade_policy import edited, metadata, policy_artifact, tamper, write_policy
 from tests.stages.untrained_networks import make_network
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import UserError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import open_tracker
+from thousandfold.stages.export_onnx import export_onnx
+from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
+from thousandfold.stages.policies import load_policy
 
 EPISODES = ("--episodes", "8")
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import DamagedFileError
-from stages.policy_file.golden import GoldenSet, control_bounds, golden_error, parse_golden
-from stages.policy_file.metadata import PolicyMetadata
 from tests.stages.policy_file.handmade_policy import expected_action, expected_control, golden, metadata
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.golden import GoldenSet, control_bounds, golden_error, parse_golden
+from thousandfold.stages.policy_file.metadata import PolicyMetadata
 
 DESCRIPTION = PolicyMetadata.model_validate(metadata())
 GOLDEN = GoldenSet.model_validate(golden())

@@ -13,16 +13,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.onnx_graph import body_dense_inputs, to_onnx
-from pipeline.artifacts import Artifact
-from pipeline.errors import DamagedFileError
-from stages.policy_file.graph import require_known_graph
-from stages.policy_file.integrity import with_hash
-from stages.policy_file.onnx_bytes import ModelBytes, split_model
-from stages.policy_file.onnx_policy import OnnxPolicy
 from tests.end_to_end.refusals import refused
 from tests.models.test_onnx_graph import make_module
 from tests.stages.policy_file.handmade_policy import golden, graph, metadata, policy_artifact
+from thousandfold.models.onnx_graph import body_dense_inputs, to_onnx
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.graph import require_known_graph
+from thousandfold.stages.policy_file.integrity import with_hash
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 
 def node(operator: str, *inputs: str, to: str = "extra", **attributes: Any) -> onnx.NodeProto:

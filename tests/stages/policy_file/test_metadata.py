@@ -13,16 +13,16 @@ import numpy as np
 import pydantic
 import pytest
 
-from stages.policy_file.golden import GoldenSet, control_bounds
-from stages.policy_file.metadata import (
+from tests.stages.policy_file.handmade_policy import edited, golden, metadata, write_policy
+from thousandfold.stages.policy_file.golden import GoldenSet, control_bounds
+from thousandfold.stages.policy_file.metadata import (
     InvalidMetadataError,
     PolicyMetadata,
     damaged_metadata,
     parse_metadata,
     shortest,
 )
-from stages.policy_file.schema import policy_schema
-from tests.stages.policy_file.handmade_policy import edited, golden, metadata, write_policy
+from thousandfold.stages.policy_file.schema import policy_schema
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE = DOCS / "policy-format.md"
@@ -93,7 +93,7 @@ def test_a_message_is_one_line_that_names_the_place() -> None:
 def test_the_committed_schema_is_up_to_date() -> None:
     committed = json.loads((DOCS / "policy-format.schema.json").read_text(encoding="utf-8"))
     assert committed == policy_schema(), (
-        "python -m stages.policy_file.schema > docs/policy-format.schema.json brings it up to date"
+        "`python -m thousandfold.stages.policy_file.schema > docs/policy-format.schema.json` renews it"
     )
 
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pipeline.errors import DamagedFileError
-from stages.policy_file.onnx_bytes import ModelBytes, graph_sha256, read_model, split_model
 from tests.stages.policy_file.handmade_policy import graph, write_policy
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, graph_sha256, read_model, split_model
 
 
 @pytest.fixture

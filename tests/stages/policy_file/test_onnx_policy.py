@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import DamagedFileError, NonFiniteError
-from stages.policy_file.golden import golden_error
-from stages.policy_file.onnx_policy import OnnxPolicy, OtherModelError
 from tests.stages.policy_file.handmade_policy import (
     ACTION_DIM,
     GOAL_DIM,
@@ -22,6 +19,9 @@ from tests.stages.policy_file.handmade_policy import (
     tamper,
     write_policy,
 )
+from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError
+from thousandfold.stages.policy_file.golden import golden_error
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy, OtherModelError
 
 
 @pytest.fixture

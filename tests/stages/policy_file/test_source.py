@@ -9,13 +9,6 @@ from typing import Any
 
 import pytest
 
-from envs.model_hash import model_sha256
-from envs.registry import compile_task
-from pipeline.artifact_task import keep_task
-from pipeline.artifacts import Workspace
-from pipeline.console import Console
-from pipeline.errors import DamagedFileError, MissingArtifactError, UserError
-from stages.policy_file.source import open_source
 from tests.stages.policy_file.handmade_policy import (
     golden,
     inputs_and_outputs,
@@ -23,6 +16,13 @@ from tests.stages.policy_file.handmade_policy import (
     policy_artifact,
     write_policy,
 )
+from thousandfold.envs.model_hash import model_sha256
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifact_task import keep_task
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError
+from thousandfold.stages.policy_file.source import open_source
 
 PAGE = """\
 name: sledge

@@ -9,15 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.registry import compile_task
-from pipeline.artifacts import Workspace
-from pipeline.errors import DamagedFileError, UserError
-from stages.episodes import Z_95, run_episodes
-from stages.policy_file.metadata import Evaluation
-from stages.policy_file.onnx_bytes import read_model
-from stages.policy_file.onnx_policy import OnnxPolicy
-from stages.policy_file.source import find_policy
-from stages.policy_file.verification import Verification, success_change, verify_policy
 from tests.stages.policy_file.handmade_policy import (
     edited,
     golden,
@@ -28,6 +19,15 @@ from tests.stages.policy_file.handmade_policy import (
     tamper,
     write_policy,
 )
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.stages.episodes import Z_95, run_episodes
+from thousandfold.stages.policy_file.metadata import Evaluation
+from thousandfold.stages.policy_file.onnx_bytes import read_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.source import find_policy
+from thousandfold.stages.policy_file.verification import Verification, success_change, verify_policy
 
 
 def verify(path: Path, episodes: int = 16, **options: Any) -> Verification:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jinja2")
-from pipeline.artifacts import Artifact
 from tests.stages.made_up_chain import MadeUpChain, make_chain
 from tests.stages.report.report_pages import scenes_drawn_once, write_report
+from thousandfold.pipeline.artifacts import Artifact
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("jinja2")
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import DamagedFileError
-from stages.report.chain import collect_chain
 from tests.stages.made_up_chain import EVALUATED, RETAINED, TIMED, MadeUpChain, png
 from tests.stages.report.report_pages import PageReader
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.stages.report.chain import collect_chain
 
 # -- which chain ------------------------------------------------------------------------------------
 

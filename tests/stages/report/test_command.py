@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import cli
+from thousandfold.pipeline.cli import cli
 
 pytest.importorskip("jinja2")
 from tests.stages.made_up_chain import MadeUpChain, make_chain
@@ -19,7 +19,7 @@ from tests.stages.made_up_chain import MadeUpChain, make_chain
 def without_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI", "THOUSANDFOLD_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pipeline.tracking.mlflow_is_installed", lambda: False)
+    monkeypatch.setattr("thousandfold.pipeline.tracking.mlflow_is_installed", lambda: False)
 
 
 @pytest.fixture

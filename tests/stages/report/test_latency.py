@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.report.latency import _tables, policy_timing, timings
-from stages.report.page import Table
 from tests.stages.made_up_chain import TIMED
+from thousandfold.stages.report.latency import _tables, policy_timing, timings
+from thousandfold.stages.report.page import Table
 
 
 def calls(p50: float, **others: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("jinja2")
-from pipeline.errors import UserError
-from stages.report import report
-from stages.report.report import REPORT_FILE, ReportSettings
-from stages.stage_settings import settings_by_kind
 from tests.stages.made_up_chain import EVALUATED, FAILURES, RETAINED, TIMED, MadeUpChain, make_chain, png
 from tests.stages.report.report_pages import PageReader
 from tests.stages.tiny_runs import make_context
+from thousandfold.pipeline.errors import UserError
+from thousandfold.stages.report import report
+from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
+from thousandfold.stages.stage_settings import settings_by_kind
 
 SECTIONS = [
     "trained",
@@ -200,7 +200,7 @@ def test_the_page_is_an_artifact_of_the_chain_run(tmp_path: Path, classes: Any, 
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
-    from pipeline.tracking import open_tracker
+    from thousandfold.pipeline.tracking import open_tracker
 
     context = make_context(tmp_path)
     context.tracker = open_tracker(tmp_path)

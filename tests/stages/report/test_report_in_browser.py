@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("jinja2")
-from stages.report import report
-from stages.report.report import REPORT_FILE, ReportSettings
-from stages.stage_settings import settings_by_kind
 from tests.stages.made_up_chain import RETAINED, MadeUpChain, make_chain, png
 from tests.stages.tiny_runs import make_context
+from thousandfold.stages.report import report
+from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
+from thousandfold.stages.stage_settings import settings_by_kind
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from stages.report.charts import (
+from thousandfold.stages.report.charts import (
     Curve,
     Range,
     curve_chart,
@@ -17,7 +17,7 @@ from stages.report.charts import (
     networks_chart,
     range_chart,
 )
-from stages.report.svg_plot import Scale, even_ticks, log_ticks, scale_over, thinned, tick_label
+from thousandfold.stages.report.svg_plot import Scale, even_ticks, log_ticks, scale_over, thinned, tick_label
 
 
 def numbers_of(element: ElementTree.Element, *names: str) -> list[float]:

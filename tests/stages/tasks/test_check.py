@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from envs.pictures.opengl import NoOpenGLError, choose_backend
-from pipeline.cli import cli
-from stages.tasks import check as tasks_check
-from stages.tasks.check import write_png
 from tests.end_to_end.command_line import error_of
 from tests.envs.user_tasks.user_pages import ARM, PAGE, changed, with_line, write
+from thousandfold.envs.pictures.opengl import NoOpenGLError, choose_backend
+from thousandfold.pipeline.cli import cli
+from thousandfold.stages.tasks import check as tasks_check
+from thousandfold.stages.tasks.check import write_png
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -192,7 +192,7 @@ def test_what_keeps_mujoco_from_being_imported_is_told_in_one_line(command: str,
     # What MuJoCo leaves in the environment once it has drawn.
     environment = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "--workspace", "ws", *command.split()],
+        [sys.executable, "-m", "thousandfold.pipeline", "--workspace", "ws", *command.split()],
         env={**environment, "MUJOCO_GL": variable, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

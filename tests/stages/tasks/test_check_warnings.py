@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.checks.goal_judgement import judge_goals
-from envs.checks.random_rollout import roll_out, rollout_warnings, training_warnings
-from envs.checks.task_judgement import judge_task
-from envs.registry import compile_task, task_names
-from envs.simulators.cpu_simulator import CpuSimulator
 from tests.envs.user_tasks.user_pages import ARM, MOVER, PAGE, changed, walled_page, with_line, write
+from thousandfold.envs.checks.goal_judgement import judge_goals
+from thousandfold.envs.checks.random_rollout import roll_out, rollout_warnings, training_warnings
+from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 WITH_CUBE = changed(
     changed(

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.registry import compile_task
-from models.deployable_policy import NormalizedActor
-from models.goal_actor import GoalActor
-from models.residual_mlp import NetworkShape
-from replay.goal_dataset import GoalDataset
-from stages.distill.imitation import ImitationRows
-from stages.distill.settings import DistillSettings
-from stages.distill.student_training import StudentTraining
-from stages.networks import TrainedActor
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.replay.goal_dataset import GoalDataset
+from thousandfold.stages.distill.imitation import ImitationRows
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.distill.student_training import StudentTraining
+from thousandfold.stages.networks import TrainedActor
 
 TASK = compile_task("point_u_maze")
 SHAPE = NetworkShape(4, 8)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from envs.registry import compile_task
-from pipeline import cli, session
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import CheckpointFolder, load_tensors
-from pipeline.runtime import StageContext
-from pipeline.tracking import NullTracker
-from stages.networks import NETWORK_FILE
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 from tests.stages.tiny_runs import TINY_TEACHER
+from thousandfold.envs.registry import compile_task
+from thousandfold.pipeline import cli, session
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import CheckpointFolder, load_tensors
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.pipeline.tracking import NullTracker
+from thousandfold.stages.networks import NETWORK_FILE
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 Tensors = dict[str, torch.Tensor]
 

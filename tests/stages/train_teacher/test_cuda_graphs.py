@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from envs.registry import compile_task
-from envs.simulators.simulator import Simulator
-from models import compiled_norm_swish
-from models.block_stack import BlockStack
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.distributed import Ranks
-from replay.trajectory_buffer import TrajectoryBuffer
-from stages.train_teacher import rollout, train_teacher
-from stages.train_teacher import training as teacher_training
-from stages.train_teacher.cuda_graphs import CapturedCall, CapturedUpdate, CudaRecorder
-from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.recording import NeverWaits, ReplayRecorder, WouldWait
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.simulator import Simulator
+from thousandfold.models import compiled_norm_swish
+from thousandfold.models.block_stack import BlockStack
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
+from thousandfold.stages.train_teacher import rollout, train_teacher
+from thousandfold.stages.train_teacher import training as teacher_training
+from thousandfold.stages.train_teacher.cuda_graphs import CapturedCall, CapturedUpdate, CudaRecorder
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 TASK = compile_task("point_u_maze")
 WORLDS = 3
@@ -267,7 +267,9 @@ def test_a_training_of_replays_is_the_training_bit_for_bit(as_on_a_device: pytes
 def test_a_training_on_warp_goes_on_bit_for_bit_from_a_checkpoint(
     as_on_a_device: pytest.MonkeyPatch, tmp_path: Path
 ):
-    warp_simulator = pytest.importorskip("envs.simulators.warp_simulator", reason="needs MuJoCo Warp")
+    warp_simulator = pytest.importorskip(
+        "thousandfold.envs.simulators.warp_simulator", reason="needs MuJoCo Warp"
+    )
 
     def make(*arguments: Any, num_threads: int, **settings: Any) -> Simulator:
         return warp_simulator.WarpSimulator(*arguments, **settings)

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.contrastive_critic import contrastive_loss, pairwise_energy
-from models.goal_actor import sample_action
-from replay.trajectory_buffer import TransitionBatch
-from stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
 from tests.models.plain_blocks import unroll_blocks
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.contrastive_critic import contrastive_loss, pairwise_energy
+from thousandfold.models.goal_actor import sample_action
+from thousandfold.replay.trajectory_buffer import TransitionBatch
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
 
 TASK = compile_task("point_u_maze")
 SMALL = {"depth": 4, "width": 16, "batch_size": 8}

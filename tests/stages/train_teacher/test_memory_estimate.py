@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from envs.registry import compile_task
-from models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
-from models.goal_actor import GoalActor
-from models.residual_mlp import parameter_count
-from pipeline.errors import SettingsError
-from stages.distill.settings import DistillSettings
-from stages.train_teacher import memory_estimate
-from stages.train_teacher.memory_estimate import (
+from thousandfold.envs.registry import compile_task
+from thousandfold.models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
+from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.residual_mlp import parameter_count
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.stages.distill.settings import DistillSettings
+from thousandfold.stages.train_teacher import memory_estimate
+from thousandfold.stages.train_teacher.memory_estimate import (
     activation_estimate,
     estimate_memory,
     logits_estimate,
@@ -25,7 +25,7 @@ from stages.train_teacher.memory_estimate import (
     require_student_memory,
     student_bytes,
 )
-from stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 TASK = compile_task("point_u_maze")
 GIB = 2**30

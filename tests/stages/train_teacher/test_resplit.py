@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.checkpoint import RankPart
-from pipeline.distributed import Ranks
-from replay.trajectory_buffer import TrajectoryBuffer
-from stages.train_teacher.resplit import parts_with_worlds, resplit
+from thousandfold.pipeline.checkpoint import RankPart
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
+from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
 
 COUNTS = {"simulator.unstable_count": (5, 7), "simulator.overflow_count": (2, 3)}
 QUARANTINED = torch.tensor([True, False, False, False, False, True, False, True])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs.registry import compile_task
-from envs.simulators.simulator import Simulator, StepResult
-from replay.trajectory_buffer import TrajectoryBuffer
-from stages.train_teacher import rollout
-from stages.train_teacher.learner import ContrastiveLearner
-from stages.train_teacher.rollout import RolloutStatistics, collect
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.simulator import Simulator, StepResult
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
+from thousandfold.stages.train_teacher import rollout
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.stages.train_teacher.rollout import RolloutStatistics, collect
 
 WORLDS, EPISODE_STEPS = 3, 5
 
@@ -193,7 +193,9 @@ def test_divergence_counts_also_where_the_task_ended_at_once():
 
 def test_an_episode_that_lost_contacts_is_dropped_and_counted_as_such():
     """On MuJoCo Warp, with room for no contact: the row before the corner is dropped with what came of it."""
-    warp_simulator = pytest.importorskip("envs.simulators.warp_simulator", reason="needs MuJoCo Warp")
+    warp_simulator = pytest.importorskip(
+        "thousandfold.envs.simulators.warp_simulator", reason="needs MuJoCo Warp"
+    )
     simulator = warp_simulator.WarpSimulator(compile_task("point_u_maze"), WORLDS, njmax=1)
     simulator.set_state(np.array([(0.6, 0.6), (1.0, 2.0), (1.0, 2.0)]), np.zeros((WORLDS, 2)))
     buffer = TrajectoryBuffer(WORLDS, 64, observation_dim=4, goal_dim=2, action_dim=2)

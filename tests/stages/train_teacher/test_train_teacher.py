@@ -9,15 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.checkpoint import load_tensors
-from pipeline.errors import StoppedByUser, UserError
-from pipeline.runtime import StageContext, seed_sequence
-from stages.episodes import Episodes, run_episodes
-from stages.networks import NETWORK_FILE, load_actor, torch_policy
-from stages.random_baseline import no_better_than_random
-from stages.train_teacher import train_teacher
-from stages.train_teacher import training as teacher_training
-from stages.train_teacher.training import TeacherTraining
 from tests.stages.tiny_runs import TINY_TEACHER
 from tests.stages.train_teacher.teacher_runs import (
     DRAW,
@@ -26,6 +17,15 @@ from tests.stages.train_teacher.teacher_runs import (
     change,
     interrupt_after,
 )
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.errors import StoppedByUser, UserError
+from thousandfold.pipeline.runtime import StageContext, seed_sequence
+from thousandfold.stages.episodes import Episodes, run_episodes
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, torch_policy
+from thousandfold.stages.random_baseline import no_better_than_random
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher import training as teacher_training
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

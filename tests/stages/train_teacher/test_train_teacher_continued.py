@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.errors import SettingsError, StoppedByUser
-from pipeline.resume import CONTINUED
-from stages.report.chain import collect_chain
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TrainTeacherSettings
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import Killed, assert_same_run, change, interrupt_after, invoke
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.errors import SettingsError, StoppedByUser
+from thousandfold.pipeline.resume import CONTINUED
+from thousandfold.stages.report.chain import collect_chain
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -11,14 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts import Artifact
-from pipeline.checkpoint import load_tensors
-from pipeline.errors import NonFiniteError
-from pipeline.runtime import StageContext
-from stages.networks import NETWORK_FILE
-from stages.train_teacher import train_teacher, training
-from stages.train_teacher.learner import ContrastiveLearner
-from stages.train_teacher.rollout import RolloutStatistics
 from tests.stages.tiny_runs import TINY_TEACHER
 from tests.stages.train_teacher.teacher_runs import (
     Tensors,
@@ -28,6 +20,14 @@ from tests.stages.train_teacher.teacher_runs import (
     checkpoint_of,
     invoke,
 )
+from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.errors import NonFiniteError
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.networks import NETWORK_FILE
+from thousandfold.stages.train_teacher import train_teacher, training
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.stages.train_teacher.rollout import RolloutStatistics
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -14,14 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from envs.simulators.cpu_simulator import CpuSimulator
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import load_tensors
-from pipeline.errors import MissingArtifactError, StoppedByUser
-from pipeline.runtime import StageContext
-from stages.networks import NETWORK_FILE
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TrainTeacherSettings
 from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import (
@@ -32,6 +24,14 @@ from tests.stages.train_teacher.teacher_runs import (
     checkpoint_of,
     interrupt_after,
 )
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.pipeline.errors import MissingArtifactError, StoppedByUser
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.networks import NETWORK_FILE
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TrainTeacherSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

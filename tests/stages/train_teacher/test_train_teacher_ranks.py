@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder, load_tensors
-from pipeline.distributed import Ranks
-from pipeline.errors import SettingsError
-from stages.networks import NETWORK_FILE
-from stages.train_teacher import train_teacher
-from stages.train_teacher.resplit import parts_with_worlds
-from stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 from tests.rank_processes import run_ranks
 from tests.stages import rank_work
 from tests.stages.rank_work import REFUSED, STOPPED, TASK, Tensors
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder, load_tensors
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.errors import SettingsError
+from thousandfold.stages.networks import NETWORK_FILE
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.resplit import parts_with_worlds
+from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 SETTINGS = TrainTeacherSettings(**(TINY_TEACHER.model_dump() | {"num_worlds": 8, "env_steps": 8 * 30 * 11}))
 

@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts import Artifact, Workspace
-from pipeline.checkpoint import CheckpointFolder
-from pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError, StoppedByUser, UserError
-from pipeline.runtime import StageContext
-from stages.train_teacher import train_teacher
-from stages.train_teacher.training import TeacherTraining
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import checkpoint_of, interrupt_after, invoke
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.errors import (
+    DamagedFileError,
+    MissingArtifactError,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+)
+from thousandfold.pipeline.runtime import StageContext
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
