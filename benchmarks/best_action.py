@@ -17,9 +17,8 @@ from pathlib import Path
 from benchmarks.distillation import RESULTS, Cell, CellBook, with_interval
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import set_up_torch
-from thousandfold.stages.dataset.label_strength import is_weaker, try_strength
-from thousandfold.stages.networks import load_actor
-from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.dataset.labels import is_weaker, try_strength
+from thousandfold.stages.networks import load_actor, load_critic
 
 OUTPUT = RESULTS / "best_action.json"
 EPISODES = 1024

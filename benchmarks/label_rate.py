@@ -35,9 +35,8 @@ from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.replay.dataset_writer import write_shard
-from thousandfold.stages.dataset.episode_round import EpisodeGroup
 from thousandfold.stages.dataset.labels import LABEL_BATCH, TeacherLabels
-from thousandfold.stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
+from thousandfold.stages.dataset.rollout import EpisodeGroup, LabelledRollout, RolloutPlan, Round
 from thousandfold.stages.networks import TrainedActor
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,8 +36,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learner_speed_worker import bfloat16_refusal
+from thousandfold.pipeline.artifacts import installed_versions
 from thousandfold.pipeline.files import write_json_atomic
-from thousandfold.pipeline.manifest import installed_versions
 from thousandfold.pipeline.runtime import describe_host, usable_cpus
 
 ROOT = Path(__file__).resolve().parents[1]

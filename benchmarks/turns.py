@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.learner_speed import spread
-from thousandfold.pipeline.manifest import installed_versions
+from thousandfold.pipeline.artifacts import installed_versions
 from thousandfold.pipeline.runtime import describe_host
 
 # Pools of threads spin for some milliseconds after their work, and a side that works ahead has environments

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learner_speed_worker import AntDimensions, batch_arrays
+from thousandfold.pipeline.artifacts import installed_versions
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.files import write_json_atomic
-from thousandfold.pipeline.manifest import installed_versions
 from thousandfold.pipeline.runtime import describe_host, set_up_torch, usable_cpus
 
 if TYPE_CHECKING:

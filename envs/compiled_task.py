@@ -14,12 +14,11 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.control_map import ControlMap
-from thousandfold.envs.data_fields import FIELDS
 from thousandfold.envs.element_names import describe_elements, earlier_names
 from thousandfold.envs.mujoco_log import compile_spec
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
 from thousandfold.envs.task import GoalTask, SuccessRegion, TaskError
-from thousandfold.envs.term_columns import TermColumns, TermResolver, read_terms
+from thousandfold.envs.term_columns import FIELDS, TermColumns, TermResolver, read_terms
 
 _MOST_FRAME_SKIP = 10_000  # physics steps within a control step
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 import mujoco
 import numpy as np
 
-from thousandfold.envs.data_fields import FIELDS
 from thousandfold.envs.object_names import object_count, object_names
-from thousandfold.envs.term_columns import TermColumns, label_of
+from thousandfold.envs.term_columns import FIELDS, TermColumns, label_of
 
 _JOINT, _SENSOR = mujoco.mjtJoint, mujoco.mjtSensor
 _PER_OBJECT: Mapping[str, tuple[str, ...]] = {

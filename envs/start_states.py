@@ -5,10 +5,9 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from thousandfold.envs.data_fields import FIELDS
 from thousandfold.envs.object_names import find_object, object_names
 from thousandfold.envs.task import Reset, TaskError, Term
-from thousandfold.envs.term_columns import ONE_NUMBER, TermResolver, as_slice
+from thousandfold.envs.term_columns import FIELDS, ONE_NUMBER, TermResolver, as_slice
 
 _TRIAL_DRAWS = 256
 _JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY

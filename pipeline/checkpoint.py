@@ -35,12 +35,12 @@ from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.files import (
     atomic_file,
     file_sha256,
+    folder_lock,
     is_temporary,
     json_sha256,
     plain_json,
     write_json_atomic,
 )
-from thousandfold.pipeline.folder_lock import folder_lock
 
 if TYPE_CHECKING:
     from torch import Tensor

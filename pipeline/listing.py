@@ -8,9 +8,14 @@ from typing import Any
 
 import click
 
-from thousandfold.pipeline.artifacts import Artifact, DamagedArtifact, Workspace
+from thousandfold.pipeline.artifacts import (
+    Artifact,
+    DamagedArtifact,
+    Workspace,
+    git_state,
+    installed_versions,
+)
 from thousandfold.pipeline.console import Console, as_set, figure, short
-from thousandfold.pipeline.manifest import git_state, installed_versions
 from thousandfold.pipeline.session import Session, describe, json_option
 from thousandfold.pipeline.settings import list_presets
 

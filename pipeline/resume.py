@@ -11,7 +11,7 @@ from thousandfold.pipeline.artifacts import KINDS, MANIFEST_NAME, Artifact, Work
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
-from thousandfold.pipeline.folder_lock import is_locked
+from thousandfold.pipeline.files import is_locked
 from thousandfold.pipeline.settings import StageSettings
 
 CHECKPOINT_FOLDER = "checkpoint"

@@ -24,7 +24,7 @@ from thousandfold.pipeline.errors import (
     UserError,
     WorkspaceError,
 )
-from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.files import folder_lock
 from thousandfold.pipeline.settings import StageSettings, dump_settings
 from thousandfold.pipeline.stopping import StopRequest
 from thousandfold.pipeline.tracking import StageRun, Tracker

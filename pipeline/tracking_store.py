@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from thousandfold.pipeline.errors import MissingExtraError, UserError
-from thousandfold.pipeline.folder_lock import SAY_AFTER_S, file_lock
+from thousandfold.pipeline.files import SAY_AFTER_S, file_lock
 from thousandfold.pipeline.tracking_database import BUSY_S, EXPERIMENT, make_ready, move_along, sqlite_uri
 
 if TYPE_CHECKING:

@@ -16,14 +16,18 @@ from torch import Tensor
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
+from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
 from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
-from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.goal_actor import Gaussian, GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
+from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
 from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.stages.episodes import Policy
+from thousandfold.stages.train_teacher.learner import LearnerSettings
 
 NETWORK_FILE = "network.safetensors"
 
@@ -147,5 +151,124 @@ def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:
     def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         inputs = (torch.as_tensor(array, device=device) for array in (observation, goal))
         return torch.tanh(actor(*inputs).mean).cpu().numpy()
+
+    return policy
+
+
+# -- A teacher's critic, read back: how near it holds a state and an action to lie to a goal -------
+
+
+@dataclass(frozen=True)
+class TeacherCritic:
+    """A critic in evaluation mode, on the CPU unless moved.
+
+    Attributes:
+        critic: both encoders, as they were when the teacher's actor was kept.
+        energy: how the distance of their outputs is measured.
+    """
+
+    critic: ContrastiveCritic
+    energy: Energy
+
+    def __call__(self, observation: Tensor, action: Tensor, goal: Tensor) -> Tensor:
+        """Return the energy f(s, a, g) of each row, (batch,), larger where the goal is nearer.
+
+        Args:
+            observation: (batch, observation_dim), not normalised.
+            action: (batch, action_dim) in [−1, 1].
+            goal: (batch, goal_dim), not normalised.
+        """
+        state_action = self.critic.encode_state_action(observation, action)
+        return paired_energy(state_action, self.critic.encode_goal(goal), self.energy)
+
+
+def load_critic(teacher: Artifact) -> TeacherCritic:
+    """Return the critic of a teacher's artifact; its parameters take no gradient.
+
+    Raises:
+        DamagedFileError: the file is truncated, foreign, or holds no critic.
+    """
+    path = teacher.file(NETWORK_FILE)
+    tensors, header = load_tensors(path)
+    try:
+        dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
+        critic = ContrastiveCritic(*dims, shape_of(path, header, tensors))
+        critic.load_state_dict(strip_prefix(tensors, "critic."))
+        energy = LearnerSettings.model_validate({"energy": teacher.manifest.settings["energy"]}).energy
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{path} holds no critic of this version ({reason}).") from error
+    return TeacherCritic(critic.eval().requires_grad_(False), energy)
+
+
+# -- The best of several actions: sampled from a teacher's Gaussian, chosen by its critic ----------
+
+_SAMPLE_STREAM = 42
+
+
+@torch.no_grad()
+def best_mean(
+    gaussian: Gaussian,
+    observation: Tensor,
+    goal: Tensor,
+    critic: TeacherCritic,
+    samples: int,
+    generator: torch.Generator,
+    scale: float = 1.0,
+) -> Tensor:
+    """Return the critic's best action before the tanh, (batch, action_dim).
+
+    It chooses from the mean and `samples` − 1 draws, so that with one sample the mean is left.
+
+    Args:
+        gaussian: of the teacher, (batch, action_dim) each.
+        observation: (batch, observation_dim).
+        goal: (batch, goal_dim).
+        critic: on the device of the others.
+        samples: how many actions to choose from, at least 1.
+        generator: of the draws, on the same device.
+        scale: times the teacher's standard deviation is that of the draws.
+    """
+    mean, std = gaussian.mean, scale * gaussian.log_std.exp()
+    shape = (samples - 1, *mean.shape)
+    noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    candidates = torch.cat([mean[None], mean + std * noise])
+    target = critic.critic.encode_goal(goal)
+    energies = [
+        paired_energy(critic.critic.encode_state_action(observation, actions), target, critic.energy)
+        for actions in candidates.tanh()
+    ]
+    best = torch.stack(energies).argmax(0)
+    return candidates[best, torch.arange(len(mean), device=mean.device)]
+
+
+def best_action_policy(
+    trained: TrainedActor,
+    critic: TeacherCritic,
+    samples: int,
+    seed: int,
+    device: str = "cpu",
+    scale: float = 1.0,
+) -> Policy:
+    """Return the policy that takes the critic's best of `samples` actions, the mean among them.
+
+    Args:
+        trained: the teacher.
+        critic: the teacher's critic.
+        samples: how many actions it chooses from, at least 1.
+        seed: of the draws.
+        device: where both networks run.
+        scale: as of `best_mean`.
+    """
+    actor = trained.actor.to(device)
+    critic.critic.to(device)
+    generator = torch.Generator(device).manual_seed(torch_seed(seed, _SAMPLE_STREAM))
+
+    @torch.no_grad()
+    def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        state, target = (torch.as_tensor(array, device=device) for array in (observation, goal))
+        gaussian = actor(state, target)
+        best = best_mean(gaussian, state, target, critic, samples, generator, scale)
+        return best.tanh().cpu().numpy()
 
     return policy

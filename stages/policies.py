@@ -42,8 +42,7 @@ def load_policy(
 
     trained, place = load_actor(source), resolve_device(device)
     if teacher_samples > 1:
-        from thousandfold.stages.best_action import best_action_policy
-        from thousandfold.stages.teacher_critic import load_critic
+        from thousandfold.stages.networks import best_action_policy, load_critic
 
         critic = load_critic(source)
         policy = best_action_policy(trained, critic, teacher_samples, seed, place, scale=sample_scale)

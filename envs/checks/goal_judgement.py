@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from thousandfold.envs.checks.goal_reach import GoalReach, ReachReport
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.data_fields import quaternion_columns
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.task import TaskError, Term
-from thousandfold.envs.term_columns import TermColumns, TermResolver, label_of
+from thousandfold.envs.term_columns import TermColumns, TermResolver, label_of, quaternion_columns
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _MORE_THAN_POSITIONS = "the goal is more than a matter of positions"

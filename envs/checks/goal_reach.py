@@ -18,8 +18,7 @@ from functools import cached_property
 import mujoco
 import numpy as np
 
-from thousandfold.envs.checks.floor_reach import FloorReach
-from thousandfold.envs.checks.maze_reach import MazeReach
+from thousandfold.envs.checks.obstacles import FloorReach, MazeReach
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.task import Term
 from thousandfold.envs.term_columns import TermResolver, read_terms

@@ -13,8 +13,7 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.pictures.scene_rendering import add_goal, goal_marker, scene_camera
-from thousandfold.envs.pictures.scene_style import show_hidden_bodies
+from thousandfold.envs.pictures.scene_rendering import add_goal, goal_marker, scene_camera, show_hidden_bodies
 
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 _CLOSING_S = 5.0

@@ -26,7 +26,6 @@ from thousandfold.envs.simulators.simulator import (  # noqa: E402
     pack_generator,
     unpack_generator,
 )
-from thousandfold.envs.simulators.start_pool import StartPool  # noqa: E402
 from thousandfold.envs.simulators.warp_contacts import match_contacts  # noqa: E402
 from thousandfold.envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
 from thousandfold.envs.start_states import STATE  # noqa: E402
@@ -399,3 +398,35 @@ def _in_bounds(*arrays: torch.Tensor) -> torch.Tensor:
 
 def _to_numpy(array: Array) -> np.ndarray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+
+
+# -- Starts of episodes drawn in advance, so that resets take them from the device -----------------
+
+
+class StartPool:
+    """Starts drawn in advance, on the device, where resets take one after the other without waiting for it.
+
+    Args:
+        starts: (size, width), a start a row.
+    """
+
+    def __init__(self, starts: torch.Tensor) -> None:
+        self._starts = starts
+        self._taken = torch.zeros((), dtype=torch.int64, device=starts.device)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def take(self, worlds: torch.Tensor) -> torch.Tensor:
+        """Return (num_worlds, width): the next starts for the worlds of the mask; other rows mean nothing.
+
+        After the last start comes the first again.
+        """
+        place = (self._taken + worlds.cumsum(0) - 1) % len(self._starts)
+        self._taken += worlds.sum()
+        return self._starts[place]
+
+    @property
+    def reused(self) -> int:
+        """How many starts were taken that had been taken before; waits for the device."""
+        return max(int(self._taken) - len(self._starts), 0)

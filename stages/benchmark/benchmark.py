@@ -17,15 +17,19 @@ import pydantic
 from thousandfold.pipeline.artifacts import Artifact, write_json_atomic
 from thousandfold.pipeline.runtime import StageContext, StageWork, describe_host, seed_sequence
 from thousandfold.pipeline.settings import StageSettings
-from thousandfold.stages.benchmark.background_load import busy_processes
 from thousandfold.stages.benchmark.fresh_process import start_afresh
-from thousandfold.stages.benchmark.host import HostRequest, granted_by_host, refusals
-from thousandfold.stages.benchmark.loops import TimedCall, back_to_back, collector_at_rest
-from thousandfold.stages.benchmark.paced_loop import PacedPair, run_beside_empty, run_paced
-from thousandfold.stages.benchmark.picture import HISTOGRAM_FILE, TIMELINE_FILE, draw_pictures
+from thousandfold.stages.benchmark.host import HostRequest, busy_processes, granted_by_host, refusals
+from thousandfold.stages.benchmark.loops import (
+    PacedPair,
+    TimedCall,
+    back_to_back,
+    collector_at_rest,
+    run_beside_empty,
+    run_paced,
+)
 from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics
 from thousandfold.stages.benchmark.runtimes import OtherRuntimes, other_runtimes
-from thousandfold.stages.benchmark.tables import show_report
+from thousandfold.stages.benchmark.tables import HISTOGRAM_FILE, TIMELINE_FILE, draw_pictures, show_report
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from thousandfold.stages.policy_file.source import PolicyPlace
 from thousandfold.stages.random_baseline import no_better_than_random, warn_of_chance

@@ -8,6 +8,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -116,3 +117,186 @@ def collector_at_rest() -> Iterator[None]:
         gc.unfreeze()
         if was_enabled:
             gc.enable()
+
+
+# -- A control loop: one call at every tick of a fixed rate, and which outputs came too late -------
+# Ticks are absolute: a late call does not move the ones after it. The loop sleeps until shortly before a tick
+# and then watches the clock, so that a call begins on its tick and not when the system's timer wakes it.
+
+_MAX_SLICES = 60
+_SLICES_PER_SECOND = 4
+_TICKS_OF_A_SLICE = 10
+_SLICES_FOR_AN_ERROR = 5
+
+
+@dataclass(frozen=True)
+class PacedTiming:
+    """What a paced loop gave: one row a call, and sums.
+
+    Attributes:
+        due_s: (calls,) when its tick was, in seconds of loop time since the first.
+        late_us: (calls,) from the tick to the call's beginning.
+        latency_us: (calls,) duration of each call.
+        response_us: (calls,) from the tick to the output.
+        ticks: how many ticks passed.
+        missed: how many of them had no output when the next tick came.
+        missed_before_call: how many of those were lost before the call began: the loop was kept waiting.
+        wall_s: duration of the loop.
+        cpu_s: processor time that the process took meanwhile.
+    """
+
+    due_s: np.ndarray
+    late_us: np.ndarray
+    latency_us: np.ndarray
+    response_us: np.ndarray
+    ticks: int
+    missed: int
+    missed_before_call: int
+    wall_s: float
+    cpu_s: float
+
+
+def run_paced(timed: TimedCall, rate_hz: float, seconds: float, spin_us: float = 0.0) -> PacedTiming:
+    """Call once a tick; a tick that has passed while a call was late gets none.
+
+    Args:
+        timed: what to call; its clock is the loop's.
+        rate_hz: ticks a second.
+        seconds: how long; at least one tick.
+        spin_us: how long before a tick the loop stops sleeping and watches the clock.
+    """
+    clock, period = timed.clock, round(1e9 / rate_hz)
+    ticks, spin = max(1, round(seconds * rate_hz)), round(spin_us * 1e3)
+    # Written once, so that no page of them is new to the loop.
+    due_rows, began_rows, ended_rows = (array.array("q", [-1]) * ticks for _ in range(3))
+    calls = missed = tick = 0
+    cpu_before = clock.process_time_ns()
+    loop_began = clock.perf_counter_ns()
+    start = loop_began + period
+    while tick < ticks:
+        due = start + tick * period
+        _wait_until(due, spin, clock)
+        began, ended = timed.call()
+        due_rows[calls], began_rows[calls], ended_rows[calls] = due, began, ended
+        calls += 1
+        late_ticks = min((ended - due) // period, ticks - tick)
+        missed += late_ticks
+        tick += max(1, late_ticks)
+    wall = clock.perf_counter_ns() - loop_began
+    cpu = clock.process_time_ns() - cpu_before
+    due_ns, began_ns, ended_ns = (np.array(row[:calls]) for row in (due_rows, began_rows, ended_rows))
+    before_call = np.minimum((began_ns - due_ns) // period, ticks - (due_ns - start) // period)
+    return PacedTiming(
+        due_s=(due_ns - start) / 1e9,
+        late_us=(began_ns - due_ns) / 1e3,
+        latency_us=(ended_ns - began_ns) / 1e3,
+        response_us=(ended_ns - due_ns) / 1e3,
+        ticks=ticks,
+        missed=int(missed),
+        missed_before_call=int(before_call.sum()),
+        wall_s=wall / 1e9,
+        cpu_s=cpu / 1e9,
+    )
+
+
+def _wait_until(due: int, spin: int, clock: Clock) -> None:
+    """Return at a tick: asleep until `spin` nanoseconds before it, awake from then on."""
+    asleep = due - spin - clock.perf_counter_ns()
+    if asleep > 0:
+        clock.sleep(asleep / 1e9)
+    while clock.perf_counter_ns() < due:
+        pass
+
+
+@dataclass(frozen=True)
+class PacedPair:
+    """A paced loop, and beside it the same loop with nothing to call, slice by slice in turns.
+
+    Attributes:
+        rate_hz: ticks a second.
+        ours, empty: the slices of each, in the order in which they ran.
+    """
+
+    rate_hz: float
+    ours: Sequence[PacedTiming]
+    empty: Sequence[PacedTiming]
+
+    @property
+    def excess_missed(self) -> float:
+        """The share of ticks that the policy missed, less the share that the empty loop missed."""
+        ours, empty = joined(self.ours), joined(self.empty)
+        return ours.missed / ours.ticks - empty.missed / empty.ticks
+
+    @property
+    def excess_missed_error(self) -> float | None:
+        """Standard error of that share, from how it differs between slices; None where there are few."""
+        if len(self.ours) < _SLICES_FOR_AN_ERROR:
+            return None
+        pairs = zip(self.ours, self.empty, strict=True)
+        excess = np.array([a.missed / a.ticks - b.missed / b.ticks for a, b in pairs])
+        return float(excess.std(ddof=1) / np.sqrt(len(excess)))
+
+    def summary(self) -> dict[str, Any]:
+        """Return every figure of the pair, as `benchmark.json` has them."""
+        return {
+            "rate_hz": self.rate_hz,
+            **summarize_paced(joined(self.ours)),
+            "empty": summarize_paced(joined(self.empty)),
+            "slices": len(self.ours),
+            "excess_missed_share": self.excess_missed,
+            "excess_missed_error": self.excess_missed_error,
+        }
+
+
+def run_beside_empty(timed: TimedCall, rate_hz: float, seconds: float, spin_us: float) -> PacedPair:
+    """Run a paced loop and an empty one in turns, each for `seconds` in all.
+
+    What the machine does to any loop shows in both; what the policy adds shows in the difference.
+    """
+    slices = max(
+        1, min(_MAX_SLICES, int(seconds * rate_hz) // _TICKS_OF_A_SLICE, round(_SLICES_PER_SECOND * seconds))
+    )
+    empty = TimedCall(_nothing, clock=timed.clock)
+    found: tuple[list[PacedTiming], list[PacedTiming]] = ([], [])
+    for number in range(slices):
+        # Who goes first changes, so that nothing that comes back with the turns favours one of them.
+        for side in (0, 1) if number % 2 == 0 else (1, 0):
+            call = (timed, empty)[side]
+            found[side].append(run_paced(call, rate_hz, seconds / slices, spin_us))
+    return PacedPair(rate_hz, *found)
+
+
+def joined(timings: Sequence[PacedTiming]) -> PacedTiming:
+    """Return slices as one loop, one after another without the gaps between them."""
+    columns: Mapping[str, list[Any]] = {
+        each.name: [getattr(timing, each.name) for timing in timings] for each in fields(PacedTiming)
+    }
+    starts = np.cumsum([0.0, *columns["wall_s"][:-1]])
+    due_s = [due + start for due, start in zip(columns["due_s"], starts, strict=True)]
+    parts: dict[str, Any] = {
+        name: np.concatenate(values) if isinstance(values[0], np.ndarray) else sum(values)
+        for name, values in columns.items()
+    }
+    parts["due_s"] = np.concatenate(due_s)
+    return PacedTiming(**parts)
+
+
+def summarize_paced(timing: PacedTiming) -> dict[str, Any]:
+    """Return percentiles of the calls, of their lateness and of the response, jitter, misses, CPU share."""
+    late = summarize(timing.late_us)
+    return {
+        **summarize(timing.latency_us),
+        "ticks": timing.ticks,
+        "missed": timing.missed,
+        "missed_before_call": timing.missed_before_call,
+        "missed_share": timing.missed / timing.ticks,
+        "response": summarize(timing.response_us),
+        "start_late": late,
+        "jitter_us": float(timing.late_us.std()),
+        "jitter_p99_us": late["p99_us"],
+        "cpu_share": timing.cpu_s / timing.wall_s,
+    }
+
+
+def _nothing() -> None:
+    """Take the place of the policy in the empty loop."""

@@ -9,10 +9,9 @@ from thousandfold.envs.task import TaskError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, as_user_error, seed_sequence
 from thousandfold.pipeline.settings import MOST_EPISODES
-from thousandfold.stages.episodes import Episodes, draw_rollouts, run_episodes
+from thousandfold.stages.episodes import Episodes, SamplingSettings, draw_rollouts, run_episodes
 from thousandfold.stages.policies import load_policy
 from thousandfold.stages.random_baseline import random_record, warn_of_chance
-from thousandfold.stages.sampling_settings import SamplingSettings
 
 _EPISODE_STREAM = 41
 

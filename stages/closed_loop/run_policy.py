@@ -20,8 +20,7 @@ from thousandfold.envs.task import TaskError
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.errors import SettingsError, UserError
 from thousandfold.pipeline.runtime import as_user_error, seed_sequence
-from thousandfold.stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded
-from thousandfold.stages.closed_loop.pacing import Pacer
+from thousandfold.stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded, Pacer
 from thousandfold.stages.episodes import Episodes, join_rounds, run_round
 from thousandfold.stages.policy_file.source import PolicySource
 

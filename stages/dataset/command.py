@@ -27,7 +27,7 @@ def dataset() -> None:
 def info(session: Session, name: str | None) -> None:
     """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
     with session.open(mujoco=True):
-        from thousandfold.stages.dataset.table import describe_shards, find_damage, other_damage
+        from thousandfold.stages.dataset.files import describe_shards, find_damage, other_damage
 
         workspace = session.workspace
         artifact = workspace.find(name, "dataset") if name else workspace.newest("dataset", option="its name")

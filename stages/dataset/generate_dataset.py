@@ -21,20 +21,17 @@ import pydantic
 from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.errors import DamagedFileError, LostRankError, StoppedByUser
-from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.files import folder_lock
 from thousandfold.pipeline.resume import find_parent, find_unfinished, require_unfinished, still_unfinished
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, resolve_device, set_up_torch
 from thousandfold.pipeline.stopping import stop_on_interrupt
 from thousandfold.replay.dataset_layout import is_whole, shards_below
 from thousandfold.replay.dataset_writer import remove_leftovers, write_shard
-from thousandfold.stages.dataset.episode_round import EpisodeGroup
 from thousandfold.stages.dataset.files import MINARI_FOLDER
-from thousandfold.stages.dataset.label_strength import require_strength
-from thousandfold.stages.dataset.labels import LabelSettings
+from thousandfold.stages.dataset.labels import LabelSettings, require_strength
 from thousandfold.stages.dataset.results import UNSTABLE, complete_dataset
-from thousandfold.stages.dataset.rollout import LabelledRollout, RolloutPlan, Round
-from thousandfold.stages.networks import load_actor
-from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.dataset.rollout import EpisodeGroup, LabelledRollout, RolloutPlan, Round
+from thousandfold.stages.networks import load_actor, load_critic
 from thousandfold.stages.train_teacher.memory_estimate import require_rollout_memory
 
 CHANGEABLE_ON_RESUME: tuple[str, ...] = ()

@@ -25,7 +25,6 @@ from thousandfold.pipeline.runtime import (
 )
 from thousandfold.replay.dataset_writer import write_shard
 from thousandfold.replay.goal_dataset import GoalEpisode
-from thousandfold.stages.dataset.alternative_goals import add_alternatives
 from thousandfold.stages.dataset.files import MINARI_FOLDER
 from thousandfold.stages.dataset.foreign_episodes import (
     BadEpisode,
@@ -34,11 +33,14 @@ from thousandfold.stages.dataset.foreign_episodes import (
     GoalChoice,
     read_foreign,
 )
-from thousandfold.stages.dataset.label_strength import require_strength
-from thousandfold.stages.dataset.labels import LabelSettings, TeacherLabels
+from thousandfold.stages.dataset.labels import (
+    LabelSettings,
+    TeacherLabels,
+    add_alternatives,
+    require_strength,
+)
 from thousandfold.stages.dataset.results import complete_dataset
-from thousandfold.stages.networks import TrainedActor, load_actor
-from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.networks import TrainedActor, load_actor, load_critic
 from thousandfold.stages.train_teacher.memory_estimate import free_bytes
 
 DISTRIBUTION = "imported"

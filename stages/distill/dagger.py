@@ -29,14 +29,12 @@ from thousandfold.replay.goal_dataset import (
     load_goal_dataset,
     write_goal_dataset,
 )
-from thousandfold.stages.dataset.episode_round import EpisodeGroup
-from thousandfold.stages.dataset.rollout import Act, LabelledRollout, RolloutPlan
+from thousandfold.stages.dataset.rollout import Act, EpisodeGroup, LabelledRollout, RolloutPlan
 from thousandfold.stages.distill.imitation import ImitationRows
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining
 from thousandfold.stages.episodes import Policy
-from thousandfold.stages.networks import TrainedActor, torch_policy
-from thousandfold.stages.teacher_critic import TeacherCritic
+from thousandfold.stages.networks import TeacherCritic, TrainedActor, torch_policy
 
 ROUNDS_FOLDER = "rounds"
 _ROUND_STREAM = 15

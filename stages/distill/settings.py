@@ -9,7 +9,7 @@ import pydantic
 from thousandfold.models.residual_mlp import LAYERS_PER_BLOCK, NetworkShape
 from thousandfold.pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
 from thousandfold.stages.distill.imitation import Objective
-from thousandfold.stages.distill.paired_evaluation import EpisodeBudget
+from thousandfold.stages.distill.retention import EpisodeBudget
 
 CHANGEABLE_ON_RESUME = frozenset(
     {

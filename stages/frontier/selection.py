@@ -160,7 +160,7 @@ def _run_fresh(
     Every choice from a frontier has episodes of its own: who chooses again because of the last ones would be
     choosing by them.
     """
-    from thousandfold.stages.distill.paired_evaluation import EpisodeBudget, run_pairs
+    from thousandfold.stages.distill.retention import EpisodeBudget, run_pairs
     from thousandfold.stages.distill.settings import DistillSettings
     from thousandfold.stages.episodes import EpisodeStream
     from thousandfold.stages.networks import load_actor, torch_policy

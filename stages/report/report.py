@@ -16,10 +16,9 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.random_baseline import no_better_than_random
 from thousandfold.stages.report.chain import Chain, collect_chain
-from thousandfold.stages.report.files import ReportFiles
 from thousandfold.stages.report.latency import BENCHMARK_FILE, latency_section, policy_timing
 from thousandfold.stages.report.lineage import SettingsClasses, lineage_section, settings_section
-from thousandfold.stages.report.page import Headline, Page, render
+from thousandfold.stages.report.page import Headline, Page, ReportFiles, render
 from thousandfold.stages.report.sections import (
     Sources,
     data_section,

@@ -57,9 +57,9 @@ from thousandfold.stages.episodes import Episodes, draw_rollouts, run_episodes
 from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_memory
-from thousandfold.stages.train_teacher.rollout import RolloutStatistics
 from thousandfold.stages.train_teacher.training import (
     CHANGEABLE_ON_RESUME,
+    RolloutStatistics,
     TeacherTraining,
     TrainTeacherSettings,
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thousandfold.envs.maze_coverage import MazeCoverage
+from thousandfold.envs.mazes import MazeCoverage
 from thousandfold.envs.task import MazePicture
 
 

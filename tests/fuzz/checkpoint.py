@@ -26,8 +26,7 @@ from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.files import file_sha256, json_sha256, write_json_atomic
 from thousandfold.pipeline.settings import dump_settings
-from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network
-from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, load_critic, save_network
 from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
 torch.set_num_threads(1)

@@ -201,8 +201,8 @@ def read(path: Path) -> None:
     from thousandfold.pipeline.errors import UserError
     from thousandfold.stages.benchmark.benchmark import draw_states
     from thousandfold.stages.policy_file import verification
+    from thousandfold.stages.policy_file.command import show_policy
     from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
-    from thousandfold.stages.policy_file.page import show_policy
     from thousandfold.stages.policy_file.source import find_policy, open_source
 
     verification._check_closed_loop = lambda *_: None

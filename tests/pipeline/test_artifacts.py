@@ -25,13 +25,13 @@ from thousandfold.pipeline.artifacts import (
     Workspace,
     atomic_file,
     file_sha256,
+    git_state,
+    installed_versions,
     write_atomic,
     write_json_atomic,
 )
 from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
-from thousandfold.pipeline.files import write_sealed_json
-from thousandfold.pipeline.folder_lock import folder_lock
-from thousandfold.pipeline.manifest import git_state, installed_versions
+from thousandfold.pipeline.files import folder_lock, write_sealed_json
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ class TestManifest:
         assert git_state(tmp_path) == {"commit": None, "dirty": None}
 
     def test_packages_that_are_absent_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("thousandfold.pipeline.manifest._PACKAGES", ("pytest", "no-such-package"))
+        monkeypatch.setattr("thousandfold.pipeline.artifacts._PACKAGES", ("pytest", "no-such-package"))
         versions = installed_versions()
         assert versions.keys() == {"python", "thousandfold", "pytest"}
         assert versions["pytest"] == pytest.__version__

@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from thousandfold.pipeline import folder_lock, tracking_database, tracking_store
+from thousandfold.pipeline import files, tracking_database, tracking_store
 from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.folder_lock import file_lock
+from thousandfold.pipeline.files import file_lock
 from thousandfold.pipeline.tracking import open_tracker
 
 FIRST_REVISION = "451aebb31d03"
@@ -221,7 +221,7 @@ def test_a_store_that_another_program_has_locked_is_one_line(workspace, monkeypa
 
 def test_a_store_that_another_process_prepares_is_waited_for_in_so_many_words(workspace, monkeypatch):
     monkeypatch.setattr(tracking_store, "LOCK_PATIENCE_S", 0.4)
-    monkeypatch.setattr(folder_lock, "SAY_AFTER_S", 0.1)
+    monkeypatch.setattr(files, "SAY_AFTER_S", 0.1)
     lines = []
     said = rf"(?s)in use by another process \({os.getpid()}\): wait for it"
     with (

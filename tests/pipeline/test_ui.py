@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.folder_lock import folder_lock
+from thousandfold.pipeline.files import folder_lock
 from thousandfold.pipeline.ui import dead_runs
 
 

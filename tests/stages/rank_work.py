@@ -26,8 +26,11 @@ from thousandfold.stages.dataset.rollout import LabelledRollout
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher import training as teacher_training
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-from thousandfold.stages.train_teacher.rollout import RolloutStatistics
-from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import (
+    RolloutStatistics,
+    TeacherTraining,
+    TrainTeacherSettings,
+)
 
 STOPPED, REFUSED = 10, 11
 TASK = compile_task("point_u_maze")

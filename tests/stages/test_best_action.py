@@ -15,12 +15,10 @@ from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import Gaussian, GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.errors import SettingsError
-from thousandfold.stages import best_action
-from thousandfold.stages.best_action import best_action_policy, best_mean
+from thousandfold.stages import networks
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings, run
 from thousandfold.stages.dataset.labels import TeacherLabels
-from thousandfold.stages.networks import TrainedActor
-from thousandfold.stages.teacher_critic import TeacherCritic
+from thousandfold.stages.networks import TeacherCritic, TrainedActor, best_action_policy, best_mean
 from thousandfold.stages.train_teacher.train_teacher import run as train
 
 TASK = compile_task("point_u_maze")
@@ -108,13 +106,13 @@ def test_a_teacher_is_evaluated_with_its_critics_choice(tmp_path, monkeypatch: p
     context = make_context(tmp_path)
     teacher = train(TINY_TEACHER, context)
     asked: list[tuple[int, float]] = []
-    original = best_action.best_mean
+    original = networks.best_mean
 
     def counted(gaussian, observation, goal, critic, samples, generator, scale):
         asked.append((samples, scale))
         return original(gaussian, observation, goal, critic, samples, generator, scale)
 
-    monkeypatch.setattr(best_action, "best_mean", counted)
+    monkeypatch.setattr(networks, "best_mean", counted)
     settings = EvaluateSettings(episodes=2, teacher_samples=3, sample_scale=0.2, device="cpu", num_paths=0)
     evaluation = run(settings, context, teacher)
     assert set(asked) == {(3, 0.2)} and len(asked) == 100

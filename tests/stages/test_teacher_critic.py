@@ -13,8 +13,7 @@ from thousandfold.models.contrastive_critic import pairwise_energy
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.settings import dump_settings
-from thousandfold.stages.networks import NETWORK_FILE, save_network
-from thousandfold.stages.teacher_critic import load_critic
+from thousandfold.stages.networks import NETWORK_FILE, load_critic, save_network
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 TASK = compile_task("point_u_maze")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.envs.user_tasks.user_pages import ARM, MOVER, STATEFUL_ARM, changed, walled_page, with_line, write
 from thousandfold.envs.checks.goal_reach import GoalReach
-from thousandfold.envs.checks.maze_reach import MazeReach
+from thousandfold.envs.checks.obstacles import MazeReach
 from thousandfold.envs.registry import compile_task
 
 

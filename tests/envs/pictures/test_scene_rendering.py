@@ -16,8 +16,7 @@ from tests.envs.user_tasks.user_pages import ARM, PAGE, write
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.goal_env import GoalEnv
 from thousandfold.envs.pictures.goal_positions import goal_positions
-from thousandfold.envs.pictures.scene_rendering import SceneRenderer, goal_marker
-from thousandfold.envs.pictures.scene_style import apply_style
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer, apply_style, goal_marker
 from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.envs.task import ScenePicture, SuccessRegion, TaskError
 

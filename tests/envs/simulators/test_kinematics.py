@@ -4,10 +4,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from thousandfold.envs.data_fields import FIELDS
 from thousandfold.envs.registry import compile_task
-from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
-from thousandfold.envs.simulators.kinematics import kinematic_model
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator, kinematic_model
+from thousandfold.envs.term_columns import FIELDS
 
 PENDULUM = """
 <mujoco>

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from thousandfold.stages.benchmark import background_load
-from thousandfold.stages.benchmark.background_load import busy_processes
+from thousandfold.stages.benchmark import host
+from thousandfold.stages.benchmark.host import busy_processes
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
         found.append(popen(*arguments, **names))
         return found[-1]
 
-    monkeypatch.setattr(background_load.subprocess, "Popen", start)
+    monkeypatch.setattr(host.subprocess, "Popen", start)
     return found
 
 

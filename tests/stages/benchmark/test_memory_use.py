@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from thousandfold.stages.benchmark.memory_use import heap_growth, python_bytes, resident_bytes
+from thousandfold.stages.benchmark.fresh_probe import heap_growth, python_bytes, resident_bytes
 
 
 def test_a_call_that_leaves_nothing_is_told_from_one_that_does():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.stages.benchmark.handmade_clock import HandmadeClock
-from thousandfold.stages.benchmark.loops import TimedCall
-from thousandfold.stages.benchmark.paced_loop import (
+from thousandfold.stages.benchmark.loops import (
     PacedPair,
     PacedTiming,
+    TimedCall,
     joined,
     run_beside_empty,
     run_paced,

@@ -11,10 +11,9 @@ import pytest
 from tests.stages.policy_file.handmade_policy import metadata, write_policy
 from thousandfold.pipeline.console import Console
 from thousandfold.stages.benchmark import results
-from thousandfold.stages.benchmark.paced_loop import PacedPair, PacedTiming
-from thousandfold.stages.benchmark.picture import draw_pictures
+from thousandfold.stages.benchmark.loops import PacedPair, PacedTiming
 from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics
-from thousandfold.stages.benchmark.tables import show_report
+from thousandfold.stages.benchmark.tables import draw_pictures, show_report
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from thousandfold.stages.benchmark import roofline as module
-from thousandfold.stages.benchmark.roofline import read_rates, roofline
+from thousandfold.stages.benchmark import results as module
+from thousandfold.stages.benchmark.results import read_rates, roofline
 
 
 @pytest.mark.parametrize(

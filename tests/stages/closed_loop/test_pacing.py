@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from thousandfold.stages.closed_loop.pacing import Pacer
+from thousandfold.stages.closed_loop.paced_world import Pacer
 
 
 class Clock:

@@ -18,8 +18,7 @@ from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.errors import NonFiniteError, SettingsError, UserError
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.closed_loop import run_policy
-from thousandfold.stages.closed_loop.paced_world import ClosedLoop, LoopEnded
-from thousandfold.stages.closed_loop.pacing import Pacer
+from thousandfold.stages.closed_loop.paced_world import ClosedLoop, LoopEnded, Pacer
 from thousandfold.stages.closed_loop.run_policy import RunPolicySettings
 from thousandfold.stages.episodes import run_round
 from thousandfold.stages.policy_file.source import PolicySource, open_source

@@ -19,10 +19,10 @@ from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError, Setti
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.replay.goal_dataset import GoalDataset, load_goal_dataset
-from thousandfold.stages.dataset import generate_dataset, label_strength
+from thousandfold.stages.dataset import generate_dataset, labels
 from thousandfold.stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
 from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings, plan_groups, run
-from thousandfold.stages.dataset.label_strength import TRIAL_EPISODES
+from thousandfold.stages.dataset.labels import TRIAL_EPISODES
 from thousandfold.stages.episodes import wilson_interval
 from thousandfold.stages.networks import NETWORK_FILE, load_actor
 
@@ -164,7 +164,7 @@ def test_labels_weaker_than_the_mean_are_refused_before_anything_is_made(
     context: StageContext, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(generate_dataset, "load_critic", lambda _: CRITIC)
-    monkeypatch.setattr(label_strength, "is_weaker", lambda _: True)
+    monkeypatch.setattr(labels, "is_weaker", lambda _: True)
     before = len(context.workspace.artifacts("dataset"))
     with pytest.raises(SettingsError, match="would be weaker"):
         run(SETTINGS.model_copy(update={"teacher_samples": 2}), context, teacher)

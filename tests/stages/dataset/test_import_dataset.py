@@ -18,7 +18,8 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay.goal_dataset import load_goal_dataset
-from thousandfold.stages.dataset import import_dataset, label_strength, results
+from thousandfold.stages.dataset import import_dataset, results
+from thousandfold.stages.dataset import labels as label_strength
 from thousandfold.stages.dataset.import_dataset import ImportDatasetSettings, run
 from thousandfold.stages.networks import load_actor
 

@@ -8,14 +8,14 @@ import pytest
 from tests.stages.test_best_action import CRITIC, make_trained
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.errors import SettingsError
-from thousandfold.stages.dataset import label_strength
-from thousandfold.stages.dataset.label_strength import (
+from thousandfold.stages.dataset import labels
+from thousandfold.stages.dataset.labels import (
+    LabelSettings,
     StrengthTrial,
     is_weaker,
     require_strength,
     try_strength,
 )
-from thousandfold.stages.dataset.labels import LabelSettings
 from thousandfold.stages.episodes import Episodes
 
 SETTINGS = LabelSettings(teacher_samples=16)
@@ -58,7 +58,7 @@ def test_both_sides_run_the_same_episodes_and_one_sample_is_the_mean():
 
 
 def require(settings: LabelSettings, found: StrengthTrial, monkeypatch: pytest.MonkeyPatch) -> dict:
-    monkeypatch.setattr(label_strength, "try_strength", lambda *_, **__: found)
+    monkeypatch.setattr(labels, "try_strength", lambda *_, **__: found)
     return require_strength(make_trained(), CRITIC, settings, "cpu", Console())
 
 

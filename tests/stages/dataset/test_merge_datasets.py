@@ -16,8 +16,8 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import dataset_writer
 from thousandfold.replay.goal_dataset import concatenate_datasets, load_goal_dataset
 from thousandfold.stages.dataset import generate_dataset, merge_datasets, results
+from thousandfold.stages.dataset.files import describe_shards, find_damage, other_damage
 from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
-from thousandfold.stages.dataset.table import describe_shards, find_damage, other_damage
 
 SETTINGS = GenerateDatasetSettings(
     episodes=4, num_worlds=4, noise_levels=(0.0, 0.3), alternative_goals=1, device="cpu", threads=1

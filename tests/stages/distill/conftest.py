@@ -18,7 +18,7 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.dataset import results
 from thousandfold.stages.distill import distill
-from thousandfold.stages.distill import results as distill_results
+from thousandfold.stages.distill import distill as distill_results
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,8 @@ from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.errors import SettingsError
 from thousandfold.pipeline.resume import CONTINUED
 from thousandfold.pipeline.runtime import StageContext
-from thousandfold.stages.distill import distill, paired_evaluation, results
+from thousandfold.stages.distill import distill, retention
+from thousandfold.stages.distill import distill as results
 from thousandfold.stages.distill.distill import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining
 from thousandfold.stages.report.chain import collect_chain
@@ -28,7 +29,7 @@ ROUNDS = {"dagger_rounds": 1, "dagger_episodes": 4, "dagger_updates": 10}
 def no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(results, "draw_rollouts", lambda *_: None)
-        monkeypatch.setattr(paired_evaluation, "draw_arrows", lambda *_: None)
+        monkeypatch.setattr(retention, "draw_arrows", lambda *_: None)
         yield
 
 

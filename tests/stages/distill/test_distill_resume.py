@@ -20,7 +20,8 @@ from thousandfold.pipeline.errors import StoppedByUser
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import dataset_writer
 from thousandfold.stages.dataset.rollout import Act
-from thousandfold.stages.distill import dagger, distill, paired_evaluation, results
+from thousandfold.stages.distill import dagger, distill, retention
+from thousandfold.stages.distill import distill as results
 from thousandfold.stages.distill.dagger import KeptRollout
 from thousandfold.stages.distill.distill import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining
@@ -54,7 +55,7 @@ def no_pictures() -> Iterator[None]:
     """Leave out the pictures, which take longer than everything else here."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(results, "draw_rollouts", lambda *_: None)
-        monkeypatch.setattr(paired_evaluation, "draw_arrows", lambda *_: None)
+        monkeypatch.setattr(retention, "draw_arrows", lambda *_: None)
         yield
 
 

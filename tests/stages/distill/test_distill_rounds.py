@@ -17,8 +17,7 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import StageRun
 from thousandfold.replay.goal_dataset import load_goal_dataset
 from thousandfold.stages.distill import distill
-from thousandfold.stages.networks import load_actor
-from thousandfold.stages.teacher_critic import TeacherCritic
+from thousandfold.stages.networks import TeacherCritic, load_actor
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from thousandfold.pipeline.checkpoint import save_tensors
 from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.stages import episodes as episodes_module
-from thousandfold.stages.distill.episode_cache import TeacherEpisodes, read_episodes, write_episodes
+from thousandfold.stages.distill.retention import TeacherEpisodes, read_episodes, write_episodes
 from thousandfold.stages.episodes import Episodes, EpisodeStream
 
 TASK = compile_task("point_u_maze", {"evaluation": "training", "episode_steps": 30})

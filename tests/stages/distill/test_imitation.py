@@ -23,7 +23,7 @@ from thousandfold.stages.distill.imitation import (
     imitation_loss,
     split_rows,
 )
-from thousandfold.stages.teacher_critic import TeacherCritic
+from thousandfold.stages.networks import TeacherCritic
 
 
 def gaussian(mean: Any, log_std: Any) -> Gaussian:

@@ -10,13 +10,8 @@ import pytest
 from PIL import Image
 
 from thousandfold.envs.registry import compile_task
-from thousandfold.stages.distill import paired_evaluation
-from thousandfold.stages.distill.paired_evaluation import (
-    EpisodeBudget,
-    PairedEpisodes,
-    run_pairs,
-    write_failures,
-)
+from thousandfold.stages.distill import retention as paired_evaluation
+from thousandfold.stages.distill.retention import EpisodeBudget, PairedEpisodes, run_pairs, write_failures
 from thousandfold.stages.episodes import Episodes, EpisodeStream, retention
 
 TASK = compile_task("point_u_maze")

@@ -19,11 +19,11 @@ from tests.stages.frontier.frontier_runs import QUICK, make_dataset, make_teache
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.cli import cli
 from thousandfold.pipeline.errors import SettingsError, UserError
-from thousandfold.pipeline.folder_lock import LOCK_FILE, folder_lock
+from thousandfold.pipeline.files import LOCK_FILE, folder_lock
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.tracking import NEWEST_ALIAS
-from thousandfold.stages.distill.paired_evaluation import PairedEpisodes
+from thousandfold.stages.distill.retention import PairedEpisodes
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
 from thousandfold.stages.frontier.frontier import cell_settings, resolve_plan

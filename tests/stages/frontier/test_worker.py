@@ -11,7 +11,7 @@ from tests.stages.frontier.frontier_runs import make_dataset, make_teacher
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.errors import StoppedByUser
 from thousandfold.pipeline.settings import dump_settings
-from thousandfold.stages.distill import results
+from thousandfold.stages.distill import distill
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining
 from thousandfold.stages.export_onnx import export_onnx
@@ -48,7 +48,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Leave out the export and the curve, which take longer than the student; return what was exported."""
     names: list[str] = []
     monkeypatch.setattr(export_onnx, "run", lambda _, __, source, **___: names.append(source.name))
-    monkeypatch.setattr(results, "draw_learning_curve", lambda *_, **__: None)
+    monkeypatch.setattr(distill, "draw_learning_curve", lambda *_, **__: None)
     return names
 
 
@@ -127,7 +127,7 @@ def test_one_that_was_stopped_in_its_closing_evaluation_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(results, "run_pairs", interrupted)
+        patched.setattr(distill, "run_pairs", interrupted)
         with pytest.raises(StoppedByUser):
             run_cell(root, tmp_path)
     monkeypatch.setattr(StudentTraining, "_update", lambda *_: pytest.fail("distilled again"))

@@ -14,7 +14,7 @@ from tests.stages.tiny_runs import make_context
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.report import report, sections
 from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
-from thousandfold.stages.report.task_pictures import task_figures
+from thousandfold.stages.report.sections import task_figures
 from thousandfold.stages.stage_settings import settings_by_kind
 
 VOID = {"meta", "link", "img", "br", "circle", "line", "path"}

@@ -20,7 +20,8 @@ from thousandfold.models.block_stack import BlockStack
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
-from thousandfold.stages.train_teacher import rollout, train_teacher
+from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher import training as rollout
 from thousandfold.stages.train_teacher import training as teacher_training
 from thousandfold.stages.train_teacher.cuda_graphs import CapturedCall, CapturedUpdate, CudaRecorder
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings

@@ -13,9 +13,9 @@ import torch
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.simulator import Simulator, StepResult
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
-from thousandfold.stages.train_teacher import rollout
+from thousandfold.stages.train_teacher import training
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
-from thousandfold.stages.train_teacher.rollout import RolloutStatistics, collect
+from thousandfold.stages.train_teacher.training import RolloutStatistics, collect
 
 WORLDS, EPISODE_STEPS = 3, 5
 
@@ -23,7 +23,7 @@ WORLDS, EPISODE_STEPS = 3, 5
 @pytest.fixture(autouse=True, params=[True, False], ids=["cpu", "device"])
 def asking_is_free(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Collect as on the CPU, and as where asking whether an episode ended would wait for the device."""
-    monkeypatch.setattr(rollout, "_asking_is_free", lambda device: request.param)
+    monkeypatch.setattr(training, "_asking_is_free", lambda device: request.param)
 
 
 class ScriptedSimulator:

@@ -27,7 +27,7 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher, training
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
-from thousandfold.stages.train_teacher.rollout import RolloutStatistics
+from thousandfold.stages.train_teacher.training import RolloutStatistics
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
