@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.turns import facts
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.replay.goal_dataset import GoalEpisode, write_goal_dataset
 from thousandfold.stages.dataset.files import MINARI_FOLDER, load_dataset
 

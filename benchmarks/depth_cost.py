@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learner_speed import ROOT, Worker, spread, versions
-from thousandfold.pipeline.files import write_json_atomic
-from thousandfold.pipeline.runtime import describe_host, usable_cpus
+from thousandfold.ground.files import write_json_atomic
+from thousandfold.ground.machine import usable_cpus
+from thousandfold.pipeline.runtime import describe_host
 
 
 def measure(cells: list[dict[str, int]], rounds: int, round_s: float) -> list[list[float]]:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
 from thousandfold.models.residual_mlp import ResidualMLP
 from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host, set_up_torch
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy

@@ -33,9 +33,9 @@ from benchmarks import depth_study_figures as figures
 from benchmarks.depth_study_figures import describe_record
 from benchmarks.depth_study_results import Axis, Cell, Configuration, gather, read_paces
 from thousandfold.envs.registry import task_names
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import depth_study
 from benchmarks.depth_study import ARMS, ROOT
 from benchmarks.depth_study_results import PACES, Cell, pace_key, read_paces
-from thousandfold.pipeline.files import write_json_atomic
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host
 
 # The first evaluation ends what starts slowly; the intervals up to the others are timed.

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from thousandfold.pipeline.files import json_sha256
+from thousandfold.ground.files import json_sha256
 from thousandfold.stages.episodes import wilson_interval
 
 Axis = Literal["depth", "network", "batch_size"]

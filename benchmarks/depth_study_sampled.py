@@ -21,9 +21,9 @@ import torch
 
 from benchmarks import depth_study
 from benchmarks.depth_study import ARMS, ROOT
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.goal_actor import GoalActor, sample_action
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import seed_sequence, set_up_torch
 from thousandfold.stages.episodes import Policy, run_episodes
 from thousandfold.stages.networks import load_actor

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.pipeline.artifacts import Workspace, installed_versions
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import load_actor, torch_policy

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact, Workspace, installed_versions
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import StageContext, describe_host, seed_sequence
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.pipeline.tracking import NullTracker

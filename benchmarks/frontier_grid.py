@@ -20,8 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact, installed_versions
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host
 from thousandfold.stages.frontier.picture import draw_frontier
 from thousandfold.stages.frontier.table import read_table

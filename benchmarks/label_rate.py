@@ -29,10 +29,10 @@ import torch
 from benchmarks.learner_speed import spread
 from benchmarks.turns import facts, ratios
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.replay.dataset_writer import write_shard
 from thousandfold.stages.dataset.labels import LABEL_BATCH, TeacherLabels

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.learner_speed_worker import AntDimensions
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host, set_up_torch
 
 ROOT = Path(__file__).resolve().parents[1]

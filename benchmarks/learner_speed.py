@@ -36,9 +36,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learner_speed_worker import bfloat16_refusal
+from thousandfold.ground.files import write_json_atomic
+from thousandfold.ground.machine import usable_cpus
 from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.files import write_json_atomic
-from thousandfold.pipeline.runtime import describe_host, usable_cpus
+from thousandfold.pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("jax-unrolled", "jax-scan", "torch-plain", "thousandfold", "thousandfold-bf16")

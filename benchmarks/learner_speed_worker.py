@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 import numpy as np
 
-from thousandfold.pipeline.errors import SettingsError
-from thousandfold.pipeline.runtime import require_precision, set_up_torch, usable_cpus
+from thousandfold.ground.errors import SettingsError
+from thousandfold.ground.machine import usable_cpus
+from thousandfold.pipeline.runtime import require_precision, set_up_torch
 
 if TYPE_CHECKING:
     from benchmarks.jax_learner import Body

@@ -18,8 +18,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host
 
 _STUDENT = (

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact, Workspace, installed_versions
 from thousandfold.pipeline.checkpoint import CheckpointFolder
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host, seed_sequence
 from thousandfold.stages.episodes import Episodes, Policy, run_episodes
 from thousandfold.stages.networks import load_actor, torch_policy

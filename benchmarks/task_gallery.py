@@ -20,7 +20,7 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 from thousandfold.envs.registry import compile_task, task_names
 from thousandfold.envs.task_names import environment_id
-from thousandfold.pipeline.files import atomic_file, write_atomic
+from thousandfold.ground.files import atomic_file, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/tasks.md"

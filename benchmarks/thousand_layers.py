@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact, Workspace, installed_versions
 from thousandfold.pipeline.checkpoint import CheckpointFolder
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.runtime import describe_host
 
 ROOT = Path(__file__).resolve().parents[1]

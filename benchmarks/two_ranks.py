@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.learner_speed_worker import AntDimensions, batch_arrays
+from thousandfold.ground.files import write_json_atomic
+from thousandfold.ground.machine import usable_cpus
 from thousandfold.pipeline.artifacts import installed_versions
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.files import write_json_atomic
-from thousandfold.pipeline.runtime import describe_host, set_up_torch, usable_cpus
+from thousandfold.pipeline.runtime import describe_host, set_up_torch
 
 if TYPE_CHECKING:
     from thousandfold.stages.train_teacher.learner import ContrastiveLearner

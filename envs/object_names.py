@@ -6,7 +6,6 @@ second takes.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import mujoco
 
 from thousandfold.envs.task import TaskError
+from thousandfold.ground.errors import nearest_name
 
 _OBJECT = mujoco.mjtObj
 
@@ -121,5 +121,5 @@ def as_written(name: str) -> str:
 
 def nearest_hint(name: str, valid: Iterable[str]) -> str:
     """Return ``did you mean 'x'? `` for the nearest valid name; nothing where none is near."""
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""
+    nearest = nearest_name(name, valid)
+    return f"did you mean {nearest!r}? " if nearest else ""

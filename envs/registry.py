@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -19,6 +18,7 @@ from thousandfold.envs.user_tasks.user_task import (
     is_task_file,
     load_user_task,
 )
+from thousandfold.ground.errors import nearest_name
 
 _BUILT_IN = (point, ant, ant_objects, humanoid, arm, planar)
 
@@ -45,8 +45,8 @@ def get_task(name: str) -> GoalTask:
         return load_user_task(name, reserved_names(name))
     if os.path.isfile(f"{name}.yaml"):
         raise TaskError(f"Unknown task {name!r}: did you mean the file {name}.yaml?")
-    nearest = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(task_names())}."
+    nearest = nearest_name(name, task_names())
+    hint = f"did you mean {nearest!r}?" if nearest else f"valid: {', '.join(task_names())}."
     raise TaskError(f"Unknown task {name!r}: {hint} `pipeline tasks` lists them.")
 
 

@@ -5,7 +5,6 @@ A task speaks in the names of MuJoCo's own data fields, so that every simulator 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.distributions import GoalsFromStarts, PositionDistribution
+from thousandfold.ground.errors import UserError, nearest_name
 
 MOST_EPISODE_STEPS = 1_000_000
 """control steps of an episode, five hours and a half at 50 Hz: whole episodes are held in memory"""
@@ -24,7 +24,7 @@ CHANGES = ("episode_steps", "evaluation")
 Transform = Literal["identity", "cos", "sin", "difference"]
 
 
-class TaskError(ValueError):
+class TaskError(UserError, ValueError):
     """A task that cannot be built, or a name in it that its model does not have.
 
     Attributes:
@@ -281,7 +281,7 @@ class GoalTask:
         """Return the episode distribution `name`, or raise TaskError listing the valid ones."""
         if not isinstance(name, str) or name not in self.distributions:
             valid = ", ".join(sorted(self.distributions))
-            nearest = difflib.get_close_matches(str(name), self.distributions, n=1, cutoff=0.5)
-            hint = f": did you mean {nearest[0]!r}? It" if nearest else "; it"
+            nearest = nearest_name(str(name), self.distributions)
+            hint = f": did you mean {nearest!r}? It" if nearest else "; it"
             raise TaskError(f"Task {self.name!r} has no episode distribution {name!r}{hint} has {valid}.")
         return self.distributions[name]

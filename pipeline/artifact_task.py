@@ -10,13 +10,11 @@ from thousandfold.envs.checks.random_rollout import ended_at_once, roll_out, rol
 from thousandfold.envs.checks.task_judgement import judge_task
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
-from thousandfold.envs.task import TaskError
 from thousandfold.envs.user_tasks.task_copy import PAGE_NAME, copy_task, describe_source, read_source
 from thousandfold.envs.user_tasks.task_yaml import shown
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, UserError
-from thousandfold.pipeline.runtime import as_user_error
 
 TASK_FOLDER = "task"
 _JUDGED_GOALS, _CONFIGURATIONS = 8, 500  # goals of training and of evaluation each
@@ -37,7 +35,7 @@ def load_task(artifact: Artifact) -> CompiledTask:
         UserError: there is no such task, or the copy is damaged.
     """
     reference, changes = own_task(artifact) or artifact.manifest.task, artifact.manifest.task_changes
-    task = as_user_error(lambda: compile_task(reference, changes), TaskError)
+    task = compile_task(reference, changes)
     if task.name != artifact.manifest.task:
         raise DamagedFileError(f"{reference} is task {task.name!r}, not {artifact.manifest.task!r}.")
     return task
@@ -47,7 +45,7 @@ def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
     """Copy a user's task into the artifact, unless it is there; a built-in one needs no copy."""
     if task.task.file is None or own_task(artifact) is not None:
         return
-    outside = as_user_error(lambda: copy_task(task, artifact.file(TASK_FOLDER)), TaskError)
+    outside = copy_task(task, artifact.file(TASK_FOLDER))
     if outside:
         console.warn(
             f"the model names files by absolute paths ({_shown_all(outside)}), which no copy of it brings "
@@ -98,7 +96,7 @@ def task_record(artifact: Artifact) -> dict[str, Any]:
     """Return ``task_file`` and ``task_sha256`` of a user's task, for metadata; nothing of a built-in one."""
     if own_task(artifact) is None:
         return {}
-    return as_user_error(lambda: describe_source(artifact.file(TASK_FOLDER)), TaskError)
+    return describe_source(artifact.file(TASK_FOLDER))
 
 
 def warn_of_changed_task(artifact: Artifact, console: Console) -> None:
@@ -106,7 +104,7 @@ def warn_of_changed_task(artifact: Artifact, console: Console) -> None:
     page = own_task(artifact)
     if page is None:
         return
-    changed = as_user_error(lambda: read_source(artifact.file(TASK_FOLDER)), TaskError).changed_files()
+    changed = read_source(artifact.file(TASK_FOLDER)).changed_files()
     if changed:
         console.warn(
             f"{_shown_all(changed)} changed since {artifact.name} was made, which goes on with its own copy "

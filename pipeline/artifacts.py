@@ -31,14 +31,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from thousandfold.pipeline.errors import (
+from thousandfold.ground.errors import (
     DamagedFileError,
     DamagedRecordError,
     MissingArtifactError,
     WorkspaceError,
     nearest_name,
 )
-from thousandfold.pipeline.files import (
+from thousandfold.ground.files import (
     FORMAT_VERSION,
     LOCK_FILE,
     atomic_file,

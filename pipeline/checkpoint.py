@@ -30,9 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import DamagedFileError
-from thousandfold.pipeline.files import (
+from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.files import (
     atomic_file,
     file_sha256,
     folder_lock,
@@ -41,6 +40,7 @@ from thousandfold.pipeline.files import (
     plain_json,
     write_json_atomic,
 )
+from thousandfold.pipeline.distributed import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor

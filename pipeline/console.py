@@ -27,8 +27,8 @@ import rich.console
 from rich.table import Table
 from rich.text import Text
 
-from thousandfold.pipeline.errors import StoppedByUser, UserError
-from thousandfold.pipeline.files import plain_json
+from thousandfold.ground.errors import StoppedByUser, UserError, is_disk_full
+from thousandfold.ground.files import plain_json
 from thousandfold.pipeline.output import lost_output
 
 EXTRA_OF_PACKAGE = {
@@ -258,7 +258,7 @@ def _describe(error: Exception, log_folder: Path | None) -> tuple[str, int]:
     """Return an error's line and its exit code; the traceback of an unexpected one is written to a file."""
     if isinstance(error, UserError):
         return str(error), error.exit_code
-    if _is_disk_full(error):
+    if is_disk_full(error):
         path = getattr(error, "filename", None)
         where = f" while writing {path}" if path else ""
         return f"The disk is full{where}: free some space or choose another --workspace DIR.", 2
@@ -339,13 +339,6 @@ def _first_sentence(error: Exception) -> str:
     """Return how an error's text begins, on one line."""
     text = " ".join(str(error).split())
     return re.split(r"(?<=\w)\. ", text, maxsplit=1)[0][:200] or type(error).__name__
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Tell a full disk by its number, or by the words of libraries that hide it (SQLite, safetensors)."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in ("No space left on device", "disk is full"))
 
 
 def _write_traceback(error: Exception, log_folder: Path | None) -> Path | None:

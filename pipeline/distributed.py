@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thousandfold.pipeline.errors import LostRankError, SettingsError, UserError
+from thousandfold.ground.errors import LostRankError, SettingsError, UserError
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thousandfold.pipeline.errors import MissingArtifactError, MissingExtraError, UserError
-from thousandfold.pipeline.files import file_sha256
+from thousandfold.ground.errors import MissingArtifactError, MissingExtraError, UserError
+from thousandfold.ground.files import file_sha256
 from thousandfold.pipeline.tracking_store import mlflow_is_installed, one_line, open_store
 
 if TYPE_CHECKING:

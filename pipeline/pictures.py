@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thousandfold.pipeline.files import atomic_file
+from thousandfold.ground.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import pydantic
 
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError
+from thousandfold.ground.files import is_locked
 from thousandfold.pipeline.artifacts import KINDS, MANIFEST_NAME, Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
-from thousandfold.pipeline.files import is_locked
 from thousandfold.pipeline.settings import StageSettings
 
 CHECKPOINT_FOLDER = "checkpoint"

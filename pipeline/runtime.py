@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,18 +12,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import (
+from thousandfold.ground.errors import (
     DamagedFileError,
     NonFiniteError,
     SettingsError,
     StoppedByUser,
-    UserError,
     WorkspaceError,
 )
-from thousandfold.pipeline.files import folder_lock
+from thousandfold.ground.files import folder_lock
+from thousandfold.ground.machine import usable_cpus
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.settings import StageSettings, dump_settings
 from thousandfold.pipeline.stopping import StopRequest
 from thousandfold.pipeline.tracking import StageRun, Tracker
@@ -288,11 +287,6 @@ def cpu_share(processes: int) -> int:
     return max(1, usable_cpus() // processes)
 
 
-def usable_cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def seed_sequence(seed: int, *stream: int) -> np.random.SeedSequence:
     """Return the seed of one named stream of randomness, independent of all others."""
     # As a spawn key: a plain list is padded with zeros, so that (seed, 4) and (seed, 4, 0) would be the same.
@@ -302,14 +296,6 @@ def seed_sequence(seed: int, *stream: int) -> np.random.SeedSequence:
 def torch_seed(seed: int, *stream: int) -> int:
     """Return a 63-bit seed for a torch generator, from the same tree of streams."""
     return int(seed_sequence(seed, *stream).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def as_user_error(call: Callable[[], Result], *errors: type[Exception]) -> Result:
-    """Return what `call` returns; turn `errors` of the ground-floor packages into one line for the user."""
-    try:
-        return call()
-    except errors as error:
-        raise UserError(" ".join(str(error).split())) from error
 
 
 def require_finite(values: Mapping[str, float], where: str, kept: Path | None = None) -> None:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
+from thousandfold.ground.errors import MissingArtifactError, SettingsError, UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, error_boundary
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import MissingArtifactError, SettingsError, UserError
-from thousandfold.pipeline.runtime import StageContext, as_user_error
+from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import (
     StageSettings,
     dump_settings,
@@ -342,9 +342,9 @@ class Session:
 
 def _require_mujoco_imports() -> None:
     """Raise UserError where MUJOCO_GL keeps MuJoCo from being imported."""
-    from thousandfold.envs.pictures.opengl import MujocoVariableError, check_import
+    from thousandfold.envs.pictures.opengl import check_import
 
-    as_user_error(check_import, MujocoVariableError)
+    check_import()
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

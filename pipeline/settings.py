@@ -19,9 +19,9 @@ from typing import Any, Literal, TypeVar, get_args
 import pydantic
 import yaml
 
+from thousandfold.ground.errors import SettingsError, unknown_name
 from thousandfold.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml
 from thousandfold.ground.plain_files import read_plain
-from thousandfold.pipeline.errors import SettingsError, unknown_name
 
 PRESETS_FOLDER = Path(__file__).resolve().parent / "presets"
 STAGE_SECTIONS = (

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from thousandfold.ground.errors import StoppedByUser
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import StoppedByUser
 
 _HANG_UP = getattr(signal, "SIGHUP", None)
 _CLOSING_S = 5.0

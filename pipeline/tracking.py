@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thousandfold.pipeline.errors import StoppedByUser
+from thousandfold.ground.errors import FullStoreError, StoppedByUser
 from thousandfold.pipeline.tracking_store import (
     UNTRACKED,
     call_within,
@@ -402,7 +402,8 @@ def open_tracker(
 ) -> Tracker:
     """Return the tracker of a workspace, its store made ready.
 
-    It is a NullTracker without MLflow, and where MLFLOW_TRACKING_URI is `none`.
+    It is a NullTracker without MLflow, where MLFLOW_TRACKING_URI is `none`, and where the store has no
+    room.
 
     Args:
         workspace_root: The workspace's folder.
@@ -415,7 +416,11 @@ def open_tracker(
     if not mlflow_is_installed() or is_untracked():
         return NullTracker()
     say = say or _say_on_stderr
-    client, experiment_id = open_store(workspace_root, say)
+    try:
+        client, experiment_id = open_store(workspace_root, say)
+    except FullStoreError as error:  # as when it fills up later: no reason to end the work
+        (warn or _warn_on_stderr)(f"{error} This run goes on untracked.")
+        return NullTracker()
     return Tracker(_Store(client, warn or _warn_on_stderr, say), experiment_id, store_name())
 
 

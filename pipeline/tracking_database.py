@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import atomic_file, is_temporary
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import atomic_file, is_temporary
 
 EXPERIMENT = "thousandfold"
 BUSY_S = 5.0

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from thousandfold.pipeline.errors import MissingExtraError, UserError
-from thousandfold.pipeline.files import SAY_AFTER_S, file_lock
+from thousandfold.ground.errors import FullStoreError, MissingExtraError, UserError, is_disk_full
+from thousandfold.ground.files import SAY_AFTER_S, file_lock
 from thousandfold.pipeline.tracking_database import BUSY_S, EXPERIMENT, make_ready, move_along, sqlite_uri
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def open_store(
     except UserError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, the file system: each has errors of its own
-        raise UserError(
+        kind = FullStoreError if is_disk_full(error) else UserError
+        raise kind(
             f"Cannot open the tracking store {shown}: {_reason(error)}. Put that right, let "
             "MLFLOW_TRACKING_URI name another store, or set it to none to go on untracked."
         ) from error

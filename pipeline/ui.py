@@ -14,9 +14,9 @@ from pathlib import Path
 
 import click
 
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.session import Session
 from thousandfold.pipeline.tracking import open_tracker
 from thousandfold.pipeline.tracking_store import open_store, tracking_uri, ui_command

@@ -23,12 +23,12 @@ teacher's Gaussian under each; and ``is_success``, as the environments report it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.files import file_sha256
 from thousandfold.replay.goal_episode import DatasetError
 
 FORMAT_VERSION = 2
@@ -133,12 +133,6 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{path} is damaged or no metadata of Minari: make the dataset again with "
             "`pipeline generate-dataset`."
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(folder: Path) -> bool:

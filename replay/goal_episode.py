@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from thousandfold.ground.errors import UserError
+
 OTHER_POLICY = "another policy"
 """In place of a level of noise where it was not the teacher that acted."""
 
 _COUNTS = ("episodes", "rows", "successes", "clean_episodes", "clean_successes")
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A dataset that is damaged, foreign, empty or already there. The message is one line naming the file."""
 
 

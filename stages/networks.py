@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
 from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from thousandfold.models.goal_actor import Gaussian, GoalActor
@@ -24,7 +25,6 @@ from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.stages.episodes import Policy
 from thousandfold.stages.train_teacher.learner import LearnerSettings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages.episodes import Policy
 
 

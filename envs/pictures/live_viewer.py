@@ -14,12 +14,13 @@ import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.scene_rendering import add_goal, goal_marker, scene_camera, show_hidden_bodies
+from thousandfold.ground.errors import UserError
 
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 _CLOSING_S = 5.0
 
 
-class NoScreenError(RuntimeError):
+class NoScreenError(UserError, RuntimeError):
     """No window can be opened. The message is a reason that completes "no viewer: ..."."""
 
 

@@ -16,6 +16,8 @@ import warnings
 from functools import cache
 from typing import Any
 
+from thousandfold.ground.errors import UserError
+
 _OFF = ("disable", "disabled", "off", "false", "0")
 _OWN_CHOICE = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
 _REMEDY = (
@@ -25,14 +27,14 @@ _REMEDY = (
 _DEVICE_PLATFORM = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 
 
-class NoOpenGLError(RuntimeError):
+class NoOpenGLError(UserError, RuntimeError):
     """There is no OpenGL to draw with. The message is one line with the packages to install."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"drawing needs OpenGL, and {' '.join(reason.split())}: {_REMEDY}.")
 
 
-class MujocoVariableError(RuntimeError):
+class MujocoVariableError(UserError, RuntimeError):
     """MuJoCo cannot be imported, for what MUJOCO_GL says. The message is one line that says what to do."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ from thousandfold.envs.simulators.simulator import (
     unpack_generator,
 )
 from thousandfold.envs.term_columns import FIELDS
+from thousandfold.ground.machine import usable_cpus
 
 _COUNT = 1  # a warning is (last info, count)
 _NO_STAGE = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -68,7 +68,7 @@ class CpuSimulator(Simulator):
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
         self.rng = np.random.Generator(np.random.PCG64(seed))
         self._num_threads = num_threads
-        self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or available_threads())
+        self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or usable_cpus())
         # Written to the rows of worlds that are reset, for which no thread need be woken.
         self._start_state = task.start_state(distribution)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
@@ -237,11 +237,6 @@ class CpuSimulator(Simulator):
         self.overflow_count = int(state["overflow_count"])
         self.diverged_count = int(state["unstable_count"]) - self.overflow_count
         self.rng = unpack_generator(state["generator"])
-
-
-def available_threads() -> int:
-    """Return how many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- The part of MuJoCo's forward pass that tells where bodies are and how they move, not what pushes them

@@ -23,6 +23,7 @@ from thousandfold.envs.model_hash import model_sha256
 from thousandfold.envs.task import TaskError
 from thousandfold.envs.user_tasks.task_yaml import read_page, shown
 from thousandfold.envs.user_tasks.user_task import compile_user_task, model_files
+from thousandfold.ground.files import file_sha256
 
 PAGE_NAME, SOURCE_NAME, MODEL_FOLDER = "task.yaml", "source.json", "model"
 
@@ -45,7 +46,7 @@ class TaskSource(NamedTuple):
         return [
             path
             for path, digest in self.files.items()
-            if os.path.isfile(path) and _file_sha256(Path(path)) != digest
+            if os.path.isfile(path) and file_sha256(Path(path)) != digest
         ]
 
 
@@ -111,7 +112,7 @@ def _copy_source(page_file: Path, task: CompiledTask, folder: Path) -> None:
     begin, end = page.scalar_span("model")
     copied = json.dumps(f"{MODEL_FOLDER}/{model_file.relative_to(root).as_posix()}")
     (folder / PAGE_NAME).write_text(page.text[:begin] + copied + page.text[end:], encoding="utf-8")
-    digests = {str(path): _file_sha256(path) for path in files}
+    digests = {str(path): file_sha256(path) for path in files}
     source = TaskSource(str(page_file), _joined(files, root, digests), digests)
     (folder / SOURCE_NAME).write_text(json.dumps(source._asdict(), indent=2) + "\n", encoding="utf-8")
 
@@ -132,11 +133,6 @@ def _outside(folder: Path, task: CompiledTask) -> list[str]:
             f"{task.task.file}: leave its files alone while it is copied."
         )
     return [path for path in _assets(copy.model) if not Path(path).is_relative_to(folder)]
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_source(folder: Path) -> dict[str, Any]:

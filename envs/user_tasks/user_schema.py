@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from thousandfold.envs.mazes import LAYOUTS
 from thousandfold.envs.object_names import nearest_hint
 from thousandfold.envs.task import MOST_EPISODE_STEPS, TaskError
 from thousandfold.envs.user_tasks.task_yaml import Location, Page
+from thousandfold.ground.errors import nearest_name
 
 Entry = TypeVar("Entry")
 Numbers = Annotated[list[float], Field(min_length=1)]
@@ -306,9 +306,9 @@ def _explanations(error: pydantic.ValidationError, page: Page) -> list[str]:
         place = tuple(step for step in detail["loc"] if step not in ("word", "commands", "[key]"))
         if detail["type"] == "extra_forbidden":
             valid = _keys_at(place[:-1])
-            nearest = difflib.get_close_matches(str(place[-1]), valid, n=1, cutoff=0.5)
-            meant |= {(*place[:-1], key) for key in nearest}
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(valid)}."
+            nearest = nearest_name(str(place[-1]), valid)
+            meant |= {(*place[:-1], nearest)} if nearest else set()
+            hint = f"did you mean {nearest!r}?" if nearest else f"valid: {', '.join(valid)}."
             unknown.append(page.error(place, f"unknown key; {hint}"))
         elif detail["type"] == "missing":
             missing.append(place)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import UserError
 from thousandfold.stages.benchmark.loops import Step
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 

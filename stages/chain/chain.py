@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thousandfold.envs.registry import get_task
-from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact
-from thousandfold.pipeline.console import figure, short
-from thousandfold.pipeline.errors import (
+from thousandfold.ground.errors import (
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
@@ -22,7 +20,9 @@ from thousandfold.pipeline.errors import (
     TargetMissedError,
     nearest_name,
 )
-from thousandfold.pipeline.files import FORMAT_VERSION, read_sealed_json, write_sealed_json
+from thousandfold.ground.files import FORMAT_VERSION, read_sealed_json, write_sealed_json
+from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact
+from thousandfold.pipeline.console import figure, short
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, split_overrides

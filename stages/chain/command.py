@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from thousandfold.pipeline.errors import SettingsError
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.session import CommonOptions, Session, describe, stage_command
 
 

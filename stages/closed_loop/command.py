@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from thousandfold.pipeline.errors import SettingsError
-from thousandfold.pipeline.runtime import as_user_error
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.session import CommonOptions, Session, json_option, one_of_three, stage_command
 
 
@@ -102,9 +101,9 @@ def render(
     **flags: Any,
 ) -> None:
     """Draw closed-loop episodes, the goal included, as a video and a strip of key frames."""
-    from thousandfold.envs.pictures.opengl import NoOpenGLError, check_variable
+    from thousandfold.envs.pictures.opengl import check_variable
 
-    as_user_error(check_variable, NoOpenGLError)  # before MuJoCo is imported, which it would break
+    check_variable()  # before MuJoCo is imported, which it would break
     from thousandfold.stages.closed_loop import render as stage
 
     settings = common.resolve(stage.RenderSettings, "render", flags)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pydantic
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.task import TaskError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.runtime import StageContext, as_user_error, seed_sequence
+from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import MOST_EPISODES
 from thousandfold.stages.episodes import Episodes, SamplingSettings, draw_rollouts, run_episodes
 from thousandfold.stages.policies import load_policy
@@ -42,7 +41,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     task, policy = load_policy(
         source, settings.device, settings.teacher_samples, settings.seed, settings.sample_scale
     )
-    as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
+    task.task.distribution(settings.distribution)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
         episodes = run_episodes(

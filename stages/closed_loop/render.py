@@ -13,13 +13,13 @@ import pydantic
 from PIL import Image, ImageDraw, ImageFont
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.pictures.opengl import NoOpenGLError
 from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
-from thousandfold.envs.task import MOST_EPISODE_STEPS, TaskError
+from thousandfold.envs.task import MOST_EPISODE_STEPS
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, atomic_file
 from thousandfold.pipeline.console import Progress
-from thousandfold.pipeline.runtime import StageContext, as_user_error, seed_sequence
+from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.episodes import Policy
 from thousandfold.stages.policies import load_policy
@@ -266,12 +266,12 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
         UserError: there is no OpenGL or no FFmpeg, the task has no such distribution, or a file is damaged.
     """
     task, policy = load_policy(source, settings.device)
-    as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
-    as_user_error(imageio_ffmpeg.get_ffmpeg_exe, RuntimeError)
-    opened = as_user_error(
-        lambda: SceneRenderer(task, settings.width, settings.height, distribution=settings.distribution),
-        NoOpenGLError,
-    )
+    task.task.distribution(settings.distribution)
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
+    opened = SceneRenderer(task, settings.width, settings.height, distribution=settings.distribution)
     parents = {source.kind: source}
     with (
         opened as renderer,

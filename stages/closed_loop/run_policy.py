@@ -16,10 +16,9 @@ import numpy as np
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.live_viewer import LiveViewer, NoScreenError
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
-from thousandfold.envs.task import TaskError
+from thousandfold.ground.errors import SettingsError, UserError
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import SettingsError, UserError
-from thousandfold.pipeline.runtime import as_user_error, seed_sequence
+from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded, Pacer
 from thousandfold.stages.episodes import Episodes, join_rounds, run_round
 from thousandfold.stages.policy_file.source import PolicySource
@@ -83,7 +82,7 @@ def run(settings: RunPolicySettings, console: Console, source: PolicySource) -> 
             no screen, or the observation is NaN or infinite.
     """
     task, metadata = source.task, source.policy.metadata
-    as_user_error(lambda: task.task.distribution(settings.distribution), TaskError)
+    task.task.distribution(settings.distribution)
     goal = _checked_goal(settings.goal, source, console)
     own_rate_hz = 1.0 / metadata.control_dt_s
     rate_hz = None if settings.fast else settings.rate_hz or own_rate_hz

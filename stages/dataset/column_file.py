@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.replay.hdf5 import MOST_UNPACKED, read_numbers, reading
 
 _HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf", ".he5")

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError
-from thousandfold.pipeline.runtime import as_user_error
 from thousandfold.replay.dataset_layout import (
     METADATA_NAME,
     NAMESPACE,
@@ -124,9 +123,7 @@ def load_dataset(
         return data
     shards = verify_dataset(dataset, skip_damaged, warn)
     hashes = {dataset.file(name): recorded for name, recorded in dataset.manifest.files.items()}
-    data = as_user_error(
-        lambda: load_shards(shards, _metadata_of(dataset), known_hashes=hashes), DatasetError
-    )
+    data = load_shards(shards, _metadata_of(dataset), known_hashes=hashes)
     skipped = [shard.parent.name for shard in shard_folders(dataset) if shard not in shards]
     if skipped:
         facts = data.metadata.get(NAMESPACE, {}) | {SKIPPED: skipped}

@@ -30,7 +30,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from thousandfold.pipeline.errors import DamagedFileError, UserError, unknown_name
+from thousandfold.ground.errors import DamagedFileError, UserError, unknown_name
 from thousandfold.replay.dataset_layout import METADATA_NAME, ROWS_NAME, shards_of
 from thousandfold.replay.goal_episode import DatasetError
 from thousandfold.replay.hdf5 import read_numbers, reading

@@ -18,10 +18,10 @@ from typing import Any
 
 import pydantic
 
+from thousandfold.ground.errors import DamagedFileError, LostRankError, StoppedByUser
+from thousandfold.ground.files import folder_lock
 from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError, LostRankError, StoppedByUser
-from thousandfold.pipeline.files import folder_lock
 from thousandfold.pipeline.resume import find_parent, find_unfinished, require_unfinished, still_unfinished
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, resolve_device, set_up_torch
 from thousandfold.pipeline.stopping import stop_on_interrupt

@@ -12,10 +12,10 @@ import numpy as np
 import pydantic
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import file_sha256
 from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import file_sha256
 from thousandfold.pipeline.runtime import (
     StageContext,
     resolve_device,

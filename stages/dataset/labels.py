@@ -11,9 +11,9 @@ import pydantic
 import torch
 from torch import Tensor
 
+from thousandfold.ground.errors import NonFiniteError, SettingsError
 from thousandfold.models.goal_actor import Gaussian
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import NonFiniteError, SettingsError
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.pipeline.settings import MOST_THREADS
 from thousandfold.replay.goal_dataset import GoalEpisode

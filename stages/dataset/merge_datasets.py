@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifact_task import keep_task, load_task, task_record
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.runtime import StageContext, as_user_error
+from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.replay.dataset_layout import NAMESPACE, ROWS_NAME, file_sha256, read_metadata
 from thousandfold.replay.dataset_writer import adopt_shard
-from thousandfold.replay.goal_dataset import DatasetError
 from thousandfold.stages.dataset.files import MINARI_FOLDER, shard_folders, verify_dataset
 from thousandfold.stages.dataset.results import complete_dataset
 
@@ -49,7 +48,7 @@ def run(context: StageContext, datasets: Sequence[Artifact]) -> Artifact:
         keep_task(task, work.artifact, context.console)
         root = work.artifact.file(MINARI_FOLDER)
         for number, shard in enumerate(shards):
-            as_user_error(lambda n=number, s=shard: adopt_shard(root, task.name, n, s), DatasetError)
+            adopt_shard(root, task.name, number, shard)
         context.console.say(f"Merging {len(datasets)} datasets of {task.name}: {len(shards)} shards.")
         return complete_dataset(work, context, task, _metadata(datasets, shards, task, work.artifact))
 
@@ -134,7 +133,7 @@ def _sampling(dataset: Artifact) -> dict[str, float]:
 
 
 def _facts(shard: Path) -> dict[str, Any]:
-    return as_user_error(lambda: read_metadata(shard), DatasetError).get(NAMESPACE, {})
+    return read_metadata(shard).get(NAMESPACE, {})
 
 
 def _evaluation_fraction(shards: Sequence[Path]) -> float:

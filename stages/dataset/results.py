@@ -11,15 +11,15 @@ import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mazes import MazeCoverage
+from thousandfold.ground.files import atomic_file
 from thousandfold.pipeline.artifact_task import own_task
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.files import atomic_file
 from thousandfold.pipeline.pictures import PALETTE
-from thousandfold.pipeline.runtime import StageContext, StageWork, as_user_error
+from thousandfold.pipeline.runtime import StageContext, StageWork
 from thousandfold.replay.coverage import measure_coverage
 from thousandfold.replay.dataset_layout import NAMESPACE, dataset_id, read_metadata, shards_below
 from thousandfold.replay.dataset_writer import write_view
-from thousandfold.replay.goal_dataset import DatasetError, DatasetStatistics, GoalDataset, load_goal_dataset
+from thousandfold.replay.goal_dataset import DatasetStatistics, GoalDataset, load_goal_dataset
 from thousandfold.stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
 from thousandfold.stages.episodes import wilson_interval
 from thousandfold.stages.random_baseline import warn_of_chance
@@ -50,8 +50,8 @@ def complete_dataset(
         UserError: there is no shard, or one is damaged.
     """
     artifact, root = work.artifact, work.artifact.file(MINARI_FOLDER)
-    statistics = as_user_error(lambda: write_view(root, task, metadata, own_task(artifact)), DatasetError)
-    data = as_user_error(lambda: load_goal_dataset(root), DatasetError)
+    statistics = write_view(root, task, metadata, own_task(artifact))
+    data = load_goal_dataset(root)
     results = _success(statistics) | _coverage(artifact, data, task) | dict(more or {})
     results[UNSTABLE] = _unstable_episodes(artifact, task)
     artifact.complete(results | {"dataset_id": dataset_id(task.name)})

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from thousandfold.ground.errors import MissingArtifactError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import MissingArtifactError
 from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 

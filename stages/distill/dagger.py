@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifact_task import own_task, task_record
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError
-from thousandfold.pipeline.runtime import as_user_error, torch_seed
+from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.goal_dataset import (
     DatasetError,
     GoalDataset,
@@ -162,7 +162,7 @@ class KeptRollout:
                 ) from error
         shutil.rmtree(root, ignore_errors=True)  # what is left of one that was cut off
         self._roll_out(root, number, act)
-        return as_user_error(lambda: load_goal_dataset(whole), DatasetError)
+        return load_goal_dataset(whole)
 
     def _roll_out(self, root: Path, number: int, act: Act) -> None:
         rollout = LabelledRollout(
@@ -182,9 +182,7 @@ class KeptRollout:
             "teacher": self.dataset.get("teacher"),
             "seed": self.settings.seed,
         }
-        as_user_error(
-            lambda: write_goal_dataset(root, task, rollout, facts, own_task(self.artifact)), DatasetError
-        )
+        write_goal_dataset(root, task, rollout, facts, own_task(self.artifact))
 
     @property
     def plan(self) -> RolloutPlan:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from thousandfold.ground.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import parameter_count
@@ -19,8 +21,6 @@ from thousandfold.pipeline.artifact_task import keep_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.pictures import draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thousandfold.ground.errors import UserError
 from thousandfold.models.goal_actor import Gaussian
-from thousandfold.pipeline.errors import UserError
 from thousandfold.replay.goal_dataset import GoalDataset
 
 Objective = Literal["kl", "mse", "critic"]

@@ -15,10 +15,10 @@ import torch
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.rendering import draw_arrows
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.files import json_sha256, write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
-from thousandfold.pipeline.errors import DamagedFileError
-from thousandfold.pipeline.files import json_sha256, write_json_atomic
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.episodes import MAX_WORLDS, Episodes, EpisodeStream, Policy, retention
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pydantic
 
+from thousandfold.ground.errors import MissingArtifactError, UserError
 from thousandfold.models.deployable_policy import DeployablePolicy
 from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.pipeline.artifact_task import keep_task
 from thousandfold.pipeline.artifacts import Artifact, atomic_file
-from thousandfold.pipeline.errors import MissingArtifactError, UserError
-from thousandfold.pipeline.runtime import StageContext, StageWork, as_user_error, resolve_device
+from thousandfold.pipeline.runtime import StageContext, StageWork, resolve_device
 from thousandfold.pipeline.settings import MOST_EPISODES, StageSettings
 from thousandfold.stages.episodes import Episodes
 from thousandfold.stages.export_onnx.gate import (
@@ -302,8 +302,10 @@ def _draft(
 
 def _convert(module: DeployablePolicy, opset: int) -> ModelBytes:
     """Return the graph, or raise UserError when it fits into no file."""
-    graph = as_user_error(lambda: to_onnx(module, opset), ValueError)
-    return split_model(graph.SerializeToString())
+    try:
+        return split_model(to_onnx(module, opset).SerializeToString())
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _compare_actions(

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, PolicyOutput
 from thousandfold.models.onnx_graph import fold_normalizers
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.runtime import as_user_error, seed_sequence
-from thousandfold.replay.goal_dataset import DatasetError, load_goal_dataset
+from thousandfold.pipeline.runtime import seed_sequence
+from thousandfold.replay.goal_dataset import load_goal_dataset
 from thousandfold.stages.episodes import Episodes, Policy, run_episodes
 from thousandfold.stages.networks import TrainedActor, torch_policy
 from thousandfold.stages.policy_file.golden import (
@@ -109,7 +109,7 @@ def add_dataset_states(
         UserError: the dataset is damaged or of another version of the task.
     """
     dataset.verify()
-    rows = as_user_error(lambda: load_goal_dataset(dataset.path), DatasetError)
+    rows = load_goal_dataset(dataset.path)
     if (rows.observation.shape[1], rows.desired_goal.shape[1]) != (task.observation_dim, task.goal_dim):
         raise UserError(f"{dataset.path} is of another version of task {task.name!r}: sizes differ.")
     rng = np.random.default_rng(seed_sequence(seed, _DATASET_STREAM))

@@ -20,11 +20,11 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import write_atomic
 from thousandfold.models.deployable_policy import DeployablePolicy
 from thousandfold.models.onnx_graph import InputRanges, body_dense_inputs, to_onnx
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import write_atomic
 from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
 from thousandfold.stages.episodes import wilson_interval
 from thousandfold.stages.export_onnx.gate import GateStates, act_in_same_episodes, largest_action_error

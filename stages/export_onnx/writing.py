@@ -14,11 +14,11 @@ from torch import Tensor
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.control_map import ControlMap
 from thousandfold.envs.model_hash import model_sha256
+from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import DeployablePolicy
 from thousandfold.models.residual_mlp import parameter_count
 from thousandfold.pipeline.artifact_task import task_record
 from thousandfold.pipeline.artifacts import Artifact, Parent
-from thousandfold.pipeline.errors import UserError
 from thousandfold.stages.export_onnx.gate import SWITCH_MARGIN, GateStates, at_a_switch, beyond_limits
 from thousandfold.stages.networks import TrainedActor
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet, golden_error

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 
 import pydantic
 
+from thousandfold.ground.errors import DamagedFileError, SettingsError
 from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError
 from thousandfold.pipeline.resume import find_unfinished
 from thousandfold.pipeline.settings import StageSettings
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.pipeline.resume import find_parent
 from thousandfold.pipeline.session import CommonOptions, Session, describe, stage_command
 from thousandfold.stages.distill.command import take_dataset

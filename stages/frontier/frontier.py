@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from thousandfold.ground.errors import SettingsError, UserError
+from thousandfold.ground.files import folder_lock
+from thousandfold.ground.machine import usable_cpus
 from thousandfold.pipeline.artifacts import Artifact, Workspace, write_json_atomic
 from thousandfold.pipeline.console import Console, figure
-from thousandfold.pipeline.errors import SettingsError, UserError
-from thousandfold.pipeline.files import folder_lock
-from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, describe_host, usable_cpus
+from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, describe_host
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, resolve_settings, split_overrides
 from thousandfold.pipeline.tracking import NullTracker

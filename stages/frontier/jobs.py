@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from thousandfold.pipeline.runtime import cpu_share, usable_cpus
+from thousandfold.ground.machine import usable_cpus
+from thousandfold.pipeline.runtime import cpu_share
 from thousandfold.stages.frontier.cells import LOG_FILE
 
 _POLL_S = 0.05

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from thousandfold.ground.errors import MissingArtifactError, UserError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.errors import MissingArtifactError, UserError
 from thousandfold.pipeline.runtime import StageContext, resolve_device, seed_sequence
 from thousandfold.stages.frontier.table import read_table
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
 
 FRONTIER_FILE = "frontier.json"

@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, error_boundary
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.output import guard_output
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import NullTracker

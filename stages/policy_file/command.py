@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.session import Session, json_option
 from thousandfold.pipeline.settings import MOST_EPISODES
 

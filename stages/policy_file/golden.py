@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pydantic
 
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.metadata import (
     Described,
     PolicyMetadata,

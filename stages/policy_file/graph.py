@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, MAX_FIELDS, ModelBytes, fields, varint
 
 Shape = tuple[int, ...]

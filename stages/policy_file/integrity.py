@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.golden import GOLDEN_KEY
 from thousandfold.stages.policy_file.metadata import METADATA_KEY, PolicyMetadata
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes

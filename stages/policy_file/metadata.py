@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
 METADATA_KEY = "thousandfold"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError
+from thousandfold.ground.errors import DamagedFileError, NonFiniteError
 from thousandfold.stages.policy_file.golden import GOLDEN_KEY, GoldenSet, parse_golden
 from thousandfold.stages.policy_file.graph import require_known_graph
 from thousandfold.stages.policy_file.integrity import require_unchanged

@@ -8,13 +8,11 @@ from pathlib import Path
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.envs.registry import compile_task, task_names
-from thousandfold.envs.task import TaskError
 from thousandfold.envs.user_tasks.task_copy import PAGE_NAME
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifact_task import TASK_FOLDER
 from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
 from thousandfold.pipeline.console import printable
-from thousandfold.pipeline.errors import DamagedFileError, UserError
-from thousandfold.pipeline.runtime import as_user_error
 from thousandfold.stages.policy_file.golden import golden_error
 from thousandfold.stages.policy_file.metadata import PolicyMetadata
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
@@ -150,7 +148,7 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
             f"{place.name} was made with changes of its task that this version does not know "
             f"({told}): update thousandfold, or {EXPORT_AGAIN}."
         )
-    return as_user_error(lambda: compile_task(reference, changes), TaskError)
+    return compile_task(reference, changes)
 
 
 def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:

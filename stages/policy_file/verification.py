@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.pipeline.errors import DamagedFileError, UserError
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.episodes import run_episodes, wilson_interval
 from thousandfold.stages.policy_file.golden import GoldenSet, golden_error

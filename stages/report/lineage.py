@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from thousandfold.ground.files import plain_json
 from thousandfold.pipeline.console import as_set
-from thousandfold.pipeline.files import plain_json
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.report.chain import Chain, Link
 from thousandfold.stages.report.charts import lineage_gutter

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pydantic
 
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifacts import Artifact, write_atomic
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.errors import DamagedFileError, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.random_baseline import no_better_than_random

@@ -18,10 +18,10 @@ import numpy as np
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.opengl import NoOpenGLError
 from thousandfold.envs.pictures.rendering import draw_arrows
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.errors import UserError
 from thousandfold.stages.episodes import wilson_interval
 from thousandfold.stages.report.chain import Chain
 from thousandfold.stages.report.charts import (

@@ -20,12 +20,10 @@ from thousandfold.envs.checks.random_rollout import (
 from thousandfold.envs.checks.task_judgement import judge_task
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
-from thousandfold.envs.task import TaskError
 from thousandfold.envs.user_tasks.task_yaml import shown
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import write_atomic
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import write_atomic
-from thousandfold.pipeline.runtime import as_user_error
 
 _PICTURES, _PIXELS = 3, 480
 _MARK = b"Software\0pipeline tasks check"  # in a picture's text: what may be replaced
@@ -46,8 +44,8 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
         UserError: the task, its model or a name in it is wrong; the picture would replace a file that no
             check has drawn, or cannot be written.
     """
-    task = as_user_error(lambda: compile_task(reference), TaskError)
-    as_user_error(lambda: require_comparable_goals(task), TaskError)
+    task = compile_task(reference)
+    require_comparable_goals(task)
     picture = _picture_place(task, output)
     rollout = roll_out(task, episodes, seed)
     judgement = judge_goals(task, seed)

@@ -11,11 +11,11 @@ import mujoco
 import torch
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.errors import SettingsError
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
 from thousandfold.models.compiled_norm_swish import is_compiled
 from thousandfold.models.contrastive_critic import EMBEDDING_DIM
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.networks import TrainedActor
 from thousandfold.stages.train_teacher.learner import LearnerSettings

@@ -9,7 +9,8 @@ from typing import Any
 
 from thousandfold.envs.checks.goal_judgement import require_comparable_goals
 from thousandfold.envs.registry import compile_task
-from thousandfold.envs.task import TaskError
+from thousandfold.ground.errors import LostRankError, NonFiniteError, SettingsError, StoppedByUser, UserError
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.pipeline.artifact_task import (
     keep_task,
@@ -23,14 +24,6 @@ from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.console import Progress
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import (
-    LostRankError,
-    NonFiniteError,
-    SettingsError,
-    StoppedByUser,
-    UserError,
-)
-from thousandfold.pipeline.files import write_json_atomic
 from thousandfold.pipeline.pictures import draw_gradient_map, draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
@@ -46,7 +39,6 @@ from thousandfold.pipeline.resume import (
 from thousandfold.pipeline.runtime import (
     StageContext,
     StageWork,
-    as_user_error,
     require_precision,
     resolve_device,
     seed_sequence,
@@ -142,9 +134,9 @@ def _require_more(settings: TrainTeacherSettings, completed: Artifact) -> None:
 
 def _prepare(settings: TrainTeacherSettings, ranks: Ranks, *, is_new: bool) -> TeacherTraining:
     """Return the training at its start, once the machine has what it needs."""
-    task = as_user_error(lambda: compile_task(settings.task, settings.task_changes), TaskError)
+    task = compile_task(settings.task, settings.task_changes)
     if is_new:
-        as_user_error(lambda: require_comparable_goals(task), TaskError)
+        require_comparable_goals(task)
         require_episodes(task, settings.training_distribution)
     device = resolve_device(settings.device)
     set_up_torch(settings.threads, ranks.local_size)

@@ -112,6 +112,14 @@ class Outcome:
         return "Traceback (most recent call last)" in self.text or "(unexpected)" in self.text
 
     @property
+    def warnings(self) -> list[str]:
+        """Its warnings, but for that of a tiny training which is no better than random."""
+        found = [line for line in self.text.splitlines() if "Warning:" in line]
+        return [
+            line for line in found if "reached none of" not in line and "no better than random" not in line
+        ]
+
+    @property
     def said(self) -> str:
         """The error's one line, or else the last line."""
         found = self.text.rfind("Error")

@@ -81,8 +81,8 @@ def _lost_server(drill: Drill, number: signal.Signals) -> None:
     problems = (
         [] if answered and done.code == 0 and not done.traceback else [f"exit code {done.code}: {done.said}"]
     )
-    if (warnings := done.text.count("Warning:")) != 1:
-        problems.append(f"{warnings} warnings instead of one")
+    if len(done.warnings) != 1:
+        problems.append(f"not one warning: {done.warnings}")
     if took > _PATIENCE_S:
         problems.append(f"it took {took:.0f} s more")
     drill.verdict(f"server lost by {number.name} in the middle, {took:.0f} s more", problems, workspace)

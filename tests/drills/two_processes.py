@@ -170,8 +170,8 @@ def _stage_beside_ui(drill: Drill) -> None:
     answered = wait_until_served(port)
     done = drill.call(stage_command("generate-dataset"), workspace)
     problems = _failures([done])
-    if "Warning" in done.text:
-        problems.append(f"warned: {done.said}")
+    if done.warnings:
+        problems.append(f"warned: {done.warnings}")
     if not answered:
         problems.append("the page did not answer")
     served.send_signal(signal.SIGTERM)

@@ -18,7 +18,7 @@ import pytest
 
 from tests.end_to_end.command_line import clean_environment, command
 from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
-from thousandfold.pipeline import files
+from thousandfold.ground import files
 from thousandfold.pipeline.artifacts import Workspace
 
 

@@ -22,9 +22,9 @@ from hypothesis.strategies import SearchStrategy
 from tests.fuzz.runner import damaged, main
 from tests.stages.tiny_runs import TINY_TEACHER
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.files import file_sha256, json_sha256, write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
-from thousandfold.pipeline.files import file_sha256, json_sha256, write_json_atomic
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, load_critic, save_network
 from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings

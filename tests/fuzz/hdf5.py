@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.fuzz.runner import damaged, main
-from thousandfold.pipeline.errors import UserError
+from thousandfold.ground.errors import UserError
 from thousandfold.replay.goal_dataset import DatasetError, load_shards
 from thousandfold.stages.dataset.foreign_episodes import ENDS, ForeignEpisode, GoalChoice, read_foreign
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from tests.fuzz.runner import main
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import _seal, json_sha256
 from thousandfold.pipeline import listing
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import _seal, json_sha256
 from thousandfold.pipeline.resume import find_unfinished
 from thousandfold.pipeline.session import Session, describe
 from thousandfold.stages.chain.chain import _read_record

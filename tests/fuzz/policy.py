@@ -196,9 +196,9 @@ def read(path: Path) -> None:
     """
     import numpy as np
 
+    from thousandfold.ground.errors import UserError
     from thousandfold.pipeline.artifacts import Workspace
     from thousandfold.pipeline.console import Console
-    from thousandfold.pipeline.errors import UserError
     from thousandfold.stages.benchmark.benchmark import draw_states
     from thousandfold.stages.policy_file import verification
     from thousandfold.stages.policy_file.command import show_policy

@@ -176,7 +176,7 @@ def main(reader: str, cases: SearchStrategy[bytes], suffix: str) -> None:
 
 def _serve(reader: str) -> None:
     """Read the files whose paths come in by standard input, and answer each with one line."""
-    from thousandfold.pipeline.errors import UserError
+    from thousandfold.ground.errors import UserError
     from thousandfold.replay.goal_episode import DatasetError
 
     module, _, name = reader.partition(":")

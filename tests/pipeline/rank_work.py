@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from thousandfold.ground.errors import LostRankError
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import LostRankError
 
 
 def exchange(ranks: Ranks, out: Path, device: str = "cpu") -> None:

@@ -12,6 +12,8 @@ from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, w
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.task import TaskError
+from thousandfold.ground.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.ground.files import write_sealed_json
 from thousandfold.pipeline.artifact_task import (
     keep_task,
     load_task,
@@ -24,8 +26,6 @@ from thousandfold.pipeline.artifact_task import (
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
-from thousandfold.pipeline.files import write_sealed_json
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.chain.chain import ChainRecord, resume_chain
 from thousandfold.stages.networks import NETWORK_FILE, load_actor

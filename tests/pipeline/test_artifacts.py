@@ -17,7 +17,9 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 
-from thousandfold.pipeline import files
+from thousandfold.ground import files
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
+from thousandfold.ground.files import folder_lock, write_sealed_json
 from thousandfold.pipeline.artifacts import (
     KINDS,
     Artifact,
@@ -30,8 +32,6 @@ from thousandfold.pipeline.artifacts import (
     write_atomic,
     write_json_atomic,
 )
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
-from thousandfold.pipeline.files import folder_lock, write_sealed_json
 
 
 @pytest.fixture

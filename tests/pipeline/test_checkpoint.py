@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 
 from tests.pipeline.checkpoint_saves import Killed, Killer, names, save
+from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.files import json_sha256, write_json_atomic
 from thousandfold.pipeline.checkpoint import Checkpoint, CheckpointFolder, load_tensors, save_tensors
-from thousandfold.pipeline.errors import DamagedFileError
-from thousandfold.pipeline.files import json_sha256, write_json_atomic
 
 
 def assert_one_line_naming(error: BaseException, name: str) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.pipeline.checkpoint_saves import Killed, Killer, make_segment, names, save
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.checkpoint import Checkpoint, CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import UserError
 
 
 class Waiting(Exception):

@@ -18,9 +18,9 @@ import rich.console
 import torch
 from click.testing import CliRunner
 
+from thousandfold.ground.errors import MissingArtifactError, StoppedByUser, UserError
 from thousandfold.pipeline import console as console_module
 from thousandfold.pipeline.console import Console, error_boundary, figure
-from thousandfold.pipeline.errors import MissingArtifactError, StoppedByUser, UserError
 
 Capture = pytest.CaptureFixture[str]
 

@@ -14,9 +14,9 @@ import torch
 
 from tests.pipeline import rank_work
 from tests.rank_processes import run_ranks
+from thousandfold.ground.errors import LostRankError, SettingsError, UserError
 from thousandfold.pipeline import distributed
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import LostRankError, SettingsError, UserError
 
 VARIABLES = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 

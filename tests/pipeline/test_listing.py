@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError
+from thousandfold.ground.files import folder_lock
 from thousandfold.pipeline import listing
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError
-from thousandfold.pipeline.files import folder_lock
 from thousandfold.stages.tasks import command
 
 Capture = pytest.CaptureFixture[str]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError
 from thousandfold.pipeline.resume import (
     CONTINUED,
     checkpoint_of,

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from thousandfold.ground.errors import NonFiniteError, SettingsError
 from thousandfold.pipeline import runtime
-from thousandfold.pipeline.errors import NonFiniteError, SettingsError, UserError
 from thousandfold.pipeline.runtime import (
-    as_user_error,
     cpu_share,
     require_finite,
     require_precision,
@@ -106,18 +105,6 @@ def test_a_number_that_is_not_finite_is_named_with_where_and_what_is_kept(value:
 @pytest.mark.parametrize("values", [{"loss": -1e30, "zero": 0.0}, {}])
 def test_finite_numbers_pass(values: dict[str, float]):
     assert require_finite(values, "anywhere") is None
-
-
-def test_errors_of_the_ground_floor_become_one_line():
-    def fail() -> None:
-        raise KeyError("two\n  lines")
-
-    with pytest.raises(UserError) as raised:
-        as_user_error(fail, KeyError, ValueError)
-    assert "\n" not in str(raised.value)
-    with pytest.raises(KeyError):
-        as_user_error(fail, ValueError)
-    assert as_user_error(lambda: 3, ValueError) == 3
 
 
 # -- memory -----------------------------------------------------------------------------------------

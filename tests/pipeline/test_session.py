@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
 from thousandfold.pipeline import session
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
 from thousandfold.pipeline.session import CommonOptions, Session, default_preset, describe
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
 from thousandfold.stages.train_teacher.training import CHANGEABLE_ON_RESUME, TrainTeacherSettings

@@ -10,8 +10,8 @@ import pydantic
 import pytest
 import yaml
 
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline import settings as settings_module
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.pipeline.settings import (
     StageSettings,
     dump_settings,

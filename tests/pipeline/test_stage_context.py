@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from thousandfold.ground.errors import MissingArtifactError, SettingsError, StoppedByUser, UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import MissingArtifactError, SettingsError, StoppedByUser, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.pipeline.tracking import NullTracker, StageRun

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from thousandfold.ground.errors import StoppedByUser
 from thousandfold.pipeline import stopping
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import StoppedByUser
 from thousandfold.pipeline.stopping import StopRequest, interruptible, stop_on_interrupt
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from thousandfold.ground.errors import StoppedByUser, UserError
 from thousandfold.pipeline import tracking, tracking_store
-from thousandfold.pipeline.errors import StoppedByUser, UserError
 from thousandfold.pipeline.tracking import NullTracker, open_tracker
 from thousandfold.pipeline.tracking_store import ui_command
 
@@ -369,6 +370,17 @@ def test_a_damaged_store_is_one_clear_line(tmp_path):
     (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match=r"Cannot open the tracking store .*mlflow\.db.*not a database"):
         open_tracker(tmp_path)
+
+
+def test_a_full_disk_ends_no_run_that_could_go_on_untracked(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(tracking_store, "make_ready", full)
+    warnings: list[str] = []
+    assert isinstance(open_tracker(tmp_path, warnings.append), NullTracker)
+    (warning,) = warnings
+    assert "disk is full" in warning and warning.endswith("This run goes on untracked.")
 
 
 def test_without_mlflow_nothing_is_recorded(tmp_path, monkeypatch):

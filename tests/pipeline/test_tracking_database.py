@@ -11,9 +11,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from thousandfold.pipeline import files, tracking_database, tracking_store
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import file_lock
+from thousandfold.ground import files
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import file_lock
+from thousandfold.pipeline import tracking_database, tracking_store
 from thousandfold.pipeline.tracking import open_tracker
 
 FIRST_REVISION = "451aebb31d03"

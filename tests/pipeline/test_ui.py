@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from thousandfold.ground.files import folder_lock
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.files import folder_lock
 from thousandfold.pipeline.ui import dead_runs
 
 

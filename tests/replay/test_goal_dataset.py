@@ -36,7 +36,7 @@ from thousandfold.replay.goal_dataset import (
     write_goal_dataset,
 )
 
-REPOSITORY = Path(thousandfold.__file__).parent
+REPOSITORY = Path(thousandfold.__file__).parents[1]
 
 
 # -- round trip -------------------------------------------------------------------------------------

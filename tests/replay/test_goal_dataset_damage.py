@@ -29,7 +29,7 @@ from tests.replay.made_up_episodes import (
 from thousandfold.replay import dataset_writer
 from thousandfold.replay.goal_dataset import DatasetError, GoalEpisode, load_goal_dataset, write_goal_dataset
 
-REPOSITORY = Path(thousandfold.__file__).parent
+REPOSITORY = Path(thousandfold.__file__).parents[1]
 
 
 # -- interrupted ------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import StoppedByUser, UserError
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.checkpoint import save_tensors
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import StoppedByUser, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.replay.trajectory_buffer import TransitionBatch

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import SettingsError
 from thousandfold.models.contrastive_critic import ContrastiveCritic
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import Gaussian, GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages import networks
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings, run
 from thousandfold.stages.dataset.labels import TeacherLabels

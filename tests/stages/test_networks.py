@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.models.deployable_policy import InputLimits, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, model_sha256, save_network, torch_policy
 
 TASK = compile_task("point_u_maze")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import annotated_types
 import pytest
 
-from thousandfold.pipeline.errors import SettingsError
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.settings import StageSettings, resolve_settings
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
 from thousandfold.stages.closed_loop.render import RenderSettings

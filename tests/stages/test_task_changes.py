@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
-from thousandfold.pipeline.errors import SettingsError
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.closed_loop import evaluate
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings

@@ -9,9 +9,9 @@ import torch
 
 from tests.stages.tiny_runs import TINY_TEACHER
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.models.contrastive_critic import pairwise_energy
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.stages.networks import NETWORK_FILE, load_critic, save_network
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner

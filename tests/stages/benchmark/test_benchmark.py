@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.stages.policy_file.handmade_policy import policy_artifact, write_policy
+from thousandfold.ground.errors import DamagedFileError, SettingsError
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.pipeline.tracking import NullTracker

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.stages.policy_file.handmade_policy import policy_artifact, write_policy
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, Parent, Workspace
-from thousandfold.pipeline.errors import UserError
 from thousandfold.stages.benchmark import runtimes
 from thousandfold.stages.benchmark.runtimes import (
     INDUCTOR,

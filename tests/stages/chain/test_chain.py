@@ -5,9 +5,7 @@ import shutil
 
 import pytest
 
-from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import (
+from thousandfold.ground.errors import (
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
@@ -15,7 +13,9 @@ from thousandfold.pipeline.errors import (
     TargetMissedError,
     UserError,
 )
-from thousandfold.pipeline.files import write_sealed_json
+from thousandfold.ground.files import write_sealed_json
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.tracking import NullTracker

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from tests.end_to_end.command_line import clean_environment, command, error_of
 from tests.stages.policy_file.handmade_policy import metadata, write_policy
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.cli import cli
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages.closed_loop.command import parse_goal
 
 

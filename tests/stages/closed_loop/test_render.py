@@ -22,9 +22,9 @@ from thousandfold.envs.pictures import opengl
 from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.envs.task import EarlyEnd, Term
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.cli import cli
-from thousandfold.pipeline.errors import UserError
 from thousandfold.stages.closed_loop import render
 from thousandfold.stages.closed_loop.render import (
     STRIP_FILE,

@@ -13,9 +13,9 @@ import pytest
 from tests.stages.policy_file.handmade_policy import LIMIT, expected_action, metadata, write_policy
 from thousandfold.envs.pictures.live_viewer import NoScreenError
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.ground.errors import NonFiniteError, SettingsError, UserError
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import NonFiniteError, SettingsError, UserError
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.closed_loop import run_policy
 from thousandfold.stages.closed_loop.paced_world import ClosedLoop, LoopEnded, Pacer

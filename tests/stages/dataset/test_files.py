@@ -9,9 +9,9 @@ import pytest
 
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.pipeline import artifacts
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import goal_dataset
 from thousandfold.replay.goal_dataset import GoalDataset, load_goal_dataset

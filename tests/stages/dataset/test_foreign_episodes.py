@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from thousandfold.pipeline.errors import UserError
+from thousandfold.ground.errors import UserError
 from thousandfold.stages.dataset.foreign_episodes import (
     ENDS,
     BadEpisode,

@@ -14,8 +14,8 @@ from tests.stages.test_best_action import CRITIC
 from tests.stages.untrained_teacher import SETTINGS, STEPS, make_teacher
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.ground.errors import DamagedFileError, NonFiniteError, SettingsError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError, SettingsError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.replay.goal_dataset import GoalDataset, load_goal_dataset

@@ -11,9 +11,9 @@ import pytest
 
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import SETTINGS
+from thousandfold.ground.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.ground.files import folder_lock
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
-from thousandfold.pipeline.files import folder_lock
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.stages.dataset import generate_dataset

@@ -14,8 +14,8 @@ from minari.dataset.minari_storage import MinariStorage
 from tests.stages.test_best_action import CRITIC
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay.goal_dataset import load_goal_dataset
 from thousandfold.stages.dataset import import_dataset, results

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.stages.test_best_action import CRITIC, make_trained
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages.dataset import labels
 from thousandfold.stages.dataset.labels import (
     LabelSettings,

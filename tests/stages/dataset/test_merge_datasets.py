@@ -10,8 +10,8 @@ import pytest
 
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import dataset_writer
 from thousandfold.replay.goal_dataset import concatenate_datasets, load_goal_dataset

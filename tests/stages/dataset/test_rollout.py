@@ -14,9 +14,9 @@ from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
 from thousandfold.envs.task import EarlyEnd, Term
+from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay.goal_dataset import load_goal_dataset
 from thousandfold.stages.dataset import rollout

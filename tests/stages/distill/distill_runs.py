@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import UserError
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.replay.goal_dataset import GoalDataset
 from thousandfold.stages.dataset import generate_dataset

@@ -11,9 +11,9 @@ import torch
 
 from tests.stages.distill.distill_runs import change
 from tests.stages.distill.test_distill_resume import Killed
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.pipeline.resume import CONTINUED
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.distill import distill, retention

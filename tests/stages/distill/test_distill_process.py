@@ -18,10 +18,10 @@ from tests.stages.distill.distill_runs import change, make_dataset
 from tests.stages.frontier import frontier_runs
 from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.tiny_runs import make_context
+from thousandfold.ground.errors import DamagedFileError, StoppedByUser, UserError
 from thousandfold.pipeline import cli, session
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
-from thousandfold.pipeline.errors import DamagedFileError, StoppedByUser, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.pipeline.tracking import NullTracker

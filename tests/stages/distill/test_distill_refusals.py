@@ -18,8 +18,8 @@ from tests.stages.distill.distill_runs import (
     make_teacher,
     refusal,
 )
+from thousandfold.ground.errors import DamagedFileError, NonFiniteError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.dataset import generate_dataset
 from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings

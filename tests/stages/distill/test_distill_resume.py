@@ -15,8 +15,8 @@ import pytest
 
 from tests.stages.distill.distill_runs import change
 from tests.stages.tiny_runs import make_context
+from thousandfold.ground.errors import StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import StoppedByUser
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import dataset_writer
 from thousandfold.stages.dataset.rollout import Act

@@ -12,9 +12,9 @@ import torch
 
 from tests.stages.tiny_runs import make_context
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import save_tensors
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.stages import episodes as episodes_module
 from thousandfold.stages.distill.retention import TeacherEpisodes, read_episodes, write_episodes

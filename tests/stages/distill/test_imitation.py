@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from thousandfold.ground.errors import UserError
 from thousandfold.models.contrastive_critic import ContrastiveCritic
 from thousandfold.models.goal_actor import Gaussian
 from thousandfold.models.residual_mlp import NetworkShape
-from thousandfold.pipeline.errors import UserError
 from thousandfold.replay.goal_dataset import GoalDataset
 from thousandfold.stages.distill.imitation import (
     ImitationBatch,

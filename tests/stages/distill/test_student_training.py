@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.stages.train_teacher.made_up_training import TASK, make_training
+from thousandfold.ground.errors import SettingsError
 from thousandfold.models.deployable_policy import NormalizedActor
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining, smaller_retention

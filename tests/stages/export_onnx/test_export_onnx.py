@@ -16,10 +16,10 @@ from tests.stages.policy_file.handmade_policy import tamper
 from tests.stages.untrained_networks import LIMITS, TASK, make_dataset, make_network
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import DamagedFileError, SettingsError, UserError
 from thousandfold.models.deployable_policy import DeployablePolicy
 from thousandfold.pipeline.artifacts import Artifact, Parent, Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError, UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.pipeline.tracking import NullTracker

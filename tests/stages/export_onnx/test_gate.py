@@ -14,9 +14,9 @@ import torch
 from tests.stages.policy_file.handmade_policy import write_policy
 from tests.stages.untrained_networks import LIMITS, TASK, gate_states, make_actor
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import DeployablePolicy
 from thousandfold.models.onnx_graph import to_onnx
-from thousandfold.pipeline.errors import UserError
 from thousandfold.stages.export_onnx import gate
 from thousandfold.stages.export_onnx.gate import (
     act_in_same_episodes,

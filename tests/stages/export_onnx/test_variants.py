@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import SettingsError
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.pipeline.tracking import NullTracker

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from thousandfold.ground.errors import DamagedFileError, SettingsError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError, SettingsError
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.frontier.cells import (
     Cell,

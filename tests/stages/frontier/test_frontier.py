@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 
 from tests.end_to_end.command_line import clean_environment, command, error_of, pipeline
 from tests.stages.frontier.frontier_runs import QUICK, make_dataset, make_teacher
+from thousandfold.ground.errors import SettingsError, UserError
+from thousandfold.ground.files import LOCK_FILE, folder_lock
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.cli import cli
-from thousandfold.pipeline.errors import SettingsError, UserError
-from thousandfold.pipeline.files import LOCK_FILE, folder_lock
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.tracking import NEWEST_ALIAS

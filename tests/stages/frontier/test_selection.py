@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.stages.frontier.frontier_runs import row
-from thousandfold.pipeline.errors import UserError
+from thousandfold.ground.errors import UserError
 from thousandfold.stages.frontier.selection import Bounds, smallest
 
 ROWS = [row("1x32", 0.80, 8.0), row("2x64", 0.97, 12.0), row("4x64", 0.99, 18.0), row("8x128", 1.01, 40.0)]

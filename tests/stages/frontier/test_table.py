@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.stages.frontier.frontier_runs import row, table
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError
 from thousandfold.stages.frontier.cells import Cell, cell_workspace, teacher_workspace
 from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, pareto_front, quality, read_table, show
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.stages.frontier.frontier_runs import make_dataset, make_teacher
+from thousandfold.ground.errors import StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import StoppedByUser
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.stages.distill import distill
 from thousandfold.stages.distill.settings import DistillSettings

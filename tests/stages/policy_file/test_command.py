@@ -13,9 +13,9 @@ import pytest
 from tests.pipeline.test_cli import invoke
 from tests.stages.policy_file.handmade_policy import edited, metadata, policy_artifact, tamper, write_policy
 from tests.stages.untrained_networks import make_network
+from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import UserError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import open_tracker
 from thousandfold.stages.export_onnx import export_onnx

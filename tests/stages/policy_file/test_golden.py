@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.stages.policy_file.handmade_policy import expected_action, expected_control, golden, metadata
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.golden import GoldenSet, control_bounds, golden_error, parse_golden
 from thousandfold.stages.policy_file.metadata import PolicyMetadata
 

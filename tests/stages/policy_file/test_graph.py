@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.end_to_end.refusals import refused
 from tests.models.test_onnx_graph import make_module
 from tests.stages.policy_file.handmade_policy import golden, graph, metadata, policy_artifact
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.models.onnx_graph import body_dense_inputs, to_onnx
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.stages.policy_file.graph import require_known_graph
 from thousandfold.stages.policy_file.integrity import with_hash
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from tests.stages.policy_file.handmade_policy import edited, golden, metadata, tamper, write_policy
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256, with_hash
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, read_model
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy

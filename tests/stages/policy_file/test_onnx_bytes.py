@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.stages.policy_file.handmade_policy import graph, write_policy
-from thousandfold.pipeline.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, graph_sha256, read_model, split_model
 
 

@@ -19,7 +19,7 @@ from tests.stages.policy_file.handmade_policy import (
     tamper,
     write_policy,
 )
-from thousandfold.pipeline.errors import DamagedFileError, NonFiniteError
+from thousandfold.ground.errors import DamagedFileError, NonFiniteError
 from thousandfold.stages.policy_file.golden import golden_error
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy, OtherModelError
 

@@ -18,10 +18,10 @@ from tests.stages.policy_file.handmade_policy import (
 )
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.pipeline.artifact_task import keep_task
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.stages.policy_file.source import open_source
 
 PAGE = """\

@@ -20,8 +20,8 @@ from tests.stages.policy_file.handmade_policy import (
     write_policy,
 )
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.errors import DamagedFileError, UserError
 from thousandfold.stages.episodes import Z_95, run_episodes
 from thousandfold.stages.policy_file.metadata import Evaluation
 from thousandfold.stages.policy_file.onnx_bytes import read_model

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("jinja2")
 from tests.stages.made_up_chain import EVALUATED, RETAINED, TIMED, MadeUpChain, png
 from tests.stages.report.report_pages import PageReader
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import DamagedFileError
 from thousandfold.stages.report.chain import collect_chain
 
 # -- which chain ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ pytest.importorskip("jinja2")
 from tests.stages.made_up_chain import EVALUATED, FAILURES, RETAINED, TIMED, MadeUpChain, make_chain, png
 from tests.stages.report.report_pages import PageReader
 from tests.stages.tiny_runs import make_context
-from thousandfold.pipeline.errors import UserError
+from thousandfold.ground.errors import UserError
 from thousandfold.stages.report import report
 from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
 from thousandfold.stages.stage_settings import settings_by_kind

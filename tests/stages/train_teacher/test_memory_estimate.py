@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.errors import SettingsError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import parameter_count
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.train_teacher import memory_estimate
 from thousandfold.stages.train_teacher.memory_estimate import (

@@ -17,8 +17,8 @@ from tests.stages.train_teacher.teacher_runs import (
     change,
     interrupt_after,
 )
+from thousandfold.ground.errors import StoppedByUser, UserError
 from thousandfold.pipeline.checkpoint import load_tensors
-from thousandfold.pipeline.errors import StoppedByUser, UserError
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.stages.episodes import Episodes, run_episodes
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, torch_policy

@@ -10,8 +10,8 @@ import pytest
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import Killed, assert_same_run, change, interrupt_after, invoke
+from thousandfold.ground.errors import SettingsError, StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.errors import SettingsError, StoppedByUser
 from thousandfold.pipeline.resume import CONTINUED
 from thousandfold.stages.report.chain import collect_chain
 from thousandfold.stages.train_teacher import train_teacher

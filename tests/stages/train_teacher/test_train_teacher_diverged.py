@@ -20,9 +20,9 @@ from tests.stages.train_teacher.teacher_runs import (
     checkpoint_of,
     invoke,
 )
+from thousandfold.ground.errors import NonFiniteError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors
-from thousandfold.pipeline.errors import NonFiniteError
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher, training

@@ -25,9 +25,9 @@ from tests.stages.train_teacher.teacher_runs import (
     interrupt_after,
 )
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.ground.errors import MissingArtifactError, StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import load_tensors
-from thousandfold.pipeline.errors import MissingArtifactError, StoppedByUser
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher

@@ -14,10 +14,10 @@ from tests.rank_processes import run_ranks
 from tests.stages import rank_work
 from tests.stages.rank_work import REFUSED, STOPPED, TASK, Tensors
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder, load_tensors
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.errors import SettingsError
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds

@@ -13,15 +13,15 @@ import torch
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import checkpoint_of, interrupt_after, invoke
-from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.checkpoint import CheckpointFolder
-from thousandfold.pipeline.errors import (
+from thousandfold.ground.errors import (
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
     StoppedByUser,
     UserError,
 )
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher.training import TeacherTraining

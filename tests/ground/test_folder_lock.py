@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from thousandfold.pipeline.errors import UserError
-from thousandfold.pipeline.files import folder_lock, is_locked
+from thousandfold.ground.errors import UserError
+from thousandfold.ground.files import folder_lock, is_locked
 
 
 def test_it_is_held_until_the_end_and_then_gone(tmp_path: Path) -> None:

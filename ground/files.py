@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thousandfold.pipeline.errors import DamagedRecordError, UserError
+from thousandfold.ground.errors import DamagedRecordError, UserError
 
 # -- One process at a time writes to a folder, or makes a database ---------------------------------
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Something a user can put right. The message is one line: what is wrong and what to do."""
+    """Something a user can put right. The message is one line: what is wrong and what to do.
+
+    Attributes:
+        exit_code: what the command line exits with.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
 
 
 class SettingsError(UserError):
@@ -41,6 +49,10 @@ class DamagedRecordError(DamagedFileError):
 
 class WorkspaceError(UserError):
     """The workspace cannot be read or written."""
+
+
+class FullStoreError(UserError):
+    """There is no room for the tracking store."""
 
 
 class NonFiniteError(UserError):
@@ -81,3 +93,10 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     nearest = nearest_name(name, valid)
     hint = f"did you mean {nearest!r}?" if nearest else f"valid: {', '.join(valid)}."
     return f"Unknown {kind} {name!r}: {hint}"
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Tell a full disk by its number, or by the words of libraries that hide it (SQLite, safetensors)."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "disk is full"))
