@@ -116,7 +116,7 @@ class LearnerSettings(StageSettings):
     @classmethod
     def _deep_defaults(cls, values: Any) -> Any:
         """Give deep networks the form that learns where the user says nothing about it (docs/depth.md)."""
-        with contextlib.suppress(TypeError, ValueError, AttributeError):
+        with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
             if int(values.get("depth", 0)) > DEEPEST_PUBLISHED_FORM:
                 return DEEP_FORM | values
         return values

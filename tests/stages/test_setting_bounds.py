@@ -63,3 +63,13 @@ def test_numbers_without_measure_are_refused_in_one_line(override: str) -> None:
         resolve_settings(cls, "train_teacher", overrides=[override])
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("value", ["1e999", "-1e999", ".nan", ".inf"])
+def test_what_is_no_number_is_refused_for_every_setting(cls: type[StageSettings], value: str) -> None:
+    section = "any stage"
+    for name, field in cls.model_fields.items():
+        if {int, float} & {field.annotation, *get_args(field.annotation)}:
+            with pytest.raises(SettingsError, match=name):
+                resolve_settings(cls, section, overrides=[f"{name}={value}"])
