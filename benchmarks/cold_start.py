@@ -40,7 +40,8 @@ marks = [time.monotonic_ns()]
 mark = lambda: marks.append(time.monotonic_ns())
 import thousandfold.pipeline.cli
 mark()
-from thousandfold.stages import onnx_policy, policy_source, run_policy
+from thousandfold.stages.closed_loop import run_policy
+from thousandfold.stages.policy_file import onnx_policy, source as policy_source
 mark()
 open_source, step = policy_source.open_source, onnx_policy.OnnxPolicy.step
 

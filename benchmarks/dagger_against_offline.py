@@ -89,7 +89,7 @@ def run_cell(
     episodes: int = EPISODES,
 ) -> Cell:
     """Make what is missing of a cell and return its record: both students, and DAgger over offline."""
-    steps = load_actor(teacher).task.task.episode_steps
+    steps = load_actor(teacher).task.spec.episode_steps
     enough = -(-labels // steps) + 1
     data = make_dataset(workspace, teacher, {**DATASET, "episodes": enough, "seed": seed})
     students = {

@@ -35,7 +35,7 @@ def make_simulator(task: CompiledTask, worlds: int, threads: int) -> CpuSimulato
     Worlds that all ended in one step would be reset together, which is cheaper than a few at a time.
     """
     simulator = CpuSimulator(task, worlds, num_threads=threads)
-    simulator.episode_step[:] = np.random.default_rng(0).integers(task.task.episode_steps, size=worlds)
+    simulator.episode_step[:] = np.random.default_rng(0).integers(task.spec.episode_steps, size=worlds)
     return simulator
 
 

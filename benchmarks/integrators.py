@@ -98,7 +98,7 @@ def measure(task_name: str, worlds: int, horizons: tuple[int, ...], finer: int) 
         "own_integrator": mujoco.mjtIntegrator(task.model.opt.integrator).name,
         "timestep_s": task.model.opt.timestep,
         "reference_timestep_s": task.model.opt.timestep / finer,
-        "control_dt_s": task.task.control_dt_s,
+        "control_dt_s": task.spec.control_dt_s,
         "horizons": [_at(horizon, passed, kept[horizon - 1]) for horizon in horizons],
     }
 

@@ -121,8 +121,8 @@ def one_step_errors(task: CompiledTask, states: States, device: str) -> tuple[np
         in the same order.
     """
     described = replace(
-        task.task,
-        observation=(Term("qpos"), Term("qvel"), *task.task.observation),
+        task.spec,
+        observation=(Term("qpos"), Term("qvel"), *task.spec.observation),
         control_dt_s=task.model.opt.timestep,
         early_end=(),
     )

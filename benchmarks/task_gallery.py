@@ -139,11 +139,11 @@ def row(name: str) -> str:
     """Return a task's line of its family's table: the picture and what there is to know."""
     task = compile_task(name)
     lines = [
-        f"**`{name}`** – {task.task.description}",
+        f"**`{name}`** – {task.spec.description}",
         f"state {task.observation_dim}, goal {task.goal_dim}, action {task.action_dim}",
-        f"{task.task.episode_steps} steps of {task.task.control_dt_s:g} s",
+        f"{task.spec.episode_steps} steps of {task.spec.control_dt_s:g} s",
         f"success: {success(task)}",
-        f"episodes: {', '.join(f'`{each}`' for each in task.task.distributions)}",
+        f"episodes: {', '.join(f'`{each}`' for each in task.spec.distributions)}",
         f"`{environment_id(name)}`",
     ]
     return f"| ![{name}](pictures/tasks/{name}.png) | {'<br>'.join(lines)} |"
@@ -153,13 +153,13 @@ def success(task: CompiledTask) -> str:
     """Return when a goal counts as reached: ``< 0.5 m (easy < 2)``. Several regions are told by name."""
     goal = task.describe("achieved_goal")
     regions = []
-    for region in task.task.success:
+    for region in task.spec.success:
         unit = goal[region.start]["unit"]
         what = f"mean of {region.points} points " if region.points > 1 else ""
-        if not what and len(task.task.success) > 1:
+        if not what and len(task.spec.success) > 1:
             what = f"`{goal[region.start]['name']}` "
         regions.append(f"{what}< {region.radius:g} {unit}".rstrip())
-    others = ", ".join(f"{name} < {radius:g}" for name, radius in task.task.other_radii.items())
+    others = ", ".join(f"{name} < {radius:g}" for name, radius in task.spec.other_radii.items())
     return " and ".join(regions) + (f" ({others})" if others else "")
 
 

@@ -27,7 +27,7 @@ class CompiledTask:
     """A `GoalTask` with its model compiled, its dimensions known and its terms resolved.
 
     Attributes:
-        task: the task as written.
+        spec: the task as written.
         model: the compiled `mujoco.MjModel`.
         model_warnings: what MuJoCo warned of as it compiled it.
         frame_skip: physics steps per control step.
@@ -36,7 +36,7 @@ class CompiledTask:
     """
 
     def __init__(self, task: GoalTask) -> None:
-        self.task = task
+        self.spec = task
         self.name = task.name
         owner = f"Task {task.name!r}"
         self.model, self.model_warnings = _compile(task)
@@ -58,7 +58,7 @@ class CompiledTask:
         owner = f"Task {self.name!r}"
         return {
             name: StartStates(self.model, distribution.starts, owner)
-            for name, distribution in self.task.distributions.items()
+            for name, distribution in self.spec.distributions.items()
         }
 
     def __deepcopy__(self, memo: object) -> CompiledTask:
@@ -71,17 +71,17 @@ class CompiledTask:
         Raises:
             TaskError: as `GoalTask.changed`.
         """
-        task = self.task.changed(**changes)
-        if task is self.task:
+        task = self.spec.changed(**changes)
+        if task is self.spec:
             return self
         changed = copy.copy(self)
-        changed.task = task
+        changed.spec = task
         changed._starts = changed._start_states()
         changed._check_goals()
         return changed
 
     def _frame_skip(self) -> int:
-        control_dt, timestep = self.task.control_dt_s, self.model.opt.timestep
+        control_dt, timestep = self.spec.control_dt_s, self.model.opt.timestep
         if not control_dt > 0:
             raise TaskError(f"Task {self.name!r}: control_dt_s must be above 0, not {control_dt}.")
         if not timestep > 0:
@@ -102,9 +102,9 @@ class CompiledTask:
         return round(ratio)
 
     def _check_regions(self) -> None:
-        if not self.task.success:
+        if not self.spec.success:
             raise TaskError(f"Task {self.name!r} has no success region.")
-        for region in self.task.success:
+        for region in self.spec.success:
             stop = self.goal_dim if region.stop is None else region.stop
             fits = 0 <= region.start < stop <= self.goal_dim
             if region.radius <= 0 or not fits or (stop - region.start) % region.points:
@@ -113,7 +113,7 @@ class CompiledTask:
                 )
 
     def _check_goals(self) -> None:
-        for name, distribution in self.task.distributions.items():
+        for name, distribution in self.spec.distributions.items():
             shape = distribution.sample(np.random.default_rng(0), 1)[1].shape
             if shape != (1, self.goal_dim):
                 raise TaskError(
@@ -126,7 +126,7 @@ class CompiledTask:
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """Names of the MuJoCo data fields that the task reads."""
-        terms = [*self.task.observation, *self.task.achieved_goal, *(end.term for end in self.task.early_end)]
+        terms = [*self.spec.observation, *self.spec.achieved_goal, *(end.term for end in self.spec.early_end)]
         names = [term.field for term in terms] + [term.minus.field for term in terms if term.minus]
         return tuple(dict.fromkeys(names))
 
@@ -178,14 +178,14 @@ class CompiledTask:
     def is_success(self, achieved_goal: Any, desired_goal: Any) -> Any:
         """Return (...,) bool for goals of shape (..., goal_dim): every success region holds."""
         reached = None
-        for region in self.task.success:
+        for region in self.spec.success:
             within = self._distance(region, achieved_goal, desired_goal) < region.radius
             reached = within if reached is None else reached & within
         return reached
 
     def goal_distance(self, achieved_goal: Any, desired_goal: Any) -> Any:
         """Return the Euclidean distance over the first success region's slice, shape (...,)."""
-        return self._distance(self.task.success[0], achieved_goal, desired_goal)
+        return self._distance(self.spec.success[0], achieved_goal, desired_goal)
 
     @staticmethod
     def _distance(region: SuccessRegion, achieved_goal: Any, desired_goal: Any) -> Any:
@@ -200,7 +200,7 @@ class CompiledTask:
         Returns:
             qpos (count, nq), qvel (count, nv), desired goal (count, goal_dim), all float64.
         """
-        positions, goals = self.task.distribution(distribution).sample(rng, count)
+        positions, goals = self.spec.distribution(distribution).sample(rng, count)
         qpos, qvel = self._starts[distribution].sample(rng, positions)
         return qpos, qvel, goals
 
@@ -209,7 +209,7 @@ class CompiledTask:
 
         Its positions and velocities are those before anything is drawn: `sample_start` draws the episode's.
         """
-        self.task.distribution(distribution)
+        self.spec.distribution(distribution)
         return self._starts[distribution].base
 
     def start_data(self, distribution: str) -> mujoco.MjData:

@@ -51,7 +51,7 @@ class _GoalContract:
         # would cut longer episodes that are asked for with `episode_steps`.
         self._spec = copy.copy(spec)
         if self._spec is not None:
-            self._spec.max_episode_steps = self.task.task.episode_steps
+            self._spec.max_episode_steps = self.task.spec.episode_steps
 
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
         """Return 0 where the achieved goal is a success for the desired one, −1 elsewhere.
@@ -261,8 +261,8 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r}; valid: None, 'rgb_array'")
         self.task = _compiled(task, episode_steps, evaluation_distribution)
-        self._last_step = self.task.task.episode_steps
-        self.metadata = {**self.metadata, "render_fps": round(1 / self.task.task.control_dt_s)}
+        self._last_step = self.task.spec.episode_steps
+        self.metadata = {**self.metadata, "render_fps": round(1 / self.task.spec.control_dt_s)}
         self.render_mode = render_mode
         self._simulator = CpuSimulator(self.task, 1, distribution=distribution, num_threads=1)
         self._started = False
@@ -286,7 +286,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         self._simulator.rng = self.np_random
         self._simulator.reset()
         self._started = True
-        self._last_step = _outer_limit(self) or self.task.task.episode_steps
+        self._last_step = _outer_limit(self) or self.task.spec.episode_steps
         if options.get("goal") is not None:
             self._simulator.set_goal(_goal(options["goal"], self.task, 1))
         return self._first_observation(), _first(self._reset_info())

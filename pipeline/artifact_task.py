@@ -43,7 +43,7 @@ def load_task(artifact: Artifact) -> CompiledTask:
 
 def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
     """Copy a user's task into the artifact, unless it is there; a built-in one needs no copy."""
-    if task.task.file is None or own_task(artifact) is not None:
+    if task.spec.file is None or own_task(artifact) is not None:
         return
     outside = copy_task(task, artifact.file(TASK_FOLDER))
     if outside:
@@ -60,7 +60,7 @@ def require_episodes(task: CompiledTask, distribution: str) -> None:
         task: the compiled task.
         distribution: of training; evaluation is looked at too.
     """
-    if task.task.file is None:
+    if task.spec.file is None:
         return
     for name in dict.fromkeys((distribution, "evaluation")):
         rollout = roll_out(task, _FIRST_STEPS, 0, distribution=name, steps=1)
@@ -81,13 +81,13 @@ def warn_of_what_looks_wrong(task: CompiledTask, distribution: str, console: Con
         distribution: of training.
         console: warns.
     """
-    if task.task.file is None:
+    if task.spec.file is None:
         return
     rollout = roll_out(task, _EPISODES, 0, distribution=distribution, steps=_STEPS)
     goals = judge_goals(task, 0, goals=_JUDGED_GOALS, configurations=_CONFIGURATIONS)
     warnings = [*rollout_warnings(rollout, task), *judge_task(task, 0), *goals.warnings]
     if warnings:
-        warnings[-1] += f" `pipeline tasks check {shown(Path(task.task.file))}` looks closer."
+        warnings[-1] += f" `pipeline tasks check {shown(Path(task.spec.file))}` looks closer."
     for warning in warnings:
         console.warn(warning)
 

@@ -57,7 +57,7 @@ def measure_coverage(data: GoalDataset, task: CompiledTask) -> CoverageStatistic
 def cell_edges(task: CompiledTask) -> np.ndarray:
     """Return a cell's edge along each number of the goal, (goal_dim,); infinite where success ignores it."""
     edge = np.full(task.goal_dim, np.inf)
-    for region in task.task.success:
+    for region in task.spec.success:
         own = slice(region.start, region.stop)
         edge[own] = np.minimum(edge[own], region.radius)
     return edge

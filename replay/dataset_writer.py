@@ -206,9 +206,9 @@ def _write_metadata(
     import minari
     from minari.serialization import serialize_space
 
-    reference = task_file or task.task.reference
+    reference = task_file or task.spec.reference
     observation_space, action_space = goal_spaces(task)
-    changes = {"task_changes": dict(task.task.changes)} if task.task.changes else {}
+    changes = {"task_changes": dict(task.spec.changes)} if task.spec.changes else {}
     metadata = {
         "total_episodes": facts["episodes"],
         "total_steps": facts["rows"],
@@ -230,12 +230,12 @@ def _write_metadata(
 
 def _environment_spec(task: CompiledTask, reference: str, distribution: str) -> EnvSpec:
     """Return what Minari makes the environment from, `import thousandfold` or not."""
-    kwargs = {"task": reference, "distribution": distribution, **environment_arguments(task.task)}
+    kwargs = {"task": reference, "distribution": distribution, **environment_arguments(task.spec)}
     return EnvSpec(
         environment_id(task.name),
         entry_point="thousandfold.envs.goal_env:GoalEnv",
         vector_entry_point="thousandfold.envs.goal_env:GoalVectorEnv",
-        max_episode_steps=task.task.episode_steps,
+        max_episode_steps=task.spec.episode_steps,
         kwargs=kwargs,
     )
 

@@ -167,7 +167,7 @@ def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_p
     """Return the first episodes of several rounds, in order, with the paths of the first of them."""
     joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
     paths = [path for part in rounds for path in part.paths][: min(num_paths, episodes)]
-    return Episodes(**joined, paths=paths, other_radii=task.task.other_radii)
+    return Episodes(**joined, paths=paths, other_radii=task.spec.other_radii)
 
 
 def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Episodes:
@@ -184,9 +184,9 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
     distance = simulator.task.goal_distance(start, goal)
     closest = np.full(simulator.num_worlds, np.inf)
-    length = np.full(simulator.num_worlds, simulator.task.task.episode_steps)
+    length = np.full(simulator.num_worlds, simulator.task.spec.episode_steps)
     trace = [start[:num_paths]]
-    for step in range(simulator.task.task.episode_steps):
+    for step in range(simulator.task.spec.episode_steps):
         result = simulator.step(policy(simulator.observation, simulator.desired_goal))
         dropped = running & result.unstable
         unstable |= dropped
@@ -204,7 +204,7 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
         success=(at_goal > 0) & ~unstable,
-        time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / simulator.task.task.episode_steps),
+        time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / simulator.task.spec.episode_steps),
         final_distance=distance,
         closest_distance=closest,
         start=start,

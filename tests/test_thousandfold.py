@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_the_names_that_are_registered_are_those_of_the_tasks() -> None:
 
 
 def test_an_environment_of_an_earlier_versions_dataset_is_found() -> None:
-    spec = gymnasium.spec(environment_id("point_u_maze"))
+    spec = copy.deepcopy(gymnasium.spec(environment_id("point_u_maze")))
     spec.entry_point = "envs.goal_env:GoalEnv"
     assert gymnasium.make(spec).unwrapped.task.name == "point_u_maze"  # pyright: ignore
 

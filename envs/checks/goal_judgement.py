@@ -65,21 +65,21 @@ def judge_goals(
 
 def require_comparable_goals(task: CompiledTask) -> None:
     """Raise TaskError where success compares the numbers of quaternions: q and −q would differ."""
-    for place, columns, numbers in _quaternions(task, "achieved_goal", task.task.achieved_goal):
-        if any(_within(region.start, region.stop, numbers) for region in task.task.success):
+    for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
+        if any(_within(region.start, region.stop, numbers) for region in task.spec.success):
             label = label_of(columns.term)
             raise TaskError(f"{place}: {label} is a quaternion that success compares {_NO_QUATERNIONS}")
 
 
 def _orientation_warnings(task: CompiledTask) -> Iterator[str]:
     """Yield a line for each term, of those that are not refused, that takes quaternions number by number."""
-    for place, columns, numbers in _quaternions(task, "achieved_goal", task.task.achieved_goal):
-        if not any(_within(region.start, region.stop, numbers) for region in task.task.success):
+    for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
+        if not any(_within(region.start, region.stop, numbers) for region in task.spec.success):
             yield f"{place}: {label_of(columns.term)} is a quaternion that goals command {_NO_QUATERNIONS}"
-    for place, columns, _ in _quaternions(task, "observation", task.task.observation):
+    for place, columns, _ in _quaternions(task, "observation", task.spec.observation):
         if columns.term.minus is not None:
             yield f"{place}: {label_of(columns.term)} subtracts quaternions {_NO_QUATERNIONS}"
-    for place, columns, _ in _quaternions(task, "early_end", (end.term for end in task.task.early_end)):
+    for place, columns, _ in _quaternions(task, "early_end", (end.term for end in task.spec.early_end)):
         yield f"{place}: {label_of(columns.term)} ends episodes by a quaternion {_NO_QUATERNIONS}"
 
 
@@ -95,7 +95,7 @@ def _quaternions(
             found = found | quaternion_columns(task.model, term.minus.field)[columns.minus]
         if found.any():
             yield (
-                task_place(task.task.file, (part, index)),
+                task_place(task.spec.file, (part, index)),
                 columns,
                 [first + int(number) for number in found.nonzero()[0]],
             )
@@ -110,8 +110,8 @@ def _warnings(task: CompiledTask, name: str, report: ReachReport) -> list[str]:
     """Return a line for each kind of goals of a distribution that most likely cannot be reached."""
     found = []
     if report.out_of_reach:
-        radius = task.task.success[0].radius
-        bounds = "ranges and the bounds of early_end" if task.task.early_end else "ranges"
+        radius = task.spec.success[0].radius
+        bounds = "ranges and the bounds of early_end" if task.spec.early_end else "ranges"
         found.append(
             f"no configuration was found for {report.out_of_reach} of {report.goals} {name} goals: "
             f"in the joints' {bounds} nothing comes within {radius:g} of them, and the farthest is "

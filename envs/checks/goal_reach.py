@@ -76,11 +76,11 @@ class GoalReach:
         resolver = TermResolver(task.model, f"Task {task.name!r}")
         self._ends = [
             (end, resolver.resolve((end.term,)))
-            for end in task.task.early_end
+            for end in task.spec.early_end
             if self._is_positional((end.term,))
         ]
         ending = _fields_of(end.term for end, _ in self._ends)
-        self._fields = _fields_of(task.task.achieved_goal) | ending
+        self._fields = _fields_of(task.spec.achieved_goal) | ending
         self._limited = [
             (int(self._model.jnt_qposadr[joint]), *map(float, self._model.jnt_range[joint]))
             for joint in range(self._model.njnt)
@@ -90,7 +90,7 @@ class GoalReach:
     @property
     def can_judge(self) -> bool:
         """Whether the achieved goal follows from the positions of the joints alone."""
-        return self._is_positional(self._task.task.achieved_goal)
+        return self._is_positional(self._task.spec.achieved_goal)
 
     @cached_property
     def is_driven(self) -> bool:
@@ -229,7 +229,7 @@ class GoalReach:
     def _residual(self, qpos: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return what success is about: of each region, the mean difference of its points."""
         difference = self._achieve(qpos) - goal
-        return np.concatenate([region.mean_point(difference) for region in self._task.task.success])
+        return np.concatenate([region.mean_point(difference) for region in self._task.spec.success])
 
     def _jacobian(self, qpos: np.ndarray, goal: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """Return the residual's derivative by each degree of freedom, (residuals, nv)."""

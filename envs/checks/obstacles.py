@@ -77,7 +77,7 @@ class FloorReach:
     def _points(self) -> list[_Point]:
         """Return what of the achieved goal is the place of a body, of a site or of a free joint."""
         model, found = self._model, []
-        for columns in TermResolver(model, "the task").resolve(self._task.task.achieved_goal):
+        for columns in TermResolver(model, "the task").resolve(self._task.spec.achieved_goal):
             term = columns.term
             if term.minus is not None or term.transform != "identity":
                 continue
@@ -100,7 +100,7 @@ class FloorReach:
         model = self._model
         radii = [
             region.radius
-            for region in self._task.task.success
+            for region in self._task.spec.success
             if region.points == 1
             and region.start <= point.start
             and point.start + 3 <= (self._task.goal_dim if region.stop is None else region.stop)
@@ -132,10 +132,10 @@ class MazeReach:
     """
 
     def __init__(self, task: CompiledTask) -> None:
-        self._plane = tuple(task.task.scene.goal_position or ())
+        self._plane = tuple(task.spec.scene.goal_position or ())
         regions = [
             region.radius
-            for region in task.task.success
+            for region in task.spec.success
             if region.points == 1
             and all(
                 region.start <= column < (task.goal_dim if region.stop is None else region.stop)
@@ -144,11 +144,11 @@ class MazeReach:
         ]
         wall = self._first_wall(task)
         self.can_judge = wall is not None and len(self._plane) >= 2 and bool(regions)
-        if wall is None or not self.can_judge or task.task.maze is None:
+        if wall is None or not self.can_judge or task.spec.maze is None:
             return
         self._origin, self._top = wall
-        self._radius, self._scale = min(regions), task.task.maze.scale
-        rows = task.task.maze.layout.split()
+        self._radius, self._scale = min(regions), task.spec.maze.scale
+        rows = task.spec.maze.layout.split()
         inner = [f"#.{row}.#" for row in ("." * len(rows[0]), *rows, "." * len(rows[0]))]
         outer = "#" * len(inner[0])
         self._rows = [outer, *inner, outer]
@@ -158,7 +158,7 @@ class MazeReach:
     @staticmethod
     def _first_wall(task: CompiledTask) -> tuple[np.ndarray, float] | None:
         """Return where cell (0, 0) lies and how high the walls are, in metres; None without walls."""
-        maze = task.task.maze
+        maze = task.spec.maze
         runs = [] if maze is None else wall_runs(maze.layout)
         if maze is None or not runs:
             return None

@@ -85,8 +85,8 @@ def roll_out(
     rng, result = np.random.default_rng(seed), _at_start(simulator)
     before = np.array(simulator.achieved_goal)
     running = np.ones(worlds, bool)
-    last = min(steps or task.task.episode_steps, task.task.episode_steps)
-    result.whole = last == task.task.episode_steps
+    last = min(steps or task.spec.episode_steps, task.spec.episode_steps)
+    result.whole = last == task.spec.episode_steps
     for step in range(last):
         action = rng.uniform(-1.0, 1.0, (worlds, task.action_dim)).astype(np.float32)
         began = time.perf_counter()
@@ -156,8 +156,8 @@ def ended_at_once(rollout: RandomRollout, task: CompiledTask) -> str:
         return ""
     place, bounds = "early_end", ""
     if rollout.first_end is not None:
-        end = task.task.early_end[rollout.first_end]
-        place = task_place(task.task.file, ("early_end", rollout.first_end))
+        end = task.spec.early_end[rollout.first_end]
+        place = task_place(task.spec.file, ("early_end", rollout.first_end))
         bounds = f", where {label_of(end.term)} must stay within {end.low:g} to {end.high:g}"
     episodes = len(rollout.ended_at_once)
     return f"{at_once} of {episodes} episodes end at their first step: {place} holds at the start{bounds}."
@@ -165,7 +165,7 @@ def ended_at_once(rollout: RandomRollout, task: CompiledTask) -> str:
 
 def training_warnings(task: CompiledTask, worlds: int, seed: int) -> list[str]:
     """Return what looks wrong in training's first step, where its starts or goals are not evaluation's."""
-    distributions = task.task.distributions
+    distributions = task.spec.distributions
     if distributions["training"] == distributions["evaluation"]:
         return []
     rollout = roll_out(task, worlds, seed, distribution="training", steps=1)
@@ -190,7 +190,7 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     if at_once := ended_at_once(rollout, task):
         found.append(at_once)
     elif rollout.whole and not rollout.unstable.any():
-        half, steps = float(np.median(rollout.lengths)), task.task.episode_steps
+        half, steps = float(np.median(rollout.lengths)), task.spec.episode_steps
         if half <= _SHORT < steps:
             found.append(f"half of the episodes end by early_end within {half:g} of {steps} steps.")
     if (share := rollout.reached_at_start.mean()) > _OFTEN:
@@ -212,7 +212,7 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
 
 def _speeding_joints(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     """Return a line on joints too fast to be controlled: a turn, or the size of the model, an action."""
-    model, control_dt = task.model, task.task.control_dt_s
+    model, control_dt = task.model, task.spec.control_dt_s
     names, fast = object_names(model, mujoco.mjtObj.mjOBJ_JOINT), []
     for joint, name in enumerate(names):
         kind, start = mujoco.mjtJoint(model.jnt_type[joint]), int(model.jnt_dofadr[joint])
@@ -239,7 +239,7 @@ def _scales(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     names = [element["name"] for element in task.describe("observation")]
     advice = "networks see numbers as they are; write the model in other units, or leave it out"
     index = int(np.argmax(np.maximum(np.abs(low), np.abs(high))))
-    place = partial(task_place, task.task.file)
+    place = partial(task_place, task.spec.file)
     parts = task.term_spans("observation")
     if max(abs(low[index]), abs(high[index])) > _LARGE:
         (term,) = [number for number, part in enumerate(parts) if part.start <= index < part.stop]
@@ -267,9 +267,9 @@ def _far_goals(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     found = []
     (low, high), (least, largest) = rollout.achieved_goal, rollout.desired_goal
     away = np.maximum(np.maximum(largest - high, low - least), 0.0)
-    travel = rollout.fastest * task.task.episode_steps
+    travel = rollout.fastest * task.spec.episode_steps
     matters = np.zeros(task.goal_dim, bool)
-    for region in task.task.success:
+    for region in task.spec.success:
         matters[region.start : region.stop] = True
     names = [element["name"] for element in task.describe("achieved_goal")]
     far = matters & (away > task.model.stat.extent) & (away > _EPISODES_AWAY * travel)
@@ -277,6 +277,6 @@ def _far_goals(rollout: RandomRollout, task: CompiledTask) -> list[str]:
         found.append(
             f"{names[index]} is commanded from {least[index]:.3g} to {largest[index]:.3g}, and a random "
             f"policy achieved {low[index]:.3g} to {high[index]:.3g}: at its largest step, an episode of "
-            f"{task.task.episode_steps} leads {travel[index]:.3g} far."
+            f"{task.spec.episode_steps} leads {travel[index]:.3g} far."
         )
     return found

@@ -31,11 +31,11 @@ _NAMED = 3  # objects that one line names
 
 def judge_task(task: CompiledTask, seed: int) -> list[str]:
     """Return a line for each thing that looks wrong, with its place on the page of a user's task."""
-    place = task_place(task.task.file, ("model",))
+    place = task_place(task.spec.file, ("model",))
     found = [f"{place}: MuJoCo says: {warning}." for warning in task.model_warnings]
     with quiet_mujoco():
         for name in ("training", "evaluation"):
-            if name == "training" or task.task.distribution(name) != task.task.distribution("training"):
+            if name == "training" or task.spec.distribution(name) != task.spec.distribution("training"):
                 found += _judge_starts(task, name, seed)
                 found += _judge_goals_apart(task, name, seed)
         found += _judge_controls(task, seed)
@@ -77,7 +77,7 @@ def _judge_starts(task: CompiledTask, name: str, seed: int) -> list[str]:
         mujoco.mj_step(model, data, min(500, round(_SETTLED_AFTER_S / model.opt.timestep)))
         mujoco.mj_forward(model, data)
         _add_violated(model, data, settled)
-    place, found = task_place(task.task.file, (name, "reset")), []
+    place, found = task_place(task.spec.file, (name, "reset")), []
     if equalities.found:
         found.append(
             f"{place}: starts violate {equalities}: MuJoCo pulls these together in the first steps. Start "
@@ -212,7 +212,7 @@ def _judge_goals_apart(task: CompiledTask, name: str, seed: int) -> list[str]:
     middle = (goals.max(0) + goals.min(0)) / 2
     if (goals == goals[0]).all() or not task.is_success(np.tile(middle, (len(goals), 1)), goals).all():
         return []
-    place, radius = task_place(task.task.file, (name, "goal")), task.task.success[0].radius
+    place, radius = task_place(task.spec.file, (name, "goal")), task.spec.success[0].radius
     return [
         f"{place}: the success radius {radius:g} covers all goals: a policy that stays in their middle meets "
         "every one."
@@ -233,7 +233,7 @@ def _judge_controls(task: CompiledTask, seed: int) -> list[str]:
                 text = f"actuator {name!r} {held}, beyond {lowest:.3g} to {highest:.3g}"
                 cut.add(name, over, text)
         if cut.found:
-            place = task_place(task.task.file, ("action",))
+            place = task_place(task.spec.file, ("action",))
             found.append(f"{place}: MuJoCo cuts controls to their ctrlrange: {cut}.")
     idle = [control.actions[action] for action in _idle_actions(task, seed)]
     if idle:
@@ -275,8 +275,8 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
 def _judge_terms(task: CompiledTask) -> list[str]:
     """Say so where terms of the observation are there twice, or read what is fixed to the world."""
     found, seen = [], list[Term]()
-    for index, term in enumerate(task.task.observation):
-        place = task_place(task.task.file, ("observation", index))
+    for index, term in enumerate(task.spec.observation):
+        place = task_place(task.spec.file, ("observation", index))
         if term in seen:
             found.append(f"{place}: it is there twice.")
         elif term.minus is None and _is_fixed(task.model, term):

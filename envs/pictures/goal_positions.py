@@ -19,7 +19,7 @@ def goal_positions(task: CompiledTask, goals: np.ndarray) -> np.ndarray | None:
     Returns:
         (..., 1 to 3): x, or x and y, or all three.
     """
-    columns, region = task.task.scene.goal_position or (), task.task.success[0]
+    columns, region = task.spec.scene.goal_position or (), task.spec.success[0]
     if not 1 <= len(columns) <= 3 or max(columns) >= task.goal_dim:
         return None
     goals = np.asarray(goals, float)

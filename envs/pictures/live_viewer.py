@@ -46,7 +46,7 @@ class LiveViewer:
         self.task = task
         # A copy, because the window's panels can change a model.
         self._model = copy.copy(task.model)
-        if task.task.file is not None:
+        if task.spec.file is not None:
             show_hidden_bodies(self._model)
         self._data = task.start_data(distribution)
         others = set(threading.enumerate())

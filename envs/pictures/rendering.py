@@ -63,7 +63,7 @@ def draw_paths(
     goals, successes = np.asarray(goals, float).reshape(-1, task.goal_dim), np.asarray(successes, bool)
     if not len(paths) == len(goals) == len(successes):
         raise ValueError(f"{len(paths)} paths, {len(goals)} goals and {len(successes)} successes")
-    radius, maze = task.task.success[0].radius, task.task.maze
+    radius, maze = task.spec.success[0].radius, task.spec.maze
     goals, paths = _plan(task, goals), [_plan(task, path) for path in paths]
 
     low, high = _open_limits(paths, goals, radius) if maze is None else _maze_limits(maze)
@@ -90,9 +90,9 @@ def draw_arrows(
         starts, goals: (n, goal_dim), what was achieved at the start and what was commanded; n may be 0.
         title: a line above the picture.
     """
-    seen_from_above, maze = has_plan(task), task.task.maze
+    seen_from_above, maze = has_plan(task), task.spec.maze
     starts, goals = (_arrow_ends(task, ends) for ends in (starts, goals))
-    radius = task.task.success[0].radius
+    radius = task.spec.success[0].radius
     low, high = _open_limits([starts], goals, radius) if maze is None else _maze_limits(maze)
     sides = _inches(high - low, None if maze is None else maze.scale)
     if not seen_from_above:

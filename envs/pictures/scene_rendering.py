@@ -55,8 +55,8 @@ def goal_marker(task: CompiledTask, goal: np.ndarray) -> GoalMarker | None:
     position = goal_positions(task, goal)
     if position is None:
         return None
-    x, y, z = (*position, *(0.0, 0.0, task.task.scene.goal_height)[len(position) :])
-    return GoalMarker((float(x), float(y), float(z)), task.task.success[0].radius, len(position))
+    x, y, z = (*position, *(0.0, 0.0, task.spec.scene.goal_height)[len(position) :])
+    return GoalMarker((float(x), float(y), float(z)), task.spec.success[0].radius, len(position))
 
 
 class SceneRenderer:
@@ -245,13 +245,13 @@ def _next_geom(
 
 def scene_camera(task: CompiledTask) -> tuple[mujoco.MjvCamera, int | None]:
     """Return the camera that the task's scene describes, and the id of the body that it follows."""
-    scene, model = task.task.scene, task.model
+    scene, model = task.spec.scene, task.model
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE.value
     camera.azimuth, camera.elevation = scene.azimuth, scene.elevation
     camera.distance = 1.5 * model.stat.extent if scene.distance is None else scene.distance
     camera.lookat[:] = model.stat.center if scene.lookat is None else scene.lookat
-    if task.task.file is not None and scene.follow is scene.lookat is scene.distance is None:
+    if task.spec.file is not None and scene.follow is scene.lookat is scene.distance is None:
         _look_at_starts(task, camera)
     if scene.follow is None:
         return camera, None
@@ -287,14 +287,14 @@ def _look_at_starts(task: CompiledTask, camera: mujoco.MjvCamera) -> None:
 
 
 def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -> mujoco.MjModel:
-    spec = task.task.build_spec()
-    apply_style(spec, distance, own=task.task.file is None)
+    spec = task.spec.build_spec()
+    apply_style(spec, distance, own=task.spec.file is None)
     # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
     near = _NEAR * distance / task.model.stat.extent
     spec.visual.map.znear = min(spec.visual.map.znear, near)
     spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
     model, _ = compile_spec(spec)
-    if task.task.file is not None:
+    if task.spec.file is not None:
         show_hidden_bodies(model)
     return model
 

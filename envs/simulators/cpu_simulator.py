@@ -62,7 +62,7 @@ class CpuSimulator(Simulator):
         distribution: str = "training",
         num_threads: int = 0,
     ) -> None:
-        task.task.distribution(distribution)
+        task.spec.distribution(distribution)
         if num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
@@ -107,7 +107,7 @@ class CpuSimulator(Simulator):
         success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
         ended = self.task.ended_early(self._fields)
         terminated = np.zeros(self.num_worlds, bool) if ended is None else ended & ~unstable
-        return StepResult(success, terminated, self.episode_step >= self.task.task.episode_steps, unstable)
+        return StepResult(success, terminated, self.episode_step >= self.task.spec.episode_steps, unstable)
 
     @property
     def qvel(self) -> np.ndarray:

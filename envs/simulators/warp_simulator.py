@@ -87,7 +87,7 @@ class WarpSimulator(Simulator):
         deterministic: bool = False,
         record: bool = True,
     ) -> None:
-        task.task.distribution(distribution)
+        task.spec.distribution(distribution)
         if num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
@@ -179,8 +179,8 @@ class WarpSimulator(Simulator):
 
     def _pool_size(self, steps: int) -> int:
         """Return how many starts an unroll may need: one more for each world than episodes that can end."""
-        episodes = steps // self.task.task.episode_steps + 2
-        if self.task.task.early_end:
+        episodes = steps // self.task.spec.episode_steps + 2
+        if self.task.spec.early_end:
             episodes = max(episodes, steps // _SHORTEST_EPISODE)
         return episodes * self.num_worlds
 
@@ -236,7 +236,7 @@ class WarpSimulator(Simulator):
         self._read(unstable)
         success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
         terminated = torch.zeros_like(unstable) if ended is None else ended & ~unstable
-        return StepResult(success, terminated, self.episode_step >= self.task.task.episode_steps, unstable)
+        return StepResult(success, terminated, self.episode_step >= self.task.spec.episode_steps, unstable)
 
     def set_goal(self, goal: Array, worlds: Array | None = None) -> None:
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""

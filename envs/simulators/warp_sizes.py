@@ -93,7 +93,7 @@ def _play(task: CompiledTask) -> tuple[int, int, list[dict[str, np.ndarray]]]:
 
 def _put_into_starts(batch: Batch, task: CompiledTask, rng: np.random.Generator) -> None:
     """Put the worlds into starts of every episode distribution, in turn."""
-    qpos, qvel, names = batch.bind("qpos"), batch.bind("qvel"), list(task.task.distributions)
+    qpos, qvel, names = batch.bind("qpos"), batch.bind("qvel"), list(task.spec.distributions)
     for first, name in enumerate(names):
         worlds = slice(first, None, len(names))
         batch.state[worlds] = task.start_state(name)

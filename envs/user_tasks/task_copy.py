@@ -75,9 +75,9 @@ def copy_task(task: CompiledTask, folder: Path) -> list[str]:
     Raises:
         TaskError: the task is a built-in one, or its copy compiles to another model.
     """
-    if task.task.file is None:
+    if task.spec.file is None:
         raise TaskError(f"Task {task.name!r} is a built-in one: there is no file to copy.")
-    page = Path(task.task.file)
+    page = Path(task.spec.file)
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     if is_copy(page):
@@ -130,7 +130,7 @@ def _outside(folder: Path, task: CompiledTask) -> list[str]:
     if model_sha256(copy.model) != model_sha256(task.model):
         raise TaskError(
             f"The copy of task {task.name!r} in {shown(folder)} compiles to another model than "
-            f"{task.task.file}: leave its files alone while it is copied."
+            f"{task.spec.file}: leave its files alone while it is copied."
         )
     return [path for path in _assets(copy.model) if not Path(path).is_relative_to(folder)]
 

@@ -211,7 +211,7 @@ def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
 def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: CompiledTask) -> None:
     """Raise TaskError for a keyframe that episodes start at and that is too short: MuJoCo fills it up."""
     names = object_names(compiled.model, mujoco.mjtObj.mjOBJ_KEY)
-    keys = dict(zip(names, compiled.task.build_spec().keys, strict=True))
+    keys = dict(zip(names, compiled.spec.build_spec().keys, strict=True))
     for name in ("training", "evaluation"):
         own: schema.EpisodesEntry = getattr(entry, name)
         keyframe = (own.reset or entry.reset).keyframe
@@ -229,7 +229,7 @@ def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: Comp
 
 
 def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
-    scene = compiled.task.scene
+    scene = compiled.spec.scene
     if scene.follow is not None:
         body = mujoco.mjtObj.mjOBJ_BODY
         _located(page, ("scene", "follow"), partial(find_object, compiled.model, body, scene.follow, _OWNER))

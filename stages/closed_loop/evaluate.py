@@ -41,7 +41,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
     task, policy = load_policy(
         source, settings.device, settings.teacher_samples, settings.seed, settings.sample_scale
     )
-    task.task.distribution(settings.distribution)
+    task.spec.distribution(settings.distribution)
     parents = {source.kind: source}
     with context.stage("evaluation", "evaluate", task=task.name, settings=settings, parents=parents) as work:
         episodes = run_episodes(

@@ -112,7 +112,7 @@ def record_episodes(
             rows[world].append((state, simulator.achieved_goal[world].copy()))
 
     keep()
-    for _ in range(min(task.task.episode_steps, max_steps or task.task.episode_steps)):
+    for _ in range(min(task.spec.episode_steps, max_steps or task.spec.episode_steps)):
         result = simulator.step(policy(simulator.observation, goal))
         unstable |= running & result.unstable
         running &= ~result.unstable
@@ -137,7 +137,7 @@ class EpisodePainter:
 
     def __init__(self, renderer: SceneRenderer) -> None:
         self.renderer = renderer
-        self._unit = renderer.task.describe("achieved_goal")[renderer.task.task.success[0].start]["unit"]
+        self._unit = renderer.task.describe("achieved_goal")[renderer.task.spec.success[0].start]["unit"]
         self._font = ImageFont.load_default(max(10, round(renderer.height / 26)))
 
     def frame(self, episode: RecordedEpisode, step: int) -> Image.Image:
@@ -154,7 +154,7 @@ class EpisodePainter:
 
     def _caption(self, episode: RecordedEpisode, step: int) -> str:
         task = self.renderer.task
-        seconds = f"{step * task.task.control_dt_s:.1f} s"
+        seconds = f"{step * task.spec.control_dt_s:.1f} s"
         if episode.at_goal[step]:
             return f"{seconds}   at the goal"
         distance = float(task.goal_distance(episode.achieved[step], episode.goal))
@@ -207,7 +207,7 @@ def write_video(
 
 def _video_writer(path: Path, renderer: SceneRenderer) -> Generator[None, Any, None]:
     """Return FFmpeg's process: it takes None once, and then the bytes of frames."""
-    rate: Any = 1.0 / renderer.task.task.control_dt_s
+    rate: Any = 1.0 / renderer.task.spec.control_dt_s
     return imageio_ffmpeg.write_frames(
         str(path),
         (renderer.width, renderer.height),
@@ -266,7 +266,7 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
         UserError: there is no OpenGL or no FFmpeg, the task has no such distribution, or a file is damaged.
     """
     task, policy = load_policy(source, settings.device)
-    task.task.distribution(settings.distribution)
+    task.spec.distribution(settings.distribution)
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
@@ -308,6 +308,6 @@ def _summary(task: CompiledTask, episodes: Sequence[RecordedEpisode], frames: in
         "success": reached / len(episodes),
         "unstable_episodes": sum(episode.unstable for episode in episodes),
         "frames": frames,
-        "frame_rate_hz": 1.0 / task.task.control_dt_s,
-        "duration_s": frames * task.task.control_dt_s,
+        "frame_rate_hz": 1.0 / task.spec.control_dt_s,
+        "duration_s": frames * task.spec.control_dt_s,
     }

@@ -82,7 +82,7 @@ def run(settings: RunPolicySettings, console: Console, source: PolicySource) -> 
             no screen, or the observation is NaN or infinite.
     """
     task, metadata = source.task, source.policy.metadata
-    task.task.distribution(settings.distribution)
+    task.spec.distribution(settings.distribution)
     goal = _checked_goal(settings.goal, source, console)
     own_rate_hz = 1.0 / metadata.control_dt_s
     rate_hz = None if settings.fast else settings.rate_hz or own_rate_hz

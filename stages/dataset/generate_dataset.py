@@ -258,7 +258,7 @@ def _write_shards(
     """Run this rank's rounds, but for those whose shards are there, and write a shard after each."""
     root, task, ranks = work.artifact.file(MINARI_FOLDER), rollout.task, context.ranks
     own = rollout.plan.rounds()[ranks.rank :: ranks.size]
-    most_steps = sum(each.episodes for each in own) * task.task.episode_steps
+    most_steps = sum(each.episodes for each in own) * task.spec.episode_steps
     metadata = _metadata(settings, rollout, teacher, work)
     with context.console.progress("generate-dataset", most_steps) as bar:
         present = shards_below(root, task.name)
@@ -267,7 +267,7 @@ def _write_shards(
             if context.stop.requested:
                 return
             if _is_there(present.get(each.index)):
-                skipped += each.episodes * task.task.episode_steps
+                skipped += each.episodes * task.spec.episode_steps
                 continue
             _write_shard(
                 rollout, each, root, metadata, own_task(work.artifact),
@@ -308,7 +308,7 @@ def _metadata(
     return {
         "task": rollout.task.name,
         **task_record(work.artifact),
-        "control_dt_s": rollout.task.task.control_dt_s,
+        "control_dt_s": rollout.task.spec.control_dt_s,
         "teacher": {"name": teacher.name, "hash": teacher.manifest.hash},
         "noise_levels": list(settings.noise_levels),
         "noise_until": settings.noise_until,

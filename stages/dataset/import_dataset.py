@@ -112,7 +112,7 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
     set_up_torch(settings.threads)
     task, tally = trained.task, ClipTally()
     goal = GoalChoice(settings.goal_columns, settings.achieved_goal)
-    foreign = read_foreign(source, goal, episode_steps=task.task.episode_steps, limit=free_bytes("cpu"))
+    foreign = read_foreign(source, goal, episode_steps=task.spec.episode_steps, limit=free_bytes("cpu"))
     bad = _find_bad(foreign, task, settings, source)  # what does not fit is refused before anything is made
     for note in foreign.notes:
         context.console.say(f"{source}: {note}")
@@ -330,7 +330,7 @@ def _metadata(
     return {
         "task": task.name,
         **task_record(artifact),
-        "control_dt_s": task.task.control_dt_s,
+        "control_dt_s": task.spec.control_dt_s,
         "teacher": {"name": teacher.name, "hash": teacher.manifest.hash},
         "imported": {
             "name": path.name if path.exists() else source,

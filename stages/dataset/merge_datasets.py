@@ -161,7 +161,7 @@ def _metadata(
     return {
         "task": task.name,
         **task_record(merged),
-        "control_dt_s": task.task.control_dt_s,
+        "control_dt_s": task.spec.control_dt_s,
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "evaluation_fraction": _evaluation_fraction(shards),
         **_sampling(datasets[0]),

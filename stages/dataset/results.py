@@ -136,9 +136,9 @@ _LABELS = {
 
 def maze_coverage(data: GoalDataset, task: CompiledTask) -> MazeCoverage | None:
     """Return where in its maze a dataset's states lie; None for a task without one."""
-    if task.task.maze is None:
+    if task.spec.maze is None:
         return None
-    coverage = MazeCoverage(task.task.maze)
+    coverage = MazeCoverage(task.spec.maze)
     coverage.add(data.achieved_goal[:, :2])
     return coverage
 
@@ -213,7 +213,7 @@ def _draw_distances(axes: Any, distances: dict[str, np.ndarray], task: CompiledT
         weights = np.full(len(values), 1.0 / len(values))
         label = _LABELS[name]
         axes.hist(values, edges, weights=weights, histtype="step", lw=2, color=colour, label=label)
-    radius = task.task.success[0].radius
+    radius = task.spec.success[0].radius
     axes.axvline(radius, color="#222222", lw=1.2, ls="--", label=f"success within {radius:g}")
     axes.set(xlabel="distance to the goal", ylabel="share")
     axes.legend(frameon=False, fontsize=9)

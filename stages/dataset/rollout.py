@@ -161,7 +161,7 @@ class LabelledRollout:
             np.random.default_rng(seed_sequence(self._seed, kind, *stream))
             for kind in (_NOISE_STREAM, _ACT_STREAM)
         )
-        noisy_steps = self.plan.noise_until * self.task.task.episode_steps if group.action_noise else 0
+        noisy_steps = self.plan.noise_until * self.task.spec.episode_steps if group.action_noise else 0
         record = RoundRecord(self.task, simulator)
         action = record.visit(simulator, self._labels)
         while record.running.any():
@@ -207,7 +207,7 @@ class RoundRecord:
     """
 
     def __init__(self, task: CompiledTask, simulator: CpuSimulator) -> None:
-        worlds, rows = simulator.num_worlds, task.task.episode_steps + 1
+        worlds, rows = simulator.num_worlds, task.spec.episode_steps + 1
         sizes = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
         sizes |= dict.fromkeys(("action", "teacher_mean", "teacher_log_std"), task.action_dim)
         self._rows = {name: np.zeros((worlds, rows, size), np.float32) for name, size in sizes.items()}

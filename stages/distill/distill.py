@@ -282,7 +282,7 @@ def _prepare(
         device,
         np.random.default_rng(seed_sequence(settings.seed, _SPLIT_STREAM)),
         validation_fraction=settings.validation_fraction,
-        most_rows=settings.offline_rows(choices, trained.task.task.episode_steps),
+        most_rows=settings.offline_rows(choices, trained.task.spec.episode_steps),
     )
     record: dict[str, Any] = {
         "dataset_rows": len(rows) + len(validation),

@@ -86,7 +86,7 @@ def roll_out(
     rng = np.random.default_rng(seed_sequence(seed, _STATE_STREAM))
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     # A few worlds of every step, so that the states spread over the whole episode.
-    per_step = math.ceil(num_states / trained.task.task.episode_steps)
+    per_step = math.ceil(num_states / trained.task.spec.episode_steps)
 
     def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         chosen = rng.choice(len(observation), min(per_step, len(observation)), replace=False)

@@ -165,10 +165,10 @@ def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -
     if differing := [size for size in sizes if sizes[size] != expected[size]]:
         said = ", ".join(f"{size} {expected[size]}, not {sizes[size]}" for size in differing)
         raise UserError(f"{name} does not fit task {task.name!r} as it is here: sizes of {said}.")
-    if abs(metadata.control_dt_s - task.task.control_dt_s) > 1e-9:
+    if abs(metadata.control_dt_s - task.spec.control_dt_s) > 1e-9:
         raise UserError(
             f"{name} acts every {metadata.control_dt_s:g} s, task {task.name!r} here every "
-            f"{task.task.control_dt_s:g} s: give the task that it was trained for with --task."
+            f"{task.spec.control_dt_s:g} s: give the task that it was trained for with --task."
         )
     _require_same_elements(metadata, task, name)
     require_model(metadata, model_sha256(task.model), name)

@@ -116,8 +116,8 @@ def _task_facts(sources: Sources) -> list[tuple[str, str, str]]:
         sources.files.notes.append(f"The task cannot be read: {error}")
         return [("Task", manifest.task, "")]
     sizes = f"observation {task.observation_dim}, goal {task.goal_dim}, action {task.action_dim}"
-    rate = f"{1 / task.task.control_dt_s:g} Hz, {task.task.episode_steps} steps an episode"
-    facts = [("Task", manifest.task, task.task.description), ("Numbers", sizes, ""), ("Control", rate, "")]
+    rate = f"{1 / task.spec.control_dt_s:g} Hz, {task.spec.episode_steps} steps an episode"
+    facts = [("Task", manifest.task, task.spec.description), ("Numbers", sizes, ""), ("Control", rate, "")]
     if manifest.task_changes:
         changes = ", ".join(f"{name} {value}" for name, value in manifest.task_changes.items())
         facts.append(("Changed", changes, "of the task, for this chain"))
@@ -426,7 +426,7 @@ def _scenes(task: CompiledTask) -> list[Figure]:
         for index, (start, goal) in enumerate(zip(qpos, goals, strict=True), 1):
             file = io.BytesIO()
             Image.fromarray(renderer.draw(start, goal)).save(file, "PNG", optimize=True)
-            alt = f"Start {index} of {task.task.name} with its goal marked"
+            alt = f"Start {index} of {task.spec.name} with its goal marked"
             figures.append(inline_figure(file.getvalue(), ".png", alt=alt, caption=""))
     return figures
 
@@ -440,7 +440,7 @@ def _arrows(task: CompiledTask) -> Figure:
         path = Path(folder) / "commands.png"
         draw_arrows(path, task, simulator.achieved_goal, simulator.desired_goal, "")
         content = path.read_bytes()
-    alt = f"Arrows from start to goal of {_ARROWS} episodes of {task.task.name}"
+    alt = f"Arrows from start to goal of {_ARROWS} episodes of {task.spec.name}"
     return inline_figure(
         content, ".png", alt=alt, caption="Commands that episodes are evaluated on: from start to goal."
     )

@@ -51,7 +51,7 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
     judgement = judge_goals(task, seed)
     warnings = [*rollout_warnings(rollout, task), *training_warnings(task, episodes, seed)]
     warnings += [*judge_task(task, seed), *judgement.warnings]
-    report = {"task": task.name, "file": task.task.file, **_layout(task, rollout), **_figures(rollout)}
+    report = {"task": task.name, "file": task.spec.file, **_layout(task, rollout), **_figures(rollout)}
     report |= {"out_of_reach": judgement.out_of_reach, "not_judged": judgement.not_judged or None}
     _print(console, task, report)
     try:
@@ -119,7 +119,7 @@ def _figures(rollout: RandomRollout) -> dict[str, Any]:
 
 
 def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None:
-    described = task.task
+    described = task.spec
     console.say(
         f"Task {task.name}: control step {described.control_dt_s:g} s ({task.frame_skip} physics steps of "
         f"{task.model.opt.timestep:g} s), {described.episode_steps} steps an episode; success within "
@@ -146,8 +146,8 @@ def _picture_place(task: CompiledTask, output: str | None) -> Path:
     """Return where the picture goes. Raises UserError for what is no PNG, or there already and not ours."""
     if output is not None:
         path = Path(os.path.expanduser(output)).absolute()
-    elif task.task.file is not None:
-        path = Path(task.task.file)
+    elif task.spec.file is not None:
+        path = Path(task.spec.file)
         path = path.with_name(f"{path.stem}_check.png")
     else:
         path = Path.cwd() / f"{task.name}_check.png"

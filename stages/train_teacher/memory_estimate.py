@@ -228,13 +228,13 @@ def require_rollout_memory(
     """
     labels = 1 + alternative_goals
     row = task.observation_dim + (1 + labels) * task.goal_dim + (1 + 2 * labels) * task.action_dim
-    episode = _FLOAT * _ROLLOUT_COPIES * row * task.task.episode_steps
+    episode = _FLOAT * _ROLLOUT_COPIES * row * task.spec.episode_steps
     free = free_bytes("cpu") // processes - _PROCESS_BYTES
     worlds = min(num_worlds, episodes)
     if worlds * episode > free:
         fits = f"num_worlds {free // episode}" if free >= episode else "fewer steps in an episode"
         raise SettingsError(
-            f"A round of {worlds:,} episodes of {task.task.episode_steps:,} steps needs about "
+            f"A round of {worlds:,} episodes of {task.spec.episode_steps:,} steps needs about "
             f"{_gib(worlds * episode)}; free are {_gib(max(free, 0))}. What would fit: {fits}."
         )
 

@@ -158,7 +158,7 @@ def _open_stage(
         settings=training.settings,
         parents={} if continued is None else {CONTINUED: continued},
         resumed=resumed,
-        task_changes=task.task.changes,
+        task_changes=task.spec.changes,
         saved=has_checkpoint,
     ) as work:
         if context.ranks.leads:

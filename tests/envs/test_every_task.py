@@ -77,7 +77,7 @@ def test_make_vec_runs_for_a_thousand_steps(name: str) -> None:
         ends += int((terminations | truncations).sum())
         if "final_info" in info:
             assert not info["final_info"]["unstable"].any()
-    episode_steps = compile_task(name).task.episode_steps
+    episode_steps = compile_task(name).spec.episode_steps
     assert ends >= 4 * (STEPS // episode_steps)
     env.close()
 
@@ -87,7 +87,7 @@ def test_make_vec_runs_for_a_thousand_steps(name: str) -> None:
 def test_a_simulator_runs_for_a_thousand_steps(make: MakeSimulator, name: str) -> None:
     task = compile_task(name)
     counts = run(make(task, num_worlds=4, seed=0), STEPS)
-    assert counts["ended"] >= 4 * (STEPS // task.task.episode_steps)
+    assert counts["ended"] >= 4 * (STEPS // task.spec.episode_steps)
     assert counts["unstable"] == 0
 
 

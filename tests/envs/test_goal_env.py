@@ -228,7 +228,7 @@ def test_vectors_spec_makes_the_same_again() -> None:
     env = gymnasium.make_vec(ID, num_envs=2, episode_steps=3)
     assert env.spec is not None and env.spec.max_episode_steps == 3
     again: Any = gymnasium.make_vec(env.spec).unwrapped
-    assert again.task.task.episode_steps == 3
+    assert again.task.spec.episode_steps == 3
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10**12, 2.5, True, "20"])
@@ -245,7 +245,7 @@ def test_another_distribution_takes_the_place_of_evaluation(make: Any) -> None:
     env = make(
         task="ant_u_maze", distribution="evaluation", evaluation_distribution="training", episode_steps=5
     )
-    assert env.task.task.changes == {"episode_steps": 5, "evaluation": "training"}
+    assert env.task.spec.changes == {"episode_steps": 5, "evaluation": "training"}
     with pytest.raises(TaskError, match="did you mean 'training'"):
         make(task="ant_u_maze", evaluation_distribution="trainin")
 
@@ -253,7 +253,7 @@ def test_another_distribution_takes_the_place_of_evaluation(make: Any) -> None:
 def test_task_of_a_page_is_given_by_its_path(tmp_path: Path) -> None:
     page = write(tmp_path)
     for each in (page, str(page)):
-        assert GoalEnv(task=each, episode_steps=4).task.task.file == str(page)
+        assert GoalEnv(task=each, episode_steps=4).task.spec.file == str(page)
         env = gymnasium.make("thousandfold/UserTask-v0", task=each, episode_steps=4)
         assert length(env) == 4 and env.spec is not None and env.spec.max_episode_steps == 4
 

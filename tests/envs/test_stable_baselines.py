@@ -50,7 +50,7 @@ def test_it_learns_from_relabelled_transitions(name: str) -> None:
     env = make_vec_env(environment_id(name), n_envs=NUM_ENVS, seed=0)
     task = compile_task(name)
     # Relabelling needs whole episodes.
-    first = NUM_ENVS * (task.task.episode_steps + 1)
+    first = NUM_ENVS * (task.spec.episode_steps + 1)
     learner = make_learner(env, first)
     before = weights(learner)
     learner.learn(first + NUM_ENVS * UPDATES)

@@ -301,21 +301,21 @@ def test_a_changed_task_has_other_episodes_on_the_same_model() -> None:
     task = compiled(distributions={"training": HANGING, "evaluation": HANGING, "near": near})
     changed = task.changed(episode_steps=7, evaluation="near")
     assert changed.model is task.model
-    assert changed.task.changes == {"episode_steps": 7, "evaluation": "near"}
+    assert changed.spec.changes == {"episode_steps": 7, "evaluation": "near"}
     simulator = CpuSimulator(changed, 2, distribution="evaluation")
     assert simulator.desired_goal.tolist() == [[0.0, -1.0]] * 2
     steps = [simulator.step(np.zeros((2, 1), np.float32)).truncated.all() for _ in range(7)]
     assert steps == [False] * 6 + [True]
-    assert task.task.episode_steps == 200  # the one it came from is as it was
+    assert task.spec.episode_steps == 200  # the one it came from is as it was
 
 
 def test_changes_add_up() -> None:
     task = compile_task("point_u_maze").changed(episode_steps=7).changed(evaluation="training_from_start")
-    assert task.task.changes == {"episode_steps": 7, "evaluation": "training_from_start"}
+    assert task.spec.changes == {"episode_steps": 7, "evaluation": "training_from_start"}
 
 
 def test_a_task_changed_in_nothing_is_itself() -> None:
-    task = compile_task("point_u_maze").task
+    task = compile_task("point_u_maze").spec
     assert task.changed(episode_steps=100, evaluation="evaluation") is task
     assert compile_task("point_u_maze", {"episode_steps": 100}) is compile_task("point_u_maze")
     with pytest.raises(TaskError, match="no episode distribution 'nowhere'"):

@@ -141,7 +141,7 @@ class TestKeeping:
         shutil.rmtree(page.parent)
         moved = Artifact.load(Path(shutil.move(artifact.path, tmp_path / "moved")))
         task = load_task(moved)
-        assert (task.name, task.task.file) == ("my_arm", str(tmp_path / "moved/task/task.yaml"))
+        assert (task.name, task.spec.file) == ("my_arm", str(tmp_path / "moved/task/task.yaml"))
 
     def test_what_is_kept_stays(self, tmp_path: Path, page: Path) -> None:
         artifact = kept(tmp_path / "ws", page)
@@ -149,7 +149,7 @@ class TestKeeping:
             changed(page.read_text(encoding="utf-8"), "radius: 0.05", "radius: 0.5"), encoding="utf-8"
         )
         keep_task(compile_task(str(page)), artifact, Console())
-        assert load_task(artifact).task.success[0].radius == 0.05
+        assert load_task(artifact).spec.success[0].radius == 0.05
 
     def test_the_record_names_file_and_hash(self, tmp_path: Path, page: Path) -> None:
         record = task_record(kept(tmp_path / "ws", page))
@@ -264,7 +264,7 @@ class TestResuming:
         )
         finished = train_teacher.run(settings_of(page), context, artifact)
         assert f"{page} changed since {artifact.name} was made" in capsys.readouterr().err
-        assert load_task(finished).task.success[0].radius == 0.05
+        assert load_task(finished).spec.success[0].radius == 0.05
         assert finished.manifest.results["success"] < 1.0, "every goal is met within 5 m"
 
     def test_a_chain_goes_on_with_the_copy(

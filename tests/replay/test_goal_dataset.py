@@ -201,11 +201,11 @@ def test_the_environment_has_the_episodes_of_a_changed_task(tmp_path: Path):
     task = TASK.changed(episode_steps=7, evaluation="training_from_start")
     write_goal_dataset(tmp_path, task, [make_episode(7)], {})
     data = minari.MinariDataset(tmp_path / ID / "data")
-    assert load_goal_dataset(tmp_path).metadata["thousandfold"]["task_changes"] == task.task.changes
+    assert load_goal_dataset(tmp_path).metadata["thousandfold"]["task_changes"] == task.spec.changes
     for evaluation in (False, True):
         env = data.recover_environment(eval_env=evaluation)
         world: Any = env.unwrapped
-        assert world.task.task.changes == task.task.changes
+        assert world.task.spec.changes == task.spec.changes
         assert env.spec is not None and env.spec.max_episode_steps == 7
         env.reset(seed=0)
         assert [env.step(env.action_space.sample())[3] for _ in range(7)] == [False] * 6 + [True]

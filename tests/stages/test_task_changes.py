@@ -48,7 +48,7 @@ def test_later_stages_keep_what_the_teacher_changed(tmp_path: Path) -> None:
         assert artifact.manifest.task == "point_u_maze"
         assert artifact.manifest.task_changes == CHANGES
     for artifact in (teacher, student):
-        assert load_actor(artifact).task.task.changes == CHANGES
+        assert load_actor(artifact).task.spec.changes == CHANGES
     assert load_policy(policy, "cpu")[0].task.episode_steps == 40
     assert OnnxPolicy(policy.file(POLICY_FILE)).metadata.episode_steps == 40
 

@@ -84,7 +84,7 @@ def test_the_state_and_the_goal_are_shown(handles: list[Handle], task: CompiledT
         core, region = handle.user_scn.geoms[0], handle.user_scn.geoms[1]
         assert handle.user_scn.ngeom == 2  # of this goal alone, not of the one before too
         assert np.allclose(region.pos[:2], goal) and np.allclose(core.pos, region.pos)
-        assert region.size[0] == pytest.approx(task.task.success[0].radius)
+        assert region.size[0] == pytest.approx(task.spec.success[0].radius)
         assert handle.model is not task.model  # the window's panels can change it
     assert not handles[0].running
 
@@ -104,7 +104,7 @@ def test_the_camera_follows_what_the_task_says(handles: list[Handle]) -> None:
         LiveViewer(task, lambda key: None)
         camera = handles[-1].cam
         assert camera.type == getattr(mujoco.mjtCamera, f"mjCAMERA_{kind}").value
-        assert (camera.azimuth, camera.elevation) == (task.task.scene.azimuth, task.task.scene.elevation)
+        assert (camera.azimuth, camera.elevation) == (task.spec.scene.azimuth, task.spec.scene.elevation)
     assert camera.trackbodyid == task.model.body("torso").id
 
 

@@ -205,7 +205,7 @@ def test_saved_state_goes_on_bit_for_bit(
 def test_many_steps_agree_with_mujoco(make: MakeSimulator, task: CompiledTask) -> None:
     """From the keyframe's whole state, until the box lands; `mujoco.mj_step` is the reference."""
     seen = (Term("qpos"), Term("qvel"), Term("act"))
-    simulator = make(CompiledTask(dataclasses.replace(task.task, observation=seen)))
+    simulator = make(CompiledTask(dataclasses.replace(task.spec, observation=seen)))
     references = [at_the_keyframe(simulator, world) for world in range(WORLDS)]
     actions = np.random.default_rng(0).uniform(-1, 1, (4, WORLDS, ACTIONS)).astype(np.float32)
     for action in actions:

@@ -167,7 +167,7 @@ def test_arrays_are_the_physics_own_memory(task: CompiledTask) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.cuda)])
 def test_deterministic_worlds_repeat_bit_for_bit(device: str) -> None:
     """On CUDA only out of contact: here they fly, and no wall is near."""
-    free = changed(build_spec=lambda: build_spec(OPEN), observation=derived_task().task.observation)
+    free = changed(build_spec=lambda: build_spec(OPEN), observation=derived_task().spec.observation)
     simulators = [make(free, device, deterministic=True) for _ in range(2)]
     assert all(simulator._model.opt.deterministic for simulator in simulators)
     for one, other in zip(*map(play, simulators), strict=True):

@@ -70,7 +70,7 @@ def test_near_goals_lie_on_a_circle_of_3_m(task: CompiledTask) -> None:
 def test_success_radii(task: CompiledTask) -> None:
     goal = np.array([10.0, 0.0])
     assert task.is_success(np.array([10.3, 0.39]), goal) and not task.is_success(np.array([10.3, 0.41]), goal)
-    assert task.task.other_radii == {"easy": 2.0}
+    assert task.spec.other_radii == {"easy": 2.0}
 
 
 @pytest.mark.parametrize(("height", "ends"), [(0.19, True), (0.21, False), (0.99, False), (1.02, True)])

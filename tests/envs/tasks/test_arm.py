@@ -180,8 +180,8 @@ def test_cubes_and_goals_are_drawn_around_their_centres(
     assert (qpos[:, 11:] == [0.07, 1, 0, 0, 0]).all()
     assert (goals[:, 2] == 0.03).all()
     assert not qvel.any()
-    assert task.task.success[0].radius == 0.1
-    assert task.task.other_radii == {"easy": 0.3, "hard": 0.03}
+    assert task.spec.success[0].radius == 0.1
+    assert task.spec.other_radii == {"easy": 0.3, "hard": 0.03}
 
 
 def test_grasp_commands_fingertips_on_both_sides_of_the_cube() -> None:
@@ -205,7 +205,7 @@ def test_reach_goals_fill_their_box_and_the_arm_reaches_them() -> None:
     assert goals.max(0) == pytest.approx([0.2, 0.7, 0.5], abs=0.01)
     nearest = distance_to_reach(task, "wrist", goals[:400])
     assert (nearest < 0.05).mean() > 0.95
-    assert (nearest < task.task.success[0].radius).mean() > 0.99
+    assert (nearest < task.spec.success[0].radius).mean() > 0.99
 
 
 @pytest.mark.parametrize("name", ["arm_push_easy", "arm_binpick_easy", "arm_binpick_hard"])

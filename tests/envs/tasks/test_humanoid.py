@@ -51,7 +51,7 @@ def test_success_counts_height_too(task: CompiledTask) -> None:
     goal = np.array([2.0, 0.0, 1.25])
     assert task.is_success(np.array([2.3, 0.0, 1.25 - 0.39]), goal)
     assert not task.is_success(np.array([2.3, 0.0, 1.25 - 0.41]), goal)
-    assert task.task.other_radii == {"easy": 2.0}
+    assert task.spec.other_radii == {"easy": 2.0}
 
 
 def test_falling_ends_the_episode(task: CompiledTask) -> None:

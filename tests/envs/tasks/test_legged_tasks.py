@@ -35,8 +35,8 @@ def test_sizes_of_the_spaces(name: str) -> None:
         sizes = (31, 2, 8)
     assert (task.observation_dim, task.goal_dim, task.action_dim) == sizes
     assert task.frame_skip == 5
-    assert task.task.control_dt_s == (0.015 if sizes[0] == 272 else 0.05)
-    assert task.task.episode_steps == 1000
+    assert task.spec.control_dt_s == (0.015 if sizes[0] == 272 else 0.05)
+    assert task.spec.episode_steps == 1000
 
 
 @pytest.mark.parametrize("name", EVERY_TASK)
@@ -75,10 +75,10 @@ def test_goal_never_enters_the_state(name: str) -> None:
 @pytest.mark.parametrize("name", MAZES)
 def test_starts_and_goals_lie_in_free_cells(name: str) -> None:
     task = compile_task(name)
-    maze = task.task.maze
+    maze = task.spec.maze
     assert maze is not None
     free = np.array(cells(maze.layout, FREE, maze.scale)) + maze.origin
-    for distribution in task.task.distributions:
+    for distribution in task.spec.distributions:
         qpos, _, goals = task.sample_start(distribution, np.random.default_rng(0), 300)
         for positions in (qpos[:, :2], goals[:, :2]):
             offsets = np.abs(positions[:, None] - free).max(-1).min(1)
@@ -88,7 +88,7 @@ def test_starts_and_goals_lie_in_free_cells(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY_TASK)
 def test_no_start_touches_anything_but_the_floor(name: str) -> None:
     task = compile_task(name)
-    for distribution in task.task.distributions:
+    for distribution in task.spec.distributions:
         simulator = CpuSimulator(task, 32, distribution=distribution)
         for world in range(32):
             data = simulator.world_data(world)

@@ -115,7 +115,7 @@ def test_half_cheetah_state_is_positions_and_velocities_and_its_goal_is_ahead() 
     assert (goals == 5.0).all()
     assert task.is_success(np.array([4.51]), np.array([5.0]))
     assert not task.is_success(np.array([4.49]), np.array([5.0]))
-    assert task.task.other_radii == {"easy": 2.0}
+    assert task.spec.other_radii == {"easy": 2.0}
 
 
 def test_half_cheetah_weighs_what_gymnasiums_does() -> None:

@@ -49,8 +49,8 @@ class TestEvery:
 
     def test_every_number_printed_is_read_again_by_its_name(self, page: Path) -> None:
         task = self.task(page)
-        terms = [*task.task.observation, *(Term(field) for field in ("qpos", "qvel", "ctrl", "xpos"))]
-        everything = CompiledTask(replace(task.task, observation=tuple(t for t in terms if t.minus is None)))
+        terms = [*task.spec.observation, *(Term(field) for field in ("qpos", "qvel", "ctrl", "xpos"))]
+        everything = CompiledTask(replace(task.spec, observation=tuple(t for t in terms if t.minus is None)))
         resolver = TermResolver(task.model, "the task")
         columns = [
             (columns.term.field, column)

@@ -50,19 +50,19 @@ def goals(task: CompiledTask, name: str = "evaluation", count: int = 400) -> np.
 class TestWhatAPageSays:
     def test_sizes_units_and_times(self) -> None:
         task = compiled()
-        assert (task.name, task.task.file) == ("my_arm", str(Path.cwd() / "robot.yaml"))
+        assert (task.name, task.spec.file) == ("my_arm", str(Path.cwd() / "robot.yaml"))
         assert (task.observation_dim, task.goal_dim, task.action_dim) == (5, 3, 2)
         assert task.frame_skip == 5  # 5e-2 is a number, not a text
-        assert task.task.episode_steps == 30
+        assert task.spec.episode_steps == 30
         units = [each["unit"] for each in task.describe("observation")]
         assert units == ["rad", "rad", "m", "m", "m"]
-        assert task.task.reference == task.task.file
+        assert task.spec.reference == task.spec.file
 
     def test_whole_numbers_written_as_floats(self) -> None:
         page = changed(
             changed(PAGE, "steps: 30", "steps: 1e3"), "radius: 0.05", "radius: 0.05, slice: [0, 2.0]"
         )
-        task = compiled(page).task
+        task = compiled(page).spec
         assert task.episode_steps == 1000 and isinstance(task.episode_steps, int)
         assert task.success[0].stop == 2
 
@@ -99,7 +99,7 @@ class TestWhatAPageSays:
         assert (
             compiled(model=changed(ARM, 'kp="10" ctrlrange="-1 1"', 'kp="12" ctrlrange="-1 1"')) is not first
         )
-        assert compiled(changed(PAGE, "radius: 0.05", "radius: 0.5")).task.success[0].radius == 0.5
+        assert compiled(changed(PAGE, "radius: 0.05", "radius: 0.5")).spec.success[0].radius == 0.5
 
     def test_episodes_of_their_own(self) -> None:
         page = PAGE + (
@@ -141,7 +141,7 @@ class TestWhatAPageSays:
             + "other_radii: {easy: 0.2}\nearly_end: {term: {field: qpos, object: elbow}, low: 0, high: 1}\n"
         )
         task = compiled(page)
-        assert task.task.other_radii == {"easy": 0.2}
+        assert task.spec.other_radii == {"easy": 0.2}
         qpos = np.array([[0.0, 0.5], [0.0, 1.5]])
         assert list(task.ended_early({"qpos": qpos})) == [False, True]
 
@@ -192,7 +192,7 @@ class TestGoals:
         )
         task = compiled(page)
         assert {tuple(goal) for goal in goals(task)} == {(2.0, 4.0, 0.0)}
-        assert task.task.maze is not None and task.task.maze.scale == 2
+        assert task.spec.maze is not None and task.spec.maze.scale == 2
         assert task.model.ngeom == 2, "a maze without a height has no walls"
 
     def test_cells_of_a_built_in_layout_and_walls(self) -> None:
@@ -303,7 +303,7 @@ class TestGoalMarker:
         page = changed(
             page, "achieved_goal: {field: site_xpos, object: fingertip, unit: m}", f"achieved_goal: {goal}"
         )
-        assert compiled(page + scene).task.scene.goal_position == expected
+        assert compiled(page + scene).spec.scene.goal_position == expected
 
 
 class TestEnvironments:

@@ -178,7 +178,7 @@ from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import open_tracker
-from thousandfold.stages import benchmark
+from thousandfold.stages.benchmark import benchmark
 
 workspace = Workspace(Path({root!r}))
 context = StageContext(workspace, Console(), open_tracker(workspace.root))

@@ -46,6 +46,12 @@ class RecordingTracker(NullTracker):
         self.endings.append(error)
 
 
+STAGES = {
+    section: f"thousandfold.stages.{'dataset' if section == 'generate_dataset' else section}.{section}"
+    for section in SECTIONS
+}
+
+
 @pytest.fixture
 def context(tmp_path):
     return StageContext(Workspace(tmp_path), Console(), RecordingTracker())
@@ -59,7 +65,7 @@ def calls(monkeypatch):
     def install(fails=None):
         made.clear()
         for section in SECTIONS:
-            monkeypatch.setattr(f"stages.{section}.run", stand_in(section, fails))
+            monkeypatch.setattr(f"{STAGES[section]}.run", stand_in(section, fails))
         return made
 
     def stand_in(section, fails):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command_line import ROOT, clean_environment
-from thousandfold.stages.frontier import jobs as frontier_pool
+from thousandfold.stages.frontier import jobs
 from thousandfold.stages.frontier.cells import LOG_FILE
 from thousandfold.stages.frontier.jobs import Job, cpu_sets, run_jobs
 
@@ -62,8 +62,8 @@ def test_processes_are_ended_when_what_waits_for_them_is(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(frontier_pool.subprocess, "Popen", sleeping)
-    monkeypatch.setattr(frontier_pool.time, "sleep", interrupt)
+    monkeypatch.setattr(jobs.subprocess, "Popen", sleeping)
+    monkeypatch.setattr(jobs.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_jobs([job(tmp_path, "1x4"), job(tmp_path, "2x4")], cpu_sets(2), lambda *_: None)
     assert len(started) == 2 and all(process.returncode is not None for process in started)
@@ -73,7 +73,7 @@ def test_a_process_that_was_killed_says_by_what(tmp_path: Path, monkeypatch: pyt
     popen = subprocess.Popen
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     dying = lambda command, **options: popen([sys.executable, "-c", code], **options)  # noqa: E731
-    monkeypatch.setattr(frontier_pool.subprocess, "Popen", dying)
+    monkeypatch.setattr(jobs.subprocess, "Popen", dying)
     ended: list[str | None] = []
     run_jobs([job(tmp_path, "1x4")], cpu_sets(1), lambda _, error: ended.append(error))
     assert ended == [f"killed by SIGKILL; see {tmp_path / '1x4' / LOG_FILE}"]
@@ -81,9 +81,9 @@ def test_a_process_that_was_killed_says_by_what(tmp_path: Path, monkeypatch: pyt
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """The start of a worker's work is replaced by a sleep of a minute; its input ends after a second."""
-    code = "import time\nfrom pipeline import frontier_worker\n"
-    code += "frontier_worker.run_job = lambda job: (print('at work', flush=True), time.sleep(60))\n"
-    code += "frontier_worker.main()"
+    code = "import time\nfrom thousandfold.stages.frontier import worker\n"
+    code += "worker.run_job = lambda job: (print('at work', flush=True), time.sleep(60))\n"
+    code += "worker.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,

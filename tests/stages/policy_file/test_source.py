@@ -67,7 +67,7 @@ def test_a_file_alone_is_enough_for_a_built_in_task(tmp_path: Path) -> None:
     text = json.dumps(metadata(episode_steps=17))
     path = write_policy(tmp_path / "elsewhere.onnx", text)
     source = open_source(Workspace(tmp_path / "none"), str(path))
-    assert (source.task.name, source.task.task.episode_steps) == ("point_u_maze", 17)
+    assert (source.task.name, source.task.spec.episode_steps) == ("point_u_maze", 17)
     assert source.policy.path == path and source.name == str(path)
     assert not (tmp_path / "none").exists()
 
@@ -102,7 +102,7 @@ def test_a_task_of_the_users_comes_from_the_option_or_the_artifacts_copy(tmp_pat
     with pytest.raises(UserError, match=r"'sledge'.*--task \(it was /home/me/sledge\.yaml\)"):
         open_source(workspace, alone)
     source = open_source(workspace, alone, page)
-    assert (source.task.name, source.task.task.episode_steps) == ("sledge", 30)
+    assert (source.task.name, source.task.spec.episode_steps) == ("sledge", 30)
 
     artifact = workspace.create("policy", task="sledge", settings={}, task_changes={"episode_steps": 30})
     keep_task(compile_task(page), artifact, Console(silent=True))
@@ -110,7 +110,7 @@ def test_a_task_of_the_users_comes_from_the_option_or_the_artifacts_copy(tmp_pat
     artifact.complete({})
     shutil.rmtree(tmp_path / "robot")
     for reference in (None, artifact.name, str(artifact.file("policy.onnx"))):
-        assert open_source(workspace, reference).task.task.episode_steps == 30
+        assert open_source(workspace, reference).task.spec.episode_steps == 30
 
 
 def test_another_model_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_another_model_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None
     heavier = write_sledge(tmp_path / "heavier", mass=2.0)
     with pytest.raises(UserError, match=r"another model of task 'sledge'.*MuJoCo 3\.9 compiled.*--any-model"):
         open_source(Workspace(tmp_path), policy, heavier)
-    assert open_source(Workspace(tmp_path), policy, heavier, any_model=True).task.task.file == heavier
+    assert open_source(Workspace(tmp_path), policy, heavier, any_model=True).task.spec.file == heavier
 
 
 def test_another_task_pace_or_size_is_refused(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ class TestRandomRollout:
         rollout = roll_out(task, 4, 0)
         simulator, rng = CpuSimulator(task, 4, seed=0, distribution="evaluation"), np.random.default_rng(0)
         ends: dict[int, int] = {}
-        for step in range(task.task.episode_steps):
+        for step in range(task.spec.episode_steps):
             outcome = simulator.step(rng.uniform(-1, 1, (4, 17)).astype(np.float32))
             for world in np.flatnonzero(outcome.terminated):
                 ends.setdefault(int(world), step + 1)
