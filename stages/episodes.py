@@ -37,6 +37,9 @@ class SamplingSettings(StageSettings):
 
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
+HISTORY_FILE = "history.json"
+"""Every evaluation of a training, of a teacher or a student, as ``{"history": [...]}``."""
+
 Z_95 = 1.959963984540054
 MAX_WORLDS = 256
 _BOOTSTRAP_DRAWS = 4000

@@ -62,7 +62,7 @@ from thousandfold.stages.distill.settings import (
     DistillSettings,
 )
 from thousandfold.stages.distill.student_training import StudentTraining
-from thousandfold.stages.episodes import EpisodeStream, draw_rollouts
+from thousandfold.stages.episodes import HISTORY_FILE, EpisodeStream, draw_rollouts
 from thousandfold.stages.networks import (
     NETWORK_FILE,
     TeacherCritic,
@@ -74,7 +74,6 @@ from thousandfold.stages.networks import (
 )
 from thousandfold.stages.random_baseline import random_record, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_student_memory
-from thousandfold.stages.training_progress import HISTORY_FILE
 
 __all__ = ["DistillSettings", "changeable", "find_resumable", "rehearse", "run"]
 _SPLIT_STREAM, _INITIALISATION_STREAM = 11, 12

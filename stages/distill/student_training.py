@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from thousandfold.stages.distill.settings import (
 )
 from thousandfold.stages.episodes import Episodes, run_episodes
 from thousandfold.stages.networks import TrainedActor, torch_policy
-from thousandfold.stages.training_progress import StudentProgress
 
 _BATCH_STREAM, _VALIDATION_STREAM = 16, 13
 
@@ -317,3 +317,34 @@ def _score(entry: dict[str, float]) -> tuple[float, float]:
     """Return what candidates are compared by: success and time at goal count alike, then the loss does."""
     loss = entry["validation_loss"]
     return entry["success"] + entry["time_at_goal"] / 1000, -loss if math.isfinite(loss) else -math.inf
+
+
+@dataclass
+class StudentProgress:
+    """Counters and history of a distillation; everything here survives a restart.
+
+    Attributes:
+        updates: how many were taken.
+        position: on the schedule; ahead of the updates where a descent ended early.
+        descent_begin: where on the schedule the descent under way began, or the next one will.
+        descents: how many have ended: the dataset's, then one a round.
+        without_better: evaluations of the descent under way since the last better one.
+        elapsed_s: seconds spent training, over all restarts.
+        history: one entry an evaluation.
+        rounds: the figures of every round.
+    """
+
+    updates: int = 0
+    position: int = 0
+    descent_begin: int = 0
+    descents: int = 0
+    without_better: int = 0
+    elapsed_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def end_descent(self, position: int) -> None:
+        """Close the descent under way at this position, where the next one will begin."""
+        self.position = self.descent_begin = position
+        self.descents += 1
+        self.without_better = 0

@@ -22,7 +22,7 @@ from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
-from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.episodes import HISTORY_FILE, wilson_interval
 from thousandfold.stages.report.chain import Chain
 from thousandfold.stages.report.charts import (
     Curve,
@@ -44,7 +44,6 @@ from thousandfold.stages.report.page import (
     Table,
     inline_figure,
 )
-from thousandfold.stages.training_progress import HISTORY_FILE
 
 _TEACHER_CURVES = {
     "success": "success",

@@ -45,7 +45,7 @@ from thousandfold.pipeline.runtime import (
     set_up_torch,
 )
 from thousandfold.pipeline.stopping import stop_on_interrupt
-from thousandfold.stages.episodes import Episodes, draw_rollouts, run_episodes
+from thousandfold.stages.episodes import HISTORY_FILE, Episodes, draw_rollouts, run_episodes
 from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_memory
@@ -55,7 +55,6 @@ from thousandfold.stages.train_teacher.training import (
     TeacherTraining,
     TrainTeacherSettings,
 )
-from thousandfold.stages.training_progress import HISTORY_FILE
 
 __all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
 PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,6 @@ from thousandfold.stages.networks import torch_policy
 from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
-from thousandfold.stages.training_progress import TrainingProgress
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
 
@@ -471,3 +470,30 @@ def _step(
 def _asking_is_free(device: torch.device) -> bool:
     """Tell whether looking at a number costs nothing; elsewhere it waits for everything in the queue."""
     return device.type == "cpu"
+
+
+@dataclass
+class TrainingProgress:
+    """Counters and history of a run; everything here survives a restart.
+
+    Attributes:
+        unrolls, env_steps, updates: how far the run has come.
+        unstable, overflowed: episodes dropped for their physics, and how many of them for want of room for
+            contacts or constraints.
+        target_hits: consecutive evaluations that met `target_success`.
+        best_score: success, time at goal and minus the final distance of the best evaluation so far.
+        elapsed_s: seconds spent, over all restarts.
+        history: one entry an evaluation.
+        gradients: beside each entry, the norm of the last update's gradient in each block of each network.
+    """
+
+    unrolls: int = 0
+    env_steps: int = 0
+    updates: int = 0
+    unstable: int = 0
+    overflowed: int = 0
+    target_hits: int = 0
+    best_score: list[float] = field(default_factory=lambda: [-1.0, -1.0])
+    elapsed_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)

@@ -19,9 +19,8 @@ from thousandfold.replay.goal_dataset import load_goal_dataset
 from thousandfold.stages.distill import distill
 from thousandfold.stages.distill.distill import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining
-from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.episodes import HISTORY_FILE, run_episodes
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, torch_policy
-from thousandfold.stages.training_progress import HISTORY_FILE
 
 # -- what comes out -------------------------------------------------------------------------------
 
