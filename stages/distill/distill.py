@@ -86,6 +86,7 @@ def run(
     dataset: Artifact,
     resumed: Artifact | None = None,
     on_start: Callable[[Artifact], None] = lambda _: None,
+    on_evaluation: Callable[[dict[str, float]], object] = lambda _: None,
 ) -> Artifact:
     """Train a student on the teacher's dataset and return its artifact.
 
@@ -97,6 +98,7 @@ def run(
         resumed: an unfinished student to go on with from its checkpoint, or a completed one to train on, as
             another student with this one among its parents.
         on_start: told the artifact before the training begins.
+        on_evaluation: told what each evaluation within the training found, as the history has it.
 
     Raises:
         UserError: the dataset is another teacher's, or the teacher does not reproduce its recorded success.
@@ -127,7 +129,7 @@ def run(
             digest, rows = str(dataset.manifest.hash)[:16], len(data.action)
             work.run.log_dataset(dataset.name, digest, str(dataset.path), rows, "training")
         student = _make_student(settings, trained, data, device, context)
-        training, rollout, record = _prepare(student, data, settings, trained, teacher, work)
+        training, rollout, record = _prepare(student, data, settings, trained, teacher, work, on_evaluation)
         _train(training, rollout, folder, work, context, continued)
         return complete_student(training, record, teacher, work, context)
 
@@ -272,6 +274,7 @@ def _prepare(
     trained: TrainedActor,
     teacher: Artifact,
     work: StageWork,
+    on_evaluation: Callable[[dict[str, float]], object],
 ) -> tuple[StudentTraining, KeptRollout, dict[str, Any]]:
     """Return the training at its start, what rolls its rounds out, and the results' facts of its rows."""
     device = str(next(student.parameters()).device)
@@ -291,6 +294,11 @@ def _prepare(
     guided = settings.objective == "critic"
     sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.dagger_rounds > 0
     critic = _critic(teacher, device) if guided or sampled else None
+
+    def report(entry: dict[str, float]) -> None:
+        work.run.log_metrics(entry, step=int(entry["updates"]))
+        on_evaluation(dict(entry))
+
     training = StudentTraining(
         student,
         rows,
@@ -298,7 +306,7 @@ def _prepare(
         settings,
         trained,
         critic=critic,
-        report=lambda entry: work.run.log_metrics(entry, step=int(entry["updates"])),
+        report=report,
     )
     rollout = KeptRollout(trained, critic, made_with, choices, settings, work.artifact, device)
     return training, rollout, record

@@ -66,6 +66,7 @@ def run(
     context: StageContext,
     resumed: Artifact | None = None,
     on_start: Callable[[Artifact], None] | None = None,
+    on_evaluation: Callable[[dict[str, float]], object] | None = None,
 ) -> Artifact:
     """Train a teacher and return its artifact.
 
@@ -75,6 +76,7 @@ def run(
         resumed: an unfinished teacher to go on with from its checkpoint, or a completed one to train on, as
             another teacher with this one among its parents.
         on_start: told the artifact before the training begins.
+        on_evaluation: told what each evaluation within the training found, as the history has it.
 
     Raises:
         UserError: the task's goals hold orientations that success would compare number by number, or every
@@ -116,7 +118,7 @@ def run(
                 name, steps = work.artifact.name, training.progress.env_steps
                 context.console.say(f"Training on from {continued.name} at {steps:,} steps, as {name}.")
             _announce(context, training)
-            _train(training, folder, work, context)
+            _train(training, folder, work, context, on_evaluation)
             ranks.disconnect()
         return _finish(training, work, context) if ranks.leads else work.artifact
 
@@ -191,7 +193,11 @@ def _told_how_to_go_on(
 
 
 def _train(
-    training: TeacherTraining, folder: CheckpointFolder, work: StageWork, context: StageContext
+    training: TeacherTraining,
+    folder: CheckpointFolder,
+    work: StageWork,
+    context: StageContext,
+    on_evaluation: Callable[[dict[str, float]], object] | None,
 ) -> None:
     """Collect, relabel, update, evaluate, checkpoint."""
     settings, progress = training.settings, training.progress
@@ -209,6 +215,8 @@ def _train(
                 summary = training.evaluate()
                 progress.elapsed_s = time.perf_counter() - started
                 _record(training, entry, summary, statistics, work)
+                if on_evaluation is not None:
+                    on_evaluation(dict(progress.history[-1]))
             stopping = context.ranks.any(context.stop.requested)
             if progress.unrolls % settings.checkpoint_every == 0 or training.finished or stopping:
                 progress.elapsed_s = time.perf_counter() - started
