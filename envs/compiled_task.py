@@ -6,19 +6,26 @@ Arrays may be NumPy's or torch's; `xp` is the module of the arrays at hand (`num
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import mujoco
 import numpy as np
 
 from thousandfold.envs.control_map import ControlMap
-from thousandfold.envs.element_names import describe_elements, earlier_names
 from thousandfold.envs.mujoco_log import compile_spec
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
-from thousandfold.envs.task import GoalTask, SuccessRegion, TaskError
-from thousandfold.envs.term_columns import FIELDS, TermColumns, TermResolver, read_terms
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
+from thousandfold.envs.term_columns import (
+    FIELDS,
+    TermColumns,
+    TermResolver,
+    describe_elements,
+    earlier_names,
+    read_terms,
+)
 
 _MOST_FRAME_SKIP = 10_000  # physics steps within a control step
 
@@ -39,7 +46,13 @@ class CompiledTask:
         self.spec = task
         self.name = task.name
         owner = f"Task {task.name!r}"
-        self.model, self.model_warnings = _compile(task)
+        try:
+            self.model, self.model_warnings = compile_spec(task.build_spec())
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise TaskError(f"{owner}: MuJoCo refuses the model: {reason}") from error
+        if not np.isfinite(self.model.qpos0).all():
+            raise TaskError(f"{owner}: the model's initial positions hold NaN or infinity.")
         require_whole_state(self.model, owner)
         self.frame_skip = self._frame_skip()
         resolver = TermResolver(self.model, owner)
@@ -50,12 +63,17 @@ class CompiledTask:
         self.goal_dim = self._achieved_goal[-1].stop
         self.control = ControlMap(self.model, task.control, owner)
         self.action_dim = self.control.action_dim
+        if not task.success:
+            raise TaskError(f"{owner} has no success region.")
+        for region in task.success:
+            require_region_fits(region, self.goal_dim, owner)
         self._starts = self._start_states()
-        self._check_regions()
-        self._check_goals()
 
     def _start_states(self) -> dict[str, StartStates]:
+        """Return what draws the starts of each distribution, whose goals must fit."""
         owner = f"Task {self.name!r}"
+        for name, distribution in self.spec.distributions.items():
+            require_goals_fit(distribution, self.goal_dim, f"{owner}, {name}")
         return {
             name: StartStates(self.model, distribution.starts, owner)
             for name, distribution in self.spec.distributions.items()
@@ -77,7 +95,6 @@ class CompiledTask:
         changed = copy.copy(self)
         changed.spec = task
         changed._starts = changed._start_states()
-        changed._check_goals()
         return changed
 
     def _frame_skip(self) -> int:
@@ -101,36 +118,16 @@ class CompiledTask:
             )
         return round(ratio)
 
-    def _check_regions(self) -> None:
-        if not self.spec.success:
-            raise TaskError(f"Task {self.name!r} has no success region.")
-        for region in self.spec.success:
-            stop = self.goal_dim if region.stop is None else region.stop
-            fits = 0 <= region.start < stop <= self.goal_dim
-            if region.radius <= 0 or not fits or (stop - region.start) % region.points:
-                raise TaskError(
-                    f"Task {self.name!r}: {region} does not fit a goal of {self.goal_dim} numbers."
-                )
-
-    def _check_goals(self) -> None:
-        for name, distribution in self.spec.distributions.items():
-            shape = distribution.sample(np.random.default_rng(0), 1)[1].shape
-            if shape != (1, self.goal_dim):
-                raise TaskError(
-                    f"Task {self.name!r}: goals of {name!r} have {shape[1]} numbers, "
-                    f"the achieved goal has {self.goal_dim}."
-                )
-
     # -- terms ------------------------------------------------------------------------------------
 
-    @cached_property
+    @functools.cached_property
     def fields(self) -> tuple[str, ...]:
         """Names of the MuJoCo data fields that the task reads."""
         terms = [*self.spec.observation, *self.spec.achieved_goal, *(end.term for end in self.spec.early_end)]
         names = [term.field for term in terms] + [term.minus.field for term in terms if term.minus]
         return tuple(dict.fromkeys(names))
 
-    @cached_property
+    @functools.cached_property
     def needs_derived_fields(self) -> bool:
         """Whether a simulator must compute kinematics at the new state before the terms are read."""
         return not all(FIELDS[name].in_state for name in self.fields)
@@ -149,25 +146,17 @@ class CompiledTask:
         """Write the achieved goal into `out`, (num_worlds, goal_dim). Arguments as in `read_observation`."""
         read_terms(self._achieved_goal, fields, out, xp)
 
-    def ended_early(self, fields: Mapping[str, Any], xp: Any = np) -> Any:
-        """Return (num_worlds,) bool, true where an early-end condition holds; None without conditions."""
-        ended = None
-        for end, columns in self._early_end:
-            out = xp.zeros_like(fields[end.term.field][:, : columns[-1].stop])
-            read_terms(columns, fields, out, xp)
-            outside = ((out < end.low) | (out > end.high)).any(1)
-            ended = outside if ended is None else ended | outside
-        return ended
+    def early_end_holds(self, index: int, fields: Mapping[str, Any], xp: Any = np) -> Any:
+        """Return (num_worlds,) bool, true where the early end of this index holds."""
+        end, columns = self._early_end[index]
+        out = xp.zeros_like(fields[end.term.field][:, : columns[-1].stop])
+        read_terms(columns, fields, out, xp)
+        return ((out < end.low) | (out > end.high)).any(1)
 
-    def early_ends_holding(self, data: mujoco.MjData) -> list[int]:
-        """Return which of the task's early ends hold in the state of `data`, whose fields are up to date."""
-        fields = {name: np.reshape(getattr(data, name), (1, -1)) for name in self.fields}
-        held = []
-        for index, (end, columns) in enumerate(self._early_end):
-            out = np.zeros((1, columns[-1].stop))
-            read_terms(columns, fields, out, np)
-            held += [index] if ((out < end.low) | (out > end.high)).any() else []
-        return held
+    def ended_early(self, fields: Mapping[str, Any], xp: Any = np) -> Any:
+        """Return (num_worlds,) bool, true where an early end holds; None for a task without any."""
+        ended = [self.early_end_holds(index, fields, xp) for index in range(len(self._early_end))]
+        return functools.reduce(operator.or_, ended) if ended else None
 
     def term_spans(self, part: str) -> list[slice]:
         """Return which numbers of ``observation`` or ``achieved_goal`` each of its terms gives."""
@@ -177,11 +166,11 @@ class CompiledTask:
 
     def is_success(self, achieved_goal: Any, desired_goal: Any) -> Any:
         """Return (...,) bool for goals of shape (..., goal_dim): every success region holds."""
-        reached = None
-        for region in self.spec.success:
-            within = self._distance(region, achieved_goal, desired_goal) < region.radius
-            reached = within if reached is None else reached & within
-        return reached
+        within = (
+            self._distance(region, achieved_goal, desired_goal) < region.radius
+            for region in self.spec.success
+        )
+        return functools.reduce(operator.and_, within)
 
     def goal_distance(self, achieved_goal: Any, desired_goal: Any) -> Any:
         """Return the Euclidean distance over the first success region's slice, shape (...,)."""
@@ -220,6 +209,25 @@ class CompiledTask:
 
     # -- documentation ----------------------------------------------------------------------------
 
+    def goal_positions(self, goals: np.ndarray) -> np.ndarray | None:
+        """Return the positions in the world that goals stand for, in metres; None where a goal is none.
+
+        Goals over several points, such as two fingertips, stand for the mean of these.
+
+        Args:
+            goals: (..., goal_dim), commanded or achieved.
+
+        Returns:
+            (..., 1 to 3): x, or x and y, or all three, as the scene's `goal_position` says.
+        """
+        columns, region = self.spec.scene.goal_position or (), self.spec.success[0]
+        if not 1 <= len(columns) <= 3 or max(columns) >= self.goal_dim:
+            return None
+        goals = np.asarray(goals, float)
+        if region.points > 1:
+            return region.mean_point(goals)[..., : len(columns)]
+        return goals[..., list(columns)]
+
     def describe(self, part: str) -> list[dict[str, str]]:
         """Return name and unit of every number of ``observation`` or ``achieved_goal``, in order.
 
@@ -237,13 +245,20 @@ class CompiledTask:
         return {"observation": self._observation, "achieved_goal": self._achieved_goal}[part]
 
 
-def _compile(task: GoalTask) -> tuple[mujoco.MjModel, list[str]]:
-    try:
-        model, found = compile_spec(task.build_spec())
-    except ValueError as error:
-        raise TaskError(
-            f"Task {task.name!r}: MuJoCo refuses the model: {' '.join(str(error).split())}"
-        ) from error
-    if not np.isfinite(model.qpos0).all():
-        raise TaskError(f"Task {task.name!r}: the model's initial positions hold NaN or infinity.")
-    return model, found
+def require_region_fits(region: SuccessRegion, goal_dim: int, owner: str) -> None:
+    """Raise TaskError where a success region has no radius, or is no slice of a goal of so many numbers."""
+    stop = goal_dim if region.stop is None else region.stop
+    if region.radius <= 0:
+        raise TaskError(f"{owner}: the success radius must be above 0, not {region.radius}.")
+    if not 0 <= region.start < stop <= goal_dim:
+        span = f"the slice [{region.start}, {stop}]"
+        raise TaskError(f"{owner}: {span} does not fit an achieved_goal of {goal_dim} numbers.")
+    if (size := stop - region.start) % region.points:
+        raise TaskError(f"{owner}: {size} numbers cannot be divided into {region.points} points.")
+
+
+def require_goals_fit(episodes: EpisodeDistribution, goal_dim: int, owner: str) -> None:
+    """Raise TaskError where drawn goals have another size than the achieved goal."""
+    shape = episodes.sample(np.random.default_rng(0), 1)[1].shape
+    if shape != (1, goal_dim):
+        raise TaskError(f"{owner}: goals of {shape[1]} numbers, and the achieved_goal has {goal_dim}.")

@@ -46,8 +46,19 @@ class ControlMap:
             commands = [Command(name) for name in self.actuators]
             ids = list(range(model.nu))
         else:
-            ids = [_find(model, place, each.actuator, owner) for place, each in enumerate(commands)]
-        _require_one_each(self.actuators, ids, owner)
+            ids = []
+            for place, command in enumerate(commands):
+                try:
+                    index = find_object(model, _ACTUATOR, command.actuator, owner)
+                except TaskError as error:
+                    raise error.within(place, "actuator") from None
+                if index in ids:
+                    raise TaskError(f"{owner}: actuator {command.actuator!r} is commanded twice.", (place,))
+                ids.append(index)
+        for index, name in enumerate(self.actuators):
+            if index not in ids:
+                reason = f"actuator {name!r} has no command; hold it at a value, or give it an action"
+                raise TaskError(f"{owner}: {reason}.")
         self.columns = np.zeros(model.nu, np.int64)
         self.low, self.high = np.zeros(model.nu, np.float32), np.zeros(model.nu, np.float32)
         self.switched = np.zeros(model.nu, bool)
@@ -64,7 +75,7 @@ class ControlMap:
         self.action_dim = len(self.actions)
         if self.action_dim == 0:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
-        self._placed: dict[Any, tuple[Any, Any, Any, Any]] = {}
+        self._placed: dict[Any, tuple[Any, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle keeps: not what was placed on devices of this process."""
@@ -88,33 +99,19 @@ class ControlMap:
             share = xp.where(switched & (share == share), 2.0 * (share > 0) - 1.0, share)
         return middle + half_range * share
 
-    def _on(self, xp: Any, device: Any) -> tuple[Any, Any, Any, Any]:
+    def _on(self, xp: Any, device: Any) -> tuple[Any, ...]:
         """Return middle and half the width of the ranges, columns and switches, as arrays on `device`."""
         if (xp, device) not in self._placed:
-            own = (self.high + self.low) / 2, (self.high - self.low) / 2
-            columns = None if self.is_plain else xp.asarray(self.columns, device=device)
-            switched = xp.asarray(self.switched, device=device) if self.switched.any() else None
-            middle, half_range = (xp.asarray(array, device=device) for array in own)
-            self._placed[xp, device] = middle, half_range, columns, switched
+            self._placed[xp, device] = tuple(
+                None if array is None else xp.asarray(array, device=device)
+                for array in (
+                    (self.high + self.low) / 2,
+                    (self.high - self.low) / 2,
+                    None if self.is_plain else self.columns,
+                    self.switched if self.switched.any() else None,
+                )
+            )
         return self._placed[xp, device]
-
-
-def _find(model: mujoco.MjModel, place: int, name: str, owner: str) -> int:
-    try:
-        return find_object(model, _ACTUATOR, name, owner)
-    except TaskError as error:
-        raise error.within(place, "actuator") from None
-
-
-def _require_one_each(actuators: list[str], ids: list[int], owner: str) -> None:
-    missing = [name for index, name in enumerate(actuators) if index not in ids]
-    for place, index in enumerate(ids):
-        if index in ids[:place]:
-            raise TaskError(f"{owner}: actuator {actuators[index]!r} is commanded twice.", (place,))
-    if missing:
-        raise TaskError(
-            f"{owner}: actuator {missing[0]!r} has no command; hold it at a value, or give it an action."
-        )
 
 
 def _bounds(model: mujoco.MjModel, index: int, command: Command, owner: str) -> tuple[float, float]:

@@ -56,13 +56,7 @@ class _GoalContract:
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
         """Return 0 where the achieved goal is a success for the desired one, −1 elsewhere.
 
-        Args:
-            achieved_goal: (..., goal_dim).
-            desired_goal: (..., goal_dim).
-            info: not needed; part of the contract.
-
-        Returns:
-            (...,) float64; a float for a single pair of goals.
+        Goals are (..., goal_dim), rewards (...,) float64; a float for a single pair. `info` is not needed.
         """
         return _reward(self.task.is_success(_as_goal(achieved_goal), _as_goal(desired_goal)))
 
@@ -72,40 +66,26 @@ class _GoalContract:
 
     def compute_truncated(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> Any:
         """Return whether the episode was truncated, (...,) bool: out of time or unstable, as `info` says."""
-        return self._from_info("out_of_time", achieved_goal, info) | self._from_info(
-            "unstable", achieved_goal, info
-        )
+        late, unstable = (self._from_info(key, achieved_goal, info) for key in ("out_of_time", "unstable"))
+        return late | unstable
 
     @staticmethod
     def _from_info(name: str, achieved_goal: np.ndarray, info: Any) -> Any:
         """Return `name` of an info, or of a list of infos, in the shape of a reward."""
-        flags = (
-            info.get(name, False) if isinstance(info, Mapping) else [each.get(name, False) for each in info]
-        )
+        single = isinstance(info, Mapping)
+        flags = info.get(name, False) if single else [each.get(name, False) for each in info]
         result = np.broadcast_to(np.asarray(flags, bool), np.shape(achieved_goal)[:-1]).copy()
         return result if result.ndim else bool(result)
 
     def _copy_observation(self) -> Observation:
-        simulator = self._simulator
-        return {
-            "observation": simulator.observation.copy(),
-            "achieved_goal": simulator.achieved_goal.copy(),
-            "desired_goal": simulator.desired_goal.copy(),
-        }
+        names = ("observation", "achieved_goal", "desired_goal")
+        return {name: getattr(self._simulator, name).copy() for name in names}
 
-    def _reset_info(self) -> dict[str, np.ndarray]:
-        """Return the info of an episode that starts, arrays (num_worlds,) of bool."""
-        never = np.zeros(self._simulator.num_worlds, bool)
-        reached = self.task.is_success(self._simulator.achieved_goal, self._simulator.desired_goal)
-        return {
-            "is_success": reached,
-            "unstable": never.copy(),
-            "ended_early": never.copy(),
-            "out_of_time": never.copy(),
-        }
-
-    @staticmethod
-    def _step_info(result: StepResult) -> dict[str, np.ndarray]:
+    def _info(self, result: StepResult | None = None) -> dict[str, np.ndarray]:
+        """Return the info of a step, or of episodes that start; arrays (num_worlds,) of bool."""
+        if result is None:
+            reached = self.task.is_success(self._simulator.achieved_goal, self._simulator.desired_goal)
+            result = StepResult(reached, *(np.zeros(self._simulator.num_worlds, bool) for _ in range(3)))
         return {
             "is_success": result.success,
             "unstable": result.unstable,
@@ -176,13 +156,18 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         """
         super().reset(seed=seed)
         options = _checked(options, ("goal", "reset_mask"))
-        mask = _mask(options.get("reset_mask"), self.num_envs)
+        mask = options.get("reset_mask")
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.shape != (self.num_envs,) or mask.dtype != bool:
+                given = f"{mask.dtype} {mask.shape}"
+                raise ValueError(f"options['reset_mask'] must be {self.num_envs} bools, not {given}")
         self._simulator.rng = self.np_random
         self._simulator.reset(mask)
         self._started = self._started or mask is None
         if options.get("goal") is not None:
             self._simulator.set_goal(_goal(options["goal"], self.task, self.num_envs), mask)
-        return self._copy_observation(), _with_masks(self._reset_info())
+        return self._copy_observation(), _with_masks(self._info())
 
     def step(
         self, actions: np.ndarray
@@ -202,7 +187,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         if not self._started:
             raise gymnasium.error.ResetNeeded("Call reset before the first step.")
         result = self._simulator.step(_action(actions, (self.num_envs, self.task.action_dim)))
-        info = self._step_info(result)
+        info = self._info(result)
         truncated = result.truncated | result.unstable
         done = result.terminated | truncated
         infos = _with_masks(info)
@@ -218,7 +203,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
             final_obs[world] = {name: rows[world].copy() for name, rows in final.items()}
         final_info = {name: flags & done for name, flags in info.items()}
         self._simulator.reset(done)
-        fresh = self._reset_info()
+        fresh = self._info()
         return {
             **_with_masks({name: np.where(done, fresh[name], info[name]) for name in info}),
             "final_obs": final_obs,
@@ -236,10 +221,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
     counts the steps, and `info` follows it.
 
     Args:
-        task: a built-in task's name, the YAML file of your own, or a compiled task.
-        distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
-        episode_steps: control steps until an episode is truncated; None: the task's.
-        evaluation_distribution: the episode distribution that takes the place of ``evaluation``; None: none.
+        task, distribution, episode_steps, evaluation_distribution: as of `GoalVectorEnv`.
         render_mode: ``rgb_array`` or None.
 
     Raises:
@@ -289,7 +271,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         self._last_step = _outer_limit(self) or self.task.spec.episode_steps
         if options.get("goal") is not None:
             self._simulator.set_goal(_goal(options["goal"], self.task, 1))
-        return self._first_observation(), _first(self._reset_info())
+        return self._first_observation(), _first(self._info())
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Advance by one control step.
@@ -304,7 +286,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         if not self._started:
             raise gymnasium.error.ResetNeeded("Call reset before the first step.")
         result = self._simulator.step(_action(action, (self.task.action_dim,))[None])
-        info = _first(self._step_info(result))
+        info = _first(self._info(result))
         info["out_of_time"] = bool(self._simulator.episode_step[0] >= self._last_step)
         truncated = info["out_of_time"] or info["unstable"]
         return self._first_observation(), _reward(result.success[0]), info["ended_early"], truncated, info
@@ -369,18 +351,14 @@ def _outer_limit(env: gymnasium.Env) -> int | None:
 
 def goal_spaces(task: CompiledTask) -> tuple[spaces.Space[Any], spaces.Box]:
     """Return the dictionary space of observations and the box of actions of one world."""
-
-    def unbounded(size: int) -> spaces.Box:
-        return spaces.Box(-np.inf, np.inf, (size,), np.float32)
-
-    observation = spaces.Dict(
-        {
-            "observation": unbounded(task.observation_dim),
-            "achieved_goal": unbounded(task.goal_dim),
-            "desired_goal": unbounded(task.goal_dim),
-        }
-    )
-    return observation, spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
+    sizes = {
+        "observation": task.observation_dim,
+        "achieved_goal": task.goal_dim,
+        "desired_goal": task.goal_dim,
+    }
+    unbounded: dict[str, spaces.Space[Any]]
+    unbounded = {name: spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in sizes.items()}
+    return spaces.Dict(unbounded), spaces.Box(-1.0, 1.0, (task.action_dim,), np.float32)
 
 
 def _reward(success: Any) -> Any:
@@ -408,15 +386,6 @@ def _goal(goal: Any, task: CompiledTask, num_worlds: int) -> np.ndarray:
             f"options['goal'] must be {task.goal_dim} finite numbers (a world), not {goal.tolist()}"
         )
     return goal
-
-
-def _mask(mask: Any, num_worlds: int) -> np.ndarray | None:
-    if mask is None:
-        return None
-    mask = np.asarray(mask)
-    if mask.shape != (num_worlds,) or mask.dtype != bool:
-        raise ValueError(f"options['reset_mask'] must be {num_worlds} bools, not {mask.dtype} {mask.shape}")
-    return mask
 
 
 def _checked(options: dict[str, Any] | None, valid: tuple[str, ...]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ out. Two models whose numbers differ by less than the grid have one fingerprint.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 import mujoco
 import numpy as np
@@ -23,7 +22,7 @@ _LOOKED_UP = (
 )  # fmt: skip
 _SAME_FRAME = "_sameframe"
 # Principal axes: any will do where two moments are equal. The tensor that they stand for is hashed.
-_PRINCIPAL = ("body_inertia", "body_iquat")
+_LEFT_OUT = ("body_inertia", "body_iquat", *_PLACES)
 # Bits behind the point of numbers up to 1; of larger ones as many significant bits.
 _BITS = {np.dtype(np.float64): 26, np.dtype(np.float32): 18}
 
@@ -34,9 +33,28 @@ def model_sha256(model: mujoco.MjModel) -> str:
     Where its meshes and pictures lie does not count, nor which processor compiled it. Another version of
     MuJoCo, whose models have other fields, gives another.
     """
+    axes = np.empty((model.nbody, 9))
+    for body in range(model.nbody):
+        mujoco.mju_quat2Mat(axes[body], model.body_iquat[body])
+    axes = axes.reshape(-1, 3, 3)
+    counted: list[tuple[str, object]] = [
+        (name, getattr(model, name))
+        for name in sorted(dir(model))
+        if not (name.startswith(("_", *_LOOKED_UP)) or name.endswith(_SAME_FRAME) or name in _LEFT_OUT)
+    ]
+    counted += [("inertia", np.einsum("bij,bj,bkj->bik", axes, model.body_inertia, axes))]
+    counted += [
+        (f"opt.{name}", getattr(model.opt, name)) for name in sorted(dir(model.opt)) if name[0] != "_"
+    ]
     digest = hashlib.sha256()
-    for name, content in _contents(model):
-        digest.update(f"{name}:".encode() + content)
+    for name, value in counted:
+        if isinstance(value, float):
+            value = np.array(value)
+        if isinstance(value, np.ndarray):
+            exact = rounded(value).astype("<f8") if value.dtype in _BITS else value
+            digest.update(f"{name}:".encode() + exact.tobytes())
+        elif isinstance(value, int | bytes):
+            digest.update(f"{name}:{value!r}".encode())
     return digest.hexdigest()
 
 
@@ -54,36 +72,3 @@ def rounded(values: np.ndarray) -> np.ndarray:
     exponent = np.maximum(np.frexp(wide)[1], 0) - _BITS[values.dtype]
     on_grid = np.ldexp(np.rint(np.ldexp(wide, -exponent)), exponent)
     return np.where(np.isfinite(wide), on_grid, wide) + 0.0
-
-
-def _contents(model: mujoco.MjModel) -> Iterator[tuple[str, bytes]]:
-    """Yield every number, array and name of the model that counts."""
-    for name in sorted(dir(model)):
-        if not (name.startswith(("_", *_LOOKED_UP)) or name.endswith(_SAME_FRAME) or name in _PLACES):
-            yield from _content(name, getattr(model, name))
-    yield from _content("inertia", _inertia(model))
-    for name in sorted(dir(model.opt)):
-        if not name.startswith("_"):
-            yield from _content(f"opt.{name}", getattr(model.opt, name))
-
-
-def _content(name: str, value: object) -> Iterator[tuple[str, bytes]]:
-    """Yield a name with its bytes; nothing for a method, or for what is hashed otherwise."""
-    if name in _PRINCIPAL:
-        return
-    if isinstance(value, float):
-        value = np.array(value)
-    if isinstance(value, np.ndarray):
-        exact = rounded(value).astype("<f8") if value.dtype in _BITS else value
-        yield name, exact.tobytes()
-    elif isinstance(value, int | bytes):
-        yield name, repr(value).encode()
-
-
-def _inertia(model: mujoco.MjModel) -> np.ndarray:
-    """Return the inertia of each body about its centre of mass, in its own frame, (bodies, 3, 3), kg·m²."""
-    axes = np.empty((model.nbody, 9))
-    for body in range(model.nbody):
-        mujoco.mju_quat2Mat(axes[body], model.body_iquat[body])
-    rotation = axes.reshape(-1, 3, 3)
-    return np.einsum("bij,bj,bkj->bik", rotation, model.body_inertia, rotation)

@@ -26,11 +26,22 @@ def quiet_mujoco() -> Iterator[None]:
     The configuration belongs to the process, so blocks may nest and run in several threads: the first to
     enter saves it, the last to leave restores it. About 1 µs.
     """
-    _enter()
+    global _inside, _saved
+    with _lock:
+        if _inside == 0:
+            _saved = mujoco.MjLogConfig.get()
+            silent = mujoco.MjLogConfig.get()
+            silent.logto_console = silent.logto_file = False
+            silent.set()
+        _inside += 1
     try:
         yield
     finally:
-        _leave()
+        with _lock:
+            _inside -= 1
+            if _inside == 0 and _saved is not None:
+                _saved.set()
+                _saved = None
 
 
 def compile_spec(spec: mujoco.MjSpec) -> tuple[mujoco.MjModel, list[str]]:
@@ -43,23 +54,3 @@ def compile_spec(spec: mujoco.MjSpec) -> tuple[mujoco.MjModel, list[str]]:
         warnings.simplefilter("always")
         model = spec.compile()
     return model, [" ".join(str(each.message).split()) for each in caught]
-
-
-def _enter() -> None:
-    global _inside, _saved
-    with _lock:
-        if _inside == 0:
-            _saved = mujoco.MjLogConfig.get()
-            silent = mujoco.MjLogConfig.get()
-            silent.logto_console = silent.logto_file = False
-            silent.set()
-        _inside += 1
-
-
-def _leave() -> None:
-    global _inside, _saved
-    with _lock:
-        _inside -= 1
-        if _inside == 0 and _saved is not None:
-            _saved.set()
-            _saved = None

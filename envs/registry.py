@@ -68,14 +68,10 @@ def compile_task(name: str, changes: Mapping[str, Any] | None = None) -> Compile
             f"Task {name!r} was changed in a way that this version does not know "
             f"({', '.join(sorted(unknown))}); it knows {' and '.join(CHANGES)}: update thousandfold."
         )
-    return _compile(name).changed(**changes)
-
-
-def _compile(name: str) -> CompiledTask:
     if name not in _tasks() and is_task_file(name):
         page = os.path.abspath(os.path.expanduser(name))
-        return _compile_file(page, file_stamps(page))
-    return _compile_named(name)
+        return _compile_file(page, file_stamps(page)).changed(**changes)
+    return _compile_named(name).changed(**changes)
 
 
 @cache

@@ -7,7 +7,7 @@ import numpy as np
 
 from thousandfold.envs.object_names import find_object, object_names
 from thousandfold.envs.task import Reset, TaskError, Term
-from thousandfold.envs.term_columns import FIELDS, ONE_NUMBER, TermResolver, as_slice
+from thousandfold.envs.term_columns import FIELDS, ONE_NUMBER, TermResolver, as_slice, quaternion_starts
 
 _TRIAL_DRAWS = 256
 _JOINT, _KEY = mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_KEY
@@ -47,7 +47,13 @@ class StartStates:
     def __init__(self, model: mujoco.MjModel, reset: Reset, owner: str) -> None:
         self._model, self._reset, self._owner = model, reset, owner
         self._resolver = TermResolver(model, owner)
-        data = self._base()
+        data = mujoco.MjData(model)
+        if reset.keyframe is not None:
+            try:
+                key = find_object(model, _KEY, reset.keyframe, owner)
+            except TaskError as error:
+                raise error.within("keyframe") from None
+            mujoco.mj_resetDataKeyframe(model, data, key)
         self._qpos, self._qvel = data.qpos.copy(), data.qvel.copy()
         self.base = np.empty(mujoco.mj_stateSize(model, STATE))
         mujoco.mj_getState(model, data, self.base, STATE)
@@ -65,33 +71,15 @@ class StartStates:
                 f"{owner}: starts draw {drawn.shape[1]} numbers for {len(columns)} joints.", ("positions",)
             )
         self._noisy_qpos, self._noisy_qvel = self._noisy("qpos"), self._noisy("qvel")
-        self._quaternions = [
-            int(model.jnt_qposadr[joint]) + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0)
-            for joint, kind in enumerate(model.jnt_type)
-            if mujoco.mjtJoint(kind) in (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)
-        ]
-        self._require_orientations(drawn)
-
-    def _require_orientations(self, drawn: np.ndarray) -> None:
-        """Raise TaskError where a draw, before any noise, leaves a quaternion that is no orientation."""
+        self._quaternions = quaternion_starts(model)
         qpos = np.tile(self._qpos, (len(drawn), 1))
         qpos[:, self._drawn] = drawn
         for start in self._quaternions:
             if not qpos[:, start : start + 4].any(1).all():
                 raise TaskError(
-                    f"{self._owner}: starts draw zeros for all four numbers of a quaternion, which is no "
+                    f"{owner}: starts draw zeros for all four numbers of a quaternion, which is no "
                     "orientation; (1, 0, 0, 0) leaves the body as the model has it."
                 )
-
-    def _base(self) -> mujoco.MjData:
-        data = mujoco.MjData(self._model)
-        if self._reset.keyframe is not None:
-            try:
-                key = find_object(self._model, _KEY, self._reset.keyframe, self._owner)
-            except TaskError as error:
-                raise error.within("keyframe") from None
-            mujoco.mj_resetDataKeyframe(self._model, data, key)
-        return data
 
     def _column(self, place: int, name: str) -> int:
         """Return the column of qpos that ``joint`` or ``joint[index]`` names, the `place`-th to draw."""

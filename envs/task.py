@@ -77,6 +77,10 @@ class SuccessRegion:
     stop: int | None = None
     points: int = 1
 
+    def covers(self, *numbers: int) -> bool:
+        """Return whether these numbers of the goal are all in the slice."""
+        return all(self.start <= each and (self.stop is None or each < self.stop) for each in numbers)
+
     def mean_point(self, goals: Any) -> Any:
         """Return the mean of the slice's points, (..., size of a point), of goals (..., goal_dim).
 

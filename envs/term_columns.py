@@ -1,26 +1,35 @@
-"""Terms with their names resolved, and how they are read out of a simulator's arrays."""
+"""Terms with their names resolved: how they are read out of a simulator's arrays, what their numbers are
+called, and what these are measured in.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import mujoco
 import numpy as np
 
-from thousandfold.envs.object_names import as_written, find_object, nearest_hint
+from thousandfold.envs.object_names import as_written, find_object, nearest_hint, object_count, object_names
 from thousandfold.envs.task import TaskError, Term, Transform
 
-# -- The MuJoCo data fields that every simulator has, with one shape each, and whose numbers they are
-
-_OBJECT = mujoco.mjtObj
+_OBJECT, _JOINT, _SENSOR = mujoco.mjtObj, mujoco.mjtJoint, mujoco.mjtSensor
+LINEAR_AND_TURNING: Mapping[mujoco.mjtJoint, tuple[int, int]] = {
+    _JOINT.mjJNT_FREE: (3, 3),
+    _JOINT.mjJNT_BALL: (0, 3),
+    _JOINT.mjJNT_SLIDE: (1, 0),
+    _JOINT.mjJNT_HINGE: (0, 1),
+}
+"""How many velocities of a joint are linear and how many turn; three that turn are a quaternion in qpos."""
+ONE_NUMBER = re.compile(r"(?P<object>.+)\[(?P<index>\d+)\]$")
+"""One number of an object, as people write it: ``root[2]``."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A MuJoCo data field that every simulator has, and how its numbers belong to named objects.
+    """A MuJoCo data field that every simulator has, with one shape, and whose numbers it holds.
 
     Attributes:
         kind: the MuJoCo object type of the names a term may give.
@@ -35,28 +44,17 @@ class Field:
     width: Callable[[mujoco.MjModel], int]
 
 
-def _per_object(size: int, count: str, kind: mujoco.mjtObj) -> Field:
-    """Return a field with `size` numbers for each object, `count` naming how many there are."""
-    return Field(
-        kind=kind,
-        in_state=False,
-        columns=lambda model, index: (size * index, size * (index + 1)),
-        width=lambda model: size * getattr(model, count),
-    )
-
-
-_JOINT_QPOS = {mujoco.mjtJoint.mjJNT_FREE: 7, mujoco.mjtJoint.mjJNT_BALL: 4}
-_JOINT_QVEL = {mujoco.mjtJoint.mjJNT_FREE: 6, mujoco.mjtJoint.mjJNT_BALL: 3}
-
-
 def _joint_qpos(model: mujoco.MjModel, joint: int) -> tuple[int, int]:
-    start = int(model.jnt_qposadr[joint])
-    return start, start + _JOINT_QPOS.get(mujoco.mjtJoint(model.jnt_type[joint]), 1)
+    start, (linear, turning) = (
+        int(model.jnt_qposadr[joint]),
+        LINEAR_AND_TURNING[_JOINT(model.jnt_type[joint])],
+    )
+    return start, start + linear + turning + (turning == 3)
 
 
 def _joint_qvel(model: mujoco.MjModel, joint: int) -> tuple[int, int]:
     start = int(model.jnt_dofadr[joint])
-    return start, start + _JOINT_QVEL.get(mujoco.mjtJoint(model.jnt_type[joint]), 1)
+    return start, start + sum(LINEAR_AND_TURNING[_JOINT(model.jnt_type[joint])])
 
 
 def _activation(model: mujoco.MjModel, actuator: int) -> tuple[int, int]:
@@ -67,6 +65,16 @@ def _activation(model: mujoco.MjModel, actuator: int) -> tuple[int, int]:
 def _sensor(model: mujoco.MjModel, sensor: int) -> tuple[int, int]:
     start = int(model.sensor_adr[sensor])
     return start, start + int(model.sensor_dim[sensor])
+
+
+def _per_object(size: int, count: str, kind: mujoco.mjtObj) -> Field:
+    """Return a field with `size` numbers for each object, `count` naming how many there are."""
+    return Field(
+        kind,
+        False,
+        lambda _, index: (size * index, size * (index + 1)),
+        lambda model: size * getattr(model, count),
+    )
 
 
 FIELDS: Mapping[str, Field] = {
@@ -84,26 +92,27 @@ FIELDS: Mapping[str, Field] = {
 }
 
 
+def quaternion_starts(model: mujoco.MjModel) -> list[int]:
+    """Return where in qpos the quaternions of free and ball joints begin."""
+    return [
+        int(start) + LINEAR_AND_TURNING[_JOINT(kind)][0]
+        for start, kind in zip(model.jnt_qposadr, model.jnt_type, strict=True)
+        if LINEAR_AND_TURNING[_JOINT(kind)][1] == 3
+    ]
+
+
 def quaternion_columns(model: mujoco.MjModel, field: str) -> np.ndarray:
     """Return which numbers of a field belong to quaternions, (width,) bool."""
-    found = np.zeros(FIELDS[field].width(model), bool)
-    if field == "xquat":
-        found[:] = True
-    elif field == "qpos":
-        for joint, kind in enumerate(map(mujoco.mjtJoint, model.jnt_type)):
-            start, stop = _joint_qpos(model, joint)
-            if stop - start > 1:
-                found[start + (3 if kind == mujoco.mjtJoint.mjJNT_FREE else 0) : stop] = True
+    found = np.full(FIELDS[field].width(model), field == "xquat")
+    if field == "qpos":
+        for start in quaternion_starts(model):
+            found[start : start + 4] = True
     elif field == "sensordata":
-        for sensor, kind in enumerate(map(mujoco.mjtSensor, model.sensor_type)):
-            if kind in (mujoco.mjtSensor.mjSENS_FRAMEQUAT, mujoco.mjtSensor.mjSENS_BALLQUAT):
-                found[slice(*_sensor(model, sensor))] = True
+        for sensor in np.flatnonzero(
+            np.isin(model.sensor_type, [_SENSOR.mjSENS_FRAMEQUAT, _SENSOR.mjSENS_BALLQUAT])
+        ):
+            found[slice(*_sensor(model, int(sensor)))] = True
     return found
-
-
-# --------------------------------------------------------------------------------------------------
-
-ONE_NUMBER = re.compile(r"(?P<object>.+)\[(?P<index>\d+)\]$")
 
 
 @dataclass(frozen=True)
@@ -123,29 +132,24 @@ class TermColumns:
     start: int
     stop: int
     minus: slice | np.ndarray | None = None
-    _placed: dict[Any, tuple[Any, Any]] = field(default_factory=dict, repr=False, compare=False)
+    _placed: dict[Any, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle keeps: not what was placed on devices of this process."""
         return {**self.__dict__, "_placed": {}}
 
-    def columns_on(self, xp: Any, device: Any) -> tuple[Any, Any]:
+    def columns_on(self, xp: Any, device: Any) -> tuple[Any, ...]:
         """Return `source` and `minus` on `device`, where a NumPy index would be sent at each reading."""
         if (xp, device) not in self._placed:
-            self._placed[xp, device] = (
-                _place(self.source, xp, device),
-                _place(self.minus, xp, device),
+            self._placed[xp, device] = tuple(
+                xp.asarray(columns, device=device) if isinstance(columns, np.ndarray) else columns
+                for columns in (self.source, self.minus)
             )
         return self._placed[xp, device]
 
 
 class TermResolver:
-    """Finds what terms name in a compiled model.
-
-    Args:
-        model: the compiled model.
-        owner: how errors begin, such as ``Task 'ant'``.
-    """
+    """Finds what terms name in a compiled model; errors begin with `owner`, such as ``Task 'ant'``."""
 
     def __init__(self, model: mujoco.MjModel, owner: str) -> None:
         self._model, self._owner = model, owner
@@ -155,11 +159,23 @@ class TermResolver:
         resolved: list[TermColumns] = []
         start = 0
         for term in terms:
-            self._check(term)
-            columns = self.columns(term)
-            minus = None if term.minus is None else self._subtracted(term.minus)
-            if minus is not None and len(minus) != len(columns):
-                raise TaskError(f"{self._owner}: a difference of {len(columns)} and {len(minus)} numbers.")
+            if term.transform not in get_args(Transform):
+                valid = ", ".join(get_args(Transform))
+                raise TaskError(f"{self._owner}: unknown transform {term.transform!r}; valid: {valid}.")
+            if term.minus is not None and term.minus.transform != "identity":
+                raise TaskError(f"{self._owner}: the term that a difference subtracts has no transform.")
+            if (term.transform == "difference") != (term.minus is not None):
+                raise TaskError(f"{self._owner}: a term has `minus` exactly when it is a difference.")
+            columns, minus = self.columns(term), None
+            if term.minus is not None:
+                try:
+                    minus = self.columns(term.minus)
+                except TaskError as error:
+                    raise error.within("minus") from None
+                if len(minus) != len(columns):
+                    raise TaskError(
+                        f"{self._owner}: a difference of {len(columns)} and {len(minus)} numbers."
+                    )
             stop = start + len(columns)
             resolved.append(TermColumns(term, as_slice(columns), start, stop, as_slice(minus)))
             start = stop
@@ -167,28 +183,12 @@ class TermResolver:
             raise TaskError(f"{self._owner} has an empty list of terms.")
         return resolved
 
-    def _subtracted(self, term: Term) -> np.ndarray:
-        try:
-            return self.columns(term)
-        except TaskError as error:
-            raise error.within("minus") from None
-
-    def _check(self, term: Term) -> None:
-        if term.transform not in get_args(Transform):
-            valid = ", ".join(get_args(Transform))
-            raise TaskError(f"{self._owner}: unknown transform {term.transform!r}; valid: {valid}.")
-        if term.minus is not None and term.minus.transform != "identity":
-            raise TaskError(f"{self._owner}: the term that a difference subtracts has no transform.")
-        if (term.transform == "difference") != (term.minus is not None):
-            raise TaskError(f"{self._owner}: a term has `minus` exactly when it is a difference.")
-
     def columns(self, term: Term) -> np.ndarray:
         """Return the flat columns of the term's field that it reads."""
         if term.field not in FIELDS:
-            valid = f"valid: {', '.join(FIELDS)}."
+            hint = nearest_hint(term.field, FIELDS)
             raise TaskError(
-                f"{self._owner}: unknown field {term.field!r}; {nearest_hint(term.field, FIELDS)}{valid}",
-                ("field",),
+                f"{self._owner}: unknown field {term.field!r}; {hint}valid: {', '.join(FIELDS)}.", ("field",)
             )
         field = FIELDS[term.field]
         if term.object is None:
@@ -197,39 +197,28 @@ class TermResolver:
             try:
                 index = find_object(self._model, field.kind, term.object, self._owner)
             except TaskError as error:
-                raise self._with_number(term, error).within("object") from None
+                raise TaskError(f"{error}{self._read_one_number(term)}", ("object",)) from None
             columns = np.arange(*field.columns(self._model, index))
         if term.columns is None:
             if len(columns) == 0:
                 owner = "the model" if term.object is None else repr(term.object)
                 raise TaskError(f"{self._owner}: {owner} has nothing that {term.field!r} reads.", ("field",))
             return columns
-        whose = term.field if term.object is None else f"{term.field} of {term.object!r}"
-        missing = [column for column in term.columns if not 0 <= column < len(columns)]
+        count = len(columns)
+        missing = [column for column in term.columns if not 0 <= column < count]
         if missing:
-            raise TaskError(
-                f"{self._owner}: {whose} has no number {missing[0]}: {_counted(len(columns))}.", ("columns",)
-            )
+            whose = term.field if term.object is None else f"{term.field} of {term.object!r}"
+            has = {0: "none", 1: "one, number 0"}.get(count, f"{count}, from 0 to {count - 1}")
+            raise TaskError(f"{self._owner}: {whose} has no number {missing[0]}: it has {has}.", ("columns",))
         return columns[list(term.columns)]
 
-    def _with_number(self, term: Term, error: TaskError) -> TaskError:
-        """Return the error about an object; where that is ``root[2]``, it says how one number is read."""
+    def _read_one_number(self, term: Term) -> str:
+        """Return how a page reads one number of an object, where the term's object is such as ``root[2]``."""
         match = ONE_NUMBER.match(term.object or "")
-        if match is None:
-            return error
-        try:
-            find_object(self._model, FIELDS[term.field].kind, match["object"], self._owner)
-        except TaskError:
-            return error
-        asked = f"object: {as_written(match['object'])}, columns: [{match['index']}]"
-        return TaskError(f"{error} One of its numbers is read with `{asked}`.")
-
-
-def _counted(numbers: int) -> str:
-    """Return ``it has 7, from 0 to 6`` for so many numbers."""
-    if numbers < 2:
-        return "it has none" if numbers == 0 else "it has one, number 0"
-    return f"it has {numbers}, from 0 to {numbers - 1}"
+        if match is None or match["object"] not in object_names(self._model, FIELDS[term.field].kind):
+            return ""
+        entry = f"object: {as_written(match['object'])}, columns: [{match['index']}]"
+        return f" One of its numbers is read with `{entry}`."
 
 
 def as_slice(columns: np.ndarray | None) -> Any:
@@ -237,10 +226,6 @@ def as_slice(columns: np.ndarray | None) -> Any:
     if columns is None or len(columns) == 0 or not (np.diff(columns) == 1).all():
         return columns
     return slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _place(columns: slice | np.ndarray | None, xp: Any, device: Any) -> Any:
-    return xp.asarray(columns, device=device) if isinstance(columns, np.ndarray) else columns
 
 
 def read_terms(terms: list[TermColumns], fields: Mapping[str, Any], out: Any, xp: Any) -> None:
@@ -269,3 +254,115 @@ def label_of(term: Term) -> str:
     if term.minus is not None:
         return f"{name} - {label_of(term.minus)}"
     return name if term.transform == "identity" else f"{term.transform}({name})"
+
+
+# -- Names and units of single numbers: MuJoCo's conventions
+
+_OF_OBJECT: Mapping[str, tuple[str, ...]] = {
+    "xpos": ("m",) * 3,
+    "xquat": ("1",) * 4,
+    "site_xpos": ("m",) * 3,
+    "cinert": ("kg m²",) * 6 + ("kg m",) * 3 + ("kg",),
+    "cvel": ("rad/s",) * 3 + ("m/s",) * 3,
+}
+_OF_JOINT = {"qpos": ("m", "rad"), "qvel": ("m/s", "rad/s"), "qfrc_actuator": ("N", "N m")}  # linear, turning
+_OF_SENSOR: Mapping[mujoco.mjtSensor, str] = {
+    _SENSOR.mjSENS_TOUCH: "N",
+    _SENSOR.mjSENS_ACCELEROMETER: "m/s²",
+    _SENSOR.mjSENS_VELOCIMETER: "m/s",
+    _SENSOR.mjSENS_GYRO: "rad/s",
+    _SENSOR.mjSENS_FORCE: "N",
+    _SENSOR.mjSENS_TORQUE: "N m",
+    _SENSOR.mjSENS_RANGEFINDER: "m",
+    _SENSOR.mjSENS_BALLQUAT: "1",
+    _SENSOR.mjSENS_BALLANGVEL: "rad/s",
+    _SENSOR.mjSENS_FRAMEPOS: "m",
+    _SENSOR.mjSENS_FRAMEQUAT: "1",
+    _SENSOR.mjSENS_FRAMEXAXIS: "1",
+    _SENSOR.mjSENS_FRAMEYAXIS: "1",
+    _SENSOR.mjSENS_FRAMEZAXIS: "1",
+    _SENSOR.mjSENS_FRAMELINVEL: "m/s",
+    _SENSOR.mjSENS_FRAMEANGVEL: "rad/s",
+    _SENSOR.mjSENS_FRAMELINACC: "m/s²",
+    _SENSOR.mjSENS_FRAMEANGACC: "rad/s²",
+    _SENSOR.mjSENS_SUBTREECOM: "m",
+    _SENSOR.mjSENS_SUBTREELINVEL: "m/s",
+    _SENSOR.mjSENS_SUBTREEANGMOM: "kg m²/s",
+    _SENSOR.mjSENS_GEOMDIST: "m",
+    _SENSOR.mjSENS_CLOCK: "s",
+}
+_OF_SENSED_JOINT: Mapping[mujoco.mjtSensor, str] = {
+    _SENSOR.mjSENS_JOINTPOS: "qpos",
+    _SENSOR.mjSENS_JOINTVEL: "qvel",
+    _SENSOR.mjSENS_JOINTACTFRC: "qfrc_actuator",
+    _SENSOR.mjSENS_JOINTLIMITPOS: "qpos",
+    _SENSOR.mjSENS_JOINTLIMITVEL: "qvel",
+    _SENSOR.mjSENS_JOINTLIMITFRC: "qfrc_actuator",
+}
+
+
+def describe_elements(model: mujoco.MjModel, columns: TermColumns) -> list[dict[str, str]]:
+    """Return name and unit of every number of a term, in order.
+
+    A number is called by its field, its object, as `object_names` calls it, and its place among that object's
+    numbers, whether the term names the object or reads them all: ``qpos:elbow[0]``, ``site_xpos:tip[2]``,
+    ``cos(qpos:elbow)[0]``. A difference over all objects gives the place in the whole field. The unit is the
+    term's own, else the one that MuJoCo's convention gives the field; empty where it gives none, as for
+    controls.
+    """
+    term, found = columns.term, []
+    names = object_names(model, FIELDS[term.field].kind)
+    for number, owner, offset, _ in _numbers(model, columns):
+        own, place = term, number
+        if term.object is None and term.minus is None:
+            own, place = replace(term, object=names[owner]), offset
+        unit = "1" if term.transform in ("cos", "sin") else _unit(model, term.field, owner, offset)
+        found.append({"name": f"{label_of(own)}[{place}]", "unit": term.unit or unit})
+    return found
+
+
+def earlier_names(model: mujoco.MjModel, columns: TermColumns) -> list[str]:
+    """Return how files of earlier versions call every number of a term, in order.
+
+    They begin with the place in the whole field where the term reads all objects: ``qpos[7] elbow``,
+    ``qpos[2] root[2]``, and ``qpos[9]`` for an object without a name.
+    """
+    term, found = columns.term, []
+    for number, owner, offset, size in _numbers(model, columns):
+        name = f"{label_of(term)}[{number}]"
+        own = mujoco.mj_id2name(model, FIELDS[term.field].kind, owner)
+        if term.object is None and term.minus is None and own:
+            name += f" {own}[{offset}]" if size > 1 else f" {own}"
+        found.append(name)
+    return found
+
+
+def _numbers(model: mujoco.MjModel, columns: TermColumns) -> Iterator[tuple[int, int, int, int]]:
+    """Yield, of every number of a term, its place as the term counts it, its object's id, and which of the
+    object's numbers it is, of how many.
+    """
+    source, term = columns.source, columns.term
+    flat = np.arange(source.start, source.stop) if isinstance(source, slice) else source
+    field = FIELDS[term.field]
+    spans = [field.columns(model, index) for index in range(object_count(model, field.kind))]
+    for number, column in zip(term.columns or range(len(flat)), flat.tolist(), strict=True):
+        owner = next(index for index, (start, stop) in enumerate(spans) if start <= column < stop)
+        start, stop = spans[owner]
+        yield number, owner, column - start, stop - start
+
+
+def _unit(model: mujoco.MjModel, field: str, owner: int, offset: int) -> str:
+    """Return the unit of one of an object's numbers; empty where the field alone does not tell."""
+    if field in _OF_OBJECT:
+        return _OF_OBJECT[field][offset]
+    if field == "sensordata":
+        kind = _SENSOR(model.sensor_type[owner])
+        if kind not in _OF_SENSED_JOINT:
+            return _OF_SENSOR.get(kind, "")
+        field, owner = _OF_SENSED_JOINT[kind], int(model.sensor_objid[owner])
+    if field in ("ctrl", "act"):
+        return ""
+    linear, turning = LINEAR_AND_TURNING[_JOINT(model.jnt_type[owner])]
+    if offset >= linear and turning == 3 and field == "qpos":
+        return "1"
+    return _OF_JOINT[field][offset >= linear]

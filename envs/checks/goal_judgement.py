@@ -66,7 +66,7 @@ def judge_goals(
 def require_comparable_goals(task: CompiledTask) -> None:
     """Raise TaskError where success compares the numbers of quaternions: q and −q would differ."""
     for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
-        if any(_within(region.start, region.stop, numbers) for region in task.spec.success):
+        if _success_compares(task, numbers):
             label = label_of(columns.term)
             raise TaskError(f"{place}: {label} is a quaternion that success compares {_NO_QUATERNIONS}")
 
@@ -74,7 +74,7 @@ def require_comparable_goals(task: CompiledTask) -> None:
 def _orientation_warnings(task: CompiledTask) -> Iterator[str]:
     """Yield a line for each term, of those that are not refused, that takes quaternions number by number."""
     for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
-        if not any(_within(region.start, region.stop, numbers) for region in task.spec.success):
+        if not _success_compares(task, numbers):
             yield f"{place}: {label_of(columns.term)} is a quaternion that goals command {_NO_QUATERNIONS}"
     for place, columns, _ in _quaternions(task, "observation", task.spec.observation):
         if columns.term.minus is not None:
@@ -102,8 +102,8 @@ def _quaternions(
         first += columns.stop
 
 
-def _within(start: int, stop: int | None, numbers: list[int]) -> bool:
-    return any(start <= number and (stop is None or number < stop) for number in numbers)
+def _success_compares(task: CompiledTask, numbers: list[int]) -> bool:
+    return any(region.covers(each) for region in task.spec.success for each in numbers)
 
 
 def _warnings(task: CompiledTask, name: str, report: ReachReport) -> list[str]:

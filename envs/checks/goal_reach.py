@@ -21,7 +21,6 @@ import numpy as np
 from thousandfold.envs.checks.obstacles import FloorReach, MazeReach
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.task import Term
-from thousandfold.envs.term_columns import TermResolver, read_terms
 
 _OF_CONFIGURATION = {"qpos", "xpos", "xquat", "site_xpos", "cinert", "sensordata"}
 _STARTS, _ITERATIONS = 3, 25
@@ -73,14 +72,10 @@ class GoalReach:
         self._rng = np.random.default_rng(seed)
         self._num_configurations = configurations
         self._maze, self._floor = MazeReach(task), FloorReach(task)
-        resolver = TermResolver(task.model, f"Task {task.name!r}")
-        self._ends = [
-            (end, resolver.resolve((end.term,)))
-            for end in task.spec.early_end
-            if self._is_positional((end.term,))
-        ]
-        ending = _fields_of(end.term for end, _ in self._ends)
-        self._fields = _fields_of(task.spec.achieved_goal) | ending
+        ends = task.spec.early_end
+        self._ends = [index for index, end in enumerate(ends) if self._is_positional((end.term,))]
+        read = [*task.spec.achieved_goal, *(ends[index].term for index in self._ends)]
+        self._fields = _fields_of(read)
         self._limited = [
             (int(self._model.jnt_qposadr[joint]), *map(float, self._model.jnt_range[joint]))
             for joint in range(self._model.njnt)
@@ -172,15 +167,8 @@ class GoalReach:
 
     def _is_allowed(self, qpos: np.ndarray) -> bool:
         """Return whether a configuration does not end the episode early, as far as that can be told."""
-        if not self._ends:
-            return True
-        fields = self._read(qpos)
-        for end, columns in self._ends:
-            out = np.zeros((1, columns[-1].stop))
-            read_terms(columns, fields, out, np)
-            if ((out < end.low) | (out > end.high)).any():
-                return False
-        return True
+        fields = self._read(qpos) if self._ends else {}
+        return not any(self._task.early_end_holds(index, fields)[0] for index in self._ends)
 
     def _read(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
         """Return the fields of a configuration, each (1, width)."""
@@ -218,6 +206,8 @@ class GoalReach:
             jacobian = self._jacobian(qpos, goal, residual)
             normal = jacobian.T @ jacobian + damping * np.eye(self._model.nv)
             moved = self._moved(qpos, -np.linalg.solve(normal, jacobian.T @ residual))
+            for column, low, high in self._limited:
+                moved[column] = np.clip(moved[column], low, high)
             after = self._residual(moved, goal)
             stays = self._is_allowed(moved)
             if after @ after < residual @ residual and (stays or not allowed):
@@ -235,19 +225,12 @@ class GoalReach:
         """Return the residual's derivative by each degree of freedom, (residuals, nv)."""
         columns = []
         for step in _DIFFERENCE * np.eye(self._model.nv):
-            columns.append((self._residual(self._integrated(qpos, step), goal) - residual) / _DIFFERENCE)
+            columns.append((self._residual(self._moved(qpos, step), goal) - residual) / _DIFFERENCE)
         return np.stack(columns, axis=1)
 
-    def _integrated(self, qpos: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def _moved(self, qpos: np.ndarray, step: np.ndarray) -> np.ndarray:
         moved = qpos.copy()
         mujoco.mj_integratePos(self._model, moved, step, 1.0)
-        return moved
-
-    def _moved(self, qpos: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """Return the configuration after a step, with the joints in their ranges."""
-        moved = self._integrated(qpos, step)
-        for column, low, high in self._limited:
-            moved[column] = np.clip(moved[column], low, high)
         return moved
 
 

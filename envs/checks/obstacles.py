@@ -77,11 +77,12 @@ class FloorReach:
     def _points(self) -> list[_Point]:
         """Return what of the achieved goal is the place of a body, of a site or of a free joint."""
         model, found = self._model, []
-        for columns in TermResolver(model, "the task").resolve(self._task.spec.achieved_goal):
+        resolver = TermResolver(model, "the task")
+        for columns in resolver.resolve(self._task.spec.achieved_goal):
             term = columns.term
-            if term.minus is not None or term.transform != "identity":
+            if term.transform != "identity":
                 continue
-            source = TermResolver(model, "the task").columns(term)[:3]
+            source = resolver.columns(term)[:3]
             if len(source) < 3 or (np.diff(source) != 1).any():
                 continue
             first = int(source[0])
@@ -101,9 +102,7 @@ class FloorReach:
         radii = [
             region.radius
             for region in self._task.spec.success
-            if region.points == 1
-            and region.start <= point.start
-            and point.start + 3 <= (self._task.goal_dim if region.stop is None else region.stop)
+            if region.points == 1 and region.covers(point.start, point.start + 2)
         ]
         meets = (model.geom_contype & model.geom_conaffinity[plane]) | (
             model.geom_conaffinity & model.geom_contype[plane]
@@ -133,21 +132,17 @@ class MazeReach:
 
     def __init__(self, task: CompiledTask) -> None:
         self._plane = tuple(task.spec.scene.goal_position or ())
-        regions = [
+        radii = [
             region.radius
             for region in task.spec.success
-            if region.points == 1
-            and all(
-                region.start <= column < (task.goal_dim if region.stop is None else region.stop)
-                for column in self._plane[:2]
-            )
+            if region.points == 1 and region.covers(*self._plane[:2])
         ]
         wall = self._first_wall(task)
-        self.can_judge = wall is not None and len(self._plane) >= 2 and bool(regions)
+        self.can_judge = wall is not None and len(self._plane) >= 2 and bool(radii)
         if wall is None or not self.can_judge or task.spec.maze is None:
             return
         self._origin, self._top = wall
-        self._radius, self._scale = min(regions), task.spec.maze.scale
+        self._radius, self._scale = min(radii), task.spec.maze.scale
         rows = task.spec.maze.layout.split()
         inner = [f"#.{row}.#" for row in ("." * len(rows[0]), *rows, "." * len(rows[0]))]
         outer = "#" * len(inner[0])

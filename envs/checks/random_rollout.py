@@ -12,19 +12,13 @@ import numpy as np
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.object_names import object_names
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
-from thousandfold.envs.term_columns import label_of
+from thousandfold.envs.term_columns import LINEAR_AND_TURNING, label_of
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _OFTEN, _SMALL_SPAN = 0.1, 0.15
 _EPISODES_AWAY, _SHORT = 3.0, 3
 _FAST_TURN, _FAST_SPIN = 2 * np.pi, 200.0  # rad between two actions; rad/s
 _LARGE, _UNEQUAL = 300.0, 1000.0  # of a number; of the terms' spans, largest by smallest
-_LINEAR_AND_TURNING = {
-    mujoco.mjtJoint.mjJNT_FREE: (3, 3),
-    mujoco.mjtJoint.mjJNT_BALL: (0, 3),
-    mujoco.mjtJoint.mjJNT_SLIDE: (1, 0),
-    mujoco.mjtJoint.mjJNT_HINGE: (0, 1),
-}
 
 
 @dataclass
@@ -107,8 +101,10 @@ def roll_out(
         if step == 0:
             result.ended_at_once = running & outcome.terminated
             if result.ended_at_once.any():
-                world = int(np.argmax(result.ended_at_once))
-                result.first_end = next(iter(task.early_ends_holding(simulator.world_data(world))), None)
+                data = simulator.world_data(int(np.argmax(result.ended_at_once)))
+                fields = {name: np.reshape(getattr(data, name), (1, -1)) for name in task.fields}
+                ends = range(len(task.spec.early_end))
+                result.first_end = next((end for end in ends if task.early_end_holds(end, fields)[0]), None)
         running = running & ~outcome.terminated
         if not running.any():
             break
@@ -216,7 +212,7 @@ def _speeding_joints(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     names, fast = object_names(model, mujoco.mjtObj.mjOBJ_JOINT), []
     for joint, name in enumerate(names):
         kind, start = mujoco.mjtJoint(model.jnt_type[joint]), int(model.jnt_dofadr[joint])
-        linear, turning = _LINEAR_AND_TURNING[kind]
+        linear, turning = LINEAR_AND_TURNING[kind]
         speeds = rollout.speeds[start : start + linear + turning]
         slide, turn = max(speeds[:linear], default=0.0), max(speeds[linear:], default=0.0)
         if turn * control_dt > _FAST_TURN or turn > _FAST_SPIN:
@@ -268,9 +264,7 @@ def _far_goals(rollout: RandomRollout, task: CompiledTask) -> list[str]:
     (low, high), (least, largest) = rollout.achieved_goal, rollout.desired_goal
     away = np.maximum(np.maximum(largest - high, low - least), 0.0)
     travel = rollout.fastest * task.spec.episode_steps
-    matters = np.zeros(task.goal_dim, bool)
-    for region in task.spec.success:
-        matters[region.start : region.stop] = True
+    matters = [any(region.covers(each) for region in task.spec.success) for each in range(task.goal_dim)]
     names = [element["name"] for element in task.describe("achieved_goal")]
     far = matters & (away > task.model.stat.extent) & (away > _EPISODES_AWAY * travel)
     for index in np.flatnonzero(far):

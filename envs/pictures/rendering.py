@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.pictures.goal_positions import goal_positions
 from thousandfold.envs.task import MazePicture, TaskError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _FAINTEST, _BOLDEST = 0.35, 0.9
 
 def has_plan(task: CompiledTask) -> bool:
     """Return whether the task's goals have an x and a y, so that paths to them can be seen from above."""
-    positions = goal_positions(task, np.zeros(task.goal_dim))
+    positions = task.goal_positions(np.zeros(task.goal_dim))
     return positions is not None and len(positions) >= 2
 
 
@@ -142,7 +141,7 @@ def _arrow_ends(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
 
 def _plan(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
     """Return x and y of goals, (n, 2)."""
-    positions = goal_positions(task, goals)
+    positions = task.goal_positions(goals)
     assert positions is not None  # the task has a plan
     return positions[:, :2]
 

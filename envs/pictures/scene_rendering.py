@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mujoco_log import compile_spec
 from thousandfold.envs.object_names import find_object
-from thousandfold.envs.pictures.goal_positions import goal_positions
 from thousandfold.envs.pictures.opengl import NoOpenGLError, open_context
 
 _EXTRA_GEOMS = 1000  # what MuJoCo adds of its own, and what is added here
@@ -52,7 +51,7 @@ class GoalMarker:
 
 def goal_marker(task: CompiledTask, goal: np.ndarray) -> GoalMarker | None:
     """Return where to mark a goal, (goal_dim,); None where the goal is no position."""
-    position = goal_positions(task, goal)
+    position = task.goal_positions(goal)
     if position is None:
         return None
     x, y, z = (*position, *(0.0, 0.0, task.spec.scene.goal_height)[len(position) :])

@@ -12,7 +12,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.compiled_task import CompiledTask, require_goals_fit, require_region_fits
 from thousandfold.envs.control_map import ControlMap
 from thousandfold.envs.distributions import (
     BoxPositions,
@@ -43,7 +43,6 @@ from thousandfold.envs.term_columns import TermResolver
 from thousandfold.envs.user_tasks import user_schema as schema
 from thousandfold.envs.user_tasks.model_errors import with_place
 from thousandfold.envs.user_tasks.model_limits import require_modest
-from thousandfold.envs.user_tasks.position_targets import position_targets
 from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
 
 SUFFIXES = (".yaml", ".yml")
@@ -324,6 +323,48 @@ def _control(
     return tuple(_command(command) for command in entry.action)  # pyright: ignore[reportArgumentType]
 
 
+def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:
+    """Return a command for each actuator: its target, over the range of the joint or tendon that it moves.
+
+    Raises:
+        TaskError: an actuator that is no position servo, or whose joint has no range.
+    """
+    return tuple(_position_target(model, index) for index in range(model.nu))
+
+
+def _position_target(model: mujoco.MjModel, index: int) -> Command:
+    name = object_name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index)
+    gain, bias = model.actuator_gainprm[index], model.actuator_biasprm[index]
+    if not (  # a force of gain · (control − length), with damping or without
+        model.actuator_gaintype[index] == mujoco.mjtGain.mjGAIN_FIXED
+        and model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_AFFINE
+        and bias[1] == -gain[0] != 0 == bias[0]
+    ):
+        raise TaskError(
+            f"position_target needs position servos, and actuator {name!r} is none: list the actuators, each "
+            "with its low and high"
+        )
+    target = int(model.actuator_trnid[index, 0])
+    transmission = mujoco.mjtTrn(model.actuator_trntype[index])  # a NumPy integer is in no tuple of these
+    if transmission in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
+        kind, limited, bounds = "joint", model.jnt_limited[target], model.jnt_range[target]
+        what = object_name(model, mujoco.mjtObj.mjOBJ_JOINT, target)
+    elif transmission == mujoco.mjtTrn.mjTRN_TENDON:
+        kind, limited, bounds = "tendon", model.tendon_limited[target], model.tendon_range[target]
+        what = object_name(model, mujoco.mjtObj.mjOBJ_TENDON, target)
+    else:
+        raise TaskError(f"position_target: actuator {name!r} moves neither a joint nor a tendon")
+    if not limited:
+        low, high = map(float, bounds)
+        has = f'has the range {low:g} to {high:g}, but limited="false"' if low < high else "has no range"
+        raise TaskError(
+            f"position_target: actuator {name!r} moves {kind} {what!r}, which {has}: mend it in the model, "
+            "or list the actuators in `action`, each with its `low` and `high`"
+        )
+    low, high = np.sort(bounds * model.actuator_gear[index, 0])
+    return Command(name, "range", float(low), float(high))
+
+
 def _command(entry: schema.CommandEntry) -> Command:
     if entry.hold is not None:
         return Command(entry.actuator, "hold", entry.hold)
@@ -373,11 +414,11 @@ def _checks(
     yield ("action",), partial(_require_controls, model, task)
     goal_dim = resolver.resolve(task.achieved_goal)[-1].stop
     for index, region in enumerate(task.success):
-        yield ("success", index), partial(_require_region_fits, region, goal_dim)
+        yield ("success", index), partial(require_region_fits, region, goal_dim, _OWNER)
     for name, episodes in task.distributions.items():
         own: schema.EpisodesEntry = getattr(entry, name)
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
-        yield (*_section(name, own.goal), "goal"), partial(_require_goals_fit, episodes, goal_dim)
+        yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal_dim, _OWNER)
 
 
 def _require_controls(model: mujoco.MjModel, task: GoalTask) -> None:
@@ -395,19 +436,3 @@ def _require_controls(model: mujoco.MjModel, task: GoalTask) -> None:
 def _section(name: str, own: Any) -> tuple[str, ...]:
     """Return where a part of some episodes stands: in their own section, or with the whole task."""
     return () if own is None else (name,)
-
-
-def _require_region_fits(region: SuccessRegion, goal_dim: int) -> None:
-    stop = goal_dim if region.stop is None else region.stop
-    if not 0 <= region.start < stop <= goal_dim:
-        raise TaskError(
-            f"the slice [{region.start}, {stop}] is none of an achieved_goal of {goal_dim} numbers"
-        )
-    if (stop - region.start) % region.points:
-        raise TaskError(f"{stop - region.start} numbers are not {region.points} points")
-
-
-def _require_goals_fit(episodes: EpisodeDistribution, goal_dim: int) -> None:
-    drawn = episodes.sample(np.random.default_rng(0), 1)[1].shape[1]
-    if drawn != goal_dim:
-        raise TaskError(f"goals of {drawn} numbers, and the achieved_goal has {goal_dim}")

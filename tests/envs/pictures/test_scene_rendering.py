@@ -15,7 +15,6 @@ from tests.envs.opengl_here import needs_opengl
 from tests.envs.user_tasks.user_pages import ARM, PAGE, write
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.goal_env import GoalEnv
-from thousandfold.envs.pictures.goal_positions import goal_positions
 from thousandfold.envs.pictures.scene_rendering import SceneRenderer, apply_style, goal_marker
 from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.envs.task import ScenePicture, SuccessRegion, TaskError
@@ -102,7 +101,7 @@ def test_goals_over_several_points_stand_for_their_mean() -> None:
             },
         )
     )
-    positions = goal_positions(task, np.array([[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 0.0, 0.0]]))
+    positions = task.goal_positions(np.array([[1.0, 2.0, 3.0, 6.0], [0.0, 0.0, 0.0, 0.0]]))
     assert positions is not None and positions.tolist() == [[2.0, 4.0], [0.0, 0.0]]
 
 

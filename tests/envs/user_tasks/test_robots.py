@@ -54,7 +54,7 @@ class TestEvery:
         resolver = TermResolver(task.model, "the task")
         columns = [
             (columns.term.field, column)
-            for columns in resolver.resolve(everything.task.observation)
+            for columns in resolver.resolve(everything.spec.observation)
             for column in np.r_[columns.source].tolist()
         ]
         for (field, column), element in zip(columns, everything.describe("observation"), strict=True):

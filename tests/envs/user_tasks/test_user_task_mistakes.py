@@ -144,11 +144,11 @@ MISTAKES = {
     ),
     "a slice beyond the goal": (
         changed(PAGE, "radius: 0.05", "radius: 0.05, slice: [1, 4]"),
-        "line 11, success: the slice [1, 4] is none of an achieved_goal of 3 numbers",
+        "line 11, success: the slice [1, 4] does not fit an achieved_goal of 3 numbers",
     ),
     "points that do not divide": (
         changed(PAGE, "radius: 0.05", "radius: 0.05, points: 2"),
-        "line 11, success: 3 numbers are not 2 points",
+        "line 11, success: 3 numbers cannot be divided into 2 points",
     ),
     "a radius with a name of two words": (
         PAGE + "other_radii: {very easy: 0.2}\n",

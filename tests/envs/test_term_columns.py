@@ -5,9 +5,8 @@ from __future__ import annotations
 import mujoco
 import pytest
 
-from thousandfold.envs.element_names import describe_elements, earlier_names
 from thousandfold.envs.task import Term
-from thousandfold.envs.term_columns import TermResolver
+from thousandfold.envs.term_columns import TermResolver, describe_elements, earlier_names
 
 MODEL = mujoco.MjModel.from_xml_string("""<mujoco>
   <worldbody>
