@@ -24,8 +24,7 @@ from typing import Any
 
 from benchmarks.learner_speed import spread
 from benchmarks.turns import facts
-from thousandfold.ground.files import write_json_atomic
-from thousandfold.pipeline.artifacts import file_sha256
+from thousandfold.ground.files import file_sha256, write_json_atomic
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,12 +28,12 @@ import torch
 
 from benchmarks.turns import facts
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.files import write_json_atomic
+from thousandfold.ground.files import atomic_file, write_json_atomic
 from thousandfold.models.deployable_policy import DeployablePolicy, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.models.residual_mlp import NetworkShape
-from thousandfold.pipeline.artifacts import Artifact, Workspace, atomic_file
+from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
 from thousandfold.stages.export_onnx.gate import GateStates, compare_actions, largest_action_error

@@ -1,4 +1,7 @@
-"""Files that are either whole or absent, their hashes, and strict JSON."""
+"""Files that are either whole or absent, their hashes, strict JSON with a seal, and locks.
+
+A lock keeps other processes from writing to a folder, or from making the same database.
+"""
 
 from __future__ import annotations
 
@@ -18,115 +21,14 @@ from typing import Any
 
 from thousandfold.ground.errors import DamagedRecordError, UserError
 
-# -- One process at a time writes to a folder, or makes a database ---------------------------------
-
-LOCK_FILE = ".lock"
-SAY_AFTER_S = 5.0
-# Whoever asks `is_locked` holds the lock for an instant, which must not turn a writer away.
-_PATIENCE_S, _LOOK_AGAIN_S = 0.1, 0.02
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder, which is made; raise UserError where one does.
-
-    The file of the lock is removed in the end.
-    """
-    path = folder / LOCK_FILE
-    while True:
-        with file_lock(path, str(folder)) as descriptor:
-            if not _is_at(descriptor, path):
-                continue  # whoever held it has removed it: this is the lock of no file any more
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            return
-
-
-@contextlib.contextmanager
-def file_lock(
-    path: Path, what: str, patience_s: float = _PATIENCE_S, say: Callable[[str], None] | None = None
-) -> Iterator[int]:
-    """Hold a file's lock, which ends with the process at the latest; the file says who holds it.
-
-    Yields the descriptor of the file.
-
-    Args:
-        path: Of the file; it and its folder are made, and stay.
-        what: What the lock keeps others from using, for messages.
-        patience_s: How long to wait for another process.
-        say: Takes the line about a wait that is not over in a moment.
-
-    Raises:
-        UserError: Another process, which the message names, holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(_open(path), "r+b", buffering=0) as file:
-        started = time.monotonic()
-        while not _try_lock(file.fileno()):
-            owner = file.read(20).decode(errors="replace").strip()
-            holder = f"another process ({owner})" if owner else "another process"
-            file.seek(0)
-            waited = time.monotonic() - started
-            if waited >= patience_s:
-                after = f" after {patience_s:.0f} s" if patience_s >= 1.0 else ""
-                raise UserError(f"{what} is in use by {holder}{after}: wait for it, or stop it.")
-            if say is not None and waited >= SAY_AFTER_S:
-                say(f"Waiting for {holder}: {what} is in use (up to {patience_s:.0f} s).")
-                say = None
-            time.sleep(_LOOK_AGAIN_S)
-        with contextlib.suppress(OSError):  # a file system that is read-only or full
-            file.truncate()
-            file.write(f"{os.getpid()}\n".encode())
-        yield file.fileno()
-
-
-def is_locked(folder: Path) -> bool:
-    """Tell whether a process, this one included, holds the folder's lock; nothing is written."""
-    try:
-        with (folder / LOCK_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock file, as a rule
-        return False
-    return False
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Tell whether an open file is the one that lies at a path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY)  # enough for a lock
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Take the lock, or return False where another process has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-# --------------------------------------------------------------------------------------------------
-
 FORMAT_VERSION = 2
 """Of sealed files; format 1 had no seals."""
-
 _TEMPORARY_PREFIX = ".tmp-"
+LOCK_FILE = ".lock"
+SAY_AFTER_S = 5.0
+"""How long to wait before the user is told what for."""
+# Whoever asks `is_locked` holds the lock for an instant, which must not turn a writer away.
+_PATIENCE_S, _LOOK_AGAIN_S = 0.1, 0.02
 
 
 @contextlib.contextmanager
@@ -150,7 +52,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
@@ -162,6 +68,58 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write bytes, or text as UTF-8, so that a reader sees the old file or the new one, never a part."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def is_temporary(path: Path) -> bool:
+    """Tell whether a file is a leftover of an interrupted write."""
+    return path.name.startswith(_TEMPORARY_PREFIX) or path.suffix == ".tmp"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain_json(value: Any) -> Any:
+    """Return `value` in JSON's own types: arrays become lists, paths text, NaN and infinity null."""
+    if isinstance(value, dict):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors; neither is imported here
+        return plain_json(value.tolist())
+    return str(value) if isinstance(value, Path) else value
+
+
+def strict_json(text: str) -> Any:
+    """Parse JSON without NaN, infinity and keys that come twice.
+
+    Raises ValueError, also where it is nested too deeply.
+    """
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is no number of JSON")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key comes twice")
+        return found
+
+    try:
+        return plain_json(json.loads(text, parse_constant=finite, parse_float=finite, object_pairs_hook=once))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def json_sha256(value: Any) -> str:
+    """Return the SHA-256 of `value` as canonical JSON: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(plain_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -190,23 +148,20 @@ def read_sealed_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     Raises:
         DamagedRecordError: it is missing, cannot be read, is no strict JSON, or was changed since.
     """
+    damaged = DamagedRecordError(path, f"is damaged or not {what}", remedy)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             raise DamagedRecordError(path, "is no file", remedy)
-        text = path.read_text(encoding="utf-8")
+        content = strict_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedRecordError(path, "is missing", remedy) from None
     except OSError as error:
         raise DamagedRecordError(path, f"cannot be read ({error.strerror})", remedy) from None
     except ValueError:
-        raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
-    try:
-        content = strict_json(text)
-    except ValueError:
-        raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
+        raise damaged from None
     version = content.setdefault("format_version", 1) if isinstance(content, dict) else None
     if type(version) is not int or not version > 0:
-        raise DamagedRecordError(path, f"is damaged or not {what}", remedy)
+        raise damaged
     if version > FORMAT_VERSION:
         problem = f"has format {version}, this version reads up to {FORMAT_VERSION}"
         raise DamagedRecordError(path, problem, "update thousandfold")
@@ -218,28 +173,6 @@ def read_sealed_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return content
 
 
-def strict_json(text: str) -> Any:
-    """Parse JSON without NaN, infinity and keys that come twice.
-
-    Raises ValueError, also where it is nested too deeply.
-    """
-
-    def finite(number: str) -> float:
-        if not math.isfinite(value := float(number)):
-            raise ValueError(f"{number} is no number of JSON")
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key comes twice")
-        return found
-
-    try:
-        return plain_json(json.loads(text, parse_constant=finite, parse_float=finite, object_pairs_hook=once))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def _seal(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of plain JSON in canonical form, without the seal that it may have."""
     rest = {key: value for key, value in content.items() if key != "seal"}
@@ -247,42 +180,83 @@ def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plain_json(value: Any) -> Any:
-    """Return `value` in JSON's own types: arrays become lists, paths text, NaN and infinity null."""
-    if isinstance(value, dict):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if hasattr(value, "tolist"):  # NumPy arrays and scalars, torch tensors; neither is imported here
-        return plain_json(value.tolist())
-    return str(value) if isinstance(value, Path) else value
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder, which is made; raise UserError where one does.
+
+    The file of the lock is removed in the end.
+    """
+    path = folder / LOCK_FILE
+    while True:
+        with file_lock(path, str(folder)) as descriptor:
+            try:
+                still_there = os.path.samestat(os.fstat(descriptor), path.stat())
+            except FileNotFoundError:
+                still_there = False
+            if not still_there:
+                continue  # whoever held it has removed it: this is the lock of no file any more
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
 
 
-def file_sha256(path: Path) -> str:
-    """Return the file's SHA-256 in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextlib.contextmanager
+def file_lock(
+    path: Path, what: str, patience_s: float = _PATIENCE_S, say: Callable[[str], None] | None = None
+) -> Iterator[int]:
+    """Hold a file's lock, which ends with the process at the latest; the file says who holds it.
 
+    Yields the descriptor of the file.
 
-def json_sha256(value: Any) -> str:
-    """Return the SHA-256 of `value` as canonical JSON: sorted keys, no spaces, UTF-8."""
-    text = json.dumps(plain_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    Args:
+        path: Of the file; it and its folder are made, and stay.
+        what: What the lock keeps others from using, for messages.
+        patience_s: How long to wait for another process.
+        say: Takes the line about a wait that is not over in a moment.
 
-
-def is_temporary(path: Path) -> bool:
-    """Tell whether a file is a leftover of an interrupted write."""
-    return path.name.startswith(_TEMPORARY_PREFIX) or path.suffix == ".tmp"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable; Windows has no such call and needs none."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    Raises:
+        UserError: Another process, which the message names, holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
+            raise
+        descriptor = os.open(path, os.O_RDONLY)  # enough for a lock
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        started = time.monotonic()
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            owner = file.read(20).decode(errors="replace").strip()
+            holder = f"another process ({owner})" if owner else "another process"
+            file.seek(0)
+            waited = time.monotonic() - started
+            if waited >= patience_s:
+                after = f" after {patience_s:.0f} s" if patience_s >= 1.0 else ""
+                raise UserError(f"{what} is in use by {holder}{after}: wait for it, or stop it.")
+            if say is not None and waited >= SAY_AFTER_S:
+                say(f"Waiting for {holder}: {what} is in use (up to {patience_s:.0f} s).")
+                say = None
+            time.sleep(_LOOK_AGAIN_S)
+        with contextlib.suppress(OSError):  # a file system that is read-only or full
+            file.truncate()
+            file.write(f"{os.getpid()}\n".encode())
+        yield descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process, this one included, holds the folder's lock; nothing is written."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, as a rule
+        return False
+    return False

@@ -8,8 +8,11 @@
         mlflow/                         the tracking store
         cache/                          packed copies of datasets, which may be deleted
 
-An artifact is running until `Artifact.complete` hashes its files. Its own hash covers its settings, its files
-and the hashes of its parents, so that a chain of artifacts can be checked from its end to its beginning.
+An artifact is running until `Artifact.complete` hashes its files. Its manifest has two hashes, for two
+purposes. `hash` names the content: it covers the settings, the files and the hashes of the parents, so that a
+chain of artifacts can be checked from its end to its beginning; a copy under another name has the same.
+`seal` covers everything that the manifest says, results and times included, and is made anew whenever it is
+written: one that somebody changed since is noticed by its readers.
 """
 
 from __future__ import annotations
@@ -41,7 +44,6 @@ from thousandfold.ground.errors import (
 from thousandfold.ground.files import (
     FORMAT_VERSION,
     LOCK_FILE,
-    atomic_file,
     file_sha256,
     is_locked,
     is_temporary,
@@ -50,14 +52,8 @@ from thousandfold.ground.files import (
     read_sealed_json,
     strict_json,
     write_atomic,
-    write_json_atomic,
     write_sealed_json,
 )
-
-# -- What `manifest.json` says of an artifact: its settings, parents, hashes, and where it was made
-# Two hashes, for two purposes. `hash` names the content: an artifact's children record it, and a copy under
-# another name has the same. `seal` covers everything that the file says, results and times included, and is
-# made anew whenever the file is written: a manifest that somebody changed since is noticed by its readers.
 
 KINDS = {
     "teacher": "train-teacher",
@@ -71,20 +67,15 @@ KINDS = {
     "report": "report",
 }
 """Every kind of artifact and the command that makes it."""
+MANIFEST_NAME = "manifest.json"
 _PACKAGES = (
-    "gymnasium",
-    "minari",
-    "mlflow",
-    "mujoco",
-    "mujoco-warp",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "pydantic",
-    "safetensors",
-    "torch",
-    "warp-lang",
-)
+    "gymnasium", "minari", "mlflow", "mujoco", "mujoco-warp", "numpy", "onnx", "onnxruntime", "pydantic",
+    "safetensors", "torch", "warp-lang",
+)  # fmt: skip
+_ABANDONED_S = 3600.0
+"""Age from which a half-written file of another process is no write under way: these files are small."""
+_NAME = re.compile(rf"(?:{'|'.join(KINDS)})-(\d{{8}}-\d{{6}})(?:-\d+)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
 
 
 @dataclass(frozen=True)
@@ -101,17 +92,8 @@ class Manifest:
     """Everything that `manifest.json` says. Times are ISO 8601 in UTC with microseconds."""
 
     format_version: int
-    kind: Literal[
-        "teacher",
-        "dataset",
-        "student",
-        "policy",
-        "benchmark",
-        "evaluation",
-        "rendering",
-        "frontier",
-        "report",
-    ]
+    kind: str
+    """One of `KINDS`."""
     name: str
     status: Literal["running", "completed", "failed"]
     created_at: str
@@ -149,6 +131,8 @@ class Manifest:
         content = read_sealed_json(path, what, remedy)
         try:
             manifest: Manifest = _manifest_adapter().validate_python(content)
+            if manifest.kind not in KINDS:
+                raise ValueError(f"no artifact is a {manifest.kind}")
         except ValueError:
             raise DamagedRecordError(path, f"is damaged or not {what}", remedy) from None
         if manifest.status == "completed" and manifest.content_hash() != manifest.hash:
@@ -168,66 +152,6 @@ class Manifest:
         return json_sha256(
             {"kind": self.kind, "settings": self.settings, "parents": parents, "files": self.files}
         )
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of Python, thousandfold and those packages that are installed."""
-    versions = {"python": platform.python_version(), "thousandfold": "unknown"}
-    for package in ("thousandfold", *_PACKAGES):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit of the repository whose top is `folder` and whether tracked files differ from it."""
-    git = ("git", "--no-optional-locks", "-C", str(folder))
-    try:
-        # The top is compared because an installed copy may lie inside a repository of somebody else.
-        top, commit = _run_text(*git, "rev-parse", "--show-toplevel", "HEAD").splitlines()
-        if Path(top).resolve() == folder:
-            return {"commit": commit, "dirty": bool(_run_text(*git, "status", "--porcelain", "-uno"))}
-    except (OSError, ValueError, subprocess.SubprocessError):
-        pass
-    return {"commit": None, "dirty": None}
-
-
-def _run_text(*command: str) -> str:
-    """Return what a command prints."""
-    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-    return os.fsdecode(done.stdout)
-
-
-@functools.cache
-def _manifest_adapter() -> Any:
-    """Return pydantic's validator of `Manifest`; pydantic is imported when a manifest is read."""
-    import pydantic
-
-    return pydantic.TypeAdapter(Manifest)
-
-
-# --------------------------------------------------------------------------------------------------
-
-__all__ = [
-    "KINDS",
-    "Artifact",
-    "DamagedArtifact",
-    "Manifest",
-    "Parent",
-    "Workspace",
-    "atomic_file",
-    "file_sha256",
-    "write_atomic",
-    "write_json_atomic",
-]
-
-MANIFEST_NAME = "manifest.json"
-_ABANDONED_S = 3600.0
-"""Age from which a half-written file of another process is no write under way: these files are small."""
-_NAME = re.compile(rf"(?:{'|'.join(KINDS)})-(\d{{8}}-\d{{6}})(?:-\d+)?")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
 
 
 class Artifact:
@@ -295,8 +219,14 @@ class Artifact:
         for path in list(self.path.rglob(".*")):
             if is_temporary(path) or (path.name == LOCK_FILE and not is_locked(path.parent)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        excluded = [self.path / MANIFEST_NAME, *(self.path / name for name in exclude)]
+        files = {
+            path.relative_to(self.path).as_posix(): file_sha256(path)
+            for path in _lasting_files(self.path)
+            if not any(path.is_relative_to(out) for out in excluded)
+        }
         changes = {"status": "completed", "finished_at": _now(), "results": plain_json(dict(results))}
-        self.manifest = dataclasses.replace(self.manifest, files=self._hash_files(exclude), **changes)
+        self.manifest = dataclasses.replace(self.manifest, files=files, **changes)
         self.update(hash=self.manifest.content_hash())
 
     def fail(self, reason: str) -> None:
@@ -310,7 +240,10 @@ class Artifact:
         is not completed.
         """
         for path, problem in self.damage():
-            raise DamagedFileError(f"{path} {problem}: {self._remedy}")
+            raise DamagedFileError(
+                f"{path} {problem}: restore it, or make the {self.kind} again with "
+                f"`pipeline {KINDS[self.kind]}`."
+            )
 
     def damage(self) -> Iterator[tuple[Path, str]]:
         """Yield every file that is missing or differs from its hash, and which of the two.
@@ -325,20 +258,6 @@ class Artifact:
             elif file_sha256(path) != expected:
                 yield path, "differs from its recorded hash"
 
-    @property
-    def _remedy(self) -> str:
-        return f"restore it, or make the {self.kind} again with `pipeline {KINDS[self.kind]}`."
-
-    def _hash_files(self, exclude: Iterable[str]) -> dict[str, str]:
-        """Return the SHA-256 of every file below the folder by its relative path, sorted."""
-        excluded = [self.path / MANIFEST_NAME, *(self.path / name for name in exclude)]
-        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not _is_passing(path))
-        return {
-            path.relative_to(self.path).as_posix(): file_sha256(path)
-            for path in files
-            if not any(path.is_relative_to(out) for out in excluded)
-        }
-
     def require_completed(self) -> None:
         """Raise MissingArtifactError if it is not completed."""
         if self.manifest.status != "completed":
@@ -348,19 +267,14 @@ class Artifact:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class DamagedArtifact:
-    """An artifact whose manifest is missing or cannot be relied on, and what is known of it all the same.
-
-    Attributes:
-        path: its folder.
-        error: what is wrong.
-        content: what the manifest says before the place where it is broken off.
-    """
+    """An artifact whose manifest is missing or cannot be relied on, and what is known of it all the same."""
 
     path: Path
     error: DamagedRecordError
     content: Mapping[str, Any]
+    """What the manifest says before the place where it is broken off."""
 
     @property
     def name(self) -> str:
@@ -390,8 +304,8 @@ class DamagedArtifact:
             return False
         finished = _time_of(content.get("finished_at"))
         if finished is None:
-            files = [path for path in self.path.rglob("*") if path.is_file() and not _is_passing(path)]
-            written = [path.stat().st_mtime for path in files if path.name != MANIFEST_NAME]
+            files = (path for path in _lasting_files(self.path) if path.name != MANIFEST_NAME)
+            written = [path.stat().st_mtime for path in files]
             times = [datetime.fromtimestamp(time, UTC).isoformat(timespec="microseconds") for time in written]
             finished = max([*times, self.begun or ""]) or None
         return finished is None or time is None or finished >= time
@@ -426,10 +340,7 @@ class Workspace:
         """
         try:
             self.root = Path(root).expanduser().absolute()
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # no such `~user`, or no current folder
+        except (OSError, RuntimeError) as error:  # no such `~user`, or no current folder
             raise WorkspaceError(
                 f"Workspace {root} cannot be found ({error}): give --workspace DIR."
             ) from None
@@ -489,7 +400,7 @@ class Workspace:
         path = _make_unique_folder(self.runs, _new_name(kind))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             name=path.name,
             status="running",
             created_at=_now(),
@@ -659,6 +570,42 @@ class Workspace:
         return sorted(found, key=lambda artifact: artifact.manifest.created_at, reverse=True), damaged
 
 
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python, thousandfold and those packages that are installed."""
+    versions = {"python": platform.python_version(), "thousandfold": "unknown"}
+    for package in ("thousandfold", *_PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Return the commit of the repository whose top is `folder` and whether tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ("git", "--no-optional-locks", "-C", str(folder), *arguments)
+        return os.fsdecode(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
+
+    try:
+        # The top is compared because an installed copy may lie inside a repository of somebody else.
+        top, commit = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() == folder:
+            return {"commit": commit, "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        pass
+    return {"commit": None, "dirty": None}
+
+
+@functools.cache
+def _manifest_adapter() -> Any:
+    """Return pydantic's validator of `Manifest`; pydantic is imported when a manifest is read."""
+    import pydantic
+
+    return pydantic.TypeAdapter(Manifest)
+
+
 def _read_folder(path: Path) -> Artifact | DamagedArtifact | None:
     """Return the artifact in a folder; None where it is none, or its making was cut off before it began."""
     try:
@@ -704,6 +651,11 @@ def _readable_part(path: Path) -> dict[str, Any]:
 def _is_passing(path: Path) -> bool:
     """Tell whether a file says nothing of an artifact: a lock, or what an interrupted write has left."""
     return path.name == LOCK_FILE or is_temporary(path)
+
+
+def _lasting_files(folder: Path) -> list[Path]:
+    """Return the files of an artifact, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not _is_passing(path))
 
 
 def _time_of(value: object) -> str | None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from thousandfold.pipeline.artifacts import Artifact, write_json_atomic
+from thousandfold.ground.files import write_json_atomic
+from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, StageWork, describe_host, seed_sequence
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.benchmark.fresh_process import start_afresh

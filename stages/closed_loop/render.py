@@ -17,7 +17,8 @@ from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import MOST_EPISODE_STEPS
 from thousandfold.ground.errors import UserError
-from thousandfold.pipeline.artifacts import Artifact, atomic_file
+from thousandfold.ground.files import atomic_file
+from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Progress
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import StageSettings

@@ -10,10 +10,11 @@ from typing import Any
 import pydantic
 
 from thousandfold.ground.errors import MissingArtifactError, UserError
+from thousandfold.ground.files import atomic_file
 from thousandfold.models.deployable_policy import DeployablePolicy
 from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.pipeline.artifact_task import keep_task
-from thousandfold.pipeline.artifacts import Artifact, atomic_file
+from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, StageWork, resolve_device
 from thousandfold.pipeline.settings import MOST_EPISODES, StageSettings
 from thousandfold.stages.episodes import Episodes

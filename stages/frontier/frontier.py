@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from thousandfold.ground.errors import SettingsError, UserError
-from thousandfold.ground.files import folder_lock
+from thousandfold.ground.files import folder_lock, write_json_atomic
 from thousandfold.ground.machine import usable_cpus
-from thousandfold.pipeline.artifacts import Artifact, Workspace, write_json_atomic
+from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, describe_host
 from thousandfold.pipeline.session import CommonOptions

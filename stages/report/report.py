@@ -10,7 +10,8 @@ from pathlib import Path
 import pydantic
 
 from thousandfold.ground.errors import DamagedFileError, UserError
-from thousandfold.pipeline.artifacts import Artifact, write_atomic
+from thousandfold.ground.files import write_atomic
+from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import StageSettings

@@ -12,25 +12,27 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from thousandfold.ground import files
 from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError, WorkspaceError
-from thousandfold.ground.files import folder_lock, write_sealed_json
+from thousandfold.ground.files import (
+    atomic_file,
+    file_sha256,
+    folder_lock,
+    write_atomic,
+    write_json_atomic,
+    write_sealed_json,
+)
 from thousandfold.pipeline.artifacts import (
     KINDS,
     Artifact,
     Manifest,
     Workspace,
-    atomic_file,
-    file_sha256,
     git_state,
     installed_versions,
-    write_atomic,
-    write_json_atomic,
 )
 
 
@@ -175,8 +177,15 @@ class TestManifest:
         assert datetime.fromisoformat(manifest.finished_at).utcoffset() == timedelta(0)
         assert len(manifest.created_at) == len("2026-01-31T12:00:00.000000+00:00")
 
-    def test_every_kind_is_allowed(self) -> None:
-        assert set(get_args(get_type_hints(Manifest)["kind"])) == set(KINDS)
+    def test_every_kind_is_read_and_no_other(self, workspace: Workspace) -> None:
+        for kind in KINDS:
+            assert Artifact.load(make(workspace, kind).path).kind == kind
+        path = make(workspace).file("manifest.json")
+        write_sealed_json(
+            path, json.loads(path.read_text()) | {"kind": "dragon", "hash": None, "status": "failed"}
+        )
+        with pytest.raises(DamagedFileError, match="not a manifest"):
+            Manifest.read(path)
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"kind": "teacher"}', "\xff", "[" * 100_000])
     def test_a_damaged_one_is_named(self, tmp_path: Path, content: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thousandfold.pipeline.artifacts import Artifact, Workspace, write_atomic, write_json_atomic
+from thousandfold.ground.files import write_atomic, write_json_atomic
+from thousandfold.pipeline.artifacts import Artifact, Workspace
 
 TASK = "point_u_maze"
 EVALUATED = {"episodes": 1000, "success": 0.987, "success_interval": [0.978, 0.992]}
