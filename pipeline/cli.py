@@ -69,4 +69,3 @@ def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
     before it; `run` does all of them.
     """
     context.obj = Session(workspace, as_json)
-    context.obj.check_ranks(context.invoked_subcommand)

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,24 +31,6 @@ from thousandfold.pipeline.tracking import NullTracker, open_tracker
 
 # What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
 _CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-COMMANDS_OF_RANKS = ("train-teacher", "generate-dataset")
-"""What torchrun may start several of."""
-COMMANDS_OF_MUJOCO = (
-    "run",
-    "train-teacher",
-    "generate-dataset",
-    "distill",
-    "export-onnx",
-    "benchmark",
-    "evaluate",
-    "run-policy",
-    "frontier",
-    "report",
-    "tasks",
-    "check",
-    "import",
-)
-"""What imports MuJoCo, where it is installed. `render` asks for more of MUJOCO_GL, and does so itself."""
 Settings = TypeVar("Settings", bound=StageSettings)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -90,9 +72,9 @@ class CommonOptions:
         Args:
             stored: the settings that the run was started with.
             section: its stage.
-            flags: the command's own flags; None where one was not given.
+            flags: the command's own; None where one was not given.
             name: of the artifact, for the message.
-            changeable: settings that a run may go on with in another value.
+            changeable: settings that may have another value now.
 
         Raises:
             SettingsError: a preset is named, or something is to change that the run depends on.
@@ -125,23 +107,14 @@ class CommonOptions:
 
 @cache
 def default_preset(device: str | None) -> tuple[str, str]:
-    """Return the preset that is taken where none is named, and why.
+    """Return the preset that is taken where none is named, and why; `device` is the --device option."""
+    driver = device != "cpu" and any(path.exists() for path in _CUDA_DEVICES)
+    if driver and importlib.util.find_spec("torch") is not None:  # else torch need not be imported to know
+        import torch
 
-    Args:
-        device: the --device option.
-    """
-    if device != "cpu" and _has_cuda():
-        return "thousand-layers", "the default with a CUDA device"
+        if torch.cuda.is_available():
+            return "thousand-layers", "the default with a CUDA device"
     return "quickstart", "the default on the CPU"
-
-
-def _has_cuda() -> bool:
-    """Return whether torch sees a CUDA device; torch is asked only where a driver is installed."""
-    if not any(path.exists() for path in _CUDA_DEVICES) or importlib.util.find_spec("torch") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def json_option(command: Command) -> Command:
@@ -161,8 +134,22 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
-def stage_command(command: Command) -> Command:
-    """Add the options of every stage command; they arrive as one `CommonOptions` named `common`."""
+def resume_option(metavar: str, help_text: str) -> Callable[[Command], Command]:
+    """Add --resume, which arrives as a name, or as `newest` where it is given without one."""
+    return click.option(
+        "--resume", is_flag=False, flag_value="newest", metavar=f"[{metavar}]", help=help_text
+    )
+
+
+def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bool = False) -> Any:
+    """Add the options of every stage command; they arrive as one `CommonOptions` named `common`.
+
+    Args:
+        command: None: a decorator is returned.
+        mujoco, several_ranks: as `Session.open` takes them.
+    """
+    if command is None:
+        return partial(stage_command, mujoco=mujoco, several_ranks=several_ranks)
 
     @click.pass_context
     def gathered(
@@ -176,7 +163,7 @@ def stage_command(command: Command) -> Command:
     ) -> Any:
         session = context.find_object(Session) or Session(None)
         common = CommonOptions(preset, overrides, seed, device, dry_run)
-        with session.open():
+        with session.open(mujoco=mujoco, several_ranks=several_ranks):
             return command(session=session, common=common, **rest)
 
     options = (
@@ -232,38 +219,33 @@ class Session:
         """The processes that torchrun started with this one, or this one alone."""
         return Ranks.from_environment()
 
-    def check_ranks(self, command: str | None) -> None:
-        """Exit with one line where torchrun started several processes of a command that is one process."""
+    @contextlib.contextmanager
+    def open(self, *, mujoco: bool = False, several_ranks: bool = False) -> Iterator[None]:
+        """Turn errors into one line and an exit code, and print the result at the end.
+
+        Args:
+            mujoco: the command imports MuJoCo, which what MUJOCO_GL says can prevent.
+            several_ranks: torchrun may start several processes of it.
+        """
         with error_boundary():
             ranks = self.ranks
         if ranks.size > 1:
             # Torch is not loaded yet. Else it prints call stacks when the machine of rank 0 goes down.
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        self.console = Console(self.as_json, silent=not ranks.leads)
         with error_boundary(speaks=ranks.speaks):
-            if ranks.size > 1 and command not in COMMANDS_OF_RANKS:
+            if ranks.size > 1 and not several_ranks:
+                command = click.get_current_context().command_path.partition(" ")[2]
                 raise UserError(
                     f"{command} is one process, and torchrun started {ranks.size}: call it without torchrun. "
-                    f"Several ranks can run {' and '.join(COMMANDS_OF_RANKS)}."
+                    "Several ranks can run train-teacher and generate-dataset."
                 )
-
-    @contextlib.contextmanager
-    def open(self, mujoco: bool = False) -> Iterator[None]:
-        """Turn errors into one line and an exit code, and print the result at the end.
-
-        Args:
-            mujoco: the command imports MuJoCo, though it is none of `COMMANDS_OF_MUJOCO`.
-        """
-        self.console = Console(self.as_json, silent=not self.ranks.leads)
-        with error_boundary(speaks=self.ranks.speaks):
             runs = self.workspace.runs
-        with (
-            interruptible(self.ranks),
-            error_boundary(runs, self.ranks.speaks),
-            self.console,
-        ):
-            command = click.get_current_context(silent=True)
-            if mujoco or (command is not None and command.info_name in COMMANDS_OF_MUJOCO):
-                _require_mujoco_imports()
+        with interruptible(ranks), error_boundary(runs, ranks.speaks), self.console:
+            if mujoco:
+                from thousandfold.envs.pictures.opengl import check_import
+
+                check_import()
             yield
 
     @cached_property
@@ -327,24 +309,15 @@ class Session:
         named = {kind: reference for kind, reference in references.items() if reference is not None}
         if len(named) > 1:
             raise UserError(f"Give one of {', '.join(f'--{kind}' for kind in named)}, not several.")
-        for kind, reference in (named or references).items():
-            try:
-                return self.take(kind, reference)
-            except MissingArtifactError:
-                if named or kind == list(references)[-1]:
-                    raise
-        raise MissingArtifactError("There is no artifact to take.")
+        *before, last = named or references
+        for kind in before:
+            with contextlib.suppress(MissingArtifactError):
+                return self.take(kind, None)
+        return self.take(last, references[last])
 
     def report(self, artifact: Artifact) -> None:
         """Remember the artifact as the command's result."""
         self.console.result(describe(artifact))
-
-
-def _require_mujoco_imports() -> None:
-    """Raise UserError where MUJOCO_GL keeps MuJoCo from being imported."""
-    from thousandfold.envs.pictures.opengl import check_import
-
-    check_import()
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

@@ -15,7 +15,8 @@ KIND_OF_SECTION = {
 SECTIONS = tuple(KIND_OF_SECTION)
 
 
-def _settings_classes() -> dict[str, type[StageSettings]]:
+def settings_classes() -> dict[str, type[StageSettings]]:
+    """Return the settings of each stage by its section; the stages are imported here."""
     from thousandfold.stages.benchmark import benchmark
     from thousandfold.stages.dataset import generate_dataset
     from thousandfold.stages.distill import distill
@@ -35,4 +36,4 @@ def _settings_classes() -> dict[str, type[StageSettings]]:
 
 def settings_by_kind() -> dict[str, type[StageSettings]]:
     """Return the settings of each kind of artifact that a chain makes."""
-    return {KIND_OF_SECTION[section]: cls for section, cls in _settings_classes().items()}
+    return {KIND_OF_SECTION[section]: cls for section, cls in settings_classes().items()}

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from thousandfold.envs.registry import get_task
 from thousandfold.ground.errors import (
     DamagedFileError,
@@ -21,13 +23,15 @@ from thousandfold.ground.errors import (
     nearest_name,
 )
 from thousandfold.ground.files import FORMAT_VERSION, read_sealed_json, write_sealed_json
+from thousandfold.pipeline.artifact_task import own_task
 from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact
 from thousandfold.pipeline.console import figure, short
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, split_overrides
 from thousandfold.pipeline.tracking_store import UNTRACKED
-from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS, _settings_classes, settings_by_kind
+from thousandfold.stages.random_baseline import no_better_than_random
+from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS, settings_by_kind, settings_classes
 
 
 @dataclass
@@ -59,14 +63,12 @@ class ChainRecord:
 def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, StageSettings]:
     """Return the settings of every stage of the chain, by section.
 
-    Args:
-        common: options of the command line.
-        task: the teacher's task, by name or file; None: that of the preset.
+    `task` is the teacher's, by name or file; None: that of the preset.
 
     Raises:
         SettingsError: an unknown stage, key or value.
     """
-    classes = _settings_classes()
+    classes = settings_classes()
     overrides = split_overrides(common.overrides, classes)
     flags = {"train_teacher": {"task": task}}
     return {
@@ -93,9 +95,7 @@ def resume_chain(
 ) -> dict[str, Artifact]:
     """Go on with a chain that was not completed.
 
-    Args:
-        context: workspace, console and tracking.
-        reference: its name, which its record in `runs/` has; None: the newest.
+    `reference` is its name, which its record in `runs/` has; None: the newest.
 
     Raises:
         TargetMissedError: the teacher's success is below `min_success`.
@@ -124,13 +124,26 @@ def resume_chain(
 
 
 def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
+    """Return a chain's record and its settings, a user's task as the teacher's copy of it.
+
+    Raises:
+        DamagedFileError: it cannot be read, or was changed since it was written.
+        SettingsError: there is no copy yet, and the user's file is gone.
+    """
     content = read_sealed_json(path, "a chain record", "restore it, or delete it and run again")
     try:
         record = ChainRecord(**content)
-        _require_types(record)
+        pydantic.TypeAdapter(ChainRecord).validate_python(content)  # an unsealed one may hold anything
         record.settings.setdefault("report", {})  # chains that began before there were reports
-        _take_kept_task(record, path.parent)
-        classes = _settings_classes()
+        training, teacher = record.settings["train_teacher"], path.parent / (record.teacher or "")
+        if record.teacher and (teacher / MANIFEST_NAME).is_file():
+            training["task"] = own_task(Artifact.load(teacher)) or training["task"]
+        if Path(training["task"]).is_absolute() and not Path(training["task"]).is_file():
+            raise SettingsError(
+                f"The chain's task {training['task']} is gone: put it back, or start another chain with "
+                "`pipeline run`."
+            )
+        classes = settings_classes()
         return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedFileError(
@@ -138,40 +151,8 @@ def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
         ) from error
 
 
-def _require_types(record: ChainRecord) -> None:
-    """Raise ValueError where a record of an earlier version, which has no seal, is none."""
-    import pydantic
-
-    pydantic.TypeAdapter(ChainRecord).validate_python(asdict(record))
-
-
-def _take_kept_task(record: ChainRecord, runs: Path) -> None:
-    """Point the settings to the teacher's copy of a user's task: the user's file may be gone, or another.
-
-    Raises:
-        SettingsError: there is no copy yet, and the file is gone.
-    """
-    from thousandfold.pipeline.artifact_task import own_task
-
-    settings, teacher = record.settings["train_teacher"], runs / (record.teacher or "")
-    if record.teacher and (teacher / MANIFEST_NAME).is_file():
-        settings["task"] = own_task(Artifact.load(teacher)) or settings["task"]
-    if Path(settings["task"]).is_absolute() and not Path(settings["task"]).is_file():
-        raise SettingsError(
-            f"The chain's task {settings['task']} is gone: put it back, or start another chain with "
-            "`pipeline run`."
-        )
-
-
 class _Chain:
-    """A chain under way.
-
-    Args:
-        record: what it has made so far.
-        settings: of every stage, by section.
-        path: where the record lies.
-        context: workspace, console and tracking.
-    """
+    """A chain under way, whose record lies at `path`."""
 
     def __init__(
         self, record: ChainRecord, settings: dict[str, Any], path: Path, context: StageContext
@@ -194,10 +175,17 @@ class _Chain:
 
         ended_by: BaseException | None = None
         try:
-            teacher = self._teacher(train_teacher)
-            self._require_success(teacher, min_success)
-            dataset = self._dataset(generate_dataset, teacher)
-            student = self._student(distill, teacher, dataset)
+            teacher = self._stage("train_teacher", train_teacher, *self._begun("train_teacher"))
+            success = teacher.manifest.results["success"]
+            if min_success is not None and success < min_success:
+                raise TargetMissedError(
+                    f"Teacher {teacher.name} reaches {figure(success)} of its goals, below --min-success "
+                    f"{min_success:g}: the chain stops after it. "
+                    f"Go on all the same with: {self._context.resume_command()}"
+                )
+            begun = self._begun("generate_dataset")
+            dataset = self._stage("generate_dataset", generate_dataset, teacher, *begun)
+            student = self._stage("distill", distill, teacher, dataset, *self._begun("distill"))
             policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
             latency = self._stage("benchmark", benchmark, policy)
             page = self._stage("report", report, policy, settings_by_kind())
@@ -210,33 +198,9 @@ class _Chain:
             raise
         finally:
             self._context.tracker.close_chain(self._record.chain_run_id, ended_by)
-        made: dict[str, Artifact] = dict(
-            zip(SECTIONS, (teacher, dataset, student, policy, latency, page), strict=True)
-        )
+        made = dict(zip(SECTIONS, (teacher, dataset, student, policy, latency, page), strict=True))
         _summarise(made, self._record.seconds, self._context)
         return made
-
-    def _teacher(self, module: Any) -> Artifact:
-        """Train the teacher, or go on from its checkpoint where there is one."""
-        return self._stage("train_teacher", module, *self._begun("train_teacher"))
-
-    def _require_success(self, teacher: Artifact, least: float | None) -> None:
-        """Raise TargetMissedError where the teacher's success is below what was asked for."""
-        success = teacher.manifest.results["success"]
-        if least is not None and success < least:
-            raise TargetMissedError(
-                f"Teacher {teacher.name} reaches {figure(success)} of its goals, below --min-success "
-                f"{least:g}: the chain stops after it. "
-                f"Go on all the same with: {self._context.resume_command()}"
-            )
-
-    def _dataset(self, module: Any, teacher: Artifact) -> Artifact:
-        """Make the dataset, or go on from its shards where there are some."""
-        return self._stage("generate_dataset", module, teacher, *self._begun("generate_dataset"))
-
-    def _student(self, module: Any, teacher: Artifact, dataset: Artifact) -> Artifact:
-        """Distil the student, or go on from its checkpoint where there is one."""
-        return self._stage("distill", module, teacher, dataset, *self._begun("distill"))
 
     def _begun(self, section: str) -> tuple[Artifact | None, Callable[[Artifact], None]]:
         """Return the artifact to go on with, if any, and what remembers the name of a new one."""
@@ -258,8 +222,15 @@ class _Chain:
         """Run one stage, or take what it made before the chain was cut off."""
         number, command = SECTIONS.index(section) + 1, section.replace("_", "-")
         self._context.console.say(f"\n[{number}/{len(SECTIONS)}] {command}")
-        if section in self._record.done:
-            artifact = self._made_before(section)
+        if name := self._record.done.get(section):
+            workspace, kind = self._context.workspace, KIND_OF_SECTION[section]
+            try:
+                artifact = workspace.open(name, kind)
+            except MissingArtifactError:
+                raise MissingArtifactError(
+                    f"The chain's {kind} {name} is not in {workspace.runs}: put it back, or start another "
+                    "chain with `pipeline run`."
+                ) from None
             self._context.console.say(f"Done before: {artifact.name}.")
             return artifact
         started = time.perf_counter()
@@ -268,17 +239,6 @@ class _Chain:
         self._record.seconds[section] = time.perf_counter() - started
         self._save()
         return artifact
-
-    def _made_before(self, section: str) -> Artifact:
-        """Return what a stage made before the chain was cut off. Raises MissingArtifactError."""
-        workspace, name, kind = self._context.workspace, self._record.done[section], KIND_OF_SECTION[section]
-        try:
-            return workspace.open(name, kind)
-        except MissingArtifactError:
-            raise MissingArtifactError(
-                f"The chain's {kind} {name} is not in {workspace.runs}: put it back, or start another chain "
-                "with `pipeline run`."
-            ) from None
 
     def _save(self) -> None:
         self._record.format_version = FORMAT_VERSION
@@ -297,8 +257,6 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
         "report": f"{page['bytes'] / 2**20:.1f} MiB",
     }
-    from thousandfold.stages.random_baseline import no_better_than_random
-
     for section in reached:
         if no_better_than_random(made[section].manifest.results):
             reached[section] += " (no better than random)"

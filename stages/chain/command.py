@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from thousandfold.ground.errors import SettingsError
-from thousandfold.pipeline.session import CommonOptions, Session, describe, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, describe, resume_option, stage_command
 
 
 @click.command()
@@ -16,12 +14,9 @@ from thousandfold.pipeline.session import CommonOptions, Session, describe, stag
     metavar="TASK",
     help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
 )
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value="newest",
-    metavar="[CHAIN]",
-    help="Go on with a chain that was cut off: the newest, or the one named.",
+@resume_option(
+    "CHAIN",
+    "Go on with a chain that was cut off: the newest, or the one named.",
 )
 @click.option(
     "--min-success",
@@ -47,16 +42,12 @@ def run(
         raise SettingsError(f"--min-success must be between 0 and 1 (got {min_success:g}).")
     if resume is not None:
         common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
-        reference = None if resume == "newest" else resume
-        _report_chain(session, resume_chain(session.context, reference, min_success))
-        return
-    settings = resolve_chain(common, task)
-    if common.dry_run:
-        session.show_settings(settings)
-        return
-    session.announce_training(common, settings["train_teacher"].model_dump()["task"])
-    _report_chain(session, start_chain(settings, session.context, min_success))
-
-
-def _report_chain(session: Session, artifacts: dict[str, Any]) -> None:
-    session.console.result({stage: describe(artifact) for stage, artifact in artifacts.items()})
+        made = resume_chain(session.context, None if resume == "newest" else resume, min_success)
+    else:
+        settings = resolve_chain(common, task)
+        if common.dry_run:
+            session.show_settings(settings)
+            return
+        session.announce_training(common, settings["train_teacher"].model_dump()["task"])
+        made = start_chain(settings, session.context, min_success)
+    session.console.result({stage: describe(artifact) for stage, artifact in made.items()})

@@ -45,7 +45,7 @@ def run_policy(
     It needs no workspace, no torch and no mlflow: the file is enough, with --task FILE for a task of your
     own. A miss is a tick whose action was not there one period later.
     """
-    with session.open():
+    with session.open(mujoco=True):
         from thousandfold.stages.closed_loop import run_policy as stage
         from thousandfold.stages.policy_file.source import open_source
 
@@ -91,7 +91,7 @@ def evaluate(
 @one_of_three("Draw")
 @click.option("--episodes", type=int, help="Episodes to draw, one after another.")
 @click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
-@stage_command
+@stage_command(mujoco=False)  # it asks for more of MUJOCO_GL, itself
 def render(
     session: Session,
     common: CommonOptions,

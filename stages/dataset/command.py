@@ -7,7 +7,14 @@ from typing import Any
 import click
 
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.session import CommonOptions, Session, describe, json_option, stage_command
+from thousandfold.pipeline.session import (
+    CommonOptions,
+    Session,
+    describe,
+    json_option,
+    resume_option,
+    stage_command,
+)
 
 _FACTS = (
     "episodes", "rows", "success", "success_interval", "success_by_noise", "alternative_goals", "coverage",
@@ -105,14 +112,11 @@ def import_(session: Session, common: CommonOptions, source: str, teacher: str |
     metavar="LEVEL,...",
     help="Standard deviations of the noise on actions, each for as many episodes; 0 for clean ones.",
 )
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value="newest",
-    metavar="[DATASET]",
-    help="Go on with an unfinished dataset: the newest, or the one named.",
+@resume_option(
+    "DATASET",
+    "Go on with an unfinished dataset: the newest, or the one named.",
 )
-@stage_command
+@stage_command(several_ranks=True)
 def generate_dataset(
     session: Session, common: CommonOptions, teacher: str | None, resume: str | None, **flags: Any
 ) -> None:

@@ -8,7 +8,7 @@ import click
 
 from thousandfold.ground.errors import MissingArtifactError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.session import CommonOptions, Session, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, resume_option, stage_command
 
 
 @click.command()
@@ -24,12 +24,9 @@ from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 @click.option(
     "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
 )
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value="newest",
-    metavar="[STUDENT]",
-    help="Go on with an unfinished student: the newest, or the one named. Name a completed one, with --set "
+@resume_option(
+    "STUDENT",
+    "Go on with an unfinished student: the newest, or the one named. Name a completed one, with --set "
     "updates=MORE, to train it on as another.",
 )
 @stage_command

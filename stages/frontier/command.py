@@ -9,7 +9,7 @@ import click
 from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.resume import find_parent
-from thousandfold.pipeline.session import CommonOptions, Session, describe, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, describe, resume_option, stage_command
 from thousandfold.stages.distill.command import take_dataset
 
 _MIN_RETENTION = 0.98
@@ -23,12 +23,9 @@ _MIN_RETENTION = 0.98
     "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
 )
 @click.option("--jobs", type=int, help="Processes that distil at a time [one a CPU].")
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value="newest",
-    metavar="[FRONTIER]",
-    help="Go on with an unfinished frontier, the newest or the one named; with a name, also try again what "
+@resume_option(
+    "FRONTIER",
+    "Go on with an unfinished frontier, the newest or the one named; with a name, also try again what "
     "failed in a finished one.",
 )
 @click.option("--select", is_flag=True, help="Take the smallest student that keeps to the bounds.")
@@ -62,76 +59,45 @@ def frontier(
     --set takes the stage too: --set distill.updates=3000. --select exports the student that it takes, so that
     benchmark, evaluate and render go on with it.
     """
-    choosing = {
-        "min-retention": min_retention,
-        "max-p99-us": max_p99_us,
-        "confident": confident,
-        "frontier": frontier,
-    }
     if select:
-        making = {**flags, "dataset": dataset, "resume": resume, **_given(common)}
+        making = flags | {"dataset": dataset, "resume": resume}
+        making |= {"preset": common.preset, "seed": common.seed, "device": common.device}
+        making |= {"set": common.overrides or None, "dry-run": common.dry_run or None}
         _refuse("--select chooses from a frontier that is there", making)
-        _select(session, frontier, teacher, min_retention, max_p99_us, bool(confident))
-        return
-    _refuse("only --select chooses", choosing)
-    if resume is not None:
-        common.refuse_with_resume({**flags, "dry-run": common.dry_run or None})
-        _resume(session, None if resume == "newest" else resume, teacher, dataset)
-        return
-    _start(session, common, flags, teacher, dataset)
+        from thousandfold.stages.frontier.selection import Bounds, select_student
 
-
-def _start(
-    session: Session, common: CommonOptions, flags: dict[str, Any], teacher: str | None, dataset: str | None
-) -> None:
+        least = _MIN_RETENTION if min_retention is None else min_retention
+        bounds = Bounds(least, max_p99_us, bool(confident))
+        if not 0 <= bounds.min_retention <= 2 or (max_p99_us is not None and not max_p99_us > 0):
+            raise SettingsError("--min-retention must be between 0 and 2, and --max-p99-us greater than 0.")
+        chosen_from = session.take("frontier", frontier)
+        given = None if teacher is None else _parent(session, chosen_from, "teacher", teacher)
+        made = select_student(chosen_from, bounds, session.context, given)
+        session.console.result({kind: describe(artifact) for kind, artifact in made.items()})
+        return
+    choosing = {"min-retention": min_retention, "max-p99-us": max_p99_us, "confident": confident}
+    _refuse("only --select chooses", choosing | {"frontier": frontier})
+    from thousandfold.stages.frontier.cells import find_resumable
     from thousandfold.stages.frontier.frontier import resolve_plan, run
 
-    plan = resolve_plan(common, flags)
-    if not session.starts(common, "frontier", plan):
+    if resume is not None:
+        common.refuse_with_resume({**flags, "dry-run": common.dry_run or None})
+        plan, artifact = find_resumable(session.workspace, None if resume == "newest" else resume)
+        session.console.say(f"Going on with {artifact.name}; workspace {session.workspace.root}.")
+        source = _parent(session, artifact, "teacher", teacher)
+        data = _parent(session, artifact, "dataset", dataset)
+        session.report(run(plan, session.context, source, data, artifact))
         return
-    source = session.take("teacher", teacher)
-    data = take_dataset(session, common, source, dataset)
-    session.report(run(plan, session.context, source, data))
-
-
-def _resume(session: Session, reference: str | None, teacher: str | None, dataset: str | None) -> None:
-    from thousandfold.stages.frontier.cells import find_resumable
-    from thousandfold.stages.frontier.frontier import run
-
-    plan, artifact = find_resumable(session.workspace, reference)
-    session.console.say(f"Going on with {artifact.name}; workspace {session.workspace.root}.")
-    source = _parent(session, artifact, "teacher", teacher)
-    data = _parent(session, artifact, "dataset", dataset)
-    session.report(run(plan, session.context, source, data, artifact))
+    plan = resolve_plan(common, flags)
+    if session.starts(common, "frontier", plan):
+        source = session.take("teacher", teacher)
+        data = take_dataset(session, common, source, dataset)
+        session.report(run(plan, session.context, source, data))
 
 
 def _parent(session: Session, artifact: Artifact, role: str, reference: str | None) -> Artifact:
     """Return what a frontier is made from. Raises UserError where it is another one now."""
     return session.take(role, str(find_parent(artifact, role, session.workspace, reference).path))
-
-
-def _select(
-    session: Session,
-    reference: str | None,
-    teacher: str | None,
-    min_retention: float | None,
-    max_p99_us: float | None,
-    confident: bool,
-) -> None:
-    from thousandfold.stages.frontier.selection import Bounds, select
-
-    bounds = Bounds(_MIN_RETENTION if min_retention is None else min_retention, max_p99_us, confident)
-    if not 0 <= bounds.min_retention <= 2 or (max_p99_us is not None and not max_p99_us > 0):
-        raise SettingsError("--min-retention must be between 0 and 2, and --max-p99-us greater than 0.")
-    chosen_from = session.take("frontier", reference)
-    given = None if teacher is None else _parent(session, chosen_from, "teacher", teacher)
-    made = select(chosen_from, bounds, session.context, given)
-    session.console.result({kind: describe(artifact) for kind, artifact in made.items()})
-
-
-def _given(common: CommonOptions) -> dict[str, Any]:
-    named = {"preset": common.preset, "seed": common.seed, "device": common.device}
-    return named | {"set": common.overrides or None, "dry-run": common.dry_run or None}
 
 
 def _refuse(why: str, options: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def _fastest(rows: Sequence[Row], bounds: Bounds) -> str:
     return f"the fastest, {row['name']}, takes {row['p99_us']:.1f} µs, too long by {over:.1f} µs"
 
 
-def select(
+def select_student(
     frontier: Artifact, bounds: Bounds, context: StageContext, teacher: Artifact | None = None
 ) -> dict[str, Artifact]:
     """Make the smallest student that keeps to the bounds the newest student, and export it.

@@ -17,7 +17,7 @@ def tasks(context: click.Context) -> None:
     """List the tasks with their sizes; `tasks check` looks at one, built in or your own."""
     session: Session = context.obj
     if context.invoked_subcommand is None:
-        with session.open():
+        with session.open(mujoco=True):
             show_tasks(session.console)
 
 
@@ -36,7 +36,7 @@ def tasks(context: click.Context) -> None:
 @click.pass_obj
 def check(session: Session, task: str, episodes: int, seed: int, output: str | None) -> None:
     """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
-    with session.open():
+    with session.open(mujoco=True):
         from thousandfold.stages.tasks.check import check_task  # inside: it imports MuJoCo
 
         check_task(session.console, task, episodes=episodes, seed=seed, output=output)

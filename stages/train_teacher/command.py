@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from thousandfold.pipeline.session import CommonOptions, Session, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, resume_option, stage_command
 
 
 @click.command("train-teacher")
@@ -23,15 +23,12 @@ from thousandfold.pipeline.session import CommonOptions, Session, stage_command
     default=None,
     help="Contrast with the goals of all ranks, not with this rank's alone.",
 )
-@click.option(
-    "--resume",
-    is_flag=False,
-    flag_value="newest",
-    metavar="[TEACHER]",
-    help="Go on with an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
+@resume_option(
+    "TEACHER",
+    "Go on with an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
     "env_steps=MORE, to train it on as another.",
 )
-@stage_command
+@stage_command(several_ranks=True)
 def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:
     """Train a contrastive teacher without rewards or demonstrations."""
     from thousandfold.stages.train_teacher import train_teacher as stage
