@@ -14,14 +14,14 @@ the float32 file and its variants take turns. A variant's action error comes fro
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -29,19 +29,16 @@ import torch
 from benchmarks.turns import facts
 from thousandfold.envs.registry import compile_task
 from thousandfold.ground.files import atomic_file, write_json_atomic
-from thousandfold.models.deployable_policy import DeployablePolicy, NormalizedActor
+from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
-from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.models.residual_mlp import NetworkShape
-from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
-from thousandfold.stages.export_onnx.gate import GateStates, compare_actions, largest_action_error
-from thousandfold.stages.export_onnx.variants import convert
-from thousandfold.stages.export_onnx.writing import PolicyDraft, describe, golden_rows
-from thousandfold.stages.networks import NETWORK_FILE, TrainedActor, load_actor, save_network
-from thousandfold.stages.policy_file.golden import TOLERANCE
-from thousandfold.stages.policy_file.onnx_bytes import split_model
+from thousandfold.stages.export_onnx.export import Export
+from thousandfold.stages.export_onnx.gate import GateStates, largest_action_error
+from thousandfold.stages.export_onnx.variants import Variant
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,28 +49,14 @@ OPSET, GATE_STATES, MAX_ACTION_ERROR = 20, 4096, 1e-5
 LIMIT_S = 15.0
 """what the export of 1024 layers of 64 units may take"""
 
-Precision = Literal["float32", "float16", "int8"]
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Network:
-    """A student with random weights, and states to compare on.
+def make_network(workspace: Workspace, depth: int, width: int, num_states: int) -> Export:
+    """Return the export of a student whose branches are as large as those of a trained one may be.
 
-    Attributes:
-        source, trained: the artifact and its network.
-        module: as it is exported.
-        states: standard normal, `GATE_STATES` of them or fewer.
+    It is compared on states that are standard normal.
     """
-
-    source: Artifact
-    trained: TrainedActor
-    module: DeployablePolicy
-    states: GateStates
-
-
-def make_network(workspace: Workspace, depth: int, width: int, num_states: int) -> Network:
-    """Return a network whose branches are as large as those of a trained one may be."""
     torch.manual_seed(0)
     task = compile_task(TASK)
     shape = NetworkShape(depth, width, residual_scale="learned_from_zero", final_norm=True)
@@ -86,8 +69,7 @@ def make_network(workspace: Workspace, depth: int, width: int, num_states: int) 
     source.complete({})
     rng, sizes = np.random.default_rng(0), (task.observation_dim, task.goal_dim)
     observation, goal = (rng.standard_normal((num_states, size)).astype(np.float32) for size in sizes)
-    states, trained = GateStates(observation, goal, {"random": num_states}), load_actor(source)
-    return Network(source, trained, trained.deployable(states.limits()), states)
+    return Export(source, load_actor(source), GateStates(observation, goal, {"random": num_states}), OPSET)
 
 
 def timed(phases: dict[str, float], name: str, work: Callable[[], Result]) -> Result:
@@ -98,50 +80,26 @@ def timed(phases: dict[str, float], name: str, work: Callable[[], Result]) -> Re
     return result
 
 
-def draft(path: Path, network: Network, precision: Precision) -> PolicyDraft:
-    """Write and open the file of a network, its evaluation still open."""
-    states, module = network.states, network.module
-    model = to_onnx(module, OPSET) if precision == "float32" else convert(precision, module, states, OPSET)
-    return write(path, network, model.SerializeToString(), precision)
-
-
-def write(path: Path, network: Network, content: bytes, precision: Precision) -> PolicyDraft:
-    """Describe a graph, write it with its golden rows and open the file."""
-    graph, states = split_model(content), network.states
-    metadata = describe(network.source, network.trained, states, graph, opset=OPSET, precision=precision)
-    return PolicyDraft.write(path, graph, metadata, golden_rows(network.module, states))
-
-
-def export(path: Path, network: Network) -> dict[str, Any]:
+def export(path: Path, network: Export) -> dict[str, Any]:
     """Export a network as the stage does; return seconds by phase, and what the gate found."""
     phases: dict[str, float] = {}
-    module, depth = network.module, network.trained.shape.depth
+    made = dataclasses.replace(network)
     with atomic_file(path) as temporary:
-        content = timed(phases, "convert", lambda: to_onnx(module, OPSET).SerializeToString())
-        made = timed(phases, "write", lambda: write(temporary, network, content, "float32"))
-        error = timed(
-            phases,
-            "gate",
-            lambda: compare_actions(
-                made.policy, module, network.states, depth=depth, max_action_error=MAX_ACTION_ERROR
-            ),
-        )
-        timed(phases, "finish", lambda: made.finish(None, max(TOLERANCE, error.allowed)))
-    return {
-        "phases_s": phases,
-        "export_s": sum(phases.values()),
-        "max_action_error": error.largest,
-        "allowed_action_error": error.allowed,
-        "bytes": path.stat().st_size,
-    }
+        timed(phases, "convert", lambda: made.graph)
+        timed(phases, "write", lambda: made.draft(temporary))
+        timed(phases, "gate", lambda: made.compare_actions(MAX_ACTION_ERROR))
+        timed(phases, "finish", lambda: made.finish(None, made.error.allowed))
+    figures = made.figures(path)
+    del figures["parameters"]
+    return {"phases_s": phases, "export_s": sum(phases.values()), **figures}
 
 
-def time_variants(folder: Path, network: Network, policy: OnnxPolicy, seconds: float) -> dict[str, Any]:
+def time_variants(folder: Path, network: Export, policy: OnnxPolicy, seconds: float) -> dict[str, Any]:
     """Return size, action error and median latency of the float32 file and of each variant, by precision."""
-    precisions: tuple[Precision, ...] = ("float16", "int8")
     policies = {"float32": policy}
-    for precision in precisions:
-        policies[precision] = draft(folder / f"{precision}.onnx", network, precision).policy
+    for precision in get_args(Variant):
+        made = dataclasses.replace(network, precision=precision)
+        policies[precision] = made.draft(folder / f"{precision}.onnx")
     rows = list(zip(network.states.observation[:1024], network.states.goal[:1024], strict=True))
     calls = {name: TimedCall(opened.step, rows) for name, opened in policies.items()}
     samples = back_to_back(calls, seconds / 4, seconds)

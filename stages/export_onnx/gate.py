@@ -54,7 +54,20 @@ class GateStates:
 
     def limits(self) -> InputLimits:
         """Return the limits of a policy that is checked on these states."""
-        return InputLimits.around(torch.from_numpy(self.observation), torch.from_numpy(self.goal))
+        return InputLimits.around(*self.tensors())
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return observations and goals for torch."""
+        return torch.from_numpy(self.observation), torch.from_numpy(self.goal)
+
+    def rows(self, chosen: np.ndarray | slice) -> GateStates:
+        """Return some of the states."""
+        return GateStates(self.observation[chosen], self.goal[chosen], self.counts)
+
+    def followed_by(self, other: GateStates) -> GateStates:
+        """Return the states with those of another after them."""
+        observation, goal = (self.observation, other.observation), (self.goal, other.goal)
+        return GateStates(np.concatenate(observation), np.concatenate(goal), {**self.counts, **other.counts})
 
 
 @dataclass(frozen=True)
@@ -73,14 +86,9 @@ class ActionError:
 def roll_out(
     trained: TrainedActor, *, episodes: int, num_states: int, seed: int, device: str
 ) -> tuple[Episodes, GateStates]:
-    """Let torch act in closed loop; return the outcome, and states that it passed through.
+    """Let torch act in closed loop; return the outcome, and at most `num_states` that it passed through.
 
-    Args:
-        trained: the network; it is on the CPU afterwards.
-        episodes: how many to run; `compare_closed_loop` runs the same ones.
-        num_states: how many states to return, at most.
-        seed: seed of the episodes and of the choice of states.
-        device: where torch acts.
+    The network is on the CPU afterwards; `compare_closed_loop` runs the same episodes.
     """
     act = torch_policy(trained.actor.to(device), device)
     rng = np.random.default_rng(seed_sequence(seed, _STATE_STREAM))
@@ -114,11 +122,8 @@ def add_dataset_states(
         raise UserError(f"{dataset.path} is of another version of task {task.name!r}: sizes differ.")
     rng = np.random.default_rng(seed_sequence(seed, _DATASET_STREAM))
     chosen = rng.permutation(len(rows.observation))[:num_states]
-    return GateStates(
-        np.concatenate([states.observation, rows.observation[chosen]]),
-        np.concatenate([states.goal, rows.desired_goal[chosen]]),
-        {**states.counts, "dataset": len(chosen)},
-    )
+    counts = {"dataset": len(chosen)}
+    return states.followed_by(GateStates(rows.observation[chosen], rows.desired_goal[chosen], counts))
 
 
 def compare_actions(
@@ -132,19 +137,12 @@ def compare_actions(
     and then: where no more than one state in a hundred is off by more, twice the largest difference is
     allowed. But never more than ten times what the depth allows, nor more than golden rows may be off by.
 
-    Args:
-        policy: the exported file.
-        module: the network in torch, on the CPU.
-        states: where to compare.
-        depth: layers of the network.
-        max_action_error: what is allowed to a shallow network; at most `LARGEST_FLOAT32_TOLERANCE`.
-
     Raises:
         UserError: they differ by more.
     """
     states = _with_states_beyond_limits(states, module)
     with torch.no_grad():
-        expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal))
+        expected = module(*states.tensors())
     batch, steps = _differences(policy, module, states, expected)
     largest = float(np.max([batch.max(), steps.max()]))
     allowed = max_action_error * rounding_growth(depth)
@@ -155,19 +153,17 @@ def compare_actions(
         most = min(_ROUNDING_CAP * allowed, largest_tolerance("float32", depth))
         allowed = min(max(allowed, explained), most)
     if not largest <= allowed:
+        remedy = (
+            "ONNX Runtime computes it wrongly: try another version of onnxruntime, or another --set opset=."
+        )
+        if largest <= largest_tolerance("float32", depth):
+            setting = min(1.05 * largest / rounding_growth(depth), LARGEST_FLOAT32_TOLERANCE)
+            remedy = f"Where that is little enough for the robot: --set max_action_error={setting:.2g}."
         raise UserError(
             f"The exported file differs from the network by {largest:.2g} in an action, more than the "
-            f"{allowed:.2g} that rounding explains: it was not kept. {_remedy(largest, depth)}"
+            f"{allowed:.2g} that rounding explains: it was not kept. {remedy}"
         )
     return ActionError(largest, allowed)
-
-
-def _remedy(largest: float, depth: int) -> str:
-    """Say what to do about a file whose actions are off by so much, of a network of so many layers."""
-    if largest <= largest_tolerance("float32", depth):
-        setting = min(1.05 * largest / rounding_growth(depth), LARGEST_FLOAT32_TOLERANCE)
-        return f"Where that is little enough for the robot: --set max_action_error={setting:.2g}."
-    return "ONNX Runtime computes it wrongly: try another version of onnxruntime, or another --set opset=."
 
 
 def beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
@@ -185,26 +181,14 @@ def beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
 
 def _with_states_beyond_limits(states: GateStates, module: DeployablePolicy) -> GateStates:
     """Return the states with a few more in front, of which every other number is beyond its limits."""
-    rows = slice(0, _STATES_BEYOND_LIMITS)
-    moved = beyond_limits(GateStates(states.observation[rows], states.goal[rows], {}), module)
-    return GateStates(
-        np.concatenate([moved.observation, states.observation]),
-        np.concatenate([moved.goal, states.goal]),
-        states.counts,
-    )
+    return beyond_limits(states.rows(slice(0, _STATES_BEYOND_LIMITS)), module).followed_by(states)
 
 
 @torch.no_grad()
 def largest_action_error(policy: OnnxPolicy, module: DeployablePolicy, states: GateStates) -> float:
-    """Return the largest difference of an action from torch's, within the limits and beyond; NaN for NaN.
-
-    Args:
-        policy: the exported file.
-        module: the network in torch, on the CPU.
-        states: where to compare.
-    """
+    """Return the largest difference of an action from torch's, within the limits and beyond; NaN for NaN."""
     states = _with_states_beyond_limits(states, module)
-    expected = module(torch.from_numpy(states.observation), torch.from_numpy(states.goal)).action
+    expected = module(*states.tensors()).action
     return float(np.abs(policy.run(states.observation, states.goal).action - expected.numpy()).max())
 
 
@@ -244,41 +228,27 @@ def rounding_error(module: DeployablePolicy, states: GateStates, single: Tensor)
     Those are torch's own, `single`, and torch's with the normalisers inside the first Dense layer, where the
     graph has them: it subtracts a mean of many standard deviations after the product, which rounds more.
     """
-    observation, goal = torch.from_numpy(states.observation), torch.from_numpy(states.goal)
-    folded = functional_call(module, _with_folded_normalizers(module), (observation, goal)).action
+    stem = cast(nn.Linear, cast(nn.Sequential, module.actor.actor.trunk.stem)[0])
+    normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
+    shift, weight, bias = fold_normalizers(*normalizers, stem)
+    numbers = {"actor.actor.trunk.stem.0.weight": weight, "actor.actor.trunk.stem.0.bias": bias}
+    means = shift.split([len(normalizer.mean) for normalizer in normalizers])
+    for name, mean in zip(("observation", "goal"), means, strict=True):
+        numbers[f"actor.{name}_normalizer.mean"] = mean
+        numbers[f"actor.{name}_normalizer.std"] = torch.ones_like(mean)
+    observation, goal = states.tensors()
+    folded = functional_call(
+        module, {name: value.float() for name, value in numbers.items()}, (observation, goal)
+    ).action
     exact = module.double()(observation.double(), goal.double()).action
     module.float()  # every weight was float32 before, and is the same again
     return float(torch.maximum((single - exact).abs(), (folded - exact).abs()).max())
 
 
-def _with_folded_normalizers(module: DeployablePolicy) -> dict[str, Tensor]:
-    """Return the numbers of a module, by name, that say what the graph says: see `fold_normalizers`."""
-    stem = cast(nn.Linear, cast(nn.Sequential, module.actor.actor.trunk.stem)[0])
-    observation, goal = module.actor.observation_normalizer, module.actor.goal_normalizer
-    shift, weight, bias = fold_normalizers(observation, goal, stem)
-    means = shift.split([len(observation.mean), len(goal.mean)])
-    numbers = {
-        "actor.actor.trunk.stem.0.weight": weight,
-        "actor.actor.trunk.stem.0.bias": bias,
-        "actor.observation_normalizer.mean": means[0],
-        "actor.observation_normalizer.std": torch.ones_like(means[0]),
-        "actor.goal_normalizer.mean": means[1],
-        "actor.goal_normalizer.std": torch.ones_like(means[1]),
-    }
-    return {name: value.float() for name, value in numbers.items()}
-
-
 def compare_closed_loop(
     policy: Policy, task: CompiledTask, reference: Episodes, *, seed: int, max_difference: float
 ) -> Episodes:
-    """Let a policy act in the episodes that torch acted in; return its outcome.
-
-    Args:
-        policy: the exported file.
-        task: the task.
-        reference: what `roll_out` returned, of the same seed.
-        seed: seed of the episodes.
-        max_difference: largest difference of the success.
+    """Let a policy act in the episodes that torch acted in, as `roll_out` returned them; return its outcome.
 
     Raises:
         UserError: the success differs by more, and chance does not explain it.

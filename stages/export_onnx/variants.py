@@ -8,6 +8,7 @@ act in the same episodes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Mapping
@@ -16,23 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-import onnxruntime
-from onnx import TensorProto, helper
 
 from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import write_atomic
-from thousandfold.models.deployable_policy import DeployablePolicy
-from thousandfold.models.onnx_graph import InputRanges, body_dense_inputs, to_onnx
-from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
 from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.export_onnx.export import Export, golden_rows
 from thousandfold.stages.export_onnx.gate import GateStates, act_in_same_episodes, largest_action_error
-from thousandfold.stages.export_onnx.writing import PolicyDraft, describe, golden_rows
-from thousandfold.stages.networks import TrainedActor
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenSet, largest_tolerance
 from thousandfold.stages.policy_file.metadata import Evaluation
-from thousandfold.stages.policy_file.onnx_bytes import split_model
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 Variant = Literal["float16", "int8"]
@@ -45,35 +38,8 @@ MAX_LATENCY_SHARE = 0.95
 
 _WARMUP_S, _TIMED_S = 0.3, 1.5
 _TIMED_STATES = 1024
-_CALIBRATION_ROWS = 128  # at a time: every layer's input is kept
 # Another processor rounds otherwise, by about as much as this one is off.
 _TOLERANCE_FACTOR = 2.0
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A policy whose float32 file is complete, and what it was made and checked with.
-
-    Attributes:
-        policy: the float32 file.
-        success, episodes: what it reached, and over how many episodes.
-        source, trained: the artifact and its network.
-        module: the network as it is exported, on the CPU.
-        states: what it was compared on.
-        opset, licence: of the file.
-        seed: of the episodes.
-    """
-
-    policy: OnnxPolicy
-    success: float
-    episodes: int
-    source: Artifact
-    trained: TrainedActor
-    module: DeployablePolicy
-    states: GateStates
-    opset: int
-    licence: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -142,80 +108,62 @@ class VariantTrial:
         )
 
 
-def try_variant(variant: Variant, path: Path, exported: Exported) -> VariantTrial:
+def try_variant(variant: Variant, path: Path, float32: Export, seed: int) -> VariantTrial:
     """Build a variant and measure it; write it to `path` if it is worth it.
 
     Args:
         variant: which.
         path: where it goes.
-        exported: the policy.
+        float32: the export whose file is complete.
+        seed: of the episodes that both files act in.
     """
     with tempfile.TemporaryDirectory() as folder:
-        draft = _draft(variant, Path(folder) / path.name, exported)
-        figures = measure(draft.policy, exported)
+        export = dataclasses.replace(float32, precision=variant)
+        export.draft(Path(folder) / path.name)
+        figures = measure(export, float32, seed)
         refusal = figures.refusal()
-        if refusal is None:
-            try:
-                _finish(draft, figures, exported)
-            except UserError as error:  # the export does not depend on it
-                return VariantTrial(variant, figures, str(error).rstrip("."))
-            write_atomic(path, draft.policy.path.read_bytes())
-    return VariantTrial(variant, figures, refusal)
+        if refusal is not None or figures.success is None:
+            return VariantTrial(variant, figures, refusal)
+        tolerance = max(TOLERANCE, _TOLERANCE_FACTOR * figures.max_action_error)
+        largest = largest_tolerance(variant, export.trained.shape.depth)
+        if tolerance > largest:
+            refusal = (
+                f"its actions are off torch's by {figures.max_action_error:.2g}, and golden rows that allow "
+                f"for more than {largest / _TOLERANCE_FACTOR:.2g} prove nothing"
+            )
+            return VariantTrial(variant, figures, refusal)
+        evaluation = Evaluation(
+            success=figures.success,
+            success_interval=wilson_interval(round(figures.success * figures.episodes), figures.episodes),
+            episodes=figures.episodes,
+            runtime="onnxruntime",
+        )
+        try:
+            rows = golden_rows(export.module, export.states, switch_margin=tolerance)
+            export.golden = GoldenSet.of(rows, tolerance)
+            export.finish(evaluation, tolerance)
+        except UserError as error:  # the export does not depend on it
+            return VariantTrial(variant, figures, str(error).rstrip("."))
+        write_atomic(path, export.policy.path.read_bytes())
+    return VariantTrial(variant, figures, None)
 
 
-def convert(variant: Variant, module: DeployablePolicy, states: GateStates, opset: int) -> onnx.ModelProto:
-    """Return the graph of a variant.
-
-    Args:
-        variant: which.
-        module: the policy, on the CPU.
-        states: what the ranges of an int8 variant are taken from.
-        opset: ONNX operator set.
-    """
-    if variant == "float16":
-        return to_onnx(module, opset, "float16")
-    ranges = dense_input_ranges(to_onnx(module, opset), states)
-    return to_onnx(module, opset, input_ranges=ranges)
-
-
-def dense_input_ranges(model: onnx.ModelProto, states: GateStates) -> InputRanges:
-    """Return the least and the greatest input of every Dense layer between stem and head, over the states.
-
-    Args:
-        model: the float32 graph; it is given more outputs.
-        states: what it is run on.
-    """
-    inputs = body_dense_inputs(model)
-    names = list(dict.fromkeys(inputs.values()))
-    if not names:
-        return {}
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    for first in range(0, len(states.observation), _CALIBRATION_ROWS):
-        rows = slice(first, first + _CALIBRATION_ROWS)
-        values = session.run(names, {"observation": states.observation[rows], "goal": states.goal[rows]})
-        low = np.minimum(low, [np.min(np.asarray(value)) for value in values])
-        high = np.maximum(high, [np.max(np.asarray(value)) for value in values])
-    ranges = dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
-    return {layer: ranges[name] for layer, name in inputs.items()}
-
-
-def measure(policy: OnnxPolicy, exported: Exported) -> VariantFigures:
+def measure(export: Export, float32: Export, seed: int) -> VariantFigures:
     """Compare a variant with torch on states, and with the float32 file in time and in closed loop."""
-    own, single = time_in_turns(policy, exported.policy, exported.states)
-    error, success = largest_action_error(policy, exported.module, exported.states), None
+    evaluation, policy = float32.metadata.evaluation, export.policy
+    assert evaluation is not None  # its file is complete
+    own, single = time_in_turns(policy, float32.policy, export.states)
+    error, success = largest_action_error(policy, export.module, export.states), None
     if math.isfinite(error):
-        task = exported.trained.task
-        outcome = act_in_same_episodes(policy, task, episodes=exported.episodes, seed=exported.seed)
+        outcome = act_in_same_episodes(policy, export.trained.task, episodes=evaluation.episodes, seed=seed)
         success = float(outcome.success.mean())
     return VariantFigures(
         max_action_error=error,
         latency_us=own,
         float32_latency_us=single,
         success=success,
-        float32_success=exported.success,
-        episodes=exported.episodes,
+        float32_success=evaluation.success,
+        episodes=evaluation.episodes,
         bytes=policy.path.stat().st_size,
     )
 
@@ -227,46 +175,3 @@ def time_in_turns(policy: OnnxPolicy, other: OnnxPolicy, states: GateStates) -> 
     calls = {index: TimedCall(each.step, arguments) for index, each in enumerate((policy, other))}
     samples = back_to_back(calls, _WARMUP_S, _TIMED_S)
     return float(np.median(samples[0])), float(np.median(samples[1]))
-
-
-def _draft(variant: Variant, path: Path, exported: Exported) -> PolicyDraft:
-    """Write a variant, with its evaluation still open."""
-    model = convert(variant, exported.module, exported.states, exported.opset)
-    graph = split_model(model.SerializeToString())
-    metadata = describe(
-        exported.source,
-        exported.trained,
-        exported.states,
-        graph,
-        opset=exported.opset,
-        licence=exported.licence,
-        precision=variant,
-    )
-    return PolicyDraft.write(path, graph, metadata, golden_rows(exported.module, exported.states))
-
-
-def _finish(draft: PolicyDraft, figures: VariantFigures, exported: Exported) -> None:
-    """Write a variant as it leaves: what it reaches, and golden rows with the tolerance that it needs.
-
-    Raises:
-        UserError: with that tolerance they would prove nothing, or it does not keep to it.
-    """
-    description = draft.metadata
-    tolerance = max(TOLERANCE, _TOLERANCE_FACTOR * figures.max_action_error)
-    largest = largest_tolerance(description.precision, description.network.depth)
-    if tolerance > largest:
-        raise UserError(
-            f"its actions are off torch's by {figures.max_action_error:.2g}, and golden rows that allow for "
-            f"more than {largest / _TOLERANCE_FACTOR:.2g} prove nothing."
-        )
-    rows = golden_rows(exported.module, exported.states, switch_margin=tolerance)
-    draft.golden = GoldenSet.of(rows, tolerance)
-    assert figures.success is not None  # or it would have been refused
-    reached, episodes = round(figures.success * figures.episodes), figures.episodes
-    evaluation = Evaluation(
-        success=figures.success,
-        success_interval=wilson_interval(reached, episodes),
-        episodes=episodes,
-        runtime="onnxruntime",
-    )
-    draft.finish(evaluation, tolerance)

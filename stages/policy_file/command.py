@@ -14,13 +14,8 @@ from thousandfold.pipeline.session import Session, json_option
 from thousandfold.pipeline.settings import MOST_EPISODES
 
 if TYPE_CHECKING:
-    from thousandfold.stages.policy_file.metadata import Element, InputElement, PolicyMetadata
-    from thousandfold.stages.policy_file.onnx_bytes import ModelBytes
-    from thousandfold.stages.policy_file.source import PolicyPlace
-
-
-if TYPE_CHECKING:
     from thousandfold.pipeline.artifacts import Artifact
+    from thousandfold.stages.policy_file.metadata import Element, InputElement, PolicyMetadata
     from thousandfold.stages.policy_file.source import PolicyPlace
     from thousandfold.stages.policy_file.verification import Verification
 
@@ -116,8 +111,8 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
 
 def _promotable(place: PolicyPlace, teacher: bool) -> Artifact:
     """Return the artifact of a policy that may be promoted; `teacher` lets an exported teacher pass."""
-    from thousandfold.stages.policy_file.metadata import METADATA_KEY, parse_metadata
-    from thousandfold.stages.policy_file.onnx_bytes import read_model
+    from thousandfold.stages.policy_file.metadata import parse_metadata
+    from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, read_model
     from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE
 
     if place.artifact is None or place.path.name != POLICY_FILE:
@@ -164,23 +159,34 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     Raises:
         UserError: the file cannot be read, or is none of this version.
     """
-    from thousandfold.stages.policy_file.golden import GOLDEN_KEY, parse_golden
+    from thousandfold.stages.policy_file.golden import parse_golden
     from thousandfold.stages.policy_file.graph import require_known_graph
-    from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, change_since_export
-    from thousandfold.stages.policy_file.metadata import METADATA_KEY, parse_metadata
-    from thousandfold.stages.policy_file.onnx_bytes import read_model
+    from thousandfold.stages.policy_file.metadata import parse_metadata
+    from thousandfold.stages.policy_file.onnx_bytes import (
+        GOLDEN_KEY,
+        METADATA_KEY,
+        POLICY_HASH_KEY,
+        read_model,
+    )
 
     model = read_model(place.path)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     require_known_graph(model, place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
-    change = change_since_export(model, metadata)
+    change = model.change_since_export(metadata.graph_sha256)
+    hashes = {
+        "graph SHA-256": (metadata.graph_sha256, model.graph_sha256),
+        "policy SHA-256": (model.metadata.get(POLICY_HASH_KEY, "none"), model.policy_sha256),
+    }
     facts = [
         ("file", str(place.path)),
         ("size", f"{place.path.stat().st_size / 1e6:.2f} MB"),
         *_identity(metadata),
         ("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}"),
-        *_hashes(metadata, model),
+        *(
+            (name, recorded if recorded == actual else f"{recorded} (the file's is another)")
+            for name, (recorded, actual) in hashes.items()
+        ),
     ]
     console.table(f"{place.name}: {metadata.role} for task {metadata.task}", ("what", "value"), facts)
     _show_elements(console, metadata)
@@ -195,22 +201,11 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
             "path": str(place.path),
             "bytes": place.path.stat().st_size,
             "intact": change is None,
-            "sha256": model.metadata.get(INTEGRITY_KEY),
+            "sha256": model.metadata.get(POLICY_HASH_KEY),
             "golden": {"rows": len(golden.action), "tolerance": golden.tolerance},
             "metadata": metadata.model_dump(mode="json"),
         }
     )
-
-
-def _hashes(metadata: PolicyMetadata, model: ModelBytes) -> Iterator[tuple[str, str]]:
-    """Yield the recorded hashes, with a note where the file's own are others."""
-    from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
-
-    for name, recorded, actual in (
-        ("graph SHA-256", metadata.graph_sha256, model.graph_sha256),
-        ("policy SHA-256", model.metadata.get(INTEGRITY_KEY, "none"), policy_sha256(model)),
-    ):
-        yield name, recorded if recorded == actual else f"{recorded} (the file's is another)"
 
 
 def _identity(metadata: PolicyMetadata) -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,6 @@ from thousandfold.stages.policy_file.metadata import (
 )
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
-GOLDEN_KEY = "thousandfold_golden"
 TOLERANCE = 1e-5
 LARGEST_FLOAT32_TOLERANCE = 1e-3
 """Up to `SHALLOW_DEPTH`; grows as `rounding_growth`."""

@@ -16,7 +16,6 @@ import pydantic
 from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
-METADATA_KEY = "thousandfold"
 METADATA_VERSION = 3
 
 Precision = Literal["float32", "float16", "int8"]

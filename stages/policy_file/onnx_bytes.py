@@ -1,10 +1,16 @@
-"""The outer layer of an ONNX file, read without the onnx package: its graph's hash and its metadata.
+"""The outer layer of a policy file, read without the onnx package: its graph, its texts, and their hashes.
 
 An ONNX file is one protobuf message. Its fields stand one after the other, each a tag, a length and a
 payload; field 14 (``metadata_props``) is one entry of metadata and may come any number of times. All other
-fields together are what the policy computes, and `graph_sha256` is the SHA-256 of their bytes in the order of
-the file; `stages.policy_file.integrity` covers the metadata too.
-Wire format: protobuf.dev/programming-guides/encoding.
+fields together are the graph: what the policy computes. Two hashes say what was written:
+
+- The *graph hash* is the SHA-256 of the graph's bytes in the order of the file. The description names it.
+- The *policy hash* seals the file and stands in its metadata under ``thousandfold_sha256``: the SHA-256 of
+  the graph hash (64 hex digits), a line feed, the description (the text under ``thousandfold``), a line feed
+  and the golden rows (the text under ``thousandfold_golden``), in UTF-8.
+
+They show what was changed by accident or by hand; whoever writes other hashes is not found out, for they are
+no signatures. Wire format: protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from pathlib import Path
 
 from thousandfold.ground.errors import DamagedFileError
 
+METADATA_KEY, GOLDEN_KEY, POLICY_HASH_KEY = "thousandfold", "thousandfold_golden", "thousandfold_sha256"
 EXPORT_AGAIN = "export the policy again with `pipeline export-onnx`"
 
 _METADATA_FIELD = 14
@@ -43,12 +50,51 @@ class ModelBytes:
 
     @property
     def graph_sha256(self) -> str:
-        """The SHA-256 of the graph in hexadecimal."""
+        """The graph hash of what is here, in hexadecimal."""
         return hashlib.sha256(self.graph).hexdigest()
+
+    @property
+    def policy_sha256(self) -> str:
+        """The policy hash of what is here, in hexadecimal; a text that is missing counts as empty."""
+        texts = (self.metadata.get(key, "") for key in (METADATA_KEY, GOLDEN_KEY))
+        return hashlib.sha256("\n".join((self.graph_sha256, *texts)).encode()).hexdigest()
+
+    def sealed(self, description: str, golden: str) -> ModelBytes:
+        """Return a whole policy: the graph, both texts, and the policy hash; other metadata is left out.
+
+        Args:
+            description: JSON text of its `PolicyMetadata`.
+            golden: JSON text of its `GoldenSet`.
+        """
+        whole = self.with_metadata({GOLDEN_KEY: golden, METADATA_KEY: description})
+        # The description comes last: a file cut off anywhere is without it.
+        return self.with_metadata(
+            {GOLDEN_KEY: golden, POLICY_HASH_KEY: whole.policy_sha256, METADATA_KEY: description}
+        )
+
+    def change_since_export(self, graph_sha256: str) -> str | None:
+        """Say which part differs from its recorded hash; None where all is as it was exported.
+
+        Args:
+            graph_sha256: what the description gives.
+        """
+        if self.graph_sha256 != graph_sha256:
+            return "its graph differs from the recorded hash"
+        if POLICY_HASH_KEY not in self.metadata:
+            return f"it has no {POLICY_HASH_KEY}"
+        if self.metadata[POLICY_HASH_KEY] != self.policy_sha256:
+            return "its description or golden rows differ from the recorded hash"
+        return None
 
     def joined(self) -> bytes:
         """Return the file's content: the graph, then the metadata in its order."""
-        return self.graph + b"".join(_entry(key, text) for key, text in self.metadata.items())
+        return self.graph + b"".join(
+            _with_length(
+                _METADATA_FIELD,
+                _with_length(_KEY_FIELD, key.encode()) + _with_length(_VALUE_FIELD, text.encode()),
+            )
+            for key, text in self.metadata.items()
+        )
 
     def with_metadata(self, metadata: Mapping[str, str]) -> ModelBytes:
         """Return the same graph with other metadata."""
@@ -86,11 +132,6 @@ def read_model(path: Path) -> ModelBytes:
         raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN}.") from None
 
 
-def graph_sha256(path: Path) -> str:
-    """Return the SHA-256 over a file's fields other than its metadata; raises as `read_model` does."""
-    return read_model(path).graph_sha256
-
-
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
     """Yield number, payload and all bytes of each field; raise ValueError where they do not fit."""
     at = 0
@@ -122,14 +163,6 @@ def varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + count + 1
     raise ValueError(f"no number at byte {at}")
-
-
-def _entry(key: str, text: str) -> bytes:
-    """Return one entry of metadata as it stands in a file."""
-    parts = b"".join(
-        _with_length(field, part.encode()) for field, part in ((_KEY_FIELD, key), (_VALUE_FIELD, text))
-    )
-    return _with_length(_METADATA_FIELD, parts)
 
 
 def _with_length(field: int, payload: bytes) -> bytes:

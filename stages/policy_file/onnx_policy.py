@@ -15,16 +15,16 @@ import numpy as np
 import onnxruntime
 
 from thousandfold.ground.errors import DamagedFileError, NonFiniteError
-from thousandfold.stages.policy_file.golden import GOLDEN_KEY, GoldenSet, parse_golden
+from thousandfold.stages.policy_file.golden import GoldenSet, parse_golden
 from thousandfold.stages.policy_file.graph import require_known_graph
-from thousandfold.stages.policy_file.integrity import require_unchanged
-from thousandfold.stages.policy_file.metadata import (
+from thousandfold.stages.policy_file.metadata import InputElement, PolicyMetadata, parse_metadata
+from thousandfold.stages.policy_file.onnx_bytes import (
+    EXPORT_AGAIN,
+    GOLDEN_KEY,
     METADATA_KEY,
-    InputElement,
-    PolicyMetadata,
-    parse_metadata,
+    ModelBytes,
+    read_model,
 )
-from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
 
 POLICY_FILE = "policy.onnx"
 TEACHER_FILE = "teacher.onnx"
@@ -66,23 +66,31 @@ class OnnxPolicy:
         self._golden = model.metadata.get(GOLDEN_KEY)
         if task is not None and self.metadata.task != task:
             raise DamagedFileError(f"{path} is a policy for task {self.metadata.task!r}, not for {task!r}.")
-        if check_hash:
-            require_unchanged(model, self.metadata, self.path)
+        if check_hash and (change := model.change_since_export(self.metadata.graph_sha256)):
+            raise DamagedFileError(
+                f"{path} was changed since it was exported: {change}. Copy it anew, or {EXPORT_AGAIN}."
+            )
         require_known_graph(model, self.path)
         self._session = _open_session(model, self.path)
-        _check_signature(self._session, self.metadata, self.path)
-        self._bind()
+        sizes = self.metadata.sizes()
+        found = {
+            node.name: node.shape for node in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
+        if set(found) != set(sizes) or any(
+            len(shape) != 2 or isinstance(shape[0], int) or shape[1] != sizes[name]
+            for name, shape in found.items()
+        ):
+            raise DamagedFileError(
+                f"{path} has inputs and outputs {found}, its metadata says {sizes}: {EXPORT_AGAIN}."
+            )
+        self._bind(sizes)
 
     def golden(self) -> GoldenSet:
         """Return the golden rows of the file; raise DamagedFileError where there are none."""
         return parse_golden(self._golden, self.metadata, self.path)
 
     def expect_model(self, model_sha256: str) -> None:
-        """Raise OtherModelError where the policy was trained for another compiled model.
-
-        Args:
-            model_sha256: of the model at hand, as `envs.model_hash` gives it.
-        """
+        """Raise OtherModelError where the policy was trained for another compiled model than this one."""
         require_model(self.metadata, model_sha256, str(self.path))
 
     def __call__(self, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -90,11 +98,7 @@ class OnnxPolicy:
         return self.run(observation, goal).action
 
     def run(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
-        """Return both outputs for a batch.
-
-        Args:
-            observation: (n, observation_dim), real numbers.
-            goal: (n, goal_dim), real numbers.
+        """Return both outputs for real numbers, (n, observation_dim) and (n, goal_dim).
 
         Raises:
             ValueError: one of them has another shape or holds no real numbers.
@@ -118,9 +122,7 @@ class OnnxPolicy:
     def step(self, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
         """Return both outputs for one state; the fast path, through buffers that are bound once.
 
-        Args:
-            observation: (observation_dim,), real numbers.
-            goal: (goal_dim,), real numbers.
+        The state is real numbers, (observation_dim,) and (goal_dim,).
 
         Raises:
             ValueError: one of them has another shape or holds no real numbers.
@@ -139,7 +141,9 @@ class OnnxPolicy:
                 f"one step takes real numbers, not {observation.dtype} and {goal.dtype}"
             ) from None
         if not math.isfinite(self._state.dot(self._probe)):
-            raise self._not_finite_in_state()
+            rows = {"observation": self._observation, "goal": self._goal}
+            name = "goal" if np.isfinite(self._observation).all() else "observation"
+            raise self._not_finite(name, rows[name][None])
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
@@ -155,14 +159,6 @@ class OnnxPolicy:
             f"ONNX Runtime cannot compute {self.path}: {EXPORT_AGAIN} ({_one_line(error)})."
         )
 
-    def _not_finite_in_state(self) -> NonFiniteError:
-        in_goal = bool(np.isfinite(self._observation).all())
-        return (
-            self._not_finite("goal", self._goal[None])
-            if in_goal
-            else self._not_finite("observation", self._observation[None])
-        )
-
     def _not_finite(self, name: str, rows: np.ndarray) -> NonFiniteError:
         row, index = np.argwhere(~np.isfinite(rows))[0].tolist()
         elements: Sequence[InputElement] = getattr(self.metadata.inputs, name)
@@ -171,10 +167,9 @@ class OnnxPolicy:
             "alone; stop the robot, or repeat the last control."
         )
 
-    def _bind(self) -> None:
+    def _bind(self, sizes: dict[str, int]) -> None:
         """Bind buffers for single steps: saves allocations and look-ups in every call."""
         self._binding = self._session.io_binding()
-        sizes = self.metadata.sizes()
         split = sizes["observation"]
         # One row for both inputs: a product with it is finite where all of it is, and quicker than a look at
         # each number. The factor is small, so that no finite numbers overflow.
@@ -190,13 +185,7 @@ class OnnxPolicy:
 
 
 def require_model(metadata: PolicyMetadata, model_sha256: str, name: str) -> None:
-    """Raise OtherModelError where a policy was trained for another compiled model than the one at hand.
-
-    Args:
-        metadata: of the policy.
-        model_sha256: of the model at hand.
-        name: what to call the policy.
-    """
+    """Raise OtherModelError where a policy was trained for another compiled model than the one at hand."""
     if metadata.model_sha256 == model_sha256:
         return
     import mujoco  # for its version alone
@@ -239,17 +228,3 @@ def _open_session(model: ModelBytes, path: Path) -> onnxruntime.InferenceSession
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def _check_signature(session: onnxruntime.InferenceSession, metadata: PolicyMetadata, path: Path) -> None:
-    """Raise DamagedFileError unless the graph has the inputs and outputs that its metadata names."""
-    found = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
-    sizes = metadata.sizes()
-    matches = set(found) == set(sizes) and all(
-        len(shape) == 2 and not isinstance(shape[0], int) and shape[1] == sizes[name]
-        for name, shape in found.items()
-    )
-    if not matches:
-        raise DamagedFileError(
-            f"{path} has inputs and outputs {found}, its metadata says {sizes}: {EXPORT_AGAIN}."
-        )

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from thousandfold.stages.policy_file import golden, metadata
-from thousandfold.stages.policy_file.golden import GOLDEN_KEY, GoldenSet
-from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY
-from thousandfold.stages.policy_file.metadata import METADATA_KEY, METADATA_VERSION, SHA256, PolicyMetadata
+from thousandfold.stages.policy_file.golden import GoldenSet
+from thousandfold.stages.policy_file.metadata import METADATA_VERSION, SHA256, PolicyMetadata
+from thousandfold.stages.policy_file.onnx_bytes import GOLDEN_KEY, METADATA_KEY, POLICY_HASH_KEY
 
 _TEXTS = {METADATA_KEY: PolicyMetadata, GOLDEN_KEY: GoldenSet}
 _HASH = {
@@ -40,8 +40,8 @@ def policy_schema() -> dict[str, Any]:
         "title": f"Metadata of a Thousandfold policy file, format {METADATA_VERSION}",
         "type": "object",
         "properties": {key: named[model, "validation"] for key, model in _TEXTS.items()}
-        | {INTEGRITY_KEY: _HASH},
-        "required": [*_TEXTS, INTEGRITY_KEY],
+        | {POLICY_HASH_KEY: _HASH},
+        "required": [*_TEXTS, POLICY_HASH_KEY],
         "$defs": definitions,
     }
 

@@ -55,31 +55,23 @@ class PolicyPlace:
 
 
 def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPlace:
-    """Return where a policy lies, whole or not.
+    """Return where a policy lies, whole or not; raise UserError where there is none.
 
-    Args:
-        workspace: where artifacts are looked for; a file needs none.
-        reference: a policy file, or the name or folder of an artifact; None takes the newest policy.
-
-    Raises:
-        UserError: there is no such policy.
+    `reference` is a policy file, or the name or folder of an artifact; None takes the newest policy.
     """
     if reference is not None:
         path = Path(reference).expanduser()
         if path.is_file():
-            return PolicyPlace(path, str(path), _artifact_around(path))
+            artifact = None
+            if (path.parent / MANIFEST_NAME).is_file():
+                around = Artifact.load(path.parent.absolute())
+                if around.kind == "policy" and path.name in around.manifest.files:
+                    artifact = around
+            return PolicyPlace(path, str(path), artifact)
         if path.suffix == ".onnx":
             raise UserError(f"{path} is no file: give a policy file, or the name of a policy's artifact.")
     artifact = workspace.newest("policy") if reference is None else workspace.open(reference, "policy")
     return PolicyPlace(artifact.file(POLICY_FILE), artifact.name, artifact)
-
-
-def _artifact_around(path: Path) -> Artifact | None:
-    """Return the policy's artifact in a file's folder, where the file is one of its own."""
-    if not (path.parent / MANIFEST_NAME).is_file():
-        return None
-    artifact = Artifact.load(path.parent.absolute())
-    return artifact if artifact.kind == "policy" and path.name in artifact.manifest.files else None
 
 
 def open_source(
@@ -104,18 +96,6 @@ def open_source(
     if place.artifact is not None:
         place.artifact.verify()
     policy = OnnxPolicy(place.path)
-    _require_golden(policy)
-    compiled = find_task(policy.metadata, place, task)
-    try:
-        require_same_task(policy.metadata, compiled, place.name)
-    except OtherModelError as error:
-        if not any_model:
-            raise OtherModelError(f"{error} --any-model runs it all the same.") from None
-    return PolicySource(policy, compiled, place.name)
-
-
-def _require_golden(policy: OnnxPolicy) -> None:
-    """Raise DamagedFileError unless the file gives its golden actions here, as every runner must check."""
     golden = policy.golden()
     error = golden_error(policy.run, golden, policy.metadata)
     if not error <= golden.tolerance:  # NaN is not
@@ -123,6 +103,13 @@ def _require_golden(policy: OnnxPolicy) -> None:
             f"{policy.path} is off its golden rows by {error:.2g}, more than {golden.tolerance:.2g}: its "
             f"weights were changed, or this runtime computes it wrongly; {EXPORT_AGAIN}."
         )
+    compiled = find_task(policy.metadata, place, task)
+    try:
+        require_same_task(policy.metadata, compiled, place.name)
+    except OtherModelError as error:
+        if not any_model:
+            raise OtherModelError(f"{error} --any-model runs it all the same.") from None
+    return PolicySource(policy, compiled, place.name)
 
 
 def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = None) -> CompiledTask:
@@ -170,15 +157,7 @@ def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -
             f"{name} acts every {metadata.control_dt_s:g} s, task {task.name!r} here every "
             f"{task.spec.control_dt_s:g} s: give the task that it was trained for with --task."
         )
-    _require_same_elements(metadata, task, name)
-    require_model(metadata, model_sha256(task.model), name)
-
-
-def _require_same_elements(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:
-    """Raise UserError where a number of an input or output is another, or in another unit, than the task's.
-
-    The sizes and the model's hash are the same for a task file whose terms were put into another order.
-    """
+    # Sizes and the model's hash are the same for a task file whose terms were put into another order.
     earlier = {"observation": task.earlier_names("observation"), "goal": task.earlier_names("achieved_goal")}
     for part, elements in element_labels(task).items():
         described = getattr(metadata.inputs if part in ("observation", "goal") else metadata.outputs, part)
@@ -190,6 +169,7 @@ def _require_same_elements(metadata: PolicyMetadata, task: CompiledTask, name: s
                     f"{element.name!r} in {element.unit or 'no unit'}, the task's {label!r} in "
                     f"{unit or 'no unit'}. Give the task that it was trained for with --task."
                 )
+    require_model(metadata, model_sha256(task.model), name)
 
 
 def element_labels(task: CompiledTask) -> dict[str, list[tuple[str, str]]]:

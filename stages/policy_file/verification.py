@@ -14,18 +14,20 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.episodes import run_episodes, wilson_interval
-from thousandfold.stages.policy_file.golden import GoldenSet, golden_error
+from thousandfold.stages.policy_file.golden import golden_error
 from thousandfold.stages.policy_file.graph import require_known_graph
-from thousandfold.stages.policy_file.integrity import INTEGRITY_KEY, policy_sha256
 from thousandfold.stages.policy_file.metadata import (
-    METADATA_KEY,
     SHA256,
     Evaluation,
     InvalidMetadataError,
-    PolicyMetadata,
     parse_metadata,
 )
-from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, ModelBytes, read_model
+from thousandfold.stages.policy_file.onnx_bytes import (
+    EXPORT_AGAIN,
+    METADATA_KEY,
+    POLICY_HASH_KEY,
+    read_model,
+)
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 from thousandfold.stages.policy_file.source import PolicyPlace, find_task, require_same_task
 
@@ -90,11 +92,7 @@ class Verification:
 
 
 def verify_policy(
-    place: PolicyPlace,
-    *,
-    episodes: int,
-    task: str | None = None,
-    seed: int = 0,
+    place: PolicyPlace, *, episodes: int, task: str | None = None, seed: int = 0
 ) -> Verification:
     """Check a policy file; go on after a check that fails, as far as that makes sense.
 
@@ -106,9 +104,8 @@ def verify_policy(
 
     Args:
         place: the file.
-        episodes: fresh episodes to run.
+        episodes, seed: of the closed loop.
         task: name or file of the task; None: as of `find_task`.
-        seed: of the episodes.
 
     Raises:
         UserError: the file cannot be read, is none of this version, its graph computes what no policy does,
@@ -123,29 +120,43 @@ def verify_policy(
     require_known_graph(model, place.path)
     compiled = find_task(metadata, place, task)
     found.checks.append(Check("description", True, f"complete, of format {metadata.format_version}"))
-    _check_files(found, model, metadata)
-    policy = _check_golden(found)
-    fits = found.check("task", lambda: _look_at_task(metadata, compiled, place.name))
-    if policy is None or not fits:
-        found.checks.append(Check("closed loop", None, "a check before it failed"))
-    else:
-        _check_closed_loop(found, policy, compiled, episodes, seed)
-    return found
-
-
-def _check_files(found: Verification, model: ModelBytes, metadata: PolicyMetadata) -> None:
-    """Compare graph and policy with their hashes, and the artifact's files with its manifest."""
-    artifact, recorded = found.place.artifact, model.metadata.get(INTEGRITY_KEY)
     found.check("graph hash", lambda: _same_hash(model.graph_sha256, metadata.graph_sha256))
-    found.check("policy hash", lambda: _same_hash(policy_sha256(model), recorded))
-    if artifact is None:
-        return
+    found.check("policy hash", lambda: _same_hash(model.policy_sha256, model.metadata.get(POLICY_HASH_KEY)))
+    if (artifact := place.artifact) is not None:
 
-    def files() -> str:
-        artifact.verify()
-        return f"{len(artifact.manifest.files)} files of {artifact.name}, as recorded"
+        def files() -> str:
+            artifact.verify()
+            return f"{len(artifact.manifest.files)} files of {artifact.name}, as recorded"
 
-    found.check("artifact", files)
+        found.check("artifact", files)
+
+    opened: list[OnnxPolicy] = []
+
+    def signature() -> str:
+        opened.append(OnnxPolicy(place.path, check_hash=False))
+        return ", ".join(f"{name} {size}" for name, size in metadata.sizes().items())
+
+    def golden_rows() -> str:
+        policy, rows = opened[0], opened[0].golden()
+        error = max(golden_error(run, rows, metadata) for run in (policy.run, _in_steps(policy)))
+        said = f"{len(rows.observation)} rows, off by at most {error:.1e}, {rows.tolerance:.1e} allowed"
+        if not error <= rows.tolerance:  # NaN is not
+            raise DamagedFileError(said)
+        return said
+
+    def same_task() -> str:
+        require_same_task(metadata, compiled, place.name)
+        return f"{compiled.name}, model {metadata.model_sha256[:12]}…, every {metadata.control_dt_s:g} s"
+
+    if found.check("signature", signature):
+        found.check("golden rows", golden_rows)
+    else:
+        found.checks.append(Check("golden rows", None, "the file cannot be opened"))
+    if found.check("task", same_task) and opened:
+        _check_closed_loop(found, opened[0], compiled, episodes, seed)
+    else:
+        found.checks.append(Check("closed loop", None, "a check before it failed"))
+    return found
 
 
 def _same_hash(actual: str, recorded: str | None) -> str:
@@ -159,52 +170,16 @@ def _same_hash(actual: str, recorded: str | None) -> str:
     return f"{recorded[:12]}…, as recorded"
 
 
-def _check_golden(found: Verification) -> OnnxPolicy | None:
-    """Open the file and compare it with its golden rows; return it where it can be opened."""
-    path = found.place.path
-    opened: list[OnnxPolicy] = []
-
-    def signature() -> str:
-        opened.append(OnnxPolicy(path, check_hash=False))
-        sizes = opened[0].metadata.sizes()
-        return ", ".join(f"{name} {size}" for name, size in sizes.items())
-
-    def golden() -> str:
-        rows = opened[0].golden()
-        errors = [
-            golden_error(run, rows, opened[0].metadata) for run in (opened[0].run, _in_steps(opened[0]))
-        ]
-        return _within(max(errors), rows, found)
-
-    if not found.check("signature", signature):
-        found.checks.append(Check("golden rows", None, "the file cannot be opened"))
-        return None
-    found.check("golden rows", golden)
-    return opened[0]
-
-
-def _within(error: float, rows: GoldenSet, found: Verification) -> str:
-    said = f"{len(rows.observation)} rows, off by at most {error:.1e}, {rows.tolerance:.1e} allowed"
-    if not error <= rows.tolerance:  # NaN is not
-        raise DamagedFileError(said)
-    return said
-
-
 def _in_steps(policy: OnnxPolicy) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return a policy as a function of rows that it is given one by one."""
 
     def run(observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs = [policy.step(*pair) for pair in zip(observation, goal, strict=True)]
-        return np.stack([output.action for output in outputs]), np.stack(
-            [output.control for output in outputs]
+        action, control = zip(
+            *(policy.step(*pair) for pair in zip(observation, goal, strict=True)), strict=True
         )
+        return np.stack(action), np.stack(control)
 
     return run
-
-
-def _look_at_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> str:
-    require_same_task(metadata, task, name)
-    return f"{task.name}, model {metadata.model_sha256[:12]}…, every {metadata.control_dt_s:g} s"
 
 
 def _check_closed_loop(
@@ -244,11 +219,7 @@ def success_change(
 ) -> tuple[float, float]:
     """Return the interval of new success minus recorded, of 99 % (Newcombe 1998, Stat. Med. 17, method 10).
 
-    Args:
-        recorded: what the file says.
-        successes: of the new episodes.
-        episodes: how many of them there were.
-        z: quantile of the normal distribution, for another confidence.
+    `z` is the quantile of the normal distribution, for another confidence.
     """
     before, after = recorded.success, successes / episodes
     before_low, before_high = wilson_interval(round(before * recorded.episodes), recorded.episodes, z)

@@ -21,7 +21,6 @@ from onnx import helper
 
 from tests.fuzz.runner import damaged, main
 from tests.stages.policy_file import handmade_policy
-from thousandfold.stages.policy_file.integrity import with_hash
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
 
 _OPERATORS = (
@@ -182,7 +181,7 @@ def cases(draw: st.DrawFn) -> bytes:
         texts[0] = draw(_texts(description))
     elif changed == "golden":
         texts[1] = draw(_texts(golden))
-    whole = with_hash(graph, *texts)
+    whole = graph.sealed(*texts)
     if draw(st.integers(0, 9)) == 0:
         whole = whole.with_metadata(whole.metadata | {"thousandfold_sha256": draw(st.text(max_size=70))})
     content = whole.joined()

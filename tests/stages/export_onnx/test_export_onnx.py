@@ -25,11 +25,11 @@ from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.stages import networks
 from thousandfold.stages.episodes import Episodes
-from thousandfold.stages.export_onnx import export_onnx, gate
+from thousandfold.stages.export_onnx import export, export_onnx, gate
 from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
 from thousandfold.stages.networks import NETWORK_FILE, load_actor
 from thousandfold.stages.policy_file.golden import golden_error
-from thousandfold.stages.policy_file.onnx_bytes import graph_sha256
+from thousandfold.stages.policy_file.onnx_bytes import read_model
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 
 
@@ -140,9 +140,9 @@ def leave_out_the_normalizer(module: DeployablePolicy) -> DeployablePolicy:
 
 
 def test_a_graph_that_is_not_the_network_is_held_back(chain: Chain, monkeypatch: pytest.MonkeyPatch):
-    convert = export_onnx.to_onnx
+    convert = export.to_onnx
     monkeypatch.setattr(
-        export_onnx, "to_onnx", lambda module, *sizes: convert(leave_out_the_normalizer(module), *sizes)
+        export, "to_onnx", lambda module, *sizes: convert(leave_out_the_normalizer(module), *sizes)
     )
     with pytest.raises(UserError, match="differs from the network") as caught:
         export_onnx.run(settings(include_teacher=False), context(chain.workspace), chain.student)
@@ -159,10 +159,8 @@ def leave_out_the_limits(module: DeployablePolicy) -> DeployablePolicy:
 
 
 def test_a_graph_that_does_not_clip_is_held_back(chain: Chain, monkeypatch: pytest.MonkeyPatch):
-    convert = export_onnx.to_onnx
-    monkeypatch.setattr(
-        export_onnx, "to_onnx", lambda module, *rest: convert(leave_out_the_limits(module), *rest)
-    )
+    convert = export.to_onnx
+    monkeypatch.setattr(export, "to_onnx", lambda module, *rest: convert(leave_out_the_limits(module), *rest))
     with pytest.raises(UserError, match="differs from the network"):
         export_onnx.run(settings(include_teacher=False), context(chain.workspace), chain.student)
 
@@ -311,7 +309,7 @@ def test_the_hash_and_the_licence_go_into_the_file(chain: Chain):
         settings(licence="CC-BY-4.0", include_teacher=False), context(chain.workspace), chain.student
     )
     found = OnnxPolicy(policy.file(POLICY_FILE)).metadata
-    assert found.graph_sha256 == graph_sha256(policy.file(POLICY_FILE))
+    assert found.graph_sha256 == read_model(policy.file(POLICY_FILE)).graph_sha256
     assert (found.licence, found.precision, found.opset) == ("CC-BY-4.0", "float32", 20)
     assert OnnxPolicy(chain.file).metadata.licence == ""
     tamper(policy.file(POLICY_FILE))

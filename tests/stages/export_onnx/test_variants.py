@@ -25,19 +25,19 @@ from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.stages.export_onnx import export_onnx
 from thousandfold.stages.export_onnx import variants as policy_variants
+from thousandfold.stages.export_onnx.export import Export, dense_input_ranges
 from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
-from thousandfold.stages.export_onnx.gate import GateStates
+from thousandfold.stages.export_onnx.gate import GateStates, act_in_same_episodes
 from thousandfold.stages.export_onnx.variants import (
     VARIANT_FILES,
-    Exported,
     Variant,
     VariantFigures,
-    dense_input_ranges,
     time_in_turns,
     try_variant,
 )
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network
 from thousandfold.stages.policy_file.golden import golden_error
+from thousandfold.stages.policy_file.metadata import Evaluation
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 
 TASK = "point_u_maze"
@@ -91,23 +91,16 @@ def export(workspace: Workspace, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    workspace = make_workspace(tmp_path_factory.mktemp("workspace"))
-    policy, source = export(workspace), workspace.newest("student")
-    trained, draw = load_actor(source), np.random.default_rng(0).standard_normal((300, 6))
-    states = GateStates(draw[:, :4].astype(np.float32), draw[:, 4:].astype(np.float32), {"closed_loop": 300})
-    return Exported(
-        policy=OnnxPolicy(policy.file(POLICY_FILE)),
-        success=policy.manifest.results["success"],
-        episodes=4,
-        source=source,
-        trained=trained,
-        module=trained.deployable(states.limits()),
-        states=states,
-        opset=20,
-        licence="MIT",
-        seed=0,
-    )
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    folder = tmp_path_factory.mktemp("workspace")
+    student = make_workspace(folder).newest("student")
+    draw = np.random.default_rng(0).standard_normal((300, 6)).astype(np.float32)
+    states = GateStates(draw[:, :4].copy(), draw[:, 4:].copy(), {"closed_loop": 300})
+    export = Export(student, load_actor(student), states, opset=20, licence="MIT")
+    policy = export.draft(folder / POLICY_FILE)
+    outcome = act_in_same_episodes(policy, export.trained.task, episodes=4, seed=0)
+    export.finish(Evaluation.model_validate(outcome.summary() | {"runtime": "onnxruntime"}), 0)
+    return export
 
 
 def set_latencies(monkeypatch: pytest.MonkeyPatch, own: float, float32: float) -> None:
@@ -116,11 +109,11 @@ def set_latencies(monkeypatch: pytest.MonkeyPatch, own: float, float32: float) -
 
 @pytest.mark.parametrize("variant", ["float16", "int8"])
 def test_a_faster_variant_is_kept_and_describes_itself(
-    variant: Variant, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: Variant, exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     set_latencies(monkeypatch, 5.0, 10.0)
     path = tmp_path / VARIANT_FILES[variant]
-    trial = try_variant(variant, path, exported)
+    trial = try_variant(variant, path, exported, seed=0)
     assert trial.refusal is None and [file.name for file in tmp_path.iterdir()] == [path.name]
     assert trial.record()["offered"] and trial.record()["bytes"] < exported.policy.path.stat().st_size
     assert trial.sentence().startswith(f"Beside it {path.name}: median 5 µs a call, float32 10 µs; success")
@@ -134,44 +127,45 @@ def test_a_faster_variant_is_kept_and_describes_itself(
 
 @pytest.mark.parametrize("variant", ["float16", "int8"])
 def test_a_slower_variant_is_not_kept(
-    variant: Variant, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: Variant, exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     set_latencies(monkeypatch, 10.0, 10.0)
-    trial = try_variant(variant, tmp_path / VARIANT_FILES[variant], exported)
+    trial = try_variant(variant, tmp_path / VARIANT_FILES[variant], exported, seed=0)
     assert list(tmp_path.iterdir()) == [] and not trial.record()["offered"]
     expected = f"No {variant} variant: its median call takes 10 µs here, that of float32 10 µs."
     assert trial.sentence() == expected
 
 
 def test_what_is_too_far_off_for_golden_rows_is_not_kept(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     figures = dataclasses.replace(FIGURES, max_action_error=0.06, success=0.91)
     monkeypatch.setattr(policy_variants, "measure", lambda *_: figures)
-    trial = try_variant("float16", tmp_path / "policy-float16.onnx", exported)
+    trial = try_variant("float16", tmp_path / "policy-float16.onnx", exported, seed=0)
     assert trial.sentence() == (
         "No float16 variant: its actions are off torch's by 0.06, and golden rows that allow for more than "
         "0.05 prove nothing."
     )
     assert list(tmp_path.iterdir()) == []
-    assert try_variant("int8", tmp_path / "policy-int8.onnx", exported).refusal is None
+    assert try_variant("int8", tmp_path / "policy-int8.onnx", exported, seed=0).refusal is None
 
 
 def test_what_overflows_is_not_let_near_a_simulator(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     set_latencies(monkeypatch, 5.0, 10.0)
     monkeypatch.setattr(policy_variants, "act_in_same_episodes", lambda *_, **__: pytest.fail("it acted"))
     trained = load_actor(exported.source)
     with torch.no_grad():
         trained.actor.actor.trunk.get_parameter("body.weight").mul_(1e7)  # beyond the largest float16
-    overflowing = dataclasses.replace(exported, module=trained.deployable(exported.states.limits()))
-    trial = try_variant("float16", tmp_path / "policy-float16.onnx", overflowing)
+    overflowing = dataclasses.replace(exported, trained=trained)
+    overflowing.policy, overflowing.metadata = exported.policy, exported.metadata
+    trial = try_variant("float16", tmp_path / "policy-float16.onnx", overflowing, seed=0)
     assert trial.refusal == "its actions are not finite" and trial.figures.success is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_ranges_are_those_of_what_the_layers_take_in_the_states(exported: Exported):
+def test_the_ranges_are_those_of_what_the_layers_take_in_the_states(exported: Export):
     torch.manual_seed(0)
     shape = NetworkShape(3, 8, kind="plain")
     trained = dataclasses.replace(
@@ -191,7 +185,7 @@ def test_the_ranges_are_those_of_what_the_layers_take_in_the_states(exported: Ex
         assert ranges[name] == pytest.approx((float(value.min()), float(value.max())), abs=1e-5)
 
 
-def test_a_network_without_a_body_has_no_ranges(exported: Exported):
+def test_a_network_without_a_body_has_no_ranges(exported: Export):
     actor = NormalizedActor(GoalActor(4, 2, 2, NetworkShape(1, 8, kind="plain")), 4, 2)
     module = dataclasses.replace(exported.trained, actor=actor).deployable(exported.states.limits())
     assert dense_input_ranges(to_onnx(module, opset=20), exported.states) == {}
@@ -208,7 +202,7 @@ class SleepingPolicy:
         time.sleep(self.seconds)
 
 
-def test_both_files_are_timed_over_the_same_states(exported: Exported, monkeypatch: pytest.MonkeyPatch):
+def test_both_files_are_timed_over_the_same_states(exported: Export, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(policy_variants, "_TIMED_S", 0.1)
     monkeypatch.setattr(policy_variants, "_WARMUP_S", 0.01)
     rows = np.hstack([exported.states.observation, exported.states.goal])

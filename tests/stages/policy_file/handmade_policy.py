@@ -15,9 +15,7 @@ from thousandfold.envs.model_hash import model_sha256
 from thousandfold.envs.registry import compile_task
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet
-from thousandfold.stages.policy_file.integrity import with_hash
-from thousandfold.stages.policy_file.metadata import METADATA_KEY
-from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, read_model, split_model
+from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, ModelBytes, read_model, split_model
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE
 from thousandfold.stages.policy_file.source import element_labels
 
@@ -157,7 +155,7 @@ def write_policy(
     """
     made = graph(batch)
     text = json.dumps(metadata(graph_sha256=made.graph_sha256)) if text is None else text
-    whole = with_hash(made, text, json.dumps(rows or golden()))
+    whole = made.sealed(text, json.dumps(rows or golden()))
     texts = {key if name == METADATA_KEY else name: each for name, each in whole.metadata.items()}
     path.write_bytes(whole.with_metadata(texts if key else {}).joined())
     return path

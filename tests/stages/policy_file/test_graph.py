@@ -20,7 +20,6 @@ from thousandfold.ground.errors import DamagedFileError
 from thousandfold.models.onnx_graph import body_dense_inputs, to_onnx
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.policy_file.graph import require_known_graph
-from thousandfold.stages.policy_file.integrity import with_hash
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
@@ -171,7 +170,7 @@ def sealed(path: Path, change: Callable[[onnx.ModelProto], None] = lambda model:
     change(model)
     parts = split_model(model.SerializeToString())
     text = json.dumps(metadata(graph_sha256=parts.graph_sha256))
-    path.write_bytes(with_hash(parts, text, json.dumps(golden())).joined())
+    path.write_bytes(parts.sealed(text, json.dumps(golden())).joined())
     return path
 
 

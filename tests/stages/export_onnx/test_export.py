@@ -9,8 +9,8 @@ import torch
 from tests.stages.untrained_networks import gate_states, make_actor
 from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import DeployablePolicy
+from thousandfold.stages.export_onnx.export import golden_rows
 from thousandfold.stages.export_onnx.gate import GateStates, at_a_switch
-from thousandfold.stages.export_onnx.writing import golden_rows
 
 
 def module_with_a_switch() -> DeployablePolicy:
