@@ -81,8 +81,13 @@ def draw_learning_curve(
         raise ValueError(f"no finite value of {', '.join(metrics or ['any metric'])} to draw")
     with house_figure(path, width=8.0, height=1.0 + 2.0 * len(curves)) as figure:
         panels: list[Axes] = list(figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0])
-        for axes, colour, (name, curve) in zip(panels, cycle(PALETTE), curves.items(), strict=False):
-            _draw_curve(axes, name, curve, colour)
+        for axes, colour, (name, (xs, values)) in zip(panels, cycle(PALETTE), curves.items(), strict=False):
+            is_fraction = any(word in name for word in _FRACTIONS) and min(values) >= 0 and max(values) <= 1
+            draw_curve(axes, xs, values, colour, f"{values[-1]:.3f}" if is_fraction else f"{values[-1]:.3g}")
+            axes.set_ylabel(name.replace("_", " ").replace("/", "\n"))
+            axes.margins(x=0.02)
+            if is_fraction:
+                axes.set_ylim(-0.04, 1.04)
             low, high = _curve(history, x, f"{name}_low"), _curve(history, x, f"{name}_high")
             if low and high and low[0] == high[0]:
                 axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
@@ -205,16 +210,11 @@ def _curve(history: Sequence[Mapping[str, Any]], x: str, name: str) -> tuple[lis
     return ([a for a, _ in points], [b for _, b in points]) if points else None
 
 
-def _draw_curve(axes: Axes, name: str, curve: tuple[list[float], list[float]], colour: str) -> None:
-    xs, values = curve
+def draw_curve(axes: Axes, xs: Sequence[float], values: Sequence[float], colour: str, last: str) -> None:
+    """Draw a curve, and beside its end what its last value is; a curve of few points has a dot for each."""
     axes.plot(xs, values, color=colour, linewidth=2, marker="o" if len(xs) < 40 else None, markersize=4)
-    axes.set_ylabel(name.replace("_", " ").replace("/", "\n"))
-    axes.margins(x=0.02)
-    is_fraction = any(word in name for word in _FRACTIONS) and min(values) >= 0 and max(values) <= 1
-    if is_fraction:
-        axes.set_ylim(-0.04, 1.04)
     axes.annotate(
-        f"{values[-1]:.3f}" if is_fraction else f"{values[-1]:.3g}",
+        last,
         (xs[-1], values[-1]),
         xytext=(14, 0),
         textcoords="offset points",

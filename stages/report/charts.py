@@ -1,31 +1,96 @@
-"""The charts of a report: curves, intervals, students on a frontier, and two networks to scale."""
+"""The charts of a report as SVG elements, which take their font and their colours from the page around them.
+
+Sizes are in pixels of a chart that is 340 or 400 wide; the page scales it to the width that it has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
-from thousandfold.stages.report.svg_plot import (
-    WIDTH,
-    Scale,
-    across,
-    dot,
-    drawing,
-    line,
-    path,
-    scale_over,
-    text,
-    thinned,
-    tick_label,
-    upward,
+from thousandfold.pipeline.pictures import draw_curve, label_log_axis, short_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ACCENT, _OTHER, _INK, _SOFT, _FAINT, _CARD = _COLOURS = (
+    "#0b6b63", "#6b7379", "#1d2327", "#596269", "#e4e1d9", "#ffffff",
+)  # fmt: skip
+# Each colour becomes one of the style sheet's, which has another value on a dark page.
+_VARIABLES = dict(zip(_COLOURS, ("accent", "other", "ink", "soft", "faint", "card"), strict=True))
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with Matplotlib, and is wider than the fonts of browsers
+    "font.size": 12,
+    "text.color": _SOFT,
+    "axes.labelcolor": _SOFT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 1,
+    "svg.fonttype": "none",
+    "xtick.major.pad": 7,
+    "ytick.major.pad": 7,
+    **{f"{axis}tick.labelcolor": _SOFT for axis in "xy"},
+    **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
+}
+# What Matplotlib writes into tags and a page does without; names that are ours go under the pointer.
+_TIDIED = (
+    (r' id="[^" ]*_\d+"| clip-path="[^"]*"| transform="rotate\(-0[^"]*"', ""),
+    (r"font-family: [^;\"]*(; )?|font-size: 12px; |text-anchor: start; ", ""),
+    (r"\s*\n\s*", ""),
+    (r'(?<=[ "MLC])(-?\d+\.\d\d)\d+(?=[ "LCz])', r"\1"),
+    ("xlink:href", "href"),
+    (r'<g id="([^"]*)">', r"<g><title>\1</title>"),
+    (r"<g ?/>", ""),
 )
-
-_LEFT, _TOP = 56.0, 30.0
-_CURVE_WIDTH = 340.0  # three of them stand side by side
-_LANE_WIDTH = 9.0  # between lines of descent
-_MARKED_POINTS = 40  # a curve of fewer has a dot for each
+_WIDTH = 400
+_MOST_POINTS = 400  # of a curve: more cannot be seen
 _MOST_LINES = 64  # layers of a network that can be told apart in its drawing
+
+
+@contextmanager
+def _page_style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def _axes(width: float, height: float, *, left: float, right: float, top: float, bottom: float) -> Axes:
+    """Return the axes of a new chart, with these margins."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), frameon=False)  # an SVG has 72 pixels an inch
+    size = ((width - left - right) / width, (height - top - bottom) / height)
+    return figure.add_axes((left / width, bottom / height, *size), frameon=False)
+
+
+def _svg(axes: Axes, description: str) -> str:
+    """Return the finished chart as an SVG element.
+
+    Args:
+        description: what a screen reader says in its place; every chart of a page has another.
+    """
+    import matplotlib
+
+    figure, file = axes.get_figure(root=True), io.StringIO()
+    assert figure is not None
+    matplotlib.rcParams["svg.hashsalt"] = description
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    body = file.getvalue().partition("</defs>")[2]  # leaves out styles that would be of the whole page
+    body = re.sub(r"<defs>\s*<clipPath.*?</defs>", "", body, flags=re.DOTALL)
+    for pattern, tidy in _TIDIED:
+        body = re.sub(r"<[^>]*>\s*", lambda tag: re.sub(pattern, tidy, tag[0]), body)  # noqa: B023
+    for colour, name in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{name})")
+    width, height = 72 * figure.get_size_inches()
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(description)}">{body}'
 
 
 @dataclass(frozen=True)
@@ -34,15 +99,16 @@ class Curve:
 
     Attributes:
         name: what is measured.
-        points: (x, y), finite.
+        xs, values: finite.
         low, high: ends of the interval at each point, where there are intervals.
         is_fraction: lies between 0 and 1, and its chart does.
     """
 
     name: str
-    points: Sequence[tuple[float, float]]
-    low: Sequence[tuple[float, float]] = ()
-    high: Sequence[tuple[float, float]] = ()
+    xs: Sequence[float]
+    values: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
     is_fraction: bool = False
 
 
@@ -66,40 +132,51 @@ class Range:
     is_student: bool = False
 
 
+@_page_style()
 def curve_chart(curve: Curve, x_label: str) -> str:
     """Return a curve with its interval as a band and its last value at its end."""
-    height, bottom, right = 206.0, 162.0, _CURVE_WIDTH - 66
-    points = thinned(curve.points)
-    inside = [*points, *curve.low, *curve.high]
-    x = _over_steps(points, _LEFT, right)
+    axes = _axes(340, 206, left=56, right=76, top=30, bottom=44)
+    stride = -(-len(curve.xs) // _MOST_POINTS)
+    xs, values, low, high = (
+        part[::-stride][::-1] for part in (curve.xs, curve.values, curve.low, curve.high)
+    )
+    if low and high:
+        axes.fill_between(xs, low, high, color=_ACCENT, alpha=0.12, linewidth=0)
+    last = f"{values[-1]:.3f}" if curve.is_fraction else tick_label(values[-1], 3)
+    draw_curve(axes, xs, values, _ACCENT, last)
+    axes.set_xlim(min(0.0, xs[0]), xs[-1] if xs[-1] > xs[0] else xs[0] + 1)
     if curve.is_fraction:
-        y = Scale(0.0, 1.0, bottom, _TOP)
-    else:
-        y = scale_over([value for _, value in inside], bottom, _TOP)
-    parts = [*upward(y, _LEFT, right), *across(x, bottom, bottom, x_label)]
-    parts.append(text(_LEFT - 48, 16, curve.name, kind="name"))
-    if curve.low and curve.high:
-        edge = [*thinned(curve.high), *reversed(thinned(curve.low))]
-        parts.append(path([(x.at(a), y.at(b)) for a, b in edge], "band", closed=True))
-    drawn = [(x.at(a), y.at(b)) for a, b in points]
-    parts.append(path(drawn, "curve"))
-    if len(drawn) < _MARKED_POINTS:
-        parts += [dot(*place, "mark", 2.6) for place in drawn]
-    last = points[-1][1]
-    parts.append(text(drawn[-1][0] + 9, drawn[-1][1] + 4.5, _short(last, curve.is_fraction), kind="last"))
-    described = f"{curve.name} over {x_label}, from {points[0][1]:.3g} to {last:.3g}"
-    return drawing(parts, height, described, _CURVE_WIDTH)
+        axes.set_ylim(0, 1)
+    axes.grid(visible=False, axis="x")
+    _name_axes(axes, x_label, curve.name)
+    return _svg(axes, f"{curve.name} over {x_label}, from {curve.values[0]:.3g} to {curve.values[-1]:.3g}")
 
 
-def _over_steps(points: Sequence[tuple[float, float]], start: float, end: float) -> Scale:
-    first, last = points[0][0], points[-1][0]
-    return Scale(min(0.0, first), last if last > first else first + 1.0, start, end)
+def _name_axes(axes: Axes, x_label: str, y_label: str = "") -> None:
+    """Write what the axes count, and few marks as short as they can be."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(x_label, loc="right")
+    axes.annotate(
+        y_label, (0, 1), (-48, 14), "axes fraction", "offset points", color=_INK, size=13.5, weight="bold"
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: tick_label(value))
+        if isinstance(locator := axis.get_major_locator(), MaxNLocator):
+            locator.set_params(nbins=5)
 
 
-def _short(value: float, is_fraction: bool) -> str:
-    return f"{value:.3f}" if is_fraction else tick_label(value, 3)
+def tick_label(value: float, digits: int = 6) -> str:
+    """Return a value as short text: 250000 as 250k, 0.00125 as 1.25e-3, others with so many digits."""
+    if abs(value) >= 1000:
+        return short_count(float(f"{value:.{digits}g}"))
+    if 0 < abs(value) < 0.01:
+        exponent = math.floor(math.log10(abs(value)))
+        return f"{value / 10.0**exponent:.3g}e{exponent}"
+    return f"{value:.{digits}g}"
 
 
+@_page_style()
 def range_chart(
     rows: Sequence[Range],
     x_label: str,
@@ -117,35 +194,38 @@ def range_chart(
         reference: a value that is marked by a dashed line, and its label.
         top_value: where the axis ends; None: beyond the largest value.
     """
-    step, left, right = 44.0, 14.0, WIDTH - 18
-    bottom = 14.0 + step * len(rows) + (16 if reference else 0)
-    top = 20.0 if reference else 4.0
-    values = [v for row in rows for v in (row.mark, *row.inner, *(row.outer or ()))]
-    values += [reference[0]] if reference else []
-    x = scale_over(values, left, right, log=log)
+    top = 20 if reference else 4
+    axes = _axes(_WIDTH, top + 44 * len(rows) + 44, left=14, right=18, top=top, bottom=44)
+    axes.set(xscale="log" if log else "linear", ylim=(len(rows), 0), yticks=[])
+    axes.margins(x=0.06)
+    for y, row in enumerate(rows):
+        colour = _ACCENT if row.is_student else _OTHER
+        if row.outer is not None:
+            axes.plot(row.outer, [y + 0.7] * 2, color=colour, alpha=0.6, linewidth=2, solid_capstyle="round")
+        axes.plot(row.inner, [y + 0.7] * 2, color=colour, alpha=0.55, linewidth=6, solid_capstyle="round")
+        axes.plot(row.mark, y + 0.7, "o", color=colour, markersize=11, markeredgecolor=_CARD)
     if top_value is not None:
-        x = Scale(min(x.low, top_value - 0.05), top_value, left, right)
-    parts, values_end = across(x, top, bottom, x_label), right
+        axes.set_xlim(min(axes.get_xlim()[0], top_value - 0.05), top_value)
+    values_end = 1.0
     if reference is not None:
-        place = x.at(reference[0])
-        anchor = "end" if place > (left + right) / 2 else "start"
-        values_end = place - 8 if anchor == "end" else right
-        parts += [line(place, top, place, bottom, "reference"), text(place, 14, reference[1], anchor=anchor)]
-    for index, row in enumerate(rows):
-        parts += _range_row(row, x, top + step * index + 18, values_end)
+        place, label = reference
+        axes.axvline(place, color=_SOFT, linewidth=1, linestyle="--")
+        axes.autoscale_view()
+        share = axes.transAxes.inverted().transform(axes.transData.transform((place, 0)))[0]
+        side = "right" if share > 0.5 else "left"
+        values_end = share - 0.02 if share > 0.5 else 1.0
+        axes.text(place, -0.1, label, ha=side)
+    for y, row in enumerate(rows):
+        axes.text(0, y + 0.4, row.label, transform=axes.get_yaxis_transform(), size=13, color=_INK)
+        axes.text(values_end, y + 0.4, row.value, transform=axes.get_yaxis_transform(), ha="right")
+    if log:
+        label_log_axis(axes)
+    _name_axes(axes, x_label)
     described = "; ".join(f"{row.label}: {row.value}" for row in rows)
-    return drawing(parts, bottom + 44, f"{x_label}. {described}")
+    return _svg(axes, f"{x_label}. {described}")
 
 
-def _range_row(row: Range, x: Scale, y: float, right: float) -> list[str]:
-    colour = "student" if row.is_student else "other"
-    parts = [text(x.start, y, row.label, kind="row"), text(right, y, row.value, kind="value", anchor="end")]
-    if row.outer is not None:
-        parts.append(line(x.at(row.outer[0]), y + 13, x.at(row.outer[1]), y + 13, f"thin {colour}"))
-    parts.append(line(x.at(row.inner[0]), y + 13, x.at(row.inner[1]), y + 13, f"thick {colour}"))
-    return [*parts, dot(x.at(row.mark), y + 13, f"dot {colour}", 5.0)]
-
-
+@_page_style()
 def frontier_chart(table: Mapping[str, Any], chosen: tuple[int, int] | None) -> str:
     """Return the students of a frontier: what each retains, with its interval, against its p99.
 
@@ -153,59 +233,49 @@ def frontier_chart(table: Mapping[str, Any], chosen: tuple[int, int] | None) -> 
         table: the content of `frontier.json`; at least one of its rows has a p99.
         chosen: depth and width of the report's own student, to be ringed; None: there is none.
     """
-    rows = [row for row in table["rows"] if row.get("p99_us")]
-    metric = "success" if any(row.get("retention") is None for row in rows) else "retention"
-    height, bottom, right = 320.0, 272.0, WIDTH - 18
-    teacher = table["teacher"]
-    one = teacher["success"] if metric == "success" else 1.0
-    times = [row["p99_us"] for row in rows] + ([teacher["p99_us"]] if teacher.get("p99_us") else [])
-    x = scale_over(times, _LEFT + 48, right, log=True)  # labels of the fastest stand at its left
-    y = scale_over([one, *(v for row in rows for v in row[f"{metric}_interval"])], bottom, _TOP)
-    parts = [*upward(y, _LEFT, right), *across(x, _TOP, bottom, "p99 of one call (µs, logarithmic)")]
-    parts.append(text(_LEFT - 48, 16, _FRONTIER_NAMES[metric], kind="name"))
-    parts.append(line(_LEFT, y.at(one), right, y.at(one), "reference"))
-    parts += _front_line(rows, metric, x, y)
-    for row in sorted(rows, key=lambda row: bool(row.get("on_front"))):
-        parts += _frontier_mark(row, metric, x, y, chosen)
-    if teacher.get("p99_us"):
-        name = f"teacher {teacher['depth']} × {teacher['width']}"
-        place = x.at(teacher["p99_us"])
-        parts += [dot(place, y.at(one), "dot other", 6.0), text(place, y.at(one) - 12, name, anchor="end")]
-    front = [f"{row['depth']} × {row['width']}" for row in rows if row.get("on_front")]
-    described = f"{metric} against p99 of {len(rows)} students; on the front: {', '.join(front)}"
-    return drawing(parts, height, described)
-
-
-_FRONTIER_NAMES = {"success": "success", "retention": "retention of the teacher’s success"}
-
-
-def _front_line(rows: Sequence[Mapping[str, Any]], metric: str, x: Scale, y: Scale) -> list[str]:
-    """Return the best that is to be had within a latency, as steps."""
+    rows, teacher = [row for row in table["rows"] if row.get("p99_us")], table["teacher"]
     front = sorted((row for row in rows if row.get("on_front")), key=lambda row: row["p99_us"])
-    corners: list[tuple[float, float]] = []
-    for row in front:
-        place = (x.at(row["p99_us"]), y.at(row[metric]))
-        corners += [(place[0], corners[-1][1]), place] if corners else [place]
-    return [path([*corners, (x.end, corners[-1][1])], "front")] if corners else []
+    metric = "success" if any(row.get("retention") is None for row in rows) else "retention"
+    one = teacher["success"] if metric == "success" else 1.0
+    axes = _axes(_WIDTH, 320, left=56, right=18, top=30, bottom=48)
+    axes.set_xscale("log")
+    axes.margins(0.06)
+    axes.axhline(one, color=_SOFT, linewidth=1, linestyle="--")
+    labels = []
+    for row in rows:
+        x, y, name = row["p99_us"], row[metric], f"{row['depth']} × {row['width']}"
+        colour, edge, fill = (_ACCENT, _CARD, _ACCENT) if row in front else (_OTHER, _OTHER, _CARD)
+        layer = 4 if row in front else 3
+        axes.vlines(x, *row[f"{metric}_interval"], color=colour, alpha=0.6, linewidth=2, zorder=layer)
+        mark = {"color": fill, "markeredgecolor": edge, "markersize": 11, "zorder": layer}
+        axes.plot(x, y, "o", **mark, gid=f"{name}: {y:.3f}, p99 {x:.1f} µs")
+        if chosen == (row["depth"], row["width"]):
+            ring = {"markerfacecolor": "none", "markeredgecolor": _ACCENT, "markersize": 20}
+            axes.plot(x, y, "o", **ring, zorder=5, gid="this report’s student")
+        if row in front:
+            labels.append((x, y, name, {"color": _ACCENT, "weight": "bold"}))
+    if x := teacher.get("p99_us"):
+        axes.plot(x, one, "o", color=_OTHER, markeredgecolor=_CARD, markersize=12, zorder=4)
+        labels.append((x, one, f"teacher {teacher['depth']} × {teacher['width']}", {}))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low * (low / high) ** 0.14, high)  # labels of the fastest stand at their left
+    if front:  # as steps, the best that is to be had within a latency
+        xs, ys = [row["p99_us"] for row in front] + [high], [row[metric] for row in front + front[-1:]]
+        axes.step(xs, ys, where="post", color=_ACCENT, alpha=0.7, linewidth=1.5, zorder=2)
+    taken = []
+    for x, y, name, style in sorted(labels, key=lambda label: label[0]):
+        label = axes.annotate(name, (x, y), (-9, 9), textcoords="offset points", ha="right", **style)
+        if any(label.get_window_extent().overlaps(other) for other in taken):
+            label.set_position((-9, -20))
+        taken.append(label.get_window_extent().expanded(1.4, 1.0))
+    label_log_axis(axes)
+    name = "success" if metric == "success" else "retention of the teacher’s success"
+    _name_axes(axes, "p99 of one call (µs, logarithmic)", name)
+    on_front = ", ".join(f"{row['depth']} × {row['width']}" for row in rows if row in front)
+    return _svg(axes, f"{metric} against p99 of {len(rows)} students; on the front: {on_front}")
 
 
-def _frontier_mark(
-    row: Mapping[str, Any], metric: str, x: Scale, y: Scale, chosen: tuple[int, int] | None
-) -> list[str]:
-    place, height = x.at(row["p99_us"]), y.at(row[metric])
-    low, high = (y.at(value) for value in row[f"{metric}_interval"])
-    name = f"{row['depth']} × {row['width']}"
-    on_front = bool(row.get("on_front"))
-    parts = [line(place, low, place, high, "thin student" if on_front else "thin other")]
-    title = f"{name}: {row[metric]:.3f}, p99 {row['p99_us']:.1f} µs"
-    parts.append(dot(place, height, "dot student" if on_front else "dot hollow", 5.0, title))
-    if chosen == (row["depth"], row["width"]):
-        parts.append(dot(place, height, "ring", 10.0, "this report’s student"))
-    if on_front:
-        parts.append(text(place - 9, height - 9, name, kind="last", anchor="end"))
-    return parts
-
-
+@_page_style()
 def networks_chart(networks: Sequence[tuple[str, int, int, bool]]) -> str:
     """Return networks side by side, a line a layer, as long as the layer is wide; all on one scale.
 
@@ -213,66 +283,19 @@ def networks_chart(networks: Sequence[tuple[str, int, int, bool]]) -> str:
         networks: label, depth, width, and whether it is the student.
     """
     deepest, widest = max(n[1] for n in networks), max(n[2] for n in networks)
-    column = WIDTH / len(networks)
-    bottom, room = 236.0, 200.0
-    parts = []
-    for index, (label, depth, width, is_student) in enumerate(networks):
-        centre, colour = column * (index + 0.5), "student" if is_student else "other"
-        half = 0.36 * column * width / widest
-        tall = max(3.0, room * depth / deepest)
+    axes = _axes(_WIDTH, 288, left=0, right=0, top=36, bottom=52)
+    axes.set(xlim=(-0.5, len(networks) - 0.5), ylim=(0, 200))
+    axes.set_axis_off()
+    for centre, (label, depth, width, is_student) in enumerate(networks):
+        colour, half = _ACCENT if is_student else _OTHER, 0.36 * width / widest
+        tall = max(3.0, 200 * depth / deepest)
         if depth <= _MOST_LINES:
             gap = min(tall / depth, 26.0)
-            heights = [bottom - gap * (layer + 0.5) for layer in range(depth)]
-            parts += [line(centre - half, y, centre + half, y, f"layer {colour}") for y in heights]
+            heights = [gap * (layer + 0.5) for layer in range(depth)]
+            axes.hlines(heights, centre - half, centre + half, color=colour, linewidth=3, capstyle="round")
         else:
-            corners = [
-                (centre - half, bottom),
-                (centre - half, bottom - tall),
-                (centre + half, bottom - tall),
-            ]
-            parts.append(path([*corners, (centre + half, bottom)], f"block {colour}", closed=True))
-        size = f"{depth:,} layers of {width:,}"
-        parts.append(text(centre, bottom + 24, label, kind="row", anchor="middle"))
-        parts.append(text(centre, bottom + 42, size, anchor="middle"))
+            axes.bar(centre, tall, 2 * half, color=colour)
+        axes.text(centre, -24, label, ha="center", size=13, color=_INK)
+        axes.text(centre, -42, f"{depth:,} layers of {width:,}", ha="center")
     described = "; ".join(f"{label}: {depth} layers of {width} units" for label, depth, width, _ in networks)
-    return drawing(parts, bottom + 52, described)
-
-
-def lineage_gutter(parents: Sequence[Sequence[int]], row_height: float) -> tuple[str, float]:
-    """Return the lines of descent beside a list of artifacts, and how wide they are.
-
-    Args:
-        parents: of each artifact the rows of those that it was made from, all of them above it.
-        row_height: of one artifact in the list.
-    """
-    lanes = descent_lanes([(parent, child) for child, found in enumerate(parents) for parent in found])
-    trunk = 14.0 + _LANE_WIDTH * max(lanes.values(), default=0)
-    parts = []
-    for (parent, child), lane in lanes.items():
-        top, bottom = row_height * (parent + 0.5), row_height * (child + 0.5)
-        out, bend = trunk - _LANE_WIDTH * lane, min(26.0, (bottom - top) / 2)
-        steps = (
-            f"M{trunk:.0f} {top:.0f}C{out:.0f} {top:.0f} {out:.0f} {top:.0f} {out:.0f} {top + bend:.0f}"
-            f"L{out:.0f} {bottom - bend:.0f}C{out:.0f} {bottom:.0f} {out:.0f} {bottom:.0f} "
-            f"{trunk:.0f} {bottom:.0f}"
-        )
-        parts.append(f'<path class="descent" d="{steps}"/>')
-    parts += [dot(trunk, row_height * (row + 0.5), "knot", 5.0) for row in range(len(parents))]
-    size = f'width="{trunk + 10:.0f}" height="{row_height * len(parents):.0f}"'
-    return f'<svg class="gutter" {size} aria-hidden="true">{"".join(parts)}</svg>', trunk + 10
-
-
-def descent_lanes(edges: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """Return a lane for each edge between rows, so that no two edges in a lane run beside one another.
-
-    Lane 0, the trunk, holds the edges between neighbours; the shorter an edge, the nearer to it.
-    """
-    lanes: dict[tuple[int, int], int] = {}
-    for parent, child in sorted(edges, key=lambda edge: (edge[1] - edge[0], edge)):
-        lane = 0 if child - parent == 1 else 1
-        while lane and any(
-            taken == lane and parent < other[1] and other[0] < child for other, taken in lanes.items()
-        ):
-            lane += 1
-        lanes[parent, child] = lane
-    return lanes
+    return _svg(axes, described)

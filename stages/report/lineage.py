@@ -11,13 +11,11 @@ from thousandfold.ground.files import plain_json
 from thousandfold.pipeline.console import as_set
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.report.chain import Chain, Link
-from thousandfold.stages.report.charts import lineage_gutter
 from thousandfold.stages.report.page import Block, Lineage, Node, Note, Section, Table
 
 SettingsClasses = Mapping[str, type[StageSettings]]
 """The settings of each kind of artifact."""
 
-_ROW_HEIGHT = 112.0
 _ABSENT = object()
 
 
@@ -25,18 +23,14 @@ def lineage_section(chain: Chain) -> Section:
     """Draw every artifact below what it was made from, with hashes, seeds and versions."""
     links = list(chain.links.values())
     rows = {link.hash: row for row, link in enumerate(links)}
-    gutter, width = lineage_gutter(
-        [sorted(rows[parent.hash] for parent in link.parents.values()) for link in links], _ROW_HEIGHT
-    )
-    columns = ["artifact", "hash"]
-    hashes = Table("Full hashes", columns, [[link.name, link.hash] for link in links], folded=True)
-    blocks: list[Block] = [Lineage([_node(link) for link in links], gutter, width, _ROW_HEIGHT)]
-    blocks += [hashes, _versions(chain)]
+    nodes = [_node(link, rows) for link in links]
+    hashes = [[link.name, link.hash] for link in links]
+    table = Table("Full hashes", ["artifact", "hash"], hashes, folded=True)
     lead = "Each artifact’s hash covers its settings, its files and the hashes of what it was made from."
-    return Section("lineage", "Where it comes from", lead, blocks)
+    return Section("lineage", "Where it comes from", lead, [Lineage(nodes), table, _versions(chain)])
 
 
-def _node(link: Link) -> Node:
+def _node(link: Link, rows: Mapping[str, int]) -> Node:
     facts = []
     if link.artifact is not None:
         manifest = link.artifact.manifest
@@ -49,8 +43,8 @@ def _node(link: Link) -> Node:
             facts.append(f"code {str(commit)[:7]}{' changed' if manifest.git.get('dirty') else ''}")
         elif version := manifest.versions.get("thousandfold"):
             facts.append(f"thousandfold {version}")
-    sources = [parent.kind for parent in link.parents.values()]
-    return Node(link.kind, link.name, link.hash[:12], facts, sources, link.problem)
+    parents = [(parent.kind, rows[link.hash] - rows[parent.hash]) for parent in link.parents.values()]
+    return Node(link.kind, link.name, link.hash[:12], facts, parents, link.problem)
 
 
 def _versions(chain: Chain) -> Table:

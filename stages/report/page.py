@@ -82,25 +82,32 @@ class Note:
 
 @dataclass(frozen=True)
 class Node:
-    """An artifact of the lineage."""
+    """An artifact of the lineage.
+
+    Attributes:
+        made_from: kind of each artifact that it was made from, and how many rows above this one it stands.
+        problem: why it is not to be had; empty where it is.
+    """
 
     kind: str
     name: str
     hash: str
     facts: Sequence[str]
-    made_from: Sequence[str]
+    made_from: Sequence[tuple[str, int]]
     problem: str
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Artifacts below what they were made from, with the lines of descent beside them."""
+    """Artifacts below what they were made from, a row each, with an arc to each of these."""
 
     block: ClassVar[str] = "lineage"
     nodes: Sequence[Node]
-    gutter: str
-    gutter_width: float
-    row_height: float
+
+    @property
+    def longest_arc(self) -> int:
+        """How many rows the longest arc goes up."""
+        return max((rows for node in self.nodes for _, rows in node.made_from), default=1)
 
 
 @dataclass(frozen=True)

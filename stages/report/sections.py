@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,43 +172,30 @@ def _curves(
     files: ReportFiles, artifact: Artifact, x: str, x_label: str, names: Mapping[str, str]
 ) -> list[Block]:
     history = files.read_json(artifact, HISTORY_FILE)
-    entries = history.get("history") if isinstance(history, dict) else None
+    entries = (history.get("history") if isinstance(history, dict) else None) or []
     charts = []
     for name, shown in names.items():
-        curve = read_curve(entries or [], x, name, shown)
-        if curve is not None:
-            charts.append(Figure("chart", curve_chart(curve, x_label), "", ""))
+        found = [entry for entry in entries if _is_finite(entry.get(x)) and _is_finite(entry.get(name))]
+        if not found:
+            continue
+        intervals = []
+        if name == "success" and all(entry.get("episodes") for entry in found):
+            counts = [(entry[name], int(entry["episodes"])) for entry in found]
+            intervals = [wilson_interval(round(share * episodes), episodes) for share, episodes in counts]
+        low, high = zip(*intervals, strict=True) if intervals else ((), ())
+        xs, values = [float(entry[x]) for entry in found], [float(entry[name]) for entry in found]
+        curve = Curve(shown, xs, values, low, high, name in _FRACTIONS)
+        charts.append(Figure("chart", curve_chart(curve, x_label), "", ""))
     if charts:
-        caption = f"The {artifact.kind} over its training, {len(entries or [])} evaluations."
+        caption = f"The {artifact.kind} over its training, {len(entries)} evaluations."
         return [Figures(charts, "small", caption)]
     alt = f"Learning curves of the {artifact.kind}"
     found = files.figure(artifact, "learning_curve.png", alt=alt, caption=f"{alt}.")
     return [Figures([found])] if found else [Note(f"No learning curve of {artifact.name}.")]
 
 
-def read_curve(entries: Sequence[Mapping[str, Any]], x: str, name: str, shown: str) -> Curve | None:
-    """Return one measure of a history as a curve; None where no entry holds a finite one.
-
-    Success gets Wilson's interval where the entries say over how many episodes it was measured.
-    """
-    points, low, high = [], [], []
-    for entry in entries:
-        place, value, episodes = _finite(entry.get(x)), _finite(entry.get(name)), entry.get("episodes")
-        if place is None or value is None:
-            continue
-        points.append((place, value))
-        if name == "success" and episodes:
-            ends = wilson_interval(round(value * episodes), int(episodes))
-            low.append((place, ends[0]))
-            high.append((place, ends[1]))
-    if not points:
-        return None
-    banded = len(low) == len(points)
-    return Curve(shown, points, low if banded else (), high if banded else (), name in _FRACTIONS)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def data_section(sources: Sources) -> Section:

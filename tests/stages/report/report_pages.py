@@ -17,7 +17,7 @@ from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
 from thousandfold.stages.report.sections import task_figures
 from thousandfold.stages.stage_settings import settings_by_kind
 
-VOID = {"meta", "link", "img", "br", "circle", "line", "path"}
+VOID = {"meta", "link", "img", "br"}
 
 
 class PageReader(HTMLParser):

@@ -58,7 +58,9 @@ def test_a_page_refers_to_nothing_outside_itself_and_runs_nothing(chain: MadeUpC
     assert len(addresses) > 10
     assert [value for value in addresses if not value.startswith(("data:", "#"))] == []
     assert "http://" not in page and "https://" not in page and "url(" not in page and "@import" not in page
-    assert read.all("script") == []
+    assert read.all("script") == [] and len(read.all("style")) == 1
+    names = [each["id"] for _, each in read.elements if "id" in each]
+    assert len(names) == len(set(names)) > len(SECTIONS)
 
 
 def test_every_picture_says_what_it_shows(chain: MadeUpChain, write: Any) -> None:
@@ -114,12 +116,15 @@ def test_settings_that_are_not_the_defaults_are_listed(chain: MadeUpChain, write
 
 def test_lineage_names_hash_seed_and_code_of_every_artifact(chain: MadeUpChain, write: Any) -> None:
     made, page = write(chain.made["policy"])
-    text = PageReader(page).text
+    read = PageReader(page)
+    text = read.text
     for kind, artifact in chain.made.items():
         assert f"{artifact.name} {str(artifact.manifest.hash)[:12]}" in text
         assert f"{artifact.name} {artifact.manifest.hash}" in text  # in full, in a table
         assert made.manifest.parents[kind].hash == artifact.manifest.hash
     assert "policy from student, teacher, dataset" in text
+    rows_up = [str(arc["style"]).removeprefix("--rows: ") for arc in read.all("i")]
+    assert rows_up == ["1", "2", "1", "1", "3", "2", "1"]  # dataset, student, policy, benchmark
 
 
 def test_video_strip_frontier_and_evaluation_are_shown_where_there_are_some(
@@ -140,7 +145,7 @@ def test_video_strip_frontier_and_evaluation_are_shown_where_there_are_some(
     assert "retention against p99 of 2 students; on the front: 1 × 32, 4 × 64" in page
     assert "1 × 32 retention 1.003 [0.998, 1.008] p99 6.2 µs, 420 parameters" in read.text
     assert "ONNX file again (64)" in read.text and "0.750 [0.630, 0.840]" in read.text
-    assert page.count('class="ring"') == 1  # the report's own student is 4 × 64
+    assert page.count("this report’s student</title>") == 1  # 4 × 64
 
 
 # -- size and escapes -------------------------------------------------------------------------------
