@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import StepResult
 from thousandfold.pipeline.settings import StageSettings
 
 # -- How a teacher's action may be the best of several, as its critic holds them -------------------
@@ -111,9 +112,6 @@ def run_episodes(
     The same seed gives the same starts and goals to every policy, so outcomes can be paired.
 
     Args:
-        task: the compiled task.
-        policy: maps observations and goals to actions; called with every world at once.
-        episodes: how many to run.
         seed: seed of starts and goals.
         distribution: episode distribution to draw from.
         num_paths: of how many episodes to keep the path.
@@ -124,11 +122,7 @@ def run_episodes(
 
 
 class EpisodeStream:
-    """Episodes that go on where they stopped: `first(n)` is what `run_episodes` returns for n episodes.
-
-    Args:
-        task, policy, seed, distribution, num_paths: as of `run_episodes`.
-    """
+    """Episodes that go on where they stopped: `first(n)` is what `run_episodes` returns for n episodes."""
 
     def __init__(
         self,
@@ -149,7 +143,10 @@ class EpisodeStream:
         worlds = min(episodes, MAX_WORLDS)
         if self._simulator is None or self._simulator.num_worlds < worlds:
             # Worlds draw their starts from one generator, so that their number decides what each draws.
-            self._simulator, self._rounds = self._new_simulator(worlds), []
+            self._simulator = CpuSimulator(
+                self.task, worlds, seed=self._seed, distribution=self._distribution
+            )
+            self._rounds = []
         worlds = self._simulator.num_worlds
         for index in range(len(self._rounds), math.ceil(episodes / worlds)):
             if index:
@@ -162,9 +159,6 @@ class EpisodeStream:
         """Run the episodes that the simulator has begun, one in every world."""
         return run_round(simulator, self.policy, num_paths)
 
-    def _new_simulator(self, worlds: int) -> CpuSimulator:
-        return CpuSimulator(self.task, worlds, seed=self._seed, distribution=self._distribution)
-
 
 def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_paths: int = 0) -> Episodes:
     """Return the first episodes of several rounds, in order, with the paths of the first of them."""
@@ -173,41 +167,63 @@ def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_p
     return Episodes(**joined, paths=paths, other_radii=task.spec.other_radii)
 
 
-def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Episodes:
-    """Run the episode that every world has begun; one that ends early stands still in the books.
+class ControlStep(NamedTuple):
+    """One control step of all worlds; a row a world.
 
-    Args:
-        simulator: was just reset.
-        policy: called with every world at once.
-        num_paths: of how many worlds to keep the path.
+    Attributes:
+        action: (num_worlds, action_dim) as the policy gave it.
+        result: what the simulator returned.
+        running: (num_worlds,) bool, the worlds in whose episode the step was taken.
+        ended: (num_worlds,) bool, those of them whose episode it ended, unstable ones included.
+        unstable: (num_worlds,) bool, those of them whose physics diverged.
+    """
+
+    action: np.ndarray
+    result: StepResult
+    running: np.ndarray
+    ended: np.ndarray
+    unstable: np.ndarray
+
+
+def steps(simulator: CpuSimulator, policy: Policy) -> Iterator[ControlStep]:
+    """Step all worlds until the episode that each has begun is over; yield each step once it is taken.
+
+    Worlds whose episode is over are stepped along with the others. The simulator shows what came of a step
+    until the next one is asked for.
     """
     running = np.ones(simulator.num_worlds, bool)
-    unstable = np.zeros(simulator.num_worlds, bool)
-    at_goal = np.zeros(simulator.num_worlds)
+    while running.any():
+        action = policy(simulator.observation, simulator.desired_goal)
+        result = simulator.step(action)
+        unstable = running & result.unstable
+        ended = unstable | (running & (result.terminated | result.truncated))
+        yield ControlStep(action, result, running, ended, unstable)
+        running = running & ~ended
+
+
+def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Episodes:
+    """Return the outcomes of the episode that every world has just begun.
+
+    A step in which the physics diverges changes nothing but `unstable`.
+    """
+    worlds, task = simulator.num_worlds, simulator.task
     start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
-    distance = simulator.task.goal_distance(start, goal)
-    closest = np.full(simulator.num_worlds, np.inf)
-    length = np.full(simulator.num_worlds, simulator.task.spec.episode_steps)
+    distance, closest = task.goal_distance(start, goal), np.full(worlds, np.inf)
+    at_goal, length, unstable = np.zeros(worlds), np.zeros(worlds, np.int64), np.zeros(worlds, bool)
     trace = [start[:num_paths]]
-    for step in range(simulator.task.spec.episode_steps):
-        result = simulator.step(policy(simulator.observation, simulator.desired_goal))
-        dropped = running & result.unstable
-        unstable |= dropped
-        running &= ~dropped
-        at_goal += running & result.success
-        reached = simulator.task.goal_distance(simulator.achieved_goal, goal)
-        distance = np.where(running, reached, distance)
-        closest = np.where(running, np.minimum(closest, reached), closest)
+    for step in steps(simulator, policy):
+        unstable |= step.unstable
+        length += step.running
+        counted = step.running & ~step.unstable
+        at_goal += counted & step.result.success
+        reached = task.goal_distance(simulator.achieved_goal, goal)
+        distance = np.where(counted, reached, distance)
+        closest = np.where(counted, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
-        ended = running & (result.terminated | result.truncated)
-        length[ended | dropped] = step + 1
-        running &= ~ended
-        if not running.any():
-            break
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
         success=(at_goal > 0) & ~unstable,
-        time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / simulator.task.spec.episode_steps),
+        time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / task.spec.episode_steps),
         final_distance=distance,
         closest_distance=closest,
         start=start,
@@ -220,10 +236,7 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion, of 95 % (Wilson 1927, J. Am. Stat. Assoc. 22).
 
-    Args:
-        successes: how many of the trials succeeded.
-        trials: how many there were.
-        z: quantile of the normal distribution, for another confidence.
+    `z` is the quantile of the normal distribution, for another confidence.
     """
     if trials == 0:
         return 0.0, 1.0
@@ -234,11 +247,9 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean (Efron 1979, Ann. Stat. 7).
+    """Return the 95 % percentile bootstrap interval of the mean of independent values, (n,).
 
-    Args:
-        values: (n,) independent outcomes.
-        seed: seed of the resampling.
+    Source: Efron 1979, Ann. Stat. 7.
     """
     values, rng = np.asarray(values, float), np.random.default_rng(seed)
     count = len(values)
@@ -259,7 +270,6 @@ def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[s
 
     Args:
         teacher, student: (episodes,) outcomes of the same episodes, none negative.
-        seed: seed of the resampling.
 
     Returns:
         ``retention``, to which the made-up pairs do not count, and ``interval``; None where the teacher's
@@ -269,7 +279,10 @@ def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[s
     teacher_sum, student_sum = outcomes.sum(0)
     if teacher_sum == 0:
         return {"retention": None, "interval": None}
-    pairs, counts = np.unique(_with_pseudo_pairs(outcomes), axis=0, return_counts=True)
+    outcomes = np.concatenate(
+        [outcomes, np.eye(2) * outcomes.max()]
+    )  # a pair that is lost, one that is gained
+    pairs, counts = np.unique(outcomes, axis=0, return_counts=True)
     total = int(counts.sum())
     rng, sums = np.random.default_rng(seed), []
     chunk = max(1, _CHUNK_NUMBERS // len(pairs))
@@ -279,11 +292,6 @@ def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[s
     bases, ours = np.concatenate(sums).T
     low, high = np.percentile(ours[bases > 0] / bases[bases > 0], [2.5, 97.5])
     return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
-
-
-def _with_pseudo_pairs(outcomes: np.ndarray) -> np.ndarray:
-    """Return pairs, (n, 2), and after them one that is lost and one that is gained, (n + 2, 2)."""
-    return np.concatenate([outcomes, np.eye(2) * outcomes.max()])
 
 
 def draw_rollouts(path: Path, task: CompiledTask, episodes: Episodes, title: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.stages.episodes import Policy
-from thousandfold.stages.train_teacher.learner import LearnerSettings
 
 NETWORK_FILE = "network.safetensors"
 
@@ -194,7 +193,9 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         critic = ContrastiveCritic(*dims, shape_of(path, header, tensors))
         critic.load_state_dict(strip_prefix(tensors, "critic."))
-        energy = LearnerSettings.model_validate({"energy": teacher.manifest.settings["energy"]}).energy
+        energy = teacher.manifest.settings["energy"]
+        if energy not in get_args(Energy):
+            raise ValueError(f"unknown energy {energy!r}")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} holds no critic of this version ({reason}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Progress
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import StageSettings
-from thousandfold.stages.episodes import Policy
+from thousandfold.stages.episodes import Policy, steps
 from thousandfold.stages.policies import load_policy
 
 VIDEO_FILE = "episodes.mp4"
@@ -92,41 +93,26 @@ def record_episodes(
     distribution: str = "evaluation",
     max_steps: int | None = None,
 ) -> list[RecordedEpisode]:
-    """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn.
-
-    Args:
-        task: the compiled task.
-        policy: maps observations and goals to actions; called with every episode at once.
-        episodes: how many to run.
-        seed: of starts and goals.
-        distribution: episode distribution to draw from.
-        max_steps: where to cut an episode off; None lets it end.
-    """
+    """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn."""
     simulator = CpuSimulator(task, episodes, seed=seed, distribution=distribution)
-    goal = simulator.desired_goal.copy()
     rows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(episodes)]
-    running, unstable = np.ones(episodes, bool), np.zeros(episodes, bool)
+    unstable = np.zeros(episodes, bool)
 
-    def keep() -> None:
-        for world in np.flatnonzero(running):
-            state = simulator.world_data(int(world)).qpos.copy()
-            rows[world].append((state, simulator.achieved_goal[world].copy()))
+    def keep(worlds: np.ndarray) -> None:
+        for world in np.flatnonzero(worlds).tolist():
+            rows[world].append(
+                (simulator.world_data(world).qpos.copy(), simulator.achieved_goal[world].copy())
+            )
 
-    keep()
-    for _ in range(min(task.spec.episode_steps, max_steps or task.spec.episode_steps)):
-        result = simulator.step(policy(simulator.observation, goal))
-        unstable |= running & result.unstable
-        running &= ~result.unstable
-        keep()
-        running &= ~(result.terminated | result.truncated)
-        if not running.any():
-            break
-    return [_recorded(task, *columns) for columns in zip(rows, goal, unstable, strict=True)]
-
-
-def _recorded(task: CompiledTask, rows: list[Any], goal: np.ndarray, unstable: bool) -> RecordedEpisode:
-    qpos, achieved = (np.stack(column) for column in zip(*rows, strict=True))
-    return RecordedEpisode(qpos, achieved, goal, task.is_success(achieved, goal), bool(unstable))
+    keep(~unstable)
+    for step in itertools.islice(steps(simulator, policy), max_steps):
+        unstable |= step.unstable
+        keep(step.running & ~step.unstable)
+    found = []
+    for kept, goal, diverged in zip(rows, simulator.desired_goal.copy(), unstable.tolist(), strict=True):
+        qpos, achieved = (np.stack(column) for column in zip(*kept, strict=True))
+        found.append(RecordedEpisode(qpos, achieved, goal, task.is_success(achieved, goal), diverged))
+    return found
 
 
 class EpisodePainter:

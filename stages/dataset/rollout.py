@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.pipeline.runtime import seed_sequence, torch_seed
 from thousandfold.replay.goal_dataset import GoalEpisode
 from thousandfold.stages.dataset.labels import LabelledAction, TeacherLabels, add_alternatives
+from thousandfold.stages.episodes import ControlStep, steps
 from thousandfold.stages.networks import TeacherCritic, TrainedActor
 
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
@@ -19,6 +19,23 @@ Act = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.nda
 generator to actions (n, action_dim) in [−1, 1]."""
 
 _EPISODE_STREAM, _NOISE_STREAM, _ACT_STREAM, _GOAL_STREAM, _SAMPLE_STREAM = 21, 22, 23, 24, 25
+
+
+@dataclass(frozen=True)
+class EpisodeGroup:
+    """Episodes that are drawn and acted alike.
+
+    Attributes:
+        index: number of the group, which its random streams go by.
+        distribution: the episode distribution of starts and goals.
+        action_noise: standard deviation of the noise on the actions; 0 for clean episodes.
+        episodes: how many.
+    """
+
+    index: int
+    distribution: str
+    action_noise: float
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -128,123 +145,84 @@ class LabelledRollout:
             each: the round.
             on_step: called after each step.
         """
-        stream = (each.group.index, each.number)
+        group, stream = each.group, (each.group.index, each.number)
+        noise_rng, act_rng, goal_rng = (
+            np.random.default_rng(seed_sequence(self._seed, kind, *stream))
+            for kind in (_NOISE_STREAM, _ACT_STREAM, _GOAL_STREAM)
+        )
         self._labels.reseed(torch_seed(self._seed, _SAMPLE_STREAM, *stream))
         simulator = CpuSimulator(
             self.task,
             each.episodes,
             seed=seed_sequence(self._seed, _EPISODE_STREAM, *stream),
-            distribution=each.group.distribution,
+            distribution=group.distribution,
             num_threads=self._num_threads,
         )
-        record = self._run(simulator, each.group, stream, on_step)
-        found = [record.episode(world, each.group) for world in range(each.episodes)]
+        record = RoundRecord(simulator)
+        noisy_steps = self.plan.noise_until * self.task.spec.episode_steps if group.action_noise else 0
+
+        def act(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+            action = record.visit(simulator, self._labels)
+            if self._act is not None:
+                action = self._act(observation, goal, action, act_rng)
+            if record.step < noisy_steps:
+                noise = group.action_noise * noise_rng.standard_normal(action.shape, np.float32)
+                action = np.clip(action + noise, -1.0, 1.0)
+            return action
+
+        for step in steps(simulator, act):
+            self.tally.env_steps += int(step.running.sum())
+            record.add(step)
+            on_step()
+        record.visit(simulator, self._labels)  # the state that the last step led to
+        found = [record.episode(world, group) for world in range(each.episodes)]
         self.tally.unstable += found.count(None)
         return add_alternatives(
             [episode for episode in found if episode is not None],
             self._labels,
-            np.random.default_rng(seed_sequence(self._seed, _GOAL_STREAM, *stream)),
+            goal_rng,
             count=self.plan.alternative_goals,
             hindsight_fraction=self.plan.hindsight_fraction,
             discount=self.plan.discount,
         )
-
-    def _run(
-        self,
-        simulator: CpuSimulator,
-        group: EpisodeGroup,
-        stream: tuple[int, int],
-        on_step: Callable[[], None],
-    ) -> RoundRecord:
-        """Run one episode in every world to its end."""
-        noise_rng, act_rng = (
-            np.random.default_rng(seed_sequence(self._seed, kind, *stream))
-            for kind in (_NOISE_STREAM, _ACT_STREAM)
-        )
-        noisy_steps = self.plan.noise_until * self.task.spec.episode_steps if group.action_noise else 0
-        record = RoundRecord(self.task, simulator)
-        action = record.visit(simulator, self._labels)
-        while record.running.any():
-            if self._act is not None:
-                action = self._act(simulator.observation, simulator.desired_goal, action, act_rng)
-            if record.step < noisy_steps:
-                noise = group.action_noise * noise_rng.standard_normal(action.shape, np.float32)
-                action = np.clip(action + noise, -1.0, 1.0)
-            self.tally.env_steps += int(record.running.sum())
-            record.act(simulator, action)
-            action = record.visit(simulator, self._labels)
-            on_step()
-        return record
-
-
-# -- The episodes of a round, recorded world by world ----------------------------------------------
-
-
-@dataclass(frozen=True)
-class EpisodeGroup:
-    """Episodes that are drawn and acted alike.
-
-    Attributes:
-        index: number of the group, which its random streams go by.
-        distribution: the episode distribution of starts and goals.
-        action_noise: standard deviation of the noise on the actions; 0 for clean episodes.
-        episodes: how many.
-    """
-
-    index: int
-    distribution: str
-    action_noise: float
-    episodes: int
 
 
 class RoundRecord:
     """One episode of every world, as it happens. What a world does after its episode's end is left out.
 
     Attributes:
-        running: (num_worlds,) bool, the worlds whose episode has not ended.
-        desired_goal: (num_worlds, goal_dim), what is commanded in each.
         step: how many actions were taken.
     """
 
-    def __init__(self, task: CompiledTask, simulator: CpuSimulator) -> None:
-        worlds, rows = simulator.num_worlds, task.spec.episode_steps + 1
+    def __init__(self, simulator: CpuSimulator) -> None:
+        worlds, task = simulator.num_worlds, simulator.task
+        rows = task.spec.episode_steps + 1
         sizes = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
         sizes |= dict.fromkeys(("action", "teacher_mean", "teacher_log_std"), task.action_dim)
         self._rows = {name: np.zeros((worlds, rows, size), np.float32) for name, size in sizes.items()}
+        self._desired_goal = simulator.desired_goal.copy()
         self._success = np.zeros((worlds, rows), bool)
-        self._success[:, 0] = task.is_success(simulator.achieved_goal, simulator.desired_goal)
-        self.desired_goal = simulator.desired_goal.copy()
+        self._success[:, 0] = task.is_success(simulator.achieved_goal, self._desired_goal)
         self._length, self.step = np.zeros(worlds, np.int64), 0
         self._terminated, self._truncated, self._unstable = (np.zeros(worlds, bool) for _ in range(3))
-        self.running = np.ones(worlds, bool)
 
     def visit(self, simulator: CpuSimulator, label: Callable[..., LabelledAction]) -> np.ndarray:
         """Record every world's state with the teacher's label for it; return the teacher's action."""
         action, mean, log_std = label(simulator.observation, simulator.desired_goal)
-        self._put(
-            observation=simulator.observation,
-            achieved_goal=simulator.achieved_goal,
-            teacher_mean=mean,
-            teacher_log_std=log_std,
-        )
+        row = {"observation": simulator.observation, "achieved_goal": simulator.achieved_goal}
+        for name, values in {**row, "teacher_mean": mean, "teacher_log_std": log_std}.items():
+            self._rows[name][:, self.step] = values
         return action
 
-    def act(self, simulator: CpuSimulator, action: np.ndarray) -> None:
-        """Take and record an action in every world, and note which episodes it ended."""
-        self._put(action=action)
-        result = simulator.step(action)
+    def add(self, step: ControlStep) -> None:
+        """Record the actions of a step, and which episodes it ended."""
+        self._rows["action"][:, self.step] = step.action
         self.step += 1
-        self._success[:, self.step] = result.success
-        ended = self.running & (result.terminated | result.truncated | result.unstable)
-        self._terminated[ended] = result.terminated[ended]
-        self._truncated[ended] = result.truncated[ended]
-        self._unstable[ended] = result.unstable[ended]
-        self._length[ended] = self.step
-        self.running &= ~ended
-
-    def _put(self, **columns: np.ndarray) -> None:
-        for name, values in columns.items():
-            self._rows[name][:, self.step] = values
+        self._success[:, self.step] = step.result.success
+        self._length += step.running
+        self._terminated |= step.ended & step.result.terminated
+        self._truncated |= step.ended & step.result.truncated
+        self._unstable |= step.unstable
 
     def episode(self, world: int, group: EpisodeGroup) -> GoalEpisode | None:
         """Return the episode of a world once it has ended, without alternative goals; None where the physics
@@ -260,7 +238,7 @@ class RoundRecord:
         return GoalEpisode(
             **rows,
             **none,
-            desired_goal=self.desired_goal[world],
+            desired_goal=self._desired_goal[world],
             success=self._success[world, :stop],
             terminated=bool(self._terminated[world]),
             truncated=bool(self._truncated[world]),

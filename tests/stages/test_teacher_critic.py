@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_the_action_has_a_gradient_and_the_critic_none(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in critic.critic.parameters())
 
 
-def test_a_file_without_a_critic_is_refused(tmp_path: Path) -> None:
-    _, teacher = make_teacher(tmp_path, critic=False)
+@pytest.mark.parametrize("changes", [{"critic": False}, {"energy": "loud"}])
+def test_a_teacher_without_a_known_critic_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    _, teacher = make_teacher(tmp_path, **changes)
     with pytest.raises(DamagedFileError, match="holds no critic"):
         load_critic(teacher)

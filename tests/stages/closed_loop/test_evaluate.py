@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.registry import compile_task
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.task import EarlyEnd, Term
 from thousandfold.stages.episodes import (
     EpisodeStream,
     mean_interval,
     retention,
     run_episodes,
+    run_round,
+    steps,
     wilson_interval,
 )
 
@@ -70,6 +74,26 @@ def test_a_diverged_episode_counts_as_a_failure():
     episodes = run_episodes(TASK, poison, episodes=8, seed=0, distribution="training")
     assert episodes.unstable.tolist() == [True] + [False] * 7 and not episodes.success[0]
     assert episodes.time_at_goal[0] == 0 and episodes.summary()["unstable_episodes"] == 1
+
+
+def test_each_world_runs_until_its_own_episode_is_over():
+    left = EarlyEnd(Term("qpos", "x"), low=-10.0, high=1.3)  # the wall stops the point at 1.35
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), early_end=(left,), episode_steps=60))
+
+    def policy(observation, goal):
+        return np.array([[1, 0], [0, 0], [np.nan, 0]], np.float32)
+
+    taken = list(steps(CpuSimulator(task, 3, distribution="evaluation"), policy))
+    running = np.stack([step.running for step in taken])
+    ended = np.stack([step.ended for step in taken])
+    assert len(taken) == 60 and (ended.sum(0) == 1).all()
+    length = running.sum(0)
+    assert 2 < length[0] < 60 and length[1:].tolist() == [60, 1]
+    assert (np.arange(60)[:, None] < length).tolist() == running.tolist()
+    assert (ended.argmax(0) == length - 1).all()
+    assert [np.flatnonzero(step.unstable).tolist() for step in taken] == [[2]] + [[]] * 59
+    outcome = run_round(CpuSimulator(task, 3, distribution="evaluation"), policy, num_paths=3)
+    assert [len(path) for path in outcome.paths] == (length + 1).tolist()
 
 
 def test_summary_reports_the_interval_and_the_count():
