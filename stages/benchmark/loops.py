@@ -9,9 +9,11 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+from thousandfold.stages.ticks import Clock, Ticks
 
 PERCENTILES = {"p50_us": 50.0, "p90_us": 90.0, "p99_us": 99.0, "p99_9_us": 99.9}
 
@@ -21,22 +23,6 @@ Name = TypeVar("Name", bound=Hashable)
 
 Step = Callable[..., object]
 """What is timed: called with the arguments of one state."""
-
-
-class Clock(Protocol):
-    """What the loops ask of the module `time`; tests give one that they move by hand."""
-
-    def perf_counter_ns(self) -> int:
-        """Return nanoseconds since some moment."""
-        ...
-
-    def process_time_ns(self) -> int:
-        """Return nanoseconds of processor time that this process has taken."""
-        ...
-
-    def sleep(self, seconds: float, /) -> None:
-        """Let the time pass."""
-        ...
 
 
 class TimedCall:
@@ -120,8 +106,6 @@ def collector_at_rest() -> Iterator[None]:
 
 
 # -- A control loop: one call at every tick of a fixed rate, and which outputs came too late -------
-# Ticks are absolute: a late call does not move the ones after it. The loop sleeps until shortly before a tick
-# and then watches the clock, so that a call begins on its tick and not when the system's timer wakes it.
 
 _MAX_SLICES = 60
 _SLICES_PER_SECOND = 4
@@ -165,47 +149,36 @@ def run_paced(timed: TimedCall, rate_hz: float, seconds: float, spin_us: float =
         seconds: how long; at least one tick.
         spin_us: how long before a tick the loop stops sleeping and watches the clock.
     """
-    clock, period = timed.clock, round(1e9 / rate_hz)
-    ticks, spin = max(1, round(seconds * rate_hz)), round(spin_us * 1e3)
+    clock, ticks = timed.clock, Ticks(rate_hz, spin_us, timed.clock)
+    period, count = ticks.period_ns, max(1, round(seconds * rate_hz))
     # Written once, so that no page of them is new to the loop.
-    due_rows, began_rows, ended_rows = (array.array("q", [-1]) * ticks for _ in range(3))
-    calls = missed = tick = 0
+    due_rows, began_rows, ended_rows = (array.array("q", [-1]) * count for _ in range(3))
+    calls = 0
     cpu_before = clock.process_time_ns()
     loop_began = clock.perf_counter_ns()
-    start = loop_began + period
-    while tick < ticks:
-        due = start + tick * period
-        _wait_until(due, spin, clock)
+    start = ticks.due_ns = loop_began + period
+    while ticks.count < count:
+        ticks.wait()
         began, ended = timed.call()
-        due_rows[calls], began_rows[calls], ended_rows[calls] = due, began, ended
+        due_rows[calls], began_rows[calls], ended_rows[calls] = ticks.due_ns, began, ended
         calls += 1
-        late_ticks = min((ended - due) // period, ticks - tick)
-        missed += late_ticks
-        tick += max(1, late_ticks)
+        ticks.ready(ended)
+        ticks.advance(ended)
     wall = clock.perf_counter_ns() - loop_began
     cpu = clock.process_time_ns() - cpu_before
     due_ns, began_ns, ended_ns = (np.array(row[:calls]) for row in (due_rows, began_rows, ended_rows))
-    before_call = np.minimum((began_ns - due_ns) // period, ticks - (due_ns - start) // period)
+    before_call = np.minimum((began_ns - due_ns) // period, count - (due_ns - start) // period)
     return PacedTiming(
         due_s=(due_ns - start) / 1e9,
         late_us=(began_ns - due_ns) / 1e3,
         latency_us=(ended_ns - began_ns) / 1e3,
         response_us=(ended_ns - due_ns) / 1e3,
-        ticks=ticks,
-        missed=int(missed),
+        ticks=count,
+        missed=ticks.missed - (ticks.count - count),  # those lost after the loop's last tick are not its own
         missed_before_call=int(before_call.sum()),
         wall_s=wall / 1e9,
         cpu_s=cpu / 1e9,
     )
-
-
-def _wait_until(due: int, spin: int, clock: Clock) -> None:
-    """Return at a tick: asleep until `spin` nanoseconds before it, awake from then on."""
-    asleep = due - spin - clock.perf_counter_ns()
-    if asleep > 0:
-        clock.sleep(asleep / 1e9)
-    while clock.perf_counter_ns() < due:
-        pass
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.ground.errors import SettingsError, UserError
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import seed_sequence
-from thousandfold.stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded, Pacer
+from thousandfold.stages.closed_loop.paced_world import NEXT_KEY, ClosedLoop, LoopEnded
 from thousandfold.stages.episodes import Episodes, join_rounds, run_round
 from thousandfold.stages.policy_file.source import PolicySource
 
@@ -125,7 +125,7 @@ def _run_episodes(
     keys: list[str] = []
     with _open_viewer(settings, source.task, keys, console) as viewer, _progress(console, wanted) as report:
         loop = ClosedLoop(
-            source.policy, Pacer(rate_hz), simulator, viewer=viewer, keys=keys, seconds=settings.seconds
+            source.policy, simulator, rate_hz, viewer=viewer, keys=keys, seconds=settings.seconds
         )
         ended_by = "episodes"
         try:

@@ -109,7 +109,7 @@ def test_the_policy_is_the_squashed_mean(tmp_path: Path):
 
 
 def test_the_hash_tells_models_apart():
-    assert model_sha256(TASK.model) == model_sha256(TASK.task.build_spec().compile())
+    assert model_sha256(TASK.model) == model_sha256(TASK.spec.build_spec().compile())
     assert model_sha256(TASK.model) != model_sha256(compile_task("point_big_maze").model)
 
 

@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from tests.stages.benchmark.handmade_clock import HandmadeClock
+from tests.stages.handmade_clock import HandmadeClock
 from thousandfold.stages.benchmark.loops import TimedCall, back_to_back, collector_at_rest, summarize
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.stages.benchmark.handmade_clock import HandmadeClock
+from tests.stages.handmade_clock import HandmadeClock
 from thousandfold.stages.benchmark.loops import (
     PacedPair,
     PacedTiming,

@@ -142,7 +142,7 @@ def test_retention_of_a_teacher_without_success_is_undefined():
 
 
 def test_other_radii_count_episodes_that_came_so_near():
-    task = CompiledTask(dataclasses.replace(TASK.task, other_radii={"easy": 1.9, "hard": 0.005}))
+    task = CompiledTask(dataclasses.replace(TASK.spec, other_radii={"easy": 1.9, "hard": 0.005}))
     episodes = run_episodes(task, towards_goal, episodes=40, seed=0, distribution="training", num_paths=40)
     closest = [
         np.linalg.norm(path[1:] - goal, axis=1).min()

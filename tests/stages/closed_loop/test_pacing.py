@@ -1,38 +1,55 @@
-"""Ticks: when the loop is called, what counts as missed, and the rate that was achieved."""
+"""A policy called at its ticks: when that is, what counts as missed, and the rate that was achieved."""
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from thousandfold.stages.closed_loop.paced_world import Pacer
+from tests.stages.handmade_clock import HandmadeClock
+from tests.stages.policy_file.handmade_policy import metadata, write_policy
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.stages.closed_loop.paced_world import ClosedLoop
+from thousandfold.stages.policy_file.source import open_source
+from thousandfold.stages.ticks import Ticks
 
 
-class Clock:
-    """A clock that only work and sleep move, in milliseconds."""
+class PacedLoop:
+    """A closed loop on a hand-made clock."""
 
-    def __init__(self) -> None:
-        self.now_ns = 7_000_000
+    def __init__(self, folder: Path, rate_hz: float | None) -> None:
+        path = write_policy(folder / "policy.onnx", json.dumps(metadata()))
+        source = open_source(Workspace(folder), str(path))
+        self.clock, step = HandmadeClock(), source.policy.step
 
-    def pass_ms(self, milliseconds: float) -> None:
-        self.now_ns += round(milliseconds * 1e6)
+        def timed(observation: np.ndarray, goal: np.ndarray) -> Any:
+            self.began.append(self.clock.now_ns)
+            self.clock.sleep(self.output_ms / 1e3)
+            return step(observation, goal)
 
-    def pacer(self, rate_hz: float | None) -> Pacer:
-        return Pacer(rate_hz, clock_ns=lambda: self.now_ns, sleep=lambda s: self.pass_ms(1e3 * s))
+        source.policy.step = timed
+        self.simulator = CpuSimulator(source.task, 1)
+        self.loop = ClosedLoop(source.policy, self.simulator, rate_hz, clock=self.clock)
+        self.output_ms, self.began = 0.0, []
 
+    def run(self, calls: list[tuple[float, float]]) -> list[float]:
+        """Make calls of (ms to the output, ms after it); return when each began, in ms."""
+        start, self.began = self.clock.now_ns, []
+        self.loop.begin_episode()
+        for self.output_ms, after_ms in calls:
+            self.loop(self.simulator.observation, self.simulator.desired_goal)
+            self.clock.sleep(after_ms / 1e3)
+        return [(began - start) / 1e6 for began in self.began]
 
-def run(clock: Clock, pacer: Pacer, calls: list[tuple[float, float]]) -> list[float]:
-    """Make calls of (milliseconds to the output, milliseconds after it); return when each began."""
-    began = []
-    start = clock.now_ns
-    for before, after in calls:
-        pacer.wait()
-        began.append((clock.now_ns - start) / 1e6)
-        clock.pass_ms(before)
-        pacer.ready()
-        clock.pass_ms(after)
-    return began
+    def figures(self) -> tuple[int, int | None, float | None]:
+        """Return ticks, those that were missed, and the achieved rate."""
+        figures = self.loop.figures()
+        return figures["ticks"], figures["missed"], figures["achieved_rate_hz"]
 
 
 @pytest.mark.parametrize(
@@ -47,38 +64,32 @@ def run(clock: Clock, pacer: Pacer, calls: list[tuple[float, float]]) -> list[fl
     ],
 )
 def test_a_tick_without_an_output_one_period_later_is_missed(
-    calls: list[tuple[float, float]], began: list[float], ticks: int, missed: int
+    tmp_path: Path, calls: list[tuple[float, float]], began: list[float], ticks: int, missed: int
 ) -> None:
-    clock = Clock()
-    pacer = clock.pacer(100.0)
-    assert run(clock, pacer, calls) == pytest.approx(began)
-    assert (pacer.ticks, pacer.missed) == (ticks, missed)
+    paced = PacedLoop(tmp_path, 100.0)
+    assert paced.run(calls) == pytest.approx(began)
+    assert paced.figures()[:2] == (ticks, missed)
 
 
-def test_pauses_count_neither_as_missed_nor_in_the_rate() -> None:
-    clock = Clock()
-    pacer = clock.pacer(100.0)
-    assert pacer.achieved_rate_hz is None
-    run(clock, pacer, [(1, 0)] * 3)
-    clock.pass_ms(500)
-    pacer.pause()
-    assert run(clock, pacer, [(1, 0)] * 3) == pytest.approx([0, 10, 20])
-    assert (pacer.ticks, pacer.missed) == (6, 0)
-    assert pacer.achieved_rate_hz == pytest.approx(100.0)
+def test_what_lies_between_episodes_counts_neither_as_missed_nor_in_the_rate(tmp_path: Path) -> None:
+    paced = PacedLoop(tmp_path, 100.0)
+    assert paced.figures() == (0, 0, None)
+    paced.run([(1, 0)] * 3)
+    paced.clock.sleep(0.5)
+    assert paced.run([(1, 0)] * 3) == pytest.approx([0, 10, 20])
+    assert paced.figures() == (6, 0, pytest.approx(100.0))
 
 
-def test_without_a_pace_nothing_waits_and_nothing_is_missed() -> None:
-    clock = Clock()
-    pacer = clock.pacer(None)
-    assert run(clock, pacer, [(3, 1)] * 5) == pytest.approx([0, 4, 8, 12, 16])
-    assert (pacer.ticks, pacer.missed) == (5, 0)
-    assert pacer.achieved_rate_hz == pytest.approx(250.0)
+def test_without_a_pace_nothing_waits_and_nothing_is_missed(tmp_path: Path) -> None:
+    paced = PacedLoop(tmp_path, None)
+    assert paced.run([(3, 1)] * 5) == pytest.approx([0, 4, 8, 12, 16])
+    assert paced.figures() == (5, None, pytest.approx(250.0))
 
 
 def test_the_real_clock_is_kept() -> None:
-    pacer = Pacer(50.0)
-    start = time.perf_counter()
+    ticks, start = Ticks(50.0), time.perf_counter()
+    ticks.due_ns = time.perf_counter_ns()
     for _ in range(6):
-        pacer.wait()
-        pacer.ready()
+        ticks.wait()
+        ticks.advance(time.perf_counter_ns())
     assert time.perf_counter() - start >= 0.1 - 1e-3  # five periods; a busy machine may take longer

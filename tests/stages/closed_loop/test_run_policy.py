@@ -18,7 +18,7 @@ from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.closed_loop import run_policy
-from thousandfold.stages.closed_loop.paced_world import ClosedLoop, LoopEnded, Pacer
+from thousandfold.stages.closed_loop.paced_world import ClosedLoop, LoopEnded
 from thousandfold.stages.closed_loop.run_policy import RunPolicySettings
 from thousandfold.stages.episodes import run_round
 from thousandfold.stages.policy_file.source import PolicySource, open_source
@@ -198,7 +198,7 @@ def test_closing_the_window_ends_the_run(source: PolicySource, monkeypatch: pyte
 def test_a_key_goes_on_to_the_next_episode(source: PolicySource) -> None:
     simulator = CpuSimulator(source.task, 1)
     keys: list[str] = ["N"]
-    loop = ClosedLoop(source.policy, Pacer(None), simulator, keys=keys)
+    loop = ClosedLoop(source.policy, simulator, keys=keys)
     loop.begin_episode()  # what was pressed before it does not count
     loop(simulator.observation, simulator.desired_goal)
     keys += ["X", "N"]
@@ -222,7 +222,7 @@ def test_no_screen_is_said_and_refused_only_where_a_window_is_asked_for(
 
 def test_clipped_inputs_are_counted_and_what_is_not_finite_is_refused(source: PolicySource) -> None:
     simulator = CpuSimulator(source.task, 1)
-    loop = ClosedLoop(source.policy, Pacer(None), simulator)
+    loop = ClosedLoop(source.policy, simulator)
     assert loop.figures()["clipped_share"] is None and loop.figures()["latency"]["p50_us"] is None
     rows = np.zeros((4, 4), np.float32)
     rows[1, 2], rows[2, 2], rows[2, 0], rows[3, 3] = LIMIT + 1, -LIMIT - 1, 2 * LIMIT, LIMIT
