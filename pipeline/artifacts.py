@@ -178,6 +178,11 @@ class Artifact:
         return self.manifest.name
 
     @property
+    def results(self) -> dict[str, Any]:
+        """What the stage found."""
+        return self.manifest.results
+
+    @property
     def status(self) -> str:
         """The manifest's status, or `stopped` where that says `running` and no process holds the lock."""
         status = self.manifest.status

@@ -236,10 +236,7 @@ class Session:
         with error_boundary(speaks=ranks.speaks):
             if ranks.size > 1 and not several_ranks:
                 command = click.get_current_context().command_path.partition(" ")[2]
-                raise UserError(
-                    f"{command} is one process, and torchrun started {ranks.size}: call it without torchrun. "
-                    "Several ranks can run train-teacher and generate-dataset."
-                )
+                raise one_process_alone(command, ranks)
             runs = self.workspace.runs
         with interruptible(ranks), error_boundary(runs, ranks.speaks), self.console:
             if mujoco:
@@ -318,6 +315,14 @@ class Session:
     def report(self, artifact: Artifact) -> None:
         """Remember the artifact as the command's result."""
         self.console.result(describe(artifact))
+
+
+def one_process_alone(command: str, ranks: Ranks) -> UserError:
+    """Return what is said where torchrun started several processes of a command that is one process."""
+    return UserError(
+        f"{command} is one process, and torchrun started {ranks.size}: call it without torchrun. "
+        "Several ranks can run train-teacher and generate-dataset."
+    )
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ALLOWED = {
     "replay": {"replay", "envs", "ground"},
     "pipeline": {"pipeline", "replay", "envs", "models", "ground"},
     "stages": {"stages", "pipeline", "replay", "envs", "models", "ground"},
-    "thousandfold": {"thousandfold", "envs"},
+    "thousandfold": {"thousandfold", "stages", "pipeline", "replay", "envs", "models", "ground"},
 }
 # A stage hands on artifacts, not code: these are imported by commands and by what runs several stages alone.
 STAGES = {
@@ -48,6 +48,7 @@ TRAIN_ONLY = {
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",
+    "thousandfold.api",
     "pipeline.__main__",
     "pipeline.cli",
     "pipeline.model_registry",

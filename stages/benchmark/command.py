@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from thousandfold.pipeline.session import CommonOptions, Session, stage_command
+
+if TYPE_CHECKING:
+    from thousandfold.stages.policy_file.source import PolicyPlace
 
 
 @click.command()
@@ -17,11 +22,17 @@ def benchmark(session: Session, common: CommonOptions, policy: str | None) -> No
     settings = common.resolve(stage.BenchmarkSettings, "benchmark")
     if not session.starts(common, "benchmark", settings):
         return
+    place = take_policy(session, policy)
+    session.report(stage.run(settings, session.context, place))
+
+
+def take_policy(session: Session, reference: str | None) -> PolicyPlace:
+    """Return where the policy named lies, a file or an artifact, or the newest; say which."""
     from thousandfold.stages.policy_file.source import find_policy
 
-    place = find_policy(session.workspace, policy)
+    place = find_policy(session.workspace, reference)
     if place.artifact is not None and place.artifact.name == place.name:
-        session.take("policy", policy)
+        session.take("policy", reference)
     else:
         session.console.say(f"Taking policy file {place.path}.")
-    session.report(stage.run(settings, session.context, place))
+    return place

@@ -93,6 +93,21 @@ def open_source(
             here, or the task's model is another.
     """
     place = find_policy(workspace, reference)
+    policy = open_policy(place)
+    compiled = find_task(policy.metadata, place, task)
+    try:
+        require_same_task(policy.metadata, compiled, place.name)
+    except OtherModelError as error:
+        if not any_model:
+            raise OtherModelError(f"{error} --any-model runs it all the same.") from None
+    return PolicySource(policy, compiled, place.name)
+
+
+def open_policy(place: PolicyPlace) -> OnnxPolicy:
+    """Return a policy that gives its golden actions here, as every runner must check.
+
+    Raises DamagedFileError where it does not, or a file is damaged.
+    """
     if place.artifact is not None:
         place.artifact.verify()
     policy = OnnxPolicy(place.path)
@@ -103,13 +118,7 @@ def open_source(
             f"{policy.path} is off its golden rows by {error:.2g}, more than {golden.tolerance:.2g}: its "
             f"weights were changed, or this runtime computes it wrongly; {EXPORT_AGAIN}."
         )
-    compiled = find_task(policy.metadata, place, task)
-    try:
-        require_same_task(policy.metadata, compiled, place.name)
-    except OtherModelError as error:
-        if not any_model:
-            raise OtherModelError(f"{error} --any-model runs it all the same.") from None
-    return PolicySource(policy, compiled, place.name)
+    return policy
 
 
 def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = None) -> CompiledTask:
