@@ -19,13 +19,7 @@ _BESIDE = {
 
 @dataclass(frozen=True)
 class Link:
-    """An artifact as those say that were made from it, and what was found of it.
-
-    Attributes:
-        kind, name, hash: as recorded.
-        artifact: None where it is not to be had.
-        problem: why; empty where it is.
-    """
+    """An artifact as those say that were made from it, or, where it is not to be had, the problem."""
 
     kind: str
     name: str
@@ -82,56 +76,37 @@ def collect_chain(workspace: Workspace, source: Artifact) -> Chain:
     end = source
     while end.kind in _FORWARD and (child := workspace.newest_if_any(_FORWARD[end.kind], end)):
         end = child
-    chain, finder = Chain(end), _Finder(workspace)
-    _add_with_parents(chain, _link_of(end), finder)
+    chain = Chain(end)
+    known = [artifact for artifact in workspace.artifacts() if artifact.manifest.status == "completed"]
+    damaged = {damaged.name: damaged.error for damaged in workspace.damaged}
+    by_name = {artifact.name: artifact for artifact in known}
+    by_hash = {str(artifact.manifest.hash): artifact for artifact in reversed(known)}
+
+    def add(kind: str, name: str, hash_: str, artifact: Artifact | None) -> None:
+        """Add an artifact after everything that it was made from."""
+        if hash_ in chain.links:
+            return
+        problem = ""
+        if artifact is None:
+            changed = "is another than the one that was made use of: its hash differs"
+            problem = changed if name in by_name else "is gone from the workspace"
+        for parent in artifact.manifest.parents.values() if artifact else ():
+            named = by_name.get(parent.name)
+            # A copy of an artifact has another name.
+            found = named if named and named.manifest.hash == parent.hash else by_hash.get(parent.hash)
+            if found is None and parent.name in damaged:
+                raise damaged[parent.name]
+            add(parent.kind, found.name if found else parent.name, parent.hash, found)
+        chain.links[hash_] = Link(kind, name, hash_, artifact, problem)
+
+    add(end.kind, end.name, str(end.manifest.hash), end)
     for artifact in reversed(list(chain.artifacts())):  # a merged dataset comes before its parts
         chain.main.setdefault(artifact.kind, artifact)
-    beside = dict(_BESIDE)
-    if chain.get("dataset") is None:
-        beside = {"dataset": ("teacher",)} | beside
+    beside = _BESIDE if chain.get("dataset") else {"dataset": ("teacher",)} | _BESIDE
     for kind, sources in beside.items():
         found = (artifact for name in sources if (artifact := chain.get(name)))
         children = (workspace.newest_if_any(kind, artifact, option=None) for artifact in found)
         if (child := next(filter(None, children), None)) is not None:
-            _add_with_parents(chain, _link_of(child), finder)
+            add(child.kind, child.name, str(child.manifest.hash), child)
             chain.main[kind] = child
     return chain
-
-
-class _Finder:
-    """Finds recorded parents by their hash, for a copy of an artifact has another name."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        known = [artifact for artifact in workspace.artifacts() if artifact.manifest.status == "completed"]
-        self._damaged = {damaged.name: damaged.error for damaged in workspace.damaged}
-        self._by_hash: dict[str, Artifact] = {}
-        for artifact in known:
-            self._by_hash.setdefault(str(artifact.manifest.hash), artifact)
-        self._names = {artifact.name: artifact for artifact in known}
-
-    def find(self, parent: Parent) -> Link:
-        """Return the parent, or why it is not to be had. Raises DamagedFileError where it is damaged."""
-        named = self._names.get(parent.name)
-        exact = named if named and named.manifest.hash == parent.hash else self._by_hash.get(parent.hash)
-        if exact is not None:
-            return Link(parent.kind, exact.name, parent.hash, exact)
-        if parent.name in self._damaged:
-            raise self._damaged[parent.name]
-        problem = "is gone from the workspace"
-        if parent.name in self._names:
-            problem = "is another than the one that was made use of: its hash differs"
-        return Link(parent.kind, parent.name, parent.hash, None, problem)
-
-
-def _link_of(artifact: Artifact) -> Link:
-    return Link(artifact.kind, artifact.name, str(artifact.manifest.hash), artifact)
-
-
-def _add_with_parents(chain: Chain, link: Link, finder: _Finder) -> None:
-    """Add a link after everything that it was made from."""
-    if link.hash in chain.links:
-        return
-    for parent in link.parents.values():
-        _add_with_parents(chain, finder.find(parent), finder)
-    chain.links[link.hash] = link

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -52,21 +52,17 @@ def timings(report: Mapping[str, Any]) -> list[Timing]:
             continue  # the loop at the task's own rate, which is among `paced_loops`
         paced = figures.get("ticks") is not None
         rate = figures.get("rate_hz") or report.get("rate_hz")
-        label = _label(keys, policy, report) + (f" at {rate:g} Hz" if paced and rate else "")
+        words = [key.replace("_", " ") for key in keys if key not in _SILENT]
+        label = ", ".join(words) or policy
+        if keys[0] == "comparison":
+            label = f"{policy} in {' '.join(words[1:])}"
+        elif keys[0] == "busy":
+            count = report["busy"].get("processes", 1)
+            label = f"{policy} beside {count} busy {'process' if count == 1 else 'processes'}"
+        label += f" at {rate:g} Hz" if paced and rate else ""
         is_policy = keys[:2] == ("networks", policy) or keys[0] in ("paced_loops", "busy")
         found.append(Timing(label, figures, paced, is_policy))
     return found
-
-
-def _label(keys: tuple[str, ...], policy: str, report: Mapping[str, Any]) -> str:
-    """Return words for the place of figures in the file."""
-    words = [key.replace("_", " ") for key in keys if key not in _SILENT]
-    if keys[0] == "comparison":
-        return f"{policy} in {' '.join(words[1:])}"
-    if keys[0] == "busy":
-        count = report["busy"].get("processes", 1)
-        return f"{policy} beside {count} busy {'process' if count == 1 else 'processes'}"
-    return ", ".join(words) or policy
 
 
 def _series(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -168,15 +164,28 @@ def _chart(found: list[Timing], report: Mapping[str, Any]) -> Figure:
 def _tables(found: list[Timing]) -> list[Block]:
     """Return a table of calls one right after the other, and one of control loops."""
     blocks: list[Block] = []
-    calls = [
-        [timing.label, figure(timing.figures.get("samples")), *_shown(timing.figures, _PERCENTILES)]
-        for timing in found
-        if not timing.is_paced
-    ]
+    calls, loops = [], []
+    for timing in found:
+        numbers = timing.figures
+        if not timing.is_paced:
+            percentiles = [_us(numbers.get(name)) for name in _PERCENTILES]
+            calls.append([timing.label, figure(numbers.get("samples")), *percentiles])
+            continue
+        excess = numbers.get("excess_missed_share")
+        loops.append(
+            [
+                timing.label,
+                figure(numbers.get("ticks")),
+                *(_us(numbers.get(name)) for name in ("p50_us", "p99_us", "jitter_p99_us")),
+                _us((numbers.get("response") or {}).get("max_us")),
+                _count(numbers.get("missed")),
+                _count((numbers.get("empty") or {}).get("missed")),
+                "–" if excess is None else f"{100 * excess:.3g} %",
+            ]
+        )
     if calls:
         columns = ["µs a call", "calls", "p50", "p90", "p99", "p99.9", "max"]
         blocks.append(Table("One call right after the other", columns, calls, frozenset(columns[1:])))
-    loops = [_loop_row(timing) for timing in found if timing.is_paced]
     if loops:
         columns = [
             "µs", "ticks", "p50", "p99", "late p99", "latest output", "missed", "missed empty", "excess",
@@ -187,27 +196,8 @@ def _tables(found: list[Timing]) -> list[Block]:
             "period after its tick; empty: a loop without a policy"
         )
         rows = [[row[k] for k in kept] for row in loops]
-        numeric = frozenset(columns[1:])
-        blocks.append(Table(caption, [columns[k] for k in kept], rows, numeric))
+        blocks.append(Table(caption, [columns[k] for k in kept], rows, frozenset(columns[1:])))
     return blocks
-
-
-def _loop_row(timing: Timing) -> list[str]:
-    numbers = timing.figures
-    excess = numbers.get("excess_missed_share")
-    return [
-        timing.label,
-        figure(numbers.get("ticks")),
-        *_shown(numbers, ("p50_us", "p99_us", "jitter_p99_us")),
-        _us((numbers.get("response") or {}).get("max_us")),
-        _count(numbers.get("missed")),
-        _count((numbers.get("empty") or {}).get("missed")),
-        "–" if excess is None else f"{100 * excess:.3g} %",
-    ]
-
-
-def _shown(numbers: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [_us(numbers.get(name)) for name in names]
 
 
 def _count(value: int | None) -> str:

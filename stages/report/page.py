@@ -144,16 +144,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
-
-    Attributes:
-        title: of the page.
-        verdict: one sentence that says what came of it.
-        headlines: the numbers that matter.
-        sections: from top to bottom.
-        footer: where the page comes from.
-        notes: what was left out, and why.
-    """
+    """A report: one sentence as the verdict, and in `notes` what was left out, and why."""
 
     title: str
     verdict: str
@@ -184,11 +175,7 @@ _TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4", ".webm"
 
 
 class ReportFiles:
-    """Reads what manifests list, and notes what it had to leave out.
-
-    Args:
-        max_bytes: of a picture or a video that goes into the page.
-    """
+    """Reads what manifests list, and notes what it had to leave out: pictures above `max_bytes` too."""
 
     def __init__(self, max_bytes: int) -> None:
         self.notes: list[str] = []
@@ -219,14 +206,7 @@ class ReportFiles:
             return None
 
     def figure(self, artifact: Artifact, name: str, *, alt: str, caption: str) -> Figure | None:
-        """Return a picture or a video of an artifact, to be shown in the page itself.
-
-        Args:
-            artifact: the manifest lists what it has.
-            name: of the file.
-            alt: what it shows, for who cannot see it.
-            caption: stands below it.
-        """
+        """Return a picture or a video of an artifact; None as for `read`, and where it is too large."""
         content = self.read(artifact, name)
         if content is None:
             return None
@@ -243,13 +223,7 @@ def inline_figure(content: bytes, suffix: str, *, alt: str, caption: str) -> Fig
     """Return a picture or a video, by the suffix of its file, as part of a page."""
     kind = _TYPES[suffix.lower()]
     address = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    size = png_size(content) if kind == "image/png" else None
-    form = "video" if kind.startswith("video/") else "image"
-    return Figure(form, address, alt, caption, *(size or (None, None)))
-
-
-def png_size(content: bytes) -> tuple[int, int] | None:
-    """Return width and height of a PNG picture in pixels; None where it is none."""
-    if len(content) < 24 or content[:8] != b"\x89PNG\r\n\x1a\n":
-        return None
-    return struct.unpack(">II", content[16:24])
+    size = (None, None)
+    if len(content) >= 24 and content[:8] == b"\x89PNG\r\n\x1a\n":
+        size = struct.unpack(">II", content[16:24])
+    return Figure("video" if kind.startswith("video/") else "image", address, alt, caption, *size)

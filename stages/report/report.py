@@ -5,7 +5,9 @@ The page needs nothing but itself: pictures and videos are inside, charts are SV
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -52,8 +54,6 @@ def run(
     """Write the report of the chain that an artifact belongs to, and return the report's artifact.
 
     Args:
-        settings: of the stage.
-        context: workspace, console and tracking.
         source: a policy, a student or a teacher; see `collect_chain`.
         classes: settings of each kind of artifact, to tell what is not at its default.
         output: a file that gets a copy of the page; None: there is none but the artifact's.
@@ -62,7 +62,10 @@ def run(
         DamagedFileError: a manifest of the chain was changed, or unsealed ones say what no stage wrote.
         UserError: the copy cannot be written.
     """
-    _require_writable(output)
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file in it, such as {output / REPORT_FILE}.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
     chain = collect_chain(context.workspace, source)
     parents = {artifact.kind: artifact for artifact in chain.main.values()}
     task = source.manifest.task
@@ -95,20 +98,9 @@ def run(
     return artifact
 
 
-def _require_writable(output: Path | None) -> None:
-    """Raise UserError where the copy has no place, before anything is made."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder: name a file in it, such as {output / REPORT_FILE}.")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
-
-
 def make_page(sources: Sources, classes: SettingsClasses) -> Page:
     """Return the page of a chain."""
-    chain = sources.chain
-    task = chain.end.manifest.task
+    chain, end = sources.chain, sources.chain.end
     sections = [
         trained_section(sources),
         learning_section(sources),
@@ -120,50 +112,48 @@ def make_page(sources: Sources, classes: SettingsClasses) -> Page:
         lineage_section(chain),
         settings_section(chain, classes),
     ]
-    headlines = [_success(chain), _retention(chain), _latency(sources)]
-    end = chain.end
-    footer = f"Made from {end.kind} {end.name}, hash {str(end.manifest.hash)[:16]}."
-    notes = [*chain.problems, *_damage_of_policy(chain), *_chance(chain), *sources.files.notes]
-    notes = list(dict.fromkeys(notes))
-    return Page(task, _verdict(sources), headlines, sections, footer, notes)
-
-
-def _damage_of_policy(chain: Chain) -> list[str]:
-    """Return a line for each file of the policy that is not what was exported; the page shows none."""
-    policy = chain.get("policy")
-    return [] if policy is None else [f"{path.name} of {policy.name} {why}." for path, why in policy.damage()]
-
-
-def _chance(chain: Chain) -> list[str]:
-    """Return one line on the artifacts of the chain that are no better than random actions."""
-    found = [chain.get(kind) for kind in ("teacher", "dataset", "student", "policy")]
-    said = [
-        f"{artifact.kind} {artifact.name} {words}"
-        for artifact in found
-        if artifact is not None and (words := no_better_than_random(artifact.manifest.results))
+    benchmark = chain.get("benchmark")
+    report = sources.files.read_json(benchmark, BENCHMARK_FILE) if benchmark else None
+    report = report if isinstance(report, dict) else {}
+    timing = policy_timing(report)
+    notes = chain.problems
+    if (policy := chain.get("policy")) is not None:
+        notes += [f"{path.name} of {policy.name} {why}." for path, why in policy.damage()]
+    by_chance = [
+        f"{kind} {artifact.name} {words}"
+        for kind in ("teacher", "dataset", "student", "policy")
+        if (artifact := chain.get(kind)) and (words := no_better_than_random(artifact.manifest.results))
     ]
-    return [f"Nothing was learned here: {'; '.join(said)}."] if said else []
+    if by_chance:
+        notes.append(f"Nothing was learned here: {'; '.join(by_chance)}.")
+    notes = list(dict.fromkeys([*notes, *sources.files.notes]))
+    footer = f"Made from {end.kind} {end.name}, hash {str(end.manifest.hash)[:16]}."
+    headlines = _headlines(chain, timing, report.get("speedup"))
+    return Page(end.manifest.task, _verdict(chain, timing), headlines, sections, footer, notes)
 
 
-def _verdict(sources: Sources) -> str:
+def _verdict(chain: Chain, timing: Mapping[str, float] | None) -> str:
     """Return one sentence on what came of the chain, of what was measured and nothing else."""
-    chain = sources.chain
+
+    def layers(artifact: Artifact) -> str:
+        size = network_size(artifact)
+        return f"{artifact.kind} of {size[0]:,} layers" if size else artifact.kind
+
+    def percent(share: float | None) -> str:
+        return "an unknown share" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
     parts = []
     teacher, student = chain.get("teacher"), chain.get("student")
+    results = student.manifest.results if student is not None else {}
     if teacher is not None:
-        size = network_size(teacher)
-        layers = f"teacher of {size[0]:,} layers" if size else "teacher"
-        # Beside the student's: retention is a share of that, not of another evaluation.
-        success = student.manifest.results.get("teacher_success") if student is not None else None
+        # The one beside the student's: retention is a share of that, not of another evaluation.
+        success = results.get("teacher_success")
         success = teacher.manifest.results.get("success") if success is None else success
-        parts.append(f"A {layers} reaches {_percent(success)} of its goals")
+        parts.append(f"A {layers(teacher)} reaches {percent(success)} of its goals")
     if student is not None:
-        size = network_size(student)
-        layers = f"student of {size[0]:,} layers" if size else "student"
-        retention = student.manifest.results.get("retention")
-        kept = "has nothing to retain" if retention is None else f"keeps {_percent(retention)} of that"
-        parts.append(f"{'its' if parts else 'A'} {layers} {kept}")
-    timing = _policy_timing(sources)
+        retention = results.get("retention")
+        kept = "has nothing to retain" if retention is None else f"keeps {percent(retention)} of that"
+        parts.append(f"{'its' if parts else 'A'} {layers(student)} {kept}")
     if timing is not None:
         parts.append(f"the exported file answers in {timing['p50_us']:.3g}\N{NO-BREAK SPACE}µs")
     if not parts:
@@ -171,50 +161,35 @@ def _verdict(sources: Sources) -> str:
     return f"{parts[0]}." if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}."
 
 
-def _percent(share: float | None) -> str:
-    return "an unknown share" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+def _headlines(chain: Chain, timing: Mapping[str, float] | None, speedup: float | None) -> list[Headline]:
+    """Return success, retention and latency."""
 
+    def share(label: str, results: Mapping[str, Any], note: str) -> Headline:
+        name = label.lower()
+        interval = results.get(f"{name}_interval")
+        unit = figure(list(interval)) if isinstance(interval, list | tuple) else ""
+        return Headline(label, figure(float(results[name])), unit, note)
 
-def _success(chain: Chain) -> Headline:
-    """Return the success of what was made last: the file, else the student, else the teacher."""
-    names = {"policy": "of the ONNX file", "student": "of the student", "teacher": "of the teacher"}
-    for kind, whose in names.items():
-        artifact = chain.get(kind)
-        results = artifact.manifest.results if artifact else {}
-        if results.get("success") is not None:
-            note = f"{whose}, {figure(results.get('episodes'))} fresh episodes"
-            return Headline("Success", figure(float(results["success"])), _interval(results, "success"), note)
-    return Headline("Success", None, "", "not measured")
+    success = Headline("Success", None, "", "not measured")
+    for kind, whose in (("teacher", "teacher"), ("student", "student"), ("policy", "ONNX file")):
+        artifact = chain.get(kind)  # the last one counts
+        if artifact is not None and artifact.manifest.results.get("success") is not None:
+            results = artifact.manifest.results
+            success = share(
+                "Success", results, f"of the {whose}, {figure(results.get('episodes'))} fresh episodes"
+            )
 
+    if (student := chain.get("student")) is None:
+        retention = Headline("Retention", None, "", "no student: `pipeline distill`")
+    elif (results := student.manifest.results).get("retention") is None:
+        retention = Headline("Retention", None, "", "undefined: the teacher has no success to retain")
+    else:
+        episodes = figure(results.get("episodes"))
+        retention = share("Retention", results, f"of the teacher’s success, {episodes} paired episodes")
 
-def _retention(chain: Chain) -> Headline:
-    student = chain.get("student")
-    if student is None:
-        return Headline("Retention", None, "", "no student: `pipeline distill`")
-    results = student.manifest.results
-    if results.get("retention") is None:
-        return Headline("Retention", None, "", "undefined: the teacher has no success to retain")
-    note = f"of the teacher’s success, {figure(results.get('episodes'))} paired episodes"
-    return Headline("Retention", figure(float(results["retention"])), _interval(results, "retention"), note)
-
-
-def _interval(results: dict[str, object], name: str) -> str:
-    interval = results.get(f"{name}_interval")
-    return figure(list(interval)) if isinstance(interval, list | tuple) else ""
-
-
-def _latency(sources: Sources) -> Headline:
-    timing = _policy_timing(sources)
-    if timing is None:
-        return Headline("Latency", None, "", "not measured: `pipeline benchmark`")
-    report = sources.files.read_json(sources.chain.main["benchmark"], BENCHMARK_FILE)
-    speedup = report.get("speedup")
-    beside = f"{speedup:.3g} times as fast as the teacher, " if speedup else ""
-    return Headline("Latency", f"{timing['p50_us']:.1f}", "µs p50", f"{beside}p99 {timing['p99_us']:.1f} µs")
-
-
-def _policy_timing(sources: Sources) -> dict[str, float] | None:
-    benchmark = sources.chain.get("benchmark")
-    report = sources.files.read_json(benchmark, BENCHMARK_FILE) if benchmark else None
-    timing = policy_timing(report) if isinstance(report, dict) else None
-    return dict(timing) if timing else None
+    latency = Headline("Latency", None, "", "not measured: `pipeline benchmark`")
+    if timing is not None:
+        beside = f"{speedup:.3g} times as fast as the teacher, " if speedup else ""
+        note = f"{beside}p99 {timing['p99_us']:.1f} µs"
+        latency = Headline("Latency", f"{timing['p50_us']:.1f}", "µs p50", note)
+    return [success, retention, latency]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.opengl import NoOpenGLError
 from thousandfold.envs.pictures.rendering import draw_arrows
 from thousandfold.ground.errors import UserError
@@ -89,56 +88,42 @@ def network_size(artifact: Artifact) -> tuple[int, int] | None:
 def trained_section(sources: Sources) -> Section:
     """Tell of the task and of the networks."""
     chain = sources.chain
-    facts = Facts([*_task_facts(sources), *_network_facts(chain)])
-    blocks: list[Block] = [facts]
-    networks = []
-    for kind in ("teacher", "student"):
-        artifact = chain.get(kind)
-        size = network_size(artifact) if artifact else None
-        if size:
-            networks.append((kind, *size, kind == "student"))
-    if networks:
-        caption = "The networks to scale: a line is a layer, as long as the layer is wide."
-        blocks = [Split(facts, Figures([Figure("chart", networks_chart(networks), "", caption)]))]
-    pictures = task_figures(chain.get("teacher") or chain.end)
-    if pictures is not None:
-        blocks.append(pictures)
-    return Section("trained", "What was trained", "", blocks)
-
-
-def _task_facts(sources: Sources) -> list[tuple[str, str, str]]:
-    source = sources.chain.get("teacher") or sources.chain.end
+    source = chain.get("teacher") or chain.end
     manifest = source.manifest
+    facts = [("Task", manifest.task, "")]
     try:
         task = load_task(source)
+        sizes = f"observation {task.observation_dim}, goal {task.goal_dim}, action {task.action_dim}"
+        rate = f"{1 / task.spec.control_dt_s:g} Hz, {task.spec.episode_steps} steps an episode"
+        facts = [("Task", manifest.task, task.spec.description)]
+        facts += [("Numbers", sizes, ""), ("Control", rate, "")]
+        if manifest.task_changes:
+            changes = ", ".join(f"{name} {value}" for name, value in manifest.task_changes.items())
+            facts.append(("Changed", changes, "of the task, for this chain"))
     except UserError as error:
         sources.files.notes.append(f"The task cannot be read: {error}")
-        return [("Task", manifest.task, "")]
-    sizes = f"observation {task.observation_dim}, goal {task.goal_dim}, action {task.action_dim}"
-    rate = f"{1 / task.spec.control_dt_s:g} Hz, {task.spec.episode_steps} steps an episode"
-    facts = [("Task", manifest.task, task.spec.description), ("Numbers", sizes, ""), ("Control", rate, "")]
-    if manifest.task_changes:
-        changes = ", ".join(f"{name} {value}" for name, value in manifest.task_changes.items())
-        facts.append(("Changed", changes, "of the task, for this chain"))
-    return facts
-
-
-def _network_facts(chain: Chain) -> list[tuple[str, str, str]]:
-    facts = []
+    networks = []
     for kind, count in (("teacher", "actor_parameters"), ("student", "student_parameters")):
         artifact = chain.get(kind)
-        size = network_size(artifact) if artifact else None
-        if artifact is None or size is None:
+        if artifact is None or (size := network_size(artifact)) is None:
             continue
         parameters = artifact.manifest.results.get(count)
         note = f"{parameters:,} parameters" if parameters else ""
         facts.append((kind.capitalize(), f"{size[0]:,} layers of {size[1]:,} units", note))
+        networks.append((kind, *size, kind == "student"))
     policy = chain.get("policy")
     if policy is not None and "bytes" in policy.manifest.results:
         size_mb = f"{policy.manifest.results['bytes'] / 1e6:.2f} MB"
         facts.append(("File", f"policy.onnx, {size_mb}", "normaliser and map to the actuators inside"))
         facts.append(("Licence", str(policy.manifest.settings.get("licence") or "not stated"), ""))
-    return facts
+    blocks: list[Block] = [Facts(facts)]
+    if networks:
+        caption = "The networks to scale: a line is a layer, as long as the layer is wide."
+        chart = Figure("chart", networks_chart(networks), "", caption)
+        blocks = [Split(Facts(facts), Figures([chart]))]
+    if (pictures := task_figures(source)) is not None:
+        blocks.append(pictures)
+    return Section("trained", "What was trained", "", blocks)
 
 
 def learning_section(sources: Sources) -> Section:
@@ -152,7 +137,9 @@ def learning_section(sources: Sources) -> Section:
         if artifact is None:
             blocks.append(Note(f"No curves of a {kind}: there is none in this report."))
         else:
-            shown = {name: text for name, text in names.items() if _is_learned(name, artifact)}
+            # The divergence says something where the student learns the teacher's spread too.
+            spread = artifact.manifest.settings.get("objective", "kl") == "kl"
+            shown = {name: text for name, text in names.items() if name != "kl" or spread}
             blocks += _curves(sources.files, artifact, x, x_label, shown)
     if (teacher := sources.chain.get("teacher")) is not None:
         alt = "Map of gradient norms: blocks upward, updates to the right, one map a network"
@@ -161,11 +148,6 @@ def learning_section(sources: Sources) -> Section:
         blocks.append(Figures([found], "large") if found else Note("No picture of the teacher’s gradients."))
     lead = "Success is measured in closed loop while the network trains; bands are 95 % intervals."
     return Section("learning", "How it learned", lead, blocks)
-
-
-def _is_learned(name: str, artifact: Artifact) -> bool:
-    """Return whether a curve says something: the divergence does where the student learns its spread too."""
-    return name != "kl" or artifact.manifest.settings.get("objective", "kl") == "kl"
 
 
 def _curves(
@@ -233,16 +215,18 @@ def retention_section(sources: Sources) -> Section:
     chain = sources.chain
     blocks: list[Block] = []
     student = chain.get("student")
-    performers = [(kind, found) for kind in _PERFORMERS if (found := chain.get(kind))]
-    rows = [
-        row
-        for kind, artifact in performers
-        if (row := _success_row(_PERFORMERS[kind], artifact.manifest.results))
-    ]
+    performers = [(shown, found) for kind, shown in _PERFORMERS.items() if (found := chain.get(kind))]
     if (evaluation := chain.get("evaluation")) is not None:
         of = next(iter(evaluation.manifest.parents.values())).kind
-        if row := _success_row(f"{_PERFORMERS.get(of, of)} again", evaluation.manifest.results):
-            rows.append(row)
+        performers.append((f"{_PERFORMERS.get(of, of)} again", evaluation))
+    rows = []
+    for label, artifact in performers:
+        results = artifact.manifest.results
+        if results.get("success") is None or not (interval := results.get("success_interval")):
+            continue
+        counted = f"{label} ({results['episodes']:,})" if "episodes" in results else label
+        ends, is_student = (interval[0], interval[1]), "teacher" not in label
+        rows.append(Range(counted, measured(results, "success"), results["success"], ends, None, is_student))
     caption = "Share of fresh episodes that reach their goal; in brackets how many, each network its own."
     chart = range_chart(rows, "success, 95 % interval", top_value=1.0) if rows else None
     figures = Figures([Figure("chart", chart, "", caption)]) if chart else None
@@ -250,34 +234,20 @@ def retention_section(sources: Sources) -> Section:
         blocks.append(Note("No student in this report: `pipeline distill` makes one."))
         blocks += [figures] if figures else []
     else:
-        facts = Facts(_retention_facts(student.manifest.results))
-        blocks.append(Split(facts, figures) if figures else facts)
+        results = student.manifest.results
+        note = f"of the teacher’s success, {figure(results.get('episodes'))} paired episodes"
+        facts = [("Retention", measured(results, "retention"), note)]
+        time_at_goal = measured(results, "time_at_goal_retention")
+        facts.append(("Of time at goal", time_at_goal, "over the same episodes"))
+        if results.get("teacher_success") is not None and results.get("success") is not None:
+            both = f"{figure(results['success'])} beside {figure(results['teacher_success'])}"
+            facts.append(("Success", both, "student and teacher, same starts and goals"))
+        if "lost_episodes" in results and "gained_episodes" in results:
+            changed = f"{results['lost_episodes']:,} lost, {results['gained_episodes']:,} gained"
+            facts.append(("Episodes", changed, "that one of the two reaches and the other does not"))
+        blocks.append(Split(Facts(facts), figures) if figures else Facts(facts))
     blocks += _frontier_blocks(sources)
     return Section("retention", "What the student kept", "", blocks)
-
-
-def _success_row(label: str, results: Mapping[str, Any]) -> Range | None:
-    interval = results.get("success_interval")
-    if results.get("success") is None or not interval:
-        return None
-    label = f"{label} ({results['episodes']:,})" if "episodes" in results else label
-    shown = measured(results, "success")
-    return Range(label, shown, results["success"], (interval[0], interval[1]), None, "teacher" not in label)
-
-
-def _retention_facts(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    episodes = figure(results.get("episodes"))
-    facts = [
-        ("Retention", measured(results, "retention"), f"of the teacher’s success, {episodes} paired episodes")
-    ]
-    facts.append(("Of time at goal", measured(results, "time_at_goal_retention"), "over the same episodes"))
-    if results.get("teacher_success") is not None and results.get("success") is not None:
-        both = f"{figure(results['success'])} beside {figure(results['teacher_success'])}"
-        facts.append(("Success", both, "student and teacher, same starts and goals"))
-    if "lost_episodes" in results and "gained_episodes" in results:
-        changed = f"{results['lost_episodes']:,} lost, {results['gained_episodes']:,} gained"
-        facts.append(("Episodes", changed, "that one of the two reaches and the other does not"))
-    return facts
 
 
 def _frontier_blocks(sources: Sources) -> list[Block]:
@@ -288,7 +258,12 @@ def _frontier_blocks(sources: Sources) -> list[Block]:
             Note("No frontier of this teacher: `pipeline frontier` distils and times a grid of students.")
         ]
     chosen = network_size(student) if student else None
-    front = Facts([_front_fact(row) for row in rows if row.get("on_front")])
+    front = []
+    for row in rows:
+        if row.get("on_front"):
+            metric = "success" if row.get("retention") is None else "retention"
+            size = f"p99 {row['p99_us']:.1f} µs, {figure(row.get('parameters'))} parameters"
+            front.append((f"{row['depth']} × {row['width']}", f"{metric} {measured(row, metric)}", size))
     caption = (
         "Each dot is a student; on the line nothing is both better and faster; "
         "the ring marks this report’s size."
@@ -307,14 +282,7 @@ def _frontier_blocks(sources: Sources) -> list[Block]:
     ]
     shown = Table("All students of the frontier", columns, cells, frozenset(columns[1:]), folded=True)
     chart = Figure("chart", frontier_chart(table, chosen), "", caption)
-    return [Split(front, Figures([chart])), shown]
-
-
-def _front_fact(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return what a student on the front is and does."""
-    metric = "success" if row.get("retention") is None else "retention"
-    size = f"p99 {row['p99_us']:.1f} µs, {figure(row.get('parameters'))} parameters"
-    return f"{row['depth']} × {row['width']}", f"{metric} {measured(row, metric)}", size
+    return [Split(Facts(front), Figures([chart])), shown]
 
 
 def rollouts_section(sources: Sources) -> Section:
@@ -384,49 +352,35 @@ _DISTRIBUTION = "evaluation"
 
 
 def task_figures(source: Artifact) -> Figures | None:
-    """Return pictures of the commands that episodes are evaluated on; None where the task cannot be read.
+    """Return pictures of the commands that episodes are evaluated on; None where the task cannot be read."""
+    from PIL import Image
 
-    Args:
-        source: an artifact of the task, with its copy of it where it is a user's.
-    """
+    from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+    from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+
     try:
         task = load_task(source)
     except UserError:
         return None  # the section on the task says so
-    try:
-        caption = "Commands that episodes are evaluated on: from a start to a goal, drawn in yellow-green."
-        return Figures(_scenes(task), "small", caption)
-    except NoOpenGLError:
-        return Figures([_arrows(task)])
 
+    def drawn(content: bytes, alt: str, caption: str = "") -> Figure:
+        return inline_figure(content, ".png", alt=alt, caption=caption)
 
-def _scenes(task: CompiledTask) -> list[Figure]:
-    """Draw the starts of a few episodes with their goals. Raises NoOpenGLError."""
-    from PIL import Image
-
-    from thousandfold.envs.pictures.scene_rendering import SceneRenderer
-
+    figures, name = [], task.spec.name
     qpos, _, goals = task.sample_start(_DISTRIBUTION, np.random.default_rng(0), _SCENES)
-    figures = []
-    with SceneRenderer(task, _WIDTH, _HEIGHT) as renderer:
-        for index, (start, goal) in enumerate(zip(qpos, goals, strict=True), 1):
-            file = io.BytesIO()
-            Image.fromarray(renderer.draw(start, goal)).save(file, "PNG", optimize=True)
-            alt = f"Start {index} of {task.spec.name} with its goal marked"
-            figures.append(inline_figure(file.getvalue(), ".png", alt=alt, caption=""))
-    return figures
-
-
-def _arrows(task: CompiledTask) -> Figure:
-    """Draw an arrow from the start of each of many episodes to its goal."""
-    from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
-
-    simulator = CpuSimulator(task, _ARROWS, seed=0, distribution=_DISTRIBUTION)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "commands.png"
-        draw_arrows(path, task, simulator.achieved_goal, simulator.desired_goal, "")
-        content = path.read_bytes()
-    alt = f"Arrows from start to goal of {_ARROWS} episodes of {task.spec.name}"
-    return inline_figure(
-        content, ".png", alt=alt, caption="Commands that episodes are evaluated on: from start to goal."
-    )
+    try:
+        with SceneRenderer(task, _WIDTH, _HEIGHT) as renderer:
+            for index, (start, goal) in enumerate(zip(qpos, goals, strict=True), 1):
+                file = io.BytesIO()
+                Image.fromarray(renderer.draw(start, goal)).save(file, "PNG", optimize=True)
+                figures.append(drawn(file.getvalue(), f"Start {index} of {name} with its goal marked"))
+    except NoOpenGLError:  # arrows from above instead
+        simulator = CpuSimulator(task, _ARROWS, seed=0, distribution=_DISTRIBUTION)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "commands.png"
+            draw_arrows(path, task, simulator.achieved_goal, simulator.desired_goal, "")
+            alt = f"Arrows from start to goal of {_ARROWS} episodes of {name}"
+            caption = "Commands that episodes are evaluated on: from start to goal."
+            return Figures([drawn(path.read_bytes(), alt, caption)])
+    caption = "Commands that episodes are evaluated on: from a start to a goal, drawn in yellow-green."
+    return Figures(figures, "small", caption)
