@@ -13,22 +13,18 @@ world, resets it and runs the network once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from benchmarks.learner_speed import spread
-from benchmarks.turns import facts
-from thousandfold.ground.files import file_sha256, write_json_atomic
+from benchmarks.harness import ROOT, Cell, StudyParser, run_once, spread
+from thousandfold.ground.files import file_sha256
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/cold_start.json"
 PHASES = ("interpreter", "command_line", "stage", "open", "act")
 LIMIT_S = 1.0
 
@@ -79,7 +75,7 @@ def first_action(policy: Path) -> dict[str, float]:
     return {**dict(zip(PHASES, spans, strict=True)), "total": (marks[-1] - began) / 1e9}
 
 
-def measure(policy: Path, rounds: int) -> dict[str, Any]:
+def measure(policy: Path, rounds: int) -> Cell:
     """Return median, least and largest seconds of each phase over the rounds, after the first one."""
     first = first_action(policy)
     found = [first_action(policy) for _ in range(rounds)]
@@ -98,25 +94,27 @@ def measure(policy: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure every policy that is named, print a line for each and write the result."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--policy", type=Path, action="append", required=True, help="policy file; repeatable")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    result = facts() | {"limit_s": LIMIT_S, "rounds": options.rounds, "policies": []}
-    for policy in options.policy:
-        row = measure(policy.resolve(), options.rounds)
-        result["policies"].append(row)
-        total = row["seconds"]["total"]
-        print(
-            f"{row['task']}, {row['network']}: first action after {total['median']:.2f} s "
-            f"({total['min']:.2f} to {total['max']:.2f}); first round {row['first_round_s']:.2f} s"
-        )
-    write_json_atomic(options.output, result)
+def show(result: Cell) -> str:
+    """Return a line a policy."""
+    return "\n".join(
+        "{task}, {network}: first action after {seconds[total][median]:.2f} s ({seconds[total][min]:.2f} to "
+        "{seconds[total][max]:.2f}); first round {first_round_s:.2f} s".format(**row)
+        for row in result["policies"]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every policy that is named, and print a line for each."""
+    parser = StudyParser(__doc__, "cold_start")
+    parser.several("--policy", type=Path, help="policy files")
+    parser.rounds(15, least=1)
+    options = parser.parse(arguments, needs="policy")
+
+    def measured() -> Cell:
+        policies = [measure(policy.resolve(), options.rounds) for policy in options.policy]
+        return {"limit_s": LIMIT_S, "rounds": options.rounds, "policies": policies}
+
+    run_once(options, measured, show)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 A cell is a number of labels with a seed. Both students have one dataset to draw from: the offline one takes
 all labels from it, the other half of them and the rest from rounds in which it acts. Both hold out as many of
 them. A label is a state under one goal, as the teacher is asked about it. The ratio of both is measured over
-fresh episodes that neither has seen, the same for both; a recorded cell is not run again.
+fresh episodes that neither has seen, the same for both.
 
 The interval of a cell is that of its two students: other seeds would train others. The one of several cells
 is for students to come: seeds are resampled first, then episodes. With six seeds it is rough.
@@ -15,31 +15,23 @@ is for students to come: seeds are resampled first, then episodes. With six seed
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.distillation import (
-    RESULTS,
-    Cell,
-    CellBook,
-    make_dataset,
-    make_student,
-    run_both,
-    studied_teacher,
-    study_parser,
-    with_interval,
-)
+from benchmarks.distillation import make_dataset, make_student, run_both, student_study, studied_teachers
+from benchmarks.harness import Cell, markdown_table, run_study, with_interval
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.episodes import retention
 from thousandfold.stages.networks import load_actor
 
-OUTPUT = RESULTS / "dagger_against_offline.json"
 EPISODES = 4096
 SEEDS = range(6)
 """Students differ more from seed to seed than both ways of teaching do."""
 
+SIDES = ("offline", "dagger")
 ROUNDS = 4
 UPDATES = 4000
 ROUND_UPDATES = 800
@@ -166,46 +158,35 @@ _PAIRS = ("both", "offline", "dagger", "neither")
 
 
 def table(cells: Mapping[str, Cell]) -> str:
-    """Return the cells as a Markdown table."""
-    lines = [
-        "| labels, seed | task | offline | DAgger | DAgger / offline, success | time at goal |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return a row a cell, then one for all cells of a number of labels."""
+    rows = []
     for name, cell in cells.items():
-        ratios = [
-            with_interval(cell[f"{of}_ratio"], cell[f"{of}_ratio_interval"])
-            for of in ("success", "time_at_goal")
-        ]
-        successes = " | ".join(f"{cell[side]['success']:.3f}" for side in ("offline", "dagger"))
-        lines.append(f"| {name} | {cell['task']} | {successes} | {' | '.join(ratios)} |")
+        ratios = ((cell[f"{of}_ratio"], cell[f"{of}_ratio_interval"]) for of in ("success", "time_at_goal"))
+        rows.append(
+            [name, cell["task"], *(f"{cell[side]['success']:.3f}" for side in SIDES)]
+            + [with_interval(*ratio) for ratio in ratios]
+        )
     for labels in dict.fromkeys(name.partition(",")[0] for name in cells):
         own = [cell for name, cell in cells.items() if name.partition(",")[0] == labels]
-        means = " | ".join(
-            f"{np.mean([cell[side]['success'] for cell in own]):.3f}" for side in ("offline", "dagger")
-        )
-        whole = with_interval(*pooled_ratio(own))
-        lines.append(f"| {labels}, all {len(own)} | {own[0]['task']} | {means} | {whole} | |")
-    return "\n".join(lines)
+        means = [f"{np.mean([cell[side]['success'] for cell in own]):.3f}" for side in SIDES]
+        all_of = with_interval(*pooled_ratio(own))
+        rows.append([f"{labels}, all {len(own)}", own[0]["task"], *means, all_of, ""])
+    heads = ["labels, seed", "task", "offline", "DAgger", "DAgger / offline, success", "time at goal"]
+    return markdown_table(heads, rows)
 
 
-def main() -> None:
-    """Run what is missing, or print what is there."""
-    parser = study_parser(__doc__, "dagger_against_offline", OUTPUT)
-    parser.add_argument("--labels", type=int, nargs="+", default=[4_000, 20_000, 100_000])
-    parser.set_defaults(seeds=list(SEEDS))
-    options = parser.parse_args()
-    book = CellBook(options.output)
-    if not options.table:
-        teacher = studied_teacher(parser, options)
-        for labels in options.labels:
-            for seed in options.seeds:
-                name = f"{labels}, {seed}"
-                cell = book.cell(
-                    name,
-                    lambda labels=labels, seed=seed: run_cell(teacher, labels, seed, options.workspace),
-                )
-                print(table({name: cell}).splitlines()[-1], flush=True)
-    print(table(book.cells))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print what is there."""
+    parser = student_study(__doc__, "dagger_against_offline", SEEDS)
+    parser.several("--labels", [4_000, 20_000, 100_000], type=int)
+    options = parser.parse(arguments, needs="teacher")
+    cells = (
+        (f"{labels}, {seed}", partial(run_cell, teacher, labels, seed, options.workspace))
+        for teacher in studied_teachers(options)
+        for labels in options.labels
+        for seed in options.seeds
+    )
+    run_study(options, cells, table)
 
 
 if __name__ == "__main__":

@@ -9,27 +9,21 @@ system by then: these are figures of the formats and not of a disk.
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.turns import facts
+from benchmarks.harness import Cell, StudyParser, run_once
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.replay.goal_dataset import GoalEpisode, write_goal_dataset
 from thousandfold.stages.dataset.files import MINARI_FOLDER, load_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/dataset_loading.json"
 TASK = "point_u_maze"
 
 
@@ -67,7 +61,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(rows: int, steps: int, alternatives: int, loads: int, folder: Path) -> dict[str, Any]:
+def measure(rows: int, steps: int, alternatives: int, loads: int, folder: Path) -> Cell:
     """Write a dataset, load it for the first time and then from the cache; return seconds and sizes.
 
     Args:
@@ -100,34 +94,33 @@ def measure(rows: int, steps: int, alternatives: int, loads: int, folder: Path) 
     }
 
 
-def main() -> None:
-    """Measure every length of episodes, print a line for each, and write the figures."""
-    parser = argparse.ArgumentParser(description="How long a dataset takes to load.")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--alternatives", type=int, default=4, help="goals a state")
-    parser.add_argument("--loads", type=int, default=5, help="packed loads, of which the median counts")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args()
-    result: dict[str, Any] = facts() | {
-        "task": TASK,
-        "rows": options.rows,
-        "alternative_goals": options.alternatives,
-        "by_episode_steps": {},
-    }
-    for steps in options.steps:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            cell = measure(options.rows, steps, options.alternatives, options.loads, folder)
-        finally:
-            shutil.rmtree(folder)
-        result["by_episode_steps"][str(steps)] = cell
-        print(
-            f"{options.rows:,} rows in episodes of {steps}: first load {cell['first_load_s']:.2f} s, packed "
-            f"{cell['packed_load_s']:.2f} s, written in {cell['write_s']:.1f} s",
-            flush=True,
-        )
-    write_json_atomic(options.output, result)
+def show(result: Cell) -> str:
+    """Return a line a length of episodes."""
+    return "\n".join(
+        f"{result['rows']:,} rows in episodes of {steps}: first load {cell['first_load_s']:.2f} s, packed "
+        f"{cell['packed_load_s']:.2f} s, written in {cell['write_s']:.1f} s"
+        for steps, cell in result["by_episode_steps"].items()
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every length of episodes and print a line for each."""
+    parser = StudyParser(__doc__, "dataset_loading")
+    parser.number("--rows", 1_000_000)
+    parser.several("--steps", [100, 1000], type=int)
+    parser.number("--alternatives", 4, "goals a state")
+    parser.number("--loads", 5, "packed loads, of which the median counts")
+    options = parser.parse(arguments)
+
+    def measured() -> Cell:
+        cells = {}
+        for steps in options.steps:
+            with tempfile.TemporaryDirectory() as folder:
+                cells[steps] = measure(options.rows, steps, options.alternatives, options.loads, Path(folder))
+        heads = {"task": TASK, "rows": options.rows, "alternative_goals": options.alternatives}
+        return heads | {"by_episode_steps": cells}
+
+    run_once(options, measured, show)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,26 @@
 """What students of four layers, and plain ones of two, keep of a teacher of hundreds, and their speed-up.
 
-    python -m benchmarks.deep_students --teacher runs/thousand-1/runs/teacher-... [--teacher ...]
+    python -m benchmarks.deep_students --teacher runs/thousand-1/runs/teacher-... [...]
     python -m benchmarks.deep_students --table          print what is recorded; run nothing
 
 A cell is a teacher with a student: distilled from the teacher's dataset, measured over paired episodes,
 exported with the teacher beside it, and both timed in turns by `pipeline benchmark`'s stage, on one thread.
-Timings count when nothing else runs. What is there is taken; a recorded cell is not run again.
+Timings count when nothing else runs. What is there is taken.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distillation import (
-    RESULTS,
-    ROOT,
-    Cell,
-    CellBook,
-    make_context,
-    make_dataset,
-    make_student,
-    with_interval,
-)
+from benchmarks.distillation import make_context, make_dataset, make_student
+from benchmarks.harness import ROOT, Cell, StudyParser, markdown_table, run_study, with_interval
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.benchmark import benchmark
 from thousandfold.stages.export_onnx import export_onnx
 
-OUTPUT = RESULTS / "deep_students.json"
 DATASET: Mapping[str, Any] = {"episodes": 1000, "threads": 1}
 STUDENT: Mapping[str, Any] = {"final_episodes": 1024, "threads": 1}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
@@ -42,6 +33,7 @@ _RESULTS = (
     "teacher_parameters",
 )  # fmt: skip
 _TIMES = ("p50_us", "p99_us")
+_RATIOS = ("retention", "time_at_goal_retention")
 
 
 def run_cell(
@@ -75,44 +67,40 @@ def run_cell(
 
 
 def table(cells: Mapping[str, Cell]) -> str:
-    """Return the cells as a Markdown table."""
-    lines = [
-        "| teacher | student | retention of success | of time at goal | p50 µs, student / teacher | faster |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Return a row a cell."""
+    rows = []
     for name, cell in cells.items():
-        success = with_interval(cell["retention"], cell["retention_interval"])
-        time = with_interval(cell["time_at_goal_retention"], cell["time_at_goal_retention_interval"])
         student, teacher = (cell["times"][side]["p50_us"] for side in ("student", "teacher"))
-        lines.append(
-            f"| {cell['teacher_depth']} x {cell['teacher_width']}, {cell['teacher_success']:.3f} "
-            f"| {name.split(': ')[1]} | {success} | {time} | {student:.1f} / {teacher:,.0f} "
-            f"| {cell['speed_up_p50']:.0f} x |"
+        rows.append(
+            [
+                f"{cell['teacher_depth']} x {cell['teacher_width']}, {cell['teacher_success']:.3f}",
+                name.split(": ")[1],
+                *(with_interval(cell[of], cell[f"{of}_interval"]) for of in _RATIOS),
+                f"{student:.1f} / {teacher:,.0f}",
+                f"{cell['speed_up_p50']:.0f} x",
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(
+        [
+            "teacher", "student", "retention of success", "of time at goal", "p50 µs, student / teacher",
+            "faster",
+        ],
+        rows,
+    )  # fmt: skip
 
 
-def main() -> None:
-    """Run what is missing, or print what is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--teacher", type=Path, action="append", default=[], help="folder of an artifact")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print what is there."""
+    parser = StudyParser(__doc__, "deep_students")
+    parser.several("--teacher", type=Path, help="folders of artifacts")
     parser.add_argument("--workspace-root", type=Path, default=ROOT / "runs" / "deep_students")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
-    options = parser.parse_args()
-    book = CellBook(options.output)
-    for folder in [] if options.table else options.teacher:
-        teacher = Artifact.load(folder)
-        for name, shape in STUDENTS.items():
-            book.cell(
-                f"{teacher.name}: {name}",
-                lambda teacher=teacher, shape=shape: run_cell(
-                    teacher, shape, options.workspace_root / teacher.name
-                ),
-            )
-    print(table(book.cells))
+    options = parser.parse(arguments, needs="teacher")
+    cells = (
+        (f"{teacher.name}: {name}", partial(run_cell, teacher, shape, options.workspace_root / teacher.name))
+        for teacher in map(Artifact.load, options.teacher)
+        for name, shape in STUDENTS.items()
+    )
+    run_study(options, cells, table)
 
 
 if __name__ == "__main__":

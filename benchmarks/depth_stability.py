@@ -1,36 +1,43 @@
 """What keeps a deep actor and critic learning: train each variant for a few hundred updates and look inside.
 
     python -m benchmarks.depth_stability --depths 4 64 256 1024 --variants published scaled …
+    python -m benchmarks.depth_stability --figure       print and draw what is recorded; run nothing
 
 For each depth and variant: at initialisation the actor's pre-tanh mean, gradient norm, the stream's size and
 how alike different inputs have become, block by block; then training on the point U-maze with InfoNCE, its
-accuracy, gradient norms, the share of saturated actions, and closed-loop success with a 95 % interval. Cells
-are kept as they come; a study that was cut off goes on where it was.
+accuracy, gradient norms, the share of saturated actions, and closed-loop success with a 95 % interval.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import math
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import PICTURES, Cell, CellBook, StudyParser, markdown_table, run_study
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
 from thousandfold.models.residual_mlp import ResidualMLP
-from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.runtime import describe_host, set_up_torch
+from thousandfold.pipeline.pictures import house_figure
+from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy
 from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
 
-RESULT = Path(__file__).parent / "results" / "depth_stability.json"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PICTURE = PICTURES / "depth_stability.png"
+DEFAULT = "learned_from_zero_final_norm"
+_DEPTH_COLOURS = {4: "#c6dbef", 16: "#9ecae1", 64: "#6baed6", 256: "#2171b5", 1024: "#08306b"}
+_VARIANT_COLOURS = ("#d1495b", "#edae49", "#66a182", "#8d96a3", "#2e4057", "#00798c", "#b07aa1", "#9c755f")
 BASE: dict[str, Any] = {
     "task": "point_u_maze",
     "width": 64,
@@ -47,31 +54,26 @@ BASE: dict[str, Any] = {
     "final_norm": False,
     "max_gradient_norm": None,
 }
-SCALED = {"residual_scale": "inverse_sqrt_blocks"}
+_CLIPPED = {"max_gradient_norm": 10.0}
+_SCALED = {"residual_scale": "inverse_sqrt_blocks"}
+_FINAL = {"final_norm": True}
+_FROM_ZERO = {"residual_scale": "learned_from_zero"}
+_MUP = {"rate_by_sqrt_blocks": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
-    "clipped": {"max_gradient_norm": 10.0},
-    "warm_up": {"max_gradient_norm": 10.0, "warmup_updates": 200},
-    "bounded_mean": {"max_gradient_norm": 10.0, "bounded_mean": 2.0},
-    "final_norm": {"max_gradient_norm": 10.0, "final_norm": True},
-    "scaled": {"max_gradient_norm": 10.0, **SCALED},
-    "scaled_clip_1": {"max_gradient_norm": 1.0, **SCALED},
-    "scaled_final_norm": {"max_gradient_norm": 10.0, "final_norm": True, **SCALED},
-    "depth_mup": {"max_gradient_norm": 10.0, "rate_by_sqrt_blocks": True, **SCALED},
-    "depth_mup_final_norm": {
-        "max_gradient_norm": 10.0,
-        "final_norm": True,
-        "rate_by_sqrt_blocks": True,
-        **SCALED,
-    },
-    "centred_final_norm": {"max_gradient_norm": 10.0, "centred_kernels": True, "final_norm": True},
-    "centred_scaled": {"max_gradient_norm": 10.0, "centred_kernels": True, **SCALED},
-    "learned_from_zero": {"max_gradient_norm": 10.0, "residual_scale": "learned_from_zero"},
-    "learned_from_zero_final_norm": {
-        "max_gradient_norm": 10.0,
-        "final_norm": True,
-        "residual_scale": "learned_from_zero",
-    },
+    "clipped": _CLIPPED,
+    "warm_up": {**_CLIPPED, "warmup_updates": 200},
+    "bounded_mean": {**_CLIPPED, "bounded_mean": 2.0},
+    "final_norm": {**_CLIPPED, **_FINAL},
+    "scaled": {**_CLIPPED, **_SCALED},
+    "scaled_clip_1": {"max_gradient_norm": 1.0, **_SCALED},
+    "scaled_final_norm": {**_CLIPPED, **_FINAL, **_SCALED},
+    "depth_mup": {**_CLIPPED, **_MUP, **_SCALED},
+    "depth_mup_final_norm": {**_CLIPPED, **_FINAL, **_MUP, **_SCALED},
+    "centred_final_norm": {**_CLIPPED, "centred_kernels": True, **_FINAL},
+    "centred_scaled": {**_CLIPPED, "centred_kernels": True, **_SCALED},
+    "learned_from_zero": {**_CLIPPED, **_FROM_ZERO},
+    DEFAULT: {**_CLIPPED, **_FINAL, **_FROM_ZERO},
 }
 
 
@@ -142,7 +144,7 @@ def gradient_by_block(training: TeacherTraining) -> dict[str, list[float]]:
     return {name: [float(f"{norm:.3e}") for norm in norms[name].tolist()] for name in norms}
 
 
-def run_cell(depth: int, variant: str, seed: int, updates: int) -> dict[str, Any]:
+def run_cell(depth: int, variant: str, seed: int, updates: int) -> Cell:
     """Train one variant at one depth and return what was seen."""
     started = time.perf_counter()
     training = make_training(depth, variant, seed)
@@ -178,30 +180,7 @@ def run_cell(depth: int, variant: str, seed: int, updates: int) -> dict[str, Any
     }
 
 
-def main() -> None:
-    """Run the cells that are missing and print a line for each."""
-    parser = argparse.ArgumentParser(description="What keeps a deep learner learning.")
-    parser.add_argument("--depths", type=int, nargs="+", default=[4, 64, 256, 1024])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=384)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args()
-    set_up_torch(1)
-    result = (
-        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"cells": {}}
-    )
-    for depth in options.depths:
-        for variant in options.variants:
-            key = f"D{depth} {variant} seed {options.seed} updates {options.updates}"
-            if key not in result["cells"]:
-                result["cells"][key] = run_cell(depth, variant, options.seed, options.updates)
-                result |= {"host": describe_host(), "versions": installed_versions(), "base": BASE}
-                write_json_atomic(options.output, result)
-            print(describe_cell(key, result["cells"][key]), flush=True)
-
-
-def describe_cell(key: str, cell: dict[str, Any]) -> str:
+def describe_cell(key: str, cell: Cell) -> str:
     """Return one line for a cell."""
     start, end, inside = cell["curve"][0], cell["curve"][-1], cell["inside"]
     return (
@@ -211,6 +190,96 @@ def describe_cell(key: str, cell: dict[str, Any]) -> str:
         f"accuracy {end['categorical_accuracy']:.3f}, "
         f"success {cell['evaluation']['success']:.2f}, {cell['elapsed_s']:.0f} s"
     )
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return a row a cell, by variant and depth: after a few hundred updates none reaches goals yet."""
+    rows = []
+    for cell in sorted(cells.values(), key=lambda cell: (cell["variant"], cell["depth"])):
+        start, first, last = cell["inside"]["start"], cell["curve"][0], cell["curve"][-1]
+        rows.append(
+            [
+                cell["variant"],
+                cell["depth"],
+                f"{start['pre_tanh']:.2f} ({start['saturated']:.0%} saturated)",
+                f"{first['actor_gradient_norm']:.3g} → {last['actor_gradient_norm']:.3g}",
+                f"{start['streams']['actor']['cosine'][-1]:.4f}",
+                f"{first['info_nce']:.2f} → {last['info_nce']:.2f}",
+                f"{last['categorical_accuracy']:.3f}",
+            ]
+        )
+    heads = ["variant", "depth", "pre-tanh at the start", "actor's gradient, first → last", "inputs alike"]
+    return markdown_table([*heads, "InfoNCE", "accuracy"], rows)
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """Draw how alike inputs become along the published network, and how each variant learns when deepest."""
+    with house_figure(path, width=10.5, height=4.2) as figure:
+        left, right = figure.subplots(1, 2)
+        _draw_streams(left, sorted(cells, key=lambda cell: cell["depth"]))
+        _draw_curves(right, cells)
+        for axes in (left, right):
+            axes.title.set_fontsize(10)
+
+
+def _draw_streams(axes: Axes, cells: Sequence[Cell]) -> None:
+    """Draw how alike two inputs' streams are from block to block, before any update."""
+    for (variant, style), cell in itertools.product((("published", "-"), (DEFAULT, ":")), cells):
+        if cell["variant"] == variant and (colour := _DEPTH_COLOURS.get(cell["depth"])):
+            stream = cell["inside"]["start"]["streams"]["actor"]
+            along = [block / stream["block"][-1] for block in stream["block"]]
+            apart = [max(1 - cosine, 1e-6) for cosine in stream["cosine"]]
+            name = f"{cell['depth']} layers" if style == "-" else None
+            axes.plot(along, apart, linestyle=style, color=colour, label=name)
+    axes.set(yscale="log", xlabel="place in the network (0: stem, 1: last block)")
+    axes.set_ylabel("1 − cosine of two inputs' streams")
+    axes.set_title("At the start: published (solid), chosen (dotted)")
+    axes.legend(fontsize=8)
+
+
+def _draw_curves(axes: Axes, cells: Sequence[Cell]) -> None:
+    """Draw the InfoNCE of every variant over the updates, at the largest depth."""
+    deepest = max(cell["depth"] for cell in cells)
+    shown = [cell for cell in cells if cell["depth"] == deepest]
+    shown.sort(key=lambda cell: cell["curve"][-1]["info_nce"])
+    for index, cell in enumerate(shown):
+        chosen = cell["variant"] == DEFAULT
+        axes.plot(
+            [entry["updates"] for entry in cell["curve"]],
+            [entry["info_nce"] for entry in cell["curve"]],
+            color="#08306b" if chosen else _VARIANT_COLOURS[index % len(_VARIANT_COLOURS)],
+            linewidth=2.6 if chosen else 1.3,
+            linestyle="-" if index < len(_VARIANT_COLOURS) else "--",
+            label=cell["variant"].replace("_", " "),
+        )
+    axes.set(xlabel="updates", ylabel="InfoNCE (nats)")
+    axes.set_title(f"{deepest} layers, width 64, best last value first")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cells that are missing, and print or draw what is there."""
+    parser = StudyParser(__doc__, "depth_stability")
+    parser.several("--depths", [4, 64, 256, 1024], type=int)
+    parser.several("--variants", list(VARIANTS), choices=VARIANTS)
+    parser.number("--seed", 0)
+    parser.number("--updates", 384)
+    parser.figure(PICTURE)
+    options = parser.parse(arguments)
+    set_up_torch(1)
+    book = CellBook(options.output, {"base": BASE})
+    seed, updates = options.seed, options.updates
+    cells = (
+        (
+            f"D{depth} {variant} seed {seed} updates {updates}",
+            partial(run_cell, depth, variant, seed, updates),
+        )
+        for depth in options.depths
+        for variant in options.variants
+    )
+    run_study(options, cells, table, book=book, line=describe_cell)
+    if options.figure:
+        draw(list(book.cells.values()), PICTURE)
 
 
 if __name__ == "__main__":

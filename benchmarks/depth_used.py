@@ -9,27 +9,24 @@ the stream, and how far the mean action moves when this block alone is bypassed.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thousandfold.ground.files import write_json_atomic
+from benchmarks.harness import PICTURES, Cell, StudyParser, run_once, with_interval
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
 from thousandfold.models.goal_actor import GoalActor
-from thousandfold.pipeline.artifacts import Workspace, installed_versions
-from thousandfold.pipeline.runtime import describe_host
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.pictures import house_figure
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import load_actor, torch_policy
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/depth_used.json"
-PICTURE = ROOT / "docs/pictures/depth_used.png"
 _STATES = 512
 
 
@@ -66,9 +63,9 @@ def contributions(actor: GoalActor, observation: Tensor, goal: Tensor) -> dict[s
     return {"branch_over_stream": added, "action_change": moved}
 
 
-def study(workspace: Path, teacher: str | None, episodes: int, parts: int) -> dict[str, Any]:
+def study(workspace: Path, teacher: str | None, episodes: int, parts: int) -> Cell:
     """Return what the teacher of a workspace does without its last blocks, and what each block adds."""
-    space = Workspace.resolve(str(workspace))
+    space = Workspace(workspace)
     artifact = space.find(teacher, "teacher") if teacher else space.newest("teacher")
     trained = load_actor(artifact)
     actor, task = trained.actor.actor, trained.task
@@ -78,7 +75,7 @@ def study(workspace: Path, teacher: str | None, episodes: int, parts: int) -> di
     generator = np.random.default_rng(0)
     qpos, qvel, goal = task.sample_start("training", generator, _STATES)
     states = torch.from_numpy(np.concatenate([qpos, qvel], 1)).float()
-    result: dict[str, Any] = {
+    result: Cell = {
         "teacher": artifact.name,
         "task": task.name,
         "depth": trained.shape.depth,
@@ -91,62 +88,59 @@ def study(workspace: Path, teacher: str | None, episodes: int, parts: int) -> di
         policy = torch_policy(bypass(actor, slice(kept, None)), "cpu")
         outcome = run_episodes(task, policy, episodes=episodes, seed=7).summary()
         result["kept"].append({"blocks": kept} | outcome)
-        print(
-            f"first {kept} of {stack.num_blocks} blocks: success {outcome['success']:.3f} "
-            f"[{outcome['success_interval'][0]:.3f}, {outcome['success_interval'][1]:.3f}]",
-            flush=True,
-        )
     return result | contributions(actor, states, torch.from_numpy(np.asarray(goal)).float())
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw success against the blocks kept, and what every block contributes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def show(result: Cell) -> str:
+    """Return a line a number of blocks kept."""
+    blocks = result["depth"] // LAYERS_PER_BLOCK
+    return "\n".join(
+        f"first {kept['blocks']} of {blocks} blocks: "
+        f"success {with_interval(kept['success'], kept['success_interval'])}"
+        for kept in result["kept"]
+    )
 
-    figure = Figure(figsize=(8.0, 7.2), dpi=150, layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1)
+
+def draw(result: Cell, path: Path) -> None:
+    """Draw success against the blocks kept, and what every block contributes."""
     kept = [entry["blocks"] for entry in result["kept"]]
     success = [entry["success"] for entry in result["kept"]]
     bounds = np.array([entry["success_interval"] for entry in result["kept"]]).T
     low, high = np.maximum(success - bounds[0], 0), np.maximum(bounds[1] - success, 0)
-    top.errorbar(kept, success, yerr=[low, high], color="#0b5d91", marker="o", capsize=3)
-    top.set(ylim=(-0.05, 1.05), xlabel="blocks kept, from the first", ylabel="success")
-    episodes = result["kept"][0]["episodes"]
-    top.set_title(
-        f"{result['depth']} layers on {result['task']}, the last blocks bypassed ({episodes} episodes each)",
-        loc="left",
-    )
-    blocks = range(1, len(result["action_change"]) + 1)
-    panels = (
-        (middle, "branch_over_stream", "added to the stream\n(‖branch‖ / ‖stream‖)"),
-        (bottom, "action_change", "change of the action\nwithout the block"),
-    )
-    for axes, name, label in panels:
-        axes.bar(blocks, result[name], width=1.0, color="#3a9ad9")
-        axes.set(xlabel="block", ylabel=label, xlim=(0.5, len(result[name]) + 0.5))
-    for axes in (top, middle, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.3)
-    path.parent.mkdir(exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    panels = {
+        "branch_over_stream": "added to the stream\n(‖branch‖ / ‖stream‖)",
+        "action_change": "change of the action\nwithout the block",
+    }
+    with house_figure(path, width=8.0, height=7.2) as figure:
+        top, *below = figure.subplots(3, 1)
+        top.errorbar(kept, success, yerr=[low, high], color="#0b5d91", marker="o", capsize=3)
+        top.set(ylim=(-0.05, 1.05), xlabel="blocks kept, from the first", ylabel="success")
+        top.set_title(
+            f"{result['depth']} layers on {result['task']}, the last blocks bypassed "
+            f"({result['kept'][0]['episodes']} episodes each)",
+            fontsize=11,
+        )
+        for axes, (name, label) in zip(below, panels.items(), strict=True):
+            values = result[name]
+            axes.bar(range(1, len(values) + 1), values, width=1.0, color="#3a9ad9")
+            axes.set(xlabel="block", ylabel=label, xlim=(0.5, len(values) + 0.5))
 
 
-def main() -> None:
-    """Study one teacher, write the figures and draw them."""
-    parser = argparse.ArgumentParser(description="Whether a teacher uses its depth.")
-    parser.add_argument("--workspace", type=Path, required=True)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Study one teacher, and draw what was found."""
+    parser = StudyParser(__doc__, "depth_used")
+    parser.add_argument("--workspace", type=Path)
     parser.add_argument("--teacher", help="name or path [the newest]")
-    parser.add_argument("--episodes", type=int, default=256)
-    parser.add_argument("--parts", type=int, default=8, help="points from no block to all")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
-    options = parser.parse_args()
+    parser.number("--episodes", 256)
+    parser.number("--parts", 8, "points from no block to all")
+    parser.add_argument("--picture", type=Path, default=PICTURES / "depth_used.png")
+    options = parser.parse(arguments, needs="workspace")
     torch.set_num_threads(1)
-    result = study(options.workspace, options.teacher, options.episodes, options.parts)
-    result |= {"host": describe_host(), "versions": installed_versions()}
-    write_json_atomic(options.output, result)
-    draw(result, options.picture)
+    result = run_once(
+        options, lambda: study(options.workspace, options.teacher, options.episodes, options.parts), show
+    )
+    if not options.table:
+        draw(result, options.picture)
 
 
 if __name__ == "__main__":

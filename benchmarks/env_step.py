@@ -6,24 +6,20 @@ stepped by the same number of physics steps on as many threads, controls written
 cost what the contacts cost: both sides take a few steps from the same states with the same actions, in turn,
 again and again, and so share whatever slows the machine down. Each round's share is that of its sums.
 
-    python -m benchmarks.env_step --task ant --task arm_reach --worlds 256 --rounds 9
+    python -m benchmarks.env_step --tasks ant arm_reach --worlds 256 --rounds 9
 """
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-import click
 import numpy as np
 from mujoco.batch import Batch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.env_sides import full_step, make_simulator, random_actions
-from benchmarks.learner_speed import merge_cell, spread
-from benchmarks.turns import facts
+from benchmarks.env_throughput import full_step, make_simulator, random_actions
+from benchmarks.harness import Cell, CellBook, StudyParser, markdown_table, ratios, run_study, spread
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task, task_names
 
@@ -63,7 +59,7 @@ class StepPair:
         return {"full": time.perf_counter() - middle, "bare": middle - start}
 
 
-def measure(task: str, worlds: int, threads: int, rounds: int, round_s: float) -> dict[str, Any]:
+def measure(task: str, worlds: int, threads: int, rounds: int, round_s: float) -> Cell:
     """Measure both sides in turn, `rounds` times about `round_s`, and return the figures."""
     pair = StepPair(compile_task(task), worlds, threads)
     turns = max(1, round(round_s / sum([sum(pair.turn().values()) for _ in range(4)][1:]) * 3))
@@ -76,52 +72,32 @@ def measure(task: str, worlds: int, threads: int, rounds: int, round_s: float) -
     return {
         "steps_per_second": {side: spread(values) for side, values in rates.items()},
         "rounds_steps_per_second": rates,
-        "full_over_bare": spread([f / b for f, b in zip(rates["full"], rates["bare"], strict=True)]),
+        "full_over_bare": ratios(rates["full"], rates["bare"]),
     }
 
 
-def result_table(task: str, cell: dict[str, Any]) -> Table:
-    """Return the figures of one task."""
-    table = Table(title=f"{task}, {cell['worlds']} worlds, {cell['threads']} threads, in turn")
-    table.add_column("control steps/s")
-    for column in ("median", "min", "max"):
-        table.add_column(column, justify="right")
-    for side, rate in cell["steps_per_second"].items():
-        table.add_row(side, *(f"{rate[column]:,.0f}" for column in ("median", "min", "max")))
-    share = cell["full_over_bare"]
-    table.add_row("full / bare", *(f"{share[column]:.1%}" for column in ("median", "min", "max")))
-    return table
+def show(task: str, cell: Cell) -> str:
+    """Return the table of one task."""
+    columns = ("median", "min", "max")
+    rows = [[side, *(f"{rate[c]:,.0f}" for c in columns)] for side, rate in cell["steps_per_second"].items()]
+    rows.append(["full / bare", *(f"{cell['full_over_bare'][column]:.1%}" for column in columns)])
+    title = f"{task}, {cell['worlds']} worlds, {cell['threads']} threads, in turn"
+    return markdown_table(["control steps/s", *columns], rows, title)
 
 
-@click.command(help="Measure full environment steps against bare Batch.step.")
-@click.option(
-    "--task",
-    "tasks",
-    type=click.Choice(task_names()),
-    multiple=True,
-    default=("ant", "arm_reach", "arm_push_easy", "point_u_maze"),
-    show_default=True,
-)
-@click.option("--worlds", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=5), default=9, show_default=True)
-@click.option("--round-s", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True)
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results" / "env_step.json",
-    help="JSON file to add to.  [default: benchmarks/results/env_step.json]",
-)
-def main(
-    tasks: tuple[str, ...], worlds: int, threads: int, rounds: int, round_s: float, output: Path
-) -> None:
-    """Measure task after task, print tables and write the figures."""
-    for task in tasks:
-        cell = {"worlds": worlds, "threads": threads, "rounds": rounds, "round_s": round_s} | facts()
-        cell |= measure(task, worlds, threads, rounds, round_s)
-        merge_cell(output, task, cell)
-        Console().print(result_table(task, cell))
-    click.echo(f"wrote {output}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure task after task and print tables."""
+    parser = StudyParser(__doc__, "env_step")
+    parser.set_defaults(again=True)
+    tasks = ["ant", "arm_reach", "arm_push_easy", "point_u_maze"]
+    parser.several("--tasks", tasks, choices=task_names())
+    parser.number("--worlds", 256, least=1)
+    parser.number("--threads", 2, least=1)
+    parser.rounds(9, 2.0)
+    options = parser.parse(arguments)
+    sizes = {name: getattr(options, name) for name in ("worlds", "threads", "rounds", "round_s")}
+    cells = ((task, partial(lambda task: sizes | measure(task, **sizes), task)) for task in options.tasks)
+    run_study(options, cells, book=CellBook(options.output, within=None), line=show)
 
 
 if __name__ == "__main__":

@@ -19,21 +19,20 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
 
-from benchmarks.turns import facts
+from benchmarks.harness import Cell, StudyParser, markdown_table, run_once
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.files import atomic_file, write_json_atomic
+from thousandfold.ground.files import atomic_file
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.console import Console
 from thousandfold.stages.benchmark.loops import TimedCall, back_to_back
 from thousandfold.stages.export_onnx.export import Export
 from thousandfold.stages.export_onnx.gate import GateStates, largest_action_error
@@ -41,8 +40,6 @@ from thousandfold.stages.export_onnx.variants import Variant
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, save_network
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/export_speed.json"
 TASK = "ant_u_maze"
 CELLS = ((4, 64), (4, 256), (64, 256), (1024, 64), (1024, 256))
 OPSET, GATE_STATES, MAX_ACTION_ERROR = 20, 4096, 1e-5
@@ -130,59 +127,54 @@ def measure(folder: Path, depth: int, width: int, options: argparse.Namespace) -
     }
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the checked options; leave with a message where one makes no sense."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.export_speed", description=__doc__, formatter_class=raw
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="exports of each size, default %(default)s")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of calls of each file")
-    parser.add_argument("--states", type=int, default=GATE_STATES, help="compared, default %(default)s")
-    parser.add_argument(
-        "--sizes", nargs="+", default=[f"{depth}x{width}" for depth, width in CELLS], metavar="DEPTHxWIDTH"
-    )
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.states < 1 or options.seconds <= 0:
-        parser.error("--rounds and --states must be at least 1, --seconds more than 0")
+def size(said: str) -> tuple[int, int]:
+    """Return the depth and width of a network from the command line."""
     try:
-        options.sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
-        for depth, width in options.sizes:
-            NetworkShape(depth, width)
+        depth, width = map(int, said.split("x"))
+        NetworkShape(depth, width)
     except ValueError as error:
-        parser.error(f"--sizes: {error}")
-    return options
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return depth, width
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure every size, print a table and write the figures."""
-    options = parse_options(arguments)
-    host = facts()
-    cells = []
-    for depth, width in options.sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            cells.append(measure(Path(folder), depth, width, options))
-    result = {**host, "task": TASK, "opset": OPSET, "states": options.states, "limit_s": LIMIT_S}
-    write_json_atomic(options.output, result | {"networks": cells})
-    columns = ["network", "export", "convert", "write", "gate", "finish", "session", "MB", "off torch"]
-    rows = []
-    for cell in cells:
+def show(result: Cell) -> str:
+    """Return two tables, a row a network: seconds of the phases, and microseconds of a call."""
+    exports, calls = [], []
+    for cell in result["networks"]:
+        name = f"{cell['depth']} x {cell['width']}"
         first = min(cell["exports"], key=lambda run: abs(run["export_s"] - cell["export_s"]))
-        seconds = [round(first[phase], 3) for phase in ("export_s", "convert", "write", "gate", "finish")]
-        size, error = round(cell["bytes"] / 1e6, 2), f"{cell['max_action_error']:.1e}"
-        rows.append(
-            [f"{cell['depth']} x {cell['width']}", *seconds, round(cell["session_s"], 3), size, error]
-        )
-    console = Console()
-    console.table("Seconds of an export", columns, rows)
-    medians = [
-        [f"{cell['depth']} x {cell['width']}", *(part["p50_us"] for part in cell["precisions"].values())]
-        for cell in cells
-    ]
-    console.table(
-        "Median call on one thread, microseconds", ["network", "float32", "float16", "int8"], medians
+        seconds = [first[phase] for phase in ("export_s", "convert", "write", "gate", "finish")]
+        row = [f"{s:.3f}" for s in (*seconds, cell["session_s"])]
+        exports.append([name, *row, f"{cell['bytes'] / 1e6:.2f}", f"{cell['max_action_error']:.1e}"])
+        calls.append([name, *(f"{part['p50_us']:.1f}" for part in cell["precisions"].values())])
+    columns = ["network", "export", "convert", "write", "gate", "finish", "session", "MB", "off torch"]
+    precisions = ["network", "float32", "float16", "int8"]
+    return "\n\n".join(
+        [
+            markdown_table(columns, exports, "Seconds of an export"),
+            markdown_table(precisions, calls, "Median call on one thread, microseconds"),
+        ]
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every size and print tables."""
+    parser = StudyParser(__doc__, "export_speed")
+    parser.rounds(3, least=1)
+    parser.number("--seconds", 4.0, "of calls of each file", least=0.01)
+    parser.number("--states", GATE_STATES, "compared", least=1)
+    parser.several("--sizes", CELLS, type=size, metavar="DEPTHxWIDTH")
+    options = parser.parse(arguments)
+
+    def measured() -> Cell:
+        cells = []
+        for depth, width in options.sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                cells.append(measure(Path(folder), depth, width, options))
+        heads = {"task": TASK, "opset": OPSET, "states": options.states, "limit_s": LIMIT_S}
+        return heads | {"networks": cells}
+
+    run_once(options, measured, show)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How long a grid of twelve students takes from end to end, and what there is to choose from.
 
     python -m benchmarks.frontier_grid --teacher runs/teacher-20261124-083600 --workspace runs/frontier_grid
-    python -m benchmarks.frontier_grid --figure           draw what is recorded; run nothing
+    python -m benchmarks.frontier_grid --figure           print and draw what is recorded; run nothing
 
 The teacher's dataset is made first and timed by itself. The grid is one `pipeline frontier`: students are
 distilled side by side, one process a CPU, and their policies timed afterwards, alone. Settings are the
@@ -10,30 +10,22 @@ preset's. A measurement that was cut off begins anew: what went on in between wo
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from thousandfold.ground.files import write_json_atomic
-from thousandfold.pipeline.artifacts import Artifact, installed_versions
-from thousandfold.pipeline.runtime import describe_host
+from benchmarks.harness import PICTURES, ROOT, Cell, StudyParser, run_once, run_pipeline, with_interval
+from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.frontier.picture import draw_frontier
 from thousandfold.stages.frontier.table import read_table
 
-ROOT = Path(__file__).resolve().parents[1]
-OUTPUT = ROOT / "benchmarks" / "results" / "frontier_grid.json"
-PICTURE = ROOT / "docs" / "pictures" / "frontier.png"
 DEPTHS, WIDTHS = "1,2,4,8", "32,64,128"
 LIMIT_MINUTES = 20.0
 
 
-def measure(teacher: Path, workspace: Path, grid: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+def measure(teacher: Path, workspace: Path, grid: Sequence[str], settings: Sequence[str]) -> Cell:
     """Make a dataset and a frontier in a workspace and return what they took and found.
 
     Args:
@@ -63,18 +55,8 @@ def measure(teacher: Path, workspace: Path, grid: Sequence[str], settings: Seque
 
 def _timed(workspace: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     """Run a command and return its result and its seconds, the start of the process included."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "--workspace",
-        str(workspace.absolute()),
-        *arguments,
-        "--json",
-    ]
     started = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - started
+    return run_pipeline(workspace, *arguments), time.perf_counter() - started
 
 
 def _phases(frontier: Artifact) -> dict[str, Any]:
@@ -116,32 +98,26 @@ def describe(record: Mapping[str, Any]) -> str:
 def _retention(row: Mapping[str, Any]) -> str:
     if row["retention"] is None:
         return f"success {row['success']:.3f}"
-    low, high = row["retention_interval"]
-    return f"retention {row['retention']:.3f} [{low:.3f}, {high:.3f}]"
+    return f"retention {with_interval(row['retention'], row['retention_interval'])}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, record and draw; or draw what is recorded."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = StudyParser(__doc__, "frontier_grid")
     parser.add_argument("--teacher", type=Path, help="folder of a completed teacher")
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "frontier_grid")
     parser.add_argument("--depths", default=DEPTHS)
     parser.add_argument("--widths", default=WIDTHS)
     parser.add_argument("--preset", default="quickstart")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
-    parser.add_argument("--figure", action="store_true", help="draw what is recorded; run nothing")
-    options = parser.parse_args()
-    if not options.figure:
-        if options.teacher is None:
-            parser.error("--teacher is needed, or --figure")
+    parser.add_argument("--picture", type=Path, default=PICTURES / "frontier.png")
+    parser.figure(PICTURES / "frontier.png")
+    options = parser.parse(arguments, needs="teacher")
+
+    def measured() -> Cell:
         grid, preset = (options.depths, options.widths), ["--preset", options.preset]
-        record = measure(options.teacher, options.workspace, grid, preset)
-        facts = {"host": describe_host(), "versions": installed_versions(), "preset": options.preset}
-        write_json_atomic(options.output, facts | record)
-    record = json.loads(options.output.read_text(encoding="utf-8"))
-    draw_frontier(options.picture, record["table"])
-    print(describe(record), flush=True)
+        return {"preset": options.preset, **measure(options.teacher, options.workspace, grid, preset)}
+
+    draw_frontier(options.picture, run_once(options, measured, describe)["table"])
 
 
 if __name__ == "__main__":

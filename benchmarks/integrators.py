@@ -1,6 +1,6 @@
 """How far the integrator of a task takes its worlds from where a finer one takes them, beside RK4.
 
-    python -m benchmarks.integrators --task ant
+    python -m benchmarks.integrators --tasks ant
 
 The same worlds, brought from starts into the middle of things by random actions, go on from there under the
 same random actions three times: with the task's own integrator, with the fourth-order Runge-Kutta method
@@ -12,20 +12,16 @@ makes such motion chaotic: errors grow by themselves, whatever the integrator.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import click
 import mujoco
 import numpy as np
 from mujoco.batch import Batch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.env_sides import full_step, make_simulator, random_actions
-from benchmarks.learner_speed import merge_cell
-from benchmarks.task_variants import RK4, with_integrator
-from benchmarks.turns import facts
+from benchmarks.env_throughput import RK4, full_step, make_simulator, random_actions, with_integrator
+from benchmarks.harness import Cell, CellBook, StudyParser, markdown_table, run_study
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
 
@@ -85,7 +81,7 @@ def errors(one: np.ndarray, other: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(task_name: str, worlds: int, horizons: tuple[int, ...], finer: int) -> dict[str, Any]:
+def measure(task_name: str, worlds: int, horizons: Sequence[int], finer: int) -> Cell:
     """Return the errors at every horizon, in control steps."""
     task = compile_task(task_name)
     qpos, qvel = begin(task, worlds, steps=_STEPS_BEFORE)
@@ -112,23 +108,24 @@ def _at(horizon: int, passed: dict[str, np.ndarray], kept: np.ndarray) -> dict[s
     return row
 
 
-def result_table(task: str, cell: dict[str, Any]) -> Table:
+def show(task: str, cell: Cell) -> str:
     """Return the errors of one task, a row a horizon."""
-    table = Table(title=f"{task}: median (90th percentile) of the difference, {cell['own_integrator']}")
-    for column in ("control steps", "worlds"):
-        table.add_column(column, justify="right")
-    for quantity in ("mm", "mrad"):
-        for one, other in PAIRS:
-            table.add_column(f"{one} - {other}, {quantity}", justify="right")
-    for row in cell["horizons"]:
-        found = row.get("errors", {}).values()
-        figures = [
-            f"{_short(1e3 * error[quantity]['median'])} ({_short(1e3 * error[quantity]['p90'])})"
-            for quantity in ("position_m", "joints_rad")
-            for error in found
+    units = {"mm": "position_m", "mrad": "joints_rad"}
+    rows = [
+        [
+            row["control_steps"],
+            row["worlds"],
+            *(
+                f"{_short(1e3 * error[quantity]['median'])} ({_short(1e3 * error[quantity]['p90'])})"
+                for quantity in units.values()
+                for error in row.get("errors", {}).values()
+            ),
         ]
-        table.add_row(str(row["control_steps"]), str(row["worlds"]), *figures)
-    return table
+        for row in cell["horizons"]
+    ]
+    heads = [f"{one} - {other}, {unit}" for unit in units for one, other in PAIRS]
+    title = f"{task}: median (90th percentile) of the difference, {cell['own_integrator']}"
+    return markdown_table(["control steps", "worlds", *heads], rows, title)
 
 
 def _short(value: float) -> str:
@@ -136,35 +133,18 @@ def _short(value: float) -> str:
     return f"{float(f'{value:.3g}'):,g}"
 
 
-@click.command(help="Measure the error of a task's integrator beside that of RK4.")
-@click.option("--task", "tasks", type=click.Choice(("ant", "humanoid")), multiple=True, default=("ant",))
-@click.option("--worlds", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option(
-    "--horizon",
-    "horizons",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1, 5, 20, 50),
-    show_default=True,
-    help="In control steps.",
-)
-@click.option(
-    "--finer", type=click.IntRange(min=2), default=4, show_default=True, help="Steps of the reference to one."
-)
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results" / "integrators.json",
-    help="JSON file to add to.  [default: benchmarks/results/integrators.json]",
-)
-def main(tasks: tuple[str, ...], worlds: int, horizons: tuple[int, ...], finer: int, output: Path) -> None:
-    """Measure, print tables and write the figures."""
-    console = Console(width=max(Console().width, 150))
-    for task in tasks:
-        cell = facts() | measure(task, worlds, horizons, finer)
-        merge_cell(output, task, cell)
-        console.print(result_table(task, cell))
-    click.echo(f"wrote {output}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure task after task and print tables."""
+    parser = StudyParser(__doc__, "integrators")
+    parser.set_defaults(again=True)
+    parser.several("--tasks", ["ant"], choices=("ant", "humanoid"))
+    parser.number("--worlds", 512, least=1)
+    parser.several("--horizons", [1, 5, 20, 50], type=int, help="in control steps")
+    parser.number("--finer", 4, "steps of the reference to one", least=2)
+    options = parser.parse(arguments)
+    sizes = (options.worlds, options.horizons, options.finer)
+    cells = ((task, partial(measure, task, *sizes)) for task in options.tasks)
+    run_study(options, cells, book=CellBook(options.output, within=None), line=show)
 
 
 if __name__ == "__main__":

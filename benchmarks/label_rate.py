@@ -14,22 +14,19 @@ A label is one Gaussian for one state and goal. The teacher is not trained, whic
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.learner_speed import spread
-from benchmarks.turns import facts, ratios
+from benchmarks.harness import Cell, StudyParser, in_turn, ratios, run_once, spread
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
@@ -39,9 +36,7 @@ from thousandfold.stages.dataset.labels import LABEL_BATCH, TeacherLabels
 from thousandfold.stages.dataset.rollout import EpisodeGroup, LabelledRollout, RolloutPlan, Round
 from thousandfold.stages.networks import TrainedActor
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/label_rate.json"
-SIDES = ("bare", "labels", "rollout")
+_SIZES = ("task", "depth", "width", "threads", "worlds", "alternatives", "batches")
 
 
 def make_teacher(task_name: str, depth: int, width: int) -> TrainedActor:
@@ -99,53 +94,56 @@ def rollout_side(
     return generate
 
 
-def take_turns(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Call every side once a round, after a first time that does not count; return its labels a second."""
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            labels = side()
-            if number:
-                rates[name].append(round(labels / (time.perf_counter() - start), 1))
-    return rates
+def rate(side: Callable[[], int]) -> float:
+    """Return labels a second."""
+    start = time.perf_counter()
+    labels = side()
+    return round(labels / (time.perf_counter() - start), 1)
 
 
-def main() -> None:
-    """Measure all sides in turn, print their rates, and write the figures."""
-    parser = argparse.ArgumentParser(description="Labels a second of generate-dataset.")
+def show(result: Cell) -> str:
+    """Return a line a side."""
+    rates = {side: statistics.median(each) for side, each in result["rounds_labels_per_second"].items()}
+    return "\n".join(
+        f"{side}: {rate:,.0f} labels/s, {rate / rates['bare']:.2f} of the bare rate"
+        for side, rate in rates.items()
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all sides in turn and print their rates."""
+    parser = StudyParser(__doc__, "label_rate")
     parser.add_argument("--task", default="point_u_maze")
-    parser.add_argument("--depth", type=int, default=64)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--worlds", type=int, default=128, help="episodes of a round")
-    parser.add_argument("--alternatives", type=int, default=4, help="goals a state")
-    parser.add_argument("--batches", type=int, default=16, help="forward passes of the other sides a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args()
-    set_up_torch(options.threads)
-    trained = make_teacher(options.task, options.depth, options.width)
-    with tempfile.TemporaryDirectory() as folder:
-        sides = {
-            "bare": bare_side(trained, options.batches),
-            "labels": labels_side(trained, options.batches, options.alternatives),
-            "rollout": rollout_side(
-                trained, options.worlds, options.alternatives, options.threads, Path(folder)
-            ),
+    parser.number("--depth", 64)
+    parser.number("--width", 256)
+    parser.number("--threads", 2)
+    parser.number("--worlds", 128, "episodes of a round")
+    parser.number("--alternatives", 4, "goals a state")
+    parser.number("--batches", 16, "forward passes of the other sides a round")
+    parser.rounds(5, least=1)
+    options = parser.parse(arguments)
+
+    def measured() -> Cell:
+        set_up_torch(options.threads)
+        trained = make_teacher(options.task, options.depth, options.width)
+        sizes = {name: getattr(options, name) for name in _SIZES}
+        goals = options.alternatives
+        with tempfile.TemporaryDirectory() as folder:
+            sides = {
+                "bare": bare_side(trained, options.batches),
+                "labels": labels_side(trained, options.batches, goals),
+                "rollout": rollout_side(trained, options.worlds, goals, options.threads, Path(folder)),
+            }
+            measures = {name: partial(rate, side) for name, side in sides.items()}
+            in_turn(measures, 1)  # does not count
+            rates = in_turn(measures, options.rounds)
+        return sizes | {
+            "labels_per_second": {name: spread(values) for name, values in rates.items()},
+            "rounds_labels_per_second": rates,
+            "over_bare": {name: ratios(rates[name], rates["bare"]) for name in ("labels", "rollout")},
         }
-        rates = take_turns(sides, options.rounds)
-    result: dict[str, Any] = facts() | {
-        name: getattr(options, name)
-        for name in ("task", "depth", "width", "threads", "worlds", "alternatives", "batches")
-    }
-    result["labels_per_second"] = {name: spread(values) for name, values in rates.items()}
-    result["rounds_labels_per_second"] = rates
-    result["over_bare"] = {name: ratios(rates, name, "bare") for name in SIDES[1:]}
-    for name in SIDES:
-        share = statistics.median(rates[name]) / statistics.median(rates["bare"])
-        print(f"{name}: {statistics.median(rates[name]):,.0f} labels/s, {share:.2f} of the bare rate")
-    write_json_atomic(options.output, result)
+
+    run_once(options, measured, show)
 
 
 if __name__ == "__main__":

@@ -10,29 +10,26 @@ refuses a training which would not fit stands beside.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.learner_speed_worker import AntDimensions
-from thousandfold.ground.files import write_json_atomic
-from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.runtime import describe_host, set_up_torch
+from benchmarks.harness import PICTURES, Cell, CellBook, StudyParser, Worker, run_study
+from benchmarks.learner_speed import PUBLISHED, AntDimensions
+from thousandfold.pipeline.pictures import house_figure
+from thousandfold.pipeline.runtime import set_up_torch
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/learner_memory.json"
-PICTURE = ROOT / "docs/pictures/memory_by_depth.png"
+PICTURE = PICTURES / "memory_by_depth.png"
 MODES: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"precision": "bfloat16"},
     "float32, checkpointed": {"checkpoint_activations": True},
     "bfloat16, checkpointed": {"precision": "bfloat16", "checkpoint_activations": True},
 }
-PUBLISHED = {"residual_scale": "none", "final_norm": False, "max_gradient_norm": None}
 _UPDATES = 3
 
 
@@ -86,81 +83,67 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def run_cell(settings: dict[str, Any]) -> dict[str, int]:
+def run_cell(depth: int, mode: str, width: int, batch: int) -> Cell:
     """Measure in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.learner_memory", "--cell", json.dumps(settings)]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    sizes = {"depth": depth, "width": width, "batch_size": batch, "threads": 1}
+    settings = json.dumps({**sizes, **PUBLISHED, **MODES[mode]})
+    with closing(Worker("learner_memory", "--cell", settings)) as worker:
+        return {"depth": depth, "mode": mode} | worker.answer()
 
 
-def draw(result: dict[str, Any]) -> None:
-    """Draw activation memory against depth, one line a mode."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.4), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for mode, colour in zip(MODES, ("#0b5d91", "#d1495b", "#3a9ad9", "#ee8f9b"), strict=True):
-        cells = sorted((c for c in result["cells"].values() if c["mode"] == mode), key=lambda c: c["depth"])
-        if cells:
-            depths = [cell["depth"] for cell in cells]
-            axes.plot(
-                depths,
-                [cell["activation_bytes"] / 2**20 for cell in cells],
-                color=colour,
-                marker="o",
-                linestyle="--" if "checkpointed" in mode else "-",
-                label=mode,
-            )
-            axes.plot(
-                depths,
-                [cell["estimated_activation_bytes"] / 2**20 for cell in cells],
-                color=colour,
-                marker="_",
-                markersize=14,
-                linestyle="none",
-            )
-    axes.set(xscale="log", yscale="log", xlabel="depth (layers)", ylabel="activations of an update (MiB)")
-    depths = sorted({cell["depth"] for cell in result["cells"].values()})
-    axes.set_xticks(depths, [str(depth) for depth in depths])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.set_title(
-        f"Width {result['width']}, batch {result['batch_size']}; bars are the estimate", loc="left"
+def describe(name: str, cell: Cell) -> str:
+    """Return a line that says what a cell took."""
+    return (
+        f"{name}: activations {cell['activation_bytes'] / 2**20:,.0f} MiB "
+        f"(estimated {cell['estimated_activation_bytes'] / 2**20:,.0f}), "
+        f"peak {cell['peak_bytes'] / 2**20:,.0f} MiB, {cell['parameters']:,} parameters"
     )
-    axes.legend(frameon=False)
-    PICTURE.parent.mkdir(exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(PICTURE))
 
 
-def main() -> None:
-    """Measure every depth and mode, print a line for each, write figures and picture."""
-    parser = argparse.ArgumentParser(description="Peak memory of one learner update against depth.")
-    parser.add_argument("--depths", type=int, nargs="+", default=[4, 16, 64, 256, 1024])
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def draw(cells: Mapping[str, Cell], title: str) -> None:
+    """Draw activation memory against depth, one line a mode."""
+    with house_figure(PICTURE, width=7.5, height=4.4) as figure:
+        axes = figure.subplots()
+        for mode, colour in zip(MODES, ("#0b5d91", "#d1495b", "#3a9ad9", "#ee8f9b"), strict=True):
+            own = sorted((cell for cell in cells.values() if cell["mode"] == mode), key=lambda c: c["depth"])
+            depths = [cell["depth"] for cell in own]
+            found, estimated = (
+                [cell[name] / 2**20 for cell in own]
+                for name in ("activation_bytes", "estimated_activation_bytes")
+            )
+            style = "--" if "checkpointed" in mode else "-"
+            axes.plot(depths, found, color=colour, marker="o", linestyle=style, label=mode)
+            axes.plot(depths, estimated, color=colour, marker="_", markersize=14, linestyle="none")
+        axes.set(xscale="log", yscale="log", xlabel="depth (layers)", ylabel="activations of an update (MiB)")
+        depths = sorted({cell["depth"] for cell in cells.values()})
+        axes.set_xticks(depths, [str(depth) for depth in depths])
+        axes.minorticks_off()
+        axes.set_title(title, fontsize=11)
+        axes.legend()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every depth and mode, print a line for each and draw them."""
+    parser = StudyParser(__doc__, "learner_memory")
+    parser.set_defaults(again=True)
+    parser.several("--depths", [4, 16, 64, 256, 1024], type=int)
+    parser.number("--width", 256)
+    parser.number("--batch", 256)
+    parser.figure(PICTURE)
+    parser.add_argument("--cell", type=json.loads)
+    options = parser.parse(arguments)
     if options.cell is not None:
         print(json.dumps(measure(options.cell)))
         return
-    result: dict[str, Any] = {"width": options.width, "batch_size": options.batch, "cells": {}}
-    for depth in options.depths:
-        for mode, changes in MODES.items():
-            sizes = {"depth": depth, "width": options.width, "batch_size": options.batch} | PUBLISHED
-            cell = {"depth": depth, "mode": mode} | run_cell(sizes | {"threads": 1} | changes)
-            result["cells"][f"D{depth} {mode}"] = cell
-            print(
-                f"D{depth} {mode}: activations {cell['activation_bytes'] / 2**20:,.0f} MiB "
-                f"(estimated {cell['estimated_activation_bytes'] / 2**20:,.0f}), "
-                f"peak {cell['peak_bytes'] / 2**20:,.0f} MiB, {cell['parameters']:,} parameters",
-                flush=True,
-            )
-    result |= {"host": describe_host(), "versions": installed_versions()}
-    write_json_atomic(options.output, result)
-    if options.output == RESULT:
-        draw(result)
+    book = CellBook(options.output, {"width": options.width, "batch_size": options.batch})
+    cells = (
+        (f"D{depth} {mode}", partial(run_cell, depth, mode, options.width, options.batch))
+        for depth in options.depths
+        for mode in MODES
+    )
+    run_study(options, cells, book=book, line=describe)
+    if options.figure:
+        draw(book.cells, f"Width {options.width}, batch {options.batch}; bars are the estimate")
 
 
 if __name__ == "__main__":

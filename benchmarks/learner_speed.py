@@ -12,111 +12,294 @@ by round. A product of two square matrices in each round tells what `torch.mm` r
 GFLOP/s count the products of a plain update, 12 passes × 2 · batch · width² · depth, whatever a side saves.
 Cells of other sizes or of another processor are kept in the output; the cell that was measured is replaced
 as a whole. Without instructions for bfloat16, what needs it is left out.
+
+With --serve SIDE the script is one of the sides: it builds and warms up, writes one line of JSON, and then
+answers each line read, the seconds of a round, with one line.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
 import statistics
-import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from benchmarks.learner_speed_worker import bfloat16_refusal
-from thousandfold.ground.files import write_json_atomic
+from benchmarks.harness import (
+    Cell,
+    CellBook,
+    SideFailed,
+    StudyParser,
+    Worker,
+    in_turn,
+    markdown_table,
+    ratios,
+    run_study,
+    spread,
+)
+from thousandfold.ground.errors import SettingsError
 from thousandfold.ground.machine import usable_cpus
-from thousandfold.pipeline.artifacts import installed_versions
-from thousandfold.pipeline.runtime import describe_host
+from thousandfold.pipeline.runtime import describe_host, require_precision, set_up_torch
 
-ROOT = Path(__file__).resolve().parents[1]
-SIDES = ("jax-unrolled", "jax-scan", "torch-plain", "thousandfold", "thousandfold-bf16")
-OPTIONAL_SIDES = ("thousandfold-checkpoint",)
+if TYPE_CHECKING:
+    from benchmarks.jax_learner import Body
+    from thousandfold.envs.compiled_task import CompiledTask
+    from thousandfold.replay.trajectory_buffer import TransitionBatch
+
+Work = Callable[[], None]
+"""What is timed: one call is one update, or one product, complete when it returns."""
+
+DEFAULT_SIDES = ("jax-unrolled", "jax-scan", "torch-plain", "thousandfold", "thousandfold-bf16")
 BASELINES = ("jax-unrolled", "jax-scan")
 MATMUL = "matmul"
 PRODUCTS = ("float32", "bfloat16", "float32 oneDNN")
 # Actor: 3 of its own, 2 through φ, 1 of ψ. Critic: 3 of φ, 3 of ψ.
 PASSES = 12
-# Pools of threads spin for some milliseconds after their work; the next side waits for that to end.
-_PAUSE_S = 0.05
+PUBLISHED = {"residual_scale": "none", "final_norm": False, "max_gradient_norm": None}
+_BATCHES = 8
+_WARM_UP_CALLS = 2
+_MIN_CALLS = 2
 
 
-class SideFailed(Exception):
-    """A side's process ended or was given up; says which."""
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of what is measured, and how many CPU threads it may use."""
+
+    depth: int
+    width: int
+    batch: int
+    threads: int
+    matmul_size: int = 1
 
 
-class Worker:
-    """One side in a process of its own.
+@dataclass(frozen=True)
+class AntDimensions:
+    """Sizes of the ant's spaces."""
 
-    Args:
-        side: its name.
-        cell: sizes, as `benchmarks.learner_speed_worker.Cell` takes them.
-        give_up_s: how long to wait for an answer before the process is killed.
-    """
+    observation_dim: int = 29
+    goal_dim: int = 2
+    action_dim: int = 8
 
-    def __init__(self, side: str, cell: dict[str, int], give_up_s: float) -> None:
-        self._give_up_s = give_up_s
-        command = [sys.executable, "-m", "benchmarks.learner_speed_worker", side, json.dumps(cell)]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+
+def batch_arrays(size: int) -> list[dict[str, np.ndarray]]:
+    """Return fixed random batches: observation and goal normal, actions uniform in [−1, 1], float32."""
+    random, dims = np.random.default_rng(0), AntDimensions()
+    return [
+        {
+            "observation": random.standard_normal((size, dims.observation_dim), np.float32),
+            "action": random.uniform(-1, 1, (size, dims.action_dim)).astype(np.float32),
+            "goal": random.standard_normal((size, dims.goal_dim), np.float32),
+        }
+        for _ in range(_BATCHES)
+    ]
+
+
+def torch_batches(size: int) -> list[TransitionBatch]:
+    """Return `batch_arrays` as the learner takes them."""
+    import torch
+
+    from thousandfold.replay.trajectory_buffer import TransitionBatch
+
+    return [
+        TransitionBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        for arrays in batch_arrays(size)
+    ]
+
+
+def _in_turn(update: Callable[[int], object]) -> Work:
+    """Return work whose n-th call is `update(n)`."""
+    calls = 0
+
+    def work() -> None:
+        nonlocal calls
+        update(calls)
+        calls += 1
+
+    return work
+
+
+def bfloat16_refusal() -> str | None:
+    """Return why the processor cannot be measured in bfloat16, or None: emulated, a product takes minutes."""
+    try:
+        require_precision("bfloat16", "cpu")
+    except SettingsError as refusal:
+        return str(refusal)
+    return None
+
+
+# -- the sides ------------------------------------------------------------------------------------
+
+
+def jax_side(sizes: Sizes, body: Body) -> dict[str, Work]:
+    """Build the published formulation on the CPU, its blocks unrolled or scanned over."""
+    import jax  # pyright: ignore[reportMissingImports]
+
+    from benchmarks.jax_learner import Batch, JaxLearner
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    dims = AntDimensions()
+    learner = JaxLearner(
+        dims.observation_dim, dims.goal_dim, dims.action_dim, depth=sizes.depth, width=sizes.width, body=body
+    )
+    state = learner.initialise(jax.random.key(0))
+    batches = [Batch(**jax.device_put(arrays)) for arrays in batch_arrays(sizes.batch)]
+    keys = list(jax.random.split(jax.random.key(1), _BATCHES))
+    jax.block_until_ready((state, batches, keys))
+
+    def update(index: int) -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(
+            learner.update(state, batches[index % _BATCHES], keys[index % _BATCHES])
         )
 
-    def wait_until_ready(self) -> dict[str, float]:
-        """Return how long the side took to build and to make its first call. Raises SideFailed."""
-        return self._reply()
-
-    def round(self, round_s: float) -> dict[str, dict[str, float]]:
-        """Have the side compute for about `round_s`; return its median seconds a call. Raises SideFailed."""
-        assert self._process.stdin is not None
-        try:
-            print(round_s, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise SideFailed(f"ended with exit code {self._process.wait()}") from None
-        return self._reply()
-
-    def _reply(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        given_up = threading.Event()
-
-        def give_up() -> None:
-            given_up.set()
-            self._process.kill()
-
-        timer = threading.Timer(self._give_up_s, give_up)
-        timer.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if given_up.is_set():
-            raise SideFailed(f"given up after {self._give_up_s:g} s")
-        if line:
-            return json.loads(line)
-        raise SideFailed(f"ended with exit code {self._process.wait()}")
-
-    def close(self) -> None:
-        """Kill the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+    return {"update": _in_turn(update)}
 
 
-@dataclasses.dataclass
+def torch_plain_side(sizes: Sizes) -> dict[str, Work]:
+    """Build the straightforward formulation in torch."""
+    import torch
+
+    from benchmarks.plain_learner import PlainLearner
+
+    set_up_torch(sizes.threads)
+    torch.manual_seed(0)
+    dims, batches, generator = AntDimensions(), torch_batches(sizes.batch), torch.Generator().manual_seed(1)
+    learner = PlainLearner(
+        dims.observation_dim, dims.goal_dim, dims.action_dim, depth=sizes.depth, width=sizes.width
+    )
+    return {"update": _in_turn(lambda index: learner.update(batches[index % _BATCHES], generator))}
+
+
+def thousandfold_side(
+    sizes: Sizes, precision: Literal["float32", "bfloat16"], checkpoint: bool = False
+) -> dict[str, Work]:
+    """Build the product's learner in the published form, which the other sides have at any depth."""
+    import torch
+
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+
+    set_up_torch(sizes.threads)
+    settings = {
+        "depth": sizes.depth,
+        "width": sizes.width,
+        "batch_size": sizes.batch,
+        "threads": sizes.threads,
+        "precision": precision,
+        "checkpoint_activations": checkpoint,
+        "actor_goals": "random",
+        **PUBLISHED,
+    }
+    # The learner reads nothing of a task but the three sizes.
+    task = cast("CompiledTask", AntDimensions())
+    learner = ContrastiveLearner(task, LearnerSettings.model_validate(settings), "cpu")
+    batches, generator = torch_batches(sizes.batch), torch.Generator().manual_seed(1)
+    return {"update": _in_turn(lambda index: learner.update(batches[index % _BATCHES], generator))}
+
+
+def matmul_side(sizes: Sizes) -> dict[str, Work]:
+    """Build one product of two square matrices by `torch.mm` and, where it is there, by oneDNN."""
+    import torch
+
+    from thousandfold.models.dense_products import OneDnnProducts, has_onednn
+
+    set_up_torch(sizes.threads)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(sizes.matmul_size, sizes.matmul_size, generator=generator) for _ in range(2))
+
+    def by_torch(dtype: torch.dtype) -> Work:
+        factors, result = (left.to(dtype), right.to(dtype)), torch.empty(left.shape, dtype=dtype)
+        return _in_turn(lambda _: torch.mm(*factors, out=result))
+
+    products = {"float32": by_torch(torch.float32)}
+    if not bfloat16_refusal():
+        products["bfloat16"] = by_torch(torch.bfloat16)
+    if has_onednn():
+        onednn = OneDnnProducts()
+        products["float32 oneDNN"] = _in_turn(lambda _: onednn.outputs(left, right))
+    return products
+
+
+SIDES: dict[str, Callable[[Sizes], dict[str, Work]]] = {
+    "jax-unrolled": lambda sizes: jax_side(sizes, "unrolled"),
+    "jax-scan": lambda sizes: jax_side(sizes, "scan"),
+    "torch-plain": torch_plain_side,
+    "thousandfold": lambda sizes: thousandfold_side(sizes, "float32"),
+    "thousandfold-bf16": lambda sizes: thousandfold_side(sizes, "bfloat16"),
+    "thousandfold-checkpoint": lambda sizes: thousandfold_side(sizes, "float32", checkpoint=True),
+    "matmul": matmul_side,
+}
+
+# -- a side's process -----------------------------------------------------------------------------
+
+
+def seconds_of(work: Work) -> float:
+    """Return the seconds that one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def run_round(work: Work, round_s: float) -> dict[str, float]:
+    """Call `work` for about `round_s`, at least twice; return the median seconds of a call."""
+    calls: list[float] = []
+    while len(calls) < _MIN_CALLS or sum(calls) < round_s:
+        calls.append(seconds_of(work))
+    return {"median_s": statistics.median(calls), "calls": len(calls)}
+
+
+def confine(threads: int) -> None:
+    """Keep this process and the thread pools that it will start on `threads` CPUs.
+
+    XLA sizes its pool by the CPUs that the process may use and has no setting of its own.
+
+    Raises:
+        ValueError: the system cannot bind a process to CPUs, or has fewer of them.
+    """
+    usable = usable_cpus()
+    if threads > usable or (threads < usable and not hasattr(os, "sched_setaffinity")):
+        raise ValueError(f"{threads} threads asked for, {usable} usable CPUs, and no way to bind to fewer")
+    if threads < usable:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def serve(side: str, sizes: Sizes, requests: TextIO, replies: TextIO) -> None:
+    """Build and warm up a side, tell how long that took, then answer each request with one round."""
+
+    def reply(value: object) -> None:
+        print(json.dumps(value), file=replies, flush=True)
+
+    start = time.perf_counter()
+    work = SIDES[side](sizes)
+    build_s = time.perf_counter() - start
+    first_call_s = sum(seconds_of(each) for each in work.values())
+    for each in work.values():
+        for _ in range(_WARM_UP_CALLS):
+            each()
+    reply({"build_s": build_s, "first_call_s": first_call_s})
+    for line in requests:
+        round_s = float(line) / len(work)
+        reply({name: run_round(each, round_s) for name, each in work.items()})
+
+
+def start_worker(side: str, sizes: Sizes, give_up_s: float = 600.0) -> Worker:
+    """Start a side in a process of its own; it answers first when it is built and warm."""
+    return Worker("learner_speed", "--serve", side, json.dumps(asdict(sizes)), give_up_s=give_up_s)
+
+
+# -- all of them ----------------------------------------------------------------------------------
+
+
+@dataclass
 class Measurement:
     """What was measured of one side.
 
@@ -126,44 +309,40 @@ class Measurement:
         failure: why the side has no figures, or None.
     """
 
-    ready: dict[str, float] = dataclasses.field(default_factory=dict)
-    rounds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    ready: dict[str, float] = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
     failure: str | None = None
+
+    def add(self, answer: Callable[[], dict[str, dict[str, float]]]) -> None:
+        """Add a round; where the side fails, say why and forget the others."""
+        if self.failure is None:
+            try:
+                for name, seconds in answer().items():
+                    self.rounds.setdefault(name, []).append(seconds["median_s"])
+            except SideFailed as failure:
+                self.failure, self.rounds = str(failure), {}
 
 
 def measure(
-    cell: dict[str, int], sides: list[str], *, rounds: int, round_s: float, give_up_s: float
+    sizes: Sizes, sides: Sequence[str], *, rounds: int, round_s: float, give_up_s: float
 ) -> dict[str, Measurement]:
     """Build every side and the matrix product one after the other, then measure them in turn."""
     measured = {side: Measurement() for side in [*sides, MATMUL]}
+    asks = {}
     with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker] = {}
         for side, measurement in measured.items():
             if side.endswith("bf16") and (refusal := bfloat16_refusal()):
                 measurement.failure = refusal
                 continue
-            workers[side] = worker = Worker(side, cell, give_up_s)
+            worker = start_worker(side, sizes, give_up_s)
             stack.callback(worker.close)
             try:
-                measurement.ready = worker.wait_until_ready()
+                measurement.ready = worker.answer()
+                asks[side] = partial(measurement.add, partial(worker.ask, round_s))
             except SideFailed as failure:
                 measurement.failure = str(failure)
-        for _ in range(rounds):
-            for side, measurement in measured.items():
-                if measurement.failure is None:
-                    time.sleep(_PAUSE_S)
-                    _add_round(measurement, workers[side], round_s)
+        in_turn(asks, rounds)
     return measured
-
-
-def _add_round(measurement: Measurement, worker: Worker, round_s: float) -> None:
-    try:
-        result = worker.round(round_s)
-    except SideFailed as failure:
-        measurement.failure, measurement.rounds = str(failure), {}
-        return
-    for name, seconds in result.items():
-        measurement.rounds.setdefault(name, []).append(seconds["median_s"])
 
 
 # -- figures --------------------------------------------------------------------------------------
@@ -174,14 +353,8 @@ def plain_update_gflop(depth: int, width: int, batch: int) -> float:
     return PASSES * 2.0 * batch * width**2 * depth / 1e9
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median, min and max, to five digits."""
-    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.5g}") for name, value in figures.items()}
-
-
 def side_figures(
-    side: str, measured: dict[str, Measurement], *, gflop: float, product_gflop: float
+    side: str, measured: Mapping[str, Measurement], *, gflop: float, product_gflop: float
 ) -> dict[str, Any]:
     """Return the figures of one side: seconds, rates, share of the product's rate, speed-up over JAX.
 
@@ -190,7 +363,7 @@ def side_figures(
         measured: every side and the matrix product.
         gflop, product_gflop: operations of a plain update and of a product.
     """
-    own = measured[side]
+    own, matmul = measured[side], measured[MATMUL]
     if own.failure is not None:
         return own.ready | {"not_measured": own.failure}
     seconds = own.rounds["update"]
@@ -200,25 +373,17 @@ def side_figures(
         "rounds": seconds,
         "gflops": spread([gflop / each for each in seconds]),
     }
-    matmul = measured[MATMUL]
     if matmul.failure is None:
-        update_per_product = gflop / product_gflop
         figures["share_of_matmul"] = {
-            precision: _ratios([update_per_product * s for s in products], seconds)
+            precision: ratios([gflop / product_gflop * s for s in products], seconds)
             for precision, products in matmul.rounds.items()
         }
-    others = [name for name in BASELINES if name != side and name in measured]
     figures["speedup_over"] = {
-        name: _ratios(measured[name].rounds["update"], seconds)
-        for name in others
-        if measured[name].failure is None
+        name: ratios(measured[name].rounds["update"], seconds)
+        for name in BASELINES
+        if name != side and name in measured and measured[name].failure is None
     }
     return figures
-
-
-def _ratios(reference: list[float], seconds: list[float]) -> dict[str, float]:
-    """Return how many times faster `seconds` are than those of `reference`, round by round."""
-    return spread([theirs / ours for theirs, ours in zip(reference, seconds, strict=True)])
 
 
 def matmul_figures(measurement: Measurement, product_gflop: float) -> dict[str, Any]:
@@ -231,43 +396,24 @@ def matmul_figures(measurement: Measurement, product_gflop: float) -> dict[str, 
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the product, of what it stands on and of the JAX packages."""
-    found = installed_versions()
-    for package in ("jax", "jaxlib", "flax", "optax"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def merge_cell(path: Path, key: str, result: dict[str, Any]) -> None:
-    """Put one cell's result into the file of all cells, in place of an older one of the same sizes."""
-    cells = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json_atomic(path, cells | {key: result})
-
-
 # -- what the user sees ---------------------------------------------------------------------------
 
 
-def result_table(key: str, result: dict[str, Any]) -> Table:
-    """Return the figures of one cell, a row a side."""
-    table = Table(title=f"{key}, {result['rounds']} rounds in turn, {result['threads']} threads")
-    table.add_column("side", no_wrap=True)
-    columns = ("build s", "first s", "ms/update", "min – max", "GFLOP/s", "of matmul")
-    for column in (*columns, *(f"× {name}" for name in BASELINES)):
-        table.add_column(column, justify="right")
-    for side, figures in result["sides"].items():
-        table.add_row(side, *_side_cells(side, figures))
+def show(key: str, result: Cell) -> str:
+    """Return the table of one cell, a row a side."""
+    heads = ["side", "build s", "first s", "ms/update", "min – max", "GFLOP/s", "of matmul"]
+    rows = [[side, *_side_cells(side, figures)] for side, figures in result["sides"].items()]
     for product in PRODUCTS:
         if rate := result["matmul"].get(product):
-            table.add_row(f"matmul {product}", "", "", "", "", f"{rate['gflops']['median']:.1f}")
-    return table
+            rows.append([f"matmul {product}", "", "", "", "", f"{rate['gflops']['median']:.1f}", "", "", ""])
+    title = f"{key}, {result['rounds']} rounds in turn, {result['threads']} threads"
+    return markdown_table([*heads, *(f"× {name}" for name in BASELINES)], rows, title)
 
 
-def _side_cells(side: str, figures: dict[str, Any]) -> list[str]:
+def _side_cells(side: str, figures: Mapping[str, Any]) -> list[str]:
     ready = [f"{figures[name]:.1f}" if name in figures else "" for name in ("build_s", "first_call_s")]
     if "not_measured" in figures:
-        return [*ready, figures["not_measured"]]
+        return [*ready, figures["not_measured"], "", "", "", "", ""]
     seconds, share = figures["seconds_per_update"], figures.get("share_of_matmul")
     precision = "bfloat16" if side.endswith("bf16") else "float32"
     cells = [
@@ -280,63 +426,72 @@ def _side_cells(side: str, figures: dict[str, Any]) -> list[str]:
     return ready + cells + [f"{speedup[name]['median']:.2f}" if name in speedup else "" for name in BASELINES]
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+def depth_option(said: str) -> int:
+    """Return a depth, whole blocks of 4 layers, from the command line."""
+    if int(said) < 4 or int(said) % 4:
+        raise argparse.ArgumentTypeError("must be a multiple of 4")
+    return int(said)
+
+
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked options; leave with a message where one makes no sense."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--depth", type=int, default=64)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7, help="at least 5")
-    parser.add_argument(
-        "--round-s", type=float, default=1.5, help="about how long a side computes in a round"
-    )
-    parser.add_argument("--sides", default=",".join(SIDES), help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=usable_cpus(), help="default: every CPU, %(default)s")
-    parser.add_argument("--matmul-size", type=int, default=2048, help="rows of the square matrices")
-    parser.add_argument("--give-up-s", type=float, default=1800.0, help="wait no longer for one answer")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/learner_speed.json")
-    options = parser.parse_args(arguments)
+    parser = StudyParser(__doc__, "learner_speed")
+    parser.set_defaults(again=True)
+    parser.add_argument("--depth", type=depth_option, default=64)
+    parser.number("--width", 256)
+    parser.number("--batch", 256)
+    parser.rounds(7, 1.5)
+    parser.add_argument("--sides", default=",".join(DEFAULT_SIDES), help="default: %(default)s")
+    parser.number("--threads", usable_cpus(), "default: every CPU")
+    parser.number("--matmul-size", 2048, "rows of the square matrices")
+    parser.number("--give-up-s", 1800.0, "wait no longer for one answer")
+    parser.add_argument("--serve", nargs=2, metavar=("SIDE", "SIZES"), help="be a side")
+    options = parser.parse(arguments)
     options.sides = options.sides.split(",")
-    known = SIDES + OPTIONAL_SIDES
+    known = [side for side in SIDES if side != MATMUL]
     if unknown := [side for side in options.sides if side not in known]:
         parser.error(f"no such side: {', '.join(unknown)}; there are {', '.join(known)}")
-    if any(side in BASELINES for side in options.sides) and not importlib.util.find_spec("flax"):
+    running = not (options.serve or options.table)
+    if running and set(BASELINES) & set(options.sides) and not importlib.util.find_spec("flax"):
         parser.error("the JAX sides need what `make benchmark-setup` installs; or choose other --sides")
-    if options.rounds < 5:
-        parser.error("--rounds must be at least 5")
-    if options.depth < 4 or options.depth % 4:
-        parser.error("--depth must be a multiple of 4")
     if not 1 <= options.threads <= usable_cpus():
         parser.error(f"--threads must lie in 1–{usable_cpus()}")
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure one cell, print its table and write its figures into the results."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one cell and print its table; or be one of the sides."""
     options = parse_options(arguments)
-    sizes = {name: getattr(options, name) for name in ("depth", "width", "batch", "threads", "matmul_size")}
+    if options.serve:
+        sizes = Sizes(**json.loads(options.serve[1]))
+        # What libraries print must not get between the replies.
+        with os.fdopen(os.dup(1), "w") as replies:
+            os.dup2(2, 1)
+            confine(sizes.threads)
+            serve(options.serve[0], sizes, sys.stdin, replies)
+        return
+    sizes = Sizes(options.depth, options.width, options.batch, options.threads, options.matmul_size)
+    gflop = plain_update_gflop(options.depth, options.width, options.batch)
+    product_gflop = 2.0 * options.matmul_size**3 / 1e9
+
+    def measured() -> Cell:
+        limits = {"rounds": options.rounds, "round_s": options.round_s, "give_up_s": options.give_up_s}
+        found = measure(sizes, options.sides, **limits)
+        return {
+            **asdict(sizes),
+            **limits,
+            "actor_goals": "random",
+            "plain_update_gflop": gflop,
+            "sides": {
+                side: side_figures(side, found, gflop=gflop, product_gflop=product_gflop)
+                for side in options.sides
+            },
+            "matmul": matmul_figures(found[MATMUL], product_gflop),
+        }
+
     # Processors are not compared with one another: each kind keeps its own cells.
     key = f"D{options.depth} W{options.width} B{options.batch}, {describe_host()['cpu']}"
-    flops = {
-        "gflop": plain_update_gflop(options.depth, options.width, options.batch),
-        "product_gflop": 2.0 * options.matmul_size**3 / 1e9,
-    }
-    facts = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": describe_host() | {"load_before": round(os.getloadavg()[0], 2)},
-        "versions": versions(),
-    }
-    limits = {"rounds": options.rounds, "round_s": options.round_s, "give_up_s": options.give_up_s}
-    measured = measure(sizes, options.sides, **limits)
-    result = facts | sizes | limits | {"actor_goals": "random", "plain_update_gflop": flops["gflop"]}
-    result["sides"] = {side: side_figures(side, measured, **flops) for side in options.sides}
-    result["matmul"] = matmul_figures(measured[MATMUL], flops["product_gflop"])
-    merge_cell(options.output, key, result)
-    # Where the output is no terminal it would be cut to 80 columns.
-    Console(width=max(Console().width, 120)).print(result_table(key, result))
-    print(f"wrote {options.output}")
+    run_study(options, [(key, measured)], book=CellBook(options.output, within=None), line=show)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,22 @@
     python -m benchmarks.objectives --table          print what is recorded; run nothing
 
 A cell is a variant with a seed; a seed decides dataset, student and closing episodes alike, so that variants
-of a seed are compared over the same episodes. A recorded cell is not run again.
+of a seed are compared over the same episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.distillation import (
-    RESULTS,
-    Cell,
-    CellBook,
-    make_dataset,
-    make_student,
-    studied_teacher,
-    study_parser,
-    with_interval,
-)
+from benchmarks.distillation import make_dataset, make_student, student_study, studied_teachers
+from benchmarks.harness import Cell, markdown_table, run_study, with_interval
 from thousandfold.pipeline.artifacts import Artifact
-
-OUTPUT = RESULTS / "objectives.json"
 
 
 @dataclass(frozen=True)
@@ -88,18 +79,16 @@ def run_cell(
 
 
 def table(cells: Mapping[str, Cell]) -> str:
-    """Return the variants as a Markdown table: means over seeds, and the retention of each seed."""
-    lines = [
-        "| variant | success | retention | of time at goal | retention of each seed |",
-        "|---|---|---|---|---|",
-    ]
-    variants = dict.fromkeys(name.rsplit(" seed ", 1)[0] for name in cells)
-    for variant in variants:
+    """Return a row a variant: means over seeds, and the retention of each seed."""
+    rows = []
+    for variant in dict.fromkeys(name.rsplit(" seed ", 1)[0] for name in cells):
         own = [cell for name, cell in cells.items() if name.rsplit(" seed ", 1)[0] == variant]
         means = [_mean(own, name) for name in ("success", "retention", "time_at_goal_retention")]
         seeds = "; ".join(with_interval(cell["retention"], cell["retention_interval"]) for cell in own)
-        lines.append(f"| {variant} | {' | '.join(means)} | {seeds} |")
-    return "\n".join(lines)
+        rows.append([variant, *means, seeds])
+    return markdown_table(
+        ["variant", "success", "retention", "of time at goal", "retention of each seed"], rows
+    )
 
 
 def _mean(cells: list[Cell], name: str) -> str:
@@ -107,43 +96,33 @@ def _mean(cells: list[Cell], name: str) -> str:
     return f"{np.mean(values):.3f}" if values else "undefined"
 
 
-def main() -> None:
-    """Run what is missing, or print what is there."""
-    run_study(__doc__, "objectives", OUTPUT, VARIANTS, DATASET, STUDENT)
-
-
-def run_study(
+def run_variants(
+    arguments: Sequence[str] | None,
     description: str | None,
     name: str,
-    output: Path,
     variants: Mapping[str, Variant],
     dataset: Mapping[str, Any],
     student: Mapping[str, Any],
 ) -> None:
-    """Run the command line of a study of variants: what is missing of it, or print what is there.
+    """Run the command line of a study of variants, which share settings of dataset and student."""
+    parser = student_study(description, name)
+    parser.several("--variants", list(variants), choices=variants)
+    options = parser.parse(arguments, needs="teacher")
+    cells = (
+        (
+            f"{chosen} seed {seed}",
+            partial(run_cell, variants[chosen], seed, teacher, options.workspace, dataset, student),
+        )
+        for teacher in studied_teachers(options)
+        for seed in options.seeds
+        for chosen in options.variants
+    )
+    run_study(options, cells, table)
 
-    Args:
-        description: of the command line.
-        name: of its workspace.
-        output: where cells are recorded.
-        variants: by name.
-        dataset, student: settings that all variants share.
-    """
-    parser = study_parser(description, name, output)
-    parser.add_argument("--variants", nargs="+", choices=variants, default=list(variants))
-    options = parser.parse_args()
-    book = CellBook(options.output)
-    if not options.table:
-        teacher = studied_teacher(parser, options)
-        for seed in options.seeds:
-            for chosen in options.variants:
-                book.cell(
-                    f"{chosen} seed {seed}",
-                    lambda variant=variants[chosen], seed=seed: run_cell(
-                        variant, seed, teacher, options.workspace, dataset, student
-                    ),
-                )
-    print(table(book.cells))
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print what is there."""
+    run_variants(arguments, __doc__, "objectives", VARIANTS, DATASET, STUDENT)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ Cells and seeds are those of `benchmarks.objectives`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.distillation import RESULTS
-from benchmarks.objectives import Variant, run_study
+from benchmarks.objectives import Variant, run_variants
 
-OUTPUT = RESULTS / "remedies.json"
 DATASET: Mapping[str, Any] = {
     "episodes": 50,
     "noise_levels": (0.0,),
@@ -49,9 +47,9 @@ REMEDIES: Mapping[str, Variant] = {
 }
 
 
-def main() -> None:
-    """Run what is missing, or print what is there."""
-    run_study(__doc__, "remedies", OUTPUT, REMEDIES, DATASET, STUDENT)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print what is there."""
+    run_variants(arguments, __doc__, "remedies", REMEDIES, DATASET, STUDENT)
 
 
 if __name__ == "__main__":

@@ -4,22 +4,21 @@
     python -m benchmarks.retention --table          print what is recorded; run nothing
 
 A cell is a task with a seed: a teacher, its dataset and a student, in a workspace of its own. A teacher that
-is there is taken, one that was cut off goes on from its checkpoint; a recorded cell is not run again.
+is there is taken, one that was cut off goes on from its checkpoint.
 Retention is measured over at least 1024 pairs of episodes that start and aim alike.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.distillation import RESULTS, ROOT, Cell, CellBook, make_dataset, make_student, with_interval
+from benchmarks.distillation import make_dataset, make_student
+from benchmarks.harness import ROOT, Cell, StudyParser, markdown_table, run_study, with_interval
 from benchmarks.short_trainings import TRAININGS, Training, train
-from thousandfold.pipeline.artifacts import Artifact
 
-OUTPUT = RESULTS / "retention.json"
 _POINT: Mapping[str, Any] = {
     "evaluate_every": 2,
     "evaluation_episodes": 256,
@@ -66,6 +65,7 @@ HARDER_STUDENTS: Mapping[str, Mapping[str, Any]] = {
 }
 LEAST_TEACHER, LEAST_RETENTION, LEAST_BOUND = 0.8, 0.98, 0.95
 
+_RATIOS = ("retention", "time_at_goal_retention")
 _RESULTS = (
     "success", "success_interval", "teacher_success", "time_at_goal", "teacher_time_at_goal", "retention",
     "retention_interval", "time_at_goal_retention", "time_at_goal_retention_interval", "episodes",
@@ -83,20 +83,17 @@ def run_cell(
     """Make what is missing of a cell and return its record."""
     teacher = train(training, seed, workspace)
     data = make_dataset(workspace, teacher, {**dataset, "seed": seed})
-    return _record(teacher, data, make_student(workspace, teacher, data, {**student, "seed": seed}))
-
-
-def _record(teacher: Artifact, dataset: Artifact, student: Artifact) -> Cell:
-    results = student.manifest.results
+    made = make_student(workspace, teacher, data, {**student, "seed": seed})
+    results = made.manifest.results
     return {
         **{name: results[name] for name in _RESULTS},
         "met": met(results),
-        "rows": dataset.manifest.results["rows"],
+        "rows": data.manifest.results["rows"],
         "teacher_minutes": teacher.manifest.results["elapsed_s"] / 60,
         "settings": {
             "teacher": teacher.manifest.settings,
-            "dataset": dataset.manifest.settings,
-            "student": student.manifest.settings,
+            "dataset": data.manifest.settings,
+            "student": made.manifest.settings,
         },
     }
 
@@ -107,53 +104,49 @@ def met(results: Mapping[str, Any]) -> bool:
         results[name] is not None
         and results[name] >= LEAST_RETENTION
         and results[f"{name}_interval"][0] >= LEAST_BOUND
-        for name in ("retention", "time_at_goal_retention")
+        for name in _RATIOS
     ]
     return results["teacher_success"] >= LEAST_TEACHER and all(kept)
 
 
 def table(cells: Mapping[str, Cell]) -> str:
-    """Return the cells as a Markdown table."""
-    lines = [
-        "| teacher | its success | student's | retention of success | of time at goal | episodes | met |",
-        "|---|---|---|---|---|---|---|",
+    """Return a row a cell."""
+    rows = [
+        [
+            name,
+            *(f"{cell[side]:.3f}" for side in ("teacher_success", "success")),
+            *(with_interval(cell[of], cell[f"{of}_interval"]) for of in _RATIOS),
+            cell["episodes"],
+            "yes" if cell["met"] else "no",
+        ]
+        for name, cell in cells.items()
     ]
-    for name, cell in cells.items():
-        success = with_interval(cell["retention"], cell["retention_interval"])
-        time = with_interval(cell["time_at_goal_retention"], cell["time_at_goal_retention_interval"])
-        lines.append(
-            f"| {name} | {cell['teacher_success']:.3f} | {cell['success']:.3f} | {success} | {time} | "
-            f"{cell['episodes']} | {'yes' if cell['met'] else 'no'} |"
-        )
-    return "\n".join(lines)
+    heads = ["teacher", "its success", "student's", "retention of success", "of time at goal", "episodes"]
+    return markdown_table([*heads, "met"], rows)
 
 
-def main() -> None:
-    """Run what is missing, or print what is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tasks", nargs="+", choices=TEACHERS, default=list(TEACHERS), help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print what is there."""
+    parser = StudyParser(__doc__, "retention")
+    parser.several("--tasks", list(TEACHERS), choices=TEACHERS, help="default: all")
+    parser.seeds()
     parser.add_argument("--workspace-root", type=Path, default=ROOT / "runs" / "retention")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
-    options = parser.parse_args()
-    book = CellBook(options.output)
-    if not options.table:
-        for seed in options.seeds:
-            for task in options.tasks:
-                name = f"{task} seed {seed}"
-                workspace = options.workspace_root / name.replace(" ", "-")
-                student = {**STUDENT, **HARDER_STUDENTS.get(task, {})}
-                cell = book.cell(
-                    name,
-                    lambda task=task, seed=seed, at=workspace, student=student: run_cell(
-                        TEACHERS[task], seed, at, student=student
-                    ),
-                )
-                print(table({name: cell}).splitlines()[-1], flush=True)
-    print(table(book.cells))
+    options = parser.parse(arguments)
+    cells = (
+        (
+            f"{task} seed {seed}",
+            partial(
+                run_cell,
+                TEACHERS[task],
+                seed,
+                options.workspace_root / f"{task}-seed-{seed}",
+                student={**STUDENT, **HARDER_STUDENTS.get(task, {})},
+            ),
+        )
+        for seed in options.seeds
+        for task in options.tasks
+    )
+    run_study(options, cells, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long until 0.8 success, beside Stable-Baselines3's SAC with hindsight replay on the same environment.
 
-    python -m benchmarks.sb3_wall_clock --task point_u_maze --task arm_reach --seed 0 --seed 1
+    python -m benchmarks.sb3_wall_clock --tasks point_u_maze arm_reach --seeds 0 1
 
 Both sides learn in one process on the CPU, with as many threads, and are evaluated as they go on episodes of
 the distribution ``evaluation``, as many for both. The clock runs from the first step of the training to the
@@ -9,9 +9,8 @@ on as many fresh episodes is beside it, as are the curves. The product's side is
 which evaluates every few unrolls; `sb3_learner.py` says how the other is set. Both were set by trying on
 these tasks.
 
-Each task, seed and side is a cell. A cell that the output holds is not run again, so a comparison that was
-cut off goes on where it was. A side that did not get there in time counts with the limit, and the ratio is
-then at most what is printed.
+Each task, seed and side is a cell. A side that did not get there in time counts with the limit, and the ratio
+is then at most what is printed.
 """
 
 from __future__ import annotations
@@ -22,20 +21,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.learner_speed import merge_cell
-from benchmarks.turns import facts
+from benchmarks.harness import ROOT, Cell, CellBook, StudyParser, markdown_table, read_history, run_study
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 
-ROOT = Path(__file__).resolve().parents[1]
 OWN, SB3 = "thousandfold", "SB3 SAC+HER"
 SIDES = (OWN, SB3)
 # What `pipeline train-teacher` is told: the quickstart with networks of 4 layers, which pay on short clocks,
@@ -119,7 +114,7 @@ def own_outcome(teacher: Artifact, target_success: float) -> dict[str, Any]:
     """Return the outcome of a teacher that is finished, or of one that was stopped, from its checkpoint."""
     finished = teacher.manifest.status == "completed"
     if finished:
-        history = json.loads(teacher.file("history.json").read_text(encoding="utf-8"))["history"]
+        history = read_history(teacher)["history"]
     else:
         history = CheckpointFolder(teacher.file("checkpoint")).progress["history"]
     met = [entry["elapsed_s"] for entry in history if entry["success"] >= target_success]
@@ -159,83 +154,67 @@ def clock(cell: dict[str, Any]) -> float:
     return cell["limit_s"] if cell["reached_s"] is None else cell["reached_s"]
 
 
-def result_table(task: str, seeds: list[int], cells: dict[str, Any]) -> Table:
-    """Return the clocks of one task, a row a seed, and the median of the ratios."""
-    table = Table(title=f"{task}: seconds to the target (success on fresh episodes then)")
-    for column in ("seed", *SIDES, f"{OWN} / {SB3}"):
-        table.add_column(column, justify="right")
-    ratios = []
-    for seed in seeds:
-        pair = [cells[cell_key(task, seed, side)] for side in SIDES]
-        ratios.append(clock(pair[0]) / clock(pair[1]))
-        table.add_row(str(seed), *map(_clock_text, pair), f"{ratios[-1]:.3f}")
-    table.add_row("median", "", "", f"{statistics.median(ratios):.3f}")
-    return table
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return a table a task: the clocks of seeds that both sides have run, and the median of the ratios."""
+    tables = []
+    for task in dict.fromkeys(name.split(", ")[0] for name in cells):
+        rows, found = [], []
+        for seed in sorted({int(name.split("seed ")[1]) for name in cells if name.startswith(f"{task}, ")}):
+            pair = [cells.get(cell_key(task, seed, side)) for side in SIDES]
+            if all(pair):
+                found.append(clock(pair[0] or {}) / clock(pair[1] or {}))
+                rows.append([seed, *(_clock_text(cell or {}) for cell in pair), f"{found[-1]:.3f}"])
+        if rows:
+            rows.append(["median", "", "", f"{statistics.median(found):.3f}"])
+            title = f"{task}: seconds to the target (success on fresh episodes then)"
+            tables.append(markdown_table(["seed", *SIDES, f"{OWN} / {SB3}"], rows, title))
+    return "\n\n".join(tables)
 
 
-def _clock_text(cell: dict[str, Any]) -> str:
+def _clock_text(cell: Cell) -> str:
     if cell["reached_s"] is None:
         return f"not in {cell['limit_s']:.0f}"
     return f"{cell['reached_s']:.0f} ({cell['final_success']:.2f})"
 
 
-@click.command(help="Measure the time to a success rate beside Stable-Baselines3's SAC+HER.")
-@click.option("--task", "tasks", type=click.Choice(list(OWN_ARGUMENTS)), multiple=True, help="[default: all]")
-@click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
-@click.option("--side", "sides", type=click.Choice(SIDES), multiple=True, default=SIDES, show_default=True)
-@click.option("--limit-s", type=click.FloatRange(min=1), default=1800.0, show_default=True)
-@click.option("--target-success", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
-@click.option("--episodes", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each side.")
-@click.option(
-    "--workspace",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/sb3_wall_clock"),
-    show_default=True,
-    help="Where the product's teachers go.",
-)
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results" / "sb3_wall_clock.json",
-    help="JSON file to add to.  [default: benchmarks/results/sb3_wall_clock.json]",
-)
-def main(
-    tasks: tuple[str, ...],
-    seeds: tuple[int, ...],
-    sides: tuple[str, ...],
-    limit_s: float,
-    target_success: float,
-    episodes: int,
-    threads: int,
-    workspace: Path,
-    output: Path,
-) -> None:
-    """Run the cells that are missing, print what is complete."""
-    limits = Limits(limit_s, target_success, episodes, threads)
-    for task in tasks or tuple(OWN_ARGUMENTS):
-        for seed in seeds:
-            for side in sides:
-                key = cell_key(task, seed, side)
-                if key in _read(output):
-                    continue
-                print(f"-- {key}", flush=True)
-                cell = facts() | asdict(limits)
-                started = time.perf_counter()
-                if side == OWN:
-                    cell |= run_own(task, seed, limits, (workspace / f"{task}-seed-{seed}").absolute())
-                else:
-                    cell |= run_sb3(task, seed, limits)
-                merge_cell(output, key, cell | {"process_s": time.perf_counter() - started})
-        cells = _read(output)
-        complete = [seed for seed in seeds if all(cell_key(task, seed, side) in cells for side in SIDES)]
-        if complete:
-            Console().print(result_table(task, complete, cells))
-    click.echo(f"results in {output}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cells that are missing, and print what is complete."""
+    parser = StudyParser(__doc__, "sb3_wall_clock")
+    parser.several("--tasks", list(OWN_ARGUMENTS), choices=OWN_ARGUMENTS, help="default: all")
+    parser.seeds()
+    parser.several("--sides", list(SIDES), choices=SIDES)
+    parser.number("--limit-s", 1800.0, least=1)
+    parser.number("--target-success", 0.8)
+    parser.number("--episodes", 128, least=1)
+    parser.number("--threads", 1, "of each side", least=1)
+    parser.add_argument(
+        "--workspace", type=Path, default=ROOT / "runs/sb3_wall_clock", help="of our teachers"
+    )
+    options = parser.parse(arguments)
+    limits = Limits(options.limit_s, options.target_success, options.episodes, options.threads)
 
+    def run(task: str, seed: int, side: str) -> Cell:
+        print(f"-- {cell_key(task, seed, side)}", flush=True)
+        started = time.perf_counter()
+        if side == OWN:
+            found = run_own(task, seed, limits, (options.workspace / f"{task}-seed-{seed}").absolute())
+        else:
+            found = run_sb3(task, seed, limits)
+        return asdict(limits) | found | {"process_s": time.perf_counter() - started}
 
-def _read(output: Path) -> dict[str, Any]:
-    return json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    cells = (
+        (cell_key(task, seed, side), partial(run, task, seed, side))
+        for task in options.tasks
+        for seed in options.seeds
+        for side in options.sides
+    )
+    run_study(
+        options,
+        cells,
+        table,
+        book=CellBook(options.output, within=None),
+        line=lambda name, cell: f"{name}: {_clock_text(cell)}",
+    )
 
 
 if __name__ == "__main__":

@@ -11,94 +11,50 @@ taken round by round. Beside it, what the exchange of the gradients takes by its
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import datetime
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.learner_speed_worker import AntDimensions, batch_arrays
-from thousandfold.ground.files import write_json_atomic
+from benchmarks.harness import Cell, StudyParser, Worker, in_turn, markdown_table, ratios, run_once, spread
+from benchmarks.learner_speed import AntDimensions, torch_batches
 from thousandfold.ground.machine import usable_cpus
-from thousandfold.pipeline.artifacts import installed_versions
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.pipeline.runtime import describe_host, set_up_torch
+from thousandfold.pipeline.runtime import set_up_torch
 
 if TYPE_CHECKING:
     from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
-ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"one-rank": (1, 1), "two-ranks": (2, 1), "two-ranks-weak": (2, 2)}
 """How many ranks, and how many times the batch they share."""
 
 _EXCHANGES = 5
-_PAUSE_S = 0.05
-_END_S = 10.0
 
 
-class Side:
-    """The ranks of one side, each in a process of its own, and rank 0's replies.
+def start_ranks(name: str, sizes: Mapping[str, int], store_port: int) -> list[Worker]:
+    """Start the ranks of a side, each in a process of its own; rank 0 answers.
 
     Args:
         name: one of `SIDES`.
         sizes: ``depth``, ``width`` and ``batch``.
         store_port: where the ranks meet.
     """
-
-    def __init__(self, name: str, sizes: dict[str, Any], store_port: int) -> None:
-        count, times = SIDES[name]
-        cell = json.dumps(sizes | {"batch": sizes["batch"] * times})
-        self._processes = [_start_rank(rank, count, cell, store_port) for rank in range(count)]
-        self._reply()
-
-    def round(self, round_s: float) -> dict[str, float]:
-        """Have the ranks compute for about `round_s`; return transitions a second and the exchange's time."""
-        assert self._processes[0].stdin is not None
-        print(round_s, file=self._processes[0].stdin, flush=True)
-        return self._reply()
-
-    def _reply(self) -> Any:
-        line = cast(IO[str], self._processes[0].stdout).readline()
-        if not line:
-            raise SystemExit(f"a rank ended with exit code {self._processes[0].wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Let the ranks end; kill those that are too busy."""
-        cast(IO[str], self._processes[0].stdin).close()
-        for process in self._processes:
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _start_rank(rank: int, count: int, cell: str, store_port: int) -> subprocess.Popen[str]:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    environment = {name: str(value) for name, value in names.items()} | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store_port),
+    count, times = SIDES[name]
+    cell = json.dumps({**sizes, "batch": sizes["batch"] * times})
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store_port), "OMP_NUM_THREADS": "1"}
+    shared |= {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": "1",
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.two_ranks", "--rank-of", cell],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdin=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-        stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-        text=True,
-    )
+    return [
+        Worker("two_ranks", "--rank-of", cell, environment=shared | {"RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(count)
+    ]
 
 
 # -- one rank -------------------------------------------------------------------------------------
@@ -134,14 +90,7 @@ def _rate_of(ranks: Ranks, sizes: dict[str, int]) -> Any:
     """Return a function that computes for about so many seconds and returns the figures of that round."""
     import torch
 
-    from thousandfold.replay.trajectory_buffer import TransitionBatch
-
-    learner = _learner(ranks, sizes)
-    own = ranks.share("batch", sizes["batch"])
-    batches = [
-        TransitionBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-        for arrays in batch_arrays(own)
-    ]
+    learner, batches = _learner(ranks, sizes), torch_batches(ranks.share("batch", sizes["batch"]))
     generator = torch.Generator().manual_seed(ranks.rank)
 
     def updates(count: int) -> float:
@@ -171,110 +120,82 @@ def _rate_of(ranks: Ranks, sizes: dict[str, int]) -> Any:
 # -- all of them ----------------------------------------------------------------------------------
 
 
-def measure(sizes: dict[str, Any], rounds: int, round_s: float) -> dict[str, list[dict[str, float]]]:
+def measure(sizes: Mapping[str, int], rounds: int, round_s: float) -> dict[str, list[dict[str, float]]]:
     """Start every side, then measure them in turn; return each side's figures round by round."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     # A side's ranks meet in a store of its own, which torchrun's agent would keep.
     stores = {name: TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for name in SIDES}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    asks = {}
     with contextlib.ExitStack() as stack:
-        sides = {}
         for name, store in stores.items():
-            sides[name] = Side(name, sizes, store.port)
-            stack.callback(sides[name].close)
-        for _ in range(rounds):
-            for name, side in sides.items():
-                time.sleep(_PAUSE_S)
-                found[name].append(side.round(round_s))
-    return found
+            ranks = start_ranks(name, sizes, store.port)
+            for rank in ranks:
+                stack.callback(rank.close)
+            ranks[0].answer()
+            asks[name] = partial(ranks[0].ask, round_s)
+        return in_turn(asks, rounds)
 
 
-def figures_of(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def figures_of(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
     """Return rates, exchange times and ratios over one rank, each with its median, least and most."""
-    alone = [figures["samples_per_second"] for figures in found["one-rank"]]
-    result: dict[str, Any] = {}
-    for name, rounds in found.items():
-        rates = [figures["samples_per_second"] for figures in rounds]
-        ratios = [rate / single for rate, single in zip(rates, alone, strict=True)]
-        result[name] = {
+    rates = {name: [each["samples_per_second"] for each in rounds] for name, rounds in found.items()}
+    return {
+        name: {
             "ranks": SIDES[name][0],
-            "samples_per_second": _spread(rates),
-            "rounds": [float(f"{rate:.5g}") for rate in rates],
-            "over_one_rank": _spread(ratios),
-            "exchange_s": _spread([figures["exchange_s"] for figures in rounds]),
+            "samples_per_second": spread(rates[name]),
+            "rounds": [float(f"{rate:.5g}") for rate in rates[name]],
+            "over_one_rank": ratios(rates[name], rates["one-rank"]),
+            "exchange_s": spread([each["exchange_s"] for each in rounds]),
         }
-    return result
+        for name, rounds in found.items()
+    }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.5g}") for name, value in figures.items()}
-
-
-def result_table(result: dict[str, Any]) -> Table:
-    """Return the figures, a row a side."""
-    title = "D{depth} W{width} batch {batch}, {rounds} rounds in turn, one thread a rank".format(**result)
-    table = Table(title=title)
-    table.add_column("side", no_wrap=True)
-    for column in ("batch", "samples/s", "min – max", "× one rank", "exchange ms"):
-        table.add_column(column, justify="right")
+def show(result: Cell) -> str:
+    """Return the table of the figures, a row a side."""
+    rows = []
     for name, figures in result["sides"].items():
         rate = figures["samples_per_second"]
-        table.add_row(
-            name,
-            str(result["batch"] * SIDES[name][1]),
-            f"{rate['median']:,.0f}",
-            f"{rate['min']:,.0f} – {rate['max']:,.0f}",
-            f"{figures['over_one_rank']['median']:.2f}",
-            f"{figures['exchange_s']['median'] * 1e3:.1f}" if figures["ranks"] > 1 else "",
+        rows.append(
+            [
+                name,
+                result["batch"] * SIDES[name][1],
+                f"{rate['median']:,.0f}",
+                f"{rate['min']:,.0f} – {rate['max']:,.0f}",
+                f"{figures['over_one_rank']['median']:.2f}",
+                f"{figures['exchange_s']['median'] * 1e3:.1f}" if figures["ranks"] > 1 else "",
+            ]
         )
-    return table
-
-
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the checked options; leave with a message where one makes no sense."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    title = "D{depth} W{width} batch {batch}, {rounds} rounds in turn, one thread a rank".format(**result)
+    return markdown_table(
+        ["side", "batch", "samples/s", "min – max", "× one rank", "exchange ms"], rows, title
     )
-    parser.add_argument("--depth", type=int, default=64)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=512, help="over all ranks; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="at least 5")
-    parser.add_argument("--round-s", type=float, default=10.0, help="about how long a side computes in one")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/two_ranks.json")
-    parser.add_argument("--rank-of", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.rounds < 5:
-        parser.error("--rounds must be at least 5")
-    if options.batch < 4 or options.batch % 2:
-        parser.error("--batch must be even and at least 4")
-    if usable_cpus() < 2 and options.rank_of is None:
-        parser.error("two ranks need two CPUs")
-    return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print a table and write the figures; or be one of the ranks."""
-    options = parse_options(arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a table; or be one of the ranks."""
+    parser = StudyParser(__doc__, "two_ranks")
+    parser.number("--depth", 64)
+    parser.number("--width", 256)
+    parser.number("--batch", 512, "over all ranks", least=4)
+    parser.rounds(7, 10.0)
+    parser.add_argument("--rank-of", type=json.loads, help="be a rank")
+    options = parser.parse(arguments)
     if options.rank_of is not None:
-        serve(options.rank_of)
-        return
+        return serve(options.rank_of)
+    if options.batch % 2:
+        parser.error("--batch must be even")
+    if usable_cpus() < 2 and not options.table:
+        parser.error("two ranks need two CPUs")
     sizes = {name: getattr(options, name) for name in ("depth", "width", "batch")}
-    result: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": describe_host() | {"load_before": round(os.getloadavg()[0], 2)},
-        "versions": installed_versions(),
-        **sizes,
-        "threads_per_rank": 1,
-        "rounds": options.rounds,
-        "round_s": options.round_s,
-    }
-    result["sides"] = figures_of(measure(sizes, options.rounds, options.round_s))
-    write_json_atomic(options.output, result)
-    # Where the output is no terminal it would be cut to 80 columns.
-    Console(width=max(Console().width, 120)).print(result_table(result))
-    print(f"wrote {options.output}")
+
+    def measured() -> Cell:
+        timing = {"threads_per_rank": 1, "rounds": options.rounds, "round_s": options.round_s}
+        return sizes | timing | {"sides": figures_of(measure(sizes, options.rounds, options.round_s))}
+
+    run_once(options, measured, show)
+    return None
 
 
 if __name__ == "__main__":

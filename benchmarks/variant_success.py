@@ -1,27 +1,26 @@
 """What float16 and int8 take and keep: trained students in each precision, in the same closed-loop episodes.
 
-    python -m benchmarks.variant_success --student runs/student-... [--student ...]
+    python -m benchmarks.variant_success --student runs/student-... [...]
     python -m benchmarks.variant_success --table          print what is recorded; run nothing
 
 A cell is a student: exported by `pipeline export-onnx` with both variants tried, as a user would. Latencies
 are medians of single calls on one thread, variant and float32 file in turns, and count when nothing else
-runs. Success is over the same episodes in every precision. A recorded cell is not run again.
+runs. Success is over the same episodes in every precision.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.distillation import RESULTS, Cell, CellBook, make_context
+from benchmarks.distillation import make_context
+from benchmarks.harness import Cell, StudyParser, markdown_table, run_study
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.stages.export_onnx import export_onnx
 from thousandfold.stages.networks import load_actor
 
-OUTPUT = RESULTS / "variant_success.json"
-EPISODES = 1024
 VARIANTS = ("float16", "int8")
 
 
@@ -44,21 +43,19 @@ def run_cell(student: Artifact, episodes: int) -> Cell:
 
 
 def table(cells: Mapping[str, Cell]) -> str:
-    """Return the cells as a Markdown table; what is not offered is struck through."""
+    """Return a row a student; what is not offered is struck through."""
     heads = ["student", "success, float32"]
     for name in VARIANTS:
         heads += [f"success, {name}", "a call, float32's"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for cell in cells.values():
-        network = cell["network"]
-        row = [
-            f"{cell['task']}, {network['depth']} × {network['width']}",
+    rows = [
+        [
+            f"{cell['task']}, {cell['network']['depth']} × {cell['network']['width']}",
             f"{cell['float32']['success']:.3f}",
+            *(column for name in VARIANTS for column in _columns(cell[name])),
         ]
-        for name in VARIANTS:
-            row += _columns(cell[name])
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        for cell in cells.values()
+    ]
+    return markdown_table(heads, rows)
 
 
 def _columns(found: Mapping[str, object]) -> list[str]:
@@ -68,26 +65,18 @@ def _columns(found: Mapping[str, object]) -> list[str]:
     return [success, times] if found["offered"] else [f"~~{success}~~", f"~~{times}~~"]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing, or print what is there."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.variant_success",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print what is there."""
+    parser = StudyParser(__doc__, "variant_success")
+    parser.several("--student", type=Path, help="folders of artifacts")
+    parser.number("--episodes", 1024, "of each precision")
+    options = parser.parse(arguments, needs="student")
+    students = [Workspace(at.resolve().parent.parent).open(str(at), "student") for at in options.student]
+    cells = (
+        (f"{each.manifest.task} {str(each.manifest.hash)[:12]}", partial(run_cell, each, options.episodes))
+        for each in students
     )
-    parser.add_argument("--student", type=Path, action="append", default=[], help="folder of an artifact")
-    parser.add_argument("--episodes", type=int, default=EPISODES, help="of each precision")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--table", action="store_true", help="print what is recorded; run nothing")
-    options = parser.parse_args(arguments)
-    if not options.student and not options.table:
-        parser.error("give --student, or --table")
-    book = CellBook(options.output)
-    for folder in options.student:
-        student = Workspace(folder.resolve().parent.parent).open(str(folder), "student")
-        name = f"{student.manifest.task} {str(student.manifest.hash)[:12]}"
-        book.cell(name, lambda student=student: run_cell(student, options.episodes))
-    print(table(book.cells))
+    run_study(options, cells, table)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,9 +37,7 @@ def test_the_result_says_what_was_measured(
 
     monkeypatch.setattr(cold_start, "first_action", first_action)
     policy, output = write_policy(tmp_path / "policy.onnx"), tmp_path / "result.json"
-    arguments = ["cold_start", "--policy", str(policy), "--rounds", "3", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    cold_start.main()
+    cold_start.main(["--policy", str(policy), "--rounds", "3", "--output", str(output)])
     result = json.loads(output.read_text())
     (row,) = result["policies"]
     assert row["first_round_s"] == 3.0 and row["rounds_above_limit"] == 1

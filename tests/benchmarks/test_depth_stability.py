@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import depth_stability, depth_stability_figures
+from benchmarks import depth_stability
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,9 @@ def test_cells_become_a_table_and_a_picture(tmp_path):
     cells = [
         depth_stability.run_cell(4, variant, seed=0, updates=2) for variant in ("published", "final_norm")
     ]
-    table = depth_stability_figures.markdown_table(cells).splitlines()
+    table = depth_stability.table(dict(enumerate(cells))).splitlines()
     assert len(table) == 2 + len(cells)
     assert all(line.count("|") == table[0].count("|") for line in table)
     assert [line.split("|")[1].strip() for line in table[2:]] == ["final_norm", "published"]
-    depth_stability_figures.draw(cells, tmp_path / "stability.png")
+    depth_stability.draw(cells, tmp_path / "stability.png")
     assert (tmp_path / "stability.png").read_bytes().startswith(b"\x89PNG")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 
 from benchmarks import dagger_against_offline, distillation, objectives, remedies, retention
 from benchmarks.dagger_against_offline import arms, pair_counts, pooled_ratio
-from benchmarks.distillation import CellBook, make_dataset, make_student, run_both
-from benchmarks.short_trainings import arguments
+from benchmarks.distillation import make_dataset, make_student, run_both
+from benchmarks.short_trainings import told
 from tests.benchmarks.test_short_trainings import TINY
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.settings import resolve_settings
@@ -62,20 +61,6 @@ def no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what is shared ---------------------------------------------------------------------------------
 
 
-def test_a_recorded_cell_is_not_made_again(tmp_path: Path) -> None:
-    made = []
-
-    def make() -> dict[str, Any]:
-        made.append(1)
-        return {"value": len(made)}
-
-    assert CellBook(tmp_path / "out.json", {"of": "cells"}).cell("a", make) == {"value": 1}
-    again = CellBook(tmp_path / "out.json")
-    assert again.cell("a", make) == {"value": 1} and again.cell("b", make) == {"value": 2}
-    recorded = json.loads((tmp_path / "out.json").read_text())
-    assert recorded["cells"] == {"a": {"value": 1}, "b": {"value": 2}} and recorded["host"]["cpu"]
-
-
 @pytest.mark.usefixtures("no_more_work")
 def test_an_artifact_of_the_same_settings_is_taken(workspace: Path, teacher: Artifact) -> None:
     data = make_dataset(workspace, teacher, {**DATASET, "seed": 0})
@@ -98,7 +83,7 @@ def test_two_networks_run_the_same_episodes(workspace: Path, teacher: Artifact, 
 
 @pytest.mark.parametrize("name", retention.TEACHERS)
 def test_the_trainer_takes_what_a_cell_tells_it(name: str) -> None:
-    pairs = [argument.removeprefix("--set=") for argument in arguments(retention.TEACHERS[name], 1)[5:]]
+    pairs = [argument.removeprefix("--set=") for argument in told(retention.TEACHERS[name], 1)[4:]]
     settings = resolve_settings(TrainTeacherSettings, "train_teacher", overrides=pairs, flags={"seed": 1})
     assert settings.threads == 1 and settings.depth > retention.STUDENT["student_depth"]
     assert DistillSettings(**retention.STUDENT).student_depth == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,9 @@ def test_a_record_is_drawn_again_without_running_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "record.json").write_text(json.dumps(RECORD))
-    monkeypatch.setattr(frontier_grid.subprocess, "run", None)
+    monkeypatch.setattr(frontier_grid, "run_pipeline", None)
     arguments = ["--figure", "--output", f"{tmp_path}/record.json", "--picture", f"{tmp_path}/a.png"]
-    monkeypatch.setattr(sys, "argv", ["frontier_grid", *arguments])
-    main()
+    main(arguments)
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert "3 students" in capsys.readouterr().out
 

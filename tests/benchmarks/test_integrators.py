@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from benchmarks import integrators
 from thousandfold.envs.registry import compile_task
@@ -37,15 +36,10 @@ def test_positions_follow_the_actions() -> None:
     assert ahead[:, 0, 1].tolist() == pytest.approx([1.0, 1.0])
 
 
-def test_rk4_is_nearer_to_the_reference_and_the_script_keeps_other_tasks(tmp_path: Path) -> None:
+def test_rk4_is_nearer_to_the_reference(tmp_path: Path) -> None:
     output = tmp_path / "integrators.json"
-    output.write_text('{"humanoid": "kept"}')
-    arguments = ["--worlds=32", "--horizon=1", "--horizon=5", f"--output={output}"]
-    done = CliRunner().invoke(integrators.main, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    cells = json.loads(output.read_text())
-    assert cells["humanoid"] == "kept"
-    cell = cells["ant"]
+    integrators.main(["--worlds=32", "--horizons", "1", "5", f"--output={output}"])
+    cell = json.loads(output.read_text())["ant"]
     assert cell["own_integrator"] == "mjINT_IMPLICITFAST"
     assert cell["reference_timestep_s"] == pytest.approx(cell["timestep_s"] / 4)
     first, later = cell["horizons"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ MIB = 2**20
 
 
 def test_activations_are_what_an_update_needs_beside_its_parameters():
-    sizes = {"width": 64, "batch_size": 256, "threads": 1}
-    shallow, deep = (learner_memory.run_cell(sizes | {"depth": depth}) for depth in (4, 64))
+    shallow, deep = (learner_memory.run_cell(depth, "float32", width=64, batch=256) for depth in (4, 64))
     # 60 layers, each two matrices of 4 · 256 rows; what is held for a moment comes on top at both depths.
     more = 60 * 2 * 4 * 256 * 64 * 4
     found = deep["activation_bytes"] - shallow["activation_bytes"]
@@ -25,5 +23,5 @@ def test_activations_are_what_an_update_needs_beside_its_parameters():
 
 def test_what_was_measured_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learner_memory, "PICTURE", tmp_path / "memory.png")
-    learner_memory.draw(json.loads(learner_memory.RESULT.read_text()))
+    learner_memory.main(["--figure"])
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")

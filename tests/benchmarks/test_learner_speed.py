@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import learner_speed, learner_speed_worker
-from benchmarks.learner_speed import Measurement, SideFailed, Worker
-from benchmarks.learner_speed_worker import AntDimensions, Cell, batch_arrays
+from benchmarks import learner_speed
+from benchmarks.learner_speed import AntDimensions, Measurement, Sizes, batch_arrays
 from benchmarks.plain_learner import PlainLearner
 from thousandfold.models import dense_products
 from thousandfold.replay.trajectory_buffer import TransitionBatch
 
 DEPTH, WIDTH, BATCH, UPDATES = 8, 8, 8, 3
 DIMS = AntDimensions()
-SIZES = {"depth": 4, "width": 8, "batch": 8, "threads": 1, "matmul_size": 16}
+SIZES = Sizes(depth=4, width=8, batch=8, threads=1, matmul_size=16)
 TINY = ["--depth=4", "--width=8", "--batch=8", "--rounds=5", "--round-s=0.001", "--matmul-size=16"]
 
 
@@ -120,17 +119,12 @@ def test_without_permutation_the_jax_actor_gets_the_goal_of_its_state(jax_learne
 
 @pytest.mark.parametrize("side", ["torch-plain", "thousandfold", "matmul"])
 def test_a_torch_side_works(side: str):
-    works = learner_speed_worker.SIDES[side](Cell(**SIZES))
+    works = learner_speed.SIDES[side](SIZES)
     assert works
     for work in works.values():
-        result = learner_speed_worker.run_round(work, 0.001)
+        result = learner_speed.run_round(work, 0.001)
         assert result["calls"] >= 2
         assert result["median_s"] > 0
-
-
-def test_the_script_knows_the_workers_sides():
-    known = {*learner_speed.SIDES, *learner_speed.OPTIONAL_SIDES, learner_speed.MATMUL}
-    assert known == set(learner_speed_worker.SIDES)
 
 
 def test_the_script_writes_a_cell_beside_the_others(tmp_path):
@@ -167,9 +161,9 @@ def test_products_are_timed_by_what_there_is(
 ):
     if onednn and not dense_products.has_onednn():
         pytest.skip("this torch comes without oneDNN")
-    monkeypatch.setattr(learner_speed_worker, "bfloat16_refusal", lambda: refusal)
+    monkeypatch.setattr(learner_speed, "bfloat16_refusal", lambda: refusal)
     monkeypatch.setattr(dense_products, "has_onednn", lambda: onednn)
-    products = learner_speed_worker.matmul_side(Cell(**SIZES))
+    products = learner_speed.matmul_side(SIZES)
     missing = {"bfloat16": refusal, "float32 oneDNN": not onednn}
     assert list(products) == [name for name in learner_speed.PRODUCTS if not missing.get(name)]
     for product in products.values():
@@ -180,7 +174,6 @@ def test_products_are_timed_by_what_there_is(
     ("option", "message"),
     [
         ("--sides=torch", "no such side: torch"),
-        ("--rounds=4", "at least 5"),
         ("--depth=6", "multiple of 4"),
         ("--threads=0", "--threads must lie in"),
     ],
@@ -189,15 +182,6 @@ def test_a_senseless_option_is_refused(option: str, message: str, capsys: pytest
     with pytest.raises(SystemExit):
         learner_speed.parse_options(["--sides=torch-plain", option])
     assert message in capsys.readouterr().err
-
-
-def test_a_side_that_takes_too_long_is_given_up():
-    worker = Worker("torch-plain", SIZES, give_up_s=0.05)
-    try:
-        with pytest.raises(SideFailed, match=r"given up after 0\.05 s"):
-            worker.wait_until_ready()
-    finally:
-        worker.close()
 
 
 def test_ratios_are_taken_round_by_round():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import short_trainings
-from benchmarks.short_trainings import TRAININGS, Training, arguments, describe, draw, random_policy, run_cell
+from benchmarks import harness, short_trainings
+from benchmarks.short_trainings import TRAININGS, Training, describe, draw, random_policy, run_cell, told
 from thousandfold.envs.registry import compile_task
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.train_teacher.training import TrainTeacherSettings
@@ -35,7 +35,7 @@ TINY = Training(
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_trainer_takes_what_a_cell_tells_it(name: str) -> None:
-    pairs = [argument.removeprefix("--set=") for argument in arguments(TRAININGS[name], 3)[5:]]
+    pairs = [argument.removeprefix("--set=") for argument in told(TRAININGS[name], 3)[4:]]
     flags = {"task": TRAININGS[name].reference, "seed": 3}
     settings = resolve_settings(TrainTeacherSettings, "train_teacher", overrides=pairs, flags=flags)
     assert settings.threads == 1 and settings.env_steps == TRAININGS[name].settings["env_steps"]
@@ -62,7 +62,7 @@ def test_a_cell_compares_over_the_same_episodes_and_is_not_trained_twice(
     assert cell["intervals_disjoint"] == apart
     assert cell["settings"]["episode_steps"] == 20
 
-    monkeypatch.setattr(short_trainings.subprocess, "run", None)  # would be called for a training
+    monkeypatch.setattr(harness, "run_pipeline", None)  # would be called for a training
     again = run_cell(TINY, 0, tmp_path)
     assert again == cell
     assert describe("tiny seed 0", cell).startswith(

@@ -39,13 +39,7 @@ def test_a_variant_whose_actions_are_not_finite_has_no_success():
     assert "~~not finite~~" in table({"a": cell(variant(None, False), variant(0.9, True))})
 
 
-def test_without_a_student_there_is_nothing_to_run(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as left:
-        variant_success.main([])
-    assert left.value.code == 2 and "give --student, or --table" in capsys.readouterr().err
-
-
-def test_a_recorded_student_is_not_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_student_is_found_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     exported = []
 
     def run(student: Artifact, episodes: int) -> dict:
@@ -55,7 +49,6 @@ def test_a_recorded_student_is_not_exported_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(variant_success, "run_cell", run)
     student = make_student(tmp_path, NetworkShape(4, 16))
     arguments = [f"--student={student.path}", "--episodes=8", f"--output={tmp_path / 'found.json'}"]
-    variant_success.main(arguments)
     variant_success.main(arguments)
     assert exported == [(student.name, 8)]
 
