@@ -122,9 +122,8 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         version = f"{runtime.get('name', '?')} {runtime.get('version', '')}".strip()
         facts.append(("Runtime", version, f"{runtime.get('threads', 1)} thread"))
     if report.get("rate_hz"):
-        facts.append(
-            ("Control rate", f"{report['rate_hz']:g} Hz", f"{1e6 / report['rate_hz']:,.0f} µs a step")
-        )
+        period = f"{1e6 / report['rate_hz']:,.0f} µs a step"
+        facts.append(("Control rate", f"{report['rate_hz']:g} Hz", period))
     if report.get("speedup"):
         facts.append(("Against the teacher", f"{report['speedup']:.3g} times as fast", "p50, back to back"))
     policy = next(iter((report.get("networks") or {}).values()), {})
@@ -136,9 +135,8 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         facts.append(("Cold start", f"{cold['total_s']:.2f} s to the first action", imports))
     if memory := report.get("memory"):
         grown = f"{memory['resident_growth'] / 1024:+.0f} KiB after {figure(memory.get('calls'))} calls"
-        facts.append(
-            ("Memory", f"{memory['resident_after_load'] / 2**20:.0f} MiB with the policy loaded", grown)
-        )
+        resident = f"{memory['resident_after_load'] / 2**20:.0f} MiB with the policy loaded"
+        facts.append(("Memory", resident, grown))
     return facts
 
 

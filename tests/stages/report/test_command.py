@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from thousandfold.pipeline.cli import cli
 
 pytest.importorskip("jinja2")
-from tests.stages.made_up_chain import MadeUpChain, make_chain
+from tests.stages.made_up_chain import MadeUpChain
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +20,6 @@ def without_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI", "THOUSANDFOLD_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("thousandfold.pipeline.tracking.mlflow_is_installed", lambda: False)
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> MadeUpChain:
-    return make_chain(tmp_path)
 
 
 def invoke(workspace: Path, *arguments: str, code: int = 0) -> Result:
