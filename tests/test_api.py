@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,15 @@ import pytest
 from click.testing import CliRunner
 
 import thousandfold
-from thousandfold import Artifact, MissingArtifactError, NonFiniteError, Policy, SettingsError, UserError
+from thousandfold import (
+    Artifact,
+    MissingArtifactError,
+    NonFiniteError,
+    Policy,
+    SettingsError,
+    StoppedByUser,
+    UserError,
+)
 from thousandfold.pipeline.cli import cli
 from thousandfold.pipeline.tracking_database import sqlite_uri
 
@@ -92,6 +101,32 @@ class TestStages:
             example["teacher"], workspace=workspace, preset="smoke", on_evaluation=heard.append
         )
         assert heard == json.loads(student.file("history.json").read_text())["history"]
+
+    def test_ctrl_c_saves_and_says_how_to_go_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+        with pytest.raises(
+            StoppedByUser, match=r"state saved in .* train-teacher --resume (teacher-[0-9-]+)"
+        ):
+            thousandfold.train_teacher(
+                workspace=tmp_path,
+                preset="smoke",
+                on_evaluation=lambda _: signal.raise_signal(signal.SIGINT),
+            )
+        done = CliRunner().invoke(cli, ["--workspace", str(tmp_path), "train-teacher", "--resume"])
+        assert done.exit_code == 0, done.output
+
+    def test_what_a_listener_raises_ends_the_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+        with pytest.raises(KeyError, match="reward"):
+            thousandfold.train_teacher(
+                workspace=tmp_path, preset="smoke", on_evaluation=lambda found: found["reward"]
+            )
+        (teacher,) = (tmp_path / "runs").glob("teacher-*")
+        assert Artifact.load(teacher).status == "failed"
 
     def test_an_artifact_is_given_by_name_or_folder(self, example: dict[str, Any], workspace: Path) -> None:
         teacher = example["teacher"]
