@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.task import MazePicture, TaskError
+from thousandfold.ground.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +57,9 @@ def draw_paths(
         TaskError: the task's goal has no x and y.
         ValueError: paths, goals and successes are not equally many.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Circle
+
     if not has_plan(task):
         raise TaskError(f"Task {task.name!r} has no goal in the plane to draw paths to.")
     goals, successes = np.asarray(goals, float).reshape(-1, task.goal_dim), np.asarray(successes, bool)
@@ -65,13 +68,30 @@ def draw_paths(
     radius, maze = task.spec.success[0].radius, task.spec.maze
     goals, paths = _plan(task, goals), [_plan(task, path) for path in paths]
 
-    low, high = _open_limits(paths, goals, radius) if maze is None else _maze_limits(maze)
-    sides = _inches(high - low, None if maze is None else maze.scale)
-    canvas, axes = _open_canvas(sides, title, below=_LEGEND_INCHES)
-    _draw_ground(axes, low, high, maze)
-    _draw_goals(axes, goals, successes, radius)
-    _draw_lines(axes, paths, successes)
-    _draw_legend(canvas.figure, successes)
+    canvas, axes = _open_map(_limits(maze, paths, goals, radius), maze, title, below=_LEGEND_INCHES)
+    # Each goal once, with its success radius: evaluation goals are few, and many paths share one.
+    for x, y in np.unique(goals.round(3), axis=0):
+        axes.add_patch(Circle((x, y), radius, facecolor=_GOAL_FILL, alpha=0.35, linewidth=0, zorder=2))
+        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor=_GOAL_EDGE, linewidth=0.9, zorder=2))
+    if len(goals):
+        axes.scatter(goals[:, 0], goals[:, 1], marker="*", s=45, color=_GOAL_EDGE, linewidths=0, zorder=5)
+    # Paths with a dot at their start; the more there are, the fainter, misses above hits.
+    alpha = float(np.clip(10 / max(len(paths), 1), _FAINTEST, _BOLDEST))
+    for path, reached in zip(paths, successes, strict=True):
+        colour, layer = (_REACHED, 3) if reached else (_MISSED, 4)
+        style = {"color": colour, "alpha": alpha, "linewidth": 1.4, "solid_capstyle": "round"}
+        axes.plot(path[:, 0], path[:, 1], **style, zorder=layer)
+        axes.scatter(*path[0, :2], s=14, color=colour, edgecolors="white", linewidths=0.5, zorder=6)
+    reached, marks = int(successes.sum()), {"linestyle": "", "color": _INK, "markeredgewidth": 0}
+    handles = [
+        Line2D([], [], color=_REACHED, linewidth=2, label=f"reached the goal ({reached})"),
+        Line2D([], [], color=_MISSED, linewidth=2, label=f"did not ({len(successes) - reached})"),
+        Line2D([], [], marker="o", markersize=5, label="start", **marks),
+        Line2D([], [], marker="*", markersize=9, label="goal", **{**marks, "color": _GOAL_EDGE}),
+    ]
+    canvas.figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=_INK
+    )
     _write_png(canvas, Path(path_png))
 
 
@@ -90,14 +110,17 @@ def draw_arrows(
         title: a line above the picture.
     """
     seen_from_above, maze = has_plan(task), task.spec.maze
-    starts, goals = (_arrow_ends(task, ends) for ends in (starts, goals))
-    radius = task.spec.success[0].radius
-    low, high = _open_limits([starts], goals, radius) if maze is None else _maze_limits(maze)
-    sides = _inches(high - low, None if maze is None else maze.scale)
-    if not seen_from_above:
-        sides = np.full(2, _OPEN_SIDE_INCHES)  # the two numbers need not be of one unit
-    canvas, axes = _open_canvas(sides, title)
-    _draw_ground(axes, low, high, maze)
+
+    def ends(goals: np.ndarray) -> np.ndarray:
+        goals = np.asarray(goals, float).reshape(-1, task.goal_dim)
+        if seen_from_above:
+            return _plan(task, goals)
+        return goals[:, :2] if task.goal_dim > 1 else np.stack([goals[:, 0], np.arange(len(goals))], axis=1)
+
+    starts, goals = ends(starts), ends(goals)
+    limits = _limits(maze, [starts], goals, task.spec.success[0].radius)
+    # Numbers that are no x and y need not be of one unit.
+    canvas, axes = _open_map(limits, maze, title, square=not seen_from_above)
     if not seen_from_above:
         axes.set_aspect("auto")
         axes.set_xlabel("first number of the goal", fontsize=9, color=_INK)
@@ -113,72 +136,37 @@ def draw_arrows(
     _write_png(canvas, Path(path_png))
 
 
-def _open_canvas(sides: np.ndarray, title: str, below: float = 0.0) -> tuple[FigureCanvasAgg, Axes]:
-    """Return an empty picture and the axes of its map.
+def _open_map(
+    limits: tuple[np.ndarray, np.ndarray],
+    maze: MazePicture | None,
+    title: str,
+    *,
+    below: float = 0.0,
+    square: bool = False,
+) -> tuple[FigureCanvasAgg, Axes]:
+    """Return a picture and the axes of its map: walls with a tick at every cell, or open ground with a grid.
 
     Args:
-        sides: width and height of the map, in inches; there is more room for labels and the title.
+        limits: the least and the largest x and y to show, each (2,).
+        maze: the maze to draw; None for open ground.
         title: a line above the map.
         below: inches to leave below the map, for a legend.
+        square: whether the map is a square, whatever its limits; else a metre is as long along x as along y.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+    low, high = limits
+    span, inches = high - low, _OPEN_SIDE_INCHES
+    if maze is not None:  # one of few cells stays small
+        inches = min(_LARGEST_CELL_INCHES * span.max() / maze.scale, _LONGEST_SIDE_INCHES)
+    sides = np.full(2, _OPEN_SIDE_INCHES) if square else span * inches / span.max()
     size = (max(sides[0] + _LABEL_INCHES, _LEAST_INCHES), sides[1] + _TITLE_INCHES + below)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=10, color=_INK)
-    return FigureCanvasAgg(figure), axes
-
-
-def _arrow_ends(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
-    """Return where the ends of arrows lie in the picture, (n, 2)."""
-    goals = np.asarray(goals, float).reshape(-1, task.goal_dim)
-    if has_plan(task):
-        return _plan(task, goals)
-    return goals[:, :2] if task.goal_dim > 1 else np.stack([goals[:, 0], np.arange(len(goals))], axis=1)
-
-
-def _plan(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
-    """Return x and y of goals, (n, 2)."""
-    positions = task.goal_positions(goals)
-    assert positions is not None  # the task has a plan
-    return positions[:, :2]
-
-
-def _maze_limits(maze: MazePicture) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the largest x and y to show of a maze, each (2,)."""
-    rows = maze.layout.split()
-    margin = 0.5 - _OUTER_WALL_CELLS
-    cells = np.array([len(rows), len(rows[0])])
-    return np.add(maze.origin, maze.scale * margin), np.add(maze.origin, maze.scale * (cells - 1 - margin))
-
-
-def _open_limits(
-    paths: Sequence[np.ndarray], goals: np.ndarray, radius: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the largest x and y to show, each (2,): all paths and whole goals.
-
-    Neither side is much shorter than the other, so that a straight path is no hairline.
-    """
-    points = np.concatenate([*paths, goals - radius, goals + radius, np.zeros((0, 2))])
-    if not len(points):
-        points = np.array([[-radius, -radius], [radius, radius]])
-    low, high = points.min(0), points.max(0)
-    span = np.maximum(high - low, _NARROWEST * (high - low).max()) * 1.1
-    middle = (low + high) / 2
-    return middle - span / 2, middle + span / 2
-
-
-def _inches(span: np.ndarray, cell: float | None) -> np.ndarray:
-    """Return width and height of the map for its span in metres; mazes of few cells stay small."""
-    if cell is None:
-        return span * _OPEN_SIDE_INCHES / span.max()
-    return span / cell * min(_LARGEST_CELL_INCHES, _LONGEST_SIDE_INCHES * cell / span.max())
-
-
-def _draw_ground(axes: Axes, low: np.ndarray, high: np.ndarray, maze: MazePicture | None) -> None:
-    """Draw walls with a tick at every cell, or open ground with a grid."""
     axes.set_facecolor(_FLOOR)
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
@@ -189,95 +177,52 @@ def _draw_ground(axes: Axes, low: np.ndarray, high: np.ndarray, maze: MazePictur
     for spine in axes.spines.values():
         spine.set_visible(False)
     if maze is None:
-        _draw_grid(axes)
-    else:
-        _draw_walls(axes, maze)
-
-
-def _draw_grid(axes: Axes) -> None:
-    """Draw lines as far apart along x as along y."""
-    from matplotlib.ticker import MaxNLocator, MultipleLocator
-
-    spans = [np.diff(axes.get_xlim())[0], np.diff(axes.get_ylim())[0]]
-    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0.0, max(spans))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _draw_walls(axes: Axes, maze: MazePicture) -> None:
-    from matplotlib.patches import Rectangle
-
+        ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0.0, span.max())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MultipleLocator(ticks[1] - ticks[0]))
+        axes.grid(color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        return FigureCanvasAgg(figure), axes
     rows, scale, (x, y) = maze.layout.split(), maze.scale, maze.origin
+    # An edge of the wall's own colour: without it, hairlines show between neighbouring cells.
+    style = {"facecolor": _WALL, "edgecolor": _WALL, "linewidth": 0.5}
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
             if cell == "#":
                 corner = (x + scale * (i - 0.5), y + scale * (j - 0.5))
-                # An edge of the wall's own colour: without it, hairlines show between neighbouring cells.
-                axes.add_patch(
-                    Rectangle(corner, scale, scale, facecolor=_WALL, edgecolor=_WALL, linewidth=0.5)
-                )
+                axes.add_patch(Rectangle(corner, scale, scale, **style))
     axes.set_xticks(x + scale * np.arange(1, len(rows) - 1))
     axes.set_yticks(y + scale * np.arange(1, len(rows[0]) - 1))
+    return FigureCanvasAgg(figure), axes
 
 
-def _draw_goals(axes: Axes, goals: np.ndarray, successes: np.ndarray, radius: float) -> None:
-    """Draw each goal once with its success radius: evaluation goals are few, and many paths share one."""
-    from matplotlib.patches import Circle
-
-    for x, y in np.unique(goals.round(3), axis=0):
-        axes.add_patch(Circle((x, y), radius, facecolor=_GOAL_FILL, alpha=0.35, linewidth=0, zorder=2))
-        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor=_GOAL_EDGE, linewidth=0.9, zorder=2))
-    if len(goals):
-        axes.scatter(goals[:, 0], goals[:, 1], marker="*", s=45, color=_GOAL_EDGE, linewidths=0, zorder=5)
+def _plan(task: CompiledTask, goals: np.ndarray) -> np.ndarray:
+    """Return x and y of goals, (n, 2)."""
+    positions = task.goal_positions(goals)
+    assert positions is not None  # the task has a plan
+    return positions[:, :2]
 
 
-def _draw_lines(axes: Axes, paths: Sequence[np.ndarray], successes: np.ndarray) -> None:
-    """Draw paths with a dot at their start; the more there are, the fainter, misses above hits."""
-    alpha = float(np.clip(10 / max(len(paths), 1), _FAINTEST, _BOLDEST))
-    for path, reached in zip(paths, successes, strict=True):
-        colour = _REACHED if reached else _MISSED
-        layer = 3 if reached else 4
-        path = np.asarray(path)
-        axes.plot(
-            path[:, 0],
-            path[:, 1],
-            color=colour,
-            alpha=alpha,
-            linewidth=1.4,
-            solid_capstyle="round",
-            zorder=layer,
-        )
-        axes.scatter(*path[0, :2], s=14, color=colour, edgecolors="white", linewidths=0.5, zorder=6)
+def _limits(
+    maze: MazePicture | None, paths: Sequence[np.ndarray], goals: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the largest x and y to show, each (2,): the maze, or all paths and whole goals.
+
+    On open ground neither side is much shorter than the other, so that a straight path is no hairline.
+    """
+    if maze is not None:
+        rows, margin = maze.layout.split(), 0.5 - _OUTER_WALL_CELLS
+        last = np.array([len(rows), len(rows[0])]) - 1 - margin
+        return np.add(maze.origin, maze.scale * margin), np.add(maze.origin, maze.scale * last)
+    points = np.concatenate([*paths, goals - radius, goals + radius, np.zeros((0, 2))])
+    if not len(points):
+        points = np.array([[-radius, -radius], [radius, radius]])
+    low, high = points.min(0), points.max(0)
+    span = np.maximum(high - low, _NARROWEST * (high - low).max()) * 1.1
+    middle = (low + high) / 2
+    return middle - span / 2, middle + span / 2
 
 
-def _draw_legend(figure: Any, successes: np.ndarray) -> None:
-    from matplotlib.lines import Line2D
-
-    def line(colour: str, label: str) -> Line2D:
-        return Line2D([], [], color=colour, linewidth=2, label=label)
-
-    reached = int(successes.sum())
-    marks: dict[str, Any] = {"linestyle": "", "color": _INK, "markeredgewidth": 0}
-    handles = [
-        line(_REACHED, f"reached the goal ({reached})"),
-        line(_MISSED, f"did not ({len(successes) - reached})"),
-        Line2D([], [], marker="o", markersize=5, label="start", **marks),
-        Line2D([], [], marker="*", markersize=9, label="goal", **{**marks, "color": _GOAL_EDGE}),
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=_INK
-    )
-
-
-def _write_png(canvas: Any, path: Path) -> None:
-    """Write the picture beside its place, then rename it, so that no reader sees half of one."""
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
-    try:
-        with temporary.open("xb") as file:
-            canvas.print_png(file)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _write_png(canvas: FigureCanvasAgg, path: Path) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        canvas.print_png(file)

@@ -77,7 +77,15 @@ class SceneRenderer:
         self.task, self.width, self.height = task, width, height
         self._camera, self._follow = scene_camera(task)
         self._distance = float(self._camera.distance)
-        self._model = _drawn_model(task, width, height, self._camera.distance)
+        spec = task.spec.build_spec()
+        apply_style(spec, self._distance, own=task.spec.file is None)
+        # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
+        near = _NEAR * self._distance / task.model.stat.extent
+        spec.visual.map.znear = min(spec.visual.map.znear, near)
+        spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
+        self._model, _ = compile_spec(spec)
+        if task.spec.file is not None:
+            show_hidden_bodies(self._model)
         self._data, start = mujoco.MjData(self._model), task.start_data(distribution)
         self._data.mocap_pos[:], self._data.mocap_quat[:] = start.mocap_pos, start.mocap_quat
         self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
@@ -87,7 +95,12 @@ class SceneRenderer:
             self._option.flags[mujoco.mjtVisFlag.mjVIS_INERTIA] = 1
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._opengl = open_context(width, height)
-        self._context = _drawing_context(self._model, self._opengl)
+        try:
+            self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:
+            self._opengl.free()
+            raise NoOpenGLError(f"MuJoCo cannot use the one that was opened ({error})") from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         # Not __del__: at the interpreter's exit OpenGL is gone before objects are.
         self._finalizer = weakref.finalize(self, _free, self._opengl, self._context)
 
@@ -125,42 +138,27 @@ class SceneRenderer:
         if not self._finalizer.alive:
             raise RuntimeError("the renderer is closed")
         marker = None if goal is None else goal_marker(self.task, goal)
-        self._pose(qpos)
+        model, data, camera = self._model, self._data, self._camera
+        data.qpos[:] = qpos  # kinematics follow; no dynamics and no contacts
+        for compute in (
+            mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_flex, mujoco.mj_tendon,
+        ):  # fmt: skip
+            compute(model, data)
         self._aim(marker)
-        self._fill_scene()
+        every = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, self._option, None, camera, every, self._scene)
+        light_scene(self._scene, np.asarray(camera.lookat), camera.distance)
         if marker is not None:
             add_goal(self._scene, marker, reached=reached)
         if trail is not None:
             self._add_trail(trail)
-        return self._picture()
-
-    def _fill_scene(self) -> None:
-        """Put the model as it is posed into the scene, and light it."""
-        every = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(self._model, self._data, self._option, None, self._camera, every, self._scene)
-        light_scene(self._scene, np.asarray(self._camera.lookat), self._camera.distance)
-
-    def _picture(self) -> np.ndarray:
-        """Return what OpenGL makes of the scene, (height, width, 3) uint8."""
         picture = np.empty((self.height, self.width, 3), np.uint8)
         # Shadows of what is in view and no more: all that they cover shares one resolution.
-        self._context.shadowClip = SUN.reach * self._camera.distance
+        self._context.shadowClip = SUN.reach * camera.distance
         self._opengl.make_current()
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(picture, None, self._rectangle, self._context)
         return picture[::-1].copy()  # OpenGL's first row is the lowest
-
-    def _pose(self, qpos: np.ndarray) -> None:
-        """Put the drawn model into a position: its kinematics, no dynamics and no contacts."""
-        self._data.qpos[:] = qpos
-        for compute in (
-            mujoco.mj_kinematics,
-            mujoco.mj_comPos,
-            mujoco.mj_camlight,
-            mujoco.mj_flex,
-            mujoco.mj_tendon,
-        ):
-            compute(self._model, self._data)
 
     def _aim(self, marker: GoalMarker | None) -> None:
         """Point a camera that follows a body midway to the goal, far enough away to show them both."""
@@ -174,15 +172,7 @@ class SceneRenderer:
         half[:given] = (np.array(marker.position[:2]) - body)[:given] / 2
         self._camera.lookat[:2] += half[:2]
         room = max(1.25 * marker.radius, _ROOM * self._distance)
-        self._camera.distance = max(self._distance, self._distance_to_show(half, room))
-
-    def _distance_to_show(self, half: np.ndarray, room: float) -> float:
-        """Return how far the camera must be from the middle of a line to show its ends at ±half, (3,) metres.
-
-        Args:
-            half: from the middle to one end.
-            room: to leave around the ends, in metres.
-        """
+        # The camera is so far from the middle that it shows both ends, at ±half, with room around them.
         azimuth, elevation = np.radians((self._camera.azimuth, self._camera.elevation))
         level = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
         forward = np.cos(elevation) * level + np.array([0.0, 0.0, np.sin(elevation)])
@@ -190,7 +180,7 @@ class SceneRenderer:
         up = np.cross(right, forward)
         slope = np.tan(np.radians(self._model.vis.global_.fovy) / 2)
         across = max(abs(up @ half) + room, (abs(right @ half) + room) * self.height / self.width)
-        return float(across / slope + abs(forward @ half))
+        self._camera.distance = max(self._distance, float(across / slope + abs(forward @ half)))
 
     def _add_trail(self, trail: np.ndarray) -> None:
         """Add a line through what was achieved; a long one gets no more pieces, but longer ones."""
@@ -285,29 +275,6 @@ def _look_at_starts(task: CompiledTask, camera: mujoco.MjvCamera) -> None:
         camera.lookat[:], camera.distance = middle, _DISTANCE_TO_SEE * reach
 
 
-def _drawn_model(task: CompiledTask, width: int, height: int, distance: float) -> mujoco.MjModel:
-    spec = task.spec.build_spec()
-    apply_style(spec, distance, own=task.spec.file is None)
-    # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
-    near = _NEAR * distance / task.model.stat.extent
-    spec.visual.map.znear = min(spec.visual.map.znear, near)
-    spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
-    model, _ = compile_spec(spec)
-    if task.spec.file is not None:
-        show_hidden_bodies(model)
-    return model
-
-
-def _drawing_context(model: mujoco.MjModel, opengl: Any) -> mujoco.MjrContext:
-    try:
-        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-    except mujoco.FatalError as error:
-        opengl.free()
-        raise NoOpenGLError(f"MuJoCo cannot use the one that was opened ({error})") from error
-    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
-    return context
-
-
 def _free(opengl: Any, context: mujoco.MjrContext) -> None:
     with opengl.as_current():
         context.free()
@@ -379,7 +346,11 @@ def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:
         )
     if own:
         _lay_floor(spec, distance)
-        _colour_robot(spec)
+        for geom in spec.geoms:
+            for colour, ours in _COLOURS.items():
+                if geom.material in ("", "geom") and np.allclose(geom.rgba[:3], colour, atol=1e-3):
+                    geom.material, geom.rgba[:3] = "", ours
+                    break
     spec.visual.rgba.haze[:] = (*_SKY_BELOW, 1.0)
     spec.visual.quality.shadowsize, spec.visual.quality.offsamples = 2048, 4
 
@@ -421,7 +392,9 @@ def light_scene(scene: mujoco.MjvScene, lookat: np.ndarray, distance: float) -> 
 
 def _lay_floor(spec: mujoco.MjSpec, distance: float) -> None:
     """Give the world's planes no end and squares of a round number of metres."""
-    square = _round_number(2 * distance / _FLOOR_CELLS_IN_VIEW)
+    side = 2 * distance / _FLOOR_CELLS_IN_VIEW
+    power = 10.0 ** math.floor(math.log10(side))
+    square = power * min((1.0, 2.0, 5.0, 10.0), key=lambda step: abs(math.log(side / power / step)))
     spec.add_texture(
         name=_FLOOR_NAME,
         type=mujoco.mjtTexture.mjTEXTURE_2D,
@@ -438,19 +411,3 @@ def _lay_floor(spec: mujoco.MjSpec, distance: float) -> None:
         if geom.type == mujoco.mjtGeom.mjGEOM_PLANE:
             geom.material, geom.rgba[:] = _FLOOR_NAME, 1.0
             geom.size[:] = (0.0, 0.0, 1.0)
-
-
-def _colour_robot(spec: mujoco.MjSpec) -> None:
-    """Turn the colours of Gymnasium's models, and textures of these colours, into those of the others."""
-    for geom in spec.geoms:
-        for colour, ours in _COLOURS.items():
-            if geom.material in ("", "geom") and np.allclose(geom.rgba[:3], colour, atol=1e-3):
-                geom.material, geom.rgba[:3] = "", ours
-                break
-
-
-def _round_number(value: float) -> float:
-    """Return the number of 1, 2 or 5 times a power of ten that is nearest to `value` as a ratio."""
-    power = 10.0 ** math.floor(math.log10(value))
-    steps = (1.0, 2.0, 5.0, 10.0)
-    return power * min(steps, key=lambda step: abs(math.log(value / power / step)))

@@ -19,7 +19,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 import thousandfold  # noqa: F401, registers the environments
-from tests.envs.strict_checks import check_env_strictly
 from tests.envs.user_tasks.user_pages import STATEFUL_ARM, write
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.goal_env import GoalEnv, GoalVectorEnv
@@ -51,10 +50,6 @@ def still(env: GoalVectorEnv) -> np.ndarray:
 
 
 # -- the single environment ---------------------------------------------------------------------------
-
-
-def test_check_env_passes() -> None:
-    check_env_strictly(gymnasium.make(ID).unwrapped)
 
 
 def test_make_wraps_no_second_clock_around_it() -> None:

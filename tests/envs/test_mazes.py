@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections import deque
-
 import mujoco
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from thousandfold.envs.mazes import (
     FREE,
     LAYOUTS,
     GoalsByPathLength,
+    MazeCoverage,
     add_walls,
     cells,
     evaluation_layout,
@@ -19,7 +18,7 @@ from thousandfold.envs.mazes import (
     wall_runs,
 )
 from thousandfold.envs.registry import compile_task
-from thousandfold.envs.task import Reset, TaskError
+from thousandfold.envs.task import MazePicture, Reset, TaskError
 
 
 def test_cells_are_centres_in_metres_row_by_row() -> None:
@@ -40,13 +39,7 @@ def test_layouts_are_closed_and_connected(layout: str) -> None:
     assert all(row[0] == row[-1] == "#" for row in rows)
     assert layout.count("R") == 1
     free = {(i, j) for i, row in enumerate(rows) for j, cell in enumerate(row) if cell != "#"}
-    reached, queue = set(), deque([next(iter(free))])
-    while queue:
-        i, j = queue.popleft()
-        if (i, j) in free and (i, j) not in reached:
-            reached.add((i, j))
-            queue.extend([(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)])
-    assert reached == free
+    assert set(path_lengths(layout, next(iter(free)))) == free
 
 
 @pytest.mark.parametrize("name", ["u", "u2", "u3", "u4", "u5", "big"])
@@ -56,12 +49,9 @@ def test_evaluation_layout_has_the_same_walls_and_fewer_goals(name: str) -> None
     assert set(cells(evaluation, "G", 1.0)) < set(cells(training, "G", 1.0))
 
 
-def test_longer_u_mazes_are_evaluated_on_their_bottom_row() -> None:
+def test_longer_u_mazes_are_evaluated_on_their_bottom_row_and_the_hardest_on_itself() -> None:
     assert cells(evaluation_layout("u2"), "G", 1.0) == ((3, 1), (3, 2), (3, 3), (3, 4))
     assert cells(evaluation_layout("u3"), "G", 1.0) == ((3, 1), (3, 2), (3, 3), (3, 4), (3, 5))
-
-
-def test_hardest_maze_is_evaluated_on_itself() -> None:
     assert evaluation_layout("hardest") == LAYOUTS["hardest"]
 
 
@@ -155,15 +145,43 @@ def test_episodes_of_a_maze() -> None:
         centers = np.rint(drawn[:, :2] / 2.0)
         assert {tuple(center) for center in centers} == set(cells(LAYOUTS["u"], FREE, 1.0))
         assert 0.3 < np.abs(drawn[:, :2] - 2.0 * centers).max() <= 0.4
-
-
-def test_goals_without_a_height_are_flat() -> None:
-    assert maze_episodes("u", 1.0, Reset(joints=("x", "y")))["training"].sample(np.random.default_rng(0), 3)[
-        1
-    ].shape == (3, 2)
+    flat = maze_episodes("u", 1.0, Reset(joints=("x", "y")))["training"]
+    assert flat.sample(rng, 3)[1].shape == (3, 2)
 
 
 def test_scene_looks_a_little_below_the_middle_of_the_maze() -> None:
     scene = maze_scene("##### #R.G# #####", 2.0, origin=(10.0, 0.0))
     assert scene.lookat == (12.0, 3.5, 0.0)
     assert scene.distance == 12.0 and scene.follow is None
+
+
+# -- coverage ---------------------------------------------------------------------------------------
+
+
+def test_a_cell_counts_once_it_was_visited_and_walls_never_do():
+    coverage = MazeCoverage(MazePicture("##### #R.G# #####", 2.0))
+    assert coverage.share == 0.0
+    coverage.add(np.array([[2.0, 2.0], [2.9, 2.9], [2.0, 0.0]]))  # twice the first cell, once a wall
+    assert coverage.share == pytest.approx(1 / 3)
+    coverage.add(np.array([[2.0, 4.0], [2.0, 6.0]]))
+    assert coverage.share == 1.0
+    assert coverage.visits.sum() == 5 and coverage.visits.shape == (24, 40)
+
+
+def test_positions_outside_the_maze_are_left_out():
+    coverage = MazeCoverage(MazePicture("### #R# ###", 1.0))
+    coverage.add(np.array([[-5.0, 1.0], [1.0, 99.0]]))
+    assert coverage.visits.sum() == 0
+
+
+def test_a_maze_whose_first_cell_lies_elsewhere():
+    coverage = MazeCoverage(MazePicture("##### #R.G# #####", 2.0, (-2.0, 10.0)))
+    assert coverage.extent == (-3.0, 3.0, 9.0, 19.0)
+    coverage.add(np.array([[0.0, 12.0], [0.0, 16.0], [2.0, 2.0]]))  # two cells, and outside
+    assert coverage.share == pytest.approx(2 / 3) and coverage.visits.sum() == 2
+
+
+def test_a_patch_is_an_eighth_of_a_cell():
+    coverage = MazeCoverage(MazePicture("### #R# ###", 1.0))
+    coverage.add(np.array([[0.51, 0.51], [1.49, 1.49]]))
+    assert np.argwhere(coverage.visits).tolist() == [[8, 8], [15, 15]]

@@ -14,20 +14,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch comes with the extra `train`")
 pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
 
+from tests.envs.any_simulator import WORLDS, numpy  # noqa: E402
 from tests.stages.train_teacher.recording import NeverWaits, WouldWait  # noqa: E402
 from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
-from thousandfold.envs.registry import compile_task, get_task  # noqa: E402
+from thousandfold.envs.registry import get_task  # noqa: E402
 from thousandfold.envs.simulators.warp_simulator import WarpSimulator  # noqa: E402
 from thousandfold.envs.task import EarlyEnd, Term  # noqa: E402
 from thousandfold.envs.tasks.point import build_spec  # noqa: E402
 
-WORLDS = 4
 OPEN = " ".join("." * 9 for _ in range(9))  # rows of a layout without walls
-
-
-@pytest.fixture(scope="module")
-def task() -> CompiledTask:
-    return compile_task("point_u_maze")
 
 
 def make(task: CompiledTask, device: str = "cpu", **settings: Any) -> WarpSimulator:
@@ -38,10 +33,6 @@ def make(task: CompiledTask, device: str = "cpu", **settings: Any) -> WarpSimula
 
 def changed(**changes: Any) -> CompiledTask:
     return CompiledTask(dataclasses.replace(get_task("point_u_maze"), **changes))
-
-
-def numpy(array: Any) -> np.ndarray:
-    return array.cpu().numpy().copy()
 
 
 def mask(*worlds: int) -> np.ndarray:

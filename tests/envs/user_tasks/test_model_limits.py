@@ -14,11 +14,6 @@ from thousandfold.envs.task import TaskError
 from thousandfold.envs.user_tasks.model_limits import require_modest
 
 
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def world(body: str = "", rest: str = "") -> str:
     return f"<mujoco>\n{rest}\n<worldbody>{body}</worldbody></mujoco>"
 

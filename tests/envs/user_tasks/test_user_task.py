@@ -34,11 +34,6 @@ from thousandfold.envs.user_tasks.user_schema import (
 assert thousandfold.__version__  # importing it registers the environments
 
 
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def compiled(page: str = PAGE, model: str = ARM) -> CompiledTask:
     return compile_task(str(write(Path.cwd(), page, model)))
 

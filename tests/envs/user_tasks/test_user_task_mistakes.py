@@ -11,11 +11,6 @@ from thousandfold.envs.registry import compile_task, get_task, task_names
 from thousandfold.envs.task import TaskError
 
 
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def refusal(page: str = PAGE, model: str = ARM) -> str:
     with pytest.raises(TaskError) as raised:
         compile_task(str(write(Path.cwd(), page, model)))
