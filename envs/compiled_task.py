@@ -231,14 +231,14 @@ class CompiledTask:
     def describe(self, part: str) -> list[dict[str, str]]:
         """Return name and unit of every number of ``observation`` or ``achieved_goal``, in order.
 
-        `element_names.describe_elements` says how they are called.
+        `term_columns.describe_elements` says how they are called.
         """
         return [
             element for columns in self._terms(part) for element in describe_elements(self.model, columns)
         ]
 
     def earlier_names(self, part: str) -> list[str]:
-        """Return how files of earlier versions call the same numbers: see `element_names.earlier_names`."""
+        """Return how files of earlier versions call the same numbers: see `term_columns.earlier_names`."""
         return [name for columns in self._terms(part) for name in earlier_names(self.model, columns)]
 
     def _terms(self, part: str) -> list[TermColumns]:

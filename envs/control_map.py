@@ -153,7 +153,7 @@ def _own_range(model: mujoco.MjModel, index: int, name: str, owner: str) -> tupl
     if low > high:
         raise TaskError(
             f"{owner}: actuator {name!r} has a ctrlrange that runs down, from {low:g} to {high:g}, which "
-            f"MuJoCo takes for none: turn it round in the model, or {_LISTED}: "
+            f"MuJoCo ignores: swap its bounds in the model, or {_LISTED}: "
             f"{{actuator: {as_written(name)}, low: {low:g}, high: {high:g}}}."
         )
     reason = "has no ctrlrange"

@@ -330,7 +330,7 @@ def _compiled(
 
 
 def environment_arguments(task: GoalTask) -> dict[str, Any]:
-    """Return what an environment is told beside the task's reference, so that its episodes are the task's."""
+    """Return the arguments that give an environment the task's own episodes, beside the task's reference."""
     names = {"episode_steps": "episode_steps", "evaluation": "evaluation_distribution"}
     return {names[name]: value for name, value in task.changes.items()}
 

@@ -1,4 +1,4 @@
-"""Maze layouts, and the walls, cells, paths and episodes that come from them.
+"""Maze layouts, the walls, cells, paths and episodes that come from them, and what was visited of a maze.
 
 A layout is rows of ``#`` wall, ``R`` start, ``G`` goal and ``.`` free, separated by spaces. The cell in
 row i and column j has its centre at (x, y) = scale * (i, j).
@@ -44,6 +44,7 @@ LAYOUTS = {
     ),
 }
 
+_PATCHES_PER_CELL = 8  # along each side
 _ANYWHERE_JITTER_CELLS = 0.2  # far enough from a cell's edge that no start touches a wall
 
 
@@ -236,11 +237,6 @@ def maze_scene(
         elevation=-70.0,
         goal_height=goal_height,
     )
-
-
-# -- Where in a maze states lie: how often each patch of it was visited, and which share of its cells
-
-_PATCHES_PER_CELL = 8
 
 
 @dataclass

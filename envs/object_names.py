@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import mujoco
 
@@ -19,30 +18,24 @@ from thousandfold.ground.errors import nearest_name
 _OBJECT = mujoco.mjtObj
 
 
-class _Kind(NamedTuple):
-    """What a kind of objects is called, and the model's count of them."""
-
-    label: str
-    count: str
-
-
-_KINDS: Mapping[mujoco.mjtObj, _Kind] = {
-    _OBJECT.mjOBJ_JOINT: _Kind("joint", "njnt"),
-    _OBJECT.mjOBJ_ACTUATOR: _Kind("actuator", "nu"),
-    _OBJECT.mjOBJ_BODY: _Kind("body", "nbody"),
-    _OBJECT.mjOBJ_SITE: _Kind("site", "nsite"),
-    _OBJECT.mjOBJ_SENSOR: _Kind("sensor", "nsensor"),
-    _OBJECT.mjOBJ_GEOM: _Kind("geom", "ngeom"),
-    _OBJECT.mjOBJ_TENDON: _Kind("tendon", "ntendon"),
-    _OBJECT.mjOBJ_EQUALITY: _Kind("equality", "neq"),
-    _OBJECT.mjOBJ_KEY: _Kind("keyframe", "nkey"),
-    _OBJECT.mjOBJ_CAMERA: _Kind("camera", "ncam"),
+# What the objects of a kind are called, and the model's count of them.
+_KINDS: Mapping[mujoco.mjtObj, tuple[str, str]] = {
+    _OBJECT.mjOBJ_JOINT: ("joint", "njnt"),
+    _OBJECT.mjOBJ_ACTUATOR: ("actuator", "nu"),
+    _OBJECT.mjOBJ_BODY: ("body", "nbody"),
+    _OBJECT.mjOBJ_SITE: ("site", "nsite"),
+    _OBJECT.mjOBJ_SENSOR: ("sensor", "nsensor"),
+    _OBJECT.mjOBJ_GEOM: ("geom", "ngeom"),
+    _OBJECT.mjOBJ_TENDON: ("tendon", "ntendon"),
+    _OBJECT.mjOBJ_EQUALITY: ("equality", "neq"),
+    _OBJECT.mjOBJ_KEY: ("keyframe", "nkey"),
+    _OBJECT.mjOBJ_CAMERA: ("camera", "ncam"),
 }
 
 
 def object_count(model: mujoco.MjModel, kind: mujoco.mjtObj) -> int:
     """Return how many objects of a kind the model has."""
-    return int(getattr(model, _KINDS[kind].count))
+    return int(getattr(model, _KINDS[kind][1]))
 
 
 def object_names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
@@ -57,19 +50,15 @@ def object_names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
     for index, name in enumerate(given):
         if name:
             continue
-        name = _body_of_only_joint(model, index) if kind == _OBJECT.mjOBJ_JOINT else ""
+        if kind == _OBJECT.mjOBJ_JOINT and model.body_jntnum[model.jnt_bodyid[index]] == 1:
+            name = mujoco.mj_id2name(model, _OBJECT.mjOBJ_BODY, int(model.jnt_bodyid[index]))
         if not name or name in taken:
-            name = f"{_KINDS[kind].label}_{index}"
+            name = f"{_KINDS[kind][0]}_{index}"
         while name in taken:
             name += "_unnamed"
         names[index] = name
         taken.add(name)
     return names
-
-
-def _body_of_only_joint(model: mujoco.MjModel, joint: int) -> str:
-    body = int(model.jnt_bodyid[joint])
-    return mujoco.mj_id2name(model, _OBJECT.mjOBJ_BODY, body) or "" if model.body_jntnum[body] == 1 else ""
 
 
 def object_name(model: mujoco.MjModel, kind: mujoco.mjtObj, index: int) -> str:
@@ -86,7 +75,7 @@ def find_object(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str, owner: st
     names = object_names(model, kind)
     if name in names:
         return names.index(name)
-    label = _KINDS[kind].label
+    label, _ = _KINDS[kind]
     valid = f"it has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}." if names else "it has none."
     hint = _other_kinds(model, kind, name) or nearest_hint(name, names)
     raise TaskError(f"{owner}: the model has no {label} named {name!r}; {hint}{valid}")
@@ -95,21 +84,18 @@ def find_object(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str, owner: st
 def _other_kinds(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str) -> str:
     """Return ``'arm' is a body, whose joint is 'root'; `` for a name that objects of other kinds have."""
     labels = [
-        other.label for each, other in _KINDS.items() if each != kind and name in object_names(model, each)
+        label for each, (label, _) in _KINDS.items() if each != kind and name in object_names(model, each)
     ]
     if not labels:
         return ""
-    text = f"{name!r} is {' and '.join(f'{_article(label)} {label}' for label in labels)}"
+    kinds = (f"{'an' if label[0] in 'aeiou' else 'a'} {label}" for label in labels)
+    text = f"{name!r} is {' and '.join(kinds)}"
     if kind == _OBJECT.mjOBJ_JOINT and "body" in labels:
         body = object_names(model, _OBJECT.mjOBJ_BODY).index(name)
         first, count = int(model.body_jntadr[body]), int(model.body_jntnum[body])
         own = object_names(model, kind)[first : first + count] if count else []
         text += f" with the joint{'s' if count > 1 else ''} {', '.join(own)}" if own else " without a joint"
     return f"{text}; "
-
-
-def _article(label: str) -> str:
-    return "an" if label[0] in "aeiou" else "a"
 
 
 def as_written(name: str) -> str:

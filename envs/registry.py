@@ -57,7 +57,7 @@ def compile_task(name: str, changes: Mapping[str, Any] | None = None) -> Compile
 
     Args:
         name: of a built-in task, or the path of a user's.
-        changes: what `GoalTask.changed` is told; None or empty: the task as it is.
+        changes: arguments of `GoalTask.changed`; None or empty leaves the task as it is.
 
     Raises:
         TaskError: there is no such task, or the file or its model is wrong.

@@ -256,7 +256,7 @@ def label_of(term: Term) -> str:
     return name if term.transform == "identity" else f"{term.transform}({name})"
 
 
-# -- Names and units of single numbers: MuJoCo's conventions
+# -- names and units of single numbers -------------------------------------------------------------
 
 _OF_OBJECT: Mapping[str, tuple[str, ...]] = {
     "xpos": ("m",) * 3,

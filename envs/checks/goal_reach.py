@@ -93,7 +93,7 @@ class GoalReach:
 
         Free joints and slides without a range are meant: hinges and balls have a bounded reach.
         """
-        rng = np.random.default_rng(0)  # its own: what `judge` draws does not depend on who asks this
+        rng = np.random.default_rng(0)  # its own, so that `judge` draws the same before and after
         starts, _, goals = self._task.sample_start("training", rng, 1)
         loose = self._undriven_columns(self._random_configurations(starts, rng, _MOMENTS_AT))
         jacobian = self._jacobian(starts[0], goals[0], self._residual(starts[0], goals[0]))

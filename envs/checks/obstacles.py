@@ -1,4 +1,8 @@
-"""Which goals lie below a floor: an infinite plane that stands still, and that what shall get there meets."""
+"""Goals that floors and the walls of a maze keep out of reach.
+
+A floor is an infinite plane that stands still and that the body of the goal collides with. Walls enclose what
+lies within them, and all to which no path leads from the start.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from thousandfold.envs.mazes import path_lengths, wall_runs
 from thousandfold.envs.term_columns import TermResolver
 
 _PLANE, _FREE = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtJoint.mjJNT_FREE)
+_PADDING = 2  # cells around the layout: free ones, for a maze that can be left, and a wall around them
 _NO_CONTACT = int(mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT)
 
 
@@ -51,9 +56,6 @@ class FloorReach:
 
     A geom's centre stays above the plane that it collides with. So a point of its body can be below by no
     more than its distance from that centre, and a goal by the success radius more.
-
-    Args:
-        task: the compiled task.
     """
 
     def __init__(self, task: CompiledTask) -> None:
@@ -115,16 +117,8 @@ class FloorReach:
         return _Floor(point.start, normal, float(normal @ data.geom_xpos[plane]) - min(radii) - float(away))
 
 
-# -- Which goals of a maze with walls lie within a wall, or where no path leads from the start -----
-
-_PADDING = 2  # cells around the layout: free ones, for a maze that can be left, and a wall around them
-
-
 class MazeReach:
     """Looks for goals that the walls of a task's maze keep out of reach.
-
-    Args:
-        task: the compiled task.
 
     Attributes:
         can_judge: whether the model has the walls of the task's maze, and the goal says where in it it lies.

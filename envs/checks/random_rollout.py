@@ -221,10 +221,9 @@ def _speeding_joints(rollout: RandomRollout, task: CompiledTask) -> list[str]:
             fast.append((slide, f"{name!r} slides at up to {slide:.3g} a second"))
     if not fast:
         return []
-    texts = [text for _, text in sorted(fast, reverse=True)[:3]]
-    others = f" and {len(fast) - 3} more" if len(fast) > 3 else ""
+    texts = first_few([text for _, text in sorted(fast, reverse=True)])
     return [
-        f"too fast to be controlled every {control_dt:g} s: joint {', '.join(texts)}{others}. Add damping or "
+        f"too fast to be controlled every {control_dt:g} s: joint {texts}. Add damping or "
         "armature, lower gears and ranges of controls, or act more often."
     ]
 
@@ -274,3 +273,8 @@ def _far_goals(rollout: RandomRollout, task: CompiledTask) -> list[str]:
             f"{task.spec.episode_steps} leads {travel[index]:.3g} far."
         )
     return found
+
+
+def first_few(texts: list[str]) -> str:
+    """Return the first three of some texts, and how many more there are."""
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from thousandfold.envs.checks.random_rollout import first_few
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.object_names import object_name, object_names
@@ -26,7 +27,6 @@ _APART = 0.05  # of a servo's actrange, or of 1 without
 _DEEP = 1.0  # of the thinner geom's half thickness; twice that in a floor, where it is then as a whole
 _ACTS_FOR, _NO_EFFECT = 10, 1e-9  # control steps
 _GOALS = 256
-_NAMED = 3  # objects that one line names
 
 
 def judge_task(task: CompiledTask, seed: int) -> list[str]:
@@ -56,9 +56,7 @@ class _Worst:
             self.found[name] = size, text
 
     def __str__(self) -> str:
-        texts = [text for _, text in sorted(self.found.values(), reverse=True)]
-        more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
-        return ", ".join(texts[:_NAMED]) + more
+        return first_few([text for _, text in sorted(self.found.values(), reverse=True)])
 
 
 def _judge_starts(task: CompiledTask, name: str, seed: int) -> list[str]:
@@ -186,10 +184,8 @@ def _add_servos_apart(model: mujoco.MjModel, data: mujoco.MjData, worst: _Worst)
     """Add the servos that integrate their control (`intvelocity`) and whose target is not where they are."""
     names = object_names(model, _OBJECT.mjOBJ_ACTUATOR)
     for index in range(model.nu):
-        stiffness, by_length = (
-            float(model.actuator_gainprm[index, 0]),
-            float(model.actuator_biasprm[index, 1]),
-        )
+        stiffness = float(model.actuator_gainprm[index, 0])
+        by_length = float(model.actuator_biasprm[index, 1])
         integrates = model.actuator_dyntype[index] == mujoco.mjtDyn.mjDYN_INTEGRATOR
         affine = model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_AFFINE
         if not (integrates and affine and by_length < 0 < stiffness):
@@ -207,7 +203,7 @@ def _add_servos_apart(model: mujoco.MjModel, data: mujoco.MjData, worst: _Worst)
 
 
 def _judge_goals_apart(task: CompiledTask, name: str, seed: int) -> list[str]:
-    """Say so where goals differ and one place meets them all."""
+    """Return a line where goals differ and one place meets them all."""
     goals = task.sample_start(name, np.random.default_rng(seed), _GOALS)[2]
     middle = (goals.max(0) + goals.min(0)) / 2
     if (goals == goals[0]).all() or not task.is_success(np.tile(middle, (len(goals), 1)), goals).all():
@@ -220,7 +216,7 @@ def _judge_goals_apart(task: CompiledTask, name: str, seed: int) -> list[str]:
 
 
 def _judge_controls(task: CompiledTask, seed: int) -> list[str]:
-    """Say so where actions have no effect, or command what MuJoCo cuts off."""
+    """Return a line where actions have no effect, or command what MuJoCo cuts off."""
     model, control, found = task.model, task.control, []
     if not model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_CLAMPCTRL:
         cut = _Worst({})
@@ -235,12 +231,10 @@ def _judge_controls(task: CompiledTask, seed: int) -> list[str]:
         if cut.found:
             place = task_place(task.spec.file, ("action",))
             found.append(f"{place}: MuJoCo cuts controls to their ctrlrange: {cut}.")
-    idle = [control.actions[action] for action in _idle_actions(task, seed)]
+    idle = [repr(control.actions[action]) for action in _idle_actions(task, seed)]
     if idle:
-        shown = ", ".join(repr(name) for name in idle[:_NAMED])
-        more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
         found.append(
-            f"nothing moves with the action of actuator {shown}{more}: hold it, or see whether its gear, "
+            f"nothing moves with the action of actuator {first_few(idle)}: hold it, or see whether its gear, "
             "gain and forcerange, or a disabled group keep it from acting."
         )
     return found
@@ -273,12 +267,12 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
 
 
 def _judge_terms(task: CompiledTask) -> list[str]:
-    """Say so where terms of the observation are there twice, or read what is fixed to the world."""
+    """Return a line where terms of the observation are there twice, or read what is fixed to the world."""
     found, seen = [], list[Term]()
     for index, term in enumerate(task.spec.observation):
         place = task_place(task.spec.file, ("observation", index))
         if term in seen:
-            found.append(f"{place}: it is there twice.")
+            found.append(f"{place}: this term is listed twice.")
         elif term.minus is None and _is_fixed(task.model, term):
             found.append(
                 f"{place}: {term.object!r} is fixed to the world, and what is read of it never changes."
@@ -288,7 +282,7 @@ def _judge_terms(task: CompiledTask) -> list[str]:
 
 
 def _is_fixed(model: mujoco.MjModel, term: Term) -> bool:
-    """Tell whether a term reads the place of one body or site that nothing can move."""
+    """Return whether a term reads the place of one body or site that nothing can move."""
     if term.object is None or term.field not in ("xpos", "xquat", "site_xpos"):
         return False
     if term.field == "site_xpos":

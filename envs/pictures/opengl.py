@@ -55,7 +55,7 @@ def choose_backend() -> str:
     if asked in _OWN_CHOICE:
         return "mujoco"
     if asked not in ("", "egl", "osmesa"):
-        raise NoOpenGLError(f"MUJOCO_GL={asked} is none of egl, osmesa and glfw")
+        raise NoOpenGLError(f"MUJOCO_GL={asked} is not egl, osmesa or glfw")
     for backend, is_there in (("egl", _has_egl), ("osmesa", _has_osmesa)):
         if asked in ("", backend) and is_there():
             return backend
@@ -110,7 +110,7 @@ def open_context(width: int, height: int) -> Any:
 
 @cache
 def _has_egl() -> bool:
-    """Tell whether EGL can initialise a device, as MuJoCo's context does: the library alone is not enough."""
+    """Return whether EGL can initialise a device, as MuJoCo's context must: a library is not enough."""
     library = ctypes.util.find_library("EGL")
     if library is None:
         return False
@@ -138,7 +138,7 @@ def _function(egl: Any, name: bytes, result: Any, arguments: int) -> Any:
 
 @cache
 def _has_osmesa() -> bool:
-    """Tell whether OSMesa's library can be loaded: it needs no device."""
+    """Return whether OSMesa's library can be loaded: it needs no device."""
     library = ctypes.util.find_library("OSMesa")
     try:
         return library is not None and bool(ctypes.CDLL(library))

@@ -32,6 +32,43 @@ _DISTANCE_TO_SEE = 2.7  # in radii of a ball that a camera of 45° shows whole
 _SEEN, _SMALL = 1.0, 0.1  # of the model's extent: what the default camera shows, and what is small in it
 _NEAR = 0.05  # in distances of the camera
 _ROOM = 0.25  # around a followed body and its goal, in distances of the camera that shows the body alone
+# Looks: a light background, a quiet floor, one sun, and robots in blue.
+_SKY_ABOVE, _SKY_BELOW = (0.80, 0.88, 0.96), (0.97, 0.98, 1.00)
+_FLOOR_LIGHT, _FLOOR_DARK = (0.965, 0.970, 0.975), (0.905, 0.915, 0.930)
+_FLOOR_CELLS_IN_VIEW = 12.0
+_ROBOT_BLUE, _LIMB_BLUE, _FRAME_GREY = (0.13, 0.40, 0.67), (0.45, 0.66, 0.85), (0.55, 0.60, 0.68)
+_COLOURS = {
+    # Of Gymnasium's models: bodies, the half-cheetah's shins, the frame around the reacher.
+    (0.8, 0.6, 0.4): _ROBOT_BLUE,
+    (0.9, 0.6, 0.6): _LIMB_BLUE,
+    (0.9, 0.4, 0.6): _FRAME_GREY,
+    (0.5, 0.5, 0.5): _ROBOT_BLUE,  # what has no colour of its own
+}
+_DRAWN_GROUPS = 3  # 0 to 2, which MuJoCo draws by default
+_FLOOR_NAME, _SKY_NAME = "picture_floor", "picture_sky"
+
+
+@dataclass(frozen=True)
+class Sun:
+    """The light that casts shadows.
+
+    Attributes:
+        direction: that its light travels in; not of unit length. It has no y: MuJoCo's shadow maps are a
+            pixel off at their edges, which draws a pattern on a floor whose depth changes along both axes.
+        reach: half the width of what it casts shadows in, in camera distances.
+        diffuse: how bright it is.
+        ambient: what it gives to faces that it does not see.
+        headlight: diffuse light from the camera, so that no face is black.
+    """
+
+    direction: tuple[float, float, float]
+    reach: float
+    diffuse: float
+    ambient: float
+    headlight: float
+
+
+SUN = Sun(direction=(-0.5, 0.0, -1.0), reach=1.0, diffuse=0.42, ambient=0.50, headlight=0.12)
 
 
 @dataclass(frozen=True)
@@ -279,46 +316,6 @@ def _free(opengl: Any, context: mujoco.MjrContext) -> None:
     with opengl.as_current():
         context.free()
     opengl.free()
-
-
-# -- How pictures of tasks look: a light background, a quiet floor, one sun, and robots in blue ----
-
-_SKY_ABOVE, _SKY_BELOW = (0.80, 0.88, 0.96), (0.97, 0.98, 1.00)
-_FLOOR_LIGHT, _FLOOR_DARK = (0.965, 0.970, 0.975), (0.905, 0.915, 0.930)
-_FLOOR_CELLS_IN_VIEW = 12.0
-_ROBOT_BLUE, _LIMB_BLUE, _FRAME_GREY = (0.13, 0.40, 0.67), (0.45, 0.66, 0.85), (0.55, 0.60, 0.68)
-_COLOURS = {
-    # Of Gymnasium's models: bodies, the half-cheetah's shins, the frame around the reacher.
-    (0.8, 0.6, 0.4): _ROBOT_BLUE,
-    (0.9, 0.6, 0.6): _LIMB_BLUE,
-    (0.9, 0.4, 0.6): _FRAME_GREY,
-    (0.5, 0.5, 0.5): _ROBOT_BLUE,  # what has no colour of its own
-}
-_DRAWN_GROUPS = 3  # 0 to 2, as MuJoCo draws them where nobody asks for others
-_FLOOR_NAME, _SKY_NAME = "picture_floor", "picture_sky"
-
-
-@dataclass(frozen=True)
-class Sun:
-    """The light that casts shadows.
-
-    Attributes:
-        direction: that its light travels in; not of unit length. It has no y: MuJoCo's shadow maps are a
-            pixel off at their edges, which draws a pattern on a floor whose depth changes along both axes.
-        reach: half the width of what it casts shadows in, in camera distances.
-        diffuse: how bright it is.
-        ambient: what it gives to faces that it does not see.
-        headlight: diffuse light from the camera, so that no face is black.
-    """
-
-    direction: tuple[float, float, float]
-    reach: float
-    diffuse: float
-    ambient: float
-    headlight: float
-
-
-SUN = Sun(direction=(-0.5, 0.0, -1.0), reach=1.0, diffuse=0.42, ambient=0.50, headlight=0.12)
 
 
 def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:

@@ -13,6 +13,7 @@ from mujoco import batch as mujoco_batch
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.simulators.simulator import (
+    SHOWN,
     Simulator,
     StepResult,
     checked_state,
@@ -28,18 +29,24 @@ _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
 _FORWARD_STAGE = int(mujoco.mjtStage.mjSTAGE_ACC)
 # MuJoCo resets a world that diverged: state finite, status 0. These counters are the only trace. Contacts or
 # constraints that found no room are lost physics just as well.
-_DIVERGED = [
-    int(warning)
-    for warning in (
-        mujoco.mjtWarning.mjWARN_BADQPOS,
-        mujoco.mjtWarning.mjWARN_BADQVEL,
-        mujoco.mjtWarning.mjWARN_BADQACC,
-        mujoco.mjtWarning.mjWARN_BADCTRL,
-    )
-]
-_OVERFLOWED = [int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)]
-_UNSTABLE = _DIVERGED + _OVERFLOWED
-_SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
+_WARNING = mujoco.mjtWarning
+_OVERFLOWED = [int(each) for each in (_WARNING.mjWARN_CONTACTFULL, _WARNING.mjWARN_CNSTRFULL)]
+_UNSTABLE = [*_OVERFLOWED, int(_WARNING.mjWARN_BADQPOS), int(_WARNING.mjWARN_BADQVEL)]
+_UNSTABLE += [int(_WARNING.mjWARN_BADQACC), int(_WARNING.mjWARN_BADCTRL)]
+# Fields and sensors that tell where bodies are and how they move, and the forces that these need not know.
+_SENSOR, _DISABLE = mujoco.mjtSensor, mujoco.mjtDisableBit
+_KINEMATIC_FIELDS = frozenset({"xpos", "xquat", "site_xpos", "cinert", "cvel", "sensordata"})
+_KINEMATIC_SENSORS = frozenset({
+    _SENSOR.mjSENS_VELOCIMETER, _SENSOR.mjSENS_GYRO, _SENSOR.mjSENS_JOINTPOS, _SENSOR.mjSENS_JOINTVEL,
+    _SENSOR.mjSENS_TENDONPOS, _SENSOR.mjSENS_TENDONVEL, _SENSOR.mjSENS_ACTUATORPOS,
+    _SENSOR.mjSENS_ACTUATORVEL, _SENSOR.mjSENS_BALLQUAT, _SENSOR.mjSENS_BALLANGVEL, _SENSOR.mjSENS_FRAMEPOS,
+    _SENSOR.mjSENS_FRAMEQUAT, _SENSOR.mjSENS_FRAMEXAXIS, _SENSOR.mjSENS_FRAMEYAXIS,
+    _SENSOR.mjSENS_FRAMEZAXIS, _SENSOR.mjSENS_FRAMELINVEL, _SENSOR.mjSENS_FRAMEANGVEL,
+    _SENSOR.mjSENS_SUBTREECOM,
+})  # fmt: skip
+_FORCES = int(
+    _DISABLE.mjDSBL_CONSTRAINT | _DISABLE.mjDSBL_CONTACT | _DISABLE.mjDSBL_SPRING | _DISABLE.mjDSBL_DAMPER
+)
 
 
 class CpuSimulator(Simulator):
@@ -62,11 +69,7 @@ class CpuSimulator(Simulator):
         distribution: str = "training",
         num_threads: int = 0,
     ) -> None:
-        task.spec.distribution(distribution)
-        if num_worlds < 1:
-            raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
-        self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
-        self.rng = np.random.Generator(np.random.PCG64(seed))
+        super().__init__(task, num_worlds, seed, distribution)
         self._num_threads = num_threads
         self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or usable_cpus())
         # Written to the rows of worlds that are reset, for which no thread need be woken.
@@ -99,8 +102,12 @@ class CpuSimulator(Simulator):
         """Advance every world by one control step; see `Simulator.step`."""
         self._ctrl[:] = self.task.control(np.asarray(action))
         lost = self._advance()
-        if lost.any():
-            self._quarantine(lost)
+        if lost.any():  # hidden until they are reset; counted where they were not hidden yet
+            fresh = lost & ~self._quarantined
+            overflowed = fresh & (self._batch.warning[:, _OVERFLOWED, _COUNT] > 0).any(1)
+            self.overflow_count += int(overflowed.sum())
+            self.diverged_count += int((fresh & ~overflowed).sum())
+            self._quarantined |= fresh
         unstable = self._quarantined.copy()
         self.episode_step += 1
         self._read()
@@ -132,14 +139,6 @@ class CpuSimulator(Simulator):
             lost = (self._batch.warning[:, _UNSTABLE, _COUNT] > 0).any(1)
         lost[failed] = True
         return lost
-
-    def _quarantine(self, lost: np.ndarray) -> None:
-        """Hide the worlds of the mask until they are reset, and count those that were not hidden yet."""
-        fresh = lost & ~self._quarantined
-        overflowed = fresh & (self._batch.warning[:, _OVERFLOWED, _COUNT] > 0).any(1)
-        self.overflow_count += int(overflowed.sum())
-        self.diverged_count += int((fresh & ~overflowed).sum())
-        self._quarantined |= fresh
 
     def _step_physics(self) -> np.ndarray | list[int]:
         """Make the substeps, and bring derived fields up to the state; return the worlds that failed.
@@ -220,7 +219,7 @@ class CpuSimulator(Simulator):
         """Return everything that the next step depends on."""
         return {
             "state": self._batch.state.copy(),
-            **{name: getattr(self, name).copy() for name in _SHOWN},
+            **{name: getattr(self, name).copy() for name in SHOWN},
             "quarantined": self._quarantined.copy(),
             "unstable_count": np.array(self.unstable_count),
             "overflow_count": np.array(self.overflow_count),
@@ -231,43 +230,12 @@ class CpuSimulator(Simulator):
         """Restore what `state_dict` returned."""
         state = checked_state(self.state_dict(), state)
         self._batch.state[:] = state["state"]
-        for name in _SHOWN:
+        for name in SHOWN:
             getattr(self, name)[:] = state[name]
         self._quarantined[:] = state["quarantined"]
         self.overflow_count = int(state["overflow_count"])
         self.diverged_count = int(state["unstable_count"]) - self.overflow_count
         self.rng = unpack_generator(state["generator"])
-
-
-# -- The part of MuJoCo's forward pass that tells where bodies are and how they move, not what pushes them
-
-_SENSOR, _DISABLE = mujoco.mjtSensor, mujoco.mjtDisableBit
-_KINEMATIC_FIELDS = frozenset({"xpos", "xquat", "site_xpos", "cinert", "cvel", "sensordata"})
-_KINEMATIC_SENSORS = frozenset(
-    {
-        _SENSOR.mjSENS_VELOCIMETER,
-        _SENSOR.mjSENS_GYRO,
-        _SENSOR.mjSENS_JOINTPOS,
-        _SENSOR.mjSENS_JOINTVEL,
-        _SENSOR.mjSENS_TENDONPOS,
-        _SENSOR.mjSENS_TENDONVEL,
-        _SENSOR.mjSENS_ACTUATORPOS,
-        _SENSOR.mjSENS_ACTUATORVEL,
-        _SENSOR.mjSENS_BALLQUAT,
-        _SENSOR.mjSENS_BALLANGVEL,
-        _SENSOR.mjSENS_FRAMEPOS,
-        _SENSOR.mjSENS_FRAMEQUAT,
-        _SENSOR.mjSENS_FRAMEXAXIS,
-        _SENSOR.mjSENS_FRAMEYAXIS,
-        _SENSOR.mjSENS_FRAMEZAXIS,
-        _SENSOR.mjSENS_FRAMELINVEL,
-        _SENSOR.mjSENS_FRAMEANGVEL,
-        _SENSOR.mjSENS_SUBTREECOM,
-    }
-)
-_FORCES = int(
-    _DISABLE.mjDSBL_CONSTRAINT | _DISABLE.mjDSBL_CONTACT | _DISABLE.mjDSBL_SPRING | _DISABLE.mjDSBL_DAMPER
-)
 
 
 def kinematic_model(model: mujoco.MjModel, fields: Iterable[str]) -> mujoco.MjModel | None:

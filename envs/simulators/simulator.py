@@ -25,6 +25,10 @@ class StepResult(NamedTuple):
     """The world is in quarantine: its episode must be dropped and the world reset."""
 
 
+SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
+"""The arrays that a simulator shows, which are part of what it saves."""
+
+
 class Simulator(ABC):
     """Many worlds of one task. Never resets by itself: whoever steps it resets what ended.
 
@@ -58,6 +62,15 @@ class Simulator(ABC):
     diverged_count: int
     overflow_count: int
     rng: np.random.Generator
+
+    def __init__(
+        self, task: CompiledTask, num_worlds: int, seed: int | np.random.SeedSequence, distribution: str
+    ) -> None:
+        task.spec.distribution(distribution)
+        if num_worlds < 1:
+            raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
+        self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        self.rng = np.random.Generator(np.random.PCG64(seed))
 
     @property
     def unstable_count(self) -> int:

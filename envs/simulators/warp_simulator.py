@@ -20,6 +20,7 @@ import mujoco_warp  # noqa: E402
 
 from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
 from thousandfold.envs.simulators.simulator import (  # noqa: E402
+    SHOWN,
     Simulator,
     StepResult,
     checked_state,
@@ -42,8 +43,32 @@ _LARGEST_STATE = 1e10  # MuJoCo's own bound (mjMAXVAL): beyond it, or not a numb
 # Of the solver. MuJoCo Warp takes no less than 1e-6, which leaves errors where many limits hold at once; this
 # costs an iteration in a hundred steps.
 _LEAST_TOLERANCE = 1e-7
-_SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
 _SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to last, on average over an unroll
+
+
+class StartPool:
+    """Starts (size, width) drawn in advance, on the device: resets take them one by one without waiting."""
+
+    def __init__(self, starts: torch.Tensor) -> None:
+        self._starts = starts
+        self._taken = torch.zeros((), dtype=torch.int64, device=starts.device)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def take(self, worlds: torch.Tensor) -> torch.Tensor:
+        """Return (num_worlds, width): the next starts for the worlds of the mask; other rows mean nothing.
+
+        After the last start comes the first again.
+        """
+        place = (self._taken + worlds.cumsum(0) - 1) % len(self._starts)
+        self._taken += worlds.sum()
+        return self._starts[place]
+
+    @property
+    def reused(self) -> int:
+        """How many starts were taken that had been taken before; waits for the device."""
+        return max(int(self._taken) - len(self._starts), 0)
 
 
 class WarpSimulator(Simulator):
@@ -87,22 +112,18 @@ class WarpSimulator(Simulator):
         deterministic: bool = False,
         record: bool = True,
     ) -> None:
-        task.spec.distribution(distribution)
-        if num_worlds < 1:
-            raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
-        self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        super().__init__(task, num_worlds, seed, distribution)
         self.device = torch.device(device)
-        self.rng = np.random.Generator(np.random.PCG64(seed))
         with wp.ScopedDevice(device):
             self._make_worlds(nconmax, njmax, deterministic)
         self._make_arrays()
         self.reused_starts = 0
         self._pool: StartPool | None = None
-        replayable = self._replayable if record else _as_it_is
+        replayable = self._replayable if record else lambda launches: launches
         self._launch_step = replayable(self._control_step)
         self._launch_reset = replayable(self._reset_data)
         derives = self.task.needs_derived_fields
-        self._launch_refresh = replayable(self._compute_fresh_fields) if derives else _nothing
+        self._launch_refresh = replayable(self._compute_fresh_fields) if derives else lambda: None
         self.reset()
 
     def _make_worlds(self, nconmax: int | None, njmax: int | None, deterministic: bool) -> None:
@@ -266,7 +287,7 @@ class WarpSimulator(Simulator):
             mujoco_warp.get_state(self._model, self._data, cast(Any, wp.from_torch(state)), STATE)
         return {
             "state": _to_numpy(state),
-            **{name: _to_numpy(getattr(self, name)).copy() for name in _SHOWN},
+            **{name: _to_numpy(getattr(self, name)).copy() for name in SHOWN},
             "quarantined": _to_numpy(self._quarantined).copy(),
             "unstable_count": np.array(self.unstable_count),
             "overflow_count": np.array(self.overflow_count),
@@ -281,7 +302,7 @@ class WarpSimulator(Simulator):
             mujoco_warp.reset_data(self._model, self._data)
             mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), STATE)
         self._refresh()
-        for name in _SHOWN:
+        for name in SHOWN:
             getattr(self, name).copy_(torch.as_tensor(state[name]))
         self._quarantined.copy_(torch.as_tensor(state["quarantined"]))
         overflowed = int(state["overflow_count"])
@@ -376,17 +397,8 @@ class WarpSimulator(Simulator):
             shown.masked_fill_(hidden[:, None], 0.0)
 
 
-def _as_it_is(launches: Callable[[], None]) -> Callable[[], None]:
-    """Return the launches, to be done one by one."""
-    return launches
-
-
-def _nothing() -> None:
-    """Launch nothing."""
-
-
 def _reads_forces(task: CompiledTask) -> bool:
-    """Tell whether the task reads what only the whole of MuJoCo's forward pass computes."""
+    """Return whether the task reads what only the whole of MuJoCo's forward pass computes."""
     accelerations = task.model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
     return "qfrc_actuator" in task.fields or ("sensordata" in task.fields and bool(accelerations.any()))
 
@@ -398,35 +410,3 @@ def _in_bounds(*arrays: torch.Tensor) -> torch.Tensor:
 
 def _to_numpy(array: Array) -> np.ndarray:
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
-
-
-# -- Starts of episodes drawn in advance, so that resets take them from the device -----------------
-
-
-class StartPool:
-    """Starts drawn in advance, on the device, where resets take one after the other without waiting for it.
-
-    Args:
-        starts: (size, width), a start a row.
-    """
-
-    def __init__(self, starts: torch.Tensor) -> None:
-        self._starts = starts
-        self._taken = torch.zeros((), dtype=torch.int64, device=starts.device)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def take(self, worlds: torch.Tensor) -> torch.Tensor:
-        """Return (num_worlds, width): the next starts for the worlds of the mask; other rows mean nothing.
-
-        After the last start comes the first again.
-        """
-        place = (self._taken + worlds.cumsum(0) - 1) % len(self._starts)
-        self._taken += worlds.sum()
-        return self._starts[place]
-
-    @property
-    def reused(self) -> int:
-        """How many starts were taken that had been taken before; waits for the device."""
-        return max(int(self._taken) - len(self._starts), 0)

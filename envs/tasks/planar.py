@@ -17,9 +17,8 @@ from thousandfold.envs.distributions import (
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, ScenePicture, SuccessRegion, Term
 from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
-_INTEGRATOR = (
-    mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-)  # stable with the joints' damping, and as cheap as Euler's
+# Stable with the joints' damping, and as cheap as Euler's.
+_INTEGRATOR = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
 # Gymnasium draws the first velocities of reacher and pusher uniformly in ±0.005; a normal of the same spread.
 _FIRST_SPEEDS = 0.005 / 3**0.5
 

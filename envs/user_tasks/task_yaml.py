@@ -68,7 +68,7 @@ class Page:
             return path
         except (OSError, ValueError) as error:  # too long, or with a NUL in it
             reason = getattr(error, "strerror", None) or error
-            raise self.error((key,), f"{name!r:.80} is no name of a file: {reason}") from None
+            raise self.error((key,), f"{name!r:.80} is not a file name: {reason}") from None
         return path
 
     def _follow(self, location: Location) -> tuple[list[str | int], yaml.Node, yaml.Node]:
@@ -120,7 +120,7 @@ def read_page(path: str | Path) -> Page:
     except FileNotFoundError:
         raise TaskError(f"There is no task file {shown(place)}.") from None
     except UnicodeDecodeError:
-        raise TaskError(f"{shown(place)} is no text file in UTF-8.") from None
+        raise TaskError(f"{shown(place)} is not a text file in UTF-8.") from None
     except OSError as error:
         raise TaskError(f"{shown(place)} cannot be read: {error.strerror}.") from None
     try:

@@ -41,8 +41,7 @@ from thousandfold.envs.task import (
 )
 from thousandfold.envs.term_columns import TermResolver
 from thousandfold.envs.user_tasks import user_schema as schema
-from thousandfold.envs.user_tasks.model_errors import with_place
-from thousandfold.envs.user_tasks.model_limits import require_modest
+from thousandfold.envs.user_tasks.model_xml import require_modest, with_place
 from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
 
 SUFFIXES = (".yaml", ".yml")
@@ -144,7 +143,9 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         build_spec=build_spec,
         observation=tuple(_term(term) for term in entry.observation),
         achieved_goal=tuple(_term(term) for term in entry.achieved_goal),
-        success=tuple(_region(region) for region in entry.success),
+        success=tuple(
+            SuccessRegion(each.radius, *(each.part or ()), points=each.points) for each in entry.success
+        ),
         distributions={name: _episodes(page, entry, name) for name in ("training", "evaluation")},
         control_dt_s=entry.control_dt_s,
         episode_steps=entry.episode_steps,
@@ -178,11 +179,13 @@ def _compile(page: Page, build_spec: Callable[[], mujoco.MjSpec]) -> mujoco.MjMo
     try:
         model, _ = compile_spec(build_spec())
     except ValueError as error:
-        reason = with_place(_model_path(page), str(error))
-        raise page.error(("model",), f"MuJoCo refuses {_model_file(page)}: {reason}") from error
+        file = page.file("model")
+        raise page.error(
+            ("model",), f"MuJoCo refuses {shown(file)}: {with_place(file, str(error))}"
+        ) from error
     _require_numbers(page, model)
     if model.opt.timestep <= 0:
-        reason = f"the timestep of {_model_file(page)} (option timestep) must be above 0"
+        reason = f"the timestep of {shown(page.file('model'))} (option timestep) must be above 0"
         raise page.error(("model",), f"{reason}, not {model.opt.timestep:g}")
     return model
 
@@ -204,7 +207,7 @@ def _require_numbers(page: Page, model: mujoco.MjModel) -> None:
         index = int(np.argwhere(np.isnan(array))[0][0])
         kind = _KINDS.get(name.partition("_")[0])
         owner = f"[{index}]" if kind is None else f" of {object_name(model, kind, index)!r}"
-        raise page.error(("model",), f"{_model_file(page)} holds NaN, in {name}{owner}")
+        raise page.error(("model",), f"{shown(page.file('model'))} holds NaN, in {name}{owner}")
 
 
 def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: CompiledTask) -> None:
@@ -237,14 +240,6 @@ def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
         raise page.error(place, f"there is no number {max(scene.goal_position)}, the last one is {highest}")
 
 
-def _model_path(page: Page) -> Path:
-    return page.file("model")
-
-
-def _model_file(page: Page) -> str:
-    return shown(_model_path(page))
-
-
 # -- from entries to parts of a task --------------------------------------------------------------
 
 
@@ -253,11 +248,6 @@ def _term(entry: schema.TermEntry) -> Term:
     default = "identity" if minus is None else "difference"
     columns = None if entry.columns is None else tuple(entry.columns)
     return Term(entry.field, entry.object, columns, entry.transform or default, minus, entry.unit)
-
-
-def _region(entry: schema.SuccessEntry) -> SuccessRegion:
-    start, stop = entry.part or (0, None)
-    return SuccessRegion(entry.radius, start, stop, entry.points)
 
 
 def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
@@ -297,19 +287,15 @@ def _part(entry: schema.DistributionEntry, maze: schema.MazeEntry | None) -> Pos
         return ListPositions(tuple(tuple(each) for each in entry.positions))
     if entry.ring is not None:
         ring = RingPositions(entry.ring.low, entry.ring.high, (entry.ring.center[0], entry.ring.center[1]))
-        return _with_height(ring, entry.ring.z)
+        return ring if entry.ring.z is None else ConcatenatedPositions((ring, constant(entry.ring.z)))
     if entry.cells is None:
         raise TaskError("no distribution")
     layout = entry.cells.layout or (maze and maze.layout)
     scale = entry.cells.scale or (maze and maze.scale)
     if layout is None or scale is None:
         raise TaskError("cells need a layout and a scale, their own or those of `maze`")
-    centers = cells(layout, entry.cells.kinds, scale)
-    return _with_height(CellPositions(centers, entry.cells.jitter), entry.cells.z)
-
-
-def _with_height(plane: PositionDistribution, z: float | None) -> PositionDistribution:
-    return plane if z is None else ConcatenatedPositions((plane, constant(z)))
+    plane = CellPositions(cells(layout, entry.cells.kinds, scale), entry.cells.jitter)
+    return plane if entry.cells.z is None else ConcatenatedPositions((plane, constant(entry.cells.z)))
 
 
 def _control(
@@ -320,7 +306,13 @@ def _control(
     if entry.action == "position_target":
         model = _compile(page, build_spec)
         return _located(page, ("action",), lambda: position_targets(model))
-    return tuple(_command(command) for command in entry.action)  # pyright: ignore[reportArgumentType]
+    commands: list[schema.CommandEntry] = entry.action  # pyright: ignore[reportAssignmentType]
+    return tuple(
+        Command(each.actuator, each.kind, each.low, each.high)
+        if each.hold is None
+        else Command(each.actuator, "hold", each.hold)
+        for each in commands
+    )
 
 
 def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:
@@ -341,8 +333,8 @@ def _position_target(model: mujoco.MjModel, index: int) -> Command:
         and bias[1] == -gain[0] != 0 == bias[0]
     ):
         raise TaskError(
-            f"position_target needs position servos, and actuator {name!r} is none: list the actuators, each "
-            "with its low and high"
+            f"position_target needs position servos, and actuator {name!r} is not one: list the actuators, "
+            "each with its low and high"
         )
     target = int(model.actuator_trnid[index, 0])
     transmission = mujoco.mjtTrn(model.actuator_trntype[index])  # a NumPy integer is in no tuple of these
@@ -358,17 +350,11 @@ def _position_target(model: mujoco.MjModel, index: int) -> Command:
         low, high = map(float, bounds)
         has = f'has the range {low:g} to {high:g}, but limited="false"' if low < high else "has no range"
         raise TaskError(
-            f"position_target: actuator {name!r} moves {kind} {what!r}, which {has}: mend it in the model, "
+            f"position_target: actuator {name!r} moves {kind} {what!r}, which {has}: change it in the model, "
             "or list the actuators in `action`, each with its `low` and `high`"
         )
     low, high = np.sort(bounds * model.actuator_gear[index, 0])
     return Command(name, "range", float(low), float(high))
-
-
-def _command(entry: schema.CommandEntry) -> Command:
-    if entry.hold is not None:
-        return Command(entry.actuator, "hold", entry.hold)
-    return Command(entry.actuator, entry.kind, entry.low, entry.high)
 
 
 def _scene(entry: schema.TaskEntry) -> ScenePicture:

@@ -108,8 +108,7 @@ def test_goal_of_the_wrong_shape_is_refused(goal: list[float]) -> None:
 
 def test_unknown_option_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="ignores the options"):
-        observation, _ = GoalEnv(task="point_u_maze").reset(options={"gaol": [1.0, 1.0]})
-    assert set(observation) == {"observation", "achieved_goal", "desired_goal"}
+        GoalEnv(task="point_u_maze").reset(options={"gaol": [1.0, 1.0]})
 
 
 def test_evaluation_distribution() -> None:
@@ -140,13 +139,20 @@ def test_unstable_world_is_truncated_and_says_so() -> None:
     assert not env.step(np.zeros(2))[4]["unstable"]
 
 
-def test_step_before_reset_and_wrong_actions_are_refused() -> None:
-    env = GoalEnv(task="point_u_maze")
+@pytest.mark.parametrize(
+    ("make", "size", "expected"),
+    [
+        (lambda: GoalEnv(task="point_u_maze"), 3, r"an action of shape \(3,\), not \(2,\)"),
+        (lambda: vector(), 2, r"an action of shape \(2,\), not \(5, 2\)"),
+    ],
+)
+def test_step_before_reset_and_wrong_actions_are_refused(make: Any, size: int, expected: str) -> None:
+    env = make()
     with pytest.raises(gymnasium.error.ResetNeeded):
-        env.step(np.zeros(2))
+        env.step(np.zeros(env.action_space.shape))
     env.reset()
-    with pytest.raises(ValueError, match=r"an action of shape \(3,\), not \(2,\)"):
-        env.step(np.zeros(3))
+    with pytest.raises(ValueError, match=expected):
+        env.step(np.zeros(size))
 
 
 def test_unknown_task_and_distribution_are_refused() -> None:
@@ -390,11 +396,6 @@ def test_make_vec_makes_it_with_one_declared_autoreset_mode() -> None:
         env = gymnasium.make_vec(ID, num_envs=3, distribution="evaluation")
     assert isinstance(env.unwrapped, GoalVectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    observation, _ = env.reset(seed=0)
-    assert observation in env.observation_space
-    observation, rewards, terminations, truncations, _ = env.step(env.action_space.sample())
-    assert observation in env.observation_space
-    assert rewards.shape == terminations.shape == truncations.shape == (3,)
 
 
 def test_ends_have_the_form_of_gymnasiums_own_vector_environment() -> None:
@@ -482,15 +483,6 @@ def test_reset_mask_resets_these_worlds_alone() -> None:
     assert np.array_equal(before["desired_goal"][~chosen], after["desired_goal"][~chosen])
     with pytest.raises(ValueError, match="must be 5 bools"):
         env.reset(options={"reset_mask": np.ones(3, bool)})
-
-
-def test_vector_step_before_reset_and_wrong_actions_are_refused() -> None:
-    env = vector()
-    with pytest.raises(gymnasium.error.ResetNeeded):
-        env.step(still(env))
-    env.reset()
-    with pytest.raises(ValueError, match=r"an action of shape \(2,\), not \(5, 2\)"):
-        env.step(np.zeros(2))
 
 
 @pytest.mark.parametrize("make", [vector, lambda: GoalEnv(task=short_task())])

@@ -51,6 +51,10 @@ HANGING = EpisodeDistribution(
     starts=Reset(joints=("hinge",), position=BoxPositions((-0.5,), (0.5,))),
     goals=BoxPositions((-1.0, -1.0), (1.0, 1.0)),
 )
+TWO_NUMBERS = dataclasses.replace(
+    HANGING, starts=Reset(joints=("hinge",), position=BoxPositions((0.0, 0.0), (1.0, 1.0)))
+)
+BROKEN = "<mujoco><sensor><gyro site='nowhere'/></sensor></mujoco>"
 TIP = Term("site_xpos", "tip", columns=(0, 2), unit="m")
 PENDULUM = GoalTask(
     name="pendulum",
@@ -169,28 +173,19 @@ def test_torch_reads_the_same_terms() -> None:
             "episode_steps must be a whole number, at least 1 and at most 1,000,000, not 0",
         ),
         ({"distributions": {"training": HANGING}}, "no 'evaluation' episode distribution"),
+        (
+            {"distributions": dict.fromkeys(("training", "evaluation"), TWO_NUMBERS)},
+            "starts draw 2 numbers for 1 joints",
+        ),
+        (
+            {"build_spec": lambda: mujoco.MjSpec.from_string(BROKEN)},
+            "MuJoCo refuses the model",
+        ),
     ],
 )
 def test_tasks_that_cannot_be_built_say_why(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         compiled(**changes)
-
-
-def test_starts_must_fit_the_joints() -> None:
-    starts = Reset(joints=("hinge",), position=BoxPositions((0.0, 0.0), (1.0, 1.0)))
-    both = dataclasses.replace(HANGING, starts=starts)
-    with pytest.raises(TaskError, match="starts draw 2 numbers for 1 joints"):
-        compiled(distributions={"training": both, "evaluation": both})
-
-
-def test_model_that_mujoco_refuses_is_a_task_error() -> None:
-    def broken() -> mujoco.MjSpec:
-        spec = pendulum_spec()
-        spec.add_actuator(name="lost", target="nowhere", trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        return spec
-
-    with pytest.raises(TaskError, match="MuJoCo refuses the model"):
-        compiled(build_spec=broken)
 
 
 def test_early_end_is_reported_per_world() -> None:
@@ -208,11 +203,6 @@ def test_every_success_region_must_hold() -> None:
     desired = np.array([[0.05, 0.4], [0.2, 0.4], [0.05, 0.6], [0.0, 0.0]], np.float32)
     assert task.is_success(achieved, desired).tolist() == [True, False, False, True]
     assert task.goal_distance(achieved, desired) == pytest.approx([0.05, 0.2, 0.05, 0.0])
-
-
-def test_actions_map_to_the_control_range() -> None:
-    control = compiled().control(np.array([[-1.0], [0.0], [1.0], [7.0]], np.float32))
-    assert control.ravel().tolist() == [-1.0, 1.0, 3.0, 3.0]
 
 
 def test_resets_draw_positions_and_noise() -> None:
@@ -247,6 +237,11 @@ def test_description_names_every_number() -> None:
     assert task.control.actuators == ["motor"]
 
 
+def test_actions_map_to_the_control_range() -> None:
+    control = compiled().control(np.array([[-1.0], [0.0], [1.0], [7.0]], np.float32))
+    assert control.ravel().tolist() == [-1.0, 1.0, 3.0, 3.0]
+
+
 @pytest.mark.parametrize("name", [name for name in task_names() if name.startswith("point_")])
 def test_point_tasks_compile_and_start_apart_from_walls(name: str) -> None:
     task = compile_task(name)
@@ -261,9 +256,6 @@ def test_unknown_task_offers_the_nearest() -> None:
         get_task("point_umaze")
     with pytest.raises(TaskError, match="valid: point_u_maze, "):
         get_task("zzz")
-
-
-def test_environment_ids() -> None:
     assert environment_id("point_u_maze") == "thousandfold/PointUMaze-v0"
 
 

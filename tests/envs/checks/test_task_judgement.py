@@ -126,7 +126,7 @@ class TestControls:
 class TestTermsAndGoals:
     def test_a_term_twice(self) -> None:
         page = changed(PAGE, "achieved_goal:", "  - {field: qpos, unit: rad}\nachieved_goal:")
-        assert found(page) == ["robot.yaml, line 9, observation[2]: it is there twice."]
+        assert found(page) == ["robot.yaml, line 9, observation[2]: this term is listed twice."]
 
     def test_the_place_of_what_is_fixed(self) -> None:
         model = changed(ARM, '<body name="upper">', '<site name="base"/><body name="upper">')

@@ -50,7 +50,7 @@ def test_egl_comes_first_and_the_variable_decides(
         ("egl", "egl cannot be opened here"),
         ("osmesa", "osmesa cannot be opened here"),
         ("off", "MUJOCO_GL=off switches it off"),
-        ("nonsense", "MUJOCO_GL=nonsense is none of egl, osmesa and glfw"),
+        ("nonsense", "MUJOCO_GL=nonsense is not egl, osmesa or glfw"),
     ],
 )
 def test_what_is_missing_is_named_in_one_line(

@@ -233,7 +233,7 @@ MISTAKES = {
     "a name of a file that is none": (changed(PAGE, "arm.xml", "a" * 300), "line 2, model: 'aaa"),
     "a NUL in the name of a file": (
         changed(PAGE, "model: arm.xml", 'model: "a\\0b"'),
-        "line 2, model: 'a\\x00b' is no name of a file",
+        "line 2, model: 'a\\x00b' is not a file name",
     ),
     "nobody's folder": (
         changed(PAGE, "arm.xml", "~nobody-of-this-name/arm.xml"),
@@ -287,8 +287,8 @@ MODELS = {
     ),
     "a ctrlrange that runs down": (
         changed(ARM, 'ctrlrange="-0.5 1"', 'ctrlrange="1 -0.5"'),
-        "actuator 'bend' has a ctrlrange that runs down, from 1 to -0.5, which MuJoCo takes for none: turn "
-        "it round in the model, or list the actuators in `action`, each with its `low` and `high`: "
+        "actuator 'bend' has a ctrlrange that runs down, from 1 to -0.5, which MuJoCo ignores: swap "
+        "its bounds in the model, or list the actuators in `action`, each with its `low` and `high`: "
         "{actuator: bend, low: 1, high: -0.5}.",
     ),
     "a forcerange alone": (
@@ -488,7 +488,7 @@ class TestMistakes:
             (
                 '<position name="bend"',
                 '<velocity name="bend"',
-                "position servos, and actuator 'bend' is none",
+                "position servos, and actuator 'bend' is not one",
             ),
             (' range="0 120"', "", "actuator 'bend' moves joint 'elbow', which has no range"),
             (
@@ -519,7 +519,7 @@ class TestMistakes:
         for name, expected in (
             ("gone.yaml", "There is no task file gone.yaml."),
             ("folder.yaml", "folder.yaml cannot be read: it is a folder, and must be a regular file."),
-            ("bytes.yaml", "bytes.yaml is no text file in UTF-8."),
+            ("bytes.yaml", "bytes.yaml is not a text file in UTF-8."),
             ("robot", "Unknown task 'robot': did you mean the file robot.yaml?"),
         ):
             with pytest.raises(TaskError) as raised:

@@ -1,8 +1,9 @@
-"""A look at a model's XML before MuJoCo reads it: what would hang it, or take all the memory, is refused.
+"""A model's XML: what would hang MuJoCo or take all the memory is refused, and errors get their places.
 
 MuJoCo opens whatever a file name stands for, and makes every copy and every array that the XML asks for. So
 files must be regular ones of a bounded size, and the numbers that decide how much is made have bounds. They
-lie far above what a task has. Whatever else is wrong with the XML is left to MuJoCo, which says it better.
+lie far above what a task has. Whatever else is wrong with the XML is left to MuJoCo, which says it better,
+but counts no lines in files that others include: `with_place` finds these.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import html
 import math
 import re
 import struct
+import xml.parsers.expat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +69,14 @@ class _Element:
     attributes: Mapping[str, str]
     copies: int
 
+    @property
+    def line(self) -> int:
+        """The line that it begins in."""
+        return self.text.count("\n", 0, self.position) + 1
+
     def error(self, reason: str) -> TaskError:
         """Return the error that says where the element stands; one line."""
-        line = self.text.count("\n", 0, self.position) + 1
-        return TaskError(f"{shown(self.file)}, line {line}, {self.tag}: {' '.join(reason.split())}")
+        return TaskError(f"{shown(self.file)}, line {self.line}, {self.tag}: {' '.join(reason.split())}")
 
     def numbers(self, name: str) -> list[float]:
         """Return the numbers of an attribute; what is none is left to MuJoCo."""
@@ -93,7 +99,7 @@ class _Model:
 
     file: Path
     elements: list[_Element] = field(default_factory=list)
-    files: set[Path] = field(default_factory=set)
+    files: list[Path] = field(default_factory=list)
 
     def read(self, path: Path, copies: int = 1, depth: int = 0) -> None:
         """Read a file and what it includes."""
@@ -101,7 +107,7 @@ class _Model:
             raise TaskError(f"{shown(path)}: files include one another without end")
         if path in self.files:
             return  # MuJoCo says that it is included twice
-        self.files.add(path)
+        self.files.append(path)
         try:
             text = read_plain(path, _MOST_XML_BYTES).decode("latin-1")
         except OSError as error:
@@ -116,13 +122,9 @@ class _Model:
 
 
 def require_modest(model: Path) -> None:
-    """Look at a model's XML and the files that it names.
+    """Raise TaskError where a model's XML, or a file that it names, makes MuJoCo wait or take all the memory.
 
-    Args:
-        model: an existing file.
-
-    Raises:
-        TaskError: what would make MuJoCo wait or take all the memory; names file, line and element.
+    The message names file, line and element.
     """
     _count(model, {}, ())
 
@@ -265,3 +267,62 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def with_place(file: Path, message: str) -> str:
+    """Return what MuJoCo says of a model on one line, with file and line of what stands in an included file.
+
+    Where the line cannot be told, the names of all included files follow. The message stays as it is where it
+    names a line of the model itself.
+    """
+    message, model = " ".join(message.split()), _Model(file)
+    model.read(file)
+    included = model.files[1:]
+    if not included:
+        return message
+    if "Include error" in message:
+        for path in included:
+            try:
+                xml.parsers.expat.ParserCreate().Parse(path.read_bytes(), True)
+            except xml.parsers.expat.ExpatError as error:
+                reason = xml.parsers.expat.ErrorString(error.code)
+                return f"XML Error: {reason}, line {error.lineno} of {shown(path)}"
+    no_line = ", line 0"
+    if no_line not in message and re.search(r"\bline \d", message):
+        return message
+    found = _culprits(message, [each for each in model.elements if each.file != file])
+    if len(found) == 1:
+        place = f", line {found[0].line} of {shown(found[0].file)}"
+        return message.replace(no_line, place) if no_line in message else message + place
+    names = ", ".join(map(shown, included))
+    if no_line in message:
+        return message.replace(no_line, f", in a file that it includes: {names}")
+    return f"{message} (or in a file that it includes: {names})"
+
+
+def _culprits(message: str, elements: list[_Element]) -> list[_Element]:
+    """Return the elements that a message may be about: of the tag and with the words that it quotes."""
+    tag = re.search(r"Element '(\w+)'", message)
+    name = re.search(r"Element name '([^']+)'", message)
+    words = set(re.findall(r"'([^']+)'", message)) - ({tag[1]} if tag else set())
+    if not words and not tag:
+        return []
+
+    def fits(element: _Element) -> bool:
+        attributes = element.attributes
+        return (
+            (not tag or element.tag == tag[1])
+            and words <= {*attributes, *attributes.values()}
+            and (not name or attributes.get("name") == name[1])
+            and ("bad format" not in message or any(not _is_numeric(attributes.get(w, "0")) for w in words))
+        )
+
+    return [each for each in elements if fits(each)]
+
+
+def _is_numeric(text: str) -> bool:
+    try:
+        [float(word) for word in text.split()]
+    except ValueError:
+        return False
+    return True

@@ -11,7 +11,7 @@ import pytest
 from tests.envs.user_tasks.user_pages import ARM, write
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.task import TaskError
-from thousandfold.envs.user_tasks.model_limits import require_modest
+from thousandfold.envs.user_tasks.model_xml import require_modest
 
 
 def world(body: str = "", rest: str = "") -> str:
