@@ -89,14 +89,6 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def _mapping(loader: _Loader, node: yaml.Node) -> dict[Hashable, Any]:
-    return loader.construct_mapping(node, deep=True)
-
-
-def _sequence(loader: _Loader, node: Any) -> list[Any]:
-    return loader.construct_sequence(node, deep=True)
-
-
 def _text(loader: _Loader, node: Any) -> str:
     return str(loader.construct_scalar(node))
 
@@ -162,8 +154,8 @@ for _tag, _construct in (
     ("float", lambda loader, node: _number(float, loader, node)),
     ("ambiguous", _ambiguous),
     ("str", _text),
-    ("seq", _sequence),
-    ("map", _mapping),
+    ("seq", lambda loader, node: loader.construct_sequence(node, deep=True)),
+    ("map", lambda loader, node: loader.construct_mapping(node, deep=True)),
 ):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
 _Loader.yaml_constructors[None] = _unknown_tag

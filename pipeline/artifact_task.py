@@ -56,9 +56,7 @@ def keep_task(task: CompiledTask, artifact: Artifact, console: Console) -> None:
 def require_episodes(task: CompiledTask, distribution: str) -> None:
     """Raise UserError where every episode of a user's task ends at its first step, or diverges in it.
 
-    Args:
-        task: the compiled task.
-        distribution: of training; evaluation is looked at too.
+    `distribution` is that of training; evaluation is looked at too.
     """
     if task.spec.file is None:
         return
@@ -74,13 +72,7 @@ def require_episodes(task: CompiledTask, distribution: str) -> None:
 
 
 def warn_of_what_looks_wrong(task: CompiledTask, distribution: str, console: Console) -> None:
-    """Say what looks wrong in a user's task, as `pipeline tasks check` does, but after seconds at most.
-
-    Args:
-        task: the compiled task.
-        distribution: of training.
-        console: warns.
-    """
+    """Say what looks wrong in a user's task, as `pipeline tasks check` does, but after seconds at most."""
     if task.spec.file is None:
         return
     rollout = roll_out(task, _EPISODES, 0, distribution=distribution, steps=_STEPS)

@@ -217,9 +217,7 @@ class Artifact:
     def complete(self, results: Mapping[str, Any], exclude: Iterable[str] = ()) -> None:
         """Hash the files, mark the artifact as completed and remove what a process that was killed has left.
 
-        Args:
-            results: What the stage found; must fit into JSON.
-            exclude: Files and subfolders that are not part of the result, such as `checkpoint`.
+        `exclude` names files and subfolders that are not part of the result, such as `checkpoint`.
         """
         for path in list(self.path.rglob(".*")):
             if is_temporary(path) or (path.name == LOCK_FILE and not is_locked(path.parent)):
@@ -339,9 +337,7 @@ class Workspace:
     def __init__(self, root: Path, cache: Path | None = None) -> None:
         """Name the folder; nothing is made until `ensure_writable` or `create`.
 
-        Args:
-            root: The folder.
-            cache: Another workspace's folder of copies, to share; None: one of its own.
+        `cache` is another workspace's folder of copies, to share; None: one of its own.
         """
         try:
             self.root = Path(root).expanduser().absolute()
@@ -390,10 +386,10 @@ class Workspace:
 
         Args:
             kind: One of `KINDS`.
-            task: Name of the task.
-            settings: The stage's resolved settings, as `dump_settings` gives them.
+            task: Its name.
+            settings: As `dump_settings` gives them.
             parents: By role, from `Artifact.parent_entry`.
-            task_changes: What was changed of the task, for the manifest.
+            task_changes: What was changed of the task.
             selectable: False for what must be chosen by name, such as intermediate rounds.
 
         Raises:
@@ -530,11 +526,7 @@ class Workspace:
         return newest
 
     def find(self, reference: str | Path, kind: str | None) -> Artifact:
-        """Return the artifact in a folder, or of a name under `runs/`, whatever its status.
-
-        Args:
-            reference: The folder or the name.
-            kind: One of `KINDS`; None: any.
+        """Return the artifact in a folder, or of a name under `runs/`, whatever its status; any kind if None.
 
         Raises:
             MissingArtifactError: There is none or it is of another kind.

@@ -209,51 +209,31 @@ class CheckpointFolder:
             DamagedFileError: the manifest in place cannot be read.
             LostRankError: another rank is gone; the checkpoint in place is as it was, or the new one.
         """
+
+        def write(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+            """Write a file and return its entry in the manifest."""
+            file = f"{name}.safetensors"
+            save_tensors(self.path / file, tensors, {"step": step})
+            return {"file": file, "sha256": file_sha256(self.path / file)}
+
+        several, suffix = self._ranks.size > 1, f"-rank-{self._ranks.rank}" if self._ranks.size > 1 else ""
         last_step, saved = self._ranks.from_leader(self._saved_segments)
         if step <= last_step:
             raise ValueError(f"a checkpoint of step {step} after one of step {last_step}")
+        part: dict[str, Any] = {}
+        if several:
+            part["worlds"] = write(f"worlds-{step:08d}{suffix}", own or {})
+        if self._ranks.leads:
+            part["state"] = write(f"state-{step:08d}", tensors if several else tensors | (own or {}))
         kept = saved[self._ranks.rank] if len(saved) == self._ranks.size else []
-        part: dict[str, Any] = self._write_state(step, tensors, own or {})
         part["replay"] = [entry for entry in kept if entry["last_row"] >= oldest_row]
-        part["replay"] += self._write_segment(segment, step)
+        if segment is not None and int(segment["rows"].sum()):
+            last_row = int((segment["first"] + segment["rows"]).max()) - 1
+            part["replay"].append(write(f"replay-{step:08d}{suffix}", segment) | {"last_row": last_row})
         # Once every rank has told what it wrote, all of it is on the disk.
         parts = [json.loads(text) for text in self._ranks.texts(json.dumps(part))]
-        if self._ranks.leads:
-            self._swap(step, parts, progress)
-
-    def _saved_segments(self) -> tuple[int, list[list[dict[str, Any]]]]:
-        """Return the step of the checkpoint in place, and every rank's entries of replay segments."""
-        if not self.exists:
-            return -1, []
-        manifest = self._manifest()
-        return manifest["step"], [part["replay"] for part in _parts(manifest)]
-
-    def _write(self, name: str, tensors: dict[str, Tensor], step: int) -> dict[str, Any]:
-        """Write a file and return its entry in the manifest."""
-        file = f"{name}.safetensors"
-        save_tensors(self.path / file, tensors, {"step": step})
-        return {"file": file, "sha256": file_sha256(self.path / file)}
-
-    def _write_state(self, step: int, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Any]:
-        """Write the training state, one file or two, and return the entries of this rank."""
-        if self._ranks.size == 1:
-            return {"state": self._write(f"state-{step:08d}", tensors | own, step)}
-        entries = {"worlds": self._write(f"worlds-{step:08d}-rank-{self._ranks.rank}", own, step)}
-        if self._ranks.leads:
-            entries["state"] = self._write(f"state-{step:08d}", tensors, step)
-        return entries
-
-    def _write_segment(self, segment: dict[str, Tensor] | None, step: int) -> list[dict[str, Any]]:
-        """Write a replay segment, if it has a row, and return its entry in the manifest."""
-        if segment is None or not int(segment["rows"].sum()):
-            return []
-        name = f"replay-{step:08d}" + (f"-rank-{self._ranks.rank}" if self._ranks.size > 1 else "")
-        last_row = int((segment["first"] + segment["rows"]).max()) - 1
-        return [self._write(name, segment, step) | {"last_row": last_row}]
-
-    def _swap(self, step: int, parts: list[dict[str, Any]], progress: dict[str, Any]) -> None:
-        """Let the manifest name the files of the ranks, and delete what it does not name."""
-        several = len(parts) > 1
+        if not self._ranks.leads:
+            return
         ranks = [{name: part[name] for name in ("worlds", "replay")} for part in parts] if several else []
         manifest = {
             "format_version": FORMAT_VERSIONS[several],
@@ -264,7 +244,17 @@ class CheckpointFolder:
         }
         write_json_atomic(self.path / "manifest.json", manifest | {"sha256": json_sha256(manifest)})
         entries = [entry for part in _parts(manifest) for entry in (part["worlds"], *part["replay"])]
-        self._remove_unnamed({manifest["state"]["file"], *(entry["file"] for entry in entries)})
+        named = {manifest["state"]["file"], *(entry["file"] for entry in entries)}
+        for path in self.path.iterdir():
+            if is_temporary(path) or (path.suffix == ".safetensors" and path.name not in named):
+                path.unlink(missing_ok=True)
+
+    def _saved_segments(self) -> tuple[int, list[list[dict[str, Any]]]]:
+        """Return the step of the checkpoint in place, and every rank's entries of replay segments."""
+        if not self.exists:
+            return -1, []
+        manifest = self._manifest()
+        return manifest["step"], [part["replay"] for part in _parts(manifest)]
 
     def load(self, ranks: Iterable[int] | None = None) -> Checkpoint:
         """Return the checkpoint.
@@ -320,11 +310,6 @@ class CheckpointFolder:
         if path.is_file() and file_sha256(path) != entry["sha256"]:
             raise DamagedFileError(f"{path} differs from its recorded hash: {_REMEDY}")
         return load_tensors(path)[0]
-
-    def _remove_unnamed(self, named: set[str]) -> None:
-        for path in self.path.iterdir():
-            if is_temporary(path) or (path.suffix == ".safetensors" and path.name not in named):
-                path.unlink(missing_ok=True)
 
 
 def _parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:

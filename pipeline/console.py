@@ -31,29 +31,15 @@ from thousandfold.ground.errors import StoppedByUser, UserError, is_disk_full
 from thousandfold.ground.files import plain_json
 from thousandfold.pipeline.output import lost_output
 
-EXTRA_OF_PACKAGE = {
-    "gymnasium": "",
-    "h5py": "train",
-    "PIL": "train",
-    "imageio": "train",
-    "imageio_ffmpeg": "train",
-    "jinja2": "train",
-    "matplotlib": "train",
-    "minari": "train",
-    "mlflow": "train",
-    "mujoco": "",
-    "mujoco_warp": "train",
-    "onnx": "train",
-    "onnxruntime": "",
-    "safetensors": "train",
-    "threadpoolctl": "train",
-    "torch": "train",
-    "warp": "train",
-}
+EXTRA_OF_PACKAGE = dict.fromkeys(("gymnasium", "mujoco", "onnxruntime"), "") | dict.fromkeys(
+    (
+        "h5py", "PIL", "imageio", "imageio_ffmpeg", "jinja2", "matplotlib", "minari", "mlflow", "mujoco_warp",
+        "onnx", "safetensors", "threadpoolctl", "torch", "warp",
+    ),
+    "train",
+)  # fmt: skip
 """The extra of thousandfold that brings a package, by the name under which it is imported; "": no extra does,
 for every installation has it."""
-
-
 _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -114,9 +100,8 @@ class Console:
         for row in rows:
             cells = ("-" if cell is None else printable(short(cell), newlines=False) for cell in row)
             table.add_row(*map(Text, cells))
-        self._human.print(
-            Text(printable(title), style="italic")
-        )  # as the table's own it would wrap at the table's width
+        # As the table's own it would wrap at the table's width.
+        self._human.print(Text(printable(title), style="italic"))
         self._human.print(table, soft_wrap=False)
 
     @contextlib.contextmanager
@@ -125,11 +110,7 @@ class Console:
     ) -> Iterator[Progress]:
         """Show how far a loop is: a bar on a terminal, elsewhere a line every few seconds and one at the end.
 
-        Args:
-            description: What is being done.
-            total: Where the count ends.
-            unit: What is counted; the rate is shown as `unit/s`.
-            completed: Where the count starts, for work that is resumed.
+        The count goes from `completed`, for work that is resumed, to `total`; the rate is shown as `unit/s`.
         """
         progress = Progress(printable(description), total, unit, completed)
         shown = self._bar(progress) if self._human.is_terminal else self._lines(progress)

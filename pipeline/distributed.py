@@ -132,8 +132,6 @@ class Ranks:
         torch.cuda.set_device(self.local_rank)
         return f"cuda:{self.local_rank}"
 
-    # -- coming and going -------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def connect(self, device: str) -> Iterator[None]:
         """Join the other ranks for the block: gloo for tensors on the CPU, NCCL for those on CUDA.
@@ -188,8 +186,6 @@ class Ranks:
             return self._store.add("thousandfold/spoken", 1) == 1
         except RuntimeError:  # the store went down with the machine that kept it
             return True
-
-    # -- what all ranks call together -------------------------------------------------------------
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return every rank's tensor, in order of rank, (size, *shape). All have one shape and type."""
@@ -269,8 +265,6 @@ class Ranks:
         import torch
 
         return self.gather(torch.tensor(number)).tolist()
-
-    # -- from one rank to another -----------------------------------------------------------------
 
     def send(self, matrix: Tensor) -> None:
         """Send a matrix on the CPU to rank 0, which takes it with `receive`."""

@@ -7,17 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from thousandfold.ground.errors import MissingArtifactError, MissingExtraError, UserError
 from thousandfold.ground.files import file_sha256
 from thousandfold.pipeline.tracking_store import mlflow_is_installed, one_line, open_store
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
 
 CANDIDATE_ALIAS = "candidate"
 """What was exported last."""
@@ -31,15 +27,8 @@ _MODEL_FILE = "model.onnx"
 
 @dataclass(frozen=True)
 class Promotion:
-    """What an alias was moved from and to.
+    """The version that had an alias, None where none had, and the one that has it now."""
 
-    Attributes:
-        model: name of the registered model.
-        before: the version that had the alias; None where none had.
-        after: the version that has it now.
-    """
-
-    model: str
     before: str | None
     after: str
 
@@ -103,49 +92,33 @@ def promote(
     """
     if not mlflow_is_installed():
         raise MissingExtraError('The registry needs MLflow: pip install "thousandfold[train]".')
+    from mlflow.artifacts import download_artifacts
+
     client, _ = open_store(workspace_root, say)
     try:
-        version = _version_of(client, model, artifact)
-        _require_same_file(client, version, file)
-        before = _holder(client, model)
+        found = [
+            version
+            for version in client.search_model_versions(f"name = '{model}'")
+            if version.tags.get(ARTIFACT_TAG) == artifact
+        ]
+        if not found:
+            raise MissingArtifactError(
+                f"{artifact} is not registered as {model}: export it again, with MLflow installed and its "
+                "store within reach."
+            )
+        version = max(found, key=lambda version: int(version.version))
+        source = client.get_model_version_download_uri(model, version.version)
+        registered = download_artifacts(f"{source}/{_MODEL_FILE}", tracking_uri=client.tracking_uri)
+        if file_sha256(Path(registered)) != file_sha256(file):
+            raise MissingArtifactError(
+                f"Version {version.version} of {model} in the registry is not {file}: export it again."
+            )
+        before = client.get_registered_model(model).aliases.get(PRODUCTION_ALIAS)
         for key, value in tags.items():
             client.set_model_version_tag(model, version.version, key, str(value))
         client.set_registered_model_alias(model, PRODUCTION_ALIAS, version.version)
-        return Promotion(model, before, str(version.version))
+        return Promotion(None if before is None else str(before), str(version.version))
     except UserError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, the network: each has errors of its own
         raise UserError(f"The registry failed and nothing is certain: {one_line(error)}") from error
-
-
-def _version_of(client: MlflowClient, model: str, artifact: str) -> ModelVersion:
-    """Return the newest version that was registered from an artifact."""
-    found = [
-        version
-        for version in client.search_model_versions(f"name = '{model}'")
-        if version.tags.get(ARTIFACT_TAG) == artifact
-    ]
-    if not found:
-        raise MissingArtifactError(
-            f"{artifact} is not registered as {model}: export it again, with MLflow installed and its store "
-            "within reach."
-        )
-    return max(found, key=lambda version: int(version.version))
-
-
-def _require_same_file(client: MlflowClient, version: ModelVersion, file: Path) -> None:
-    """Raise MissingArtifactError where the registered file is not the one that was verified."""
-    from mlflow.artifacts import download_artifacts
-
-    source = client.get_model_version_download_uri(version.name, version.version)
-    registered = download_artifacts(f"{source}/{_MODEL_FILE}", tracking_uri=client.tracking_uri)
-    if file_sha256(Path(registered)) != file_sha256(file):
-        raise MissingArtifactError(
-            f"Version {version.version} of {version.name} in the registry is not {file}: export it again."
-        )
-
-
-def _holder(client: MlflowClient, model: str) -> str | None:
-    """Return the version that has the alias `production`."""
-    holder = client.get_registered_model(model).aliases.get(PRODUCTION_ALIAS)
-    return None if holder is None else str(holder)

@@ -107,12 +107,13 @@ class StageContext:
             go_on = f" Go on with: {self.resume_command()}" if self.chain else ""
             raise StoppedByUser(f"Stopped before {stage}.{go_on}")
         parents = parents or {}
+        inherited = (parent.manifest.task_changes for parent in parents.values())  # all of one chain
         artifact = resumed or self.workspace.create(
             kind,
             task=task,
             settings=dump_settings(settings),
             parents={role: parent.parent_entry() for role, parent in parents.items()},
-            task_changes=_inherited(parents) if task_changes is None else task_changes,
+            task_changes=next(inherited, {}) if task_changes is None else task_changes,
             selectable=selectable,
         )
         self.ranks.from_leader(lambda: {"path": str(artifact.path), "settings": dump_settings(settings)})
@@ -191,11 +192,6 @@ class StageWork:
         for name in names:
             if self.artifact.file(name).exists():
                 self.run.log_file(self.artifact.file(name))
-
-
-def _inherited(parents: Mapping[str, Artifact]) -> Mapping[str, Any]:
-    """Return what was changed of the task that the parents, all of one chain, are of."""
-    return next((parent.manifest.task_changes for parent in parents.values()), {})
 
 
 def _artifact_of_leader(ranks: Ranks, settings: StageSettings) -> Artifact:

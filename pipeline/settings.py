@@ -62,25 +62,19 @@ Settings = TypeVar("Settings", bound=StageSettings)
 
 
 class PublishedOutcome(pydantic.BaseModel):
-    """What the authors of an experiment report of it, to compare with.
-
-    Attributes:
-        source: where it stands.
-        time_at_goal: steps at the goal per 1000, by depth.
-        hours: wall-clock hours of the training, by depth.
-        hardware: what it took these hours on.
-    """
+    """What the authors of an experiment report of it, to compare with."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str
     time_at_goal: dict[int, float]
+    """Steps at the goal per 1000, by depth."""
     hours: dict[int, float]
+    """Of the training, on this hardware, by depth."""
     hardware: str
 
     def __str__(self) -> str:
-        depth = max(self.time_at_goal)
-        shallow = min(self.time_at_goal)
+        depth, shallow = max(self.time_at_goal), min(self.time_at_goal)
         return (
             f"time at goal {self.time_at_goal[depth]:g} at depth {depth} in {self.hours[depth]:g} h "
             f"on {self.hardware}, {self.time_at_goal[shallow]:g} at depth {shallow} ({self.source})"
@@ -118,12 +112,23 @@ def published_outcome(name: str) -> PublishedOutcome | None:
     return _read_preset(paths[name]).get("published")
 
 
-def load_preset(name: str) -> dict[str, dict[str, Any]]:
+def load_preset(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     """Return the preset's settings by section, merged over those of the preset that it extends.
 
     Raises SettingsError for an unknown preset or section, a damaged file, or a circle of `extends`.
     """
-    return _load_extended(name, chain=())
+    paths = _preset_paths()
+    if name not in paths:
+        raise SettingsError(unknown_name("preset", name, paths))
+    if name in extended_by:
+        raise SettingsError(f"Presets extend each other in a circle: {' -> '.join((*extended_by, name))}.")
+    content = _read_preset(paths[name])
+    base = content.get("extends")
+    merged = load_preset(str(base), (*extended_by, name)) if base else {}
+    for section in STAGE_SECTIONS:
+        if section in content:
+            merged[section] = {**merged.get(section, {}), **content[section]}
+    return merged
 
 
 def resolve_settings(
@@ -216,39 +221,18 @@ def _read_preset(path: Path) -> dict[str, Any]:
         if key in ("description", "extends"):
             continue
         if key == "published":
-            content[key] = _read_published(section, path)
+            try:
+                content[key] = PublishedOutcome.model_validate(section)
+            except pydantic.ValidationError as error:
+                detail = error.errors(include_url=False)[0]
+                place = ".".join(str(part) for part in ("published", *detail["loc"]))
+                raise SettingsError(f"Preset {path}: {place}: {detail['msg']}.") from None
             continue
         if key not in STAGE_SECTIONS:
             raise SettingsError(f"Preset {path}: {unknown_name('section', str(key), STAGE_SECTIONS)}")
         if not isinstance(section, dict):
             raise SettingsError(f"Preset {path}: section {key} must hold `key: value` lines.")
     return content
-
-
-def _read_published(section: Any, path: Path) -> PublishedOutcome:
-    try:
-        return PublishedOutcome.model_validate(section)
-    except pydantic.ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in ("published", *detail["loc"]))
-        raise SettingsError(f"Preset {path}: {place}: {detail['msg']}.") from None
-
-
-def _load_extended(name: str, chain: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Load a preset over what it extends; `chain` holds the presets that led here."""
-    paths = _preset_paths()
-    if name not in paths:
-        raise SettingsError(unknown_name("preset", name, paths))
-    if name in chain:
-        raise SettingsError(f"Presets extend each other in a circle: {' -> '.join((*chain, name))}.")
-    content = _read_preset(paths[name])
-    content.pop("description", None)
-    content.pop("published", None)
-    base = content.pop("extends", None)
-    merged = _load_extended(str(base), (*chain, name)) if base else {}
-    for section, values in content.items():
-        merged[section] = {**merged.get(section, {}), **values}
-    return merged
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -269,11 +253,8 @@ def _explain(cls: type[StageSettings], detail: Any) -> str:
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not name or reason.startswith((f"{name} ", "Unknown ")):
         return reason
-    if (
-        isinstance(detail["input"], str)
-        and Path(detail["input"]).suffix
-        and Path(detail["input"]).name in reason
-    ):
+    path = Path(detail["input"]) if isinstance(detail["input"], str) else Path()
+    if path.suffix and path.name in reason:
         return reason  # it names the file that is wrong
     joint = " " if reason.startswith("must ") else ": "
     return " ".join(f"{name}{joint}{reason} (got {_cut(repr(detail['input']))})".split())

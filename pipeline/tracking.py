@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-__all__ = ["NEWEST_ALIAS", "NullTracker", "StageRun", "Tracker", "open_tracker"]
-
 T = TypeVar("T")
 
 # MLflow reserves the alias "latest"; `models:/<name>/latest` works without one.
@@ -186,14 +184,10 @@ class StageRun:
         )
 
     def log_dataset(self, name: str, digest: str, source: str, rows: int, context: str) -> None:
-        """Record a dataset that the stage read or wrote.
+        """Record a dataset of so many transitions that the stage read or wrote.
 
-        Args:
-            name: The dataset's name.
-            digest: A hash of its content; the first 36 characters are kept.
-            source: Path or address of the data.
-            rows: Number of transitions.
-            context: What it was used for, such as "training".
+        `source` is its path or address, `context` what it was used for, such as "training". Of the digest of
+        its content the first 36 characters are kept.
         """
 
         def write(client: MlflowClient) -> None:
@@ -216,15 +210,13 @@ class StageRun:
     ) -> str | None:
         """Copy a model among the artifacts and register a new version of it under the aliases.
 
+        Returns the version, or None where nothing was recorded.
+
         Args:
             name: Of the registered model.
             folder_or_file: What to copy, or what makes it first; its errors count as the store's own.
-            tags: Of the version.
+            tags, description: Of the version; the description is Markdown.
             aliases: That are moved to the version.
-            description: Of the version, in Markdown.
-
-        Returns:
-            The version, or None where nothing was recorded.
         """
         folder = f"models/{name}"
 
@@ -260,8 +252,7 @@ class StageRun:
     def flush(self, now: bool = False) -> None:
         """Write the metrics collected so far, as before a checkpoint: what goes on from it logs them no more.
 
-        Args:
-            now: try even where the store has just failed.
+        With `now` it is tried even where the store has just failed.
         """
 
         def write(client: MlflowClient) -> int:
@@ -347,13 +338,20 @@ class Tracker:
         """Record the `with` block as one run: finished, failed, or killed where the user stopped it.
 
         Args:
-            stage: The stage's name.
-            name: The run's name, usually the artifact's.
+            stage: A tag of the run.
+            name: Of the run, usually the artifact's.
             chain_run_id: The chain run to nest under; None makes a run of its own.
             run_id: A run to go on with; where the store does not have it, a new one is made.
-            tags: More tags.
+            tags: More of them.
         """
-        if run_id is None or not self._reopen(run_id):
+
+        def reopen(client: MlflowClient) -> bool:
+            found = run_id is not None and _find_run(client, run_id) is not None
+            if found:
+                client.update_run(run_id, status="RUNNING")
+            return found
+
+        if run_id is None or not self._store.attempt(reopen, now=True):
             parent = {"mlflow.parentRunId": chain_run_id} if chain_run_id else {}
             run_id = self._create_run(name, stage, {**_as_tags(tags), **parent})
         store = self._store if run_id else NullTracker()._store
@@ -376,17 +374,6 @@ class Tracker:
         )
         return run.info.run_id if run else None
 
-    def _reopen(self, run_id: str) -> bool:
-        """Set a run of an earlier process going again; False where this store does not have it."""
-
-        def reopen(client: MlflowClient) -> bool:
-            found = _find_run(client, run_id) is not None
-            if found:
-                client.update_run(run_id, status="RUNNING")
-            return found
-
-        return bool(self._store.attempt(reopen, now=True))
-
 
 class NullTracker(Tracker):
     """The same surface, recording nothing: where MLflow is not installed or nothing is to be recorded."""
@@ -396,19 +383,13 @@ class NullTracker(Tracker):
 
 
 def open_tracker(
-    workspace_root: Path,
-    warn: Callable[[str], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    workspace_root: Path, warn: Callable[[str], None] | None = None, say: Callable[[str], None] | None = None
 ) -> Tracker:
     """Return the tracker of a workspace, its store made ready.
 
     It is a NullTracker without MLflow, where MLFLOW_TRACKING_URI is `none`, and where the store has no
-    room.
-
-    Args:
-        workspace_root: The workspace's folder.
-        warn: Takes the one warning about a store that fails later; standard error by default.
-        say: Takes lines about what is waited for, and what was not recorded; the same by default.
+    room. `warn` takes the one warning about a store that fails later, `say` lines about what is waited for
+    and what was not recorded; both go to standard error by default.
 
     Raises:
         UserError: The store cannot be opened or its server cannot be reached.

@@ -12,9 +12,9 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from thousandfold.ground.errors import UserError
@@ -34,6 +34,7 @@ _LOCATIONS = (
     ("trace_tags", "value"),
     ("workspaces", "trace_archival_location"),
 )
+_REVISION = "alembic_version"
 # What of a database is a user's; a half-made one may hold MLflow's own first experiment.
 _RECORDS = ("runs", "registered_models", "trace_info", "logged_models")
 
@@ -53,7 +54,7 @@ def make_ready(database: Path, artifacts: Path, say: Callable[[str], None], to_w
         database: The file.
         artifacts: Where a new one has its artifacts.
         say: Takes the line about what was done to a database that was there.
-        to_write: Whether it must be free to be written to.
+        to_write: It must be free to be written to.
 
     Raises:
         UserError: It is of a newer MLflow, or half-upgraded and holds runs.
@@ -84,11 +85,7 @@ def make_ready(database: Path, artifacts: Path, say: Callable[[str], None], to_w
 def move_along(root: Path, database: Path, artifacts: Path, say: Callable[[str], None]) -> None:
     """Let the locations in the database of a workspace that was moved or copied name where it is now.
 
-    Args:
-        root: The workspace.
-        database: Its database, whose lock is held.
-        artifacts: Its folder of artifacts.
-        say: Takes the line about what was done.
+    The lock of the database is held. `say` takes the line about what was done.
     """
     with contextlib.closing(_connect(database)) as connection:
         found = connection.execute(
@@ -108,10 +105,13 @@ def move_along(root: Path, database: Path, artifacts: Path, say: Callable[[str],
                     {"here": here, "there": there},
                 ).rowcount
         for row, source in connection.execute("SELECT rowid, dataset_source FROM datasets").fetchall():
-            place = _uri_of(source)
-            if place is not None and place.startswith(f"{old_root}/"):
-                source = json.dumps({"uri": f"{root}{place.removeprefix(old_root)}"})
-                connection.execute("UPDATE datasets SET dataset_source = ? WHERE rowid = ?", (source, row))
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody else's
+                place = json.loads(source)["uri"]
+                if isinstance(place, str) and place.startswith(f"{old_root}/"):
+                    source = json.dumps({"uri": f"{root}{place.removeprefix(old_root)}"})
+                    connection.execute(
+                        "UPDATE datasets SET dataset_source = ? WHERE rowid = ?", (source, row)
+                    )
         connection.execute("COMMIT")
         runs = [run for (run,) in connection.execute("SELECT run_uuid FROM runs")]
     left = [
@@ -124,17 +124,10 @@ def move_along(root: Path, database: Path, artifacts: Path, say: Callable[[str],
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a database is.
+class _Found(NamedTuple):
+    """What a database is: empty, whole as this version of MLflow makes one, with a user's records."""
 
-    Attributes:
-        tables: their names; none, where nothing was made yet.
-        whole: whether it is as this version of MLflow makes one.
-        records: whether it holds a user's runs, models or traces.
-    """
-
-    tables: set[str]
+    empty: bool
     whole: bool
     records: bool
 
@@ -148,18 +141,14 @@ def _look(connection: sqlite3.Connection) -> _Found:
     from mlflow.store.db.utils import _get_latest_schema_revision  # imports every table's model, too
 
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    revisions = []
-    if "alembic_version" in tables:
-        revisions = [
-            revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")
-        ]
-    whole = revisions == [_get_latest_schema_revision()] and set(Base.metadata.tables) <= tables
+    found = connection.execute("SELECT version_num FROM alembic_version") if _REVISION in tables else ()
+    newest = [_get_latest_schema_revision()] == [revision for (revision,) in found]
     records = any(
         connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()
         for table in _RECORDS
         if table in tables
     )
-    return _Found(tables - {"alembic_version"}, whole, records)
+    return _Found(not tables - {_REVISION}, newest and set(Base.metadata.tables) <= tables, records)
 
 
 def _replace(database: Path, found: _Found, artifacts: Path, say: Callable[[str], None]) -> None:
@@ -194,13 +183,13 @@ def _replace(database: Path, found: _Found, artifacts: Path, say: Callable[[str]
             _remove_logs(new)
             new.unlink(missing_ok=True)
             _migrate(new, artifacts)
-        if found.tables:
+        if not found.empty:
             try:
                 os.link(database, kept)
             except OSError:  # a file system without links
                 _copy(database, kept)
     _close_connections(database)
-    if found.tables:
+    if not found.empty:
         say(line)
 
 
@@ -242,11 +231,3 @@ def _remove_logs(database: Path) -> None:
     """Remove the logs of a database that is gone: SQLite would apply them to the next of its name."""
     for suffix in ("-journal", "-wal", "-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
-
-
-def _uri_of(source: str) -> str | None:
-    """Return the path or address in a dataset's source, as `StageRun.log_dataset` writes it."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        uri = json.loads(source)["uri"]
-        return uri if isinstance(uri, str) else None
-    return None

@@ -12,9 +12,8 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -57,10 +56,8 @@ def open_store(
 ) -> tuple[MlflowClient, str]:
     """Return a client of the workspace's store and the id of the product's experiment in it.
 
-    Args:
-        workspace_root: The workspace's folder.
-        say: Takes lines about waits, and about a store that was upgraded or mended.
-        to_write: Whether the store must be free to be written to.
+    `say` takes lines about waits, and about a store that was upgraded or mended. With `to_write` the store
+    must be free to be written to.
 
     Raises:
         UserError: MLFLOW_TRACKING_URI is `none`, the store cannot be opened, or its server cannot be reached.
@@ -79,8 +76,15 @@ def open_store(
         database = _sqlite_file(given) if given else _own_database(root)
         if database is None:
             assert given is not None
-            with _announced(f"the tracking store {shown}", say):
+            waiting = threading.Timer(
+                SAY_AFTER_S, say, [f"Waiting for the tracking store {shown} to answer."]
+            )
+            waiting.daemon = True
+            waiting.start()
+            try:
                 return _open_elsewhere(given, root)
+            finally:
+                waiting.cancel()
         with file_lock(database.with_suffix(".lock"), f"The tracking store {shown}", LOCK_PATIENCE_S, say):
             make_ready(database, _artifacts(root), say, to_write)
             if given is None:
@@ -137,15 +141,9 @@ def ui_command(workspace_root: Path, host: str, port: int) -> list[str]:
         raise UserError(f"The runs are on the server {_without_password(uri)}: open that address instead.")
     _set_environment()
     store = uri or sqlite_uri(_own_database(root))
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store]
     return [
-        *command,
-        "--artifacts-destination",
-        _artifacts(root).as_uri(),
-        "--host",
-        host,
-        "--port",
-        str(port),
+        *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store),
+        *("--artifacts-destination", _artifacts(root).as_uri(), "--host", host, "--port", str(port)),
     ]
 
 
@@ -245,18 +243,6 @@ def _set_environment() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # A quoted path is up to three times as long as the path.
     os.environ.setdefault("MLFLOW_ARTIFACT_LOCATION_MAX_LENGTH", "16384")
-
-
-@contextmanager
-def _announced(what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Say what is waited for where the `with` block is not over in a moment."""
-    timer = threading.Timer(SAY_AFTER_S, say, [f"Waiting for {what} to answer."])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _reason(error: Exception) -> str:

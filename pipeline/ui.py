@@ -51,25 +51,23 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
     if dead := dead_runs(workspace):
         open_tracker(workspace.root, console.warn, console.say).end_dead(dead)
     # A process group of its own: the server starts further processes, and all of them must end with it.
-    watched = [
-        sys.executable,
-        "-S",
-        "-c",
-        _END_WITH_PARENT,
-        *command,
-        "--uvicorn-opts",
-        "--log-level warning",
-    ]
+    watched = [sys.executable, "-S", "-c", _END_WITH_PARENT, *command]
+    watched += ["--uvicorn-opts", "--log-level warning"]
     server = subprocess.Popen(watched, env=os.environ | _QUIET, stdin=subprocess.PIPE, start_new_session=True)
     try:
         while not _answers(host, port):
             if server.poll() is not None:
                 raise UserError(f"MLflow's server ended with code {server.returncode} before it served.")
             time.sleep(0.2)
-        console.say(f"MLflow UI on http://{_in_address(host)}:{port} (Ctrl-C ends it).")
+        named = f"[{host}]" if ":" in host else host
+        console.say(f"MLflow UI on http://{named}:{port} (Ctrl-C ends it).")
         return server.wait()
     finally:
-        _end_group(server)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            # Whoever interrupts the waiting wants it to end, and not to be left behind.
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
+                os.killpg(server.pid, number)
+                server.wait(_PATIENCE_S)
 
 
 # Runs the command in its arguments; ends its process group when standard input does, as it does when whoever
@@ -129,25 +127,11 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def _in_address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _end_group(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        # Whoever interrupts the waiting wants it to end, and not to be left behind.
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
-            os.killpg(server.pid, number)
-            server.wait(_PATIENCE_S)
-
-
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port.")
 @click.pass_obj
 def ui(session: Session, host: str, port: int) -> None:
     """Open the tracking store in MLflow's web page."""
-    import sys
-
     with session.open():
         sys.exit(serve(session.workspace, host, port, session.console))

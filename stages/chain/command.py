@@ -14,10 +14,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, describe, resu
     metavar="TASK",
     help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
 )
-@resume_option(
-    "CHAIN",
-    "Go on with a chain that was cut off: the newest, or the one named.",
-)
+@resume_option("CHAIN", "Go on with a chain that was cut off: the newest, or the one named.")
 @click.option(
     "--min-success",
     type=float,
@@ -26,11 +23,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, describe, resu
 )
 @stage_command
 def run(
-    session: Session,
-    common: CommonOptions,
-    task: str | None,
-    resume: str | None,
-    min_success: float | None,
+    session: Session, common: CommonOptions, task: str | None, resume: str | None, min_success: float | None
 ) -> None:
     """Run every stage, from teacher to benchmark and report, in one chain run.
 

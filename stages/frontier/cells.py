@@ -49,11 +49,9 @@ class FrontierSettings(StageSettings):
     @classmethod
     def _read_sizes(cls, value: Any) -> Any:
         """Read `1,2,4`, and refuse what names no size or none that is whole."""
-        sizes = [value] if isinstance(value, int) and not isinstance(value, bool) else value
-        if isinstance(sizes, str):
-            sizes = [part.strip() for part in sizes.split(",") if part.strip()]
-        if not isinstance(sizes, list | tuple):
-            raise ValueError("must be whole numbers, such as 1,2,4")
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part.strip()]
+        sizes = value if isinstance(value, list | tuple) else [value]
         if not sizes:
             raise ValueError("must name at least one size, such as 1,2,4")
         try:
@@ -63,11 +61,7 @@ class FrontierSettings(StageSettings):
 
 
 class FrontierPlan(FrontierSettings):
-    """Everything that a frontier is made by, as its manifest keeps it.
-
-    Attributes:
-        distill, export_onnx, benchmark: settings of these stages for every cell.
-    """
+    """Everything that a frontier is made by, as its manifest keeps it: settings of stages for every cell."""
 
     distill: dict[str, Any]
     export_onnx: dict[str, Any]
@@ -158,9 +152,7 @@ def require_work(frontier: Artifact) -> None:
 def find_resumable(workspace: Workspace, reference: str | None) -> tuple[FrontierPlan, Artifact]:
     """Return the frontier to go on with, and its plan: an unfinished one, or one with students that failed.
 
-    Args:
-        workspace: where to look.
-        reference: its name or path; None: the newest unfinished one.
+    `reference` is its name or path; None: the newest unfinished one.
 
     Raises:
         SettingsError: there is none, or nothing is left to do for the one named.

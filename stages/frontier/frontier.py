@@ -33,6 +33,7 @@ from thousandfold.stages.frontier.cells import (
 from thousandfold.stages.frontier.jobs import Job, cpu_sets, run_jobs
 from thousandfold.stages.frontier.picture import PICTURE_FILE, draw_frontier
 from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, quality, show
+from thousandfold.stages.stage_settings import settings_classes
 
 SECTIONS = ("frontier", "distill", "export_onnx", "benchmark")
 # The table has the latency of the file, back to back and at the control rate; `benchmark` has the rest.
@@ -50,7 +51,7 @@ def resolve_plan(common: CommonOptions, flags: dict[str, Any]) -> FrontierPlan:
     Raises:
         SettingsError: an unknown key, a value out of bounds, or a cell that no student can have.
     """
-    classes = _settings_classes()
+    classes = _classes()
     overrides = split_overrides(common.overrides, SECTIONS)
     for override in overrides["distill"]:
         if flag := _OF_THE_GRID.get(override.partition("=")[0].strip().replace("-", "_")):
@@ -67,24 +68,16 @@ def resolve_plan(common: CommonOptions, flags: dict[str, Any]) -> FrontierPlan:
     return plan
 
 
-def _settings_classes() -> dict[str, type[StageSettings]]:
-    from thousandfold.stages.benchmark import benchmark
-    from thousandfold.stages.distill import distill
-    from thousandfold.stages.export_onnx import export_onnx
-
-    return {
-        "frontier": FrontierSettings,
-        "distill": distill.DistillSettings,
-        "export_onnx": export_onnx.ExportOnnxSettings,
-        "benchmark": benchmark.BenchmarkSettings,
-    }
+def _classes() -> dict[str, type[StageSettings]]:
+    classes = settings_classes()
+    return {"frontier": FrontierSettings, **{section: classes[section] for section in SECTIONS[1:]}}
 
 
 def cell_settings(plan: FrontierPlan, cell: Cell) -> Any:
     """Return the settings that a cell is distilled with. Raises SettingsError where it can have none."""
     own = {"student_depth": cell.depth, "student_width": cell.width}
     own["threads"] = plan.distill["threads"] or cpu_share(plan.jobs or usable_cpus())
-    return resolve_settings(_settings_classes()["distill"], "distill", flags=plan.distill | own)
+    return resolve_settings(_classes()["distill"], "distill", flags=plan.distill | own)
 
 
 def run(
@@ -96,12 +89,7 @@ def run(
 ) -> Artifact:
     """Distil and measure every cell that is not done and return the frontier's artifact.
 
-    Args:
-        plan: what to make.
-        context: workspace, console and tracking.
-        teacher: of all students.
-        dataset: that all students learn from.
-        resumed: a frontier to go on with, unfinished or with students that failed.
+    `resumed` is a frontier to go on with, unfinished or with students that failed.
 
     Raises:
         StoppedByUser: Ctrl-C; what is done is kept.
@@ -109,8 +97,6 @@ def run(
         UserError: the dataset is another teacher's, the teacher does not reproduce its recorded success,
             no cell succeeded, or another process is making the frontier.
     """
-    parents = {"teacher": teacher, "dataset": dataset}
-    task = teacher.manifest.task
     with contextlib.ExitStack() as stack:
         if resumed is not None:  # before the stage writes to its manifest
             stack.enter_context(folder_lock(resumed.path))
@@ -120,9 +106,9 @@ def run(
             context.stage(
                 "frontier",
                 "frontier",
-                task=task,
+                task=teacher.manifest.task,
                 settings=plan,
-                parents=parents,
+                parents={"teacher": teacher, "dataset": dataset},
                 resumed=resumed,
                 saved=lambda _: True,
             )
@@ -131,14 +117,7 @@ def run(
 
 
 class _Frontier:
-    """A frontier under way.
-
-    Args:
-        plan: what to make.
-        context: of the workspace that the frontier lies in.
-        work: its artifact and its tracking run.
-        teacher, dataset: what every student is made from.
-    """
+    """A frontier under way, in the workspace of `context`; `work` is its artifact and its tracking run."""
 
     def __init__(
         self, plan: FrontierPlan, context: StageContext, work: StageWork, teacher: Artifact, dataset: Artifact

@@ -25,16 +25,11 @@ _ERROR = "Error: "
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to do.
-
-    Attributes:
-        name: what the user calls it.
-        folder: where its log goes.
-        work: what the process reads on its standard input.
-    """
+    """What a process is to do: `work` is what it reads on its standard input."""
 
     name: str
     folder: Path
+    """Where its log goes."""
     work: Mapping[str, Any]
 
 
@@ -47,11 +42,7 @@ class _Running:
 
 
 def cpu_sets(jobs: int) -> list[list[int]]:
-    """Return the CPUs of each of so many processes: shares of their own while there are CPUs enough.
-
-    Args:
-        jobs: how many processes run at a time; 0: one a CPU.
-    """
+    """Return the CPUs of each of so many processes (0: one a CPU): shares of their own while they suffice."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(usable_cpus()))
     jobs = jobs or len(cpus)
     share = cpu_share(jobs)
@@ -92,14 +83,13 @@ def _start(job: Job, cpus: list[int]) -> _Running:
     """Start the process of a job; its standard input stays open as long as it is to live."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = (job.folder / LOG_FILE).open("wb")
-    environment = {"OMP_NUM_THREADS": str(len(cpus))}
     process = subprocess.Popen(
         # -P: whatever lies in the current folder is not imported.
         [sys.executable, "-P", "-m", "thousandfold.stages.frontier.worker"],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=os.environ | environment,
+        env=os.environ | {"OMP_NUM_THREADS": str(len(cpus))},
         encoding="utf-8",
     )
     assert process.stdin is not None

@@ -26,11 +26,8 @@ _MARK_POINTS, _BAR_POINTS = 5, 2
 def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
     """Draw every student with its 95 % interval, those on the front joined by a line, and the teacher.
 
-    The height is the retention; the success, where the teacher has none to retain.
-
-    Args:
-        path: the PNG file; it is replaced atomically.
-        table: the content of `frontier.json`.
+    The height is the retention; the success, where the teacher has none to retain. `table` is the content of
+    `frontier.json`.
     """
     rows, teacher = table["rows"], table["teacher"]
     metric = "success" if any(row["retention"] is None for row in rows) else "retention"
@@ -39,23 +36,24 @@ def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
         axes.set(xscale="log", xlabel="p99 of one call on one CPU thread (µs)")
         axes.set_ylabel("success" if metric == "success" else "retention of the teacher's success")
         axes.set_title(f"Students of {teacher['name']} on {table['task']}")
-        _draw_front(axes, rows, metric)
+        # What is to be had within a latency: the best student that is fast enough, as steps.
+        front = sorted((row for row in rows if row["on_front"]), key=lambda row: row["p99_us"])
+        points = [(row["p99_us"], row[metric]) for row in front]
+        axes.step(
+            *zip(*points, strict=True), where="post", color=SOFT, linewidth=1.5, zorder=1, label="front"
+        )
         _draw_students(axes, rows, metric)
         if teacher["p99_us"] is not None:
-            _draw_teacher(axes, teacher, teacher["success"] if metric == "success" else 1.0)
+            height = teacher["success"] if metric == "success" else 1.0
+            axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", zorder=0)
+            label = f"teacher, {teacher['depth']} × {teacher['width']}"
+            axes.scatter([teacher["p99_us"]], [height], marker="*", s=220, color=INK, zorder=3, label=label)
         axes.margins(x=0.08, y=0.12)
         label_log_axis(axes)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         figure.legend(loc="outside lower center", ncols=6, fontsize=9)
         figure.draw_without_rendering()
         _label(axes, rows, metric)
-
-
-def _draw_front(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Draw what is to be had within a latency: the best student that is fast enough, as steps."""
-    front = sorted((row for row in rows if row["on_front"]), key=lambda row: row["p99_us"])
-    points = [(row["p99_us"], row[metric]) for row in front]
-    axes.step(*zip(*points, strict=True), where="post", color=SOFT, linewidth=1.5, zorder=1, label="front")
 
 
 def _draw_students(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -77,12 +75,6 @@ def _draw_students(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -
             zorder=3,
         )
         axes.scatter([], [], marker=marker, s=48, color=colour, label=f"depth {depth}")
-
-
-def _draw_teacher(axes: Axes, teacher: Mapping[str, Any], height: float) -> None:
-    axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", zorder=0)
-    label = f"teacher, {teacher['depth']} × {teacher['width']}"
-    axes.scatter([teacher["p99_us"]], [height], marker="*", s=220, color=INK, zorder=3, label=label)
 
 
 def _label(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:

@@ -101,14 +101,8 @@ def select_student(
 ) -> dict[str, Artifact]:
     """Make the smallest student that keeps to the bounds the newest student, and export it.
 
-    Args:
-        frontier: a completed one.
-        bounds: what the student must keep to.
-        context: workspace, console and tracking.
-        teacher: the frontier's; None looks for it in the workspace.
-
-    Returns:
-        The ``student`` and its ``policy``.
+    Returns the ``student`` and its ``policy``. `teacher` is the frontier's; None: it is looked for in the
+    workspace.
 
     Raises:
         UserError: no student keeps to the bounds.
@@ -124,15 +118,12 @@ def select_student(
     )
     source = Artifact.load(frontier.file(row["student"]))
     teacher = teacher or _teacher_of(frontier, context)
-    before = [a for a in context.workspace.artifacts("student") if _chosen_from(frontier, a)]
+    students = (student.manifest.results for student in context.workspace.artifacts("student"))
+    before = [results for results in students if results.get("frontier") == frontier.name]
     fresh = None if teacher is None else _run_fresh(source, teacher, row, bounds, context, len(before))
     student = _register(frontier, source, row, fresh, context)
     settings = export_onnx.ExportOnnxSettings(**frontier.manifest.settings["export_onnx"])
     return {"student": student, "policy": export_onnx.run(settings, context, student, teacher)}
-
-
-def _chosen_from(frontier: Artifact, student: Artifact) -> bool:
-    return student.manifest.results.get("frontier") == frontier.name
 
 
 def _teacher_of(frontier: Artifact, context: StageContext) -> Artifact | None:

@@ -28,10 +28,7 @@ _OF_STUDENT = (
 def collect(frontier: Artifact, cells: Sequence[Cell], failed: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of `frontier.json`: a row a student that is done, by depth and width.
 
-    Args:
-        frontier: whose cells to read.
-        cells: of its grid.
-        failed: one line by the name of each cell that failed.
+    `failed` has one line by the name of each cell that failed.
     """
     rows = [_row(frontier, cell) for cell in cells if cell.name not in failed]
     for row, kept in zip(rows, pareto_front(rows), strict=True):

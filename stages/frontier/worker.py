@@ -46,32 +46,19 @@ def run_job(job: dict[str, Any]) -> None:
 
     source = teacher
     if job["distill"] is not None:
+        source = finished(workspace, "student")
         settings = distill.DistillSettings(**job["distill"])
-        source = finished(workspace, "student") or _distil(settings, context, teacher, dataset, begun)
+        if source is None and begun is not None:
+            try:
+                source = distill.run(settings, context, teacher, dataset, begun)
+            except DamagedFileError as error:
+                context.console.warn(f"{error} Another student is made.")
+                remove_unfinished(workspace)
+        if source is None:
+            source = distill.run(settings, context, teacher, dataset)
     if finished(workspace, "policy") is None:
         exporting = export_onnx.ExportOnnxSettings(**job["export_onnx"])
         export_onnx.run(exporting, context, source, dataset=dataset)
-
-
-def _distil(
-    settings: Any, context: StageContext, teacher: Artifact, dataset: Artifact, begun: Artifact | None
-) -> Artifact:
-    """Go on with the student that was begun; make another where its checkpoint is of no use."""
-    from thousandfold.stages.distill import distill
-
-    if begun is not None:
-        try:
-            return distill.run(settings, context, teacher, dataset, begun)
-        except DamagedFileError as error:
-            context.console.warn(f"{error} Another student is made.")
-            remove_unfinished(context.workspace)
-    return distill.run(settings, context, teacher, dataset)
-
-
-def _take_cpus(cpus: list[int]) -> None:
-    """Stay on these CPUs: torch and the simulators make as many threads as a process may use."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
 
 
 def _end_with_starter() -> None:
@@ -86,7 +73,9 @@ def main() -> None:
     guard_output()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_starter, daemon=True).start()
-    _take_cpus(job["cpus"])
+    if hasattr(os, "sched_setaffinity"):
+        # Torch and the simulators make as many threads as a process may use.
+        os.sched_setaffinity(0, job["cpus"])
     with error_boundary(Path(job["workspace"])):
         run_job(job)
 

@@ -33,7 +33,7 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
     """Print what there is to know of a task before it is trained, warn of what looks wrong, and draw it.
 
     Args:
-        console: prints.
+        console: where to.
         reference: a task's name, or the YAML file of a user's.
         episodes: of the random policy, all at once.
         seed: of the random policy, of starts and of goals.
@@ -69,9 +69,6 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
     if not warnings:
         console.say("Nothing looks wrong.")
     console.result(report | {"warnings": warnings})
-
-
-# -- what is printed and drawn --------------------------------------------------------------------
 
 
 def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
@@ -153,20 +150,18 @@ def _picture_place(task: CompiledTask, output: str | None) -> Path:
         path = Path.cwd() / f"{task.name}_check.png"
     if path.suffix.lower() != ".png":
         raise UserError(f"--output {output}: the picture is a PNG, give it a name that ends in .png.")
-    if os.path.exists(path) and not _is_own_picture(path):
-        raise UserError(
-            f"{shown(path)} is there already, and is no picture of `tasks check`: choose another --output."
-        )
+    if os.path.exists(path):
+        try:
+            with path.open("rb") as file:
+                ours = _MARK in file.read(128)
+        except OSError:
+            ours = False
+        if not ours:
+            raise UserError(
+                f"{shown(path)} is there already, and is no picture of `tasks check`: choose another "
+                "--output."
+            )
     return path
-
-
-def _is_own_picture(path: Path) -> bool:
-    """Tell whether a file is a picture that a check has written."""
-    try:
-        with path.open("rb") as file:
-            return _MARK in file.read(128)
-    except OSError:
-        return False
 
 
 def draw_starts(task: CompiledTask, seed: int) -> np.ndarray:

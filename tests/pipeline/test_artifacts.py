@@ -467,17 +467,8 @@ class TestWorkspace:
         assert workspace.find(running.name, "teacher").name == running.name
 
 
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:30])
-
-
 def emptied(path: Path) -> None:
     path.write_bytes(b"")
-
-
-def turned_into_a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
 
 
 def edited(path: Path) -> None:
@@ -490,25 +481,15 @@ def with_a_flipped_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def turned_into_a_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def turned_into_a_dangling_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
 DAMAGES = [
-    truncated,
     emptied,
     Path.unlink,
-    turned_into_a_folder,
-    turned_into_a_pipe,
-    turned_into_a_dangling_link,
     edited,
     with_a_flipped_bit,
+    pytest.param(lambda path: os.truncate(path, 30), id="truncated"),
+    pytest.param(lambda path: (path.unlink(), path.mkdir()), id="a folder"),
+    pytest.param(lambda path: (path.unlink(), os.mkfifo(path)), id="a pipe"),
+    pytest.param(lambda path: (path.unlink(), path.symlink_to("nowhere")), id="a dangling link"),
 ]
 
 

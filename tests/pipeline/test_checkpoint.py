@@ -26,9 +26,6 @@ def assert_one_line_naming(error: BaseException, name: str) -> None:
     assert name in str(error) and "\n" not in str(error)
 
 
-# -- tensors ----------------------------------------------------------------------------------------
-
-
 def test_tensors_come_back_bit_for_bit_with_their_metadata(tmp_path: Path):
     tensors = {
         "float": torch.tensor([0.1, -0.0, torch.inf, torch.finfo(torch.float32).tiny]),
@@ -87,9 +84,6 @@ def test_a_foreign_or_missing_file_is_named(tmp_path: Path, write: Callable[[Pat
     assert_one_line_naming(raised.value, str(path))
 
 
-# -- folders ----------------------------------------------------------------------------------------
-
-
 def test_a_checkpoint_comes_back(tmp_path: Path):
     folder = CheckpointFolder(tmp_path / "checkpoint")
     assert not folder.exists
@@ -134,9 +128,6 @@ def test_a_step_that_does_not_grow_leaves_the_checkpoint_alone(tmp_path: Path):
         with pytest.raises(ValueError, match="step"):
             save(folder, step, [1], [1])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-# -- killed -----------------------------------------------------------------------------------------
 
 
 def is_whole(checkpoint: Checkpoint, step: int, firsts: list[list[int]]) -> bool:
@@ -187,9 +178,6 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, mon
         save(folder, 2, [4], [4])
     assert is_whole(folder.load(), 1, [[0]])
     assert names(folder) == {"manifest.json", "state-00000001.safetensors", "replay-00000001.safetensors"}
-
-
-# -- damage -----------------------------------------------------------------------------------------
 
 
 def flip_last_byte(path: Path) -> None:

@@ -17,20 +17,8 @@ from thousandfold.pipeline.cli import cli
 from thousandfold.stages.stage_settings import SECTIONS
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
-COMMANDS = [
-    "run",
-    *STAGES,
-    "run-policy",
-    "policy",
-    "report",
-    "dataset",
-    "frontier",
-    "tasks",
-    "presets",
-    "runs",
-    "info",
-    "ui",
-]
+COMMANDS = ["run", *STAGES, "run-policy", "policy", "report", "dataset", "frontier"]
+COMMANDS += ["tasks", "presets", "runs", "info", "ui"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,27 +101,13 @@ class TestDryRun:
         assert values["seed"] == 5
 
     def test_what_was_published_is_told_of_its_own_task_alone(self, tmp_path: Path) -> None:
-        tiny = [
-            "--set=depth=4",
-            "--set=width=8",
-            "--set=num_worlds=2",
-            "--set=batch_size=4",
-            "--set=env_steps=4",
-        ]
-        tiny += ["--set=unroll_steps=2", "--set=min_rows_per_world=2", "--set=updates_per_unroll=1"]
-        tiny += ["--set=evaluation_episodes=1", "--set=final_episodes=1", "--set=episode_steps=2"]
+        tiny = ["depth=4", "width=8", "num_worlds=2", "batch_size=4", "env_steps=4", "unroll_steps=2"]
+        tiny += ["min_rows_per_world=2", "updates_per_unroll=1", "evaluation_episodes=1", "final_episodes=1"]
+        tiny = [f"--set={setting}" for setting in [*tiny, "episode_steps=2"]]
         told = {}
         for task in ("arm_push_easy", "reacher"):
-            arguments = [
-                "train-teacher",
-                "--preset",
-                "paper/arm_push_easy",
-                "--device",
-                "cpu",
-                "--task",
-                task,
-            ]
-            told[task] = "Published, on other physics" in invoke(tmp_path, *arguments, *tiny).output
+            arguments = ["--preset", "paper/arm_push_easy", "--device", "cpu", "--task", task, *tiny]
+            told[task] = "Published, on other physics" in invoke(tmp_path, "train-teacher", *arguments).output
         assert told == {"arm_push_easy": True, "reacher": False}
 
     def test_a_chain_takes_a_task_by_name(self, tmp_path: Path) -> None:
@@ -308,18 +282,15 @@ class TestLists:
         values = json_of(invoke(tmp_path, "info", teacher.name, "--json"))
         assert (values["artifact"], values["status"]) == (teacher.name, "completed")
 
-    def test_the_workspace_comes_from_the_environment(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("by_variable", [True, False])
+    def test_the_workspace_comes_from_the_environment_or_is_the_current_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_variable: bool
     ) -> None:
         teacher = completed(tmp_path, "teacher")
-        monkeypatch.setenv("THOUSANDFOLD_WORKSPACE", str(tmp_path))
-        assert teacher.name in CliRunner().invoke(cli, ["runs"]).stdout
-
-    def test_the_workspace_is_the_current_folder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        teacher = completed(tmp_path, "teacher")
-        monkeypatch.chdir(tmp_path)
+        if by_variable:
+            monkeypatch.setenv("THOUSANDFOLD_WORKSPACE", str(tmp_path))
+        else:
+            monkeypatch.chdir(tmp_path)
         assert teacher.name in CliRunner().invoke(cli, ["runs"]).stdout
 
 

@@ -21,9 +21,6 @@ from thousandfold.pipeline.distributed import Ranks
 VARIABLES = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 
-# -- who they are -----------------------------------------------------------------------------------
-
-
 def test_torchrun_s_variables_are_read():
     ranks = Ranks.from_environment(VARIABLES)
     assert (ranks.rank, ranks.size, ranks.local_rank, ranks.local_size) == (3, 4, 1, 2)
@@ -57,9 +54,6 @@ def test_neither_this_nor_the_command_line_loads_torch():
     assert done.stdout == "False\n"
 
 
-# -- what falls to each -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("size", "total", "share"), [(1, 7, 7), (2, 8, 4), (4, 512, 128), (3, 3, 1)])
 def test_what_can_be_split_evenly_is(size: int, total: int, share: int):
     assert Ranks(size - 1, size).share("num_worlds", total) == share
@@ -90,9 +84,6 @@ def test_every_rank_has_a_cuda_device_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert Ranks(3, 4, 1, 2).place("cpu") == "cpu" and Ranks().place("cuda") == "cuda"
     with pytest.raises(SettingsError, match="4 ranks on a machine with 2 CUDA devices"):
         Ranks(0, 4, 0, 4).place("cuda")
-
-
-# -- alone ------------------------------------------------------------------------------------------
 
 
 def test_a_process_alone_hears_itself():
@@ -145,9 +136,6 @@ def test_ranks_that_do_not_meet_say_so(monkeypatch: pytest.MonkeyPatch):
     message = r"Rank 1 does not find the others: .*MASTER_ADDR"
     with pytest.raises(UserError, match=message), Ranks(1, 2).connect("cpu"):
         pass
-
-
-# -- together ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [2, 3])

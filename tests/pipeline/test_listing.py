@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from thousandfold.ground.errors import DamagedFileError, MissingArtifactError
+from thousandfold.ground.errors import MissingArtifactError
 from thousandfold.ground.files import folder_lock
 from thousandfold.pipeline import listing
 from thousandfold.pipeline.artifacts import Artifact, Workspace
@@ -33,14 +33,6 @@ def test_every_task_is_listed_with_its_sizes() -> None:
     rows = console.last_result["tasks"]
     assert [row["task"] for row in rows] == task_names()
     assert all(row["observation"] and row["goal"] and row["action"] for row in rows)
-
-
-def test_every_preset_has_a_description() -> None:
-    console = Console()
-    listing.show_presets(console)
-    rows = console.last_result["presets"]
-    assert {"quickstart", "smoke"} <= {row["preset"] for row in rows}
-    assert all(len(row["description"]) > 10 for row in rows)
 
 
 def test_every_task_has_a_preset_that_trains_it_as_published() -> None:
@@ -166,31 +158,12 @@ class TestInfo:
         for words in ("teacher of point_u_maze, completed", "[0.250, 0.750]", "inner.x", "data.txt"):
             assert words in text
 
-    @pytest.mark.parametrize("relative", [True, False])
-    def test_an_artifact_by_its_path(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool
-    ) -> None:
-        artifact, console = make(tmp_path, "teacher", {"success": 0.5}), Console()
-        monkeypatch.chdir(tmp_path)
-        name = f"runs/{artifact.name}" if relative else str(artifact.path)
-        listing.show_info(console, Workspace(tmp_path / "elsewhere"), name)
-        assert console.last_result["path"] == str(artifact.path)
-
     def test_why_one_failed(self, tmp_path: Path, capsys: Capture) -> None:
         artifact = make(tmp_path, "teacher")
         artifact.fail("NonFiniteError: loss became nan")
         listing.show_info(Console(), Workspace(tmp_path), artifact.name)
         assert "loss became nan" in capsys.readouterr().out
 
-    def test_an_unknown_name_offers_the_nearest(self, tmp_path: Path) -> None:
-        artifact = make(tmp_path, "teacher", {})
-        with pytest.raises(MissingArtifactError, match=f"did you mean {artifact.name}"):
-            listing.show_info(Console(), Workspace(tmp_path), artifact.name[:-2])
+    def test_an_unknown_name_of_any_kind(self, tmp_path: Path) -> None:
         with pytest.raises(MissingArtifactError, match="`pipeline runs` lists them"):
             listing.show_info(Console(), Workspace(tmp_path), "xyz")
-
-    def test_a_damaged_one_is_called_damaged(self, tmp_path: Path) -> None:
-        artifact = make(tmp_path, "teacher", {})
-        artifact.file("manifest.json").write_text("{")
-        with pytest.raises(DamagedFileError, match="is damaged or not a manifest"):
-            listing.show_info(Console(), Workspace(tmp_path), artifact.name)

@@ -26,12 +26,7 @@ def process(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("THOUSANDFOLD")}
     environment["PYTHONPATH"] = os.pathsep.join(str(place) for place in (*path, ROOT))
     done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == code, done.stderr
     return done

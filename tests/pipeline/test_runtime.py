@@ -23,8 +23,6 @@ from thousandfold.pipeline.runtime import (
     torch_seed,
 )
 
-# -- devices and seeds ------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(("processes", "share"), [(1, 5), (2, 2), (5, 1), (9, 1)])
 def test_cpus_are_shared_evenly_at_least_one_each(
@@ -46,25 +44,14 @@ def test_device_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPat
             resolve_device("cuda")
 
 
-@pytest.mark.parametrize("able", [{}, {"avx512_f": True, "avx512_bf16": False}])
-def test_bfloat16_is_refused_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch, able: dict):
-    import torch
-
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    with pytest.raises(SettingsError, match=r"this processor has no instructions .* use precision=float32"):
-        require_precision("bfloat16", "cpu")
-    require_precision("float32", "cpu")
-
-
 @pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_bfloat16_runs_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, name: str):
-    import torch
-
-    able = {name: False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    with pytest.raises(SettingsError):
-        require_precision("bfloat16", "cpu")
-    able[name] = True
+def test_bfloat16_is_refused_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch, name: str):
+    for able in ({}, {"avx512_f": True, name: False}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        with pytest.raises(SettingsError, match=r"this processor has no instructions .* precision=float32"):
+            require_precision("bfloat16", "cpu")
+        require_precision("float32", "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
     require_precision("bfloat16", "cpu")
 
 
@@ -85,9 +72,6 @@ def test_torch_seeds_are_distinct_and_accepted():
     torch.Generator().manual_seed(max(seeds))
 
 
-# -- errors -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_named_with_where_and_what_is_kept(value: float):
     values = {"actor_loss": 1.0, "critic_loss": value, "alpha": math.nan}
@@ -105,9 +89,6 @@ def test_a_number_that_is_not_finite_is_named_with_where_and_what_is_kept(value:
 @pytest.mark.parametrize("values", [{"loss": -1e30, "zero": 0.0}, {}])
 def test_finite_numbers_pass(values: dict[str, float]):
     assert require_finite(values, "anywhere") is None
-
-
-# -- memory -----------------------------------------------------------------------------------------
 
 
 # Makes and frees eight matrices of 16 MiB, and prints how many MiB stay resident after that.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError, UserError
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError
 from thousandfold.pipeline import session
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.session import CommonOptions, Session, default_preset, describe
@@ -35,18 +35,10 @@ def completed(root: Path, kind: str, *, selectable: bool = True) -> Artifact:
 
 
 class TestOptions:
-    def test_flags_that_were_not_given_leave_the_defaults(self) -> None:
-        settings = options().resolve(EvaluateSettings, "evaluate", {"episodes": None})
-        assert settings == EvaluateSettings()
-
     def test_set_has_the_last_word(self) -> None:
         common = options(seed=3, overrides=("seed=4", "episodes=9"))
         settings = common.resolve(EvaluateSettings, "evaluate", {"episodes": 8})
         assert (settings.seed, settings.episodes) == (4, 9)
-
-    def test_an_error_names_the_stage(self) -> None:
-        with pytest.raises(SettingsError, match=r"^evaluate: Unknown setting 'episode': did you mean"):
-            options(overrides=("episode=9",)).resolve(EvaluateSettings, "evaluate")
 
     def test_a_resumed_run_takes_no_settings(self) -> None:
         options().refuse_with_resume({"depth": None})
@@ -120,16 +112,6 @@ class TestTake:
         hidden = completed(tmp_path, "teacher", selectable=False)
         assert session.take("teacher", hidden.name).path == hidden.path
         assert session.take("teacher", str(hidden.path)).path == hidden.path
-
-    def test_an_unfinished_one_is_refused_by_name(self, session: Session, tmp_path: Path) -> None:
-        unfinished = Workspace(tmp_path).create("teacher", task="point_u_maze", settings={})
-        with pytest.raises(UserError, match=unfinished.name):
-            session.take("teacher", unfinished.name)
-
-    def test_where_none_fits_the_command_is_named(self, session: Session, tmp_path: Path) -> None:
-        completed(tmp_path, "dataset")
-        with pytest.raises(MissingArtifactError, match="`pipeline generate-dataset`"):
-            session.take("dataset", None, of=completed(tmp_path, "teacher"))
 
     def test_a_damaged_newest_policy_is_not_replaced_by_a_student(
         self, session: Session, tmp_path: Path

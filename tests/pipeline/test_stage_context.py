@@ -81,9 +81,6 @@ def run_stage(
     return Artifact.load(made[0])
 
 
-# -- what becomes of the artifact -------------------------------------------------------------------
-
-
 def test_a_stage_that_succeeds_is_completed(context: StageContext, tracker: RecordingTracker):
     manifest = run_stage(context).manifest
     assert manifest.status == "completed" and manifest.results == {"success": 1.0}
@@ -229,9 +226,6 @@ def test_an_interruption_after_the_end_leaves_the_artifact_completed(context: St
     assert Artifact.load(work.artifact.path).manifest.status == "completed"
 
 
-# -- chain runs -------------------------------------------------------------------------------------
-
-
 def test_a_stage_alone_opens_and_closes_its_own_chain(context: StageContext, tracker: RecordingTracker):
     run_stage(context)
     run_stage(context, error=UserError("no"))
@@ -276,9 +270,6 @@ def test_without_a_store_stages_run_all_the_same(tmp_path: Path):
     context = StageContext(Workspace(tmp_path), Console(), NullTracker())
     manifest = run_stage(context).manifest
     assert manifest.status == "completed" and manifest.tracking["run_id"] is None
-
-
-# -- several ranks ----------------------------------------------------------------------------------
 
 
 class ToldBy(Ranks):

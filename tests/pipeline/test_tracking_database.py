@@ -225,10 +225,7 @@ def test_a_store_that_another_process_prepares_is_waited_for_in_so_many_words(wo
     monkeypatch.setattr(files, "SAY_AFTER_S", 0.1)
     lines = []
     said = rf"(?s)in use by another process \({os.getpid()}\): wait for it"
-    with (
-        file_lock(workspace / "mlflow" / "mlflow.lock", "it"),
-        pytest.raises(UserError, match=said),
-    ):
+    with file_lock(workspace / "mlflow" / "mlflow.lock", "it"), pytest.raises(UserError, match=said):
         open_tracker(workspace, say=lines.append)
     assert len(lines) == 1 and lines[0].startswith(f"Waiting for another process ({os.getpid()}): ")
     open_tracker(workspace)
