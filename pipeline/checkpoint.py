@@ -91,31 +91,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RankPart:
-    """What one rank has saved for itself.
-
-    Attributes:
-        tensors: state of its worlds; where a single process saved, its complete state.
-        segments: segments of its replay memory, in the order in which they were saved.
-    """
+    """What one rank has saved for itself."""
 
     tensors: dict[str, Tensor]
+    """State of its worlds; where a single process saved, its complete state."""
     segments: list[dict[str, Tensor]]
+    """Of its replay memory, in the order in which they were saved."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back.
-
-    Attributes:
-        tensors: what is the same on every rank; where a single process saved, its complete state but for the
-            replay memory.
-        parts: what the ranks that were asked for have saved for themselves.
-        progress: the run's counters and history.
-    """
+    """A checkpoint read back."""
 
     tensors: dict[str, Tensor]
+    """What is the same on every rank; where a single process saved, its complete state but for the replay."""
     parts: list[RankPart]
+    """Of the ranks that were asked for."""
     progress: dict[str, Any]
+    """The run's counters and history."""
 
     @property
     def segments(self) -> list[dict[str, Tensor]]:
@@ -124,12 +117,7 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """Saves and loads checkpoints of one training run. See the module's docstring for the layout.
-
-    Args:
-        path: the folder.
-        ranks: the processes that save together; this one alone by default.
-    """
+    """Saves and loads checkpoints of one training run, which the `ranks` save together."""
 
     def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
         self.path, self._ranks = path, ranks or Ranks()
@@ -152,12 +140,7 @@ class CheckpointFolder:
     def require_settings(self, own: Mapping[str, Any], changeable: Collection[str]) -> None:
         """Compare the settings that were saved with the progress, as ``settings``, with those of this run.
 
-        Args:
-            own: of this run.
-            changeable: settings that it may go on with in another value.
-
-        Raises:
-            DamagedFileError: others differ; the message names them.
+        Raises DamagedFileError where others than those that are changeable differ; the message names them.
         """
         saved: dict[str, Any] = self.progress.get("settings", {})
         fixed = {name: value for name, value in saved.items() if name not in changeable}
@@ -257,13 +240,9 @@ class CheckpointFolder:
         return manifest["step"], [part["replay"] for part in _parts(manifest)]
 
     def load(self, ranks: Iterable[int] | None = None) -> Checkpoint:
-        """Return the checkpoint.
+        """Return the checkpoint, with the parts of these of the ranks that saved it; None: of all.
 
-        Args:
-            ranks: whose parts to read, of the ranks that saved it; None: of all.
-
-        Raises:
-            DamagedFileError: a file is missing, truncated or changed; the message names it.
+        Raises DamagedFileError where a file is missing, truncated or changed; the message names it.
         """
         manifest = self._manifest()
         saved = _parts(manifest)

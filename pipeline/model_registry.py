@@ -79,9 +79,8 @@ def promote(
 
     Args:
         workspace_root: whose tracking store to use.
-        model: name of the registered model.
-        artifact: name of the artifact.
-        file: its policy file, which must be the registered one.
+        model, artifact: names.
+        file: the artifact's policy file, which must be the registered one.
         tags: what to note on the version.
         say: takes lines about a store that is waited for, upgraded or mended.
 

@@ -39,9 +39,6 @@ class StageContext:
     """What a stage is given besides its settings.
 
     Attributes:
-        workspace: where artifacts lie.
-        console: what the user sees.
-        tracker: MLflow, or a stand-in that does nothing.
         chain_run_id: the chain run that stages nest under; None: the one of the artifact they take.
         chain: name of the chain that the stage is part of, or None where it was called alone.
         stop: Ctrl-C.
@@ -84,7 +81,7 @@ class StageContext:
         Rank 0 does so; the others are given its artifact to read, and track nothing.
 
         Args:
-            kind: kind of the artifact.
+            kind: of the artifact.
             stage: name of the command.
             task, settings: written to the manifest.
             parents: artifacts that this one is made from, by role.
@@ -219,11 +216,7 @@ def _record_failure(artifact: Artifact, error: BaseException) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """Return ``cpu`` or ``cuda`` for a device setting.
-
-    Raises:
-        SettingsError: CUDA is asked for and not there.
-    """
+    """Return ``cpu`` or ``cuda`` for a device setting; raise SettingsError where there is no CUDA."""
     import torch
 
     if name == "auto":
@@ -252,12 +245,7 @@ def require_precision(precision: str, device: str) -> None:
 
 
 def set_up_torch(threads: int, processes: int = 1) -> None:
-    """Let torch compute on so many CPU threads and keep the memory that it frees.
-
-    Args:
-        threads: 0: this process's share of the CPUs.
-        processes: on this machine.
-    """
+    """Let torch compute on so many CPU threads, 0: a process's share, and keep the memory that it frees."""
     import torch
 
     torch.set_num_threads(threads or cpu_share(processes))

@@ -37,17 +37,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """Options that every stage command takes.
-
-    Attributes:
-        preset: name of a preset; None takes the default one.
-        overrides: ``key=value`` pairs of --set.
-        seed, device: flags of the same names; None where they were not given.
-        dry_run: print the resolved settings and stop.
-    """
+    """Options that every stage command takes; None where one was not given."""
 
     preset: str | None
     overrides: tuple[str, ...]
+    """``key=value`` pairs of --set."""
     seed: int | None
     device: str | None
     dry_run: bool
@@ -198,12 +192,7 @@ def one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 
 class Session:
-    """One invocation of the command line: the workspace, the console, and a context made when needed.
-
-    Args:
-        workspace: the --workspace option.
-        as_json: whether the result goes to standard output as JSON.
-    """
+    """One invocation of the command line: the workspace, the console, and a context made when needed."""
 
     def __init__(self, workspace: str | None, as_json: bool = False) -> None:
         self._option, self.as_json = workspace, as_json
@@ -298,11 +287,7 @@ class Session:
         return artifact
 
     def take_one_of(self, references: Mapping[str, str | None]) -> Artifact:
-        """Return the one artifact that is named, or the newest of the first kind that has one.
-
-        Args:
-            references: name or None by kind, in the order in which kinds are tried.
-        """
+        """Return the one artifact that is named, or the newest of the first kind that has one."""
         named = {kind: reference for kind, reference in references.items() if reference is not None}
         if len(named) > 1:
             raise UserError(f"Give one of {', '.join(f'--{kind}' for kind in named)}, not several.")

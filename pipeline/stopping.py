@@ -72,8 +72,7 @@ def stop_signals() -> list[signal.Signals]:
 def interruptible(ranks: Ranks) -> Iterator[None]:
     """Let SIGTERM and SIGHUP interrupt a command as Ctrl-C does, and none of them what closes it afterwards.
 
-    Args:
-        ranks: the processes that run it together. Of several none is interrupted; see `stop_on_interrupt`.
+    Of several ranks none is interrupted; see `stop_on_interrupt`.
     """
     global _interruptions
     if ranks.size > 1 or threading.current_thread() is not threading.main_thread():

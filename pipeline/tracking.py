@@ -346,10 +346,10 @@ class Tracker:
         """
 
         def reopen(client: MlflowClient) -> bool:
-            found = run_id is not None and _find_run(client, run_id) is not None
-            if found:
-                client.update_run(run_id, status="RUNNING")
-            return found
+            if run_id is None or _find_run(client, run_id) is None:
+                return False
+            client.update_run(run_id, status="RUNNING")
+            return True
 
         if run_id is None or not self._store.attempt(reopen, now=True):
             parent = {"mlflow.parentRunId": chain_run_id} if chain_run_id else {}

@@ -36,16 +36,14 @@ from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS, settin
 
 @dataclass
 class ChainRecord:
-    """What a chain has made so far, in `runs/chain-<time>.json`.
+    """What a chain has made so far, in `runs/chain-<time>.json`, sealed as a manifest is.
 
     Attributes:
-        settings: resolved settings by section.
+        settings: resolved, by section.
         chain_run_id: the parent run in the tracking store.
         teacher, dataset, student: name of the artifact, from the moment its making begins.
         done: names of the completed artifacts by section.
-        seconds: how long each completed section took.
-        completed: whether every stage is done.
-        format_version, seal: as of a manifest: what was edited by hand is noticed.
+        seconds: how long each of them took.
     """
 
     settings: dict[str, dict[str, Any]]
