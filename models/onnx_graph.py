@@ -77,11 +77,6 @@ def to_onnx(
     graph = _Graph(torch.float16 if precision == "float16" else torch.float32, input_ranges or {})
     with torch.no_grad():
         _add_control(graph, module, _add_actor(graph, module))
-    return _model(graph, module, opset)
-
-
-def _model(graph: _Graph, module: DeployablePolicy, opset: int) -> onnx.ModelProto:
-    """Return a complete graph with the names and sizes of its inputs and outputs."""
     sizes = {
         "observation": len(module.observation_low),
         "goal": len(module.goal_low),
@@ -110,12 +105,7 @@ def body_dense_inputs(model: onnx.ModelProto) -> dict[str, str]:
 
 
 class _Graph:
-    """Nodes and constants of a graph that grows from its inputs on.
-
-    Args:
-        body: what the layers between stem and head compute in.
-        input_ranges: of the Dense layers in 8 bits.
-    """
+    """Nodes and constants of a graph that grows from its inputs on; `body` is what its middle computes in."""
 
     def __init__(self, body: torch.dtype, input_ranges: InputRanges) -> None:
         self.input_ranges = input_ranges
@@ -201,9 +191,9 @@ class _Graph:
             branch = self.node("Mul", branch, self.constant(factor, f"{branch}.factor", self.body))
         return self.node("Add", hidden, branch)
 
-    def cast(self, value: str, dtype: torch.dtype) -> str:
-        """Add a conversion to another precision."""
-        return self.node("Cast", value, to=_TYPES[dtype])
+    def cast(self, value: str, given: torch.dtype, wanted: torch.dtype) -> str:
+        """Add a conversion to another precision, where it is another."""
+        return value if given == wanted else self.node("Cast", value, to=_TYPES[wanted])
 
     def module(self, value: str, module: nn.Module, dtype: torch.dtype | None = None) -> str:
         """Add the layers of a module in `dtype`, by default the body's.
@@ -259,11 +249,9 @@ def _add_actor(graph: _Graph, module: DeployablePolicy) -> str:
         value = graph.node("Sub", value, graph.constant(shift, "input_mean"))
     value = graph.dense(value, weight, bias, _STEM, torch.float32)
     value = graph.module(value, stem[1:], torch.float32)
-    if graph.body != torch.float32:
-        value = graph.cast(value, graph.body)
+    value = graph.cast(value, torch.float32, graph.body)
     value = graph.module(graph.module(value, trunk.body), trunk.final_norm)
-    if graph.body != torch.float32:
-        value = graph.cast(value, torch.float32)
+    value = graph.cast(value, graph.body, torch.float32)
     head = actor.mean_head
     value = graph.dense(value, head.weight, head.bias, _HEAD, torch.float32)
     return graph.node("Tanh", value, name="action")
@@ -273,10 +261,6 @@ def fold_normalizers(
     observation: Normalizer, goal: Normalizer, stem: nn.Linear
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what makes the first Dense layer normalise its inputs: kernel · (inputs − shift) + bias.
-
-    Args:
-        observation, goal: their normalisers.
-        stem: the first Dense layer.
 
     Returns:
         shift, (inputs,): the means beyond `MAX_FOLDED_MEAN` standard deviations, 0 for the others; kernel
@@ -304,6 +288,6 @@ def _add_control(graph: _Graph, module: DeployablePolicy, action: str) -> None:
         return
     value = graph.dense(action, linear, offset, _LINEAR_CONTROL, torch.float32)
     zero = graph.constant(torch.zeros(()), "zero")
-    positive = graph.cast(graph.node("Greater", action, zero), torch.float32)
+    positive = graph.cast(graph.node("Greater", action, zero), torch.bool, torch.float32)
     step = graph.constant(taken * torch.where(switched, high - low, 0.0)[:, None], "switch.weight")
     graph.node("Gemm", positive, step, value, name=_CONTROL, transB=1)

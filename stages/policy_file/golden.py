@@ -86,26 +86,16 @@ def rounding_growth(depth: int) -> float:
 def largest_tolerance(precision: Precision, depth: int) -> float:
     """Return the largest tolerance with which golden rows still show that a runtime computes rightly.
 
-    Args:
-        precision: of the numbers inside.
-        depth: layers of the network; it counts for float32 alone, whose errors are those of rounding.
+    The depth counts for float32 alone, whose errors are those of rounding.
     """
-    match precision:
-        case "float32":
-            return LARGEST_FLOAT32_TOLERANCE * rounding_growth(depth)
-        case "float16":
-            return LARGEST_FLOAT16_TOLERANCE
-        case "int8":
-            return LARGEST_INT8_TOLERANCE
+    single = LARGEST_FLOAT32_TOLERANCE * rounding_growth(depth)
+    return {"float32": single, "float16": LARGEST_FLOAT16_TOLERANCE, "int8": LARGEST_INT8_TOLERANCE}[
+        precision
+    ]
 
 
 def parse_golden(text: str | None, metadata: PolicyMetadata, path: Path) -> GoldenSet:
-    """Return the golden rows of a file.
-
-    Args:
-        text: what stands under `GOLDEN_KEY`; None where nothing does.
-        metadata: of the file.
-        path: the file, for the message.
+    """Return the golden rows of a file from the text under `GOLDEN_KEY`; None where nothing stands there.
 
     Raises:
         DamagedFileError: there are none, they are not of the policy's sizes, or their tolerance is beyond

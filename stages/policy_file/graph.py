@@ -33,32 +33,24 @@ _LARGEST_RANK = 2
 _WORK_PER_NUMBER, _FREE_WORK = 16, 2**20
 
 # Field numbers that a policy's messages may have.
-_MODEL_PARTS = {1: "ir_version", 2: "producer", 3: "version", 4: "domain", 5: "model_version", 6: "text"} | {
-    7: "graph",
+_MODEL_PARTS = {
+    1: "ir_version", 2: "producer", 3: "version", 4: "domain", 5: "model_version", 6: "text", 7: "graph",
     8: "opset_import",
-}
-_GRAPH_PARTS = {1: "node", 2: "name", 5: "initializer", 10: "text", 11: "input", 12: "output"} | {
-    13: "value_info",
+}  # fmt: skip
+_GRAPH_PARTS = {
+    1: "node", 2: "name", 5: "initializer", 10: "text", 11: "input", 12: "output", 13: "value_info",
     16: "metadata",
-}
-_NODE_PARTS = {1: "input", 2: "output", 3: "name", 4: "op_type", 5: "attribute", 6: "text", 7: "domain"} | {
-    9: "metadata"
-}
+}  # fmt: skip
+_NODE_PARTS = {
+    1: "input", 2: "output", 3: "name", 4: "op_type", 5: "attribute", 6: "text", 7: "domain", 9: "metadata",
+}  # fmt: skip
 _ATTRIBUTE_PARTS = {
-    1: "name",
-    2: "float",
-    3: "int",
-    4: "text",
-    7: "floats",
-    8: "ints",
-    13: "text",
-    20: "type",
-}
-_TENSOR_PARTS = {1: "dims", 2: "type", 4: "floats", 5: "ints", 7: "longs", 8: "name", 9: "raw"} | {
-    12: "text",
-    14: "location",
-    16: "metadata",
-}
+    1: "name", 2: "float", 3: "int", 4: "text", 7: "floats", 8: "ints", 13: "text", 20: "type",
+}  # fmt: skip
+_TENSOR_PARTS = {
+    1: "dims", 2: "type", 4: "floats", 5: "ints", 7: "longs", 8: "name", 9: "raw", 12: "text",
+    14: "location", 16: "metadata",
+}  # fmt: skip
 
 
 @dataclass
@@ -82,12 +74,33 @@ def require_known_graph(model: ModelBytes, path: Path) -> None:
     other files, tensors that say that they are larger than what is there, and graphs that compute much more
     than their weights account for.
 
-    Args:
-        model: the file.
-        path: the file, for the message.
     """
+    reader, graphs = _Reader(), []
+    nodes: list[_Node] = []
+    shapes: dict[str, Shape] = {}
+    constants = 0
     try:
-        _check(model)
+        for part, payload in reader.parts(memoryview(model.graph), _MODEL_PARTS, "a part of the model"):
+            if part == "graph":
+                graphs.append(payload)
+            elif part == "opset_import":
+                for domain in reader.within(payload, 1):
+                    if _text(domain) not in _OWN_DOMAINS:
+                        raise _Unknown(f"operators of the domain {_quoted(_text(domain))}")
+        if len(graphs) != 1:
+            raise _Unknown(f"{len(graphs)} graphs")
+        for part, payload in reader.parts(graphs[0], _GRAPH_PARTS, "a part"):
+            if part == "node":
+                nodes.append(reader.node(payload))
+            elif part == "initializer":
+                name, shape = reader.constant(payload)
+                shapes[name] = shape
+                constants += math.prod(shape)
+            elif part in ("input", "output"):
+                name, shape = reader.port(payload)
+                if part == "input":
+                    shapes[name] = shape
+        _require_bounded_work(nodes, shapes, constants)
     except _Unknown as error:
         raise DamagedFileError(
             f"{path} is no policy that this version writes: its graph has {error}. Take it from its maker "
@@ -97,38 +110,10 @@ def require_known_graph(model: ModelBytes, path: Path) -> None:
         raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN}.") from None
 
 
-def _check(model: ModelBytes) -> None:
-    reader = _Reader()
-    graphs = []
-    for part, payload in reader.parts(memoryview(model.graph), _MODEL_PARTS, "a part of the model"):
-        if part == "graph":
-            graphs.append(payload)
-        elif part == "opset_import":
-            reader.require_own_domains(payload)
-    if len(graphs) != 1:
-        raise _Unknown(f"{len(graphs)} graphs")
-    nodes: list[_Node] = []
-    shapes: dict[str, Shape] = {}
-    constants = 0
-    for part, payload in reader.parts(graphs[0], _GRAPH_PARTS, "a part"):
-        if part == "node":
-            nodes.append(reader.node(payload))
-        elif part == "initializer":
-            name, shape = reader.constant(payload)
-            shapes[name] = shape
-            constants += math.prod(shape)
-        elif part in ("input", "output"):
-            name, shape = reader.port(payload)
-            if part == "input":
-                shapes[name] = shape
-    _require_bounded_work(nodes, shapes, constants)
-
-
 class _Reader:
     """Reads the messages of one file, so many fields of them all."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    _count = 0
 
     def counted(self, message: memoryview) -> Iterator[tuple[int, memoryview]]:
         """Yield number and payload of the fields of a message; raise _Unknown where a file has too many."""
@@ -153,12 +138,6 @@ class _Reader:
         for number, payload in self.counted(message):
             if number == first:
                 yield from self.within(payload, *rest) if rest else (payload,)
-
-    def require_own_domains(self, opset: memoryview) -> None:
-        """Raise _Unknown where an operator set is none of ONNX itself."""
-        for domain in self.within(opset, 1):
-            if _text(domain) not in _OWN_DOMAINS:
-                raise _Unknown(f"operators of the domain {_quoted(_text(domain))}")
 
     def node(self, message: memoryview) -> _Node:
         """Return a node without anything but an operator of a policy."""

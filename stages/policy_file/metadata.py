@@ -182,11 +182,7 @@ def shortest(value: float | np.floating) -> float:
 
 
 def parse_metadata(text: str | None, path: Path) -> PolicyMetadata:
-    """Return the validated metadata of a file.
-
-    Args:
-        text: what stands under `METADATA_KEY`; None where nothing does.
-        path: the file, for the message.
+    """Return the validated metadata of a file from the text under `METADATA_KEY`; None: nothing stands there.
 
     Raises:
         DamagedFileError: there is none, it is damaged, or of another version.
@@ -196,7 +192,14 @@ def parse_metadata(text: str | None, path: Path) -> PolicyMetadata:
     try:
         version = pydantic.TypeAdapter(dict[str, Any]).validate_json(text).get("format_version")
         if isinstance(version, bool) or version != METADATA_VERSION:
-            raise DamagedFileError(_of_another_version(path, version))
+            said, remedy = f"of format {json.dumps(version)[:40]}", EXPORT_AGAIN
+            if version is None:
+                said = "without a format_version"
+            elif isinstance(version, int) and not isinstance(version, bool) and version > METADATA_VERSION:
+                remedy = "update thousandfold"
+            raise DamagedFileError(
+                f"{path} has metadata {said}, this version reads {METADATA_VERSION}: {remedy}."
+            )
         return PolicyMetadata.model_validate_json(text)
     except pydantic.ValidationError as error:
         raise damaged_metadata(path, error) from error
@@ -208,11 +211,3 @@ def damaged_metadata(path: Path, error: pydantic.ValidationError) -> InvalidMeta
     where = ".".join(str(part) for part in first["loc"]) or "JSON"
     what = first["msg"].removeprefix("Value error, ")
     return InvalidMetadataError(f"{path} has damaged metadata ({where}: {what}): {EXPORT_AGAIN}.")
-
-
-def _of_another_version(path: Path, version: Any) -> str:
-    if isinstance(version, bool) or not isinstance(version, int):
-        said = "without a format_version" if version is None else f"of format {json.dumps(version)[:40]}"
-        return f"{path} has metadata {said}, this version reads {METADATA_VERSION}: {EXPORT_AGAIN}."
-    remedy = EXPORT_AGAIN if version < METADATA_VERSION else "update thousandfold"
-    return f"{path} has metadata of format {version}, this version reads {METADATA_VERSION}: {remedy}."

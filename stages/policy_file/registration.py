@@ -25,15 +25,10 @@ def registered_name(task: str) -> str:
 
 
 def register_policy(work: StageWork, policy: OnnxPolicy, parents: Mapping[str, Artifact]) -> str | None:
-    """Register an exported policy; an exported teacher, which is never the newest, gets no alias.
+    """Register an exported policy; return its version, or None where nothing is recorded.
 
-    Args:
-        work: its completed artifact and the run that made it.
-        policy: the file.
-        parents: the artifacts it was made from, by role.
-
-    Returns:
-        The version, or None where nothing is recorded.
+    An exported teacher, which is never the newest, gets no alias. `parents` are what the policy was made
+    from, by role.
     """
     artifact, metadata, run = work.artifact, policy.metadata, work.run
     if run.run_id is None:
@@ -98,34 +93,22 @@ def _page(
     lines += [f"Licence: {_cell(metadata.licence) or 'none stated'}.", ""]
     lines += ["| | artifact | hash | made with | run |", "|---|---|---|---|---|"]
     made = {"policy": artifact, **parents}
-    hashes = {role: origin.hash for role, origin in metadata.parents.items()}
-    names = {role: origin.name for role, origin in metadata.parents.items()} | {"policy": artifact.name}
-    for role in sorted(names, key=_generation):
-        tracking = made[role].manifest.tracking if role in made else {}
-        digest = hashes.get(role) or str(artifact.manifest.hash)
-        lines.append(
-            f"| {role} | {_cell(names[role])} | `{digest[:12]}` | {_settings(made.get(role))} "
-            f"| {_link(run, tracking.get('run_id'), 'run')} |"
-        )
+    descent = {role: (origin.name, origin.hash) for role, origin in metadata.parents.items()}
+    descent["policy"] = (artifact.name, str(artifact.manifest.hash))
+    for role in sorted(descent, key=lambda role: (*_GENERATIONS, role).index(role)):
+        name, digest = descent[role]
+        settings, link = "–", "run"
+        if role in made:
+            manifest = made[role].manifest
+            settings = (
+                f"seed {manifest.settings.get('seed', '–')}, thousandfold {manifest.versions['thousandfold']}"
+            )
+            if commit := manifest.git.get("commit"):
+                settings += f", commit {str(commit)[:10]}"
+            link = _link(run, manifest.tracking.get("run_id"), "run")
+        lines.append(f"| {role} | {_cell(name)} | `{digest[:12]}` | {settings} | {link} |")
     chain = _link(run, artifact.manifest.tracking.get("chain_run_id"), "The whole chain")
     return "\n".join([*lines, "", f"{chain}."])
-
-
-def _generation(role: str) -> int:
-    return _GENERATIONS.index(role) if role in _GENERATIONS else len(_GENERATIONS)
-
-
-def _settings(artifact: Artifact | None) -> str:
-    """Return seed and versions that an artifact was made with; a dash where it is gone."""
-    if artifact is None:
-        return "–"
-    manifest = artifact.manifest
-    commit = str(manifest.git.get("commit") or "")[:10]
-    parts = [
-        f"seed {manifest.settings.get('seed', '–')}",
-        f"thousandfold {manifest.versions['thousandfold']}",
-    ]
-    return ", ".join(parts + ([f"commit {commit}"] if commit else []))
 
 
 def _link(run: StageRun, run_id: str | None, text: str) -> str:
