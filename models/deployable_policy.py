@@ -17,11 +17,7 @@ MIN_LIMIT_WIDTH = 1e-3
 
 
 class Normalizer(nn.Module):
-    """Subtracts a mean and divides by a standard deviation; the identity until it is fitted.
-
-    Args:
-        size: how many numbers it normalises.
-    """
+    """Subtracts a mean and divides by a standard deviation; the identity until it is fitted."""
 
     mean: Tensor
     std: Tensor
@@ -43,12 +39,7 @@ class Normalizer(nn.Module):
 
 
 class NormalizedActor(nn.Module):
-    """An actor behind normalisers of its state and its goal. A teacher's are the identity.
-
-    Args:
-        actor: the goal-conditioned actor.
-        observation_dim, goal_dim: sizes of its inputs.
-    """
+    """An actor behind normalisers of its state and its goal. A teacher's are the identity."""
 
     def __init__(self, actor: GoalActor, observation_dim: int, goal_dim: int) -> None:
         super().__init__()
@@ -80,14 +71,12 @@ class InputLimits(NamedTuple):
         A sensor that leaves it by more than the range is wide, and by more than `MIN_LIMIT_WIDTH`, shows
         nothing that the policy was ever checked on.
         """
-        return cls(*_widened_range(observation), *_widened_range(goal))
-
-
-def _widened_range(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the range of each column of (n, size), widened by its own width on both sides."""
-    low, high = seen.amin(0), seen.amax(0)
-    width = (high - low).clamp(min=MIN_LIMIT_WIDTH)
-    return low - width, high + width
+        limits = []
+        for seen in (observation, goal):
+            low, high = seen.amin(0), seen.amax(0)
+            width = (high - low).clamp(min=MIN_LIMIT_WIDTH)
+            limits += [low - width, high + width]
+        return cls(*limits)
 
 
 class PolicyOutput(NamedTuple):
@@ -105,8 +94,7 @@ class DeployablePolicy(nn.Module):
     An input beyond its limits is clipped to them, infinity included; NaN stays NaN.
 
     Args:
-        actor: the normalised actor.
-        limits: of the inputs.
+        actor, limits: the normalised actor, and those of its inputs.
         control_low, control_high: actuator units at action −1 and +1, (num_actuators,); equal for an actuator
             that is held at a value.
         columns: which action each actuator takes, (num_actuators,) int64; None: each its own, in order.
@@ -134,12 +122,14 @@ class DeployablePolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.actor = actor
-        for name, limit in limits._asdict().items():
-            self.register_buffer(name, limit)
-        self.register_buffer("control_low", control_low)
-        self.register_buffer("control_high", control_high)
-        self.register_buffer("columns", columns)
-        self.register_buffer("switched", switched)
+        own = {
+            "control_low": control_low,
+            "control_high": control_high,
+            "columns": columns,
+            "switched": switched,
+        }
+        for name, value in (limits._asdict() | own).items():
+            self.register_buffer(name, value)
 
     def forward(self, observation: Tensor, goal: Tensor) -> PolicyOutput:
         """Return action and control for observations (batch, observation_dim) and goals (batch, goal_dim)."""

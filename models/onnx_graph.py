@@ -127,20 +127,17 @@ class _Graph:
         return name
 
     def body_dense(self, value: str, weight: Tensor, bias: Tensor) -> str:
-        """Add a Dense layer between stem and head, in 8 bits where the range of its input is known."""
+        """Add a Dense layer between stem and head, in 8 bits where the range of its input is known.
+
+        The runtime makes one integer product of the latter. The input is (n − zero) · step with n in 0…255,
+        the kernel n · step with n in −64…64, the bias whole multiples of both steps' product, as in Jacob et
+        al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+        arXiv 1712.05877.
+        """
         name = f"dense_{self.dense_layers}"
         self.dense_layers += 1
-        if name in self.input_ranges:
-            return self.quantized_dense(value, weight, bias, name)
-        return self.dense(value, weight, bias, name, self.body)
-
-    def quantized_dense(self, value: str, weight: Tensor, bias: Tensor, name: str) -> str:
-        """Add a Dense layer whose input and kernel have 8 bits; the runtime makes one integer product of it.
-
-        The input is (n − zero) · step with n in 0…255, the kernel n · step with n in −64…64, the bias whole
-        multiples of both steps' product, as in Jacob et al., "Quantization and Training of Neural Networks
-        for Efficient Integer-Arithmetic-Only Inference", arXiv 1712.05877.
-        """
+        if name not in self.input_ranges:
+            return self.dense(value, weight, bias, name, self.body)
         low, high = self.input_ranges[name]
         low, high = min(low, 0.0), max(high, 0.0)  # zero must be one of the 256
         step = torch.tensor((high - low) / _LARGEST_INPUT or 1.0)

@@ -13,7 +13,6 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper
-from torch import Tensor
 
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.ground.errors import UserError
@@ -49,6 +48,7 @@ from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 _EXPORTERS = ("thousandfold", "torch", "onnx", "onnxruntime", "mujoco")
+_ENDS = ("low", "high", "limit_low", "limit_high")
 _WITHIN, _BEYOND = 12, 4  # golden rows
 _CANDIDATES = 240
 _CALIBRATION_ROWS = 128  # at a time: every layer's input is kept
@@ -148,17 +148,19 @@ class Export:
         """Return the metadata of the file; its evaluation is still open."""
         source, task, shape = self.source, self.trained.task, self.trained.shape
         actor, control, limits = self.trained.actor.actor, task.control, self.states.limits()
-        inputs = Inputs(
-            observation=_input_elements(
-                task.describe("observation"),
-                self.states.observation,
-                limits.observation_low,
-                limits.observation_high,
-            ),
-            goal=_input_elements(
-                task.describe("achieved_goal"), self.states.goal, limits.goal_low, limits.goal_high
-            ),
-        )
+        inputs = {}
+        for part, terms in (("observation", "observation"), ("goal", "achieved_goal")):
+            seen: np.ndarray = getattr(self.states, part)
+            low, high = (getattr(limits, f"{part}_{end}").numpy() for end in ("low", "high"))
+            ranges = zip(seen.min(0), seen.max(0), low, high, strict=True)
+            inputs[part] = tuple(
+                InputElement(
+                    name=named["name"],
+                    unit=named["unit"],
+                    **dict(zip(_ENDS, map(shortest, ends), strict=True)),
+                )
+                for named, ends in zip(task.describe(terms), ranges, strict=True)
+            )
         outputs = Outputs(
             action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
             control=tuple(
@@ -184,7 +186,7 @@ class Export:
             task_changes=dict(source.manifest.task_changes),
             control_dt_s=task.spec.control_dt_s,
             episode_steps=task.spec.episode_steps,
-            inputs=inputs,
+            inputs=Inputs(**inputs),
             outputs=outputs,
             non_finite="refuse",
             out_of_range="clip",
@@ -204,24 +206,6 @@ class Export:
         path.write_bytes(whole.joined())
         self.policy = OnnxPolicy(path, task=self.metadata.task)
         return self.policy
-
-
-def _input_elements(
-    named: list[dict[str, str]], seen: np.ndarray, low: Tensor, high: Tensor
-) -> tuple[InputElement, ...]:
-    """Return names and units, with the range of each number over the states (n, size) and its limits."""
-    ranges = zip(named, seen.min(0), seen.max(0), low.numpy(), high.numpy(), strict=True)
-    return tuple(
-        InputElement(
-            name=entry["name"],
-            unit=entry["unit"],
-            low=shortest(least),
-            high=shortest(most),
-            limit_low=shortest(limit_low),
-            limit_high=shortest(limit_high),
-        )
-        for entry, least, most, limit_low, limit_high in ranges
-    )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import UserError
-from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, PolicyOutput
+from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits
 from thousandfold.models.onnx_graph import fold_normalizers
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import seed_sequence
@@ -40,13 +40,7 @@ SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side 
 
 @dataclass(frozen=True)
 class GateStates:
-    """States to compare on.
-
-    Attributes:
-        observation: (n, observation_dim), float32.
-        goal: (n, goal_dim), float32.
-        counts: how many of them come from where.
-    """
+    """States to compare on, (n, observation_dim) and (n, goal_dim) float32, and how many come from where."""
 
     observation: np.ndarray
     goal: np.ndarray
@@ -70,14 +64,8 @@ class GateStates:
         return GateStates(np.concatenate(observation), np.concatenate(goal), {**self.counts, **other.counts})
 
 
-@dataclass(frozen=True)
-class ActionError:
-    """How far ONNX Runtime is from torch.
-
-    Attributes:
-        largest: largest absolute difference of an action, or of a control as a share of its bound.
-        allowed: what it may be.
-    """
+class ActionError(NamedTuple):
+    """How far ONNX Runtime is from torch: the absolute difference of an action, or a control's share."""
 
     largest: float
     allowed: float
@@ -143,7 +131,20 @@ def compare_actions(
     states = _with_states_beyond_limits(states, module)
     with torch.no_grad():
         expected = module(*states.tensors())
-    batch, steps = _differences(policy, module, states, expected)
+    bound = torch.maximum(module.control_low.abs(), module.control_high.abs()).numpy()
+    bound[bound == 0] = 1.0  # held at 0
+
+    def off(action: np.ndarray, control: np.ndarray) -> np.ndarray:
+        """Return the largest difference from torch of each of the first states, (n,); NaN where either is."""
+        rows = slice(len(action))
+        share = np.abs((control - expected.control.numpy()[rows]) / bound)
+        share[at_a_switch(module, expected.action)[rows]] = 0.0
+        return np.maximum(np.abs(action - expected.action.numpy()[rows]).max(1), share.max(1))
+
+    batch = off(*policy.run(states.observation, states.goal))
+    pairs = zip(states.observation[:_SINGLE_STEPS], states.goal[:_SINGLE_STEPS], strict=True)
+    action, control = zip(*(policy.step(*pair) for pair in pairs), strict=True)
+    steps = off(np.stack(action), np.stack(control))
     largest = float(np.max([batch.max(), steps.max()]))
     allowed = max_action_error * rounding_growth(depth)
     if not largest <= allowed:  # NaN is not
@@ -190,28 +191,6 @@ def largest_action_error(policy: OnnxPolicy, module: DeployablePolicy, states: G
     states = _with_states_beyond_limits(states, module)
     expected = module(*states.tensors()).action
     return float(np.abs(policy.run(states.observation, states.goal).action - expected.numpy()).max())
-
-
-def _differences(
-    policy: OnnxPolicy, module: DeployablePolicy, states: GateStates, expected: PolicyOutput
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest difference from torch of each state, (n,): as a batch, and of the first in steps.
-
-    NaN where either side gives NaN.
-    """
-    bound = torch.maximum(module.control_low.abs(), module.control_high.abs()).numpy()
-    bound[bound == 0] = 1.0  # held at 0
-    pairs = zip(states.observation[:_SINGLE_STEPS], states.goal[:_SINGLE_STEPS], strict=True)
-    steps = [policy.step(observation, goal) for observation, goal in pairs]
-    one_by_one = (np.stack([step.action for step in steps]), np.stack([step.control for step in steps]))
-
-    def largest(action: np.ndarray, control: np.ndarray) -> np.ndarray:
-        rows = slice(len(action))
-        off = np.abs((control - expected.control.numpy()[rows]) / bound)
-        off[at_a_switch(module, expected.action)[rows]] = 0.0
-        return np.maximum(np.abs(action - expected.action.numpy()[rows]).max(1), off.max(1))
-
-    return largest(*policy.run(states.observation, states.goal)), largest(*one_by_one)
 
 
 def at_a_switch(module: DeployablePolicy, action: Tensor, margin: float = SWITCH_MARGIN) -> np.ndarray:
@@ -271,10 +250,7 @@ def chance_of_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
     Actions that are the same but for their last bits take other ways in a world with contacts: now and then
     one of the two reaches a goal that the other misses. Which of them does is the toss of a coin (McNemar's
-    exact test of paired outcomes, two-sided).
-
-    Args:
-        ours, theirs: (episodes,) bool, success in the same episodes.
+    exact test of paired outcomes, two-sided). Both are successes in the same episodes, (episodes,) bool.
     """
     gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
     differing = gained + lost

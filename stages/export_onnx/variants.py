@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -78,15 +78,8 @@ class VariantFigures:
         return None
 
 
-@dataclass(frozen=True)
-class VariantTrial:
-    """How a variant came out.
-
-    Attributes:
-        variant: which.
-        figures: what was measured.
-        refusal: why it was not kept; None: it was.
-    """
+class VariantTrial(NamedTuple):
+    """How a variant came out; `refusal` says why it was not kept, None: it was."""
 
     variant: Variant
     figures: VariantFigures
@@ -111,11 +104,7 @@ class VariantTrial:
 def try_variant(variant: Variant, path: Path, float32: Export, seed: int) -> VariantTrial:
     """Build a variant and measure it; write it to `path` if it is worth it.
 
-    Args:
-        variant: which.
-        path: where it goes.
-        float32: the export whose file is complete.
-        seed: of the episodes that both files act in.
+    `float32` is an export that is finished, `seed` that of the episodes that both files act in.
     """
     with tempfile.TemporaryDirectory() as folder:
         export = dataclasses.replace(float32, precision=variant)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,6 @@ from thousandfold.pipeline.settings import MOST_EPISODES
 
 if TYPE_CHECKING:
     from thousandfold.pipeline.artifacts import Artifact
-    from thousandfold.stages.policy_file.metadata import Element, InputElement, PolicyMetadata
     from thousandfold.stages.policy_file.source import PolicyPlace
     from thousandfold.stages.policy_file.verification import Verification
 
@@ -90,9 +89,11 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
             wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
             raise UserError(f"{place.name} is not promoted, for it did not pass: {wrong}")
         model = registered_name(artifact.manifest.task)
-        moved = promote(
-            session.workspace.root, model, artifact.name, place.path, _notes(found), session.console.say
-        )
+        loop = found.success
+        success = f"{loop['success']:.4f} over {loop['episodes']} episodes, seed {loop['seed']}"
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        notes = {"verified_at": now, "verified_success": success}
+        moved = promote(session.workspace.root, model, artifact.name, place.path, notes, session.console.say)
         was = f"from version {moved.before}" if moved.before else "which no version had"
         session.console.say(
             f"Alias {PRODUCTION_ALIAS} of {model}, {was}, is now on version {moved.after}: {artifact.name}."
@@ -139,17 +140,6 @@ def _verified(
     return found
 
 
-def _notes(found: Verification) -> dict[str, object]:
-    """Return what the registry keeps of a verification."""
-    from datetime import UTC, datetime
-
-    loop = found.success
-    return {
-        "verified_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "verified_success": f"{loop['success']:.4f} over {loop['episodes']} episodes, seed {loop['seed']}",
-    }
-
-
 # -- A policy file as a page to read: what it is, what goes in and out, how well it does, its descent
 
 
@@ -173,26 +163,54 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     require_known_graph(model, place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
-    change = model.change_since_export(metadata.graph_sha256)
-    hashes = {
-        "graph SHA-256": (metadata.graph_sha256, model.graph_sha256),
-        "policy SHA-256": (model.metadata.get(POLICY_HASH_KEY, "none"), model.policy_sha256),
-    }
-    facts = [
+    network, measured = metadata.network, metadata.evaluation
+    success = "not measured"
+    if measured is not None:
+        low, high = measured.success_interval
+        success = (
+            f"{measured.success:.3f} [{low:.3f}, {high:.3f}] over {measured.episodes:,} episodes, in "
+            f"{measured.runtime}"
+        )
+    steps, step_s = metadata.episode_steps, metadata.control_dt_s
+    shape = f"{network.kind}, depth {network.depth}, width {network.width}, {network.parameters:,} parameters"
+    facts: list[tuple[str, Any]] = [
         ("file", str(place.path)),
         ("size", f"{place.path.stat().st_size / 1e6:.2f} MB"),
-        *_identity(metadata),
-        ("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}"),
-        *(
-            (name, recorded if recorded == actual else f"{recorded} (the file's is another)")
-            for name, (recorded, actual) in hashes.items()
-        ),
+        ("format", str(metadata.format_version)),
+        ("control rate", f"{1 / step_s:g} Hz (every {step_s:g} s)"),
+        ("episode", f"{steps:,} steps, {steps * step_s:g} s"),
+        ("network", shape),
+        ("numbers inside", f"{metadata.precision}, ONNX operator set {metadata.opset}"),
+        ("success", success),
+        ("input beyond its limits", "clipped, inside the graph"),
+        ("input that is not finite", "to be refused, before the call"),
+        ("licence", metadata.licence or "none stated"),
+        ("model SHA-256", metadata.model_sha256),
     ]
+    if metadata.task_file is not None:
+        facts += [("task file", metadata.task_file), ("task SHA-256", metadata.task_sha256 or "unknown")]
+    facts += [(f"task changed: {name}", str(value)) for name, value in metadata.task_changes.items()]
+    facts += [("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}")]
+    for name, recorded, actual in (
+        ("graph SHA-256", metadata.graph_sha256, model.graph_sha256),
+        ("policy SHA-256", model.metadata.get(POLICY_HASH_KEY, "none"), model.policy_sha256),
+    ):
+        facts.append((name, recorded if recorded == actual else f"{recorded} (the file's is another)"))
     console.table(f"{place.name}: {metadata.role} for task {metadata.task}", ("what", "value"), facts)
-    _show_elements(console, metadata)
+    columns = ("#", "name", "unit", "seen from", "to", "limit from", "to")
+    for name, elements in metadata.inputs:
+        rows = [
+            (index, e.name, e.unit, e.low, e.high, e.limit_low, e.limit_high)
+            for index, e in enumerate(elements)
+        ]
+        console.table(f"Input {name} ({len(rows)})", columns, rows)
+    for name, elements in metadata.outputs:
+        rows = [(index, e.name, e.unit, e.low, e.high) for index, e in enumerate(elements)]
+        console.table(f"Output {name} ({len(rows)})", ("#", "name", "unit", "from", "to"), rows)
     parents = [(role, origin.name, origin.hash) for role, origin in metadata.parents.items()]
     console.table("Made from", ("role", "artifact", "hash"), parents)
     console.table("Written by", ("package", "version"), list(metadata.exporter.items()))
+    change = model.change_since_export(metadata.graph_sha256)
     if change is not None:
         console.warn(f"{change}: the file was changed since it was exported.")
     console.result(
@@ -206,49 +224,3 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
             "metadata": metadata.model_dump(mode="json"),
         }
     )
-
-
-def _identity(metadata: PolicyMetadata) -> Iterator[tuple[str, Any]]:
-    """Yield what a policy is, does and promises."""
-    network, measured = metadata.network, metadata.evaluation
-    yield "format", str(metadata.format_version)
-    yield "control rate", f"{1 / metadata.control_dt_s:g} Hz (every {metadata.control_dt_s:g} s)"
-    yield "episode", f"{metadata.episode_steps:,} steps, {metadata.episode_steps * metadata.control_dt_s:g} s"
-    yield (
-        "network",
-        f"{network.kind}, depth {network.depth}, width {network.width}, {network.parameters:,} parameters",
-    )
-    yield "numbers inside", f"{metadata.precision}, ONNX operator set {metadata.opset}"
-    if measured is None:
-        yield "success", "not measured"
-    else:
-        low, high = measured.success_interval
-        yield (
-            "success",
-            f"{measured.success:.3f} [{low:.3f}, {high:.3f}] over {measured.episodes:,} episodes, in "
-            f"{measured.runtime}",
-        )
-    yield "input beyond its limits", "clipped, inside the graph"
-    yield "input that is not finite", "to be refused, before the call"
-    yield "licence", metadata.licence or "none stated"
-    yield "model SHA-256", metadata.model_sha256
-    if metadata.task_file is not None:
-        yield "task file", metadata.task_file
-        yield "task SHA-256", metadata.task_sha256 or "unknown"
-    for name, value in metadata.task_changes.items():
-        yield f"task changed: {name}", str(value)
-
-
-def _show_elements(console: Console, metadata: PolicyMetadata) -> None:
-    """Print every number that goes in and comes out, in order."""
-    columns = ("#", "name", "unit", "seen from", "to", "limit from", "to")
-    for name, elements in metadata.inputs:
-        rows = [[*row, e.limit_low, e.limit_high] for row, e in zip(_rows(elements), elements, strict=True)]
-        console.table(f"Input {name} ({len(rows)})", columns, rows)
-    for name, elements in metadata.outputs:
-        rows = _rows(elements)
-        console.table(f"Output {name} ({len(rows)})", ("#", "name", "unit", "from", "to"), rows)
-
-
-def _rows(elements: Sequence[Element] | Sequence[InputElement]) -> list[list[Any]]:
-    return [[index, e.name, e.unit, e.low, e.high] for index, e in enumerate(elements)]

@@ -166,12 +166,11 @@ def varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _with_length(field: int, payload: bytes) -> bytes:
-    return _encode(field << 3 | _WITH_LENGTH) + _encode(len(payload)) + payload
-
-
-def _encode(number: int) -> bytes:
+    """Return a field as it stands in a file."""
     encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*encoded, number])
+    for number in (field << 3 | _WITH_LENGTH, len(payload)):
+        while number >= 0x80:
+            encoded.append(number & 0x7F | 0x80)
+            number >>= 7
+        encoded.append(number)
+    return bytes(encoded) + payload

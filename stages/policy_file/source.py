@@ -26,13 +26,7 @@ from thousandfold.stages.policy_file.onnx_policy import (
 
 @dataclass(frozen=True)
 class PolicySource:
-    """A policy file, opened, and its task.
-
-    Attributes:
-        policy: the file.
-        task: with the policy's episode length.
-        name: what to call it.
-    """
+    """A policy file, opened, and its task, with the policy's episode length."""
 
     policy: OnnxPolicy
     task: CompiledTask
@@ -41,13 +35,7 @@ class PolicySource:
 
 @dataclass(frozen=True)
 class PolicyPlace:
-    """Where a policy file lies.
-
-    Attributes:
-        path: the file.
-        name: what to call it.
-        artifact: the policy's artifact that it is a file of; None for a file that lies elsewhere.
-    """
+    """Where a policy file lies: within its artifact, or elsewhere."""
 
     path: Path
     name: str
@@ -75,11 +63,7 @@ def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPla
 
 
 def open_source(
-    workspace: Workspace,
-    reference: str | None = None,
-    task: str | None = None,
-    *,
-    any_model: bool = False,
+    workspace: Workspace, reference: str | None = None, task: str | None = None, *, any_model: bool = False
 ) -> PolicySource:
     """Return a policy and the task to run it in.
 

@@ -37,12 +37,9 @@ Z_99 = 2.5758293035489004
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at, and what was found.
 
-    Attributes:
-        name: what.
-        passed: None where it could not be looked at, or there is nothing to compare with.
-        detail: what was found.
+    `passed` is None where it could not be looked at, or there is nothing to compare with.
     """
 
     name: str
@@ -81,12 +78,11 @@ class Verification:
 
     def results(self) -> dict[str, Any]:
         """Return everything, for JSON."""
-        checks = [vars(check) for check in self.checks]
         return {
             "policy": self.place.name,
             "path": str(self.place.path),
             "passed": not self.failed,
-            "checks": checks,
+            "checks": [vars(check) for check in self.checks],
             "closed_loop": self.success,
         }
 
