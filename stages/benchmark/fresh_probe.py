@@ -37,8 +37,11 @@ def probe(path: Path, spawned_ns: int, started_ns: int) -> dict[str, Any]:
     imported_ns = time.monotonic_ns()
     policy = OnnxPolicy(path)
     opened_ns = time.monotonic_ns()
-    state = _middle(policy.metadata.inputs.observation), _middle(policy.metadata.inputs.goal)
-    rows = [np.array(values, np.float32) for values in state]
+    inputs = policy.metadata.inputs
+    rows = [
+        np.array([0.5 * (element.low + element.high) for element in elements], np.float32)
+        for elements in (inputs.observation, inputs.goal)
+    ]
     policy.step(*rows)
     acted_ns = time.monotonic_ns()
     return {
@@ -52,12 +55,7 @@ def probe(path: Path, spawned_ns: int, started_ns: int) -> dict[str, Any]:
     }
 
 
-def _middle(elements: Any) -> list[float]:
-    return [0.5 * (element.low + element.high) for element in elements]
-
-
 def _memory(policy: Any, rows: list[Any]) -> dict[str, int | None]:
-
     def step() -> None:
         policy.step(*rows)
 
@@ -67,9 +65,10 @@ def _memory(policy: Any, rows: list[Any]) -> dict[str, int | None]:
     resident = resident_bytes()
     for _ in range(_CALLS):
         step()
+    after = resident_bytes()
     found = {
         "resident_after_load": after_load,
-        "resident_growth": _difference(resident_bytes(), resident),
+        "resident_growth": None if after is None or resident is None else after - resident,
         "heap_growth": heap_growth(step, _CALLS),
         "bound_heap_growth": heap_growth(policy.run_bound, _CALLS),
         "calls": _CALLS,
@@ -77,10 +76,6 @@ def _memory(policy: Any, rows: list[Any]) -> dict[str, int | None]:
     for name, call in (("python", step), ("bound", policy.run_bound)):
         found |= {f"{name}_{key}": value for key, value in python_bytes(call).items()}
     return found
-
-
-def _difference(after: int | None, before: int | None) -> int | None:
-    return None if after is None or before is None else after - before
 
 
 # -- What a process and a call of it take of the memory --------------------------------------------
@@ -136,10 +131,6 @@ def heap_growth(call: Callable[[], object], count: int) -> int | None:
 
 def python_bytes(call: Callable[[], object], count: int = 1000) -> dict[str, int]:
     """Return what Python allocates in a call: NumPy's arrays are counted, the runtime's own memory is not.
-
-    Args:
-        call: what is called.
-        count: how often.
 
     Returns:
         ``kept``: what so many calls leave behind. ``within_a_call``: the most that was there at once above

@@ -25,20 +25,18 @@ def start_afresh(policy: Path, times: int) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed.
     """
-    found = [_start(policy) for _ in range(times)]
+    # -P: whatever lies in the current folder is not imported.
+    command = [sys.executable, "-P", "-m", _MODULE, str(policy.absolute())]
+    found: list[dict[str, Any]] = []
+    for _ in range(times):
+        done = subprocess.run([*command, str(time.monotonic_ns())], capture_output=True, encoding="utf-8")
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RuntimeError(f"a fresh process could not start {policy}: {last}")
+        found.append(json.loads(done.stdout))
     starts = [each["cold_start"] for each in found]
     for start in starts:
         start["total_s"] = sum(start[step] for step in STEPS)
     medians = {name: statistics.median(start[name] for start in starts) for name in (*STEPS, "total_s")}
     cold_start = medians | {"starts": times, "first_total_s": starts[0]["total_s"]}
     return {"cold_start": cold_start, "memory": found[-1]["memory"]}
-
-
-def _start(policy: Path) -> dict[str, Any]:
-    # -P: whatever lies in the current folder is not imported.
-    command = [sys.executable, "-P", "-m", _MODULE, str(policy.absolute()), str(time.monotonic_ns())]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"a fresh process could not start {policy}: {last}")
-    return json.loads(done.stdout)

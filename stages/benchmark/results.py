@@ -77,14 +77,18 @@ class Measured:
 def build_report(policies: Mapping[str, OnnxPolicy], measured: Measured, rate_hz: float) -> dict[str, Any]:
     """Return everything that was measured, and what it was measured on.
 
-    Args:
-        policies: the opened files by role, the policy itself first.
-        measured: what the loops gave.
-        rate_hz: the control rate.
+    `policies` are the opened files by role, the policy itself first; `rate_hz` is the control rate.
     """
     networks = {role: _network(role, policy, measured, rate_hz) for role, policy in policies.items()}
     p50 = {role: figures["back_to_back"]["p50_us"] for role, figures in networks.items()}
-    first = next(iter(p50))
+    own_p50 = p50[next(iter(p50))]
+    comparison = {}
+    for name, samples in measured.others.items():
+        figures = summarize(samples)
+        comparison[name] = figures | {
+            "ratio": figures["p50_us"] / own_p50,
+            "max_action_difference": measured.action_difference[name],
+        }
     busy = None
     if measured.busy_samples is not None and measured.busy_pair is not None:
         busy = {
@@ -100,7 +104,7 @@ def build_report(policies: Mapping[str, OnnxPolicy], measured: Measured, rate_hz
         "speedup": p50["teacher"] / p50["student"] if {"student", "teacher"} <= set(p50) else None,
         "paced_loops": [pair.summary() for pair in measured.pairs],
         "busy": busy,
-        "comparison": {name: _compared(name, measured, p50[first]) for name in measured.others},
+        "comparison": comparison,
         "left_out": measured.left_out,
         **fresh,
         "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__, "threads": 1},
@@ -123,16 +127,6 @@ def _network(role: str, policy: OnnxPolicy, measured: Measured, rate_hz: float) 
         "inside_runtime": inside,
         "roofline": roofline(policy.metadata.network.parameters, policy.metadata.precision, inside["p50_us"]),
         "paced": summarize_paced(loop),
-    }
-
-
-def _compared(name: str, measured: Measured, policy_p50_us: float) -> dict[str, Any]:
-    """Return the figures of another runtime, and how many times as long as the file it takes."""
-    figures = summarize(measured.others[name])
-    return {
-        **figures,
-        "ratio": figures["p50_us"] / policy_p50_us,
-        "max_action_difference": measured.action_difference[name],
     }
 
 

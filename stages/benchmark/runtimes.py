@@ -22,7 +22,7 @@ from thousandfold.stages.benchmark.loops import Step
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 if TYPE_CHECKING:
-    from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits
+    from thousandfold.models.deployable_policy import DeployablePolicy
 
 TORCH, INDUCTOR, NUMPY = "torch eager", "AOTInductor", "numpy"
 RUNTIMES = (TORCH, NUMPY, INDUCTOR)
@@ -89,6 +89,9 @@ def _absent(package: str) -> bool:
 
 def _source_network(policy: OnnxPolicy, artifact: Artifact | None, workspace: Workspace) -> DeployablePolicy:
     """Return the network that the file was exported from. Raises UserError where it is gone or another."""
+    import torch
+
+    from thousandfold.models.deployable_policy import InputLimits
     from thousandfold.stages.networks import load_actor
 
     role = policy.metadata.role
@@ -100,22 +103,13 @@ def _source_network(policy: OnnxPolicy, artifact: Artifact | None, workspace: Wo
     source = workspace.open(recorded.name, role)
     if source.manifest.hash != recorded.hash:
         raise UserError(f"{source.name} was changed since {artifact.name} was exported from it")
-    return load_actor(source).deployable(_limits(policy))
-
-
-def _limits(policy: OnnxPolicy) -> InputLimits:
-    """Return what the file clips its inputs to."""
-    import torch
-
-    from thousandfold.models.deployable_policy import InputLimits
-
     inputs = policy.metadata.inputs
     limits = {
         f"{name}_{side}": torch.tensor([getattr(element, f"limit_{side}") for element in elements])
         for name, elements in (("observation", inputs.observation), ("goal", inputs.goal))
         for side in ("low", "high")
     }
-    return InputLimits(**limits)
+    return load_actor(source).deployable(InputLimits(**limits))
 
 
 def _open(
@@ -132,11 +126,11 @@ def _open(
         found.left_out[INDUCTOR] = "AOTInductor needs a C++ compiler, and there is none"
     else:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-
         try:
             found.steps[INDUCTOR] = torch_runtimes.compiled_step(module, Path(folder))
         except Exception as error:  # the compiler's errors have no common class
-            found.left_out[INDUCTOR] = torch_runtimes.compiler_error(error)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            found.left_out[INDUCTOR] = f"AOTInductor did not build it ({reason})"
 
 
 def _compare(

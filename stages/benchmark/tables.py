@@ -10,7 +10,7 @@ import numpy as np
 
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.pictures import INK, PALETTE, SOFT, draw_latency_histogram, house_figure
-from thousandfold.stages.benchmark.loops import PERCENTILES, PacedPair, PacedTiming, joined
+from thousandfold.stages.benchmark.loops import PERCENTILES, PacedPair, joined
 from thousandfold.stages.benchmark.results import Measured
 
 if TYPE_CHECKING:
@@ -18,20 +18,28 @@ if TYPE_CHECKING:
 
 
 def show_report(report: Mapping[str, Any], name: str, console: Console) -> None:
-    """Print the tables, what else was found, and a closing line.
-
-    Args:
-        report: as `benchmark_report.build_report` gives it.
-        name: of the artifact.
-        console: prints.
-    """
+    """Print the tables of what `results.build_report` gives, what else was found, and a closing line."""
     _show_calls(report, console)
     _show_loops(report, console)
-    for line in (*_roofline(report), *_fresh_process(report)):
+    for role, figures in report["networks"].items():
+        found = figures["roofline"]
+        console.say(
+            f"Roofline of the {role}: {found['weight_bytes'] / 1e3:,.0f} kB of weights at "
+            f"{found['read_bytes_per_s'] / 1e9:.0f} GB/s take {found['bound_us']:.3g} µs; inside the runtime "
+            f"it takes {figures['inside_runtime']['p50_us']:.3g} µs, {found['ratio']:.2f} times as long."
+        )
+    for line in _fresh_process(report):
         console.say(line)
     for runtime, reason in report["left_out"].items():
         console.say(f"Not timed: {runtime}: {reason}.")
-    console.say(_closing_line(report, name))
+    role, figures = next(iter(report["networks"].items()))
+    timing, paced = figures["back_to_back"], figures["paced"]
+    speedup = "" if report["speedup"] is None else f", {report['speedup']:.3g} times as fast as its teacher"
+    console.say(
+        f"Benchmark {name}: {role} p50 {timing['p50_us']:.3g} µs, p99 {timing['p99_us']:.3g} µs "
+        f"over {timing['samples']:,} calls{speedup}; "
+        f"{paced['missed']} of {paced['ticks']:,} ticks missed at {report['rate_hz']:g} Hz."
+    )
 
 
 def _show_calls(report: Mapping[str, Any], console: Console) -> None:
@@ -45,7 +53,8 @@ def _show_calls(report: Mapping[str, Any], console: Console) -> None:
         rows.append(_call("  inside the runtime", figures["inside_runtime"], base))
     rows += [_call(f"{role} in {other}", side, base) for other, side in report["comparison"].items()]
     if (busy := report["busy"]) is not None:
-        rows.append(_call(f"{role}, {_load(busy['processes'])}", busy["back_to_back"], base))
+        load = "1 busy process" if busy["processes"] == 1 else f"{busy['processes']} busy processes"
+        rows.append(_call(f"{role}, {load}", busy["back_to_back"], base))
     columns = ["one call after the other", "calls", "p50", "p90", "p99", "p99.9", "max", "times p50"]
     console.table("Latency of one call on one CPU thread, microseconds", columns, rows)
 
@@ -92,22 +101,6 @@ def _loop_numbers(loop: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _load(processes: int) -> str:
-    return "1 busy process" if processes == 1 else f"{processes} busy processes"
-
-
-def _roofline(report: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for role, figures in report["networks"].items():
-        found = figures["roofline"]
-        lines.append(
-            f"Roofline of the {role}: {found['weight_bytes'] / 1e3:,.0f} kB of weights at "
-            f"{found['read_bytes_per_s'] / 1e9:.0f} GB/s take {found['bound_us']:.3g} µs; inside the runtime "
-            f"it takes {figures['inside_runtime']['p50_us']:.3g} µs, {found['ratio']:.2f} times as long."
-        )
-    return lines
-
-
 def _fresh_process(report: Mapping[str, Any]) -> list[str]:
     if report["cold_start"] is None:
         return []
@@ -126,17 +119,6 @@ def _fresh_process(report: Mapping[str, Any]) -> list[str]:
         f"{memory['resident_growth'] / 1024:+,.0f} KiB after {memory['calls']:,} calls{heap}; {kept}."
     )
     return lines
-
-
-def _closing_line(report: Mapping[str, Any], name: str) -> str:
-    role, figures = next(iter(report["networks"].items()))
-    timing, paced = figures["back_to_back"], figures["paced"]
-    speedup = "" if report["speedup"] is None else f", {report['speedup']:.3g} times as fast as its teacher"
-    return (
-        f"Benchmark {name}: {role} p50 {timing['p50_us']:.3g} µs, p99 {timing['p99_us']:.3g} µs "
-        f"over {timing['samples']:,} calls{speedup}; "
-        f"{paced['missed']} of {paced['ticks']:,} ticks missed at {report['rate_hz']:g} Hz."
-    )
 
 
 # -- Pictures of a benchmark: how long calls took, and when outputs came in a control loop ---------
@@ -172,10 +154,7 @@ def draw_pictures(folder: Path, report: Mapping[str, Any], measured: Measured) -
 def draw_timeline(path: Path, loops: Mapping[str, PacedPair], title: str) -> None:
     """Draw when the output of every tick was ready, one panel a loop, the empty loop in grey behind it.
 
-    Args:
-        path: the PNG file; it is replaced atomically.
-        loops: what each panel is headed, and its loop.
-        title: stands above the picture.
+    `loops` has what each panel is headed, and its loop.
     """
     with house_figure(path, width=8.6, height=1.2 + 2.7 * len(loops)) as figure:
         panels: list[Axes] = list(
@@ -196,7 +175,8 @@ def _draw_loop(axes: Axes, heading: str, pair: PacedPair) -> None:
     ours, empty = joined(pair.ours), joined(pair.empty)
     period_us = 1e6 / pair.rate_hz
     for timing, colour, label in ((empty, _EMPTY, "empty loop"), (ours, _OURS, "with the policy")):
-        axes.plot(timing.due_s, _shown(timing), ".", color=colour, ms=3.2, alpha=0.5, mew=0, label=label)
+        shown_us = np.maximum(timing.response_us, 0.1)  # a logarithmic axis would stretch for smaller ones
+        axes.plot(timing.due_s, shown_us, ".", color=colour, ms=3.2, alpha=0.5, mew=0, label=label)
     late = ours.response_us >= period_us
     axes.plot(
         ours.due_s[late], ours.response_us[late], "x", color=_MISSED, ms=5, mew=1.3, alpha=0.8, label="missed"
@@ -210,8 +190,3 @@ def _draw_loop(axes: Axes, heading: str, pair: PacedPair) -> None:
     axes.set_ylim(
         top=max(3 * period_us, 1.5 * float(ours.response_us.max()), 1.5 * float(empty.response_us.max()))
     )
-
-
-def _shown(timing: PacedTiming) -> np.ndarray:
-    """Return the responses, none so small that a logarithmic axis stretches for it."""
-    return np.maximum(timing.response_us, 0.1)

@@ -53,9 +53,7 @@ def torch_step(module: nn.Module) -> Step:
 def compiled_step(module: DeployablePolicy, folder: Path) -> Step:
     """Return a step of the module as AOTInductor compiles it; raise whatever the compiler raises.
 
-    Args:
-        module: the policy.
-        folder: where the compiled package is put; needed as long as the step.
+    The compiled package lies in `folder`, which is needed as long as the step.
     """
     import torch._inductor  # not part of torch until it is asked for
 
@@ -135,8 +133,18 @@ def numpy_policy(module: DeployablePolicy) -> NumpyPolicy:
 
 def _blocks(trunk: ResidualMLP) -> list[Block]:
     blocks = [Block((_layer(cast(nn.Sequential, trunk.stem)),))]
-    if isinstance(trunk.body, BlockStack):
-        return blocks + _stacked_blocks(trunk.body)
+    if isinstance(stack := trunk.body, BlockStack):
+        tensors = (stack.weight, stack.bias, stack.norm_weight, stack.norm_bias)
+        weight, bias, scale, shift = map(_array, tensors)
+        layers = [
+            Layer(weight[index], bias[index], (scale[index], shift[index]), LAYER_NORM_EPS)
+            for index in range(len(weight))
+        ]
+        gains = np.ones(stack.num_blocks) if stack.gain is None else _array(stack.gain)
+        return blocks + [
+            Block(tuple(layers[first : first + LAYERS_PER_BLOCK]), stack.scale * float(gain))
+            for first, gain in zip(range(0, len(layers), LAYERS_PER_BLOCK), gains, strict=True)
+        ]
     for part in cast(nn.Sequential, trunk.body):
         if isinstance(part, PlainBlock):
             layers = tuple(_layer(cast(nn.Sequential, layer)) for layer in part.layers)
@@ -144,20 +152,6 @@ def _blocks(trunk: ResidualMLP) -> list[Block]:
         else:
             blocks.append(Block((_layer(cast(nn.Sequential, part)),)))
     return blocks
-
-
-def _stacked_blocks(stack: BlockStack) -> list[Block]:
-    tensors = (stack.weight, stack.bias, stack.norm_weight, stack.norm_bias)
-    weight, bias, scale, shift = map(_array, tensors)
-    layers = [
-        Layer(weight[index], bias[index], (scale[index], shift[index]), LAYER_NORM_EPS)
-        for index in range(len(weight))
-    ]
-    gains = np.ones(stack.num_blocks) if stack.gain is None else _array(stack.gain)
-    return [
-        Block(tuple(layers[first : first + LAYERS_PER_BLOCK]), stack.scale * float(gain))
-        for first, gain in zip(range(0, len(layers), LAYERS_PER_BLOCK), gains, strict=True)
-    ]
 
 
 def _layer(layers: nn.Sequential) -> Layer:
@@ -175,12 +169,6 @@ def _layer_norm(module: nn.Module) -> tuple[tuple[np.ndarray, np.ndarray] | None
 
 def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
-
-
-def compiler_error(error: Exception) -> str:
-    """Return in a line why AOTInductor could not build a policy."""
-    text = " ".join(str(error).split())
-    return f"AOTInductor did not build it ({type(error).__name__}: {text[:160]})"
 
 
 # -- A network's forward pass in NumPy alone, for one state, without allocations: what one would write by hand

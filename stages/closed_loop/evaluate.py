@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pydantic
 
-from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import MOST_EPISODES
-from thousandfold.stages.episodes import Episodes, SamplingSettings, draw_rollouts, run_episodes
+from thousandfold.stages.episodes import SamplingSettings, draw_rollouts, run_episodes
 from thousandfold.stages.policies import load_policy
 from thousandfold.stages.random_baseline import random_record, warn_of_chance
 
@@ -30,11 +29,6 @@ class EvaluateSettings(SamplingSettings):
 def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> Artifact:
     """Evaluate a policy, a student or a teacher on fresh episodes and return the evaluation's artifact.
 
-    Args:
-        settings: of the stage.
-        context: workspace, console and tracking.
-        source: what to evaluate.
-
     Raises:
         UserError: the task has no such distribution, or the file is damaged.
     """
@@ -55,7 +49,11 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         results = episodes.summary()
         if settings.distribution == "evaluation":  # the episodes that random actions were measured in
             results |= random_record(source.manifest.results)
-        _draw_paths(work.artifact, task, episodes, source, context)
+        if episodes.paths:
+            try:
+                draw_rollouts(work.artifact.file("rollouts.png"), task, episodes, source.name)
+            except ModuleNotFoundError:
+                context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
         work.artifact.complete(results)
         numbers = {name: float(value) for name, value in results.items() if not isinstance(value, list)}
         work.run.log_metrics(numbers, step=0)
@@ -67,15 +65,3 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         )
         warn_of_chance(context.console, work.artifact)
         return work.artifact
-
-
-def _draw_paths(
-    artifact: Artifact, task: CompiledTask, episodes: Episodes, source: Artifact, context: StageContext
-) -> None:
-    """Draw the kept paths; without matplotlib say what would bring the picture."""
-    if not episodes.paths:
-        return
-    try:
-        draw_rollouts(artifact.file("rollouts.png"), task, episodes, source.name)
-    except ModuleNotFoundError:
-        context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')

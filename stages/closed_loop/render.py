@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,7 @@ def record_episodes(
 
 
 class EpisodePainter:
-    """Draws frames of recorded episodes, with a line of text in each.
-
-    Args:
-        renderer: draws the world.
-    """
+    """Draws frames of recorded episodes, with a line of text in each."""
 
     def __init__(self, renderer: SceneRenderer) -> None:
         self.renderer = renderer
@@ -163,11 +159,7 @@ def write_video(
 ) -> int:
     """Write the episodes one after another as MP4, a frame a control step, in real time.
 
-    Args:
-        path: the file; it appears complete or not at all.
-        painter: draws the frames.
-        episodes: what to draw.
-        progress: counts the frames.
+    The file appears complete or not at all.
 
     Returns:
         How many frames were written.
@@ -175,16 +167,28 @@ def write_video(
     Raises:
         OSError: FFmpeg failed.
     """
-    frames = 0
+    frames, renderer = 0, painter.renderer
+    rate: Any = 1.0 / renderer.task.spec.control_dt_s
     with atomic_file(path) as temporary:
-        writer = _video_writer(temporary, painter.renderer)
+        # FFmpeg's process: it takes None once, and then the bytes of frames.
+        writer: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (renderer.width, renderer.height),
+            fps=rate,
+            codec="libx264",
+            quality=_QUALITY,
+            macro_block_size=2,
+            output_params=["-movflags", "+faststart"],  # plays before it is loaded
+            ffmpeg_log_level="error",
+        )
         writer.send(None)
         try:
-            for image in _frames(painter, episodes):
-                writer.send(image.tobytes())
-                frames += 1
-                if progress is not None:
-                    progress.advance()
+            for episode in episodes:
+                for step in range(len(episode.qpos)):
+                    writer.send(painter.frame(episode, step).tobytes())
+                    frames += 1
+                    if progress is not None:
+                        progress.advance()
         finally:
             writer.close()
         if (written := imageio_ffmpeg.count_frames_and_secs(str(temporary))[0]) != frames:
@@ -192,37 +196,12 @@ def write_video(
     return frames
 
 
-def _video_writer(path: Path, renderer: SceneRenderer) -> Generator[None, Any, None]:
-    """Return FFmpeg's process: it takes None once, and then the bytes of frames."""
-    rate: Any = 1.0 / renderer.task.spec.control_dt_s
-    return imageio_ffmpeg.write_frames(
-        str(path),
-        (renderer.width, renderer.height),
-        fps=rate,
-        codec="libx264",
-        quality=_QUALITY,
-        macro_block_size=2,
-        output_params=["-movflags", "+faststart"],  # plays before it is loaded
-        ffmpeg_log_level="error",
-    )
-
-
-def _frames(painter: EpisodePainter, episodes: Sequence[RecordedEpisode]) -> Iterator[Image.Image]:
-    for episode in episodes:
-        for step in range(len(episode.qpos)):
-            yield painter.frame(episode, step)
-
-
 def write_strip(
     path: Path, painter: EpisodePainter, episodes: Sequence[RecordedEpisode], key_frames: int
 ) -> None:
     """Write key frames of an episode side by side as PNG, half as large as the video, a row an episode.
 
-    Args:
-        path: the file; it appears complete or not at all.
-        painter: draws the frames.
-        episodes: what to draw.
-        key_frames: how many of each, evenly spaced from the start to the end.
+    They are evenly spaced from its start to its end. The file appears complete or not at all.
     """
     width, height = painter.renderer.width // 2, painter.renderer.height // 2
     size = (_spread(key_frames, width), _spread(len(episodes), height))
@@ -243,11 +222,6 @@ def _spread(count: int, size: int) -> int:
 
 def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Artifact:
     """Draw episodes of a policy, a student or a teacher and return the rendering's artifact.
-
-    Args:
-        settings: of the stage.
-        context: workspace, console and tracking.
-        source: whose episodes to draw.
 
     Raises:
         UserError: there is no OpenGL or no FFmpeg, the task has no such distribution, or a file is damaged.
@@ -276,25 +250,21 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
         with context.console.progress("Drawing", total, unit="frames") as progress:
             frames = write_video(work.artifact.file(VIDEO_FILE), painter, episodes, progress)
         write_strip(work.artifact.file(STRIP_FILE), painter, episodes[:_STRIP_EPISODES], settings.key_frames)
-        results = _summary(task, episodes, frames)
+        reached = sum(episode.success for episode in episodes)
+        results = {
+            "episodes": len(episodes),
+            "reached": reached,
+            "success": reached / len(episodes),
+            "unstable_episodes": sum(episode.unstable for episode in episodes),
+            "frames": frames,
+            "frame_rate_hz": 1.0 / task.spec.control_dt_s,
+            "duration_s": frames * task.spec.control_dt_s,
+        }
         work.artifact.complete(results)
         work.run.log_metrics({name: float(value) for name, value in results.items()}, step=0)
         work.log_files(VIDEO_FILE, STRIP_FILE, "manifest.json")
         context.console.say(
-            f"{source.name}: {results['reached']} of {len(episodes)} episodes reached their goal; "
+            f"{source.name}: {reached} of {len(episodes)} episodes reached their goal; "
             f"{results['duration_s']:.1f} s of video in {work.artifact.file(VIDEO_FILE)}."
         )
         return work.artifact
-
-
-def _summary(task: CompiledTask, episodes: Sequence[RecordedEpisode], frames: int) -> dict[str, Any]:
-    reached = sum(episode.success for episode in episodes)
-    return {
-        "episodes": len(episodes),
-        "reached": reached,
-        "success": reached / len(episodes),
-        "unstable_episodes": sum(episode.unstable for episode in episodes),
-        "frames": frames,
-        "frame_rate_hz": 1.0 / task.spec.control_dt_s,
-        "duration_s": frames * task.spec.control_dt_s,
-    }

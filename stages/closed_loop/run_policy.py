@@ -72,11 +72,6 @@ class RunPolicySettings:
 def run(settings: RunPolicySettings, console: Console, source: PolicySource) -> dict[str, Any]:
     """Run episodes of a policy and return what was found; Ctrl-C ends them and keeps what is complete.
 
-    Args:
-        settings: what to run.
-        console: what the user sees.
-        source: the policy and its task.
-
     Raises:
         UserError: the goal or the distribution does not fit the task, a window is asked for where there is
             no screen, or the observation is NaN or infinite.
@@ -92,6 +87,8 @@ def run(settings: RunPolicySettings, console: Console, source: PolicySource) -> 
         f"{network.depth} x {network.width}, {_pace_text(rate_hz, own_rate_hz)}. Ctrl-C ends it."
     )
     rounds, ended_by, figures = _run_episodes(settings, source, goal, rate_hz, console)
+    unknown = dict.fromkeys(("success", "success_interval", "time_at_goal", "final_distance"))
+    outcome = join_rounds(rounds, task, len(rounds)).summary() if rounds else {"episodes": 0, **unknown}
     results = {
         "policy": source.name,
         "task": task.name,
@@ -99,7 +96,7 @@ def run(settings: RunPolicySettings, console: Console, source: PolicySource) -> 
         "own_rate_hz": own_rate_hz,
         "rate_hz": rate_hz,
         "ended_by": ended_by,
-        **_outcome(rounds, task),
+        **outcome,
         **figures,
     }
     _show(results, console)
@@ -130,28 +127,20 @@ def _run_episodes(
         ended_by = "episodes"
         try:
             while wanted is None or len(rounds) < wanted:
-                ended_by = _run_episode(simulator, loop, goal, rounds)
-                if ended_by != "episodes":
-                    break
+                if goal is not None:
+                    simulator.set_goal(goal)
+                loop.begin_episode()
+                try:
+                    rounds.append(run_round(simulator, loop))
+                except LoopEnded as ended:
+                    if ended.reason != "next":
+                        ended_by = ended.reason
+                        break
                 report(rounds)
                 simulator.reset()
         except KeyboardInterrupt:
             ended_by = "interrupt"
         return rounds, ended_by, loop.figures()
-
-
-def _run_episode(
-    simulator: CpuSimulator, loop: ClosedLoop, goal: np.ndarray | None, rounds: list[Episodes]
-) -> str:
-    """Run the episode that has begun and add it to the others; return what ended the run, or ``episodes``."""
-    if goal is not None:
-        simulator.set_goal(goal)
-    loop.begin_episode()
-    try:
-        rounds.append(run_round(simulator, loop))
-    except LoopEnded as ended:
-        return "episodes" if ended.reason == "next" else ended.reason
-    return "episodes"
 
 
 @contextlib.contextmanager
@@ -161,11 +150,12 @@ def _progress(console: Console, episodes: int | None) -> Iterator[Callable[[list
         yield lambda rounds: None
         return
     with console.progress("Running", episodes, unit="episodes") as bar:
-        yield lambda rounds: bar.update(len(rounds), **_successes(rounds))
 
+        def report(rounds: list[Episodes]) -> None:
+            found = {"success": float(np.mean([part.success[0] for part in rounds]))} if rounds else {}
+            bar.update(len(rounds), **found)
 
-def _successes(rounds: list[Episodes]) -> dict[str, float]:
-    return {"success": float(np.mean([part.success[0] for part in rounds]))} if rounds else {}
+        yield report
 
 
 @contextlib.contextmanager
@@ -213,14 +203,6 @@ def _checked_goal(
                 f"{element.low:.4g} to {element.high:.4g}{acts}."
             )
     return np.array(goal, np.float32)
-
-
-def _outcome(rounds: list[Episodes], task: CompiledTask) -> dict[str, Any]:
-    """Return success and the like over the complete episodes; None where there is none."""
-    if rounds:
-        return join_rounds(rounds, task, len(rounds)).summary()
-    unknown = dict.fromkeys(("success", "success_interval", "time_at_goal", "final_distance"))
-    return {"episodes": 0, **unknown}
 
 
 def _pace_text(rate_hz: float | None, own_rate_hz: float) -> str:
