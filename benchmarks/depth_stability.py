@@ -29,7 +29,8 @@ from thousandfold.pipeline.pictures import house_figure
 from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy
-from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

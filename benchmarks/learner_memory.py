@@ -50,8 +50,9 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     from thousandfold.models.norm_swish import LANES
     from thousandfold.models.residual_mlp import parameter_count
     from thousandfold.replay.trajectory_buffer import TransitionBatch
-    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner
     from thousandfold.stages.train_teacher.memory_estimate import activation_estimate
+    from thousandfold.stages.train_teacher.settings import LearnerSettings
 
     set_up_torch(1)
     dims, size = AntDimensions(), settings["batch_size"]

@@ -186,7 +186,8 @@ def thousandfold_side(
     """Build the product's learner in the published form, which the other sides have at any depth."""
     import torch
 
-    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+    from thousandfold.stages.train_teacher.settings import LearnerSettings
 
     set_up_torch(sizes.threads)
     settings = {

@@ -77,7 +77,8 @@ def serve(sizes: dict[str, int]) -> None:
 
 def _learner(ranks: Ranks, sizes: dict[str, int]) -> ContrastiveLearner:
     """Return the learner of a rank."""
-    from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+    from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+    from thousandfold.stages.train_teacher.settings import LearnerSettings
 
     settings = LearnerSettings(
         depth=sizes["depth"], width=sizes["width"], batch_size=sizes["batch"], actor_goals="random"

@@ -1,18 +1,32 @@
-"""Which unfinished work `--resume` goes on with, with which settings, and from which parents."""
+"""Stages that `--resume` goes on with: which unfinished work, with which settings, from which parents.
+
+A command finds what to go on with (`find_unfinished`, `find_trainable`, `stored_settings`, `find_parent`);
+the stage then runs in `resumable_stage`, whether its artifact is new or resumed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import pydantic
 
-from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError
-from thousandfold.ground.files import is_locked
+from thousandfold.ground.errors import (
+    DamagedFileError,
+    LostRankError,
+    MissingArtifactError,
+    SettingsError,
+    StoppedByUser,
+)
+from thousandfold.ground.files import folder_lock, is_locked
 from thousandfold.pipeline.artifacts import KINDS, MANIFEST_NAME, Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.runtime import StageContext, StageWork
 from thousandfold.pipeline.settings import StageSettings
+from thousandfold.pipeline.stopping import stop_on_interrupt
 
 CHECKPOINT_FOLDER = "checkpoint"
 """Folder of an artifact in training that holds its `CheckpointFolder`."""
@@ -105,15 +119,19 @@ def find_trainable(workspace: Workspace, kind: str, reference: str | None) -> Ar
     return artifact
 
 
-def continued_by(artifact: Artifact, workspace: Workspace) -> Artifact | None:
-    """Return the completed artifact whose training one without a checkpoint goes on with; None: of no other.
+def to_go_on_with(resumed: Artifact | None, workspace: Workspace) -> tuple[Artifact | None, Artifact | None]:
+    """Return the unfinished artifact to go on with, and the completed one to start from where it left off.
+
+    A completed artifact is not written to again: a new one continues its training.
 
     Raises:
         MissingArtifactError, DamagedFileError: as of `find_parent`.
     """
-    if CONTINUED not in artifact.manifest.parents or checkpoint_of(artifact).exists:
-        return None
-    return find_parent(artifact, CONTINUED, workspace)
+    if resumed is None or is_completed(resumed):
+        return None, resumed
+    if CONTINUED not in resumed.manifest.parents or checkpoint_of(resumed).exists:
+        return resumed, None
+    return resumed, find_parent(resumed, CONTINUED, workspace)
 
 
 def is_completed(artifact: Artifact) -> bool:
@@ -126,17 +144,6 @@ def require_unfinished(artifact: Artifact) -> None:
     if is_completed(artifact):
         kind = artifact.kind.capitalize()
         raise SettingsError(f"{kind} {artifact.name} is completed: there is nothing to resume.")
-
-
-def still_unfinished(artifact: Artifact) -> Artifact:
-    """Return an artifact as it is by now, once its lock is held: another process may have finished it.
-
-    Raises:
-        SettingsError: it is completed.
-    """
-    artifact = Artifact.load(artifact.path)
-    require_unfinished(artifact)
-    return artifact
 
 
 def find_parent(
@@ -184,7 +191,7 @@ def stored_settings(artifact: Artifact, cls: type[Settings], **changes: Any) -> 
     """Return the settings that an artifact was begun with, and with these changes.
 
     Raises:
-        DamagedFileError: its manifest holds settings that are none of this version's.
+        DamagedFileError: its manifest holds settings that this version does not read.
     """
     try:
         return cls(**artifact.manifest.settings | changes)
@@ -194,3 +201,146 @@ def stored_settings(artifact: Artifact, cls: type[Settings], **changes: Any) -> 
         raise DamagedFileError(
             f"{artifact.path / MANIFEST_NAME} cannot be resumed: setting {place}: {first['msg']}."
         ) from error
+
+
+# -- A stage under way -----------------------------------------------------------------------------
+
+
+class Trainable(Protocol):
+    """A training whose state a checkpoint holds."""
+
+    @property
+    def position(self) -> str:
+        """How far it has come, as in ``3,000 steps``."""
+        ...
+
+    def load(self, folder: CheckpointFolder) -> None:
+        """Restore what the checkpoint of the same training holds."""
+        ...
+
+    def train_on(self, folder: CheckpointFolder) -> None:
+        """Restore where another training has ended, as the beginning of this one."""
+        ...
+
+
+@dataclass
+class ResumableWork(StageWork):
+    """The work of a stage that `--resume` can go on with.
+
+    Attributes:
+        context: what the stage was given.
+        stage: name of the command.
+        continued: the completed artifact whose training this one goes on with.
+        place: folder of the artifact that the work lies in; "": the artifact itself.
+        saves: subject of the line that says what is kept.
+        training: what `restore` was given, whose position messages name.
+    """
+
+    context: StageContext
+    stage: str
+    continued: Artifact | None
+    place: str
+    saves: str
+    training: Trainable | None = None
+
+    @property
+    def checkpoint(self) -> CheckpointFolder:
+        """Where a training saves its state."""
+        return checkpoint_of(self.artifact, self.context.ranks)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the user wants to stop; all ranks ask together."""
+        return self.context.ranks.any(self.context.stop.requested)
+
+    def stoppable(self) -> contextlib.AbstractContextManager[None]:
+        """Let the first signal to stop be a request, which `stopping` tells."""
+        return stop_on_interrupt(self.context.stop, self.context.ranks)
+
+    def restore(self, training: Trainable, note: Callable[[], str] = lambda: "") -> None:
+        """Let a training go on from its checkpoint, or from that of what it continues, and say so.
+
+        Args:
+            training: at its start; it stays there where there is neither.
+            note: what is added to the line about what it continues.
+        """
+        self.training, name, say = training, self.artifact.name, self.context.console.say
+        if self.context.ranks.from_leader(lambda: self.checkpoint.exists):
+            training.load(self.checkpoint)
+            say(f"Resuming {name} at {training.position}.")
+        elif self.continued is not None:
+            training.train_on(checkpoint_of(self.continued, self.context.ranks))
+            say(f"Training on from {self.continued.name} at {training.position}, as {name}{note()}.")
+
+    def stopped(self) -> StoppedByUser:
+        """Return the error that ends the stage for the user: what is kept, and how to go on."""
+        if self.training is None:
+            return StoppedByUser(f"Stopped. {self._kept()}")
+        saved = f"state saved in {self.checkpoint.path}"
+        return StoppedByUser(f"Stopped at {self.training.position}, {saved}. {self._go_on()}")
+
+    def lost(self, error: LostRankError) -> LostRankError:
+        """Return the error about a rank that is gone, with what is kept, and how to go on."""
+        at = "" if self.training is None else f" at {self.training.position}"
+        return LostRankError(f"{error}{at}. {self._kept()}")
+
+    def _kept(self) -> str:
+        if self.place and not self.checkpoint.exists:
+            return "No checkpoint had been saved yet: start again."
+        return f"{self.saves} kept in {self.artifact.file(self.place)}. {self._go_on()}"
+
+    def _go_on(self) -> str:
+        return f"Go on with: {self.context.resume_command(self.stage, self.artifact)}"
+
+
+@contextlib.contextmanager
+def resumable_stage(
+    context: StageContext,
+    kind: str,
+    stage: str,
+    *,
+    resumed: Artifact | None,
+    continued: Artifact | None = None,
+    parents: Mapping[str, Artifact] | None = None,
+    place: str = CHECKPOINT_FOLDER,
+    saves: str = "The last checkpoint is",
+    saved: Callable[[Artifact], bool] = has_checkpoint,
+    **others: Any,
+) -> Iterator[ResumableWork]:
+    """Open a stage on a new artifact, or on one that it resumes, and keep other processes from writing there.
+
+    Args:
+        context: of the stage.
+        kind, stage: of the artifact, and name of the command.
+        resumed: the unfinished artifact to go on with. Once its lock is held it is read again: another
+            process may have finished it.
+        continued: the completed artifact whose training this one goes on with; one of the parents.
+        parents: what the artifact is made from, by role; a resumed one must have been begun with the same.
+        place: folder of the artifact that the work lies in, and that is locked; "": the artifact itself.
+        saves: subject of the line that says what is kept.
+        saved: tells whether there is anything to go on from.
+        others: further arguments of `StageContext.stage`.
+
+    Raises:
+        SettingsError: the artifact is completed by now.
+        UserError: another process is making it.
+        DamagedFileError: it was begun with other parents.
+        LostRankError: another rank is gone; the message says what is kept, and how to go on.
+    """
+    parents = {**(parents or {}), **({} if continued is None else {CONTINUED: continued})}
+    with contextlib.ExitStack() as stack:
+        if resumed is not None and context.ranks.leads:
+            stack.enter_context(folder_lock(resumed.file(place)))
+            resumed = Artifact.load(resumed.path)
+            require_unfinished(resumed)
+            for role, parent in parents.items():
+                require_parent(resumed, role, parent)
+        opened = context.stage(kind, stage, parents=parents, resumed=resumed, saved=saved, **others)
+        begun = stack.enter_context(opened)
+        if resumed is None and place and context.ranks.leads:
+            stack.enter_context(folder_lock(begun.artifact.file(place)))
+        work = ResumableWork(begun.artifact, begun.run, context, stage, continued, place, saves)
+        try:
+            yield work
+        except LostRankError as error:
+            raise work.lost(error) from error

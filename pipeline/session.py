@@ -135,6 +135,11 @@ def resume_option(metavar: str, help_text: str) -> Callable[[Command], Command]:
     )
 
 
+def named(resume: str) -> str | None:
+    """Return the name that --resume was given; None: none, so that the newest is meant."""
+    return None if resume == "newest" else resume
+
+
 def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bool = False) -> Any:
     """Add the options of every stage command; they arrive as one `CommonOptions` named `common`.
 
@@ -262,6 +267,31 @@ class Session:
         else:
             self.announce(common)
         return not common.dry_run
+
+    def go_on(
+        self,
+        common: CommonOptions,
+        section: str,
+        flags: Mapping[str, Any],
+        found: tuple[Any, ...],
+        run: Callable[..., Artifact],
+        changeable: Collection[str],
+    ) -> None:
+        """Run a stage on the artifact that it resumes; on a dry run print its settings instead.
+
+        Args:
+            common, flags: what the command was given.
+            section: of the stage.
+            found: the artifact's settings, the artifact and its parents, as `find_resumable` returns them.
+            run: the stage's: takes settings, context, the parents and the artifact.
+            changeable: settings that the artifact may go on with in another value.
+        """
+        stored, artifact, *parents = found
+        settings = common.resolve_resumed(stored, section, flags, name=artifact.name, changeable=changeable)
+        if common.dry_run:
+            self.show_settings({section: settings})
+        else:
+            self.report(run(settings, self.context, *parents, artifact))
 
     def show_settings(self, settings: Mapping[str, StageSettings]) -> None:
         """Print resolved settings as YAML, for --dry-run; several stages get a heading each."""

@@ -48,8 +48,6 @@ class TrajectoryBuffer:
 
     Args:
         num_worlds, capacity: worlds, and rows kept of each.
-        observation_dim, goal_dim, action_dim: sizes of the three spaces.
-        device: where the memory lies.
     """
 
     def __init__(
@@ -96,38 +94,15 @@ class TrajectoryBuffer:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def add(self, observation: Tensor, action: Tensor, achieved_goal: Tensor) -> None:
+    def add(
+        self, observation: Tensor, action: Tensor, achieved_goal: Tensor, worlds: Tensor | None = None
+    ) -> None:
         """Append one row to every world: its state, what it has achieved, and the action taken there.
 
         Args:
-            observation: (num_worlds, observation_dim).
-            action: (num_worlds, action_dim).
-            achieved_goal: (num_worlds, goal_dim).
+            observation, action, achieved_goal: (num_worlds, …) each.
+            worlds: mask (num_worlds,) of those that get a row; None: all.
         """
-        self._write(observation, action, achieved_goal)
-
-    def end_episodes(self, worlds: Tensor, observation: Tensor, achieved_goal: Tensor) -> None:
-        """Append the final observation in the worlds of the mask and begin their next episode.
-
-        Args:
-            worlds: mask (num_worlds,).
-            observation, achieved_goal: of all worlds; only the masked rows are read.
-        """
-        no_action = torch.zeros_like(self._columns["action"][: self.num_worlds])
-        self._write(observation, no_action, achieved_goal, worlds)
-        self._episode += worlds
-        self._episode_first.copy_(torch.where(worlds, self._count, self._episode_first))
-
-    def drop_episodes(self, worlds: Tensor) -> None:
-        """Forget the rows of the running episode in the worlds of the mask (num_worlds,)."""
-        self._count.copy_(torch.where(worlds, self._episode_first, self._count))
-        torch.minimum(self._oldest, self._count, out=self._oldest)
-        torch.minimum(self._unsaved_from, self._count, out=self._unsaved_from)
-
-    def _write(
-        self, observation: Tensor, action: Tensor, achieved_goal: Tensor, worlds: Tensor | None = None
-    ) -> None:
-        """Append a row in the worlds of the mask; None: in all."""
         slot = self._slot(self._worlds, self._count)
         row = {
             "observation": observation,
@@ -140,6 +115,23 @@ class TrajectoryBuffer:
         _put(self._episode_last, self._slot(self._worlds, self._episode), self._count, worlds)
         self._count += 1 if worlds is None else worlds
         torch.maximum(self._oldest, self._count - self.capacity, out=self._oldest)
+
+    def end_episodes(self, worlds: Tensor, observation: Tensor, achieved_goal: Tensor) -> None:
+        """Append the final observation in the worlds of the mask, (num_worlds,); begin their next episode."""
+        no_action = torch.zeros_like(self._columns["action"][: self.num_worlds])
+        self.add(observation, no_action, achieved_goal, worlds)
+        self._episode += worlds
+        self._episode_first.copy_(torch.where(worlds, self._count, self._episode_first))
+
+    def drop_episodes(self, worlds: Tensor) -> None:
+        """Forget the rows of the running episode in the worlds of the mask (num_worlds,)."""
+        self._count.copy_(torch.where(worlds, self._episode_first, self._count))
+        torch.minimum(self._oldest, self._count, out=self._oldest)
+        torch.minimum(self._unsaved_from, self._count, out=self._unsaved_from)
+
+    def known_empty(self, mask: Tensor) -> bool:
+        """Tell whether nothing is in a mask; False where asking would wait for the device."""
+        return self._asks and not bool(mask.any())
 
     def _slot(self, ids: Tensor, number: Tensor) -> Tensor:
         """Return the place of an absolute row in the columns, or of an episode in the table of last rows."""
@@ -183,7 +175,7 @@ class TrajectoryBuffer:
         rows = self._draw_rows(count, generator)
         for _ in range(_MAX_ROUNDS if self._asks else _FIXED_ROUNDS):
             bad = rows[2] < 1
-            if self._asks and not bad.any():
+            if self.known_empty(bad):
                 break
             ids, row, remaining = self._draw_rows(count, generator)
             rows = (

@@ -5,7 +5,14 @@ from __future__ import annotations
 import click
 
 from thousandfold.ground.errors import SettingsError
-from thousandfold.pipeline.session import CommonOptions, Session, describe, resume_option, stage_command
+from thousandfold.pipeline.session import (
+    CommonOptions,
+    Session,
+    describe,
+    named,
+    resume_option,
+    stage_command,
+)
 
 
 @click.command()
@@ -35,7 +42,7 @@ def run(
         raise SettingsError(f"--min-success must be between 0 and 1 (got {min_success:g}).")
     if resume is not None:
         common.refuse_with_resume({"dry-run": common.dry_run or None, "task": task})
-        made = resume_chain(session.context, None if resume == "newest" else resume, min_success)
+        made = resume_chain(session.context, named(resume), min_success)
     else:
         settings = resolve_chain(common, task)
         if common.dry_run:

@@ -12,6 +12,7 @@ from thousandfold.pipeline.session import (
     Session,
     describe,
     json_option,
+    named,
     resume_option,
     stage_command,
 )
@@ -124,16 +125,8 @@ def generate_dataset(
     from thousandfold.stages.dataset import generate_dataset as stage
 
     if resume is not None:
-        stored, dataset, source = stage.find_resumable(
-            session.workspace, None if resume == "newest" else resume, teacher
-        )
-        settings = common.resolve_resumed(
-            stored, "generate_dataset", flags, name=dataset.name, changeable=stage.CHANGEABLE_ON_RESUME
-        )
-        if common.dry_run:
-            session.show_settings({"generate_dataset": settings})
-            return
-        session.report(stage.run(settings, session.context, source, dataset))
+        found = stage.find_resumable(session.workspace, named(resume), teacher)
+        session.go_on(common, "generate_dataset", flags, found, stage.run, stage.CHANGEABLE_ON_RESUME)
         return
     settings = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", flags)
     if not session.starts(common, "generate_dataset", settings):

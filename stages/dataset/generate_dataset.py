@@ -9,22 +9,19 @@ in which a network sums depends on each. A resumed dataset keeps `threads` and t
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from thousandfold.ground.errors import DamagedFileError, LostRankError, StoppedByUser
-from thousandfold.ground.files import folder_lock
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.resume import find_parent, find_unfinished, require_unfinished, still_unfinished
+from thousandfold.pipeline.resume import find_parent, find_unfinished, resumable_stage
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, resolve_device, set_up_torch
-from thousandfold.pipeline.stopping import stop_on_interrupt
 from thousandfold.replay.dataset_layout import is_whole, shards_below
 from thousandfold.replay.dataset_writer import remove_leftovers, write_shard
 from thousandfold.stages.dataset.files import MINARI_FOLDER
@@ -137,19 +134,33 @@ def run(
     set_up_torch(settings.threads, ranks.local_size)
     device = ranks.place(resolve_device(settings.device))
     rollout, trial = _prepare(settings, context, teacher, device, is_new=resumed is None)
-    with _open_work(settings, context, teacher, resumed, device) as work:
+    with (
+        ranks.connect(device),
+        resumable_stage(
+            context,
+            "dataset",
+            "generate-dataset",
+            task=teacher.manifest.task,
+            settings=settings,
+            parents={"teacher": teacher},
+            resumed=resumed,
+            place="",
+            saves="The shards are",
+            saved=_has_shards,
+        ) as work,
+        work.stoppable(),
+    ):
         started = time.perf_counter()
-        with _told_how_to_go_on(work, context):
-            if ranks.leads:
-                keep_task(rollout.task, work.artifact, context.console)
-                on_start(work.artifact)
-                remove_leftovers(work.artifact.file(MINARI_FOLDER))
-                _announce(rollout, settings, teacher, resumed, context)
-            ranks.barrier()
-            _write_shards(rollout, settings, work, context, teacher)
-            if ranks.any(context.stop.requested):
-                raise StoppedByUser("Stopped")
-            ranks.disconnect()
+        if ranks.leads:
+            keep_task(rollout.task, work.artifact, context.console)
+            on_start(work.artifact)
+            remove_leftovers(work.artifact.file(MINARI_FOLDER))
+            _announce(rollout, settings, teacher, resumed, context)
+        ranks.barrier()
+        _write_shards(rollout, settings, work, context, teacher)
+        if work.stopping:
+            raise work.stopped()
+        ranks.disconnect()
         if not ranks.leads:
             return work.artifact
         elapsed_s = time.perf_counter() - started
@@ -186,48 +197,6 @@ def _prepare(
         num_threads=cpu_share(context.ranks.local_size),
     )
     return rollout, trial
-
-
-@contextlib.contextmanager
-def _open_work(
-    settings: GenerateDatasetSettings,
-    context: StageContext,
-    teacher: Artifact,
-    resumed: Artifact | None,
-    device: str,
-) -> Iterator[StageWork]:
-    """Connect the ranks and open the stage; the first one holds the artifact's lock until it is closed."""
-    ranks = context.ranks
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ranks.connect(device))
-        if resumed is not None and ranks.leads:
-            stack.enter_context(folder_lock(resumed.path))
-            resumed = still_unfinished(resumed)
-        work = stack.enter_context(
-            context.stage(
-                "dataset",
-                "generate-dataset",
-                task=teacher.manifest.task,
-                settings=settings,
-                parents={"teacher": teacher},
-                resumed=resumed,
-                saved=_has_shards,
-            )
-        )
-        stack.enter_context(stop_on_interrupt(context.stop, ranks))
-        yield work
-
-
-@contextlib.contextmanager
-def _told_how_to_go_on(work: StageWork, context: StageContext) -> Iterator[None]:
-    """Say what is kept, and which command goes on with it, where a rank is lost or the user stops."""
-    try:
-        yield
-    except (LostRankError, StoppedByUser) as error:
-        raise type(error)(
-            f"{error}. The shards are kept in {work.artifact.path}. Go on with: "
-            f"{context.resume_command('generate-dataset', work.artifact)}"
-        ) from error
 
 
 def _announce(
@@ -337,20 +306,16 @@ def find_resumable(
         SettingsError: there is none, or the one named is finished or was not made by `generate-dataset`.
         MissingArtifactError: its teacher is gone.
         DamagedFileError: its manifest is damaged, or that of one that may be the newest, or holds settings
-            that are none of this version's, or its teacher changed.
+            that this version does not read, or its teacher changed.
     """
-    if reference is None:
-        dataset = find_unfinished(
-            workspace,
-            "dataset",
-            None,
-            saved=_has_shards,
-            counts=lambda each: "noise_levels" in each.manifest.settings,  # no import, no merge
-            trace=MINARI_FOLDER,
-        )
-    else:
-        dataset = workspace.find(reference, "dataset")
-    require_unfinished(dataset)
+    dataset = find_unfinished(
+        workspace,
+        "dataset",
+        reference,
+        saved=lambda each: reference is not None or _has_shards(each),
+        counts=lambda each: "noise_levels" in each.manifest.settings,  # no import, no merge
+        trace=MINARI_FOLDER,
+    )
     try:
         settings = GenerateDatasetSettings(**dataset.manifest.settings)
     except pydantic.ValidationError:

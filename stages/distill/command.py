@@ -8,7 +8,7 @@ import click
 
 from thousandfold.ground.errors import MissingArtifactError
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.session import CommonOptions, Session, resume_option, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, named, resume_option, stage_command
 
 
 @click.command()
@@ -42,16 +42,8 @@ def distill(
     from thousandfold.stages.distill import distill as stage
 
     if resume is not None:
-        stored, student, source, data = stage.find_resumable(
-            session.workspace, None if resume == "newest" else resume, teacher, dataset
-        )
-        settings = common.resolve_resumed(
-            stored, "distill", flags, name=student.name, changeable=stage.changeable(student)
-        )
-        if common.dry_run:
-            session.show_settings({"distill": settings})
-            return
-        session.report(stage.run(settings, session.context, source, data, student))
+        found = stage.find_resumable(session.workspace, named(resume), teacher, dataset)
+        session.go_on(common, "distill", flags, found, stage.run, stage.changeable(found[1]))
         return
     settings = common.resolve(stage.DistillSettings, "distill", flags)
     if not session.starts(common, "distill", settings):

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from thousandfold.ground.errors import DamagedFileError, SettingsError, StoppedByUser, UserError
+from thousandfold.ground.errors import DamagedFileError, SettingsError, UserError
 from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import parameter_count
 from thousandfold.pipeline.artifact_task import keep_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.pictures import draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
     CONTINUED,
+    ResumableWork,
     checkpoint_of,
-    continued_by,
     find_parent,
     find_trainable,
-    has_checkpoint,
     is_completed,
-    require_parent,
-    still_unfinished,
+    resumable_stage,
     stored_settings,
+    to_go_on_with,
 )
 from thousandfold.pipeline.runtime import (
     StageContext,
@@ -43,7 +40,6 @@ from thousandfold.pipeline.runtime import (
     set_up_torch,
     torch_seed,
 )
-from thousandfold.pipeline.stopping import stop_on_interrupt
 from thousandfold.replay.goal_dataset import GoalDataset
 from thousandfold.stages.dataset.files import SKIPPED, load_dataset
 from thousandfold.stages.distill.dagger import ROUNDS_FOLDER, KeptRollout, run_rounds
@@ -106,62 +102,35 @@ def run(
         DamagedFileError: it has other parents or other settings, or its checkpoint or a round is damaged.
         StoppedByUser: after Ctrl-C, once the state is saved.
     """
-    continued = None
     if resumed is not None and is_completed(resumed):
         _require_more(settings, resumed)
-        continued, resumed = resumed, None
-    elif resumed is not None:
-        continued = continued_by(resumed, context.workspace)
+    resumed, continued = to_go_on_with(resumed, context.workspace)
     trained = load_actor(teacher)
     device = resolve_device(settings.device)
     require_student_memory(settings, trained, dataset, device)
     data = _load_dataset(dataset, teacher, settings, context)
     set_up_torch(settings.threads)
-    parents = {"teacher": teacher, "dataset": dataset}
-    parents |= {} if continued is None else {CONTINUED: continued}
-    with _open_work(settings, context, parents, resumed) as work:
+    with resumable_stage(
+        context,
+        "student",
+        "distill",
+        task=teacher.manifest.task,
+        settings=settings,
+        parents={"teacher": teacher, "dataset": dataset},
+        resumed=resumed,
+        continued=continued,
+    ) as work:
         on_start(work.artifact)
         keep_task(trained.task, work.artifact, context.console)
-        folder = checkpoint_of(work.artifact)
-        if not folder.exists:
+        if not work.checkpoint.exists:
             _require_reproduction(trained, teacher, settings, context)
             _take_rounds(work.artifact, continued)
             digest, rows = str(dataset.manifest.hash)[:16], len(data.action)
             work.run.log_dataset(dataset.name, digest, str(dataset.path), rows, "training")
         student = _make_student(settings, trained, data, device, context)
         training, rollout, record = _prepare(student, data, settings, trained, teacher, work, on_evaluation)
-        _train(training, rollout, folder, work, context, continued)
+        _train(training, rollout, work)
         return complete_student(training, record, teacher, work, context)
-
-
-@contextlib.contextmanager
-def _open_work(
-    settings: DistillSettings,
-    context: StageContext,
-    parents: dict[str, Artifact],
-    resumed: Artifact | None,
-) -> Iterator[StageWork]:
-    """Open the stage, and hold the lock of its artifact's checkpoint until it is closed."""
-    with contextlib.ExitStack() as stack:
-        if resumed is not None:
-            stack.enter_context(checkpoint_of(resumed).lock())
-            resumed = still_unfinished(resumed)
-            for role, parent in parents.items():
-                require_parent(resumed, role, parent)
-        work = stack.enter_context(
-            context.stage(
-                "student",
-                "distill",
-                task=parents["teacher"].manifest.task,
-                settings=settings,
-                parents=parents,
-                resumed=resumed,
-                saved=has_checkpoint,
-            )
-        )
-        if resumed is None:
-            stack.enter_context(checkpoint_of(work.artifact).lock())
-        yield work
 
 
 def changeable(student: Artifact) -> frozenset[str]:
@@ -312,40 +281,28 @@ def _prepare(
     return training, rollout, record
 
 
-def _train(
-    training: StudentTraining,
-    rollout: KeptRollout,
-    folder: CheckpointFolder,
-    work: StageWork,
-    context: StageContext,
-    continued: Artifact | None,
-) -> None:
+def _train(training: StudentTraining, rollout: KeptRollout, work: ResumableWork) -> None:
     """Train on the dataset, then over the rounds, from the checkpoint where there is one.
 
     A student that continues another ends with the updates that it has more.
     """
-    settings, name = training.settings, work.artifact.name
-    if folder.exists:
-        training.load(folder)
-        context.console.say(f"Resuming {name} at {training.updates:,} updates.")
-    elif continued is not None:
-        training.train_on(checkpoint_of(continued))
+
+    def rate() -> str:
         rate = training.learning_rate(training.progress.position)
-        context.console.say(
-            f"Training on from {continued.name} at {training.updates:,} updates, as {name}; the learning "
-            f"rate goes on at {rate:.3g}, where a cosine over all updates has it by now."
-        )
-    progress = training.progress
+        return f"; the learning rate goes on at {rate:.3g}, where a cosine over all updates has it by now"
+
+    work.restore(training, rate)
+    settings, progress = training.settings, training.progress
     started = time.perf_counter() - progress.elapsed_s
     total, done = settings.total_updates, progress.updates
     with (
-        stop_on_interrupt(context.stop),
-        context.console.progress("distill", total, unit="updates", completed=done) as bar,
+        work.stoppable(),
+        work.context.console.progress("distill", total, unit="updates", completed=done) as bar,
     ):
 
         def after_update(training: StudentTraining) -> None:
             progress.elapsed_s = time.perf_counter() - started
-            _save_or_stop(training, folder, work, context)
+            _save_or_stop(training, work)
             bar.update(training.updates, success=training.last_success)
 
         training.on_update = after_update
@@ -357,20 +314,15 @@ def _train(
     training.finish()
 
 
-def _save_or_stop(
-    training: StudentTraining, folder: CheckpointFolder, work: StageWork, context: StageContext
-) -> None:
+def _save_or_stop(training: StudentTraining, work: ResumableWork) -> None:
     """Save at the end of a descent, every so many updates, and where the user stops, which ends the stage."""
-    stopping, progress = context.stop.requested, training.progress
+    stopping, progress = work.stopping, training.progress
     ended = progress.position == progress.descent_begin
     if ended or stopping or progress.updates % training.settings.checkpoint_every == 0:
         work.run.flush()
-        training.save(folder)
+        training.save(work.checkpoint)
     if stopping:
-        raise StoppedByUser(
-            f"Stopped at {progress.updates:,} updates, state saved in {folder.path}. "
-            f"Go on with: {context.resume_command('distill', work.artifact)}"
-        )
+        raise work.stopped()
 
 
 def _critic(teacher: Artifact, device: str) -> TeacherCritic:
@@ -394,7 +346,7 @@ def find_resumable(
     Raises:
         SettingsError: there is none, or nothing to go on from.
         MissingArtifactError: its teacher or its dataset is gone.
-        DamagedFileError: its manifest holds settings that are none of this version's, or names no parents.
+        DamagedFileError: its manifest holds settings that this version does not read, or names no parents.
     """
     student = find_trainable(workspace, "student", reference)
     settings = stored_settings(student, DistillSettings)

@@ -115,6 +115,11 @@ class StudentTraining:
         return self.progress.updates
 
     @property
+    def position(self) -> str:
+        """How far the training has come, as messages say it."""
+        return f"{self.updates:,} updates"
+
+    @property
     def last_success(self) -> str:
         """Success of the last evaluation, as text."""
         return f"{self.history[-1]['success']:.2f}" if self.history else "not evaluated yet"

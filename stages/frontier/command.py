@@ -9,7 +9,14 @@ import click
 from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.resume import find_parent
-from thousandfold.pipeline.session import CommonOptions, Session, describe, resume_option, stage_command
+from thousandfold.pipeline.session import (
+    CommonOptions,
+    Session,
+    describe,
+    named,
+    resume_option,
+    stage_command,
+)
 from thousandfold.stages.distill.command import take_dataset
 
 _MIN_RETENTION = 0.98
@@ -82,7 +89,7 @@ def frontier(
 
     if resume is not None:
         common.refuse_with_resume({**flags, "dry-run": common.dry_run or None})
-        plan, artifact = find_resumable(session.workspace, None if resume == "newest" else resume)
+        plan, artifact = find_resumable(session.workspace, named(resume))
         session.console.say(f"Going on with {artifact.name}; workspace {session.workspace.root}.")
         source = _parent(session, artifact, "teacher", teacher)
         data = _parent(session, artifact, "dataset", dataset)

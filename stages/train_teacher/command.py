@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from thousandfold.pipeline.session import CommonOptions, Session, resume_option, stage_command
+from thousandfold.pipeline.session import CommonOptions, Session, named, resume_option, stage_command
 
 
 @click.command("train-teacher")
@@ -34,16 +34,13 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
     from thousandfold.stages.train_teacher import train_teacher as stage
 
     if resume is not None:
-        stored, artifact = stage.find_resumable(session.workspace, None if resume == "newest" else resume)
-        settings = common.resolve_resumed(
-            stored, "train_teacher", flags, name=artifact.name, changeable=stage.CHANGEABLE_ON_RESUME
-        )
-    else:
-        settings, artifact = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags), None
+        found = stage.find_resumable(session.workspace, named(resume))
+        session.go_on(common, "train_teacher", flags, found, stage.run, stage.CHANGEABLE_ON_RESUME)
+        return
+    settings = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags)
     if common.dry_run:
         session.show_settings({"train_teacher": settings})
         return
     settings.shares(session.ranks)  # before anything is made
-    if artifact is None:
-        session.announce_training(common, settings.task)
-    session.report(stage.run(settings, session.context, artifact))
+    session.announce_training(common, settings.task)
+    session.report(stage.run(settings, session.context))

@@ -1,4 +1,4 @@
-"""Drawing a batch, learning from it and acting as CUDA graphs: recorded once, then replayed.
+"""Drawing a batch, learning from it and acting, as they are or as CUDA graphs: recorded, then replayed.
 
 An update of a thousand layers is tens of thousands of small kernels. Launching them one by one takes the host
 longer than the device needs to run them; a graph launches them all at once.
@@ -99,14 +99,41 @@ def _places(tensors: tuple[Tensor, ...]) -> list[Any]:
     return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
 
 
-class CapturedUpdate:
-    """What a training does over and over, as CUDA graphs.
+class PlainUpdate:
+    """What a training does over and over: draw a batch, learn from it, and act.
 
     Args:
         learner, buffer: what learns, and what from.
         batch_size: transitions of an update.
         generator: of batches, updates and actions.
-        recorder: records them.
+    """
+
+    def __init__(
+        self,
+        learner: ContrastiveLearner,
+        buffer: TrajectoryBuffer,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._learner, self._generator = learner, generator
+        self.sample: Callable[[], TransitionBatch] = partial(
+            buffer.sample, batch_size, learner.settings.discount, generator
+        )
+        """Returns a batch, as `TrajectoryBuffer.sample` does."""
+        self.act: Callable[[Tensor, Tensor], Tensor] = partial(learner.act, generator=generator)
+        """Returns sampled actions (batch, action_dim) for observations and goals."""
+
+    def update(self, batch: TransitionBatch) -> dict[str, Tensor]:
+        """Take an update with the last batch of `sample`; return metrics."""
+        return self._learner.update(batch, self._generator)
+
+
+class CapturedUpdate(PlainUpdate):
+    """The same as CUDA graphs; what a call returns is overwritten by the next one.
+
+    Args:
+        learner, buffer, batch_size, generator: as of `PlainUpdate`.
+        recorder: records the calls.
     """
 
     def __init__(
@@ -117,23 +144,15 @@ class CapturedUpdate:
         generator: torch.Generator,
         recorder: CudaRecorder,
     ) -> None:
-        self._learner, self._generator = learner, generator
-        draw = partial(buffer.sample, batch_size, learner.settings.discount, generator)
-        self._sample = CapturedCall(draw, recorder)
-        self._update = CapturedCall(self._learn, recorder, learner.prepare_capture)
-        self._act = CapturedCall(partial(learner.act, generator=generator), recorder)
+        super().__init__(learner, buffer, batch_size, generator)
+        self.sample = CapturedCall(self.sample, recorder)
+        self.act = CapturedCall(self.act, recorder)
 
-    def sample(self) -> TransitionBatch:
-        """Return a batch, as `TrajectoryBuffer.sample` does; the next one overwrites it."""
-        return self._sample()
+        def learn(*batch: Tensor) -> dict[str, Tensor]:
+            return learner.update(TransitionBatch(*batch), generator)
+
+        self._learn = CapturedCall(learn, recorder, learner.prepare_capture)
 
     def update(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """Take an update with the last batch of `sample`; return metrics, which the next one overwrites."""
-        return self._update(batch.observation, batch.action, batch.goal)
-
-    def act(self, observation: Tensor, goal: Tensor) -> Tensor:
-        """Return sampled actions (batch, action_dim), which the next call overwrites."""
-        return self._act(observation, goal)
-
-    def _learn(self, *batch: Tensor) -> dict[str, Tensor]:
-        return self._learner.update(TransitionBatch(*batch), self._generator)
+        """Take an update with the last batch of `sample`; return metrics."""
+        return self._learn(batch.observation, batch.action, batch.goal)

@@ -18,8 +18,7 @@ from thousandfold.models.contrastive_critic import EMBEDDING_DIM
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.networks import TrainedActor
-from thousandfold.stages.train_teacher.learner import LearnerSettings
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import LearnerSettings, TrainTeacherSettings
 
 # Interpreter, libraries and the pool of a simulator: what a training of the smallest network takes.
 _PROCESS_BYTES = 700 * 2**20

@@ -1,152 +1,95 @@
-"""The state of a teacher's training and the steps that move it on; `train_teacher` puts them in order."""
+"""A teacher's training: collect, relabel, update, evaluate, checkpoint, until budget or target is met."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
 import torch
 from torch import Tensor, nn
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.envs.simulators.choose import make_simulator
 from thousandfold.envs.simulators.simulator import Simulator
-from thousandfold.envs.task import MOST_EPISODE_STEPS
+from thousandfold.ground.errors import NonFiniteError
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.tensor_state import strip_prefix
-from thousandfold.pipeline.checkpoint import CheckpointFolder, RankPart
+from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.resume import ResumableWork
 from thousandfold.pipeline.runtime import cpu_share, require_finite, seed_sequence, torch_seed
-from thousandfold.pipeline.settings import MOST_EPISODES, dump_settings
+from thousandfold.pipeline.settings import dump_settings
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy
-from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder, PlainUpdate
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
+from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
 
 
-CHANGEABLE_ON_RESUME = frozenset(
-    {
-        "env_steps",
-        "evaluate_every",
-        "evaluation_episodes",
-        "final_episodes",
-        "target_success",
-        "target_evaluations",
-        "checkpoint_every",
-        "checkpoint_activations",
-        "threads",
-        "cuda_graph",
-        "deterministic",
-    }
-)
-"""How long, how often and in what memory: what a run may go on with in another value."""
+def train(
+    training: TeacherTraining,
+    work: ResumableWork,
+    on_evaluation: Callable[[dict[str, float]], object] = lambda _: None,
+) -> None:
+    """Collect, relabel, update, evaluate, checkpoint, from where the training stands to its end.
 
-
-class TrainTeacherSettings(LearnerSettings):
-    """Settings of `pipeline train-teacher`."""
-
-    task: str = pydantic.Field(
-        default="point_u_maze",
-        description="a name that `pipeline tasks` lists, or the YAML file of your own task",
-    )
-    training_distribution: str = pydantic.Field(
-        default="training", description="where training episodes start and aim"
-    )
-    evaluation_distribution: str = pydantic.Field(
-        default="evaluation", description="where evaluated episodes start and aim, the student's later too"
-    )
-    episode_steps: int | None = pydantic.Field(
-        default=None,
-        ge=1,
-        le=MOST_EPISODE_STEPS,
-        description="control steps of an episode, the student's too; null: the task's",
-    )
-    env_steps: int = pydantic.Field(
-        default=1_000_000, ge=1, le=10**12, description="control steps over all worlds"
-    )
-    num_worlds: int = pydantic.Field(default=128, ge=1, le=2**20, description="over all ranks")
-    unroll_steps: int = pydantic.Field(
-        default=100, ge=1, le=10**6, description="control steps of each world between updates"
-    )
-    updates_per_unroll: int = pydantic.Field(default=48, ge=1, le=10**6)
-    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2, le=10**9)
-    min_rows_per_world: int = pydantic.Field(
-        default=100, ge=2, le=10**9, description="rows of each world before the first update"
-    )
-    evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="unrolls between evaluations")
-    evaluation_episodes: int = pydantic.Field(default=128, ge=1, le=MOST_EPISODES)
-    final_episodes: int = pydantic.Field(
-        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the closing evaluation"
-    )
-    target_success: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="stop early at this success"
-    )
-    target_evaluations: int = pydantic.Field(
-        default=2, ge=1, le=10**6, description="consecutive evaluations that must meet it"
-    )
-    keep: Literal["best", "last"] = pydantic.Field(
-        default="best", description="which evaluated actor becomes the teacher"
-    )
-    checkpoint_every: int = pydantic.Field(
-        default=4, ge=1, le=10**9, description="unrolls between checkpoints"
-    )
-    cuda_graph: bool = pydantic.Field(
-        default=True, description="capture the update on CUDA, with one rank; off for debugging"
-    )
-    deterministic: bool = pydantic.Field(
-        default=False, description="let physics on CUDA add up in a fixed order, which is slower"
-    )
-
-    @pydantic.field_validator("task")
-    @classmethod
-    def _task_exists(cls, task: str) -> str:
-        found = get_task(task)
-        if found.file is not None:
-            compile_task(found.file)  # what is wrong with a user's model is told before anything is made
-        return found.reference
-
-    @pydantic.model_validator(mode="after")
-    def _distribution_exists(self) -> TrainTeacherSettings:
-        for distribution in (self.training_distribution, self.evaluation_distribution):
-            get_task(self.task).distribution(distribution)
-        return self
-
-    @property
-    def task_changes(self) -> dict[str, Any]:
-        """What is changed of the task, as `GoalTask.changed` takes it."""
-        return {"episode_steps": self.episode_steps, "evaluation": self.evaluation_distribution}
-
-    @pydantic.model_validator(mode="after")
-    def _rows_fit(self) -> TrainTeacherSettings:
-        if self.min_rows_per_world > self.replay_rows_per_world:
-            raise ValueError(
-                f"min_rows_per_world {self.min_rows_per_world} exceeds "
-                f"replay_rows_per_world {self.replay_rows_per_world}"
-            )
-        return self
-
-    def shares(self, ranks: Ranks) -> tuple[int, int]:
-        """Return the worlds and the batch of each rank. Raises SettingsError where they are not whole."""
-        batch = ranks.share("batch_size", self.batch_size, least=2)
-        return ranks.share("num_worlds", self.num_worlds), batch
+    Raises:
+        NonFiniteError: a number became NaN or infinite, or the physics diverges; the last checkpoint is kept.
+        StoppedByUser: after Ctrl-C, once the state is saved.
+        LostRankError: another rank is gone; the last checkpoint is kept.
+    """
+    settings, progress, folder = training.settings, training.progress, work.checkpoint
+    started, console = time.perf_counter() - progress.elapsed_s, work.context.console
+    with console.progress("train-teacher", settings.env_steps, completed=progress.env_steps) as bar:
+        while not training.finished:
+            kept = folder.path if folder.exists else None
+            statistics = training.collect()
+            training.check_physics(statistics, kept)
+            for batch in training.relabel():
+                training.update(batch)
+            training.check_finite(kept)
+            if progress.unrolls % settings.evaluate_every == 0 or training.finished:
+                metrics = training.take_metrics()
+                training.note_gradients()
+                summary = training.evaluate()
+                progress.elapsed_s = time.perf_counter() - started
+                entry = {
+                    **metrics,
+                    **{name: float(each) for name, each in summary.items() if not isinstance(each, list)},
+                    "env_steps": progress.env_steps,
+                    "updates": progress.updates,
+                    "exploration_success_rate": statistics.successes / statistics.env_steps,
+                    "unstable": progress.unstable,
+                    "overflowed": progress.overflowed,
+                    "elapsed_s": progress.elapsed_s,
+                }
+                progress.history.append(entry)
+                work.run.log_metrics(entry, step=progress.env_steps)
+                on_evaluation(dict(entry))
+            stopping = work.stopping
+            if progress.unrolls % settings.checkpoint_every == 0 or training.finished or stopping:
+                progress.elapsed_s = time.perf_counter() - started
+                work.run.flush()
+                training.save(folder)
+            success = f"{progress.history[-1]['success']:.2f}" if progress.history else "not evaluated yet"
+            bar.update(min(progress.env_steps, settings.env_steps), success=success)
+            if stopping:
+                raise work.stopped()
 
 
 class TeacherTraining:
     """The state of a training run, and the steps that move it on.
 
     Args:
-        settings: of the stage.
-        task: compiled task.
         device: ``cpu`` or ``cuda``; of several ranks each its own, ``cuda:<index>``.
         ranks: the processes that train together, each with its share of the worlds and of the batch.
 
@@ -158,7 +101,7 @@ class TeacherTraining:
         self, settings: TrainTeacherSettings, task: CompiledTask, device: str, ranks: Ranks | None = None
     ) -> None:
         self.settings, self.task, self.device, self.ranks = settings, task, device, ranks or Ranks()
-        num_worlds, self.batch_size = settings.shares(self.ranks)
+        num_worlds, batch_size = settings.shares(self.ranks)
         self.simulator = make_simulator(
             task,
             num_worlds,
@@ -177,7 +120,11 @@ class TeacherTraining:
         self.kept_weights = self.learner.weights(self.learner.averaged_actor)
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
-        self._captured = self._capture() if self.captures else None
+        parts = self.learner, self.buffer, batch_size, self.generator
+        if self.captures:
+            self.operations = CapturedUpdate(*parts, CudaRecorder(device, self.generator))
+        else:
+            self.operations = PlainUpdate(*parts)
 
     def _make_buffer(self, num_worlds: int, device: str) -> TrajectoryBuffer:
         return TrajectoryBuffer(
@@ -197,9 +144,10 @@ class TeacherTraining:
         """
         return self.settings.cuda_graph and self.device.startswith("cuda") and self.ranks.size == 1
 
-    def _capture(self) -> CapturedUpdate:
-        recorder = CudaRecorder(self.device, self.generator)
-        return CapturedUpdate(self.learner, self.buffer, self.batch_size, self.generator, recorder)
+    @property
+    def position(self) -> str:
+        """How far the training has come, as messages say it."""
+        return f"{self.progress.env_steps:,} steps"
 
     @property
     def finished(self) -> bool:
@@ -209,9 +157,7 @@ class TeacherTraining:
 
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
-        steps = self.settings.unroll_steps
-        act = self._captured.act if self._captured else None
-        own = collect(self.simulator, self.learner, self.buffer, steps, self.generator, act)
+        own = collect(self.simulator, self.buffer, self.settings.unroll_steps, self.operations.act)
         statistics = own.over(self.ranks)
         self.progress.unrolls += 1
         self.progress.env_steps += statistics.env_steps
@@ -225,17 +171,11 @@ class TeacherTraining:
             return
         self.buffer.require_transitions()
         for _ in range(self.settings.updates_per_unroll):
-            if self._captured:
-                yield self._captured.sample()
-            else:
-                yield self.buffer.sample(self.batch_size, self.settings.discount, self.generator)
+            yield self.operations.sample()
 
     def update(self, batch: TransitionBatch) -> None:
         """Take one gradient step with each network and remember its metrics."""
-        if self._captured:
-            metrics = self._captured.update(batch)
-        else:
-            metrics = self.learner.update(batch, self.generator)
+        metrics = self.operations.update(batch)
         if not self._metric_sums:
             self._metric_sums = {name: torch.zeros_like(value) for name, value in metrics.items()}
         sums = list(self._metric_sums.values())
@@ -243,12 +183,29 @@ class TeacherTraining:
         self._metric_count += 1
         self.progress.updates += 1
 
-    def check_finite(self, kept: Path | None) -> None:
-        """Raise NonFiniteError for a metric or a weight that is NaN or infinite, before it can be saved.
+    def check_physics(self, statistics: RolloutStatistics, kept: Path | None) -> None:
+        """Raise NonFiniteError where an unroll dropped as many episodes as there are worlds.
 
         Args:
             kept: folder of the last checkpoint, for the message; None where there is none yet.
         """
+        if statistics.unstable < self.settings.num_worlds:
+            return
+        steps, rest = self.progress.env_steps, f" The last good checkpoint is kept in {kept}." if kept else ""
+        if 2 * statistics.overflowed > statistics.unstable:
+            raise NonFiniteError(
+                f"The physics of {self.task.name} found no room for contacts or constraints in "
+                f"{statistics.overflowed} episodes within {statistics.env_steps:,} steps, at step "
+                f"{steps:,}: let fewer of the model's geoms touch each other.{rest}"
+            )
+        raise NonFiniteError(
+            f"The physics of {self.task.name} diverged {statistics.unstable} times within "
+            f"{statistics.env_steps:,} steps, at step {steps:,}: check the model, its timestep and its "
+            f"gains.{rest}"
+        )
+
+    def check_finite(self, kept: Path | None) -> None:
+        """Raise NonFiniteError for a metric or a weight that is NaN or infinite, before it can be saved."""
         values = {name: float(total) for name, total in self._metric_sums.items()}
         for name, network in (("actor", self.learner.actor), ("critic", self.learner.critic)):
             weights = [parameter.detach() for parameter in network.parameters()]
@@ -303,23 +260,18 @@ class TeacherTraining:
 
     def save(self, folder: CheckpointFolder) -> None:
         """Write everything that the next step depends on; all ranks call this together."""
-        tensors: dict[str, torch.Tensor] = {}
-        if self.ranks.leads:
-            tensors |= {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
-            tensors |= {f"kept.{name}": value for name, value in self.kept_weights.items()}
+        shared = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
+        shared |= {f"kept.{name}": value for name, value in self.kept_weights.items()}
         own = {f"buffer.{name}": value for name, value in self.buffer.counters().items()}
         simulator = self.simulator.state_dict()
         own |= {f"simulator.{name}": torch.from_numpy(np.array(value)) for name, value in simulator.items()}
         own |= {f"metric.{name}": value for name, value in self._metric_sums.items()}
         own["generator"] = self.generator.get_state()
-        progress = asdict(self.progress) | {
-            "metric_count": self._metric_count,
-            "settings": self._settings_to_compare(),
-        }
+        progress = {"metric_count": self._metric_count, "settings": self._settings_to_compare()}
         folder.save(
             self.progress.unrolls,
-            tensors,
-            progress,
+            shared,
+            asdict(self.progress) | progress,
             segment=self.buffer.unsaved_segment(),
             oldest_row=self.buffer.oldest_row,
             own=own,
@@ -341,22 +293,31 @@ class TeacherTraining:
             DamagedFileError: it belongs to other settings, or a file is damaged.
         """
         folder.require_settings(self._settings_to_compare(), CHANGEABLE_ON_RESUME)
-        size, num_worlds = folder.num_parts, self.settings.num_worlds
-        checkpoint = folder.load(parts_with_worlds(num_worlds, size, self.ranks))
+        size, num_worlds, ranks = folder.num_parts, self.settings.num_worlds, self.ranks
+        checkpoint = folder.load(parts_with_worlds(num_worlds, size, ranks))
         with folder.taken_over():
             part = checkpoint.parts[0]
-            if size != self.ranks.size:
+            if size != ranks.size:
                 buffer = partial(self._make_buffer, device="cpu")
-                part = resplit(checkpoint.parts, num_worlds, size, self.ranks, buffer)
+                part = resplit(checkpoint.parts, num_worlds, size, ranks, buffer)
             progress = {key: value for key, value in checkpoint.progress.items() if key != "settings"}
             self._metric_count = int(progress.pop("metric_count"))
             self.progress = TrainingProgress(**progress)
             self.learner.load_state_dict(strip_prefix(checkpoint.tensors, "learner."))
             kept = strip_prefix(checkpoint.tensors, "kept.")
             self.kept_weights = {name: value.to(self.device) for name, value in kept.items()}
-            self._load_worlds(part)
-            if size != self.ranks.size:
-                self._renew_streams()
+            own = partial(strip_prefix, part.tensors)
+            self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
+            self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
+            self.generator.set_state(part.tensors["generator"])
+            for segment in part.segments:
+                self.buffer.load_segment(segment)
+            self.buffer.load_counters(own("buffer."))
+            if size != ranks.size:  # generators belong to ranks: derived anew from these and the unroll
+                seed, now = self.settings.seed, (ranks.rank, ranks.size, self.progress.unrolls)
+                bits = np.random.PCG64(seed_sequence(seed, _SIMULATOR_STREAM, *now))
+                self.simulator.rng = np.random.Generator(bits)
+                self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))
                 self.buffer.mark_unsaved()
 
     def train_on(self, folder: CheckpointFolder) -> None:
@@ -368,24 +329,6 @@ class TeacherTraining:
         self.load(folder)
         self.buffer.mark_unsaved()
         self.progress.target_hits = 0
-
-    def _load_worlds(self, part: RankPart) -> None:
-        """Restore what a rank has for itself."""
-        own = partial(strip_prefix, part.tensors)
-        self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
-        self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
-        self.generator.set_state(part.tensors["generator"])
-        for segment in part.segments:
-            self.buffer.load_segment(segment)
-        self.buffer.load_counters(own("buffer."))
-
-    def _renew_streams(self) -> None:
-        """Derive the generators anew: from the seed, this rank among so many, and the unroll."""
-        seed, now = self.settings.seed, (self.ranks.rank, self.ranks.size, self.progress.unrolls)
-        self.simulator.rng = np.random.Generator(
-            np.random.PCG64(seed_sequence(seed, _SIMULATOR_STREAM, *now))
-        )
-        self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))
 
 
 # -- Collecting experience: the actor explores every world of a simulator and the memory keeps the rows
@@ -415,12 +358,7 @@ class RolloutStatistics:
 
 
 def collect(
-    simulator: Simulator,
-    learner: ContrastiveLearner,
-    buffer: TrajectoryBuffer,
-    steps: int,
-    generator: torch.Generator,
-    act: Callable[[Tensor, Tensor], Tensor] | None = None,
+    simulator: Simulator, buffer: TrajectoryBuffer, steps: int, act: Callable[[Tensor, Tensor], Tensor]
 ) -> RolloutStatistics:
     """Step every world `steps` times with sampled actions, store the rows, reset what ends.
 
@@ -428,14 +366,10 @@ def collect(
     what happened is counted there and read once.
 
     Args:
-        simulator, learner, buffer: what acts, and where the rows go.
-        steps: control steps of each world.
-        generator: what actions are drawn from.
-        act: maps observations and goals to actions in place of the learner.
+        act: maps observations and goals to actions, (num_worlds, …) each.
     """
-    act = act or partial(learner.act, generator=generator)
     overflowed = simulator.overflow_count
-    counts = torch.zeros(3, dtype=torch.int64, device=learner.device)
+    counts = torch.zeros(3, dtype=torch.int64, device=buffer.device)
     with simulator.unroll(steps):
         for _ in range(steps):
             _step(simulator, buffer, act, counts)
@@ -460,16 +394,11 @@ def _step(
     ended = (tensor(result.terminated) | tensor(result.truncated)) & ~unstable
     counts += torch.stack([tensor(result.success).sum(), ended.sum(), unstable.sum()])
     over = ended | unstable
-    if _asking_is_free(counts.device) and not over.any():
+    if buffer.known_empty(over):
         return
     buffer.end_episodes(ended, tensor(simulator.observation), tensor(simulator.achieved_goal))
     buffer.drop_episodes(unstable)
     simulator.reset(over)
-
-
-def _asking_is_free(device: torch.device) -> bool:
-    """Tell whether looking at a number costs nothing; elsewhere it waits for everything in the queue."""
-    return device.type == "cpu"
 
 
 @dataclass

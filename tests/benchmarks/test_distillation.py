@@ -18,7 +18,7 @@ from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
 from thousandfold.stages.distill.distill import DistillSettings
 from thousandfold.stages.episodes import retention as ratio_of_means
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 DATASET: dict[str, Any] = {"episodes": 8, "noise_levels": (0.0, 0.2), "num_worlds": 8, "threads": 1}
 STUDENT: dict[str, Any] = {

@@ -12,7 +12,7 @@ from benchmarks import harness, short_trainings
 from benchmarks.short_trainings import TRAININGS, Training, describe, draw, random_policy, run_cell, told
 from thousandfold.envs.registry import compile_task
 from thousandfold.pipeline.settings import resolve_settings
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 TINY = Training(
     "point_u_maze",

@@ -27,7 +27,8 @@ from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, load_critic, save_network
-from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 torch.set_num_threads(1)
 

@@ -30,7 +30,7 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.chain.chain import ChainRecord, resume_chain
 from thousandfold.stages.networks import NETWORK_FILE, load_actor
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 Capture = pytest.CaptureFixture[str]
 

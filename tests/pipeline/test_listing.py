@@ -38,7 +38,7 @@ def test_every_task_is_listed_with_its_sizes() -> None:
 def test_every_task_has_a_preset_that_trains_it_as_published() -> None:
     from thousandfold.envs.registry import task_names
     from thousandfold.pipeline.settings import resolve_settings
-    from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+    from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
     for name in task_names():
         settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset=f"paper/{name}")

@@ -7,16 +7,17 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from tests.stages.tiny_runs import make_context
 from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.resume import (
     CONTINUED,
     checkpoint_of,
-    continued_by,
     find_trainable,
     find_unfinished,
-    still_unfinished,
+    resumable_stage,
     stored_settings,
+    to_go_on_with,
 )
 from thousandfold.pipeline.settings import StageSettings
 
@@ -30,6 +31,20 @@ def make(root: Path, *, saved: bool, **settings: object) -> Artifact:
     if saved:
         checkpoint_of(artifact).save(1, {}, {})
     return artifact
+
+
+def resumed_by(artifact: Artifact, **parents: Artifact) -> str:
+    """Return the name of the artifact that a stage goes on with, given one that was found before."""
+    with resumable_stage(
+        make_context(artifact.path.parents[1]),
+        "student",
+        "distill",
+        task="point_u_maze",
+        settings=MadeUpSettings(),
+        parents=parents,
+        resumed=artifact,
+    ) as work:
+        return work.artifact.name
 
 
 def test_the_newest_or_the_one_named(tmp_path: Path):
@@ -85,16 +100,17 @@ def test_a_completed_one_is_trained_on_where_it_is_named_and_has_a_checkpoint(tm
         "student", task="point_u_maze", settings={}, parents={CONTINUED: done.parent_entry()}
     )
     assert find_trainable(workspace, "student", None).name == begun.name
-    parent = continued_by(begun, workspace)
-    assert parent is not None and parent.name == done.name
+    assert to_go_on_with(done, workspace) == (None, done)
+    resumed, parent = to_go_on_with(begun, workspace)
+    assert resumed is begun and parent is not None and parent.name == done.name
     elsewhere = done.path.rename(tmp_path / "elsewhere")
     with pytest.raises(
         MissingArtifactError, match=f"without the student {done.name} that it continues, which"
     ):
-        continued_by(begun, workspace)
+        to_go_on_with(begun, workspace)
     elsewhere.rename(done.path)
     checkpoint_of(begun).save(1, {}, {})
-    assert continued_by(begun, workspace) is None  # its own counts
+    assert to_go_on_with(begun, workspace) == (begun, None)  # its own counts
     done.file("checkpoint/manifest.json").unlink()
     with pytest.raises(SettingsError, match=f"^{done.name} is completed and has no checkpoint left"):
         find_trainable(workspace, "student", done.name)
@@ -102,12 +118,25 @@ def test_a_completed_one_is_trained_on_where_it_is_named_and_has_a_checkpoint(tm
 
 def test_one_that_another_process_finished_since_it_was_found_is_refused(tmp_path: Path):
     found = make(tmp_path, saved=True)
-    assert still_unfinished(found).name == found.name
+    assert resumed_by(found) == found.name
     Artifact.load(found.path).complete({"success": 1.0})
     assert found.manifest.status == "running"
     with pytest.raises(SettingsError, match=f"{found.name} is completed: there is nothing to resume"):
-        still_unfinished(found)
+        resumed_by(found)
     assert Artifact.load(found.path).manifest.results == {"success": 1.0}
+
+
+def test_one_that_was_begun_with_another_parent_is_refused(tmp_path: Path):
+    teachers = [Workspace(tmp_path).create("teacher", task="point_u_maze", settings={}) for _ in range(2)]
+    for teacher in teachers:
+        teacher.file("teacher.safetensors").write_text(teacher.name)
+        teacher.complete({})
+    begun = Workspace(tmp_path).create(
+        "student", task="point_u_maze", settings={}, parents={"teacher": teachers[0].parent_entry()}
+    )
+    assert resumed_by(begun, teacher=teachers[0]) == begun.name
+    with pytest.raises(DamagedFileError, match=f"is not the teacher that {begun.name} was begun with"):
+        resumed_by(begun, teacher=teachers[1])
 
 
 def test_settings_come_from_the_manifest(tmp_path: Path):

@@ -13,7 +13,7 @@ from thousandfold.pipeline import session
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.session import CommonOptions, Session, default_preset, describe
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
-from thousandfold.stages.train_teacher.training import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
 
 
 def options(**changes: object) -> CommonOptions:

@@ -12,7 +12,7 @@ from tests.stages.train_teacher.teacher_runs import DRAW
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 
 @pytest.fixture

@@ -25,12 +25,9 @@ from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
 from thousandfold.stages.dataset.rollout import LabelledRollout
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher import training as teacher_training
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-from thousandfold.stages.train_teacher.training import (
-    RolloutStatistics,
-    TeacherTraining,
-    TrainTeacherSettings,
-)
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.stages.train_teacher.settings import LearnerSettings, TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import RolloutStatistics, TeacherTraining
 
 STOPPED, REFUSED = 10, 11
 TASK = compile_task("point_u_maze")

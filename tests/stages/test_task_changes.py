@@ -21,7 +21,7 @@ from thousandfold.stages.networks import load_actor
 from thousandfold.stages.policies import load_policy
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, OnnxPolicy
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 CHANGES = {"episode_steps": 40, "evaluation": "training_from_start"}
 

@@ -8,7 +8,7 @@ from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import NullTracker
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 # Unrolls end inside episodes of 100 steps, and the memory forgets the beginning of the episode under way.
 TINY_TEACHER = TrainTeacherSettings(

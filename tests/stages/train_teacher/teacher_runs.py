@@ -18,7 +18,8 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 Tensors = dict[str, torch.Tensor]
 

@@ -21,11 +21,16 @@ from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher import training as rollout
 from thousandfold.stages.train_teacher import training as teacher_training
-from thousandfold.stages.train_teacher.cuda_graphs import CapturedCall, CapturedUpdate, CudaRecorder
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
-from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.stages.train_teacher.cuda_graphs import (
+    CapturedCall,
+    CapturedUpdate,
+    CudaRecorder,
+    PlainUpdate,
+)
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.stages.train_teacher.settings import LearnerSettings, TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 TASK = compile_task("point_u_maze")
 WORLDS = 3
@@ -61,9 +66,9 @@ class Learning:
         self.generator = torch.Generator(device).manual_seed(1)
         self._rows = torch.Generator().manual_seed(2)
         self.recorder = make_recorder and make_recorder(device, self.generator)
-        self._captured = self.recorder and CapturedUpdate(
-            self.learner, self.buffer, 12, self.generator, self.recorder
-        )
+        parts = self.learner, self.buffer, 12, self.generator
+        self._operations = CapturedUpdate(*parts, self.recorder) if self.recorder else PlainUpdate(*parts)
+        self.act = self._operations.act
         self.collect(30)
 
     def collect(self, steps: int) -> None:
@@ -77,18 +82,9 @@ class Learning:
             self.buffer.add(observation, action.tanh(), goal)
             self.buffer.end_episodes(ended, final, goal + 1)
 
-    def act(self, observation: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        if self._captured:
-            return self._captured.act(observation, goal)
-        return self.learner.act(observation, goal, self.generator)
-
     def update(self) -> dict[str, torch.Tensor]:
         """Return copies of an update's metrics."""
-        if self._captured:
-            metrics = self._captured.update(self._captured.sample())
-        else:
-            batch = self.buffer.sample(12, self.learner.settings.discount, self.generator)
-            metrics = self.learner.update(batch, self.generator)
+        metrics = self._operations.update(self._operations.sample())
         return {name: value.clone() for name, value in metrics.items()}
 
     def run(self, updates: int) -> list[dict[str, torch.Tensor]]:
@@ -227,7 +223,6 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPat
         return buffer
 
     monkeypatch.setattr(TeacherTraining, "_make_buffer", make)
-    monkeypatch.setattr(rollout, "_asking_is_free", lambda device: False)
     yield monkeypatch
 
 
@@ -373,13 +368,11 @@ def test_a_captured_update_goes_on_after_a_state_was_loaded_on_cuda(cuda: str):
 def test_no_step_and_no_update_waits_for_the_device_on_cuda(cuda: str, graphs: bool, never_wait: None):
     settings = TINY_TEACHER.model_copy(update={"cuda_graph": graphs})
     training = train(settings, 3, cuda)  # recorded by now, and what is sent to the device once has been
-    act = training._captured.act if training._captured else None
-    act = act or (lambda observation, goal: training.learner.act(observation, goal, training.generator))
     counts = torch.zeros(3, dtype=torch.int64, device=cuda)
     with training.simulator.unroll(250):  # from step 90 of the first episodes: three of a hundred steps end
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(250):
-            rollout._step(training.simulator, training.buffer, act, counts)
+            teacher_training._step(training.simulator, training.buffer, training.operations.act, counts)
         torch.cuda.set_sync_debug_mode("default")
     assert int(counts[1]) == 3 * settings.num_worlds
     batches = training.relabel()

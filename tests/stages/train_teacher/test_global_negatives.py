@@ -13,7 +13,8 @@ from tests.stages import rank_work
 from tests.stages.rank_work import TASK, Tensors, gradients_of, part_of_batch, whole_batch
 from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 SMALL = LearnerSettings(depth=4, width=16, batch_size=12, device="cpu")
 CASES = [

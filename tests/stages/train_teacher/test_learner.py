@@ -10,7 +10,8 @@ from thousandfold.envs.registry import compile_task
 from thousandfold.models.contrastive_critic import contrastive_loss, pairwise_energy
 from thousandfold.models.goal_actor import sample_action
 from thousandfold.replay.trajectory_buffer import TransitionBatch
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, LearnerSettings
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner
+from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 TASK = compile_task("point_u_maze")
 SMALL = {"depth": 4, "width": 16, "batch_size": 8}

@@ -25,7 +25,7 @@ from thousandfold.stages.train_teacher.memory_estimate import (
     require_student_memory,
     student_bytes,
 )
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 TASK = compile_task("point_u_maze")
 GIB = 2**30

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +12,6 @@ import torch
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.simulator import Simulator, StepResult
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
-from thousandfold.stages.train_teacher import training
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.training import RolloutStatistics, collect
 
 WORLDS, EPISODE_STEPS = 3, 5
@@ -23,7 +20,8 @@ WORLDS, EPISODE_STEPS = 3, 5
 @pytest.fixture(autouse=True, params=[True, False], ids=["cpu", "device"])
 def asking_is_free(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Collect as on the CPU, and as where asking whether an episode ended would wait for the device."""
-    monkeypatch.setattr(training, "_asking_is_free", lambda device: request.param)
+    if not request.param:
+        monkeypatch.setattr(TrajectoryBuffer, "known_empty", lambda *_: False)
 
 
 class ScriptedSimulator:
@@ -76,13 +74,9 @@ class ScriptedSimulator:
         self._show()
 
 
-class ScriptedLearner:
-    """Acts with a number that tells the observation and the goal that it was given."""
-
-    device = torch.device("cpu")
-
-    def act(self, observation: torch.Tensor, goal: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return (observation.sum(1, keepdim=True) + 10 * goal.sum(1, keepdim=True)).clone()
+def act(observation: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    """Act with a number that tells the observation and the goal that were given."""
+    return (observation.sum(1, keepdim=True) + 10 * goal.sum(1, keepdim=True)).clone()
 
 
 def make_buffer(capacity: int = 64) -> TrajectoryBuffer:
@@ -90,8 +84,7 @@ def make_buffer(capacity: int = 64) -> TrajectoryBuffer:
 
 
 def run(simulator: ScriptedSimulator, buffer: TrajectoryBuffer, steps: int) -> RolloutStatistics:
-    learner = cast(ContrastiveLearner, ScriptedLearner())
-    return collect(cast(Simulator, simulator), learner, buffer, steps, torch.Generator())
+    return collect(cast(Simulator, simulator), buffer, steps, act)
 
 
 def rows_of(buffer: TrajectoryBuffer, world: int) -> list[tuple[int, int, float]]:
@@ -199,15 +192,7 @@ def test_an_episode_that_lost_contacts_is_dropped_and_counted_as_such():
     simulator = warp_simulator.WarpSimulator(compile_task("point_u_maze"), WORLDS, njmax=1)
     simulator.set_state(np.array([(0.6, 0.6), (1.0, 2.0), (1.0, 2.0)]), np.zeros((WORLDS, 2)))
     buffer = TrajectoryBuffer(WORLDS, 64, observation_dim=4, goal_dim=2, action_dim=2)
-    learner = SimpleNamespace(device=torch.device("cpu"))
-    statistics = collect(
-        simulator,
-        cast(ContrastiveLearner, learner),
-        buffer,
-        1,
-        torch.Generator(),
-        lambda *_: torch.zeros(3, 2),
-    )
+    statistics = collect(simulator, buffer, 1, lambda *_: torch.zeros(3, 2))
     assert statistics == RolloutStatistics(env_steps=3, unstable=1, overflowed=1)
     assert buffer.unsaved_segment()["rows"].tolist() == [0, 1, 1]
     assert simulator.episode_step.tolist() == [0, 1, 1] and simulator.observation[0].any()

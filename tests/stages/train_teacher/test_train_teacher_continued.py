@@ -15,7 +15,7 @@ from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.resume import CONTINUED
 from thousandfold.stages.report.chain import collect_chain
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

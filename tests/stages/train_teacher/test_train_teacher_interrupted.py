@@ -31,7 +31,7 @@ from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher
-from thousandfold.stages.train_teacher.training import TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -153,7 +153,7 @@ def test_elapsed_time_counts_all_processes(context: StageContext, monkeypatch: p
         clock[0] += 1.0
         return clock[0]
 
-    monkeypatch.setattr(train_teacher.time, "perf_counter", tick)
+    monkeypatch.setattr("time.perf_counter", tick)
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, context, "stop", 4, [])
         with pytest.raises(StoppedByUser):

@@ -14,14 +14,15 @@ from tests.rank_processes import run_ranks
 from tests.stages import rank_work
 from tests.stages.rank_work import REFUSED, STOPPED, TASK, Tensors
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
-from thousandfold.ground.errors import SettingsError
+from thousandfold.ground.errors import SettingsError, StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder, load_tensors
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds
-from thousandfold.stages.train_teacher.training import TeacherTraining, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 SETTINGS = TrainTeacherSettings(**(TINY_TEACHER.model_dump() | {"num_worlds": 8, "env_steps": 8 * 30 * 11}))
 
@@ -198,7 +199,7 @@ def test_a_run_goes_from_one_rank_to_two_to_four_and_back(tmp_path: Path):
             return collect(training)
 
         monkeypatch.setattr(TeacherTraining, "collect", stop_soon)
-        with pytest.raises(train_teacher.StoppedByUser):
+        with pytest.raises(StoppedByUser):
             train_teacher.run(SETTINGS, context)
     assert checkpoint_of(only_teacher(tmp_path)).num_parts == 1
     for size, at in ((2, 4), (4, 7)):

@@ -1,0 +1,215 @@
+"""Settings of `pipeline train-teacher`: the networks and an update of them, and the training around it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import pydantic
+
+from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.task import MOST_EPISODE_STEPS
+from thousandfold.models.block_stack import Precision
+from thousandfold.models.contrastive_critic import Energy, InfoNCE
+from thousandfold.models.residual_mlp import NetworkShape, ResidualScale
+from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "env_steps",
+        "evaluate_every",
+        "evaluation_episodes",
+        "final_episodes",
+        "target_success",
+        "target_evaluations",
+        "checkpoint_every",
+        "checkpoint_activations",
+        "threads",
+        "cuda_graph",
+        "deterministic",
+    }
+)
+"""How long, how often and in what memory: what a run may go on with in another value."""
+DEEPEST_PUBLISHED_FORM = 64
+"""layers up to which plain residual sums are the default"""
+DEEP_FORM: dict[str, Any] = {
+    "residual_scale": "learned_from_zero",
+    "final_norm": True,
+    "max_gradient_norm": 10.0,
+}
+"""what is the default beyond"""
+
+
+class LearnerSettings(StageSettings):
+    """What shapes the networks and an update."""
+
+    depth: int = pydantic.Field(
+        default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
+    )
+    width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
+    residual_scale: ResidualScale = pydantic.Field(
+        default="none",
+        description="of the blocks' branches; learned_from_zero where not set beyond 64 layers",
+    )
+    final_norm: bool = pydantic.Field(
+        default=False, description="LayerNorm before the heads; true where not set beyond 64 layers"
+    )
+    centred_kernels: bool = pydantic.Field(
+        default=False, description="start with kernels that do not see the mean of the activations"
+    )
+    precision: Precision = pydantic.Field(
+        default="float32", description="of the blocks' matrix products; losses are always float32"
+    )
+    checkpoint_activations: bool = pydantic.Field(
+        default=False, description="keep every √blocks-th block's input alone: less memory, a third more time"
+    )
+    energy: Energy = "norm"
+    info_nce: InfoNCE = "forward"
+    actor_goals: Literal["hindsight", "random", "mixed"] = "random"
+    batch_size: int = pydantic.Field(
+        default=256, ge=2, le=2**20, description="transitions of an update, over all ranks"
+    )
+    global_negatives: bool = pydantic.Field(
+        default=False,
+        description="contrast with the goals of all ranks, not with those of the rank's own batch",
+    )
+    discount: float = pydantic.Field(default=0.99, gt=0, le=1)
+    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    initial_alpha: float = pydantic.Field(
+        default=1.0, gt=0, le=1e6, description="entropy temperature at the start"
+    )
+    target_entropy_per_action: float = pydantic.Field(
+        default=-0.5, ge=-1000, le=1000, description="nats for each action dimension"
+    )
+    average_decay: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of the running average of the actor, evaluated beside it; 0: none",
+    )
+    threads: int = pydantic.Field(
+        default=0,
+        ge=0,
+        le=MOST_THREADS,
+        description="CPU threads of torch in each process; 0: every CPU, shared evenly",
+    )
+    max_gradient_norm: float | None = pydantic.Field(
+        default=None, gt=0, le=1e12, description="clipping; null: none; 10 where not set beyond 64 layers"
+    )
+    warmup_updates: int = pydantic.Field(
+        default=0, ge=0, le=10**9, description="updates over which the learning rates rise linearly from 0"
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _deep_defaults(cls, values: Any) -> Any:
+        """Give deep networks the form that learns where the user says nothing about it (docs/depth.md)."""
+        with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
+            if int(values.get("depth", 0)) > DEEPEST_PUBLISHED_FORM:
+                return DEEP_FORM | values
+        return values
+
+    @pydantic.field_validator("depth")
+    @classmethod
+    def _depth_in_blocks(cls, depth: int) -> int:
+        NetworkShape(depth, 1)
+        return depth
+
+    @property
+    def shape(self) -> NetworkShape:
+        """The form of all three networks."""
+        return NetworkShape(
+            self.depth, self.width, residual_scale=self.residual_scale, final_norm=self.final_norm
+        )
+
+
+class TrainTeacherSettings(LearnerSettings):
+    """Settings of `pipeline train-teacher`."""
+
+    task: str = pydantic.Field(
+        default="point_u_maze",
+        description="a name that `pipeline tasks` lists, or the YAML file of your own task",
+    )
+    training_distribution: str = pydantic.Field(
+        default="training", description="where training episodes start and aim"
+    )
+    evaluation_distribution: str = pydantic.Field(
+        default="evaluation", description="where evaluated episodes start and aim, the student's later too"
+    )
+    episode_steps: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=MOST_EPISODE_STEPS,
+        description="control steps of an episode, the student's too; null: the task's",
+    )
+    env_steps: int = pydantic.Field(
+        default=1_000_000, ge=1, le=10**12, description="control steps over all worlds"
+    )
+    num_worlds: int = pydantic.Field(default=128, ge=1, le=2**20, description="over all ranks")
+    unroll_steps: int = pydantic.Field(
+        default=100, ge=1, le=10**6, description="control steps of each world between updates"
+    )
+    updates_per_unroll: int = pydantic.Field(default=48, ge=1, le=10**6)
+    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2, le=10**9)
+    min_rows_per_world: int = pydantic.Field(
+        default=100, ge=2, le=10**9, description="rows of each world before the first update"
+    )
+    evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="unrolls between evaluations")
+    evaluation_episodes: int = pydantic.Field(default=128, ge=1, le=MOST_EPISODES)
+    final_episodes: int = pydantic.Field(
+        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the closing evaluation"
+    )
+    target_success: float | None = pydantic.Field(
+        default=None, gt=0, le=1, description="stop early at this success"
+    )
+    target_evaluations: int = pydantic.Field(
+        default=2, ge=1, le=10**6, description="consecutive evaluations that must meet it"
+    )
+    keep: Literal["best", "last"] = pydantic.Field(
+        default="best", description="which evaluated actor becomes the teacher"
+    )
+    checkpoint_every: int = pydantic.Field(
+        default=4, ge=1, le=10**9, description="unrolls between checkpoints"
+    )
+    cuda_graph: bool = pydantic.Field(
+        default=True, description="capture the update on CUDA, with one rank; off for debugging"
+    )
+    deterministic: bool = pydantic.Field(
+        default=False, description="let physics on CUDA add up in a fixed order, which is slower"
+    )
+
+    @pydantic.field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        found = get_task(task)
+        if found.file is not None:
+            compile_task(found.file)  # what is wrong with a user's model is told before anything is made
+        return found.reference
+
+    @pydantic.model_validator(mode="after")
+    def _distribution_exists(self) -> TrainTeacherSettings:
+        for distribution in (self.training_distribution, self.evaluation_distribution):
+            get_task(self.task).distribution(distribution)
+        return self
+
+    @property
+    def task_changes(self) -> dict[str, Any]:
+        """What is changed of the task, as `GoalTask.changed` takes it."""
+        return {"episode_steps": self.episode_steps, "evaluation": self.evaluation_distribution}
+
+    @pydantic.model_validator(mode="after")
+    def _rows_fit(self) -> TrainTeacherSettings:
+        if self.min_rows_per_world > self.replay_rows_per_world:
+            raise ValueError(
+                f"min_rows_per_world {self.min_rows_per_world} exceeds "
+                f"replay_rows_per_world {self.replay_rows_per_world}"
+            )
+        return self
+
+    def shares(self, ranks: Ranks) -> tuple[int, int]:
+        """Return the worlds and the batch of each rank. Raises SettingsError where they are not whole."""
+        batch = ranks.share("batch_size", self.batch_size, least=2)
+        return ranks.share("num_worlds", self.num_worlds), batch
