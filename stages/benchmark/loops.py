@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from thousandfold.stages.ticks import Clock, Ticks
+from thousandfold.pipeline.ticks import Clock, Ticks
 
 PERCENTILES = {"p50_us": 50.0, "p90_us": 90.0, "p99_us": 99.0, "p99_9_us": 99.9}
 

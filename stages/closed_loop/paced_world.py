@@ -9,8 +9,8 @@ import numpy as np
 
 from thousandfold.envs.pictures.live_viewer import LiveViewer
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.pipeline.ticks import Clock, Ticks
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
-from thousandfold.stages.ticks import Clock, Ticks
 
 NEXT_KEY = "N"
 _FRAME_NS = 1_000_000_000 // 60

@@ -306,4 +306,4 @@ def test_an_unknown_task_is_no_users(tmp_path: Path) -> None:
     artifact = Workspace(tmp_path).create("teacher", task="gone_with_a_version", settings={})
     with pytest.raises(UserError, match="Unknown task 'gone_with_a_version'") as raised:
         load_task(artifact)
-    assert isinstance(raised.value.__cause__, TaskError)
+    assert isinstance(raised.value, TaskError)

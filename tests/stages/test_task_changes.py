@@ -49,7 +49,7 @@ def test_later_stages_keep_what_the_teacher_changed(tmp_path: Path) -> None:
         assert artifact.manifest.task_changes == CHANGES
     for artifact in (teacher, student):
         assert load_actor(artifact).task.spec.changes == CHANGES
-    assert load_policy(policy, "cpu")[0].task.episode_steps == 40
+    assert load_policy(policy, "cpu")[0].spec.episode_steps == 40
     assert OnnxPolicy(policy.file(POLICY_FILE)).metadata.episode_steps == 40
 
 

@@ -14,9 +14,9 @@ from tests.stages.handmade_clock import HandmadeClock
 from tests.stages.policy_file.handmade_policy import metadata, write_policy
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.ticks import Ticks
 from thousandfold.stages.closed_loop.paced_world import ClosedLoop
 from thousandfold.stages.policy_file.source import open_source
-from thousandfold.stages.ticks import Ticks
 
 
 class PacedLoop:
