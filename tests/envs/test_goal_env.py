@@ -107,8 +107,12 @@ def test_goal_of_the_wrong_shape_is_refused(goal: list[float]) -> None:
 
 
 def test_unknown_option_is_warned_of() -> None:
+    env = GoalEnv(task="point_u_maze")
+    expected, _ = env.reset(seed=3)
     with pytest.warns(UserWarning, match="ignores the options"):
-        GoalEnv(task="point_u_maze").reset(options={"gaol": [1.0, 1.0]})
+        observation, _ = env.reset(seed=3, options={"gaol": [1.0, 1.0]})
+    np.testing.assert_array_equal(observation["desired_goal"], expected["desired_goal"])
+    assert observation["desired_goal"].tolist() != [1.0, 1.0]
 
 
 def test_evaluation_distribution() -> None:

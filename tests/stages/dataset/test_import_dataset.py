@@ -12,8 +12,6 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from tests.stages.test_best_action import CRITIC
-from tests.stages.tiny_runs import make_context
-from tests.stages.untrained_teacher import make_teacher
 from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
@@ -32,16 +30,6 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(results, "draw_coverage", lambda *_, **__: None)
         yield
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return make_context(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture(scope="module")
-def teacher(context: StageContext) -> Artifact:
-    return make_teacher(context)
 
 
 def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:

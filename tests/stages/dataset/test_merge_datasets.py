@@ -8,7 +8,6 @@ import minari
 import numpy as np
 import pytest
 
-from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
 from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifacts import Artifact
@@ -29,16 +28,6 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(results, "draw_coverage", lambda *_, **__: None)
         yield
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return make_context(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture(scope="module")
-def teacher(context: StageContext) -> Artifact:
-    return make_teacher(context)
 
 
 def make(context: StageContext, teacher: Artifact, **changes) -> Artifact:
