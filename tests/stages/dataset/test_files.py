@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_teacher import make_teacher
 from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.pipeline import artifacts
@@ -22,11 +21,6 @@ from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
 SETTINGS = GenerateDatasetSettings(
     episodes=8, num_worlds=2, noise_levels=(0.0,), alternative_goals=1, device="cpu", threads=1
 )
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return make_context(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(scope="module")

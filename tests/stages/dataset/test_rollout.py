@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.stages.tiny_runs import make_context
-from tests.stages.untrained_teacher import SETTINGS, SHAPE, STEPS, make_actor, make_teacher
+from tests.stages.untrained_teacher import SETTINGS, SHAPE, STEPS, make_actor
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
@@ -23,16 +22,6 @@ from thousandfold.stages.dataset import rollout
 from thousandfold.stages.dataset.generate_dataset import run
 from thousandfold.stages.dataset.rollout import LabelledRollout
 from thousandfold.stages.networks import TrainedActor
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
-    return make_context(tmp_path_factory.mktemp("workspace"))
-
-
-@pytest.fixture(scope="module")
-def teacher(context: StageContext) -> Artifact:
-    return make_teacher(context)
 
 
 def trained(task: CompiledTask) -> TrainedActor:
