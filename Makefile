@@ -49,7 +49,7 @@ $(OPENVINO)/.$(OPENVINO_VERSION):
 
 test-all: setup $(OPENVINO)/.$(OPENVINO_VERSION)  ## Run every test that needs no GPU, the slow ones too
 	@echo "test-all: every test but those that need CUDA"
-	@$(BIN)/python -m pytest -q -m "not cuda" -rs
+	@$(BIN)/python -m pytest -q -m "not cuda" -rs -n 2 --dist loadfile
 
 test-cuda: setup  ## Run the tests that need a CUDA device (each says why where it is skipped)
 	@echo "test-cuda: the tests that need a CUDA device"
