@@ -97,6 +97,9 @@ class CompiledTask:
         changed._starts = changed._start_states()
         return changed
 
+    def __repr__(self) -> str:
+        return f"CompiledTask({self.name!r})"
+
     def _frame_skip(self) -> int:
         control_dt, timestep = self.spec.control_dt_s, self.model.opt.timestep
         if not control_dt > 0:

@@ -167,6 +167,9 @@ class Artifact:
         """Read the artifact in a folder, whatever its status. Raises DamagedRecordError."""
         return cls(path, Manifest.read(path / MANIFEST_NAME))
 
+    def __repr__(self) -> str:
+        return f"Artifact({str(self.path)!r})"
+
     @property
     def kind(self) -> str:
         """One of `KINDS`."""

@@ -80,7 +80,7 @@ class TrajectoryBuffer:
         self._episode = torch.zeros(num_worlds, **per_world)
         self._episode_first = torch.zeros(num_worlds, **per_world)
         self._unsaved_from = torch.zeros(num_worlds, **per_world)
-        self._asks = self.device.type == "cpu"  # whether asking for a number costs nothing
+        self._reads_are_free = self.device.type == "cpu"  # reading a number waits for nothing
 
     @property
     def rows_per_world(self) -> int:
@@ -131,7 +131,7 @@ class TrajectoryBuffer:
 
     def known_empty(self, mask: Tensor) -> bool:
         """Tell whether nothing is in a mask; False where asking would wait for the device."""
-        return self._asks and not bool(mask.any())
+        return self._reads_are_free and not bool(mask.any())
 
     def _slot(self, ids: Tensor, number: Tensor) -> Tensor:
         """Return the place of an absolute row in the columns, or of an episode in the table of last rows."""
@@ -173,7 +173,7 @@ class TrajectoryBuffer:
     def _draw_starts(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `_draw_rows` does, of rows that have a later one in their episode."""
         rows = self._draw_rows(count, generator)
-        for _ in range(_MAX_ROUNDS if self._asks else _FIXED_ROUNDS):
+        for _ in range(_MAX_ROUNDS if self._reads_are_free else _FIXED_ROUNDS):
             bad = rows[2] < 1
             if self.known_empty(bad):
                 break
@@ -183,7 +183,7 @@ class TrajectoryBuffer:
                 torch.where(bad, row, rows[1]),
                 torch.where(bad, remaining, rows[2]),
             )
-        if not self._asks:
+        if not self._reads_are_free:
             source = _last_good(rows[2] >= 1)
             return rows[0][source], rows[1][source], rows[2][source]
         if (rows[2] < 1).any():

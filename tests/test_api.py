@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import thousandfold
@@ -93,6 +94,15 @@ class TestStages:
             assert run.info.status == "FINISHED"
             assert run.data.tags["mlflow.parentRunId"] == chain
 
+    def test_without_a_workspace_it_is_the_artifacts_own(
+        self, example: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+        monkeypatch.chdir(tmp_path)
+        evaluation = thousandfold.evaluate(example["policy"], preset="smoke", episodes=2)
+        assert evaluation.path.parents[1] == example["folder"] / "demo"
+        assert not list(tmp_path.iterdir())
+
     def test_each_evaluation_of_a_training_is_told(self, example: dict[str, Any], workspace: Path) -> None:
         history = json.loads(example["teacher"].file("history.json").read_text())["history"]
         assert example["heard"] == history and len(history) > 1
@@ -117,16 +127,17 @@ class TestStages:
         done = CliRunner().invoke(cli, ["--workspace", str(tmp_path), "train-teacher", "--resume"])
         assert done.exit_code == 0, done.output
 
-    def test_what_a_listener_raises_ends_the_training(
+    def test_what_a_listener_raises_ends_the_training_and_the_callers_threads_are_as_they_were(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
+        torch.set_num_threads(3)
         with pytest.raises(KeyError, match="reward"):
             thousandfold.train_teacher(
                 workspace=tmp_path, preset="smoke", on_evaluation=lambda found: found["reward"]
             )
         (teacher,) = (tmp_path / "runs").glob("teacher-*")
-        assert Artifact.load(teacher).status == "failed"
+        assert Artifact.load(teacher).status == "failed" and torch.get_num_threads() == 3
 
     def test_an_artifact_is_given_by_name_or_folder(self, example: dict[str, Any], workspace: Path) -> None:
         teacher = example["teacher"]
@@ -270,6 +281,10 @@ class TestTasks:
         ends = [env.step(env.action_space.sample())[3] for _ in range(3)]
         assert ends == [False, False, True]
         assert thousandfold.make_vec("point_u_maze", 3).num_envs == 3
+
+    def test_they_are_made_by_their_id_and_of_a_policy(self, example: dict[str, Any]) -> None:
+        assert thousandfold.make("thousandfold/PointUMaze-v0").unwrapped.task.name == "point_u_maze"  # pyright: ignore
+        assert thousandfold.make(example["policy"]).unwrapped.task.name == "point_u_maze"  # pyright: ignore
 
     def test_a_file_is_made_too(self) -> None:
         page = next(EXAMPLES.rglob("*.yaml"))

@@ -40,7 +40,7 @@ STAGES = {
 }  # fmt: skip
 RUN_SEVERAL_STAGES = ("stages.chain.", "stages.frontier.", "stages.stage_settings")
 
-TORCH_IN_ENVS = {"envs.simulators.warp_simulator", "envs.simulators.start_pool"}
+TORCH_IN_ENVS = {"envs.simulators.warp_simulator"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari", "mlflow",
@@ -55,7 +55,8 @@ RUNS_ON_BASE_INSTALL = (
     "stages.benchmark.benchmark",
     "stages.benchmark.fresh_probe",
     "stages.closed_loop.run_policy",
-    "stages.policy_file.page",
+    "stages.policy_file.command",
+    "stages.policy_file.source",
     "stages.policy_file.verification",
 )
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -203,7 +204,8 @@ def violations(root: Path) -> list[str]:
 
 
 def test_every_import_follows_the_rules():
-    assert len(local_modules(ROOT)) > len(PACKAGES)  # the checker looks at the real tree
+    # The checker looks at the real tree, and each of its tables at modules that are there.
+    assert {*STAGES, *TORCH_IN_ENVS, *RUNS_ON_BASE_INSTALL} <= local_modules(ROOT).keys()
     assert violations(ROOT) == []
 
 

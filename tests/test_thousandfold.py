@@ -50,9 +50,16 @@ def test_import_is_cheap() -> None:
     assert (outcome.stdout.strip(), outcome.returncode) == ("[]", 0), outcome.stderr
 
 
-@pytest.mark.parametrize("order", ["thousandfold, gymnasium", "gymnasium, thousandfold"])
-def test_environments_are_registered_in_whichever_order_both_are_imported(order: str) -> None:
-    script = f"import {order}; print(gymnasium.make('thousandfold/AntUMaze-v0').unwrapped.task.name)"
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import thousandfold, gymnasium",
+        "import gymnasium, thousandfold",
+        "import thousandfold, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium",
+    ],
+)
+def test_environments_are_registered_in_whichever_order_both_are_imported(imports: str) -> None:
+    script = f"{imports}; print(gymnasium.make('thousandfold/AntUMaze-v0').unwrapped.task.name)"
     outcome = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         tasks,
         train_teacher,
     )
+    from thousandfold.envs.task import TaskError
     from thousandfold.ground.errors import (
         DamagedFileError,
         MissingArtifactError,
@@ -51,10 +52,18 @@ if TYPE_CHECKING:
     from thousandfold.pipeline.artifacts import Artifact
 
 __version__ = "0.1.0"
-_ERRORS = (
-    "DamagedFileError", "MissingArtifactError", "NonFiniteError", "SettingsError", "StoppedByUser",
-    "UserError", "WorkspaceError",
-)  # fmt: skip
+# What lies elsewhere than in `thousandfold.api`.
+_PLACES = {
+    "Artifact": "pipeline.artifacts",
+    "DamagedFileError": "ground.errors",
+    "MissingArtifactError": "ground.errors",
+    "NonFiniteError": "ground.errors",
+    "SettingsError": "ground.errors",
+    "StoppedByUser": "ground.errors",
+    "TaskError": "envs.task",
+    "UserError": "ground.errors",
+    "WorkspaceError": "ground.errors",
+}
 __all__ = [
     "USER_TASK_ID",
     "Artifact",
@@ -64,6 +73,7 @@ __all__ = [
     "Policy",
     "SettingsError",
     "StoppedByUser",
+    "TaskError",
     "UserError",
     "WorkspaceError",
     "__version__",
@@ -84,8 +94,7 @@ def __getattr__(name: str) -> Any:
     """Import what a name stands for when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = "ground.errors" if name in _ERRORS else "pipeline.artifacts" if name == "Artifact" else "api"
-    value = getattr(importlib.import_module(f"{__name__}.{place}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES.get(name, 'api')}"), name)
     globals()[name] = value
     return value
 

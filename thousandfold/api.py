@@ -6,11 +6,13 @@ is tracked in the workspace's store; what a command prints goes to standard erro
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -71,7 +73,8 @@ class Policy:
             NonFiniteError: a number is NaN or infinite.
         """
         given = {"observation": observation, "goal": goal}
-        rows = {name: np.asarray(value, np.float32) for name, value in given.items()}
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused below
+            rows = {name: np.asarray(value, np.float32) for name, value in given.items()}
         for (name, value), size in zip(rows.items(), self._sizes, strict=True):
             if value.ndim not in (1, 2) or value.shape[-1] != size:
                 raise ValueError(f"{name} has shape {value.shape}, not ({size},) or (n, {size})")
@@ -166,7 +169,8 @@ def train_teacher(
     Args:
         task: a name of `tasks`, or the YAML file of your own; None: the preset's.
         on_evaluation: called with the figures of each evaluation within the training.
-        workspace: None: THOUSANDFOLD_WORKSPACE, or the current folder.
+        workspace: None: that of the artifact that a stage is given, else THOUSANDFOLD_WORKSPACE, or the
+            current folder.
         preset: None: quickstart; with a CUDA device thousand-layers.
         settings: as `pipeline train-teacher --set` takes them.
 
@@ -179,11 +183,12 @@ def train_teacher(
 
     if task is not None:
         settings["task"] = os.fspath(task)
-    session, common = _begin("train-teacher", workspace, preset, settings, several_ranks=True)
-    resolved = common.resolve(stage.TrainTeacherSettings, "train_teacher", settings)
-    resolved.shares(session.ranks)
-    session.announce_training(common, resolved.task)
-    return stage.run(resolved, session.context, on_evaluation=on_evaluation)
+    with _stage(
+        "train-teacher", stage.TrainTeacherSettings, workspace, preset, settings, several_ranks=True
+    ) as call:
+        call.settings.shares(call.session.ranks)
+        call.session.announce_training(call.common, call.settings.task)
+        return stage.run(call.settings, call.session.context, on_evaluation=on_evaluation)
 
 
 def generate_dataset(
@@ -196,11 +201,18 @@ def generate_dataset(
     """Record a teacher's episodes as a Minari dataset; `pipeline generate-dataset`."""
     from thousandfold.stages.dataset import generate_dataset as stage
 
-    session, common = _begin("generate-dataset", workspace, preset, settings, several_ranks=True)
-    resolved = common.resolve(stage.GenerateDatasetSettings, "generate_dataset", settings)
-    session.announce(common)
-    source = session.take("teacher", _reference(teacher))
-    return stage.run(resolved, session.context, source)
+    with _stage(
+        "generate-dataset",
+        stage.GenerateDatasetSettings,
+        workspace,
+        preset,
+        settings,
+        teacher,
+        several_ranks=True,
+    ) as call:
+        call.session.announce(call.common)
+        source = call.session.take("teacher", _reference(teacher))
+        return stage.run(call.settings, call.session.context, source)
 
 
 def distill(
@@ -223,12 +235,14 @@ def distill(
     from thousandfold.stages.distill import distill as stage
     from thousandfold.stages.distill.command import take_dataset
 
-    session, common = _begin("distill", workspace, preset, settings)
-    resolved = common.resolve(stage.DistillSettings, "distill", settings)
-    session.announce(common)
-    source = session.take("teacher", _reference(teacher))
-    data = take_dataset(session, common, source, None if dataset is None else _reference(dataset))
-    return stage.run(resolved, session.context, source, data, on_evaluation=on_evaluation or (lambda _: None))
+    with _stage("distill", stage.DistillSettings, workspace, preset, settings, teacher) as call:
+        call.session.announce(call.common)
+        source = call.session.take("teacher", _reference(teacher))
+        data = take_dataset(
+            call.session, call.common, source, None if dataset is None else _reference(dataset)
+        )
+        told = on_evaluation or (lambda _: None)
+        return stage.run(call.settings, call.session.context, source, data, on_evaluation=told)
 
 
 def export_onnx(
@@ -244,11 +258,10 @@ def export_onnx(
     """
     from thousandfold.stages.export_onnx import export_onnx as stage
 
-    session, common = _begin("export-onnx", workspace, preset, settings)
-    resolved = common.resolve(stage.ExportOnnxSettings, "export_onnx", settings)
-    session.announce(common)
-    source = _take(session, student, "student", "teacher")
-    return stage.run(resolved, session.context, source)
+    with _stage("export-onnx", stage.ExportOnnxSettings, workspace, preset, settings, student) as call:
+        call.session.announce(call.common)
+        source = _take(call.session, student, "student", "teacher")
+        return stage.run(call.settings, call.session.context, source)
 
 
 def evaluate(
@@ -261,11 +274,10 @@ def evaluate(
     """Run fresh closed-loop episodes of a policy, a student or a teacher; `pipeline evaluate`."""
     from thousandfold.stages.closed_loop import evaluate as stage
 
-    session, common = _begin("evaluate", workspace, preset, settings)
-    resolved = common.resolve(stage.EvaluateSettings, "evaluate", settings)
-    session.announce(common)
-    source = _take(session, policy, "policy", "student", "teacher")
-    return stage.run(resolved, session.context, source)
+    with _stage("evaluate", stage.EvaluateSettings, workspace, preset, settings, policy) as call:
+        call.session.announce(call.common)
+        source = _take(call.session, policy, "policy", "student", "teacher")
+        return stage.run(call.settings, call.session.context, source)
 
 
 def benchmark(
@@ -279,11 +291,10 @@ def benchmark(
     from thousandfold.stages.benchmark import benchmark as stage
     from thousandfold.stages.benchmark.command import take_policy
 
-    session, common = _begin("benchmark", workspace, preset, settings)
-    resolved = common.resolve(stage.BenchmarkSettings, "benchmark", settings)
-    session.announce(common)
-    place = take_policy(session, _reference(policy))
-    return stage.run(resolved, session.context, place)
+    with _stage("benchmark", stage.BenchmarkSettings, workspace, preset, settings, policy) as call:
+        call.session.announce(call.common)
+        place = take_policy(call.session, _reference(policy))
+        return stage.run(call.settings, call.session.context, place)
 
 
 # -- Tasks as environments --------------------------------------------------------------------------
@@ -294,11 +305,11 @@ def tasks() -> list[str]:
     return list(TASK_NAMES)
 
 
-def make(task: Place | CompiledTask, **kwargs: Any) -> gymnasium.Env:
+def make(task: Place | CompiledTask | Policy, **kwargs: Any) -> gymnasium.Env:
     """Return a task as a Gymnasium environment.
 
     Args:
-        task: a name of `tasks`, the YAML file of your own, or a policy's `task`.
+        task: a name of `tasks`, the YAML file of your own, or a policy, whose task it is.
         kwargs: of `gymnasium.make` and of the environment, such as ``episode_steps``, ``distribution`` and
             ``render_mode``.
     """
@@ -308,7 +319,7 @@ def make(task: Place | CompiledTask, **kwargs: Any) -> gymnasium.Env:
     return gymnasium.make(name, **own, **kwargs)
 
 
-def make_vec(task: Place | CompiledTask, num_envs: int, **kwargs: Any) -> VectorEnv:
+def make_vec(task: Place | CompiledTask | Policy, num_envs: int, **kwargs: Any) -> VectorEnv:
     """Return copies of a task that step together, as a Gymnasium vector environment; `task` as of `make`."""
     import gymnasium
 
@@ -316,33 +327,60 @@ def make_vec(task: Place | CompiledTask, num_envs: int, **kwargs: Any) -> Vector
     return gymnasium.make_vec(name, num_envs=num_envs, **own, **kwargs)
 
 
-def _environment(task: Place | CompiledTask) -> tuple[str, dict[str, Any]]:
+def _environment(task: Place | CompiledTask | Policy) -> tuple[str, dict[str, Any]]:
     """Return the environment's id, and what it is told of a task that is not built in."""
     if isinstance(task, str) and task in TASK_NAMES:
         return environment_id(task), {}
+    if task in map(environment_id, TASK_NAMES):
+        return str(task), {}
+    if isinstance(task, Policy):
+        task = task.task
     return USER_TASK_ID, {"task": os.fspath(task) if isinstance(task, str | os.PathLike) else task}
 
 
 # -- What the stages share --------------------------------------------------------------------------
 
 
-def _begin(
+class _Call(NamedTuple, Generic[Settings]):
+    session: Session
+    common: CommonOptions
+    settings: Settings
+
+
+@contextlib.contextmanager
+def _stage(
     command: str,
+    cls: type[Settings],
     workspace: Place | None,
     preset: str | None,
     settings: dict[str, Any],
+    source: Place | Artifact | Policy | None = None,
     several_ranks: bool = False,
-) -> tuple[Session, CommonOptions]:
-    """Return the session of a command and its options; settings that are None stand there, as null."""
+) -> Iterator[_Call[Settings]]:
+    """Yield what a command works with; settings that are None stand among its options, as null.
+
+    Without a workspace it is that of the source. What torch computes on afterwards are the caller's threads.
+    """
     from thousandfold.envs.pictures.opengl import check_import
 
     check_import()
+    own = source.artifact if isinstance(source, Policy) else source
+    if workspace is None and isinstance(own, Artifact):
+        workspace = own.path.absolute().parents[1]
     session = Session(_text(workspace), as_json=True)
     if session.ranks.size > 1 and not several_ranks:
         raise one_process_alone(command, session.ranks)
     session.console = Console(json_output=True, silent=not session.ranks.leads)
     nulls = tuple(f"{name}=null" for name, value in settings.items() if value is None)
-    return session, CommonOptions(preset, nulls, settings.get("seed"), settings.get("device"), dry_run=False)
+    common = CommonOptions(preset, nulls, settings.get("seed"), settings.get("device"), dry_run=False)
+    resolved = common.resolve(cls, command.replace("-", "_"), settings)
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    try:
+        yield _Call(session, common, resolved)
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def _text(workspace: Place | None) -> str | None:

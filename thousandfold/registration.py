@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -50,13 +51,20 @@ def _register() -> None:
 class _AfterGymnasium(MetaPathFinder):
     """Has Gymnasium imported as it would be, and registers the environments when that is done."""
 
+    def __init__(self) -> None:
+        self._asking = threading.local()
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "gymnasium":
+        # Being asked for is not being imported: many a library only looks whether Gymnasium is there.
+        if fullname != "gymnasium" or getattr(self._asking, "now", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking.now = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking.now = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module

@@ -274,7 +274,7 @@ def try_strength(
 
     Args:
         trained, critic: the teacher.
-        samples, scale: as of `stages.best_action.best_action_policy`.
+        samples, scale: as of `stages.networks.best_action_policy`.
         seed: of the episodes and of the draws.
         device: where both networks run.
         episodes: how many.

@@ -156,7 +156,7 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[Frontie
 
     Raises:
         SettingsError: there is none, or nothing is left to do for the one named.
-        DamagedFileError: its manifest holds settings that are none of this version's.
+        DamagedFileError: its manifest holds settings that this version does not read.
     """
     if reference is not None:
         artifact = workspace.find(reference, "frontier")

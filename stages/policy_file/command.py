@@ -147,7 +147,7 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     """Print a policy file's page.
 
     Raises:
-        UserError: the file cannot be read, or is none of this version.
+        UserError: the file cannot be read, or is of another version.
     """
     from thousandfold.stages.policy_file.golden import parse_golden
     from thousandfold.stages.policy_file.graph import require_known_graph

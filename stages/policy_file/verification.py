@@ -104,7 +104,7 @@ def verify_policy(
         task: name or file of the task; None: as of `find_task`.
 
     Raises:
-        UserError: the file cannot be read, is none of this version, its graph computes what no policy does,
+        UserError: the file cannot be read, is of another version, its graph computes what no policy does,
             or its task is not known here.
     """
     model, found = read_model(place.path), Verification(place)

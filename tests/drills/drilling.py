@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-PRODUCT = ("envs", "models", "pipeline", "replay", "stages")
+import thousandfold
+
 LIBRARIES = (
     "alembic.command",
     "h5py",
@@ -467,9 +468,7 @@ def _run_command_line() -> int:
 
 
 def _modules() -> Iterator[str]:
-    for package in PRODUCT:
-        path = importlib.import_module(package).__path__
-        yield from (module.name for module in pkgutil.walk_packages(path, f"{package}."))
+    return (module.name for module in pkgutil.walk_packages(thousandfold.__path__, "thousandfold."))
 
 
 def _load_product() -> None:

@@ -205,7 +205,7 @@ class TestElsewhere:
             told = json.loads(session.get_modelmeta().custom_metadata_map["thousandfold"])
             rows = [np.zeros((3, len(told["inputs"][n])), np.float32) for n in ("observation", "goal")]
             action, control = session.run(["action", "control"], dict(zip(("observation", "goal"), rows)))
-            own = [n for n in ("torch", "onnx", "stages", "pipeline") if n in sys.modules]
+            own = [n for n in ("torch", "onnx", "thousandfold") if n in sys.modules]
             print(json.dumps([action.shape, control.shape, float(abs(action).max()), own, told["task"]]))
             """,
             tmp_path,
