@@ -53,7 +53,7 @@ class Recorder:
 
     def __init__(self, num_worlds: int, capacity: int, asks: bool = True) -> None:
         self.buffer = make_buffer(num_worlds, capacity)
-        self.buffer._asks = asks
+        self.buffer._reads_are_free = asks
         self.worlds = [World() for _ in range(num_worlds)]
         self.serial = 0
 

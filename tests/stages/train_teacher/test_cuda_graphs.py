@@ -62,7 +62,7 @@ class Learning:
     def __init__(self, make_recorder: Any = None, device: str = "cpu", **settings: Any) -> None:
         self.learner = ContrastiveLearner(TASK, LearnerSettings(**(SMALL | settings)), device)
         self.buffer = TrajectoryBuffer(WORLDS, 40, observation_dim=4, goal_dim=2, action_dim=2, device=device)
-        self.buffer._asks = False
+        self.buffer._reads_are_free = False
         self.generator = torch.Generator(device).manual_seed(1)
         self._rows = torch.Generator().manual_seed(2)
         self.recorder = make_recorder and make_recorder(device, self.generator)
@@ -127,7 +127,7 @@ def test_what_waits_is_noticed():
         with pytest.raises(WouldWait), NeverWaits():
             waiting()
     learning = Learning()
-    learning.buffer._asks = True
+    learning.buffer._reads_are_free = True
     with pytest.raises(WouldWait), NeverWaits():
         learning.update()
 
@@ -219,7 +219,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPat
 
     def make(training: TeacherTraining, num_worlds: int, device: str) -> TrajectoryBuffer:
         buffer = make_buffer(training, num_worlds, device)
-        buffer._asks = False
+        buffer._reads_are_free = False
         return buffer
 
     monkeypatch.setattr(TeacherTraining, "_make_buffer", make)
