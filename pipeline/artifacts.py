@@ -363,6 +363,12 @@ class Workspace:
         Raises WorkspaceError.
         """
         try:
+            str(self.root).encode()
+        except UnicodeEncodeError:  # neither MLflow nor safetensors nor MuJoCo opens what lies there
+            raise WorkspaceError(
+                f"Workspace {self.root} is no name in UTF-8: rename it, or choose another --workspace DIR."
+            ) from None
+        try:
             write_atomic(self.runs / ".writable", b"")
             (self.runs / ".writable").unlink(missing_ok=True)
             for path in filter(is_temporary, self.runs.glob(".*")):

@@ -329,7 +329,7 @@ def _write_traceback(error: Exception, log_folder: Path | None) -> Path | None:
     for folder in (log_folder, Path(tempfile.gettempdir())):
         if folder is not None:
             with contextlib.suppress(OSError):
-                (folder / name).write_text(text, encoding="utf-8")
+                (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
                 return folder / name
     return None
 

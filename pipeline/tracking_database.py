@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import atomic_file, is_temporary
@@ -45,6 +45,14 @@ def sqlite_uri(database: Path) -> str:
 
     # With the driver's name: after "sqlite:///" MLflow would make the folder of the path as it is quoted.
     return sqlalchemy.URL.create("sqlite+pysqlite", database=str(database)).render_as_string()
+
+
+def file_uri(path: Path) -> str:
+    """Return the address of a folder as MLflow reads it, which takes its bytes for UTF-8 under every locale.
+
+    `Path.as_uri` quotes the bytes of the file system's encoding: under ISO-8859-1 another folder's.
+    """
+    return f"file://{quote(str(path))}"
 
 
 def make_ready(database: Path, artifacts: Path, say: Callable[[str], None], to_write: bool = True) -> None:
@@ -91,7 +99,7 @@ def move_along(root: Path, database: Path, artifacts: Path, say: Callable[[str],
         found = connection.execute(
             "SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)
         ).fetchone()
-        here, there = artifacts.as_uri(), found[0] if found else None
+        here, there = file_uri(artifacts), found[0] if found else None
         below = f"/{artifacts.relative_to(root).as_posix()}"
         if there in (None, here) or not there.startswith("file:") or not there.endswith(below):
             return  # as it is, or a place that somebody chose
@@ -211,9 +219,9 @@ def _migrate(database: Path, artifacts: Path) -> None:
     finally:
         engine.dispose()
     try:
-        store = SqlAlchemyStore(uri, artifacts.as_uri())
+        store = SqlAlchemyStore(uri, file_uri(artifacts))
         if store.get_experiment_by_name(EXPERIMENT) is None:
-            store.create_experiment(EXPERIMENT, artifacts.as_uri())
+            store.create_experiment(EXPERIMENT, file_uri(artifacts))
     finally:
         _close_connections(database)
 

@@ -20,7 +20,14 @@ from urllib.parse import urlsplit
 
 from thousandfold.ground.errors import FullStoreError, MissingExtraError, UserError, is_disk_full
 from thousandfold.ground.files import SAY_AFTER_S, file_lock
-from thousandfold.pipeline.tracking_database import BUSY_S, EXPERIMENT, make_ready, move_along, sqlite_uri
+from thousandfold.pipeline.tracking_database import (
+    BUSY_S,
+    EXPERIMENT,
+    file_uri,
+    make_ready,
+    move_along,
+    sqlite_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -89,7 +96,7 @@ def open_store(
             make_ready(database, _artifacts(root), say, to_write)
             if given is None:
                 move_along(root, database, _artifacts(root), say)
-            return _open(sqlite_uri(database), _artifacts(root).as_uri())
+            return _open(sqlite_uri(database), file_uri(_artifacts(root)))
     except UserError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, the file system: each has errors of its own
@@ -143,7 +150,7 @@ def ui_command(workspace_root: Path, host: str, port: int) -> list[str]:
     store = uri or sqlite_uri(_own_database(root))
     return [
         *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", store),
-        *("--artifacts-destination", _artifacts(root).as_uri(), "--host", host, "--port", str(port)),
+        *("--artifacts-destination", file_uri(_artifacts(root)), "--host", host, "--port", str(port)),
     ]
 
 
@@ -208,7 +215,7 @@ def _open_elsewhere(uri: str, root: Path) -> tuple[MlflowClient, str]:
         place = urlsplit(uri)
         if place.hostname and place.port:  # drivers wait for minutes
             socket.create_connection((place.hostname, place.port), _CONNECT_S).close()
-        limit_s, artifacts = DATABASE_PATIENCE_S, _artifacts(root).as_uri()
+        limit_s, artifacts = DATABASE_PATIENCE_S, file_uri(_artifacts(root))
     opened, late = call_within(limit_s, lambda: _open(uri, artifacts))
     if late is not None:
         raise TimeoutError(f"no answer within {limit_s:.0f} s")
@@ -251,7 +258,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError | ConnectionError) or re.search(
         "Max retries exceeded|Connection|timed out", text
     ):
-        return "the server does not answer"
+        return "the server does not answer, or not as MLflow's does"
     if isinstance(error, socket.gaierror):
         return f"the server is not known ({error.strerror})"
     if "database is locked" in text:

@@ -116,6 +116,10 @@ def read_page(path: str | Path) -> Page:
     """
     place = Path(os.path.abspath(os.path.expanduser(path)))
     try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        raise TaskError(f"{str(shown(place))!a} is no name in UTF-8: rename it.") from None
+    try:
         text = read_plain(place, MOST_BYTES).decode()
     except FileNotFoundError:
         raise TaskError(f"There is no task file {shown(place)}.") from None

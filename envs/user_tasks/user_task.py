@@ -118,7 +118,8 @@ def model_files(model: Path) -> list[Path]:
     try:
         require_modest(model)
         with quiet_mujoco():
-            return [model, *map(Path, mujoco.mju_getXMLDependencies(str(model)))]
+            found = mujoco.mju_getXMLDependencies(_for_mujoco(model))
+            return [model, *(Path(os.fsdecode(file.encode())) for file in found)]
     except (OSError, ValueError, mujoco.FatalError):  # damaged, or a file is missing: compiling it says which
         return [model]
 
@@ -161,10 +162,21 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
 # -- the model ------------------------------------------------------------------------------------
 
 
+def _for_mujoco(path: Path) -> str:
+    """Return a path whose UTF-8, which is what MuJoCo opens under every locale, is the name of the file.
+
+    Raises ValueError where no text is: the name holds other bytes.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise ValueError("its path is no UTF-8, and MuJoCo opens no other: rename it") from None
+
+
 def _build_spec(model: Path, options: schema.OptionsEntry, maze: schema.MazeEntry | None) -> mujoco.MjSpec:
     """Return the user's model with the page's options and walls; MuJoCo's ValueError where it refuses."""
     with quiet_mujoco():
-        spec = mujoco.MjSpec.from_file(str(model))
+        spec = mujoco.MjSpec.from_file(_for_mujoco(model))
     if options.timestep_s is not None:
         spec.option.timestep = options.timestep_s
     if options.integrator is not None:

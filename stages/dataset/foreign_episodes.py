@@ -260,11 +260,11 @@ def _require_ends(
             "next_observations speak of: save its rows in the order of time, episode after episode."
         )
     if len(ends) == 1 and rows > episode_steps + 1:
+        more = ", or save next_observations" if jumps is None else ""
         raise UserError(
             f"{path}: nothing marks where an episode ends before the last of its {rows:,} rows, and one of "
             f"the task has {episode_steps:,} steps at most: add flags named timeouts that are true in the "
-            "last row of every episode (also read are terminals, terminations, dones, truncations), or save "
-            "next_observations."
+            f"last row of every episode (also read are terminals, terminations, dones, truncations){more}."
         )
 
 

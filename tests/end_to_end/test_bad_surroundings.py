@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command_line import clean_environment, command
+from tests.end_to_end.command_line import ROOT, clean_environment, command
 from tests.end_to_end.refusals import SMOKE, invoke, newest, refused
+from tests.envs.user_tasks.user_pages import write
 from thousandfold.ground import files
 from thousandfold.pipeline.artifacts import Workspace
 
@@ -43,6 +46,83 @@ class TestWorkspace:
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
         expected = f"Workspace {small_disk} cannot be written (Read-only file system): choose another"
         assert refused(small_disk, "train-teacher", *SMOKE).startswith(expected)
+
+
+@pytest.fixture(scope="module")
+def latin_1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment whose locale is a German one in Latin-1, so that file names are taken for that."""
+    places = tmp_path_factory.mktemp("locales")
+    made = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(places / "de_DE.ISO-8859-1")]
+    if shutil.which("localedef") is None or subprocess.run(made, capture_output=True).returncode:
+        pytest.skip("localedef makes no German locale in Latin-1 here")
+    return {"LC_ALL": "de_DE.ISO-8859-1", "LOCPATH": str(places), "PYTHONUTF8": "0"}
+
+
+class TestNames:
+    """Names of files that are no ASCII, under locales that are no UTF-8, and names that are no text."""
+
+    def test_nothing_lands_beside_the_workspace(self, tmp_path: Path, latin_1: dict[str, str]) -> None:
+        code = (
+            "import sys; from pathlib import Path; from thousandfold.pipeline.tracking import open_tracker\n"
+            "root = Path(sys.argv[1]); root.mkdir(); (root / 'file').write_text('mine')\n"
+            "with open_tracker(root).stage('benchmark', name='b') as run: run.log_file(root / 'file')\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "Änew")],
+            env=clean_environment(**latin_1),
+            capture_output=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        assert [path.name for path in tmp_path.iterdir()] == ["Änew"]
+        kept = [path.read_text() for path in (tmp_path / "Änew" / "mlflow").rglob("file")]
+        assert kept == ["mine"]
+
+    def test_a_model_in_a_folder_with_an_umlaut_is_read(
+        self, tmp_path: Path, latin_1: dict[str, str]
+    ) -> None:
+        folder = tmp_path / "Ü"
+        folder.mkdir()
+        page = write(folder)
+        done = subprocess.run(
+            command("tasks", "check", str(page)),
+            env=clean_environment(**latin_1),
+            capture_output=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+
+    @pytest.mark.parametrize("arguments", [("tasks", "check"), ("train-teacher", *SMOKE, "--task")])
+    def test_a_name_that_is_no_text_is_refused(self, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        folder = tmp_path / "a\udcff"
+        folder.mkdir()
+        assert "is no name in UTF-8: rename it." in refused(tmp_path, *arguments, str(write(folder)))
+
+    def test_nor_is_it_a_workspace(self, tmp_path: Path) -> None:
+        place = tmp_path / "a\udcff"
+        done = subprocess.run(
+            command("--workspace", str(place), "train-teacher", *SMOKE),
+            env=clean_environment(),
+            capture_output=True,
+            cwd=ROOT,
+        )
+        told = done.stderr.decode().splitlines()[-1]
+        assert told.endswith("is no name in UTF-8: rename it, or choose another --workspace DIR.")
+        assert done.returncode == 2 and not place.exists()
+
+    def test_an_unexpected_error_is_written_down_whatever_it_names(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise LookupError("a\udcff")
+
+        monkeypatch.setattr(Workspace, "ensure_writable", fail)
+        told = invoke(tmp_path, "train-teacher", *SMOKE).stderr
+        match = re.search(r"\(unexpected; the traceback is in (\S+)\)", told)
+        assert match is not None, told
+        log = Path(match[1])
+        assert "LookupError: a\\udcff" in log.read_text()
+        log.unlink()
 
 
 @pytest.fixture
@@ -110,7 +190,7 @@ class TestTracking:
             address = f"http://127.0.0.1:{probe.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert refused(tmp_path, "train-teacher", *SMOKE) == (
-            f"Cannot open the tracking store {address}: the server does not answer. "
+            f"Cannot open the tracking store {address}: the server does not answer, or not as MLflow's does. "
             "Put that right, let MLFLOW_TRACKING_URI name another store, or set it to none to go on "
             "untracked."
         )
