@@ -81,6 +81,10 @@ class StoppedByUser(UserError):
     exit_code = 130
 
 
+BAD_CONTENT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""what reading a file raises that is whole but does not hold what was written there once"""
+
+
 def nearest_name(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name closest to `name`, or None when nothing is near."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError
 from thousandfold.ground.files import (
     atomic_file,
     file_sha256,
@@ -152,7 +152,7 @@ class CheckpointFolder:
         """Raise DamagedFileError where the content, whole as it is, is none that the run can go on from."""
         try:
             yield
-        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        except BAD_CONTENT as error:
             reason = " ".join(str(error).split())[:200]
             raise DamagedFileError(f"{self.path} does not fit this run's settings ({reason}).") from error
 
@@ -281,7 +281,7 @@ class CheckpointFolder:
             return manifest
         except FileNotFoundError as error:
             raise DamagedFileError(f"{self.path} holds no checkpoint: {_REMEDY}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except BAD_CONTENT as error:
             raise DamagedFileError(f"{path} is truncated or no checkpoint manifest: {_REMEDY}") from error
 
     def _read(self, entry: dict[str, Any]) -> dict[str, Tensor]:

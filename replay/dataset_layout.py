@@ -28,6 +28,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from thousandfold.ground.errors import BAD_CONTENT
 from thousandfold.ground.files import file_sha256
 from thousandfold.replay.goal_episode import DatasetError
 
@@ -128,7 +129,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         return metadata
     except DatasetError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *BAD_CONTENT) as error:
         raise DatasetError(
             f"{path} is damaged or no metadata of Minari: make the dataset again with "
             "`pipeline generate-dataset`."
@@ -140,5 +141,5 @@ def is_whole(folder: Path) -> bool:
     try:
         recorded = read_metadata(folder)[NAMESPACE]["sha256"]
         return file_sha256(folder / ROWS_NAME) == recorded
-    except (DatasetError, OSError, KeyError, TypeError):
+    except (OSError, *BAD_CONTENT):
         return False

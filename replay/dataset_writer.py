@@ -22,6 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.goal_env import environment_arguments, goal_spaces
 from thousandfold.envs.task_names import environment_id
+from thousandfold.ground.errors import BAD_CONTENT
 from thousandfold.replay.dataset_layout import (
     COLUMNS,
     FORMAT_VERSION,
@@ -158,7 +159,7 @@ def write_view(
 def _statistics_of(folder: Path) -> DatasetStatistics:
     try:
         return DatasetStatistics.from_metadata(read_metadata(folder)[NAMESPACE])
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_CONTENT as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{folder / METADATA_NAME} is no metadata of a shard.") from error

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from thousandfold.ground.errors import BAD_CONTENT
 from thousandfold.replay.dataset_layout import (
     ALTERNATIVES,
     COLUMNS,
@@ -157,7 +158,7 @@ def _load_shard(folder: Path, known_hashes: Mapping[Path, str]) -> GoalDataset:
         _check_hash(rows, metadata, known_hashes.get(rows))
         with reading(rows) as file:
             return _read(file, metadata)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+    except (OSError, MemoryError, *BAD_CONTENT) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(
             f"{rows} is damaged or no dataset of thousandfold ({reason}): make it again with "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
-from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
 from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
 from thousandfold.models.goal_actor import Gaussian, GoalActor
@@ -123,7 +123,7 @@ def load_actor(artifact: Artifact) -> TrainedActor:
         missing = [name for name in missing if header["kind"] == "student" or name.startswith("actor.")]
         if unexpected or missing:
             raise DamagedFileError(f"{path} does not hold the network that its header describes.")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except BAD_CONTENT as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} is no network file of this version ({reason}).") from error
     return TrainedActor(actor.eval(), task, shape, header)
@@ -196,7 +196,7 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
         energy = teacher.manifest.settings["energy"]
         if energy not in get_args(Energy):
             raise ValueError(f"unknown energy {energy!r}")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except BAD_CONTENT as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} holds no critic of this version ({reason}).") from error
     return TeacherCritic(critic.eval().requires_grad_(False), energy)

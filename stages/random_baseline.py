@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.errors import BAD_CONTENT
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Console
 from thousandfold.stages.episodes import run_episodes, wilson_interval
@@ -55,13 +56,13 @@ def no_better_than_random(results: Mapping[str, Any]) -> str | None:
     """
     try:
         success, episodes = float(results["success"]), int(results["episodes"])
-    except (KeyError, TypeError, ValueError):
+    except BAD_CONTENT:
         return None
     if success == 0:
         return f"reached none of {episodes:,} goals"
     try:
         chance, draws = float(results["random_success"]), int(results["random_episodes"])
-    except (KeyError, TypeError, ValueError):
+    except BAD_CONTENT:
         return None
     low, high = wilson_interval(round(success * episodes), episodes)
     random_low, random_high = wilson_interval(round(chance * draws), draws)

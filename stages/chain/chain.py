@@ -15,6 +15,7 @@ import pydantic
 
 from thousandfold.envs.registry import get_task
 from thousandfold.ground.errors import (
+    BAD_CONTENT,
     DamagedFileError,
     MissingArtifactError,
     SettingsError,
@@ -143,7 +144,7 @@ def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
             )
         classes = settings_classes()
         return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
-    except (ValueError, TypeError, KeyError) as error:
+    except BAD_CONTENT as error:
         raise DamagedFileError(
             f"{path} is damaged or not a chain record: restore it, or delete it and run again."
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.replay.dataset_layout import (
     METADATA_NAME,
@@ -192,7 +192,7 @@ def _unpack(path: Path, stamps: Mapping[str, list[int] | None]) -> GoalDataset |
         if {name: _checksum(column) for name, column in columns.items()} != header["crc32"]:
             return None
         return GoalDataset(**columns, metadata=json.loads(header["metadata"]))
-    except (DamagedFileError, KeyError, TypeError, ValueError):
+    except (DamagedFileError, *BAD_CONTENT):
         return None
 
 
@@ -243,6 +243,6 @@ def _row(shard: Path, state: str) -> dict[str, Any]:
             "noise": ", ".join(by_noise) or None,
             "success": facts["successes"] / facts["episodes"],
         }
-    except (DatasetError, KeyError, TypeError, ValueError):
+    except BAD_CONTENT:
         described = {name: None for name in ("episodes", "rows", "distribution", "noise", "success")}
     return {"shard": shard.parent.name, **described, "files": state}

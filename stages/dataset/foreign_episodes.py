@@ -30,9 +30,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from thousandfold.ground.errors import DamagedFileError, UserError, unknown_name
+from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, UserError, unknown_name
 from thousandfold.replay.dataset_layout import METADATA_NAME, ROWS_NAME, shards_of
-from thousandfold.replay.goal_episode import DatasetError
 from thousandfold.replay.hdf5 import read_numbers, reading
 from thousandfold.stages.dataset.column_file import is_column_file, read_columns
 
@@ -375,7 +374,7 @@ _Episodes = Callable[[], Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]]
 def _hdf5_episodes(folder: Path, metadata: Mapping[str, Any], source: str) -> _Episodes:
     try:
         files = [shard / ROWS_NAME for shard in shards_of(folder, dict(metadata))]
-    except (DatasetError, AttributeError, KeyError, TypeError, IndexError) as error:
+    except BAD_CONTENT as error:
         raise DamagedFileError(f"{source} does not say what its shards are: {_reason(error)}.") from error
     names = [_episode_names(file, source) for file in files]
     _require_count(sum(map(len, names)), metadata, source)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thousandfold.ground.errors import DamagedFileError, SettingsError, UserError
+from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, SettingsError, UserError
 from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
@@ -199,7 +199,7 @@ def _require_reproduction(
         success = float(recorded["success"])
         if episodes < 1:
             raise ValueError(f"{episodes} episodes")
-    except (KeyError, TypeError, ValueError) as error:
+    except BAD_CONTENT as error:
         raise DamagedFileError(f"{teacher.path}/manifest.json records no evaluation ({error}).") from error
     policy = torch_policy(trained.actor)
     replayed = TeacherEpisodes(teacher, context, trained.task, policy, seed=seed).first(episodes)

@@ -172,3 +172,19 @@ def test_a_damaged_checkpoint_marks_no_teacher_as_completed(broken: Artifact):
     with pytest.raises(DamagedFileError):
         train_teacher.run(settings, make_context(broken.path.parents[1]), artifact)
     assert Artifact.load(broken.path).manifest.status == "failed"
+
+
+@pytest.mark.parametrize("value", [float("inf"), "many", None])
+def test_a_checkpoint_whose_numbers_are_none_is_refused(
+    broken: Artifact, value: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """As another program may have written it: its hashes are right."""
+    load = CheckpointFolder.load
+
+    def edited(folder: CheckpointFolder, *arguments: Any) -> Any:
+        checkpoint = load(folder, *arguments)
+        checkpoint.progress["metric_count"] = value
+        return checkpoint
+
+    monkeypatch.setattr(CheckpointFolder, "load", edited)
+    assert "does not fit this run's settings" in refused(broken)
