@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,11 +81,10 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("robot")
     source = folder / "source"
     source.mkdir()
-    # A copy, because a build leaves files behind.
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    for name in {package.partition(".")[0] for package in packages}:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "thousandfold.py"):
+    # A copy, because a build leaves files behind; of links it has what they point to.
+    without_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "thousandfold", source / "thousandfold", ignore=without_caches)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     install = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
