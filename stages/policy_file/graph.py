@@ -210,7 +210,9 @@ def _require_bounded_work(nodes: list[_Node], shapes: dict[str, Shape], constant
     work, most = 0, _WORK_PER_NUMBER * constants + _FREE_WORK
     for node in nodes:
         taken = []
-        for name in filter(None, node.inputs):
+        for name in node.inputs:
+            if not name:  # ONNX Runtime reads what is not there, and dies
+                raise _Unknown(f"a node {node.operator} that leaves an input out")
             if name not in shapes:
                 raise _Unknown(
                     f"a node {node.operator} that takes {_quoted(name)}, which no node before it gives"

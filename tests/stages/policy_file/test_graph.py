@@ -141,6 +141,10 @@ def with_a_node_of_nothing(model: onnx.ModelProto) -> None:
     model.graph.node.append(node("Tanh", "absent"))
 
 
+def with_an_input_left_out(model: onnx.ModelProto) -> None:
+    model.graph.node.append(node("Min", "action", ""))
+
+
 HOSTILE: dict[Callable[[onnx.ModelProto], None], str] = {
     with_loop: "the operator 'Loop'",
     with_branch: "the operator 'If'",
@@ -161,6 +165,7 @@ HOSTILE: dict[Callable[[onnx.ModelProto], None], str] = {
     with_one_weight_over_and_over: "much more to compute",
     with_a_wide_input: "much more to compute",
     with_a_node_of_nothing: "takes 'absent', which no node before it gives",
+    with_an_input_left_out: "a node Min that leaves an input out",
 }
 
 
