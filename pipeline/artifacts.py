@@ -64,6 +64,7 @@ KINDS = {
     "evaluation": "evaluate",
     "rendering": "render",
     "frontier": "frontier",
+    "study": "study",
     "report": "report",
 }
 """Every kind of artifact and the command that makes it."""

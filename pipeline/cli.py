@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "thousandfold.stages.report.command",
     "dataset": "thousandfold.stages.dataset.command",
     "frontier": "thousandfold.stages.frontier.command",
+    "study": "thousandfold.stages.study.command",
     "tasks": "thousandfold.stages.tasks.command",
     "presets": "thousandfold.pipeline.listing",
     "runs": "thousandfold.pipeline.listing",

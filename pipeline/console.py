@@ -34,10 +34,10 @@ from thousandfold.pipeline.output import lost_output
 EXTRA_OF_PACKAGE = dict.fromkeys(("gymnasium", "mujoco", "onnxruntime"), "") | dict.fromkeys(
     (
         "h5py", "PIL", "imageio", "imageio_ffmpeg", "jinja2", "matplotlib", "minari", "mlflow", "mujoco_warp",
-        "onnx", "safetensors", "threadpoolctl", "torch", "warp",
+        "onnx", "safetensors", "scipy", "threadpoolctl", "torch", "warp",
     ),
     "train",
-)  # fmt: skip
+) | {"submitit": "cluster"}  # fmt: skip
 """The extra of thousandfold that brings a package, by the name under which it is imported; "": no extra does,
 for every installation has it."""
 _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

@@ -154,7 +154,7 @@ def resolve_settings(
     """
     values = dict(load_preset(preset).get(section, {})) if preset else {}
     values.update({key: value for key, value in (flags or {}).items() if value is not None})
-    values.update(_parse_override(override) for override in overrides)
+    values.update(parse_override(override) for override in overrides)
     try:
         return cls.model_validate(values)
     except pydantic.ValidationError as error:
@@ -235,7 +235,7 @@ def _read_preset(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def parse_override(override: str) -> tuple[str, Any]:
     """Split `key=value` and read the value as YAML."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():

@@ -35,16 +35,16 @@ STAGES = {
         "train_teacher.train_teacher", "dataset.generate_dataset", "dataset.import_dataset",
         "dataset.merge_datasets", "distill.distill", "export_onnx.export_onnx", "benchmark.benchmark",
         "closed_loop.evaluate", "closed_loop.render", "closed_loop.run_policy", "report.report",
-        "frontier.frontier", "chain.chain",
+        "frontier.frontier", "study.study", "chain.chain",
     )
 }  # fmt: skip
-RUN_SEVERAL_STAGES = ("stages.chain.", "stages.frontier.", "stages.stage_settings")
+RUN_SEVERAL_STAGES = ("stages.chain.", "stages.frontier.", "stages.stage_settings", "stages.study.")
 
 TORCH_IN_ENVS = {"envs.simulators.warp_simulator"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari", "mlflow",
-    "mujoco_warp", "onnx", "PIL", "safetensors", "threadpoolctl", "torch", "warp",
+    "mujoco_warp", "onnx", "PIL", "safetensors", "scipy", "submitit", "threadpoolctl", "torch", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",

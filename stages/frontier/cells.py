@@ -14,7 +14,6 @@ Cells lie in workspaces of their own, so that none of them is ever the newest st
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -26,7 +25,6 @@ from thousandfold.pipeline.resume import find_unfinished
 from thousandfold.pipeline.settings import StageSettings
 
 CELLS_FOLDER, TEACHER_FOLDER, EPISODES_FOLDER = "cells", "teacher", "episodes"
-LOG_FILE = "log.txt"
 
 Depth = Annotated[int, pydantic.Field(ge=1, le=1024)]
 Width = Annotated[int, pydantic.Field(ge=1, le=8192)]
@@ -99,47 +97,6 @@ def cell_workspace(frontier: Artifact, cell: Cell) -> Workspace:
 def teacher_workspace(frontier: Artifact) -> Workspace:
     """Return the workspace of the teacher's own policy and benchmark."""
     return Workspace(frontier.file(TEACHER_FOLDER))
-
-
-def finished(workspace: Workspace, kind: str) -> Artifact | None:
-    """Return the completed artifact of a kind in a cell's workspace; None where there is none yet.
-
-    Raises DamagedFileError where a manifest is damaged.
-    """
-    _require_undamaged(workspace)
-    found = (artifact for artifact in workspace.artifacts(kind) if artifact.manifest.status == "completed")
-    return next(found, None)
-
-
-def begun_student(workspace: Workspace) -> Artifact | None:
-    """Return the student that a stopped process has left with a checkpoint; None where there is none.
-
-    Raises DamagedFileError where a manifest is damaged.
-    """
-    _require_undamaged(workspace)
-    try:
-        return find_unfinished(workspace, "student", None)
-    except SettingsError:
-        return None
-
-
-def _require_undamaged(workspace: Workspace) -> None:
-    """Raise DamagedFileError for the first damaged manifest of a cell: what it is of may be made already."""
-    for damaged in workspace.damaged:
-        raise damaged.error
-
-
-def remove_unfinished(workspace: Workspace, but: Artifact | None = None) -> None:
-    """Remove what a process that was stopped has left behind, but for this artifact."""
-    for folder in workspace.runs.glob("*/"):
-        if but is not None and folder.name == but.path.name:
-            continue
-        try:
-            whole = Artifact.load(folder).manifest.status == "completed"
-        except DamagedFileError:  # killed before there was a manifest
-            whole = (folder / MANIFEST_NAME).exists()
-        if not whole:
-            shutil.rmtree(folder)
 
 
 def require_work(frontier: Artifact) -> None:

@@ -14,6 +14,7 @@ from thousandfold.ground.files import folder_lock, write_json_atomic
 from thousandfold.ground.machine import usable_cpus
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
+from thousandfold.pipeline.jobs import Job, cpu_sets, finished, run_jobs
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, describe_host
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, resolve_settings, split_overrides
@@ -25,12 +26,10 @@ from thousandfold.stages.frontier.cells import (
     FrontierPlan,
     FrontierSettings,
     cell_workspace,
-    finished,
     grid,
     require_work,
     teacher_workspace,
 )
-from thousandfold.stages.frontier.jobs import Job, cpu_sets, run_jobs
 from thousandfold.stages.frontier.picture import PICTURE_FILE, draw_frontier
 from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, quality, show
 from thousandfold.stages.stage_settings import settings_classes
@@ -206,7 +205,8 @@ class _Frontier:
             # The teacher is timed once, not beside each of its students.
             "export_onnx": self._plan.export_onnx | {"include_teacher": False},
         }
-        return Job(TEACHER_FOLDER if cell is None else cell.name, workspace.root, work)
+        name = TEACHER_FOLDER if cell is None else cell.name
+        return Job(name, workspace.root, "thousandfold.stages.frontier.worker:run_job", work)
 
     def _outcome(self, job: Job) -> str:
         student = finished(Workspace(job.folder), "student")

@@ -9,7 +9,8 @@ from typing import Any
 from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
-from thousandfold.stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
+from thousandfold.pipeline.jobs import finished
+from thousandfold.stages.frontier.cells import Cell, cell_workspace, teacher_workspace
 
 FRONTIER_FILE = "frontier.json"
 DEFINITIONS = {

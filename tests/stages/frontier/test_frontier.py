@@ -20,12 +20,13 @@ from thousandfold.ground.errors import SettingsError, UserError
 from thousandfold.ground.files import LOCK_FILE, folder_lock
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.cli import cli
+from thousandfold.pipeline.jobs import finished
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.tracking import NEWEST_ALIAS
 from thousandfold.stages.distill.retention import PairedEpisodes
 from thousandfold.stages.episodes import run_episodes
-from thousandfold.stages.frontier.cells import Cell, cell_workspace, finished, teacher_workspace
+from thousandfold.stages.frontier.cells import Cell, cell_workspace, teacher_workspace
 from thousandfold.stages.frontier.frontier import cell_settings, resolve_plan
 from thousandfold.stages.frontier.table import read_table
 from thousandfold.stages.networks import load_actor, torch_policy

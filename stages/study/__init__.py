@@ -1,0 +1,1 @@
+"""`pipeline study`: teachers trained with several settings, and what the comparison shows."""
