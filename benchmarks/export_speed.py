@@ -60,7 +60,7 @@ def make_network(workspace: Workspace, depth: int, width: int, num_states: int) 
     actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, shape)
     with torch.no_grad():
         actor.trunk.get_parameter("body.gain").fill_(1.0 / math.sqrt(shape.num_blocks))
-    tensors = dict(NormalizedActor(actor, task.observation_dim, task.goal_dim).state_dict())
+    tensors = dict(NormalizedActor.around(actor, task.observation_dim, task.goal_dim).state_dict())
     source = workspace.create("student", task=TASK, settings={})
     save_network(source.file(NETWORK_FILE), tensors, kind="student", task=task, shape=shape)
     source.complete({})

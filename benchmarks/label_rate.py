@@ -44,7 +44,9 @@ def make_teacher(task_name: str, depth: int, width: int) -> TrainedActor:
     task, shape = compile_task(task_name), NetworkShape(depth, width)
     torch.manual_seed(0)
     actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, shape)
-    return TrainedActor(NormalizedActor(actor, task.observation_dim, task.goal_dim).eval(), task, shape, {})
+    return TrainedActor(
+        NormalizedActor.around(actor, task.observation_dim, task.goal_dim).eval(), task, shape, {}
+    )
 
 
 def bare_side(trained: TrainedActor, batches: int) -> Callable[[], int]:

@@ -117,7 +117,7 @@ def make_student(workspace: Path, shape: NetworkShape) -> Artifact:
     task = compile_task(TASK)
     torch.manual_seed(0)
     actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, shape)
-    network = NormalizedActor(actor, task.observation_dim, task.goal_dim)
+    network = NormalizedActor.around(actor, task.observation_dim, task.goal_dim)
     artifact = Workspace(workspace).create("student", task=TASK, settings={})
     save_network(artifact.file(NETWORK_FILE), network.state_dict(), kind="student", task=task, shape=shape)
     artifact.complete({})

@@ -39,13 +39,19 @@ class Normalizer(nn.Module):
 
 
 class NormalizedActor(nn.Module):
-    """An actor behind normalisers of its state and its goal. A teacher's are the identity."""
+    """An actor behind normalisers of its state and its goal."""
 
-    def __init__(self, actor: GoalActor, observation_dim: int, goal_dim: int) -> None:
+    def __init__(
+        self, actor: GoalActor, observation_normalizer: Normalizer, goal_normalizer: Normalizer
+    ) -> None:
         super().__init__()
         self.actor = actor
-        self.observation_normalizer = Normalizer(observation_dim)
-        self.goal_normalizer = Normalizer(goal_dim)
+        self.observation_normalizer, self.goal_normalizer = observation_normalizer, goal_normalizer
+
+    @classmethod
+    def around(cls, actor: GoalActor, observation_dim: int, goal_dim: int) -> NormalizedActor:
+        """Return an actor behind the identity: its normalisers are still to be fitted or loaded."""
+        return cls(actor, Normalizer(observation_dim), Normalizer(goal_dim))
 
     def forward(self, observation: Tensor, goal: Tensor) -> Gaussian:
         """Return the Gaussian before the tanh for (batch, observation_dim) and (batch, goal_dim)."""

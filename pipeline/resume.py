@@ -194,7 +194,7 @@ def stored_settings(artifact: Artifact, cls: type[Settings], **changes: Any) -> 
         DamagedFileError: its manifest holds settings that this version does not read.
     """
     try:
-        return cls(**artifact.manifest.settings | changes)
+        return cls.stored(artifact.manifest.settings | changes)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

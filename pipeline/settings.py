@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -40,6 +40,13 @@ class StageSettings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+    BEFORE: ClassVar[Mapping[str, Any]] = {}
+    """What versions did that had no such setting yet, where that is not the default."""
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Self:
+        """Return settings as an artifact has them, made by this version or an earlier one."""
+        return cls(**{**cls.BEFORE, **values})
 
     seed: int = pydantic.Field(
         default=0, ge=0, le=2**63 - 1, description="Seed of every random number generator."

@@ -133,6 +133,12 @@ class TrajectoryBuffer:
         """Tell whether nothing is in a mask; False where asking would wait for the device."""
         return self._reads_are_free and not bool(mask.any())
 
+    def newest(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return observations and achieved goals of the last rows of every world, at most so many of each."""
+        first = torch.maximum(self._count - rows, self._oldest)
+        slot = self._slots(first, self._count - first)
+        return self._columns["observation"][slot], self._columns["achieved_goal"][slot]
+
     def _slot(self, ids: Tensor, number: Tensor) -> Tensor:
         """Return the place of an absolute row in the columns, or of an episode in the table of last rows."""
         return ids * self.capacity + number % self.capacity

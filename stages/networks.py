@@ -1,12 +1,12 @@
 """Trained networks on disk: one safetensors file whose header says how to rebuild them.
 
 Tensors: ``actor.*`` (the actor), ``critic.*`` (a teacher's critic), ``observation_normalizer.*`` and
-``goal_normalizer.*`` (a student's). Header: kind, task, sizes of the spaces, shape of the network.
+``goal_normalizer.*`` (of what both are given). Header: kind, task, sizes of the spaces, shape of the network.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
-from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
+from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor, Normalizer
 from thousandfold.models.goal_actor import Gaussian, GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.models.tensor_state import strip_prefix
@@ -116,10 +116,10 @@ def load_actor(artifact: Artifact) -> TrainedActor:
         if not isinstance(header["model_sha256"], str):
             raise DamagedFileError(f"{path} does not say which model it was trained on.")
         shape = shape_of(path, header, tensors)
-        actor = NormalizedActor(GoalActor(*dims, shape), dims[0], dims[1])
+        actor = NormalizedActor.around(GoalActor(*dims, shape), dims[0], dims[1])
         own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
         missing, unexpected = actor.load_state_dict(own, strict=False)
-        # A teacher has no normalisers: those of its actor stay the identity.
+        # A teacher may have been trained without normalisers: they stay the identity.
         missing = [name for name in missing if header["kind"] == "student" or name.startswith("actor.")]
         if unexpected or missing:
             raise DamagedFileError(f"{path} does not hold the network that its header describes.")
@@ -164,10 +164,19 @@ class TeacherCritic:
     Attributes:
         critic: both encoders, as they were when the teacher's actor was kept.
         energy: how the distance of their outputs is measured.
+        observation_normalizer, goal_normalizer: of what the encoders are given.
     """
 
     critic: ContrastiveCritic
     energy: Energy
+    observation_normalizer: torch.nn.Module = field(default_factory=torch.nn.Identity)
+    goal_normalizer: torch.nn.Module = field(default_factory=torch.nn.Identity)
+
+    def to(self, device: str) -> TeacherCritic:
+        """Return it on a device, where its networks are moved."""
+        for module in (self.critic, self.observation_normalizer, self.goal_normalizer):
+            module.to(device)
+        return self
 
     def __call__(self, observation: Tensor, action: Tensor, goal: Tensor) -> Tensor:
         """Return the energy f(s, a, g) of each row, (batch,), larger where the goal is nearer.
@@ -177,8 +186,8 @@ class TeacherCritic:
             action: (batch, action_dim) in [−1, 1].
             goal: (batch, goal_dim), not normalised.
         """
-        state_action = self.critic.encode_state_action(observation, action)
-        return paired_energy(state_action, self.critic.encode_goal(goal), self.energy)
+        state_action = self.critic.encode_state_action(self.observation_normalizer(observation), action)
+        return paired_energy(state_action, self.critic.encode_goal(self.goal_normalizer(goal)), self.energy)
 
 
 def load_critic(teacher: Artifact) -> TeacherCritic:
@@ -193,13 +202,18 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         critic = ContrastiveCritic(*dims, shape_of(path, header, tensors))
         critic.load_state_dict(strip_prefix(tensors, "critic."))
+        normalizers: list[torch.nn.Module] = [torch.nn.Identity(), torch.nn.Identity()]
+        for index, name in enumerate(("observation_normalizer.", "goal_normalizer.")):
+            if own := strip_prefix(tensors, name):
+                normalizers[index] = Normalizer(dims[index])
+                normalizers[index].load_state_dict(own)
         energy = teacher.manifest.settings["energy"]
         if energy not in get_args(Energy):
             raise ValueError(f"unknown energy {energy!r}")
     except BAD_CONTENT as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} holds no critic of this version ({reason}).") from error
-    return TeacherCritic(critic.eval().requires_grad_(False), energy)
+    return TeacherCritic(critic.eval().requires_grad_(False), energy, *normalizers)
 
 
 # -- The best of several actions: sampled from a teacher's Gaussian, chosen by its critic ----------
@@ -234,9 +248,10 @@ def best_mean(
     shape = (samples - 1, *mean.shape)
     noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
     candidates = torch.cat([mean[None], mean + std * noise])
-    target = critic.critic.encode_goal(goal)
+    state, target = critic.observation_normalizer(observation), critic.goal_normalizer(goal)
+    target = critic.critic.encode_goal(target)
     energies = [
-        paired_energy(critic.critic.encode_state_action(observation, actions), target, critic.energy)
+        paired_energy(critic.critic.encode_state_action(state, actions), target, critic.energy)
         for actions in candidates.tanh()
     ]
     best = torch.stack(energies).argmax(0)
@@ -262,7 +277,7 @@ def best_action_policy(
         scale: as of `best_mean`.
     """
     actor = trained.actor.to(device)
-    critic.critic.to(device)
+    critic.to(device)
     generator = torch.Generator(device).manual_seed(torch_seed(seed, _SAMPLE_STREAM))
 
     @torch.no_grad()

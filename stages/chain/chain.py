@@ -143,7 +143,7 @@ def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
                 "`pipeline run`."
             )
         classes = settings_classes()
-        return record, {name: cls.model_validate(record.settings[name]) for name, cls in classes.items()}
+        return record, {name: cls.stored(record.settings[name]) for name, cls in classes.items()}
     except BAD_CONTENT as error:
         raise DamagedFileError(
             f"{path} is damaged or not a chain record: restore it, or delete it and run again."

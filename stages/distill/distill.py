@@ -223,7 +223,7 @@ def _make_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
         actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, settings.shape)
-    student = NormalizedActor(actor, task.observation_dim, task.goal_dim)
+    student = NormalizedActor.around(actor, task.observation_dim, task.goal_dim)
     student.observation_normalizer.fit(torch.from_numpy(data.observation))
     student.goal_normalizer.fit(torch.from_numpy(goals))
     own, teachers = parameter_count(student), parameter_count(trained.actor)

@@ -277,7 +277,7 @@ def _is_larger(shape: Any, trained: Any) -> bool:
     task = trained.task
     with torch.device("meta"):
         actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, shape)
-        student = NormalizedActor(actor, task.observation_dim, task.goal_dim)
+        student = NormalizedActor.around(actor, task.observation_dim, task.goal_dim)
     return parameter_count(student) > parameter_count(trained.actor)
 
 

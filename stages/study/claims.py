@@ -131,7 +131,7 @@ def read_claim(text: str, arms: Collection[str], tasks: Collection[str]) -> Clai
         raise SettingsError(
             f"claim {text!r} is none of these: {'; '.join(FORMS)}. WHEN is {WHEN}; `on TASK` may follow."
         )
-    named = match.groupdict()
+    named: dict[str, Any] = match.groupdict()
     for arm in (named["arm"], named.get("other")):
         if arm is not None and arm not in arms:
             raise SettingsError(f"claim {text!r}: {unknown_name('arm', arm, arms)}")

@@ -101,7 +101,7 @@ def cells(plan: StudyPlan) -> list[Cell]:
 
 def cell_settings(plan: StudyPlan, cell: Cell) -> TrainTeacherSettings:
     """Return the settings that a cell is trained with."""
-    return TrainTeacherSettings(**plan.arms[cell.arm] | {"task": cell.task, "seed": cell.seed})
+    return TrainTeacherSettings.stored(plan.arms[cell.arm] | {"task": cell.task, "seed": cell.seed})
 
 
 def read_page(path: Path) -> tuple[StudyPage, bytes]:

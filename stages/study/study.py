@@ -263,7 +263,7 @@ def train_cell(work: Mapping[str, Any]) -> None:
     Raises:
         UserError: as of `train_teacher.run`.
     """
-    workspace, settings = Workspace(Path(work["workspace"])), TrainTeacherSettings(**work["settings"])
+    workspace, settings = Workspace(Path(work["workspace"])), TrainTeacherSettings.stored(work["settings"])
     if finished(workspace, "teacher") is not None:
         return
     unfinished = begun(workspace, "teacher")

@@ -26,8 +26,10 @@ from thousandfold.models.contrastive_critic import (
     paired_energy,
     pairwise_energy,
 )
+from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor, sample_action
 from thousandfold.models.residual_mlp import centre_kernels, parameter_count
+from thousandfold.models.running_normalizer import RunningNormalizer
 from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
@@ -62,6 +64,8 @@ class ContrastiveLearner:
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         averages = bool(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False) if averages else self.actor
+        self.observation_normalizer = RunningNormalizer(task.observation_dim).to(self.device)
+        self.goal_normalizer = RunningNormalizer(task.goal_dim).to(self.device)
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self.updates = torch.zeros((), device=self.device)
         contrast = _own_contrastive_loss
@@ -90,10 +94,29 @@ class ContrastiveLearner:
             "critic_parameters": parameter_count(self.critic),
         }
 
+    def see(self, observation: Tensor, achieved_goal: Tensor, desired_goal: Tensor) -> None:
+        """Let the normalisers take new rows into account; all ranks call this together.
+
+        The goals that were reached and those that were commanded count alike, however many there are of each.
+
+        Args:
+            observation, achieved_goal: (n, …), what was collected since the last call.
+            desired_goal: (m, goal_dim), what was commanded.
+        """
+        if not self.settings.normalize_inputs:
+            return
+        sums = RunningNormalizer.sums
+        commanded = sums(desired_goal, len(achieved_goal) / len(desired_goal))
+        for normalizer, own in (
+            (self.observation_normalizer, sums(observation)),
+            (self.goal_normalizer, sums(achieved_goal) + commanded),
+        ):
+            normalizer.add(self.ranks.gather(own.cpu()).sum(0).to(self.device))
+
     @torch.no_grad()
     def act(self, observation: Tensor, goal: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return actions (batch, action_dim): sampled, or tanh(mean) without a generator."""
-        gaussian = self.actor(observation, goal)
+        gaussian = self.actor(self.observation_normalizer(observation), self.goal_normalizer(goal))
         if generator is None:
             return torch.tanh(gaussian.mean)
         return sample_action(gaussian, self._noise(gaussian.mean.shape, generator))[0]
@@ -120,10 +143,11 @@ class ContrastiveLearner:
             order: which goal of the batch the actor is given with each state, (batch,).
             noise: standard normal, (batch, action_dim).
         """
-        goal_embedding = self.critic.encode_goal(batch.goal)
-        gaussian = self.actor(batch.observation, batch.goal[order])
+        observation, goal = self.observation_normalizer(batch.observation), self.goal_normalizer(batch.goal)
+        goal_embedding = self.critic.encode_goal(goal)
+        gaussian = self.actor(observation, goal[order])
         action, log_prob = sample_action(gaussian, noise)
-        proposed, taken = self.critic.encode_both_actions(batch.observation, action, batch.action)
+        proposed, taken = self.critic.encode_both_actions(observation, action, batch.action)
         energy = paired_energy(proposed, goal_embedding.detach()[order], self.settings.energy)
         alpha = self.log_alpha.detach().exp()
         for_actor, metrics = actor_loss(energy, log_prob, alpha)
@@ -202,17 +226,39 @@ class ContrastiveLearner:
     # -- saving -----------------------------------------------------------------------------------
 
     @property
-    def candidates(self) -> list[GoalActor]:
+    def candidates(self) -> list[NormalizedActor]:
         """The actors that may become the teacher: the averaged one, and the current one where they differ."""
-        return [self.averaged_actor, self.actor] if self.settings.average_decay else [self.averaged_actor]
+        actors = [self.averaged_actor, self.actor] if self.settings.average_decay else [self.averaged_actor]
+        return [NormalizedActor(actor, *self._normalizers.values()) for actor in actors]
 
-    def weights(self, actor: GoalActor) -> dict[str, Tensor]:
-        """Return copies of what a teacher is made of: ``actor.*``, a candidate, and ``critic.*``."""
-        return _copy({"actor": actor, "critic": self.critic})
+    @property
+    def _normalizers(self) -> dict[str, RunningNormalizer]:
+        return {
+            "observation_normalizer": self.observation_normalizer,
+            "goal_normalizer": self.goal_normalizer,
+        }
+
+    def weights(self, candidate: NormalizedActor) -> dict[str, Tensor]:
+        """Return copies of what a teacher is made of: a candidate's actor, the critic, the normalisers."""
+        weights = _copy({"actor": candidate.actor, "critic": self.critic})
+        if self.settings.normalize_inputs:
+            for name, normalizer in self._normalizers.items():
+                weights |= {f"{name}.mean": normalizer.mean.clone(), f"{name}.std": normalizer.std.clone()}
+        return weights
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> NormalizedActor:
+        """Return the candidate that `weights` was called with, in the place of the averaged one."""
+        kept = self.candidates[0]
+        kept.load_state_dict(
+            {name: weights[name] for name in kept.state_dict() if name in weights}, strict=False
+        )
+        return kept
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, temperature and optimiser moments as flat tensors."""
         networks = {"actor": self.actor, "averaged_actor": self.averaged_actor, "critic": self.critic}
+        if self.settings.normalize_inputs:
+            networks |= self._normalizers
         state = _copy(networks) | {
             "log_alpha": self.log_alpha.detach().clone(),
             "updates": self.updates.clone(),
@@ -226,6 +272,9 @@ class ContrastiveLearner:
         self.actor.load_state_dict(strip_prefix(state, "actor."))
         self.averaged_actor.load_state_dict(strip_prefix(state, "averaged_actor."))
         self.critic.load_state_dict(strip_prefix(state, "critic."))
+        if self.settings.normalize_inputs:
+            for name, normalizer in self._normalizers.items():
+                normalizer.load_state_dict(strip_prefix(state, f"{name}."))
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
             self.updates.copy_(state["updates"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -44,6 +45,8 @@ DEEP_FORM: dict[str, Any] = {
 class LearnerSettings(StageSettings):
     """What shapes the networks and an update."""
 
+    BEFORE: ClassVar[Mapping[str, Any]] = {"normalize_inputs": False}
+
     depth: int = pydantic.Field(
         default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
     )
@@ -57,6 +60,9 @@ class LearnerSettings(StageSettings):
     )
     centred_kernels: bool = pydantic.Field(
         default=False, description="start with kernels that do not see the mean of the activations"
+    )
+    normalize_inputs: bool = pydantic.Field(
+        default=True, description="shift and scale observations and goals by what was seen of them"
     )
     precision: Precision = pydantic.Field(
         default="float32", description="of the blocks' matrix products; losses are always float32"

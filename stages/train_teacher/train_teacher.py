@@ -8,7 +8,6 @@ from thousandfold.envs.checks.goal_judgement import require_comparable_goals
 from thousandfold.envs.registry import compile_task
 from thousandfold.ground.errors import SettingsError, UserError
 from thousandfold.ground.files import write_json_atomic
-from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.pipeline.artifact_task import (
     keep_task,
     own_task,
@@ -163,9 +162,8 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
             f"{settings.min_rows_per_world} rows: nothing was learned. Raise env_steps, or lower "
             "min_rows_per_world."
         )
-    kept, seed = training.learner.averaged_actor, seed_sequence(settings.seed, _FINAL_STREAM)
-    kept.load_state_dict(strip_prefix(training.kept_weights, "actor."))
-    policy, count = torch_policy(kept, training.device), settings.final_episodes
+    seed, count = seed_sequence(settings.seed, _FINAL_STREAM), settings.final_episodes
+    policy = torch_policy(training.learner.load_weights(training.kept_weights), training.device)
     episodes = run_episodes(task, policy, episodes=count, seed=seed, num_paths=32)
     chance = measure_random(
         task,

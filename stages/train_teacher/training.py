@@ -17,7 +17,7 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.simulators.choose import make_simulator
 from thousandfold.envs.simulators.simulator import Simulator
 from thousandfold.ground.errors import NonFiniteError
-from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
@@ -117,7 +117,7 @@ class TeacherTraining:
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
         )
         self.progress = TrainingProgress()
-        self.kept_weights = self.learner.weights(self.learner.averaged_actor)
+        self.kept_weights = self.learner.weights(self.learner.candidates[0])
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
         parts = self.learner, self.buffer, batch_size, self.generator
@@ -158,6 +158,8 @@ class TeacherTraining:
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
         own = collect(self.simulator, self.buffer, self.settings.unroll_steps, self.operations.act)
+        commanded = torch.as_tensor(self.simulator.desired_goal, device=self.buffer.device)
+        self.learner.see(*self.buffer.newest(self.settings.unroll_steps), commanded)
         statistics = own.over(self.ranks)
         self.progress.unrolls += 1
         self.progress.env_steps += statistics.env_steps
@@ -249,7 +251,7 @@ class TeacherTraining:
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
         return summaries[chosen]
 
-    def _evaluate_actor(self, actor: GoalActor) -> dict[str, Any]:
+    def _evaluate_actor(self, actor: NormalizedActor) -> dict[str, Any]:
         episodes = run_episodes(
             self.task,
             torch_policy(actor, self.device),

@@ -22,7 +22,7 @@ WIDE = InputLimits(
 
 def make_actor() -> NormalizedActor:
     torch.manual_seed(0)
-    return NormalizedActor(GoalActor(4, 2, 3, NetworkShape(4, 16)), 4, 2)
+    return NormalizedActor.around(GoalActor(4, 2, 3, NetworkShape(4, 16)), 4, 2)
 
 
 def states(count: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_the_actor_sees_normalized_states_and_goals_each_with_its_own_normalizer
 def test_the_normalizers_travel_with_the_weights():
     actor, (observation, goal) = make_actor(), states()
     actor.observation_normalizer.fit(observation)
-    restored = NormalizedActor(GoalActor(4, 2, 3, NetworkShape(4, 16)), 4, 2)
+    restored = NormalizedActor.around(GoalActor(4, 2, 3, NetworkShape(4, 16)), 4, 2)
     restored.load_state_dict(actor.state_dict())
     assert torch.equal(restored(observation, goal).mean, actor(observation, goal).mean)
 

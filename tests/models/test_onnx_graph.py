@@ -37,7 +37,7 @@ def draw_states(mean: float = 3.0) -> tuple[Tensor, Tensor]:
 def make_module(shape: NetworkShape = SHAPE, mean: float = 3.0) -> DeployablePolicy:
     """Return a policy with fitted normalisers; gains and LayerNorms are not left at their start."""
     torch.manual_seed(0)
-    actor = NormalizedActor(GoalActor(OBSERVATION, GOAL, ACTION, shape), OBSERVATION, GOAL)
+    actor = NormalizedActor.around(GoalActor(OBSERVATION, GOAL, ACTION, shape), OBSERVATION, GOAL)
     with torch.no_grad():
         for name, parameter in actor.named_parameters():
             if "norm" in name or "gain" in name or "bias" in name:

@@ -41,7 +41,7 @@ CRITIC = TeacherCritic(cast("ContrastiveCritic", WantsGoalAsAction()), "norm")
 def make_trained() -> TrainedActor:
     torch.manual_seed(0)
     actor = GoalActor(TASK.observation_dim, TASK.goal_dim, TASK.action_dim, SHAPE)
-    return TrainedActor(NormalizedActor(actor, 4, 2).eval(), TASK, SHAPE, {})
+    return TrainedActor(NormalizedActor.around(actor, 4, 2).eval(), TASK, SHAPE, {})
 
 
 def rows(count: int) -> tuple[np.ndarray, np.ndarray]:

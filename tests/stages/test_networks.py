@@ -31,7 +31,7 @@ def make_actor(seed: int = 0) -> NormalizedActor:
     """Return an actor with normalisers that do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        actor = NormalizedActor(GoalActor(4, 2, 2, SHAPE), 4, 2)
+        actor = NormalizedActor.around(GoalActor(4, 2, 2, SHAPE), 4, 2)
         actor.observation_normalizer.fit(torch.randn(50, 4) * 3 + 1)
         actor.goal_normalizer.fit(torch.randn(50, 2) - 2)
     return actor

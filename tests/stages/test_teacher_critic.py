@@ -26,7 +26,8 @@ def make_teacher(
     settings = TINY_TEACHER.model_copy(update={"energy": energy})
     learner = ContrastiveLearner(TASK, settings, "cpu")
     artifact = Workspace(root).create("teacher", task=TASK.name, settings=dump_settings(settings))
-    weights = learner.weights(learner.actor)
+    learner.see(3 + 2 * torch.randn(50, 4), 1 + torch.randn(50, 2), torch.randn(5, 2))
+    weights = learner.weights(learner.candidates[0])
     kept = {name: value for name, value in weights.items() if critic or not name.startswith("critic.")}
     save_network(artifact.file(NETWORK_FILE), kept, kind="teacher", task=TASK, shape=settings.shape)
     artifact.complete({})
@@ -39,7 +40,8 @@ def test_energies_are_those_of_the_learner(tmp_path: Path, energy: str) -> None:
     observation, action, goal = torch.randn(5, 4), torch.rand(5, 2) * 2 - 1, torch.randn(5, 2)
     found = load_critic(teacher)(observation, action, goal)
     critic = learner.critic
-    embeddings = critic.encode_state_action(observation, action), critic.encode_goal(goal)
+    state, target = learner.observation_normalizer(observation), learner.goal_normalizer(goal)
+    embeddings = critic.encode_state_action(state, action), critic.encode_goal(target)
     torch.testing.assert_close(found, pairwise_energy(*embeddings, learner.settings.energy).diagonal())
 
 

@@ -22,7 +22,7 @@ LIMITS = InputLimits(*(torch.full((size,), limit) for size in (4, 2) for limit i
 
 def make_actor(depth: int, width: int, seed: int = 0) -> NormalizedActor:
     torch.manual_seed(seed)
-    actor = NormalizedActor(GoalActor(4, 2, 2, NetworkShape(depth, width)), 4, 2)
+    actor = NormalizedActor.around(GoalActor(4, 2, 2, NetworkShape(depth, width)), 4, 2)
     actor.observation_normalizer.fit(torch.randn(100, 4) * torch.tensor([1.0, 2.0, 0.5, 0.5]) + 2)
     return actor
 

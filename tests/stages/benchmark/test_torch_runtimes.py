@@ -30,7 +30,7 @@ SHAPES: dict[str, NetworkShape] = {
 def policy(shape: NetworkShape, **actuators: Any) -> DeployablePolicy:
     """Return a policy whose every number is drawn, so that none can be left out unseen."""
     torch.manual_seed(0)
-    actor = NormalizedActor(GoalActor(OBSERVATIONS, GOALS, ACTIONS, shape), OBSERVATIONS, GOALS)
+    actor = NormalizedActor.around(GoalActor(OBSERVATIONS, GOALS, ACTIONS, shape), OBSERVATIONS, GOALS)
     with torch.no_grad():
         for parameter in actor.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -25,7 +25,7 @@ from thousandfold.stages.networks import TrainedActor
 
 
 def trained(task: CompiledTask) -> TrainedActor:
-    actor = NormalizedActor(make_actor(task), task.observation_dim, task.goal_dim)
+    actor = NormalizedActor.around(make_actor(task), task.observation_dim, task.goal_dim)
     return TrainedActor(actor.eval(), task, SHAPE, {})
 
 

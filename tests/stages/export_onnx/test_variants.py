@@ -75,7 +75,7 @@ def make_workspace(root: Path) -> Workspace:
     """Return a workspace with a student that nobody trained."""
     torch.manual_seed(0)
     shape = NetworkShape(4, 32)
-    actor, workspace = NormalizedActor(GoalActor(4, 2, 2, shape), 4, 2), Workspace(root)
+    actor, workspace = NormalizedActor.around(GoalActor(4, 2, 2, shape), 4, 2), Workspace(root)
     student = workspace.create("student", task=TASK, settings={})
     tensors = dict(actor.state_dict())
     task = compile_task(TASK)
@@ -169,7 +169,7 @@ def test_the_ranges_are_those_of_what_the_layers_take_in_the_states(exported: Ex
     torch.manual_seed(0)
     shape = NetworkShape(3, 8, kind="plain")
     trained = dataclasses.replace(
-        exported.trained, actor=NormalizedActor(GoalActor(4, 2, 2, shape), 4, 2), shape=shape
+        exported.trained, actor=NormalizedActor.around(GoalActor(4, 2, 2, shape), 4, 2), shape=shape
     )
     module, seen = trained.deployable(exported.states.limits()), {}
     layers = [part for part in module.actor.actor.trunk.body.modules() if isinstance(part, nn.Linear)]
@@ -186,7 +186,7 @@ def test_the_ranges_are_those_of_what_the_layers_take_in_the_states(exported: Ex
 
 
 def test_a_network_without_a_body_has_no_ranges(exported: Export):
-    actor = NormalizedActor(GoalActor(4, 2, 2, NetworkShape(1, 8, kind="plain")), 4, 2)
+    actor = NormalizedActor.around(GoalActor(4, 2, 2, NetworkShape(1, 8, kind="plain")), 4, 2)
     module = dataclasses.replace(exported.trained, actor=actor).deployable(exported.states.limits())
     assert dense_input_ranges(to_onnx(module, opset=20), exported.states) == {}
 

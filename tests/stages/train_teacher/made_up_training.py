@@ -40,7 +40,7 @@ def make_network(shape: NetworkShape, seed: int) -> NormalizedActor:
     """Return a network with kernels of that seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NormalizedActor(GoalActor(4, 2, 2, shape), 4, 2)
+        return NormalizedActor.around(GoalActor(4, 2, 2, shape), 4, 2)
 
 
 def make_teacher() -> TrainedActor:

@@ -187,16 +187,63 @@ def test_averaged_actor_follows_the_actor_at_its_decay():
     learner.update(make_batch(), torch.Generator().manual_seed(0))
     expected = 0.9 * before + 0.1 * learner.actor.mean_head.weight
     torch.testing.assert_close(learner.averaged_actor.mean_head.weight, expected)
-    assert learner.candidates == [learner.averaged_actor, learner.actor]
-    for actor in learner.candidates:
-        assert torch.equal(learner.weights(actor)["actor.mean_head.weight"], actor.mean_head.weight)
+    assert [each.actor for each in learner.candidates] == [learner.averaged_actor, learner.actor]
+    for candidate in learner.candidates:
+        kept = learner.weights(candidate)["actor.mean_head.weight"]
+        assert torch.equal(kept, candidate.actor.mean_head.weight)
 
 
 def test_without_averaging_the_kept_actor_is_the_actor():
     learner = make_learner()
     learner.update(make_batch(), torch.Generator().manual_seed(0))
     assert torch.equal(learner.averaged_actor.mean_head.weight, learner.actor.mean_head.weight)
-    assert learner.candidates == [learner.averaged_actor]
+    assert [each.actor for each in learner.candidates] == [learner.averaged_actor]
+
+
+def see_far_away(learner: ContrastiveLearner) -> None:
+    """Show the learner rows around 100 with a spread of 10, and goals around −5 with one of 0.5."""
+    generator = torch.Generator().manual_seed(7)
+    rows = 100 + 10 * torch.randn(1000, 4, generator=generator)
+    goals = [-5 + 0.5 * torch.randn(count, 2, generator=generator) for count in (1000, 10)]
+    learner.see(rows, *goals)
+
+
+def test_an_update_learns_from_standardised_inputs():
+    """The same numbers, shifted and scaled, teach the same as they are once they have been seen."""
+    plain, shifted = make_learner(), make_learner()
+    see_far_away(shifted)
+    batch, scale = make_batch(), shifted.observation_normalizer
+    moved = TransitionBatch(
+        batch.observation * scale.std + scale.mean,
+        batch.action,
+        batch.goal * shifted.goal_normalizer.std + shifted.goal_normalizer.mean,
+    )
+    found = [
+        learner.update(each, torch.Generator().manual_seed(0))
+        for learner, each in ((plain, batch), (shifted, moved))
+    ]
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_is_standardised_where_that_is_off():
+    learner = make_learner(normalize_inputs=False)
+    see_far_away(learner)
+    assert torch.equal(learner.observation_normalizer.mean, torch.zeros(4))
+    assert not [name for name in learner.weights(learner.candidates[0]) if "normalizer" in name]
+    assert not [name for name in learner.state_dict() if "normalizer" in name]
+
+
+def test_what_is_kept_acts_as_the_candidate_did():
+    learner, observation, goal = make_learner(average_decay=0.9), torch.randn(3, 4), torch.randn(3, 2)
+    see_far_away(learner)
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    kept, expected = learner.weights(learner.candidates[1]), learner.candidates[1](observation, goal)
+    for _ in range(3):
+        learner.update(make_batch(), torch.Generator().manual_seed(1))
+    learner.see(observation, goal, goal)
+    found = learner.load_weights(kept)(observation, goal)
+    assert torch.equal(found.mean, expected.mean) and torch.equal(found.log_std, expected.log_std)
 
 
 def test_state_dict_continues_bit_for_bit():

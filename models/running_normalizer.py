@@ -1,0 +1,53 @@
+"""A normaliser that follows the data of a training as it comes in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thousandfold.models.deployable_policy import MIN_STD, Normalizer
+
+LEAST_SCALE = 1e-3
+"""what a number that hardly varies is divided by: more would make an input of its noise"""
+
+
+class RunningNormalizer(Normalizer):
+    """Mean and standard deviation over all rows that it was shown; the identity until then.
+
+    A number that was the same in every row keeps its scale.
+    """
+
+    count: Tensor
+    total: Tensor
+    square: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        # Sums in float64: squares of numbers far from 0 would drown their spread in float32.
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("square", torch.zeros(size, dtype=torch.float64))
+
+    @staticmethod
+    def sums(rows: Tensor, weight: float = 1.0) -> Tensor:
+        """Return the number of rows (n, size), their sum and that of their squares, (1 + 2 · size,) float64.
+
+        Those of several sets of rows may be added. Each row counts `weight` times.
+        """
+        wide = rows.double()
+        count = torch.full((1,), float(len(rows)), dtype=torch.float64, device=rows.device)
+        return weight * torch.cat([count, wide.sum(0), wide.square().sum(0)])
+
+    @torch.no_grad()
+    def add(self, sums: Tensor) -> None:
+        """Take more rows into account, by their `sums`."""
+        size = len(self.mean)
+        self.count += sums[0]
+        self.total += sums[1 : 1 + size]
+        self.square += sums[1 + size :]
+        mean = self.total / self.count
+        std = (self.square / self.count - mean.square()).clamp_min(0).sqrt()
+        # In place: a captured update reads them where they lie.
+        self.mean.copy_(mean)
+        noise = MIN_STD * mean.abs().clamp_min(1.0)  # what rounding makes of numbers that are all the same
+        self.std.copy_(torch.where(std <= noise, 1.0, std.clamp_min(LEAST_SCALE)))
