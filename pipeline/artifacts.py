@@ -187,6 +187,11 @@ class Artifact:
         return self.manifest.results
 
     @property
+    def is_completed(self) -> bool:
+        """Whether it is whole, and may be taken by other stages."""
+        return self.manifest.status == "completed"
+
+    @property
     def status(self) -> str:
         """The manifest's status, or `stopped` where that says `running` and no process holds the lock."""
         status = self.manifest.status
@@ -267,7 +272,7 @@ class Artifact:
 
     def require_completed(self) -> None:
         """Raise MissingArtifactError if it is not completed."""
-        if self.manifest.status != "completed":
+        if not self.is_completed:
             raise MissingArtifactError(
                 f"{self.name} is not completed ({self.status}): choose a completed {self.kind}, "
                 f"or make one with `pipeline {KINDS[self.kind]}`."
@@ -500,7 +505,7 @@ class Workspace:
             artifact
             for artifact in found
             if artifact.kind == kind
-            and artifact.manifest.status == "completed"
+            and artifact.is_completed
             and artifact.manifest.selectable
             and (of is None or artifact.is_made_from(of))
         ]
@@ -526,7 +531,7 @@ class Workspace:
             DamagedRecordError: One that is damaged may be it.
         """
         found, damaged = self._scan()
-        unfinished = (a for a in found if a.kind == kind and a.manifest.status != "completed")
+        unfinished = (a for a in found if a.kind == kind and not a.is_completed)
         newest = next(filter(can_go_on, unfinished), None)
         for suspect in damaged:
             concerns = kind in suspect.kinds and suspect.content.get("status") != "completed"

@@ -244,7 +244,7 @@ def finished(workspace: Workspace, kind: str) -> Artifact | None:
     Raises DamagedFileError where a manifest is damaged.
     """
     _require_undamaged(workspace)
-    found = (artifact for artifact in workspace.artifacts(kind) if artifact.manifest.status == "completed")
+    found = (artifact for artifact in workspace.artifacts(kind) if artifact.is_completed)
     return next(found, None)
 
 
@@ -272,7 +272,7 @@ def remove_unfinished(workspace: Workspace, but: Artifact | None = None) -> None
         if but is not None and folder.name == but.path.name:
             continue
         try:
-            whole = Artifact.load(folder).manifest.status == "completed"
+            whole = Artifact.load(folder).is_completed
         except DamagedFileError:  # killed before there was a manifest
             whole = (folder / MANIFEST_NAME).exists()
         if not whole:

@@ -89,7 +89,7 @@ def find_unfinished(
         )
     if saved(newest):
         return newest
-    others = (a for a in workspace.artifacts(kind) if not is_completed(a) and counts(a) and saved(a))
+    others = (a for a in workspace.artifacts(kind) if not a.is_completed and counts(a) and saved(a))
     older = next(others, None)
     remedy = "wait for it" if is_locked(newest.path) else "start it again"
     instead = "" if older is None else f"; or name an older one to go on with: --resume {older.name}"
@@ -110,7 +110,7 @@ def find_trainable(workspace: Workspace, kind: str, reference: str | None) -> Ar
         SettingsError: as of `find_unfinished`, or the completed one has no checkpoint left.
         DamagedFileError: as of `find_unfinished`.
     """
-    if reference is None or not is_completed(artifact := workspace.find(reference, kind)):
+    if reference is None or not (artifact := workspace.find(reference, kind)).is_completed:
         return find_unfinished(workspace, kind, reference)
     if not checkpoint_of(artifact).exists:
         raise SettingsError(
@@ -127,21 +127,16 @@ def to_go_on_with(resumed: Artifact | None, workspace: Workspace) -> tuple[Artif
     Raises:
         MissingArtifactError, DamagedFileError: as of `find_parent`.
     """
-    if resumed is None or is_completed(resumed):
+    if resumed is None or resumed.is_completed:
         return None, resumed
     if CONTINUED not in resumed.manifest.parents or checkpoint_of(resumed).exists:
         return resumed, None
     return resumed, find_parent(resumed, CONTINUED, workspace)
 
 
-def is_completed(artifact: Artifact) -> bool:
-    """Return whether an artifact is completed."""
-    return artifact.manifest.status == "completed"
-
-
 def require_unfinished(artifact: Artifact) -> None:
     """Raise SettingsError where an artifact is completed."""
-    if is_completed(artifact):
+    if artifact.is_completed:
         kind = artifact.kind.capitalize()
         raise SettingsError(f"{kind} {artifact.name} is completed: there is nothing to resume.")
 
@@ -305,6 +300,7 @@ def resumable_stage(
     place: str = CHECKPOINT_FOLDER,
     saves: str = "The last checkpoint is",
     saved: Callable[[Artifact], bool] = has_checkpoint,
+    require: Callable[[Artifact], None] = require_unfinished,
     **others: Any,
 ) -> Iterator[ResumableWork]:
     """Open a stage on a new artifact, or on one that it resumes, and keep other processes from writing there.
@@ -319,6 +315,7 @@ def resumable_stage(
         place: folder of the artifact that the work lies in, and that is locked; "": the artifact itself.
         saves: subject of the line that says what is kept.
         saved: tells whether there is anything to go on from.
+        require: raises SettingsError where nothing is left to do for the one that is resumed.
         others: further arguments of `StageContext.stage`.
 
     Raises:
@@ -332,7 +329,7 @@ def resumable_stage(
         if resumed is not None and context.ranks.leads:
             stack.enter_context(folder_lock(resumed.file(place)))
             resumed = Artifact.load(resumed.path)
-            require_unfinished(resumed)
+            require(resumed)
             for role, parent in parents.items():
                 require_parent(resumed, role, parent)
         opened = context.stage(kind, stage, parents=parents, resumed=resumed, saved=saved, **others)

@@ -153,7 +153,7 @@ class StageContext:
 
     def _stopped(self, stage: str, artifact: Artifact, saved: Callable[[Artifact], bool]) -> StoppedByUser:
         """Return what is said of an artifact whose making was interrupted; what cannot go on is failed."""
-        if artifact.manifest.status == "completed":
+        if artifact.is_completed:
             return StoppedByUser(f"Stopped; {artifact.name} is completed.")
         resumable = saved(artifact)
         if not resumable:

@@ -207,7 +207,7 @@ class _Chain:
         if (name := getattr(record, kind)) and section not in record.done:
             with contextlib.suppress(MissingArtifactError):  # the user removed it: make another
                 known = self._context.workspace.find(name, kind)
-        if known is not None and known.manifest.status == "completed":  # cut off before it was noted as done
+        if known is not None and known.is_completed:  # cut off before it was noted as done
             record.done[section] = known.name
             record.seconds[section] = float(known.manifest.results.get("elapsed_s") or 0.0)
 

@@ -205,7 +205,7 @@ def _checksum(column: np.ndarray) -> int:
 
 def find_damage(dataset: Artifact) -> dict[Path, str]:
     """Return which files of a completed dataset differ from its manifest, and how; none of an unfinished."""
-    return dict(dataset.damage()) if dataset.manifest.status == "completed" else {}
+    return dict(dataset.damage()) if dataset.is_completed else {}
 
 
 def other_damage(dataset: Artifact, damage: Mapping[Path, str]) -> dict[str, str]:
@@ -225,7 +225,7 @@ def describe_shards(dataset: Artifact, damage: Mapping[Path, str]) -> list[dict[
             itself.
         damage: of `find_damage`.
     """
-    if dataset.manifest.status == "completed":
+    if dataset.is_completed:
         damaged = {path.parent: problem for path, problem in damage.items()}
         return [_row(shard, damaged.get(shard, "whole")) for shard in shard_folders(dataset)]
     shards = shards_below(dataset.file(MINARI_FOLDER), dataset.manifest.task).values()

@@ -17,10 +17,9 @@ from typing import Any
 
 import pydantic
 
-from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifact_task import keep_task, own_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.resume import find_parent, find_unfinished, resumable_stage
+from thousandfold.pipeline.resume import find_parent, find_unfinished, resumable_stage, stored_settings
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, resolve_device, set_up_torch
 from thousandfold.replay.dataset_layout import is_whole, shards_below
 from thousandfold.replay.dataset_writer import remove_leftovers, write_shard
@@ -316,11 +315,5 @@ def find_resumable(
         counts=lambda each: "noise_levels" in each.manifest.settings,  # no import, no merge
         trace=MINARI_FOLDER,
     )
-    try:
-        settings = GenerateDatasetSettings(**dataset.manifest.settings)
-    except pydantic.ValidationError:
-        raise DamagedFileError(
-            f"{dataset.path / 'manifest.json'} cannot be resumed: its settings are not those of "
-            "`pipeline generate-dataset`."
-        ) from None
+    settings = stored_settings(dataset, GenerateDatasetSettings)
     return settings, dataset, find_parent(dataset, "teacher", workspace, teacher)

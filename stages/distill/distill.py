@@ -27,7 +27,6 @@ from thousandfold.pipeline.resume import (
     checkpoint_of,
     find_parent,
     find_trainable,
-    is_completed,
     resumable_stage,
     stored_settings,
     to_go_on_with,
@@ -102,7 +101,7 @@ def run(
         DamagedFileError: it has other parents or other settings, or its checkpoint or a round is damaged.
         StoppedByUser: after Ctrl-C, once the state is saved.
     """
-    if resumed is not None and is_completed(resumed):
+    if resumed is not None and resumed.is_completed:
         _require_more(settings, resumed)
     resumed, continued = to_go_on_with(resumed, context.workspace)
     trained = load_actor(teacher)
@@ -135,7 +134,7 @@ def run(
 
 def changeable(student: Artifact) -> frozenset[str]:
     """Return the settings that a student may go on with in another value."""
-    return CHANGEABLE_WHEN_COMPLETED if is_completed(student) else CHANGEABLE_ON_RESUME
+    return CHANGEABLE_WHEN_COMPLETED if student.is_completed else CHANGEABLE_ON_RESUME
 
 
 def _require_more(settings: DistillSettings, completed: Artifact) -> None:

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 
 import pydantic
 
-from thousandfold.ground.errors import DamagedFileError, SettingsError
-from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
-from thousandfold.pipeline.resume import find_unfinished
+from thousandfold.ground.errors import SettingsError
+from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.resume import find_unfinished, stored_settings
 from thousandfold.pipeline.settings import StageSettings
 
 CELLS_FOLDER, TEACHER_FOLDER, EPISODES_FOLDER = "cells", "teacher", "episodes"
@@ -101,8 +101,7 @@ def teacher_workspace(frontier: Artifact) -> Workspace:
 
 def require_work(frontier: Artifact) -> None:
     """Raise SettingsError where a frontier is completed and none of its students failed."""
-    manifest = frontier.manifest
-    if manifest.status == "completed" and not manifest.results.get("failed"):
+    if frontier.is_completed and not frontier.results.get("failed"):
         raise SettingsError(f"Frontier {frontier.name} is completed: there is nothing to resume.")
 
 
@@ -120,9 +119,4 @@ def find_resumable(workspace: Workspace, reference: str | None) -> tuple[Frontie
     else:
         artifact = find_unfinished(workspace, "frontier", None, saved=lambda _: True, trace="")
     require_work(artifact)
-    try:
-        return FrontierPlan(**artifact.manifest.settings), artifact
-    except (pydantic.ValidationError, TypeError) as error:
-        raise DamagedFileError(
-            f"{artifact.path / MANIFEST_NAME} holds no settings of this version: start another frontier."
-        ) from error
+    return stored_settings(artifact, FrontierPlan), artifact

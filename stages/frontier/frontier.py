@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,11 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from thousandfold.ground.errors import SettingsError, UserError
-from thousandfold.ground.files import folder_lock, write_json_atomic
+from thousandfold.ground.files import write_json_atomic
 from thousandfold.ground.machine import usable_cpus
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
 from thousandfold.pipeline.jobs import Job, cpu_sets, finished, run_jobs
+from thousandfold.pipeline.resume import resumable_stage
 from thousandfold.pipeline.runtime import StageContext, StageWork, cpu_share, describe_host
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, resolve_settings, split_overrides
@@ -96,22 +96,19 @@ def run(
         UserError: the dataset is another teacher's, the teacher does not reproduce its recorded success,
             no cell succeeded, or another process is making the frontier.
     """
-    with contextlib.ExitStack() as stack:
-        if resumed is not None:  # before the stage writes to its manifest
-            stack.enter_context(folder_lock(resumed.path))
-            resumed = Artifact.load(resumed.path)  # another process may have finished it meanwhile
-            require_work(resumed)
-        work = stack.enter_context(
-            context.stage(
-                "frontier",
-                "frontier",
-                task=teacher.manifest.task,
-                settings=plan,
-                parents={"teacher": teacher, "dataset": dataset},
-                resumed=resumed,
-                saved=lambda _: True,
-            )
-        )
+    with resumable_stage(
+        context,
+        "frontier",
+        "frontier",
+        task=teacher.manifest.task,
+        settings=plan,
+        parents={"teacher": teacher, "dataset": dataset},
+        resumed=resumed,
+        place="",
+        saves="The students that are done are",
+        saved=lambda _: True,
+        require=require_work,
+    ) as work:
         return _Frontier(plan, context, work, teacher, dataset).make()
 
 

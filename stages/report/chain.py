@@ -77,7 +77,7 @@ def collect_chain(workspace: Workspace, source: Artifact) -> Chain:
     while end.kind in _FORWARD and (child := workspace.newest_if_any(_FORWARD[end.kind], end)):
         end = child
     chain = Chain(end)
-    known = [artifact for artifact in workspace.artifacts() if artifact.manifest.status == "completed"]
+    known = [artifact for artifact in workspace.artifacts() if artifact.is_completed]
     damaged = {damaged.name: damaged.error for damaged in workspace.damaged}
     by_name = {artifact.name: artifact for artifact in known}
     by_hash = {str(artifact.manifest.hash): artifact for artifact in reversed(known)}

@@ -23,7 +23,6 @@ from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
     checkpoint_of,
     find_trainable,
-    is_completed,
     resumable_stage,
     stored_settings,
     to_go_on_with,
@@ -77,7 +76,7 @@ def run(
     ranks = context.ranks
     if resumed is not None:
         settings = settings.model_copy(update=_own_task(resumed))
-        if is_completed(resumed):
+        if resumed.is_completed:
             _require_more(settings, resumed)
     resumed, continued = to_go_on_with(resumed, context.workspace)
     is_new = resumed is None and continued is None

@@ -86,5 +86,5 @@ def test_the_newest_unfinished_frontier_is_gone_on_with(tmp_path: Path) -> None:
 
 def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:
     frontier(tmp_path, colour="green")
-    with pytest.raises(DamagedFileError, match="no settings of this version"):
+    with pytest.raises(DamagedFileError, match="cannot be resumed: setting colour"):
         find_resumable(Workspace(tmp_path), None)
