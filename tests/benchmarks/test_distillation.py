@@ -61,6 +61,7 @@ def no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what is shared ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_more_work")
 def test_an_artifact_of_the_same_settings_is_taken(workspace: Path, teacher: Artifact) -> None:
     data = make_dataset(workspace, teacher, {**DATASET, "seed": 0})
@@ -71,6 +72,7 @@ def test_an_artifact_of_the_same_settings_is_taken(workspace: Path, teacher: Art
             make_student(workspace, teacher, data, {**STUDENT, **settings})
 
 
+@pytest.mark.slow
 def test_two_networks_run_the_same_episodes(workspace: Path, teacher: Artifact, cell: dict[str, Any]) -> None:
     theirs, ours = run_both(teacher, Workspace(workspace).newest("student"), 12, seed=5)
     assert np.array_equal(theirs.start, ours.start) and np.array_equal(theirs.goal, ours.goal)
@@ -91,6 +93,7 @@ def test_the_trainer_takes_what_a_cell_tells_it(name: str) -> None:
     assert GenerateDatasetSettings(**retention.DATASET).episodes >= 1000
 
 
+@pytest.mark.slow
 def test_a_retention_cell_records_its_student(cell: dict[str, Any], teacher: Artifact) -> None:
     assert cell["episodes"] == 8 and cell["settings"]["student"]["updates"] == 4
     assert cell["settings"]["teacher"] == teacher.manifest.settings and not cell["met"]
@@ -138,6 +141,7 @@ def test_a_variants_settings_are_settings(name: str) -> None:
     GenerateDatasetSettings(**{**objectives.DATASET, **variant.dataset})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["critic", "mse, best of 16 actions"])
 def test_a_variant_is_distilled_as_it_says(name: str, workspace: Path, teacher: Artifact) -> None:
     variant = objectives.VARIANTS[name]
@@ -168,6 +172,7 @@ def test_both_arms_have_as_many_updates_and_labels() -> None:
         arms(700, 100)
 
 
+@pytest.mark.slow
 def test_a_cell_compares_both_at_equal_labels(
     workspace: Path, teacher: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:

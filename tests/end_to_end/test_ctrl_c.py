@@ -67,6 +67,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert teacher.file("checkpoint/manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_hang_up_is_saved_though_nobody_reads_any_more(tmp_path: Path) -> None:
     running = subprocess.Popen(
         command("train-teacher", *SMOKE, "--set", "env_steps=100000000"),

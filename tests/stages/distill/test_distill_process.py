@@ -59,6 +59,7 @@ def invoke(workspace: Path, *arguments: str) -> Result:
 # -- a real process ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kill_9_and_sigterm_of_a_real_process_change_nothing(tmp_path: Path):
     workspace = tmp_path / "workspace"
     parent = frontier_runs.make_teacher(workspace)

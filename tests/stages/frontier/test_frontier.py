@@ -339,9 +339,8 @@ def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 12
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["kill", "interrupt"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
 def test_a_frontier_that_was_stopped_goes_on_and_does_nothing_twice(tmp_path: Path, number: int) -> None:
     make_dataset(tmp_path, make_teacher(tmp_path))
     arguments = ("--workspace", str(tmp_path), "frontier", "--depths=4,8", "--widths=4", "--jobs=1", *QUICK)

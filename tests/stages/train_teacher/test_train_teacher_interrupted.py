@@ -192,6 +192,7 @@ PROCESS_SETTINGS = change(
 )
 
 
+@pytest.mark.slow
 def test_kill_9_and_ctrl_c_of_a_real_process_change_nothing(tmp_path: Path):
     whole = train_teacher.run(PROCESS_SETTINGS, make_context(tmp_path / "whole"))
 
