@@ -17,7 +17,7 @@ from thousandfold.pipeline.cli import cli
 from thousandfold.stages.stage_settings import SECTIONS
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
-COMMANDS = ["run", *STAGES, "run-policy", "policy", "report", "dataset", "frontier"]
+COMMANDS = ["run", *STAGES, "run-policy", "policy", "report", "dataset", "frontier", "study"]
 COMMANDS += ["tasks", "presets", "runs", "info", "ui"]
 
 
