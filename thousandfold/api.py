@@ -329,10 +329,11 @@ def make_vec(task: Place | CompiledTask | Policy, num_envs: int, **kwargs: Any) 
 
 def _environment(task: Place | CompiledTask | Policy) -> tuple[str, dict[str, Any]]:
     """Return the environment's id, and what it is told of a task that is not built in."""
-    if isinstance(task, str) and task in TASK_NAMES:
-        return environment_id(task), {}
-    if task in map(environment_id, TASK_NAMES):
-        return str(task), {}
+    if isinstance(task, str):
+        if task in TASK_NAMES:
+            return environment_id(task), {}
+        if task in map(environment_id, TASK_NAMES):
+            return task, {}
     if isinstance(task, Policy):
         task = task.task
     return USER_TASK_ID, {"task": os.fspath(task) if isinstance(task, str | os.PathLike) else task}
