@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,6 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.models.block_stack import BlockStack, Compute
 from thousandfold.models.contrastive_critic import (
     ContrastiveCritic,
-    Energy,
-    InfoNCE,
     Metrics,
     actor_loss,
     alpha_loss,
@@ -68,10 +65,6 @@ class ContrastiveLearner:
         self.goal_normalizer = RunningNormalizer(task.goal_dim).to(self.device)
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self.updates = torch.zeros((), device=self.device)
-        contrast = _own_contrastive_loss
-        if settings.global_negatives and self.ranks.size > 1:
-            contrast = partial(global_contrastive_loss, ranks=self.ranks)
-        self._contrast = partial(contrast, energy=settings.energy, variant=settings.info_nce)
         learned = {
             "actor": self.actor.parameters(),
             "critic": self.critic.parameters(),
@@ -161,6 +154,14 @@ class ContrastiveLearner:
             "saturated_actions": saturated,
         }
         return for_actor + for_alpha + for_critic, metrics
+
+    def _contrast(self, state_action: Tensor, goal: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the critic's loss for φ and ψ, (batch, 64) each, and its metrics."""
+        settings, ranks = self.settings, self.ranks
+        energy, variant = settings.energy, settings.info_nce
+        if settings.global_negatives and ranks.size > 1:
+            return global_contrastive_loss(state_action, goal, energy=energy, variant=variant, ranks=ranks)
+        return contrastive_loss(pairwise_energy(state_action, goal, energy), variant)
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""
@@ -280,13 +281,6 @@ class ContrastiveLearner:
             self.updates.copy_(state["updates"])
         for name, optimizer in self._optimizers.items():
             load_moments(optimizer, strip_prefix(state, f"optimizer.{name}."))
-
-
-def _own_contrastive_loss(
-    state_action: Tensor, goal: Tensor, energy: Energy, variant: InfoNCE
-) -> tuple[Tensor, Metrics]:
-    """Return `contrastive_loss` of φ and ψ, (batch, 64) each, and its metrics."""
-    return contrastive_loss(pairwise_energy(state_action, goal, energy), variant)
 
 
 def _gradient_norm(module: nn.Module) -> Tensor:

@@ -237,28 +237,25 @@ class TeacherTraining:
 
         The candidates get the same episodes, run by rank 0. Returns the summary of the one that did best.
         """
-        candidates = self.learner.candidates
-        summaries = self.ranks.from_leader(lambda: [self._evaluate_actor(actor) for actor in candidates])
+        candidates, settings = self.learner.candidates, self.settings
+
+        def run(candidate: NormalizedActor) -> dict[str, Any]:
+            seed = seed_sequence(settings.seed, _EVALUATION_STREAM, self.progress.unrolls)
+            policy = torch_policy(candidate, self.device)
+            return run_episodes(self.task, policy, episodes=settings.evaluation_episodes, seed=seed).summary()
+
+        summaries = self.ranks.from_leader(lambda: list(map(run, candidates)))
         scores = [
             [summary["success"], summary["time_at_goal"], -summary["final_distance"]] for summary in summaries
         ]
         chosen = max(range(len(candidates)), key=scores.__getitem__)
-        if self.settings.keep == "last" or scores[chosen] > self.progress.best_score:
+        if settings.keep == "last" or scores[chosen] > self.progress.best_score:
             self.progress.best_score = scores[chosen]
             self.kept_weights = self.learner.weights(candidates[chosen])
-        target = self.settings.target_success
+        target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
         return summaries[chosen]
-
-    def _evaluate_actor(self, actor: NormalizedActor) -> dict[str, Any]:
-        episodes = run_episodes(
-            self.task,
-            torch_policy(actor, self.device),
-            episodes=self.settings.evaluation_episodes,
-            seed=seed_sequence(self.settings.seed, _EVALUATION_STREAM, self.progress.unrolls),
-        )
-        return episodes.summary()
 
     def save(self, folder: CheckpointFolder) -> None:
         """Write everything that the next step depends on; all ranks call this together."""
