@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from thousandfold.ground.errors import SettingsError, StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.resume import CONTINUED
 from thousandfold.stages.report.chain import collect_chain
-from thousandfold.stages.train_teacher import train_teacher
+from thousandfold.stages.train_teacher import train_teacher, training
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -92,7 +93,8 @@ def test_a_target_that_was_met_has_to_be_met_anew(tmp_path: Path, monkeypatch: p
     context = make_context(tmp_path)
     settings = change(target_success=0.5, target_evaluations=1)
     summary = {"success": 1.0, "time_at_goal": 9.0, "final_distance": 0.1}
-    monkeypatch.setattr(train_teacher.TeacherTraining, "_evaluate_actor", lambda *_: summary)
+    episodes = SimpleNamespace(summary=lambda: summary)
+    monkeypatch.setattr(training, "run_episodes", lambda *_, **__: episodes)
     early = train_teacher.run(settings, context)
     assert early.manifest.results["env_steps"] < settings.env_steps
     later = train_teacher.run(settings, context, early)
