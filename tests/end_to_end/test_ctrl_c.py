@@ -95,6 +95,7 @@ def test_a_hang_up_is_saved_though_nobody_reads_any_more(tmp_path: Path) -> None
     assert f"Resuming {teacher.name} at " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_does_not_end_the_training(tmp_path: Path) -> None:
     script = '"$@" | head -1; exit ${PIPESTATUS[0]}'
     done = subprocess.run(

@@ -209,6 +209,7 @@ def test_an_interrupted_distillation_equals_an_unbroken_one_bit_for_bit(
     assert_same_student(student, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

@@ -296,6 +296,7 @@ def test_a_frontier_in_the_making_is_left_alone(frontier: Artifact, workspace: P
 # -- what goes wrong --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_when_every_student_fails_one_line_says_why(tmp_path: Path) -> None:
     make_dataset(tmp_path, make_teacher(tmp_path))
     impossible = "--set=export_onnx.max_action_error=1e-12"
