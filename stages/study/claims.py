@@ -34,14 +34,14 @@ FEWEST_SEEDS = 3
 """of a task and an arm, below which a bootstrap's interval means nothing"""
 
 _RESAMPLES = 10_000
-_NUMBER = r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?)"
+_NUMBER = r"[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]+)?"
 _MOMENT = rf"(at the end|at equal seconds|after {_NUMBER} (?:steps|seconds|minutes))"
 _PATTERNS = (
     re.compile(rf"(?P<arm>\S+) reaches more than (?P<other>\S+) of (?P<metric>\w+) {_MOMENT}"),
-    re.compile(rf"(?P<arm>\S+) reaches at least {_NUMBER} of (?P<metric>\w+) {_MOMENT}"),
+    re.compile(rf"(?P<arm>\S+) reaches at least (?P<least>{_NUMBER}) of (?P<metric>\w+) {_MOMENT}"),
     re.compile(
         rf"(?P<arm>\S+) needs fewer (?P<unit>steps|seconds) than (?P<other>\S+) "
-        rf"to reach {_NUMBER} of (?P<metric>\w+)"
+        rf"to reach (?P<least>{_NUMBER}) of (?P<metric>\w+)"
     ),
 )
 
@@ -138,13 +138,13 @@ def read_claim(text: str, arms: Collection[str], tasks: Collection[str]) -> Clai
     if named["metric"] not in METRICS:
         raise SettingsError(f"claim {text!r}: {unknown_name('metric', named['metric'], METRICS)}")
     common: dict[str, Any] = {"text": text, "arm": named["arm"], "metric": named["metric"], "task": task}
-    numbers = [_number(group) for group in match.groups() if group and re.fullmatch(_NUMBER, group)]
+    least = _number(named["least"]) if "least" in named else None
     if "unit" in named:
-        return Claim(**common, other=named["other"], least=numbers[-1], unit=named["unit"])
+        return Claim(**common, other=named["other"], least=least, unit=named["unit"])
     moment = _moment(sentence)
     if "other" in named:
         return Claim(**common, other=named["other"], moment=moment)
-    return Claim(**common, least=numbers[0], moment=moment)
+    return Claim(**common, least=least, moment=moment)
 
 
 def _moment(sentence: str) -> Moment:

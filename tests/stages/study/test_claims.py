@@ -63,6 +63,12 @@ class TestReading:
         assert (claim.least, claim.task, claim.other) == (0.95, "ant", None)
         assert claim.moment == Moment("elapsed_s", 600)
 
+    def test_an_arm_may_be_called_by_a_number(self) -> None:
+        claim = read_claim("16 reaches at least 0.95 of success at the end", ("4", "16"), TASKS)
+        assert (claim.arm, claim.least) == ("16", 0.95)
+        claim = read_claim("16 needs fewer steps than 4 to reach 0.8 of success", ("4", "16"), TASKS)
+        assert (claim.arm, claim.other, claim.least) == ("16", "4", 0.8)
+
     def test_what_it_takes(self) -> None:
         claim = read("deep needs fewer seconds than shallow to reach 0.8 of success")
         assert (claim.least, claim.unit, claim.moment) == (0.8, "seconds", None)
