@@ -212,6 +212,8 @@ class _Graph:
                 return self.layer_norm(value, module.weight, module.bias, module.eps, dtype)
             case nn.SiLU():
                 return self.swish(value)
+            case nn.ReLU():
+                return self.node("Relu", value)
             case PlainBlock():
                 gain = torch.ones(()) if module.gain is None else module.gain
                 return self.add_branch(value, self.module(value, module.layers), module.scale * gain)

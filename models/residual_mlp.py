@@ -16,12 +16,14 @@ from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack, Comput
 from thousandfold.models.norm_swish import LAYER_NORM_EPS
 
 Kind = Literal["residual", "plain"]
+Activation = Literal["swish", "relu"]
 ResidualScale = Literal["none", "inverse_sqrt_blocks", "learned_from_zero"]
 
 # Without LayerNorm the first kernels decide how large activations are. He et al. ("Delving Deep into
 # Rectifiers", ICCV 2015) derive √6 for ReLU; Swish lets less through: at 2.6 their mean square stays between
 # 0.4 and 2.5 from 1 to 32 plain layers, where √6 leaves 5e-6 and √(3 / E[swish²]) = 2.90 makes 2e4 of it.
-SWISH_GAIN = 2.6
+_GAIN_WITHOUT_NORM: dict[Activation, float] = {"swish": 2.6, "relu": math.sqrt(6.0)}
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"swish": nn.SiLU, "relu": nn.ReLU}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class NetworkShape:
         residual_scale: what multiplies each block's branch: ``none`` is the published sum,
             ``learned_from_zero`` a number a block that starts at 0.
         final_norm: a LayerNorm between the last block and the head.
-        layer_norm: a LayerNorm after every Dense layer; without, layers are [Dense, Swish].
+        layer_norm: a LayerNorm after every Dense layer; without, layers are [Dense, activation].
+        activation: what ends every layer.
     """
 
     depth: int
@@ -44,10 +47,13 @@ class NetworkShape:
     residual_scale: ResidualScale = "none"
     final_norm: bool = False
     layer_norm: bool = True
+    activation: Activation = "swish"
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.width < 1:
             raise ValueError(f"depth and width must be at least 1, not {self.depth} and {self.width}")
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r}: use {' or '.join(_ACTIVATIONS)}")
         if self.kind == "residual" and self.depth % LAYERS_PER_BLOCK:
             lower = self.depth - self.depth % LAYERS_PER_BLOCK
             nearest = f"{lower} or {lower + LAYERS_PER_BLOCK}" if lower else str(LAYERS_PER_BLOCK)
@@ -66,6 +72,11 @@ class NetworkShape:
         scaled = self.residual_scale == "inverse_sqrt_blocks"
         return 1.0 / math.sqrt(max(self.num_blocks, 1)) if scaled else 1.0
 
+    @property
+    def is_stacked(self) -> bool:
+        """Whether its blocks are those of `BlockStack`: [Dense, LayerNorm, Swish] with residual sums."""
+        return self.kind == "residual" and self.layer_norm and self.activation == "swish"
+
 
 def dense(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     """Return a Dense layer with kernel U(±gain/√fan_in) and zero bias."""
@@ -76,14 +87,12 @@ def dense(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
     return layer
 
 
-def dense_norm_swish(inputs: int, outputs: int) -> nn.Sequential:
-    """Return Dense, LayerNorm, Swish."""
-    return nn.Sequential(dense(inputs, outputs), nn.LayerNorm(outputs, eps=LAYER_NORM_EPS), nn.SiLU())
-
-
-def dense_swish(inputs: int, outputs: int) -> nn.Sequential:
-    """Return Dense, Swish, whose outputs are as large as its inputs without a LayerNorm to see to it."""
-    return nn.Sequential(dense(inputs, outputs, gain=SWISH_GAIN), nn.SiLU())
+def dense_layer(inputs: int, outputs: int, shape: NetworkShape) -> nn.Sequential:
+    """Return Dense, LayerNorm, activation; without LayerNorm its outputs start as large as its inputs."""
+    activation = _ACTIVATIONS[shape.activation]()
+    if not shape.layer_norm:
+        return nn.Sequential(dense(inputs, outputs, gain=_GAIN_WITHOUT_NORM[shape.activation]), activation)
+    return nn.Sequential(dense(inputs, outputs), nn.LayerNorm(outputs, eps=LAYER_NORM_EPS), activation)
 
 
 class ResidualMLP(nn.Module):
@@ -98,25 +107,17 @@ class ResidualMLP(nn.Module):
     def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
         super().__init__()
         self.shape = shape
-        layer = dense_norm_swish if shape.layer_norm else dense_swish
-        learned_gain = shape.residual_scale == "learned_from_zero"
-        self.stem = layer(inputs, shape.width)
+        self.stem = dense_layer(inputs, shape.width, shape)
         if shape.kind == "plain":
-            layers = [layer(shape.width, shape.width) for _ in range(shape.depth - 1)]
+            layers = [dense_layer(shape.width, shape.width, shape) for _ in range(shape.depth - 1)]
             self.body: nn.Module = nn.Sequential(*layers)
-        elif shape.layer_norm:
+        elif shape.is_stacked:
+            gain = shape.residual_scale == "learned_from_zero"
             self.body = BlockStack(
-                shape.width,
-                shape.num_blocks,
-                scale=shape.branch_scale,
-                learned_gain=learned_gain,
-                compute=compute,
+                shape.width, shape.num_blocks, scale=shape.branch_scale, learned_gain=gain, compute=compute
             )
         else:
-            blocks = [
-                PlainBlock(shape.width, shape.branch_scale, learned_gain) for _ in range(shape.num_blocks)
-            ]
-            self.body = nn.Sequential(*blocks)
+            self.body = nn.Sequential(*[PlainBlock(shape) for _ in range(shape.num_blocks)])
         norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
         self.final_norm = norm if shape.final_norm else nn.Identity()
 
@@ -134,6 +135,28 @@ class ResidualMLP(nn.Module):
         else:
             hidden = apply_rows(self.body, hidden, frozen_rows)
         return apply_rows(self.final_norm, hidden, frozen_rows)
+
+    def gradient_by_block(self) -> Tensor:
+        """Return the gradient's norm of each block's kernels, (blocks,), or of each layer's of a plain stack.
+
+        Empty where there is no gradient.
+        """
+        if isinstance(self.body, BlockStack):
+            gradient = self.body.weight.grad
+            return (
+                torch.empty(0)
+                if gradient is None
+                else gradient.reshape(self.shape.num_blocks, -1).norm(dim=1)
+            )
+        parts = [
+            [each for each in part.modules() if isinstance(each, nn.Linear)] for part in self.body.children()
+        ]
+        norms = [
+            nn.utils.get_total_norm(gradients)
+            for part in parts
+            if (gradients := [each.weight.grad for each in part if each.weight.grad is not None])
+        ]
+        return torch.stack(norms) if norms else torch.empty(0)
 
 
 def apply_rows(module: nn.Module, inputs: Tensor, frozen_rows: int) -> Tensor:
@@ -158,19 +181,14 @@ def centre_kernels(network: nn.Module) -> None:
 
 
 class PlainBlock(nn.Module):
-    """One residual block without LayerNorm: four times [Dense, Swish], scaled and added to its input.
+    """One residual block of any layers, where `BlockStack` has none of the kind: their sum with the input."""
 
-    Args:
-        width: units of every layer.
-        scale: the factor on the branch.
-        learned_gain: multiply the branch by a learned number too, which starts at 0.
-    """
-
-    def __init__(self, width: int, scale: float = 1.0, learned_gain: bool = False) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*[dense_swish(width, width) for _ in range(LAYERS_PER_BLOCK)])
-        self.scale = scale
-        self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
+        layers = [dense_layer(shape.width, shape.width, shape) for _ in range(LAYERS_PER_BLOCK)]
+        self.layers = nn.Sequential(*layers)
+        self.scale = shape.branch_scale
+        self.gain = nn.Parameter(torch.zeros(())) if shape.residual_scale == "learned_from_zero" else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (batch, width) to (batch, width)."""

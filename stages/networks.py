@@ -1,7 +1,7 @@
 """Trained networks on disk: one safetensors file whose header says how to rebuild them.
 
 Tensors: ``actor.*`` (the actor), ``critic.*`` (a teacher's critic), ``observation_normalizer.*`` and
-``goal_normalizer.*`` (of what both are given). Header: kind, task, sizes of the spaces, shape of the network.
+``goal_normalizer.*`` (of what both are given). Header: kind, task, sizes of the spaces, networks' shapes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class TrainedActor:
     metadata: dict[str, Any]
 
     @property
+    def critic_shape(self) -> NetworkShape:
+        """Size and form of the encoders of a teacher's critic."""
+        return NetworkShape(**_critic_shape(self.metadata))
+
+    @property
     def on_another_model(self) -> bool:
         """Whether the model of the task is no longer the one that the network was trained on."""
         return self.metadata["model_sha256"] != model_sha256(self.task.model)
@@ -68,6 +73,7 @@ def save_network(
     kind: str,
     task: CompiledTask,
     shape: NetworkShape,
+    critic_shape: NetworkShape | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Write a network file.
@@ -78,6 +84,7 @@ def save_network(
         kind: ``teacher`` or ``student``.
         task: the task it was trained for.
         shape: size and form of the actor.
+        critic_shape: those of a critic's encoders.
         extra: more JSON-able facts for the header.
     """
     header = {
@@ -89,6 +96,8 @@ def save_network(
         "action_dim": task.action_dim,
         "shape": asdict(shape),
     }
+    if critic_shape is not None:
+        header["critic_shape"] = asdict(critic_shape)
     save_tensors(path, tensors, header | (extra or {}))
 
 
@@ -115,7 +124,8 @@ def load_actor(artifact: Artifact) -> TrainedActor:
             )
         if not isinstance(header["model_sha256"], str):
             raise DamagedFileError(f"{path} does not say which model it was trained on.")
-        shape = shape_of(path, header, tensors)
+        shape = shape_of(path, header["shape"], tensors)
+        shape_of(path, _critic_shape(header), tensors)
         actor = NormalizedActor.around(GoalActor(*dims, shape), dims[0], dims[1])
         own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
         missing, unexpected = actor.load_state_dict(own, strict=False)
@@ -129,18 +139,23 @@ def load_actor(artifact: Artifact) -> TrainedActor:
     return TrainedActor(actor.eval(), task, shape, header)
 
 
-def shape_of(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> NetworkShape:
-    """Return the shape that a network file's header claims: it is allocated next.
+def shape_of(path: Path, claimed: dict[str, Any], tensors: dict[str, Tensor]) -> NetworkShape:
+    """Return a shape that a network file's header claims: it is allocated next.
 
     Raises:
-        KeyError, TypeError, ValueError: the header claims none.
-        DamagedFileError: it claims a larger network than the file holds.
+        TypeError, ValueError: it is none.
+        DamagedFileError: it is that of a larger network than the file holds.
     """
-    shape = NetworkShape(**header["shape"])
+    shape = NetworkShape(**claimed)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if not shape.width + (shape.depth - 1) * shape.width**2 <= numbers:
         raise DamagedFileError(f"{path} does not hold the network that its header describes.")
     return shape
+
+
+def _critic_shape(header: dict[str, Any]) -> dict[str, Any]:
+    """Return what a header says of a critic's encoders; earlier versions made all networks alike."""
+    return header.get("critic_shape", header["shape"])
 
 
 def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:
@@ -200,7 +215,7 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
     tensors, header = load_tensors(path)
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
-        critic = ContrastiveCritic(*dims, shape_of(path, header, tensors))
+        critic = ContrastiveCritic(*dims, shape_of(path, _critic_shape(header), tensors))
         critic.load_state_dict(strip_prefix(tensors, "critic."))
         normalizers: list[torch.nn.Module] = [torch.nn.Identity(), torch.nn.Identity()]
         for index, name in enumerate(("observation_normalizer.", "goal_normalizer.")):

@@ -155,10 +155,10 @@ def _blocks(trunk: ResidualMLP) -> list[Block]:
 
 
 def _layer(layers: nn.Sequential) -> Layer:
-    """Return Dense, perhaps LayerNorm, Swish as arrays."""
+    """Return Dense, perhaps LayerNorm, activation as arrays."""
     linear = cast(nn.Linear, layers[0])
     norm, eps = _layer_norm(layers[1])
-    return Layer(_array(linear.weight), _array(linear.bias), norm, eps)
+    return Layer(_array(linear.weight), _array(linear.bias), norm, eps, isinstance(layers[-1], nn.ReLU))
 
 
 def _layer_norm(module: nn.Module) -> tuple[tuple[np.ndarray, np.ndarray] | None, float]:
@@ -178,19 +178,21 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layer:
-    """A Dense layer, a LayerNorm where it has one, and Swish.
+    """A Dense layer, a LayerNorm where it has one, and Swish or ReLU.
 
     Attributes:
         weight: (outputs, inputs) float32.
         bias: (outputs,).
         norm: scale and shift of the LayerNorm, each (outputs,); None where there is none.
         eps: of the LayerNorm.
+        relu: whether ReLU ends it and not Swish.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     norm: tuple[np.ndarray, np.ndarray] | None = None
     eps: float = 1e-6
+    relu: bool = False
 
 
 @dataclass(frozen=True)
@@ -274,12 +276,14 @@ class NumpyPolicy:
         return self._act(value)
 
     def _layer(self, layer: Layer, value: np.ndarray) -> np.ndarray:
-        """Return Dense, LayerNorm, Swish of a value; two buffers take turns."""
+        """Return Dense, LayerNorm, activation of a value; two buffers take turns."""
         out = self._spare if value is self._hidden else self._hidden
         np.dot(layer.weight, value, out=out)
         np.add(out, layer.bias, out=out)
         if layer.norm is not None:
             _normalise(out, layer.norm, layer.eps)
+        if layer.relu:
+            return np.maximum(out, np.float32(0.0), out=out)
         gate = self._hidden if out is self._spare else self._spare  # its content has been read
         np.negative(out, out=gate)
         np.exp(gate, out=gate)

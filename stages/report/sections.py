@@ -79,9 +79,10 @@ def measured(results: Mapping[str, Any], name: str) -> str:
 
 
 def network_size(artifact: Artifact) -> tuple[int, int] | None:
-    """Return depth and width of a teacher or a student; None where its settings do not say."""
-    prefix = "student_" if artifact.kind == "student" else ""
-    depth, width = (artifact.manifest.settings.get(f"{prefix}{name}") for name in ("depth", "width"))
+    """Return depth and width of a teacher's or a student's actor; None where its settings do not say."""
+    prefix, settings = ("student_" if artifact.kind == "student" else ""), artifact.manifest.settings
+    depth = settings.get("actor_depth") or settings.get(f"{prefix}depth")
+    width = settings.get(f"{prefix}width")
     return (int(depth), int(width)) if depth and width else None
 
 

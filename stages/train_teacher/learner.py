@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.models.block_stack import BlockStack, Compute
+from thousandfold.models.block_stack import Compute
 from thousandfold.models.contrastive_critic import (
     ContrastiveCritic,
     Metrics,
@@ -52,8 +52,8 @@ class ContrastiveLearner:
         compute = Compute(settings.precision, settings.checkpoint_activations)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
-            self.actor = GoalActor(*dims, settings.shape, compute).to(self.device)
-            self.critic = ContrastiveCritic(*dims, settings.shape, compute).to(self.device)
+            self.actor = GoalActor(*dims, settings.actor_shape, compute).to(self.device)
+            self.critic = ContrastiveCritic(*dims, settings.critic_shape, compute).to(self.device)
         if settings.centred_kernels:
             centre_kernels(self.actor)
             centre_kernels(self.critic)
@@ -212,17 +212,16 @@ class ContrastiveLearner:
                 group["capturable"] = True  # as fused optimisers are anyway; it silences their check
 
     def gradient_by_block(self) -> dict[str, Tensor]:
-        """Return the norm of the last update's gradient of each block's kernels, (blocks,) a network."""
+        """Return the norm of the last update's gradient of each block's kernels, (blocks,) a network.
+
+        A plain stack counts layer by layer.
+        """
         trunks = {
             "actor": self.actor.trunk,
             "state_action_encoder": self.critic.state_action_encoder.trunk,
             "goal_encoder": self.critic.goal_encoder.trunk,
         }
-        return {
-            name: trunk.body.weight.grad.reshape(self.settings.shape.num_blocks, -1).norm(dim=1)
-            for name, trunk in trunks.items()
-            if isinstance(trunk.body, BlockStack) and trunk.body.weight.grad is not None
-        }
+        return {name: norms for name, trunk in trunks.items() if len(norms := trunk.gradient_by_block())}
 
     # -- saving -----------------------------------------------------------------------------------
 

@@ -15,10 +15,11 @@ from thousandfold.ground.errors import SettingsError
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
 from thousandfold.models.compiled_norm_swish import is_compiled
 from thousandfold.models.contrastive_critic import EMBEDDING_DIM
+from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.networks import TrainedActor
-from thousandfold.stages.train_teacher.settings import LearnerSettings, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import DEPTHS, LearnerSettings, TrainTeacherSettings
 
 # Interpreter, libraries and the pool of a simulator: what a training of the smallest network takes.
 _PROCESS_BYTES = 700 * 2**20
@@ -60,31 +61,42 @@ class MemoryEstimate:
         return sum(parts) + _PROCESS_BYTES
 
 
-def parameter_estimate(inputs: int, outputs: int, settings: LearnerSettings) -> int:
+def parameter_estimate(inputs: int, outputs: int, shape: NetworkShape) -> int:
     """Return how many numbers a network learns: stem, blocks, final LayerNorm and head."""
-    width, shape = settings.width, settings.shape
-    stem = (inputs + 3) * width
-    body = settings.depth * (width + 3) * width
+    width, beside = shape.width, 1 + 2 * shape.layer_norm
+    layers = shape.depth if shape.kind == "residual" else shape.depth - 1  # after the stem
+    stem, body = (inputs + beside) * width, layers * (width + beside) * width
     gains = shape.num_blocks if shape.residual_scale == "learned_from_zero" else 0
     return stem + body + gains + 2 * width * shape.final_norm + (width + 1) * outputs
 
 
 def activation_estimate(settings: LearnerSettings, device: str) -> int:
-    """Return the bytes of an update's activations: actor, ψ, and φ over both actions, four batches in all."""
-    rows, width, rounded = 4 * settings.batch_size, settings.width, settings.precision == "bfloat16"
+    """Return the bytes of an update's activations: the actor's, ψ's, and φ's over both actions."""
+    actor, critic = settings.actor_shape, settings.critic_shape
+    passes = (1, actor), (1, critic), (2, critic)
+    if not settings.checkpoint_activations:
+        return sum(_activations(rows, shape, settings, device) for rows, shape in passes)
+    starts, segments = 0, []
+    for rows, shape in passes:
+        segment = math.isqrt(shape.num_blocks - 1) + 1
+        stream = rows * settings.batch_size * shape.width * _FLOAT
+        starts += math.ceil(shape.num_blocks / segment) * stream
+        segments.append(segment * _activations(rows, shape, settings, device) // shape.num_blocks)
+    return starts + max(segments)  # of one network at a time
+
+
+def _activations(batches: int, shape: NetworkShape, settings: LearnerSettings, device: str) -> int:
+    """Return the bytes that so many batches leave in the layers after the stem, all of them kept."""
+    rows, width, rounded = batches * settings.batch_size, shape.width, settings.precision == "bfloat16"
     dtype = torch.bfloat16 if rounded else torch.float32
     matrix, stream = rows * width * dtype.itemsize, rows * width * _FLOAT
     # A layer's input, what stands before its LayerNorm and, with torch's kernels, after it; two statistics.
-    matrices = 2 if is_compiled(torch.device(device), dtype, width) else 3
+    compiled = shape.is_stacked and is_compiled(torch.device(device), dtype, width)
+    layer = (2 if compiled else 2 + shape.layer_norm) * matrix + shape.layer_norm * rows * 2 * _FLOAT
     # The stream is the first layer's input where it is not rounded; a learned gain wants its branch.
-    beside = stream * rounded + matrix * (settings.residual_scale == "learned_from_zero")
-    block = LAYERS_PER_BLOCK * (matrices * matrix + rows * 2 * _FLOAT) + beside
-    blocks = settings.shape.num_blocks
-    if not settings.checkpoint_activations:
-        return blocks * block
-    segment = math.isqrt(blocks - 1) + 1
-    # Every segment's start, and one network's segment at a time, φ's being the largest.
-    return math.ceil(blocks / segment) * stream + segment * block // 2
+    beside = stream * rounded + matrix * (shape.residual_scale == "learned_from_zero")
+    layers = shape.depth if shape.kind == "residual" else shape.depth - 1
+    return layers * layer + shape.num_blocks * beside
 
 
 def logits_estimate(settings: LearnerSettings, ranks: int = 1) -> int:
@@ -109,9 +121,9 @@ def estimate_memory(
         ranks: processes that share worlds and batch.
     """
     observation, goal, action = task.observation_dim, task.goal_dim, task.action_dim
-    actor = parameter_estimate(observation + goal, 2 * action, settings)
-    critic = parameter_estimate(observation + action, EMBEDDING_DIM, settings)
-    critic += parameter_estimate(goal, EMBEDDING_DIM, settings)
+    actor = parameter_estimate(observation + goal, 2 * action, settings.actor_shape)
+    critic = parameter_estimate(observation + action, EMBEDDING_DIM, settings.critic_shape)
+    critic += parameter_estimate(goal, EMBEDDING_DIM, settings.critic_shape)
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
     parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic) + rounded
     rows = settings.num_worlds * settings.replay_rows_per_world
@@ -153,8 +165,8 @@ def require_memory(
         fits.append(f"depth {depth} with checkpoint_activations=true")
     advice = f"What would fit: {', or '.join(fits)}." if fits else f"Lower {_largest_part(needed)}."
     raise SettingsError(
-        f"Depth {settings.depth} at width {settings.width} and batch_size {settings.batch_size} needs about "
-        f"{_gib(needed.total)} (networks and optimisers {_gib(needed.parameters)}, activations "
+        f"Depth {settings.deepest} at width {settings.width} and batch_size {settings.batch_size} needs "
+        f"about {_gib(needed.total)} (networks and optimisers {_gib(needed.parameters)}, activations "
         f"{_gib(needed.activations)}, pairs of the batch {_gib(needed.logits)}, replay "
         f"{_gib(needed.replay)}, worlds {_gib(needed.worlds)}); free are {_gib(free)}. {advice}"
     )
@@ -162,10 +174,12 @@ def require_memory(
 
 def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, device: str, ranks: int) -> int:
     """Return the largest depth up to the one asked for that fits, or 0."""
-    low, high = 0, settings.depth // LAYERS_PER_BLOCK
+    low, high = 0, settings.deepest // LAYERS_PER_BLOCK
     while low < high:
         middle = (low + high + 1) // 2
-        shallower = settings.model_copy(update={"depth": middle * LAYERS_PER_BLOCK})
+        depth = middle * LAYERS_PER_BLOCK
+        own = {name: min(getattr(settings, name) or settings.depth, depth) for name in DEPTHS}
+        shallower = settings.model_copy(update=own)
         if estimate_memory(task, shallower, device, ranks).total <= free:
             low = middle
         else:
@@ -181,7 +195,7 @@ def student_bytes(settings: DistillSettings, teacher: TrainedActor, dataset: Art
     # What autograd keeps of a layer is as of the teacher's; the critic's two encoders are differentiated too.
     layers = depth * width
     if settings.objective == "critic":
-        layers += 2 * teacher.shape.depth * teacher.shape.width
+        layers += 2 * teacher.critic_shape.depth * teacher.critic_shape.width
     rows = sum(path.stat().st_size for path in dataset.path.rglob("*.hdf5") if path.is_file())
     activations = 3 * _FLOAT * settings.batch_size * layers
     return _PROCESS_BYTES + _FLOAT * _STUDENT_COPIES * parameters + activations + _DATASET_COPIES * rows

@@ -12,7 +12,7 @@ from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.envs.task import MOST_EPISODE_STEPS
 from thousandfold.models.block_stack import Precision
 from thousandfold.models.contrastive_critic import Energy, InfoNCE
-from thousandfold.models.residual_mlp import NetworkShape, ResidualScale
+from thousandfold.models.residual_mlp import Activation, NetworkShape, ResidualScale
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
 
@@ -40,6 +40,7 @@ DEEP_FORM: dict[str, Any] = {
     "max_gradient_norm": 10.0,
 }
 """what is the default beyond"""
+DEPTHS = ("depth", "actor_depth", "critic_depth")
 
 
 class LearnerSettings(StageSettings):
@@ -50,7 +51,18 @@ class LearnerSettings(StageSettings):
     depth: int = pydantic.Field(
         default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
     )
+    actor_depth: int | None = pydantic.Field(
+        default=None, ge=4, le=4096, description="of the actor, where it is not depth"
+    )
+    critic_depth: int | None = pydantic.Field(
+        default=None, ge=4, le=4096, description="of the critic's two encoders, where it is not depth"
+    )
     width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
+    residual: bool = pydantic.Field(
+        default=True, description="add the input of every four layers to their output; false: a plain stack"
+    )
+    layer_norm: bool = pydantic.Field(default=True, description="LayerNorm after every Dense layer")
+    activation: Activation = pydantic.Field(default="swish", description="what ends every layer")
     residual_scale: ResidualScale = pydantic.Field(
         default="none",
         description="of the blocks' branches; learned_from_zero where not set beyond 64 layers",
@@ -114,21 +126,54 @@ class LearnerSettings(StageSettings):
     def _deep_defaults(cls, values: Any) -> Any:
         """Give deep networks the form that learns where the user says nothing about it (docs/depth.md)."""
         with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
-            if int(values.get("depth", 0)) > DEEPEST_PUBLISHED_FORM:
+            if max(int(values.get(name) or 0) for name in DEPTHS) > DEEPEST_PUBLISHED_FORM:
                 return DEEP_FORM | values
         return values
 
-    @pydantic.field_validator("depth")
+    @pydantic.field_validator(*DEPTHS)
     @classmethod
-    def _depth_in_blocks(cls, depth: int) -> int:
-        NetworkShape(depth, 1)
+    def _depth_in_blocks(cls, depth: int | None) -> int | None:
+        if depth is not None:
+            NetworkShape(depth, 1)
         return depth
 
+    @pydantic.model_validator(mode="after")
+    def _blocks_can_be_stacked(self) -> LearnerSettings:
+        """Refuse what only the stacked blocks of the published form can do with another form."""
+        if self.actor_shape.is_stacked:
+            return self
+        form = "residual=true, layer_norm=true and activation=swish"
+        if self.precision != "float32":
+            raise ValueError(f"precision {self.precision} wants {form}: set precision=float32")
+        if self.checkpoint_activations:
+            raise ValueError(f"checkpoint_activations wants {form}: set checkpoint_activations=false")
+        return self
+
     @property
-    def shape(self) -> NetworkShape:
-        """The form of all three networks."""
+    def actor_shape(self) -> NetworkShape:
+        """The form of the actor."""
+        return self._shape(self.actor_depth or self.depth)
+
+    @property
+    def critic_shape(self) -> NetworkShape:
+        """The form of the critic's two encoders."""
+        return self._shape(self.critic_depth or self.depth)
+
+    @property
+    def deepest(self) -> int:
+        """The layers of the deepest of the three networks."""
+        return max(self.actor_depth or self.depth, self.critic_depth or self.depth)
+
+    def _shape(self, depth: int) -> NetworkShape:
         return NetworkShape(
-            self.depth, self.width, residual_scale=self.residual_scale, final_norm=self.final_norm
+            # As many layers after the stem as the blocks of the residual form have.
+            depth if self.residual else depth + 1,
+            self.width,
+            kind="residual" if self.residual else "plain",
+            residual_scale=self.residual_scale,
+            final_norm=self.final_norm,
+            layer_norm=self.layer_norm,
+            activation=self.activation,
         )
 
 

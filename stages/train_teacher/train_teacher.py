@@ -141,10 +141,15 @@ def _own_task(teacher: Artifact) -> dict[str, str]:
 def _announce(context: StageContext, training: TeacherTraining) -> None:
     settings, counts = training.settings, training.learner.parameter_counts()
     form = f", branches {settings.residual_scale}" if settings.residual_scale != "none" else ""
+    form += "" if settings.residual else ", no residual sums"
+    form += "" if settings.layer_norm else ", no LayerNorm"
+    form += "" if settings.activation == "swish" else f", {settings.activation}"
     form += ", LayerNorm before the heads" if settings.final_norm else ""
+    actor, critic = settings.actor_depth or settings.depth, settings.critic_depth or settings.depth
+    depth = f"{actor}" if actor == critic else f"{actor} (actor) and {critic} (critic)"
     together = f", over {context.ranks.size} ranks" if context.ranks.size > 1 else ""
     context.console.say(
-        f"Teacher: depth {settings.depth}, width {settings.width}{form}, "
+        f"Teacher: depth {depth}, width {settings.width}{form}, "
         f"actor {counts['actor_parameters']:,} and critic {counts['critic_parameters']:,} parameters; "
         f"task {training.task.name}, {settings.num_worlds} worlds on {training.device}{together}."
     )
@@ -185,7 +190,8 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         training.kept_weights,
         kind="teacher",
         task=task,
-        shape=settings.shape,
+        shape=settings.actor_shape,
+        critic_shape=settings.critic_shape,
         extra={"energy": settings.energy, "evaluation": summary} | task_record(artifact),
     )
     history = {"history": progress.history, "gradient_by_block": progress.gradients}

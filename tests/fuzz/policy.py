@@ -38,6 +38,7 @@ _OPERATORS = (
         "Clip",
         "Sigmoid",
         "Tanh",
+        "Relu",
     ),
     *("LayerNormalization", "QuantizeLinear", "DequantizeLinear", "Loop", "If", "Scan", "RandomNormal"),
     *("Expand", "ConstantOfShape"),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
-from thousandfold.models.residual_mlp import dense_norm_swish
+from thousandfold.models.residual_mlp import NetworkShape, dense_layer
 
 
 class ResidualBlock(nn.Module):
@@ -20,16 +20,17 @@ class ResidualBlock(nn.Module):
     def __init__(self, stack: BlockStack, index: int) -> None:
         super().__init__()
         width = stack.weight.shape[-1]
-        self.layers = nn.Sequential(*[dense_norm_swish(width, width) for _ in range(LAYERS_PER_BLOCK)])
+        shape = NetworkShape(LAYERS_PER_BLOCK, width)
+        self.layers = nn.Sequential(*[dense_layer(width, width, shape) for _ in range(LAYERS_PER_BLOCK)])
         self.scale = stack.scale
         self.gain = None if stack.gain is None else nn.Parameter(stack.gain.detach()[index])
         first = index * LAYERS_PER_BLOCK
         with torch.no_grad():
-            for layer, (linear, norm, _) in enumerate(self.layers, start=first):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-                linear.weight.copy_(stack.weight[layer])
-                linear.bias.copy_(stack.bias[layer])
-                norm.weight.copy_(stack.norm_weight[layer])
-                norm.bias.copy_(stack.norm_bias[layer])
+            for place, (linear, norm, _) in enumerate(self.layers, start=first):  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+                linear.weight.copy_(stack.weight[place])
+                linear.bias.copy_(stack.bias[place])
+                norm.weight.copy_(stack.norm_weight[place])
+                norm.bias.copy_(stack.norm_bias[place])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (batch, width) to (batch, width)."""

@@ -14,22 +14,23 @@ from thousandfold.ground.errors import DamagedFileError
 from thousandfold.models.contrastive_critic import pairwise_energy
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.settings import dump_settings
-from thousandfold.stages.networks import NETWORK_FILE, load_critic, save_network
+from thousandfold.stages.networks import NETWORK_FILE, load_actor, load_critic, save_network
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 TASK = compile_task("point_u_maze")
 
 
 def make_teacher(
-    root: Path, energy: str = "norm", critic: bool = True
+    root: Path, energy: str = "norm", critic: bool = True, **changes: Any
 ) -> tuple[ContrastiveLearner, Artifact]:
-    settings = TINY_TEACHER.model_copy(update={"energy": energy})
+    settings = TINY_TEACHER.model_copy(update={"energy": energy} | changes)
     learner = ContrastiveLearner(TASK, settings, "cpu")
     artifact = Workspace(root).create("teacher", task=TASK.name, settings=dump_settings(settings))
     learner.see(3 + 2 * torch.randn(50, 4), 1 + torch.randn(50, 2), torch.randn(5, 2))
     weights = learner.weights(learner.candidates[0])
     kept = {name: value for name, value in weights.items() if critic or not name.startswith("critic.")}
-    save_network(artifact.file(NETWORK_FILE), kept, kind="teacher", task=TASK, shape=settings.shape)
+    shapes = {"shape": settings.actor_shape, "critic_shape": settings.critic_shape}
+    save_network(artifact.file(NETWORK_FILE), kept, kind="teacher", task=TASK, **shapes)
     artifact.complete({})
     return learner, artifact
 
@@ -43,6 +44,13 @@ def test_energies_are_those_of_the_learner(tmp_path: Path, energy: str) -> None:
     state, target = learner.observation_normalizer(observation), learner.goal_normalizer(goal)
     embeddings = critic.encode_state_action(state, action), critic.encode_goal(target)
     torch.testing.assert_close(found, pairwise_energy(*embeddings, learner.settings.energy).diagonal())
+
+
+def test_a_critic_may_be_deeper_than_its_actor(tmp_path: Path) -> None:
+    learner, teacher = make_teacher(tmp_path, actor_depth=4, critic_depth=8)
+    assert (load_actor(teacher).shape.depth, load_actor(teacher).critic_shape.depth) == (4, 8)
+    found = load_critic(teacher).critic.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in learner.critic.state_dict().items())
 
 
 def test_the_action_has_a_gradient_and_the_critic_none(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ SHAPES: dict[str, NetworkShape] = {
     "learned": NetworkShape(8, 16, residual_scale="learned_from_zero"),
     "without norms": NetworkShape(4, 16, layer_norm=False),
     "plain": NetworkShape(3, 16, kind="plain"),
+    "relu": NetworkShape(8, 16, activation="relu"),
+    "plain, relu, without norms": NetworkShape(3, 16, kind="plain", layer_norm=False, activation="relu"),
     "plain, one layer": NetworkShape(1, 16, kind="plain", layer_norm=False),
 }
 

@@ -34,6 +34,11 @@ def make_learner(**settings):
         {},
         {"depth": 16, "residual_scale": "inverse_sqrt_blocks", "final_norm": True},
         {"depth": 16, "residual_scale": "learned_from_zero", "checkpoint_activations": True},
+        {"activation": "relu"},
+        {"residual": False},
+        {"layer_norm": False},
+        {"residual": False, "layer_norm": False, "activation": "relu"},
+        {"actor_depth": 8, "critic_depth": 12},
     ],
 )
 def test_update_is_the_published_formulation_written_out(settings):
@@ -70,6 +75,37 @@ def test_update_is_the_published_formulation_written_out(settings):
         for a, b in zip(unroll_blocks(ours).parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(learner.log_alpha, log_alpha)
+
+
+def test_every_form_counts_its_layers_and_reports_each_block():
+    learner = make_learner(actor_depth=8, critic_depth=12, activation="relu")
+    blocks = {"actor": 2, "state_action_encoder": 3, "goal_encoder": 3}
+    assert learner.gradient_by_block() == {}
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    norms = learner.gradient_by_block()
+    assert {name: len(each) for name, each in norms.items()} == blocks
+    kernels = [layer[0].weight.grad for layer in learner.actor.trunk.body[1].layers]
+    torch.testing.assert_close(norms["actor"][1], torch.stack([g.norm() for g in kernels]).norm())
+
+    plain = make_learner(residual=False)  # as many layers after the stem as in blocks
+    plain.update(make_batch(), torch.Generator().manual_seed(0))
+    assert [len(each) for each in plain.gradient_by_block().values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"checkpoint_activations": True}])
+@pytest.mark.parametrize("form", [{"activation": "relu"}, {"residual": False}, {"layer_norm": False}])
+def test_only_the_published_form_rounds_and_recomputes(form, change):
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=f"{name}.* wants residual=true, layer_norm=true and activation=sw"):
+        LearnerSettings(**SMALL, **form, **change)
+
+
+@pytest.mark.parametrize("name", ["depth", "actor_depth", "critic_depth"])
+def test_any_deep_network_gets_the_form_that_learns(name):
+    settings = LearnerSettings(**{name: 128})
+    assert settings.final_norm and settings.residual_scale == "learned_from_zero"
+    with pytest.raises(ValueError, match="not a multiple of 4: use 4 or 8"):
+        LearnerSettings(**{name: 6})
 
 
 @pytest.mark.parametrize(("actor_goals", "moved"), [("hindsight", 0), ("mixed", 4), ("random", 8)])

@@ -35,16 +35,26 @@ def make(**settings):
     return TrainTeacherSettings(**({"depth": 16, "width": 8, "batch_size": 16} | settings))
 
 
-@pytest.mark.parametrize("final_norm", [False, True])
-@pytest.mark.parametrize("scale", ["none", "learned_from_zero"])
-def test_parameters_are_counted_as_the_networks_have_them(scale, final_norm):
-    settings = make(residual_scale=scale, final_norm=final_norm)
-    actor = GoalActor(4, 2, 2, settings.shape)
-    critic = ContrastiveCritic(4, 2, 2, settings.shape)
-    assert parameter_estimate(4 + 2, 2 * 2, settings) == parameter_count(actor)
-    assert parameter_estimate(4 + 2, 64, settings) + parameter_estimate(2, 64, settings) == parameter_count(
-        critic
-    )
+@pytest.mark.parametrize(
+    "form",
+    [
+        *[
+            {"residual_scale": scale, "final_norm": norm}
+            for scale in ("none", "learned_from_zero")
+            for norm in (False, True)
+        ],
+        {"residual": False},
+        {"layer_norm": False, "residual_scale": "learned_from_zero"},
+        {"residual": False, "layer_norm": False, "activation": "relu"},
+        {"actor_depth": 4, "critic_depth": 8},
+    ],
+)
+def test_parameters_are_counted_as_the_networks_have_them(form):
+    settings = make(**form)
+    actor, critic = settings.actor_shape, settings.critic_shape
+    assert parameter_estimate(4 + 2, 2 * 2, actor) == parameter_count(GoalActor(4, 2, 2, actor))
+    encoders = parameter_estimate(4 + 2, 64, critic) + parameter_estimate(2, 64, critic)
+    assert encoders == parameter_count(ContrastiveCritic(4, 2, 2, critic))
 
 
 @pytest.mark.parametrize(("device", "width", "matrices"), [("cpu", 16, 2), ("cpu", 8, 3), ("cuda", 16, 3)])
@@ -80,7 +90,7 @@ def test_ranks_share_worlds_and_batch_and_not_the_networks():
 
 def test_rounded_kernels_are_counted():
     exact, rounded = (estimate_memory(TASK, make(precision=p), "cpu") for p in ("float32", "bfloat16"))
-    actor, critic = GoalActor(4, 2, 2, make().shape), ContrastiveCritic(4, 2, 2, make().shape)
+    actor, critic = GoalActor(4, 2, 2, make().actor_shape), ContrastiveCritic(4, 2, 2, make().critic_shape)
     assert rounded.parameters - exact.parameters == 2 * (parameter_count(actor) + parameter_count(critic))
 
 
@@ -159,7 +169,7 @@ def test_a_batch_whose_pairs_do_not_fit_is_refused_with_one_that_does(monkeypatc
 
 
 def test_a_student_that_does_not_fit_is_refused_with_a_batch_that_does(monkeypatch, tmp_path: Path):
-    teacher = SimpleNamespace(task=TASK, shape=make(depth=64, width=256).shape)
+    teacher = SimpleNamespace(task=TASK, critic_shape=make(depth=64, width=256).critic_shape)
     dataset = SimpleNamespace(path=tmp_path, name="dataset-1")
     (tmp_path / "rows.hdf5").write_bytes(bytes(1000))
     settings = DistillSettings(batch_size=2**20, objective="critic")
