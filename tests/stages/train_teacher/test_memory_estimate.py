@@ -160,7 +160,7 @@ def test_a_batch_whose_pairs_do_not_fit_is_refused_with_one_that_does(monkeypatc
     with pytest.raises(SettingsError) as caught:
         require_memory(TASK, make(batch_size=100_000, replay_rows_per_world=1000), "cpu")
     said = str(caught.value)
-    assert "pairs of the batch 316.6 GiB" in said and "depth" not in said.partition("What would fit")[2]
+    assert "pairs of the batch 242.1 GiB" in said and "depth" not in said.partition("What would fit")[2]
     found = re.search(r"What would fit: batch_size (\d+)\.", said)
     assert found is not None
     for batch, fits in ((int(found[1]), True), (2 * int(found[1]), False)):
