@@ -240,6 +240,20 @@ class CompiledTask:
             element for columns in self._terms(part) for element in describe_elements(self.model, columns)
         ]
 
+    def groups_of_a_unit(self, part: str) -> list[int]:
+        """Return a number for each number of ``observation`` or ``achieved_goal``, the same for one unit.
+
+        Where the unit is not known they are one group with the others of their term alone.
+        """
+        units = iter(self.describe(part))
+        keys = [
+            next(units)["unit"] or index
+            for index, span in enumerate(self.term_spans(part))
+            for _ in range(span.start, span.stop)
+        ]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return [numbers[key] for key in keys]
+
     def earlier_names(self, part: str) -> list[str]:
         """Return how files of earlier versions call the same numbers: see `term_columns.earlier_names`."""
         return [name for columns in self._terms(part) for name in earlier_names(self.model, columns)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,24 @@ LEAST_SCALE = 1e-3
 class RunningNormalizer(Normalizer):
     """Mean and standard deviation over all rows that it was shown; the identity until then.
 
-    A number that was the same in every row keeps its scale.
+    Numbers of a group share a scale, the root mean square of their standard deviations: were each divided by
+    its own, the noise of one that hardly varies, such as the height of a cube at rest, would weigh as much as
+    what it lies beside. Where a whole group was the same in every row it keeps its scale.
+
+    Args:
+        size: numbers in a row.
+        groups: the group of each number, from 0 on; None: each is one of its own.
     """
 
     count: Tensor
     total: Tensor
     square: Tensor
+    group: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, groups: Sequence[int] | None = None) -> None:
         super().__init__(size)
+        group = torch.tensor(range(size) if groups is None else groups)
+        self.register_buffer("group", group, persistent=False)
         # Sums in float64: squares of numbers far from 0 would drown their spread in float32.
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("total", torch.zeros(size, dtype=torch.float64))
@@ -46,8 +57,12 @@ class RunningNormalizer(Normalizer):
         self.total += sums[1 : 1 + size]
         self.square += sums[1 + size :]
         mean = self.total / self.count
-        std = (self.square / self.count - mean.square()).clamp_min(0).sqrt()
+        variance = (self.square / self.count - mean.square()).clamp_min(0)
+        noise = MIN_STD * mean.abs().clamp_min(1.0)  # what rounding makes of numbers that are all the same
+        varies = (variance > noise.square()).double()
+        sums = torch.zeros(2, size, dtype=torch.float64, device=mean.device)
+        sums.index_add_(1, self.group, torch.stack([variance * varies, varies]))
+        shared = (sums[0] / sums[1].clamp_min(1.0)).sqrt().clamp_min(LEAST_SCALE)
         # In place: a captured update reads them where they lie.
         self.mean.copy_(mean)
-        noise = MIN_STD * mean.abs().clamp_min(1.0)  # what rounding makes of numbers that are all the same
-        self.std.copy_(torch.where(std <= noise, 1.0, std.clamp_min(LEAST_SCALE)))
+        self.std.copy_(torch.where(sums[1] > 0, shared, 1.0)[self.group])

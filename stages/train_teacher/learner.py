@@ -61,8 +61,10 @@ class ContrastiveLearner:
         self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         averages = bool(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False) if averages else self.actor
-        self.observation_normalizer = RunningNormalizer(task.observation_dim).to(self.device)
-        self.goal_normalizer = RunningNormalizer(task.goal_dim).to(self.device)
+        self.observation_normalizer, self.goal_normalizer = (
+            RunningNormalizer(size, task.groups_of_a_unit(part)).to(self.device)
+            for size, part in ((task.observation_dim, "observation"), (task.goal_dim, "achieved_goal"))
+        )
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self.updates = torch.zeros((), device=self.device)
         learned = {

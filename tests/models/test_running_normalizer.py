@@ -44,6 +44,20 @@ def test_what_hardly_varies_is_not_blown_up() -> None:
     assert shown(1e-5 * torch.randn(1000, 1)).std.item() == pytest.approx(LEAST_SCALE)
 
 
+def test_a_group_shares_the_root_mean_square_of_what_varies_in_it() -> None:
+    rows = torch.randn(4000, 4) * torch.tensor([3.0, 1.0, 0.0, 0.1])
+    normalizer = RunningNormalizer(4, [0, 0, 0, 1])
+    normalizer.add(RunningNormalizer.sums(rows))
+    shared = rows[:, :2].std(0, correction=0).square().mean().sqrt().item()
+    assert normalizer.std[:3].tolist() == pytest.approx([shared] * 3, rel=1e-4)
+    assert normalizer.std[3].item() == pytest.approx(rows[:, 3].std(correction=0).item(), rel=1e-4)
+    torch.testing.assert_close(normalizer(rows).mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+
+    still = RunningNormalizer(2, [0, 0])
+    still.add(RunningNormalizer.sums(torch.full((10, 2), 7.0)))
+    assert still.std.tolist() == [1.0, 1.0]
+
+
 def test_rows_may_count_several_times() -> None:
     normalizer = RunningNormalizer(1)
     normalizer.add(RunningNormalizer.sums(torch.tensor([[0.0], [0.0]])))
