@@ -60,6 +60,11 @@ class ContrastiveCritic(nn.Module):
         self.state_action_encoder = Encoder(observation_dim + action_dim, shape, compute)
         self.goal_encoder = Encoder(goal_dim, shape, compute)
 
+    @property
+    def networks(self) -> dict[str, Encoder]:
+        """Both encoders by name."""
+        return {"state_action_encoder": self.state_action_encoder, "goal_encoder": self.goal_encoder}
+
     def encode_state_action(self, observation: Tensor, action: Tensor) -> Tensor:
         """Return φ(s, a), (batch, 64)."""
         return self.state_action_encoder(torch.cat([observation, action], dim=-1))

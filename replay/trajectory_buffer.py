@@ -12,7 +12,7 @@ it has finished, is still running, or lost its beginning to newer rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class TransitionBatch:
     """(batch, action_dim)"""
     goal: Tensor
     """(batch, goal_dim): an achieved goal from later in the same episode"""
+    next_observation: Tensor | None = None
+    """(batch, observation_dim), one step later, where it was asked for"""
+    next_achieved_goal: Tensor | None = None
+    """(batch, goal_dim), one step later, where it was asked for"""
 
 
 class TrajectoryBuffer:
@@ -145,7 +149,9 @@ class TrajectoryBuffer:
 
     # -- sampling ---------------------------------------------------------------------------------
 
-    def sample(self, batch_size: int, discount: float, generator: torch.Generator) -> TransitionBatch:
+    def sample(
+        self, batch_size: int, discount: float, generator: torch.Generator, next_rows: bool = False
+    ) -> TransitionBatch:
         """Draw transitions uniformly, each with a goal k steps ahead, probability ∝ discount^k.
 
         Rows are drawn over all worlds alike; those without a later row in their episode are redrawn. Away
@@ -159,10 +165,19 @@ class TrajectoryBuffer:
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
         goal_row = row + truncated_geometric(uniform, remaining, discount)
         slot = self._slot(ids, row)
-        return TransitionBatch(
+        achieved = self._columns["achieved_goal"]
+        batch = TransitionBatch(
             self._columns["observation"][slot],
             self._columns["action"][slot],
-            self._columns["achieved_goal"][self._slot(ids, goal_row)],
+            achieved[self._slot(ids, goal_row)],
+        )
+        if not next_rows:
+            return batch
+        following = self._slot(ids, row + 1)
+        return replace(
+            batch,
+            next_observation=self._columns["observation"][following],
+            next_achieved_goal=achieved[following],
         )
 
     def require_transitions(self) -> None:

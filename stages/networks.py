@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
-from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError
+from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, SettingsError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
 from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor, Normalizer
 from thousandfold.models.goal_actor import Gaussian, GoalActor
@@ -210,9 +210,15 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
 
     Raises:
         DamagedFileError: the file is truncated, foreign, or holds no critic.
+        SettingsError: its critic is one of temporal differences.
     """
     path = teacher.file(NETWORK_FILE)
     tensors, header = load_tensors(path)
+    if teacher.manifest.settings.get("critic", "contrastive") != "contrastive":
+        raise SettingsError(
+            f"{teacher.name} has a critic of temporal differences; what chooses or judges actions is a "
+            "contrastive one: set teacher_samples=1, and no objective that asks the critic."
+        )
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         critic = ContrastiveCritic(*dims, shape_of(path, _critic_shape(header), tensors))

@@ -7,6 +7,7 @@ longer than the device needs to run them; a graph launches them all at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -117,7 +118,11 @@ class PlainUpdate:
     ) -> None:
         self._learner, self._generator = learner, generator
         self.sample: Callable[[], TransitionBatch] = partial(
-            buffer.sample, batch_size, learner.settings.discount, generator
+            buffer.sample,
+            batch_size,
+            learner.settings.discount,
+            generator,
+            next_rows=learner.settings.critic == "temporal_difference",
         )
         """Returns a batch, as `TrajectoryBuffer.sample` does."""
         self.act: Callable[[Tensor, Tensor], Tensor] = partial(learner.act, generator=generator)
@@ -155,4 +160,5 @@ class CapturedUpdate(PlainUpdate):
 
     def update(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Take an update with the last batch of `sample`; return metrics."""
-        return self._learn(batch.observation, batch.action, batch.goal)
+        tensors = (getattr(batch, field.name) for field in fields(batch))
+        return self._learn(*(tensor for tensor in tensors if tensor is not None))

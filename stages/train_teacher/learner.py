@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class ContrastiveLearner:
         ranks: the processes that learn the same networks together, each from its part of the batch.
     """
 
+    critic: Any
+    critic_class: ClassVar[Any] = ContrastiveCritic
+    curve_metrics: ClassVar[tuple[str, ...]] = ("info_nce", "categorical_accuracy")
+    """what tells best how the critic learns"""
+
     def __init__(
         self, task: CompiledTask, settings: LearnerSettings, device: str, ranks: Ranks | None = None
     ) -> None:
@@ -53,7 +59,7 @@ class ContrastiveLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
             self.actor = GoalActor(*dims, settings.actor_shape, compute).to(self.device)
-            self.critic = ContrastiveCritic(*dims, settings.critic_shape, compute).to(self.device)
+            self.critic = self.critic_class(*dims, settings.critic_shape, compute).to(self.device)
         if settings.centred_kernels:
             centre_kernels(self.actor)
             centre_kernels(self.critic)
@@ -119,7 +125,7 @@ class ContrastiveLearner:
     def update(self, batch: TransitionBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Take one gradient step with each optimiser; return metrics as scalar tensors."""
         order = self._goal_order(len(batch.goal), generator)
-        noise = self._noise(batch.action.shape, generator)
+        noise = self._draw_noise(batch, generator)
         loss, metrics = self.loss(batch, order, noise)
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -174,8 +180,7 @@ class ContrastiveLearner:
     def _step(self) -> dict[str, Tensor]:
         """Step every optimiser and move the average; return the gradients' norms, before clipping."""
         settings = self.settings
-        encoders = ("state_action_encoder", "goal_encoder")
-        norms = {f"{name}_gradient_norm": _gradient_norm(getattr(self.critic, name)) for name in encoders}
+        norms = {f"{name}_gradient_norm": _gradient_norm(each) for name, each in self.critic.networks.items()}
         norms["critic_gradient_norm"] = torch.stack(list(norms.values())).norm()
         norms["actor_gradient_norm"] = _gradient_norm(self.actor)
         self.updates += 1
@@ -203,6 +208,10 @@ class ContrastiveLearner:
             order[:shuffled] = torch.randperm(batch, generator=generator, device=self.device)[:shuffled]
         return order
 
+    def _draw_noise(self, batch: TransitionBatch, generator: torch.Generator) -> Tensor:
+        """Return what `loss` takes as noise."""
+        return self._noise(batch.action.shape, generator)
+
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, device=self.device)
 
@@ -218,12 +227,9 @@ class ContrastiveLearner:
 
         A plain stack counts layer by layer.
         """
-        trunks = {
-            "actor": self.actor.trunk,
-            "state_action_encoder": self.critic.state_action_encoder.trunk,
-            "goal_encoder": self.critic.goal_encoder.trunk,
-        }
-        return {name: norms for name, trunk in trunks.items() if len(norms := trunk.gradient_by_block())}
+        networks = {"actor": self.actor} | self.critic.networks
+        norms = {name: network.trunk.gradient_by_block() for name, network in networks.items()}
+        return {name: each for name, each in norms.items() if len(each)}
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -242,7 +248,7 @@ class ContrastiveLearner:
 
     def weights(self, candidate: NormalizedActor) -> dict[str, Tensor]:
         """Return copies of what a teacher is made of: a candidate's actor, the critic, the normalisers."""
-        weights = _copy({"actor": candidate.actor, "critic": self.critic})
+        weights = copy_of({"actor": candidate.actor, "critic": self.critic})
         if self.settings.normalize_inputs:
             for name, normalizer in self._normalizers.items():
                 weights |= {f"{name}.mean": normalizer.mean.clone(), f"{name}.std": normalizer.std.clone()}
@@ -261,7 +267,7 @@ class ContrastiveLearner:
         networks = {"actor": self.actor, "averaged_actor": self.averaged_actor, "critic": self.critic}
         if self.settings.normalize_inputs:
             networks |= self._normalizers
-        state = _copy(networks) | {
+        state = copy_of(networks) | {
             "log_alpha": self.log_alpha.detach().clone(),
             "updates": self.updates.clone(),
         }
@@ -289,7 +295,8 @@ def _gradient_norm(module: nn.Module) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
-def _copy(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def copy_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return copies of the networks' tensors, by network and name."""
     return {
         f"{name}.{key}": value.detach().clone()
         for name, network in networks.items()

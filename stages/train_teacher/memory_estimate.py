@@ -70,10 +70,21 @@ def parameter_estimate(inputs: int, outputs: int, shape: NetworkShape) -> int:
     return stem + body + gains + 2 * width * shape.final_norm + (width + 1) * outputs
 
 
+def critic_estimate(task: CompiledTask, settings: LearnerSettings) -> int:
+    """Return how many numbers a critic learns: two encoders, or two value networks."""
+    observation, goal, action = task.observation_dim, task.goal_dim, task.action_dim
+    shape = settings.critic_shape
+    if settings.critic == "temporal_difference":
+        return 2 * parameter_estimate(observation + action + goal, 1, shape)
+    encoders = ((observation + action, EMBEDDING_DIM), (goal, EMBEDDING_DIM))
+    return sum(parameter_estimate(inputs, outputs, shape) for inputs, outputs in encoders)
+
+
 def activation_estimate(settings: LearnerSettings, device: str) -> int:
-    """Return the bytes of an update's activations: the actor's, ψ's, and φ's over both actions."""
+    """Return the bytes of an update's activations: the actor's, and the critic's over both actions."""
     actor, critic = settings.actor_shape, settings.critic_shape
-    passes = (1, actor), (1, critic), (2, critic)
+    of_critic = ((1, critic), (2, critic)) if settings.critic == "contrastive" else ((2, critic), (2, critic))
+    passes = ((1, actor), *of_critic)
     if not settings.checkpoint_activations:
         return sum(_activations(rows, shape, settings, device) for rows, shape in passes)
     starts, segments = 0, []
@@ -101,6 +112,8 @@ def _activations(batches: int, shape: NetworkShape, settings: LearnerSettings, d
 
 def logits_estimate(settings: LearnerSettings, ranks: int = 1) -> int:
     """Return the bytes of InfoNCE at its peak, which grow as the square of a rank's batch."""
+    if settings.critic != "contrastive":
+        return 0
     rows = math.ceil(settings.batch_size / ranks)
     pairs = rows * (settings.batch_size if settings.global_negatives else rows)
     both = settings.info_nce == "symmetric"
@@ -122,10 +135,10 @@ def estimate_memory(
     """
     observation, goal, action = task.observation_dim, task.goal_dim, task.action_dim
     actor = parameter_estimate(observation + goal, 2 * action, settings.actor_shape)
-    critic = parameter_estimate(observation + action, EMBEDDING_DIM, settings.critic_shape)
-    critic += parameter_estimate(goal, EMBEDDING_DIM, settings.critic_shape)
+    critic = critic_estimate(task, settings)
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
-    parameters = _FLOAT * (_ACTOR_COPIES * actor + _CRITIC_COPIES * critic) + rounded
+    slow = 2 if settings.critic == "temporal_difference" else 0  # the slow copy, and a checkpoint's of it
+    parameters = _FLOAT * (_ACTOR_COPIES * actor + (_CRITIC_COPIES + slow) * critic) + rounded
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
     state = 2 * mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION)

@@ -82,8 +82,12 @@ class LearnerSettings(StageSettings):
     checkpoint_activations: bool = pydantic.Field(
         default=False, description="keep every √blocks-th block's input alone: less memory, a third more time"
     )
-    energy: Energy = "norm"
-    info_nce: InfoNCE = "forward"
+    critic: Literal["contrastive", "temporal_difference"] = pydantic.Field(
+        default="contrastive",
+        description="how near a goal is, from InfoNCE; or soft actor-critic's value, from the next step",
+    )
+    energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
+    info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
     batch_size: int = pydantic.Field(
         default=256, ge=2, le=2**20, description="transitions of an update, over all ranks"
@@ -147,6 +151,15 @@ class LearnerSettings(StageSettings):
             raise ValueError(f"precision {self.precision} wants {form}: set precision=float32")
         if self.checkpoint_activations:
             raise ValueError(f"checkpoint_activations wants {form}: set checkpoint_activations=false")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _critic_reads_them(self) -> LearnerSettings:
+        """Refuse what the contrastive critic alone reads beside another."""
+        if self.critic != "contrastive":
+            for name, unset in {"energy": "norm", "info_nce": "forward", "global_negatives": False}.items():
+                if (value := getattr(self, name)) != unset:
+                    raise ValueError(f"{name} {value} is for critic=contrastive alone: leave it out")
         return self
 
     @property

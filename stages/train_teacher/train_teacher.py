@@ -213,12 +213,13 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
 def _draw(training: TeacherTraining, artifact: Artifact, episodes: Episodes) -> None:
     """Draw how the teacher learned, what its gradients did, and where it went."""
     progress, task = training.progress, training.task
+    learned = training.learner.curve_metrics
     draw_learning_curve(
         artifact.file("learning_curve.png"),
         progress.history,
         f"Teacher on {task.name}",
         x="env_steps",
-        metrics=("success", "time_at_goal", "info_nce", "categorical_accuracy", "entropy"),
+        metrics=("success", "time_at_goal", *learned, "entropy"),
     )
     draw_rollouts(artifact.file("rollouts.png"), task, episodes, "Teacher")
     if progress.gradients:

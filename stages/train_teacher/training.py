@@ -31,6 +31,7 @@ from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRe
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+from thousandfold.stages.train_teacher.value_learner import ValueLearner
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
 
@@ -111,7 +112,8 @@ class TeacherTraining:
             num_threads=cpu_share(self.ranks.local_size),
             deterministic=settings.deterministic,
         )
-        self.learner = ContrastiveLearner(task, settings, device, self.ranks)
+        learns = ValueLearner if settings.critic == "temporal_difference" else ContrastiveLearner
+        self.learner = learns(task, settings, device, self.ranks)
         self.buffer = self._make_buffer(num_worlds, device)
         self.generator = torch.Generator(device).manual_seed(
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)

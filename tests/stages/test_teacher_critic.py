@@ -10,7 +10,7 @@ import torch
 
 from tests.stages.tiny_runs import TINY_TEACHER
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError, SettingsError
 from thousandfold.models.contrastive_critic import pairwise_energy
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.settings import dump_settings
@@ -21,14 +21,14 @@ TASK = compile_task("point_u_maze")
 
 
 def make_teacher(
-    root: Path, energy: str = "norm", critic: bool = True, **changes: Any
+    root: Path, energy: str = "norm", with_critic: bool = True, **changes: Any
 ) -> tuple[ContrastiveLearner, Artifact]:
     settings = TINY_TEACHER.model_copy(update={"energy": energy} | changes)
     learner = ContrastiveLearner(TASK, settings, "cpu")
     artifact = Workspace(root).create("teacher", task=TASK.name, settings=dump_settings(settings))
     learner.see(3 + 2 * torch.randn(50, 4), 1 + torch.randn(50, 2), torch.randn(5, 2))
     weights = learner.weights(learner.candidates[0])
-    kept = {name: value for name, value in weights.items() if critic or not name.startswith("critic.")}
+    kept = {name: value for name, value in weights.items() if with_critic or not name.startswith("critic.")}
     shapes = {"shape": settings.actor_shape, "critic_shape": settings.critic_shape}
     save_network(artifact.file(NETWORK_FILE), kept, kind="teacher", task=TASK, **shapes)
     artifact.complete({})
@@ -61,8 +61,15 @@ def test_the_action_has_a_gradient_and_the_critic_none(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in critic.critic.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"critic": False}, {"energy": "loud"}])
+@pytest.mark.parametrize("changes", [{"with_critic": False}, {"energy": "loud"}])
 def test_a_teacher_without_a_known_critic_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     _, teacher = make_teacher(tmp_path, **changes)
     with pytest.raises(DamagedFileError, match="holds no critic"):
+        load_critic(teacher)
+
+
+def test_a_critic_of_temporal_differences_chooses_no_action(tmp_path: Path) -> None:
+    _, teacher = make_teacher(tmp_path, critic="temporal_difference")
+    assert load_actor(teacher).shape.depth == 4
+    with pytest.raises(SettingsError, match=r"critic of temporal differences.* set teacher_samples=1"):
         load_critic(teacher)

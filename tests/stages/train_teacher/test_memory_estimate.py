@@ -13,10 +13,12 @@ from thousandfold.ground.errors import SettingsError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import parameter_count
+from thousandfold.models.value_critic import ValueCritic
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.train_teacher import memory_estimate
 from thousandfold.stages.train_teacher.memory_estimate import (
     activation_estimate,
+    critic_estimate,
     estimate_memory,
     logits_estimate,
     parameter_estimate,
@@ -55,6 +57,15 @@ def test_parameters_are_counted_as_the_networks_have_them(form):
     assert parameter_estimate(4 + 2, 2 * 2, actor) == parameter_count(GoalActor(4, 2, 2, actor))
     encoders = parameter_estimate(4 + 2, 64, critic) + parameter_estimate(2, 64, critic)
     assert encoders == parameter_count(ContrastiveCritic(4, 2, 2, critic))
+
+
+def test_a_critic_of_temporal_differences_is_two_networks_and_their_slow_copies():
+    settings = make(critic="temporal_difference", critic_depth=8)
+    critic = parameter_count(ValueCritic(4, 2, 2, settings.critic_shape))
+    assert critic_estimate(TASK, settings) == critic
+    actor = parameter_count(GoalActor(4, 2, 2, settings.actor_shape))
+    assert estimate_memory(TASK, settings, "cpu").parameters == 4 * (10 * actor + 10 * critic)
+    assert logits_estimate(settings) == 0
 
 
 @pytest.mark.parametrize(("device", "width", "matrices"), [("cpu", 16, 2), ("cpu", 8, 3), ("cuda", 16, 3)])

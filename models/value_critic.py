@@ -1,0 +1,85 @@
+"""The critic of temporal differences: what an action is worth for a goal, learned from the step after it.
+
+It is what most goal-conditioned learners have: soft actor-critic (Haarnoja et al., arXiv 1812.05905) with
+goals relabelled in hindsight (Andrychowicz et al., arXiv 1707.01495). It stands here to be compared with the
+contrastive critic on the same networks and the same simulator.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from thousandfold.models.block_stack import Compute
+from thousandfold.models.contrastive_critic import Metrics
+from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP, apply_rows, dense
+
+
+class Value(nn.Module):
+    """A residual network with a head of one number."""
+
+    def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
+        super().__init__()
+        self.trunk = ResidualMLP(inputs, shape, compute)
+        self.head = dense(shape.width, 1)
+
+    def forward(self, inputs: Tensor, frozen_rows: int = 0) -> Tensor:
+        """Map (batch, inputs) to (batch,); the first `frozen_rows` rows teach the parameters nothing."""
+        return apply_rows(self.head, self.trunk(inputs, frozen_rows), frozen_rows).squeeze(-1)
+
+
+class ValueCritic(nn.Module):
+    """Two networks Q(s, a, g), of which the lesser is believed (Fujimoto et al., arXiv 1802.09477).
+
+    Args:
+        observation_dim, goal_dim, action_dim: sizes of the three spaces.
+        shape: size and form of both networks.
+        compute: precision and memory of their blocks.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        goal_dim: int,
+        action_dim: int,
+        shape: NetworkShape,
+        compute: Compute | None = None,
+    ) -> None:
+        super().__init__()
+        inputs = observation_dim + action_dim + goal_dim
+        self.first_value, self.second_value = (Value(inputs, shape, compute) for _ in range(2))
+
+    @property
+    def networks(self) -> dict[str, Value]:
+        """Both networks by name."""
+        return {"first_value": self.first_value, "second_value": self.second_value}
+
+    def forward(self, observation: Tensor, action: Tensor, goal: Tensor) -> Tensor:
+        """Return both values, (2, batch)."""
+        inputs = torch.cat([observation, action, goal], dim=-1)
+        return torch.stack([value(inputs) for value in self.networks.values()])
+
+    def of_both_actions(
+        self, observation: Tensor, proposed: Tensor, taken: Tensor, goal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return both values of each action, (2, batch) for the proposed and the taken one, from one pass.
+
+        The gradient of the first reaches `proposed` and no parameter; that of the second, the parameters.
+        """
+        rows = len(proposed)
+        actions = torch.cat([proposed, taken])
+        inputs = torch.cat([observation.repeat(2, 1), actions, goal.repeat(2, 1)], dim=-1)
+        values = torch.stack([value(inputs, frozen_rows=rows) for value in self.networks.values()])
+        return values[:, :rows], values[:, rows:]
+
+
+def temporal_difference_loss(values: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:
+    """Return the sum over both networks of mean((Q − target)²) / 2, and its metrics.
+
+    Args:
+        values: of both networks, (2, batch).
+        target: (batch,), no gradient.
+    """
+    error = values - target
+    loss = 0.5 * error.square().mean(1).sum()
+    return loss, {"value": values.detach().mean(), "value_error": error.detach().abs().mean()}
