@@ -112,8 +112,8 @@ class TeacherTraining:
             num_threads=cpu_share(self.ranks.local_size),
             deterministic=settings.deterministic,
         )
-        learns = ValueLearner if settings.critic == "temporal_difference" else ContrastiveLearner
-        self.learner = learns(task, settings, device, self.ranks)
+        learns = {"contrastive": ContrastiveLearner, "temporal_difference": ValueLearner}[settings.critic]
+        self.learner: ContrastiveLearner = learns(task, settings, device, self.ranks)
         self.buffer = self._make_buffer(num_worlds, device)
         self.generator = torch.Generator(device).manual_seed(
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
