@@ -89,6 +89,10 @@ class AntDimensions:
     goal_dim: int = 2
     action_dim: int = 8
 
+    def groups_of_a_unit(self, part: str) -> list[int]:
+        """Return a group for every number, as `CompiledTask` does."""
+        return list(range(self.goal_dim if part == "achieved_goal" else self.observation_dim))
+
 
 def batch_arrays(size: int) -> list[dict[str, np.ndarray]]:
     """Return fixed random batches: observation and goal normal, actions uniform in [−1, 1], float32."""
