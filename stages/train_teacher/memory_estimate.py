@@ -25,7 +25,7 @@ from thousandfold.stages.train_teacher.settings import DEPTHS, LearnerSettings, 
 _PROCESS_BYTES = 700 * 2**20
 _FLOAT = 4
 _ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
-# Weights, gradient, two moments, the kept best, and a checkpoint's copies; the actor has an average too.
+# Weights, gradient, two moments, a finalist, and a checkpoint's copies; the actor has an average too.
 _ACTOR_COPIES, _CRITIC_COPIES = 10, 8
 # Bytes at the peak of InfoNCE for each pair of a batch, measured: distances are worked out in float64.
 _PAIR_BYTES = {"norm": 26, "squared": 30, "dot": 16, "cosine": 17}
@@ -139,6 +139,8 @@ def estimate_memory(
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
     slow = 2 if settings.critic == "temporal_difference" else 0  # the slow copy, and a checkpoint's of it
     parameters = _FLOAT * (_ACTOR_COPIES * actor + (_CRITIC_COPIES + slow) * critic) + rounded
+    if device == "cpu":  # where the finalists lie, once more while a checkpoint is written
+        parameters += 2 * _FLOAT * (settings.finalists - 1) * (actor + critic)
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
     state = 2 * mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION)

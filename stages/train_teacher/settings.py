@@ -24,6 +24,8 @@ CHANGEABLE_ON_RESUME = frozenset(
         "final_episodes",
         "target_success",
         "target_evaluations",
+        "patience",
+        "finalists",
         "checkpoint_every",
         "checkpoint_activations",
         "threads",
@@ -193,6 +195,8 @@ class LearnerSettings(StageSettings):
 class TrainTeacherSettings(LearnerSettings):
     """Settings of `pipeline train-teacher`."""
 
+    BEFORE: ClassVar[Mapping[str, Any]] = {**LearnerSettings.BEFORE, "finalists": 1}
+
     task: str = pydantic.Field(
         default="point_u_maze",
         description="a name that `pipeline tasks` lists, or the YAML file of your own task",
@@ -232,8 +236,20 @@ class TrainTeacherSettings(LearnerSettings):
     target_evaluations: int = pydantic.Field(
         default=2, ge=1, le=10**6, description="consecutive evaluations that must meet it"
     )
+    patience: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=10**6,
+        description="end after so many evaluations in a row without a better one; null: never",
+    )
     keep: Literal["best", "last"] = pydantic.Field(
         default="best", description="which evaluated actor becomes the teacher"
+    )
+    finalists: int = pydantic.Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="so many of the best evaluated actors meet again at the end, over final_episodes",
     )
     checkpoint_every: int = pydantic.Field(
         default=4, ge=1, le=10**9, description="unrolls between checkpoints"

@@ -167,7 +167,8 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
             "min_rows_per_world."
         )
     seed, count = seed_sequence(settings.seed, _FINAL_STREAM), settings.final_episodes
-    policy = torch_policy(training.learner.load_weights(training.kept_weights), training.device)
+    weights = training.choose()
+    policy = torch_policy(training.learner.load_weights(weights), training.device)
     episodes = run_episodes(task, policy, episodes=count, seed=seed, num_paths=32)
     chance = measure_random(
         task,
@@ -187,7 +188,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
     }
     save_network(
         artifact.file(NETWORK_FILE),
-        training.kept_weights,
+        weights,
         kind="teacher",
         task=task,
         shape=settings.actor_shape,

@@ -20,6 +20,7 @@ from thousandfold.ground.errors import NonFiniteError
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.resume import ResumableWork
 from thousandfold.pipeline.runtime import cpu_share, require_finite, seed_sequence, torch_seed
@@ -27,13 +28,14 @@ from thousandfold.pipeline.settings import dump_settings
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy
+from thousandfold.stages.random_baseline import measure_random, no_better_than_random
 from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder, PlainUpdate
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
 from thousandfold.stages.train_teacher.value_learner import ValueLearner
 
-_SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM = 2, 3, 4
+_SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM, _CHOICE_STREAM, _CHANCE_STREAM = 2, 3, 4, 7, 8
 
 
 def train(
@@ -74,6 +76,7 @@ def train(
                     "elapsed_s": progress.elapsed_s,
                 }
                 progress.history.append(entry)
+                training.warn_of_chance(work.context.console)
                 work.run.log_metrics(entry, step=progress.env_steps)
                 on_evaluation(dict(entry))
             stopping = work.stopping
@@ -119,7 +122,7 @@ class TeacherTraining:
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
         )
         self.progress = TrainingProgress()
-        self.kept_weights = self.learner.weights(self.learner.candidates[0])
+        self.finalists: list[dict[str, Tensor]] = []
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
         parts = self.learner, self.buffer, batch_size, self.generator
@@ -153,9 +156,11 @@ class TeacherTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether the step budget is spent or the target was met often enough."""
+        """Whether the step budget is spent, the target was met often enough, or nothing gets better."""
         met = self.progress.target_hits >= self.settings.target_evaluations
-        return self.progress.env_steps >= self.settings.env_steps or met
+        patience = self.settings.patience
+        stuck = patience is not None and self.progress.evaluations_since_best >= patience
+        return self.progress.env_steps >= self.settings.env_steps or met or stuck
 
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
@@ -237,6 +242,8 @@ class TeacherTraining:
     def evaluate(self) -> dict[str, Any]:
         """Run fresh episodes with the mean action of every candidate; keep the best weights so far.
 
+        One evaluation is noisy, and the best of many was lucky: several are kept, for `choose` to compare.
+
         The candidates get the same episodes, run by rank 0. Returns the summary of the one that did best.
         """
         candidates, settings = self.learner.candidates, self.settings
@@ -251,18 +258,63 @@ class TeacherTraining:
             [summary["success"], summary["time_at_goal"], -summary["final_distance"]] for summary in summaries
         ]
         chosen = max(range(len(candidates)), key=scores.__getitem__)
-        if settings.keep == "last" or scores[chosen] > self.progress.best_score:
-            self.progress.best_score = scores[chosen]
-            self.kept_weights = self.learner.weights(candidates[chosen])
+        progress, places = self.progress, settings.finalists if settings.keep == "best" else 1
+        better = not progress.scores or scores[chosen] > progress.scores[0]
+        progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1
+        if settings.keep == "last":
+            progress.scores, self.finalists = [], []
+        place = sum(score >= scores[chosen] for score in progress.scores)
+        if place < places:
+            progress.scores.insert(place, scores[chosen])
+            weights = self.learner.weights(candidates[chosen])
+            self.finalists.insert(place, {name: value.cpu() for name, value in weights.items()})
+            del progress.scores[places:], self.finalists[places:]
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
         return summaries[chosen]
 
+    def choose(self) -> dict[str, Tensor]:
+        """Return the weights that become the teacher: the best of the finalists over the same fresh episodes.
+
+        They are other episodes than those that the teacher's success is told of.
+        """
+        if len(self.finalists) == 1:
+            return self.finalists[0]
+        seed, scores = seed_sequence(self.settings.seed, _CHOICE_STREAM), []
+        for weights in self.finalists:
+            policy = torch_policy(self.learner.load_weights(weights), self.device)
+            found = run_episodes(
+                self.task, policy, episodes=self.settings.final_episodes, seed=seed
+            ).summary()
+            scores.append([found["success"], found["time_at_goal"], -found["final_distance"]])
+        return self.finalists[max(range(len(scores)), key=scores.__getitem__)]
+
+    def warn_of_chance(self, console: Console) -> None:
+        """Say once, after a third of the budget, where no evaluation was better than random actions."""
+        settings, progress = self.settings, self.progress
+        if progress.compared_with_random or 3 * progress.env_steps < settings.env_steps:
+            return
+        progress.compared_with_random = True
+        if not self.ranks.leads:
+            return
+        episodes = settings.evaluation_episodes
+        seeds = (seed_sequence(settings.seed, _CHANCE_STREAM, part) for part in range(2))
+        found = no_better_than_random(
+            {"success": progress.scores[0][0], "episodes": episodes}
+            | measure_random(self.task, episodes, *seeds)
+        )
+        if found:
+            console.warn(
+                f"After {progress.env_steps:,} of {settings.env_steps:,} steps the best evaluation {found}. "
+                "Ctrl-C ends the training and keeps it; `pipeline tasks check` looks at the task."
+            )
+
     def save(self, folder: CheckpointFolder) -> None:
         """Write everything that the next step depends on; all ranks call this together."""
         shared = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
-        shared |= {f"kept.{name}": value for name, value in self.kept_weights.items()}
+        for place, weights in enumerate(self.finalists):
+            shared |= {f"finalist.{place}.{name}": value for name, value in weights.items()}
         own = {f"buffer.{name}": value for name, value in self.buffer.counters().items()}
         simulator = self.simulator.state_dict()
         own |= {f"simulator.{name}": torch.from_numpy(np.array(value)) for name, value in simulator.items()}
@@ -302,11 +354,16 @@ class TeacherTraining:
                 buffer = partial(self._make_buffer, device="cpu")
                 part = resplit(checkpoint.parts, num_worlds, size, ranks, buffer)
             progress = {key: value for key, value in checkpoint.progress.items() if key != "settings"}
+            tensors = checkpoint.tensors
+            if "best_score" in progress:  # of an earlier version, which kept one
+                kept, progress["scores"] = [strip_prefix(tensors, "kept.")], [progress.pop("best_score")]
+            else:
+                places = range(len(progress["scores"]))
+                kept = [strip_prefix(tensors, f"finalist.{place}.") for place in places]
             self._metric_count = int(progress.pop("metric_count"))
             self.progress = TrainingProgress(**progress)
             self.learner.load_state_dict(strip_prefix(checkpoint.tensors, "learner."))
-            kept = strip_prefix(checkpoint.tensors, "kept.")
-            self.kept_weights = {name: value.to(self.device) for name, value in kept.items()}
+            self.finalists = kept
             own = partial(strip_prefix, part.tensors)
             self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
             self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
@@ -325,11 +382,13 @@ class TeacherTraining:
         """Restore where another training has ended, as the beginning of this one; raises as `load` does.
 
         All of the replay memory is written with this training's first checkpoint. A target that the other one
-        has met has to be met anew.
+        has met has to be met anew, and patience begins anew.
         """
         self.load(folder)
         self.buffer.mark_unsaved()
         self.progress.target_hits = 0
+        if self.settings.patience is not None:
+            self.progress.evaluations_since_best = 0
 
 
 # -- Collecting experience: the actor explores every world of a simulator and the memory keeps the rows
@@ -411,7 +470,9 @@ class TrainingProgress:
         unstable, overflowed: episodes dropped for their physics, and how many of them for want of room for
             contacts or constraints.
         target_hits: consecutive evaluations that met `target_success`.
-        best_score: success, time at goal and minus the final distance of the best evaluation so far.
+        evaluations_since_best: how many evaluations came after the best one.
+        scores: success, time at goal and minus the final distance of the finalists' evaluations, best first.
+        compared_with_random: whether the training has been compared with random actions.
         elapsed_s: seconds spent, over all restarts.
         history: one entry an evaluation.
         gradients: beside each entry, the norm of the last update's gradient in each block of each network.
@@ -423,7 +484,9 @@ class TrainingProgress:
     unstable: int = 0
     overflowed: int = 0
     target_hits: int = 0
-    best_score: list[float] = field(default_factory=lambda: [-1.0, -1.0])
+    evaluations_since_best: int = 0
+    scores: list[list[float]] = field(default_factory=list)
+    compared_with_random: bool = False
     elapsed_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     gradients: list[dict[str, Any]] = field(default_factory=list)

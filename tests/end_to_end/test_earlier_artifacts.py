@@ -112,18 +112,21 @@ def test_a_datasets_environment_is_recovered(earlier: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", GO_ON)
 def test_what_was_stopped_ends_as_that_version_ends_it(earlier: Path, kind: str) -> None:
-    """Bit for bit on the same processor; another one sums in another order, and comes close."""
+    """A student bit for bit on the same processor; another one sums in another order, and comes close.
+
+    So does a teacher: InfoNCE's gradient has been summed otherwise since.
+    """
     command, *settings = GO_ON[kind]
     artifact = Artifact.load(Path(result_of(earlier, command, "--resume", *settings)["path"]))
     expected = FIXTURES / "resumed_by_0_1" / kind
     ours, header = load_tensors(artifact.file("network.safetensors"))
     theirs, its_header = load_tensors(expected / "network.safetensors")
-    assert (ours.keys(), header["shape"]) == (theirs.keys(), its_header["shape"])
-    same_processor = describe_host()["cpu"] == (expected.parent / "processor.txt").read_text().strip()
-    tolerance = {"rtol": 0, "atol": 0} if same_processor else {"rtol": 1e-3, "atol": 1e-4}
+    assert (ours.keys(), header["shape"]) == (theirs.keys(), its_header["shape"] | {"activation": "swish"})
+    exact = kind == "student" and describe_host()["cpu"] == (expected.parent / "processor.txt").read_text().strip()
+    tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
     for name, tensor in ours.items():
         np.testing.assert_allclose(tensor.numpy(), theirs[name].numpy(), **tolerance, err_msg=name)
-    if same_processor:
+    if exact:
         histories = [json.loads((at / "history.json").read_text()) for at in (artifact.path, expected)]
         for history in histories:
             for entry in history["history"]:

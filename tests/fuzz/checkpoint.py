@@ -45,10 +45,11 @@ def _made() -> tuple[Path, TeacherTraining]:
     extra = {"energy": _SETTINGS.energy, "evaluation": {}}
     save_network(
         teacher.file(NETWORK_FILE),
-        training.kept_weights,
+        training.learner.weights(training.learner.candidates[0]),
         kind="teacher",
         task=task,
-        shape=_SETTINGS.shape,
+        shape=_SETTINGS.actor_shape,
+        critic_shape=_SETTINGS.critic_shape,
         extra=extra,
     )
     training.collect()

@@ -86,7 +86,7 @@ def memory(artifact: Artifact) -> list[Tensors]:
     training = TeacherTraining(settings, compile_task(settings.task), "cpu")
     training.load(checkpoint_of(artifact))
     batches = [training.buffer.sample(200, 0.9, torch.Generator().manual_seed(seed)) for seed in range(3)]
-    return [vars(batch) for batch in batches]
+    return [{name: value for name, value in vars(batch).items() if value is not None} for batch in batches]
 
 
 def assert_same_run(one: Artifact, other: Artifact) -> None:

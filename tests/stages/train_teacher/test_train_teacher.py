@@ -59,7 +59,7 @@ class ScriptedEvaluations:
         return Episodes(np.arange(episodes) < successes, each, each, each, points, points, stable)
 
 
-EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5, average_decay=0.0)
+EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5, average_decay=0.0, finalists=1)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,44 @@ def test_the_averaged_and_the_current_actor_compete_on_the_same_episodes(
     artifact = train_teacher.run(change(EVALUATED, average_decay=0.5, env_steps=4 * 30), context)
     assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[0][kept])
     assert evaluations.seeds[0] == evaluations.seeds[1]
+
+
+def test_the_best_few_meet_again_on_other_episodes(context: StageContext, monkeypatch: pytest.MonkeyPatch):
+    outcomes = [(1, 0), (3, 0), (2, 0), (0, 0), (2, 9)]
+    evaluations = ScriptedEvaluations(monkeypatch, *outcomes, (1, 0), (3, 0), (2, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, context, "stop", 3, [])
+        with pytest.raises(StoppedByUser):
+            train_teacher.run(change(EVALUATED, finalists=3), context)
+    context.stop.requested = False
+    artifact = train_teacher.run(
+        change(EVALUATED, finalists=3), context, context.workspace.artifacts("teacher")[0]
+    )
+    # In order of their scores they are those of evaluations 1, 4 and 2; of the second meeting 4 is the best.
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[4][0])
+    assert len(set(evaluations.seeds[5:])) == 1 and evaluations.seeds[5] not in evaluations.seeds[:5]
+
+
+def test_patience_ends_a_training_that_gets_no_better(context: StageContext, monkeypatch: pytest.MonkeyPatch):
+    evaluations = ScriptedEvaluations(monkeypatch, (1, 0), (3, 0), (2, 9), (3, 0), (4, 0))
+    artifact = train_teacher.run(change(EVALUATED, patience=2), context)
+    assert artifact.manifest.results["env_steps"] == 4 * 30 * 4
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[1][0])
+
+
+@pytest.mark.parametrize(("successes", "told"), [(0, True), (64, False)])
+def test_a_teacher_that_is_still_at_random_after_a_third_of_its_budget_says_so_once(
+    context: StageContext,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    successes: int,
+    told: bool,
+):
+    ScriptedEvaluations(monkeypatch, *[(successes, 0)] * 5)
+    train_teacher.run(change(EVALUATED, evaluation_episodes=64), context)
+    said = [line for line in capsys.readouterr().err.splitlines() if "the best evaluation" in line]
+    assert len(said) == told
+    assert not told or "After 240 of 600 steps the best evaluation reached none of 64 goals" in said[0]
 
 
 def test_the_best_survives_an_interruption(context: StageContext, monkeypatch: pytest.MonkeyPatch):
