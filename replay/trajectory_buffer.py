@@ -42,6 +42,8 @@ class TransitionBatch:
     """(batch, observation_dim), one step later, where it was asked for"""
     next_achieved_goal: Tensor | None = None
     """(batch, goal_dim), one step later, where it was asked for"""
+    ended_early: Tensor | None = None
+    """(batch,) bool: the episode ended one step later before its time, where it was asked for"""
 
 
 class TrajectoryBuffer:
@@ -73,6 +75,7 @@ class TrajectoryBuffer:
             "achieved_goal": torch.zeros(rows, goal_dim, device=device),
             "action": torch.zeros(rows, action_dim, device=device),
             "episode": torch.zeros(rows, dtype=torch.int32, device=device),
+            "early_end": torch.zeros(rows, dtype=torch.bool, device=device),
         }
         # An episode has two rows at least, so a ring never holds more episodes than rows. 32 bits hold the
         # number of any row that a world will live to see.
@@ -99,13 +102,19 @@ class TrajectoryBuffer:
     # -- writing ----------------------------------------------------------------------------------
 
     def add(
-        self, observation: Tensor, action: Tensor, achieved_goal: Tensor, worlds: Tensor | None = None
+        self,
+        observation: Tensor,
+        action: Tensor,
+        achieved_goal: Tensor,
+        worlds: Tensor | None = None,
+        early_end: Tensor | None = None,
     ) -> None:
         """Append one row to every world: its state, what it has achieved, and the action taken there.
 
         Args:
             observation, action, achieved_goal: (num_worlds, …) each.
             worlds: mask (num_worlds,) of those that get a row; None: all.
+            early_end: mask (num_worlds,) of those whose episode this row ends before its time; None: of none.
         """
         slot = self._slot(self._worlds, self._count)
         row = {
@@ -113,6 +122,7 @@ class TrajectoryBuffer:
             "action": action,
             "achieved_goal": achieved_goal,
             "episode": self._episode,
+            "early_end": torch.zeros_like(self._worlds) if early_end is None else early_end,
         }
         for name, value in row.items():
             _put(self._columns[name], slot, value, worlds)
@@ -120,10 +130,18 @@ class TrajectoryBuffer:
         self._count += 1 if worlds is None else worlds
         torch.maximum(self._oldest, self._count - self.capacity, out=self._oldest)
 
-    def end_episodes(self, worlds: Tensor, observation: Tensor, achieved_goal: Tensor) -> None:
-        """Append the final observation in the worlds of the mask, (num_worlds,); begin their next episode."""
+    def end_episodes(
+        self, worlds: Tensor, observation: Tensor, achieved_goal: Tensor, early: Tensor | None = None
+    ) -> None:
+        """Append the final observation in the worlds of the mask, (num_worlds,); begin their next episode.
+
+        Args:
+            worlds: where an episode ends.
+            observation, achieved_goal: (num_worlds, …) each.
+            early: mask (num_worlds,) of the ends that came before an episode's time; None: none did.
+        """
         no_action = torch.zeros_like(self._columns["action"][: self.num_worlds])
-        self.add(observation, no_action, achieved_goal, worlds)
+        self.add(observation, no_action, achieved_goal, worlds, early)
         self._episode += worlds
         self._episode_first.copy_(torch.where(worlds, self._count, self._episode_first))
 
@@ -150,13 +168,24 @@ class TrajectoryBuffer:
     # -- sampling ---------------------------------------------------------------------------------
 
     def sample(
-        self, batch_size: int, discount: float, generator: torch.Generator, next_rows: bool = False
+        self,
+        batch_size: int,
+        discount: float,
+        generator: torch.Generator,
+        next_rows: bool = False,
+        lose_early_ends: bool = False,
     ) -> TransitionBatch:
         """Draw transitions uniformly, each with a goal k steps ahead, probability ∝ discount^k.
 
         Rows are drawn over all worlds alike; those without a later row in their episode are redrawn. Away
         from the CPU a few rows of a batch may be repeated, each time with another goal, and a memory without
         transitions goes unnoticed: call `require_transitions` before.
+
+        Args:
+            batch_size, discount, generator: as above.
+            next_rows: give the rows one step later too.
+            lose_early_ends: what lies beyond an episode's early end is no future: with probability
+                discount^n, where n rows are left until there, a row gets the goal of another transition.
 
         Raises:
             ValueError: on the CPU, no row has a later one in its episode.
@@ -165,11 +194,17 @@ class TrajectoryBuffer:
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
         goal_row = row + truncated_geometric(uniform, remaining, discount)
         slot = self._slot(ids, row)
-        achieved = self._columns["achieved_goal"]
+        achieved, goal_slot = self._columns["achieved_goal"], self._slot(ids, goal_row)
+        if lose_early_ends:
+            early = self._columns["early_end"][self._slot(ids, row + remaining)]
+            chance = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
+            lost = early & (chance < discount**remaining)
+            others, elsewhere, _ = self._draw_rows(batch_size, generator)
+            goal_slot = torch.where(lost, self._slot(others, elsewhere), goal_slot)
         batch = TransitionBatch(
             self._columns["observation"][slot],
             self._columns["action"][slot],
-            achieved[self._slot(ids, goal_row)],
+            achieved[goal_slot],
         )
         if not next_rows:
             return batch
@@ -178,6 +213,7 @@ class TrajectoryBuffer:
             batch,
             next_observation=self._columns["observation"][following],
             next_achieved_goal=achieved[following],
+            ended_early=self._columns["early_end"][following],
         )
 
     def require_transitions(self) -> None:
@@ -246,7 +282,8 @@ class TrajectoryBuffer:
         first, rows = segment["first"].to(self.device), segment["rows"].to(self.device)
         slot = self._slots(first, rows)
         for name, column in self._columns.items():
-            column[slot] = segment[name].to(self.device, column.dtype)
+            if name in segment:  # earlier versions did not note early ends
+                column[slot] = segment[name].to(self.device, column.dtype)
 
     def counters(self) -> dict[str, Tensor]:
         """Return the worlds' counters, which `load_counters` takes after the last segment."""

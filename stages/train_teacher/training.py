@@ -451,12 +451,13 @@ def _step(
     buffer.add(observation, action, tensor(simulator.achieved_goal))
     result = simulator.step(action)
     unstable = tensor(result.unstable)
-    ended = (tensor(result.terminated) | tensor(result.truncated)) & ~unstable
+    early = tensor(result.terminated) & ~unstable
+    ended = early | (tensor(result.truncated) & ~unstable)
     counts += torch.stack([tensor(result.success).sum(), ended.sum(), unstable.sum()])
     over = ended | unstable
     if buffer.known_empty(over):
         return
-    buffer.end_episodes(ended, tensor(simulator.observation), tensor(simulator.achieved_goal))
+    buffer.end_episodes(ended, tensor(simulator.observation), tensor(simulator.achieved_goal), early)
     buffer.drop_episodes(unstable)
     simulator.reset(over)
 

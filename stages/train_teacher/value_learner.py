@@ -43,8 +43,8 @@ class ValueLearner(ContrastiveLearner):
     def loss(self, batch: TransitionBatch, order: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the actor's, the critic's and α's loss, and metrics.
 
-        A step that ends within the success region of its goal is worth 1, any other 0, and none ends the
-        episode: Q is the discounted time at the goal, as the benchmarks count it.
+        A step that ends within the success region of its goal is worth 1, any other 0, and nothing is worth
+        anything after an early end: Q is the discounted time at the goal, as the benchmarks count it.
 
         Args:
             batch: transitions with hindsight goals, and what followed them.
@@ -52,6 +52,7 @@ class ValueLearner(ContrastiveLearner):
             noise: standard normal, (batch, 2 · action_dim): of the action here and of that at the next step.
         """
         assert batch.next_observation is not None and batch.next_achieved_goal is not None
+        assert batch.ended_early is not None
         here, there = noise.chunk(2, dim=-1)
         raw_goal = batch.goal[order]
         goal, alpha = self.goal_normalizer(raw_goal), self.log_alpha.detach().exp()
@@ -61,7 +62,7 @@ class ValueLearner(ContrastiveLearner):
             following = self.observation_normalizer(batch.next_observation)
             next_action, next_log_prob = sample_action(self.actor(following, goal), there)
             next_value = self.target_critic(following, next_action, goal).amin(0) - alpha * next_log_prob
-            target = reward + self.settings.discount * next_value
+            target = reward + self.settings.discount * next_value * ~batch.ended_early
         gaussian = self.actor(observation, goal)
         action, log_prob = sample_action(gaussian, here)
         proposed, taken = self.critic.of_both_actions(observation, action, batch.action, goal)

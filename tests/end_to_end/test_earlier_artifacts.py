@@ -122,7 +122,10 @@ def test_what_was_stopped_ends_as_that_version_ends_it(earlier: Path, kind: str)
     ours, header = load_tensors(artifact.file("network.safetensors"))
     theirs, its_header = load_tensors(expected / "network.safetensors")
     assert (ours.keys(), header["shape"]) == (theirs.keys(), its_header["shape"] | {"activation": "swish"})
-    exact = kind == "student" and describe_host()["cpu"] == (expected.parent / "processor.txt").read_text().strip()
+    exact = (
+        kind == "student"
+        and describe_host()["cpu"] == (expected.parent / "processor.txt").read_text().strip()
+    )
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
     for name, tensor in ours.items():
         np.testing.assert_allclose(tensor.numpy(), theirs[name].numpy(), **tolerance, err_msg=name)
