@@ -372,3 +372,68 @@ def test_a_segment_holds_only_what_is_new():
     assert segment["first"].tolist() == [3, 3] and segment["rows"].tolist() == [2, 2]
     assert segment["observation"][:, 0].tolist() == [6, 8, 7, 9]
     assert recorder.buffer.rows_per_world == 5
+
+
+# -- episodes that end before their time -----------------------------------------------------------
+
+
+def with_ends(early: bool) -> TrajectoryBuffer:
+    """Return a memory of two worlds: one whose episode of four rows ended, and a long one that goes on."""
+    buffer = make_buffer(2, 64)
+    ended = torch.tensor([True, False])
+    for step in range(4):
+        if step == 3:
+            final = torch.full((2,), float(step))
+            buffer.end_episodes(ended, columns(final, 3), columns(final, 2), ended & early)
+            break
+        serials = torch.tensor([float(step), 100.0 + step])
+        buffer.add(columns(serials, 3), columns(serials, 1), columns(serials, 2))
+    for step in range(3, 60):
+        serials = torch.tensor([200.0 + step, 100.0 + step])
+        buffer.add(columns(serials, 3), columns(serials, 1), columns(serials, 2))
+    return buffer
+
+
+def goals_of(buffer: TrajectoryBuffer, start: int, **options: bool) -> torch.Tensor:
+    batch = buffer.sample(400_000, 0.8, generator(), **options)
+    return batch.goal[batch.observation[:, 0] == start, 0]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_beyond_an_early_end_the_goal_is_another_transitions(start: int) -> None:
+    goals = goals_of(with_ends(early=True), start, lose_early_ends=True)
+    left = 3 - start
+    own = (goals > start) & (goals <= 3)
+    # What is lost goes to any of the 119 rows, three of which are of this episode and come later.
+    expected = 1 - 0.8**left * (1 - left / 121)
+    assert own.float().mean().item() == pytest.approx(expected, abs=4 * (0.25 / len(goals)) ** 0.5)
+
+
+def test_a_time_limit_or_another_wish_loses_nothing() -> None:
+    limit, early = with_ends(early=False), with_ends(early=True)
+    for goals in (goals_of(limit, 0, lose_early_ends=True), goals_of(early, 0)):
+        assert ((goals > 0) & (goals <= 3)).all()
+    running = goals_of(early, 110, lose_early_ends=True)  # its episode goes on
+    assert ((running > 110) & (running < 160)).all()
+
+
+def test_early_ends_are_saved_and_memories_of_before_have_none() -> None:
+    buffer = with_ends(early=True)
+    segment = {name: column.clone() for name, column in buffer.unsaved_segment().items()}
+    for known in (True, False):
+        restored = make_buffer(2, 64)
+        restored.load_segment(
+            segment if known else {name: segment[name] for name in segment if name != "early_end"}
+        )
+        restored.load_counters(buffer.counters())
+        goals = goals_of(restored, 0, lose_early_ends=True)
+        assert bool((goals > 3).any()) == known
+
+
+def test_the_next_rows_are_those_after_the_starts() -> None:
+    batch = with_ends(early=True).sample(5000, 0.8, generator(), next_rows=True)
+    assert batch.next_observation is not None and batch.next_achieved_goal is not None
+    assert batch.ended_early is not None
+    assert torch.equal(batch.next_observation, batch.observation + 1)
+    assert torch.equal(batch.next_achieved_goal[:, 0], batch.next_observation[:, 0])
+    assert torch.equal(batch.ended_early, batch.observation[:, 0] == 2)
