@@ -378,7 +378,8 @@ def complete_student(
     artifact, settings = work.artifact, training.settings
     trained, student = training.trained, training.student
     theirs = teachers_closing_episodes(trained, teacher, settings, context)
-    pairs = run_pairs(theirs, _closing_episodes(student, trained, settings), settings.budget)
+    mine = _closing_episodes(student, trained, settings)
+    pairs = run_pairs(theirs, mine, settings.budget, context.console.say)
     results = pairs.results() | record | _facts(training) | random_record(teacher.manifest.results)
     save_network(
         artifact.file(NETWORK_FILE),

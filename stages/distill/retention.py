@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -121,19 +122,29 @@ class PairedEpisodes:
         return failed
 
 
-def run_pairs(teacher: EpisodeStream, student: EpisodeStream, budget: EpisodeBudget) -> PairedEpisodes:
+def run_pairs(
+    teacher: EpisodeStream,
+    student: EpisodeStream,
+    budget: EpisodeBudget,
+    say: Callable[[str], object] = lambda _: None,
+) -> PairedEpisodes:
     """Run as many pairs of episodes as retention needs to be known well enough.
 
     Args:
         teacher, student: streams of the same task, seed and distribution.
         budget: bounds of their number and the width of the intervals that it is chosen for.
+        say: is told, in a line, what is about to run: it may take minutes.
 
     Raises:
         ValueError: the streams are not of the same starts and goals.
     """
+    say(f"Measuring retention: teacher and student run the same {budget.least:,} episodes.")
     first = _pairs(teacher, student, budget.least)
     needed = budget.needed(first)
-    return first if needed == budget.least else _pairs(teacher, student, needed)
+    if needed == budget.least:
+        return first
+    say(f"Retention is known to ±{first.half_width:.3f} so far: {needed - budget.least:,} episodes more.")
+    return _pairs(teacher, student, needed)
 
 
 def _pairs(teacher: EpisodeStream, student: EpisodeStream, episodes: int) -> PairedEpisodes:

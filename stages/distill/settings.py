@@ -120,13 +120,13 @@ class DistillSettings(StageSettings):
         description="least number of paired episodes that measure retention",
     )
     max_final_episodes: int = pydantic.Field(
-        default=8192,
+        default=4096,
         ge=1,
         le=MOST_EPISODES,
         description="most of them, where retention's interval asks for more",
     )
     interval_half_width: float = pydantic.Field(
-        default=0.03, gt=0, le=1, description="of retention's 95 % intervals, that their number is chosen for"
+        default=0.05, gt=0, le=1, description="of retention's 95 % intervals, that their number is chosen for"
     )
     threads: int = pydantic.Field(
         default=0, ge=0, le=MOST_THREADS, description="CPU threads of torch; 0: every CPU"
