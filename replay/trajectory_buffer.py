@@ -173,7 +173,6 @@ class TrajectoryBuffer:
         discount: float,
         generator: torch.Generator,
         next_rows: bool = False,
-        lose_early_ends: bool = False,
     ) -> TransitionBatch:
         """Draw transitions uniformly, each with a goal k steps ahead, probability ∝ discount^k.
 
@@ -184,8 +183,6 @@ class TrajectoryBuffer:
         Args:
             batch_size, discount, generator: as above.
             next_rows: give the rows one step later too.
-            lose_early_ends: what lies beyond an episode's early end is no future: with probability
-                discount^n, where n rows are left until there, a row gets the goal of another transition.
 
         Raises:
             ValueError: on the CPU, no row has a later one in its episode.
@@ -194,17 +191,11 @@ class TrajectoryBuffer:
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
         goal_row = row + truncated_geometric(uniform, remaining, discount)
         slot = self._slot(ids, row)
-        achieved, goal_slot = self._columns["achieved_goal"], self._slot(ids, goal_row)
-        if lose_early_ends:
-            early = self._columns["early_end"][self._slot(ids, row + remaining)]
-            chance = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
-            lost = early & (chance < discount**remaining)
-            others, elsewhere, _ = self._draw_rows(batch_size, generator)
-            goal_slot = torch.where(lost, self._slot(others, elsewhere), goal_slot)
+        achieved = self._columns["achieved_goal"]
         batch = TransitionBatch(
             self._columns["observation"][slot],
             self._columns["action"][slot],
-            achieved[goal_slot],
+            achieved[self._slot(ids, goal_row)],
         )
         if not next_rows:
             return batch

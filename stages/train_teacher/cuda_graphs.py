@@ -123,7 +123,6 @@ class PlainUpdate:
             learner.settings.discount,
             generator,
             next_rows=learner.settings.critic == "temporal_difference",
-            lose_early_ends=learner.settings.early_ends == "lost",
         )
         """Returns a batch, as `TrajectoryBuffer.sample` does."""
         self.act: Callable[[Tensor, Tensor], Tensor] = partial(learner.act, generator=generator)

@@ -48,7 +48,7 @@ DEPTHS = ("depth", "actor_depth", "critic_depth")
 class LearnerSettings(StageSettings):
     """What shapes the networks and an update."""
 
-    BEFORE: ClassVar[Mapping[str, Any]] = {"normalize_inputs": False, "early_ends": "truncated"}
+    BEFORE: ClassVar[Mapping[str, Any]] = {"normalize_inputs": False}
 
     depth: int = pydantic.Field(
         default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
@@ -91,11 +91,6 @@ class LearnerSettings(StageSettings):
     energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
     info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
-    early_ends: Literal["lost", "truncated"] = pydantic.Field(
-        default="lost",
-        description="what a goal beyond an episode's early end becomes: another transition's, so that a fall "
-        "is no way to any goal; or one from before it, as published",
-    )
     batch_size: int = pydantic.Field(
         default=256, ge=2, le=2**20, description="transitions of an update, over all ranks"
     )

@@ -394,29 +394,6 @@ def with_ends(early: bool) -> TrajectoryBuffer:
     return buffer
 
 
-def goals_of(buffer: TrajectoryBuffer, start: int, **options: bool) -> torch.Tensor:
-    batch = buffer.sample(400_000, 0.8, generator(), **options)
-    return batch.goal[batch.observation[:, 0] == start, 0]
-
-
-@pytest.mark.parametrize("start", [0, 1, 2])
-def test_beyond_an_early_end_the_goal_is_another_transitions(start: int) -> None:
-    goals = goals_of(with_ends(early=True), start, lose_early_ends=True)
-    left = 3 - start
-    own = (goals > start) & (goals <= 3)
-    # What is lost goes to any of the 119 rows, three of which are of this episode and come later.
-    expected = 1 - 0.8**left * (1 - left / 121)
-    assert own.float().mean().item() == pytest.approx(expected, abs=4 * (0.25 / len(goals)) ** 0.5)
-
-
-def test_a_time_limit_or_another_wish_loses_nothing() -> None:
-    limit, early = with_ends(early=False), with_ends(early=True)
-    for goals in (goals_of(limit, 0, lose_early_ends=True), goals_of(early, 0)):
-        assert ((goals > 0) & (goals <= 3)).all()
-    running = goals_of(early, 110, lose_early_ends=True)  # its episode goes on
-    assert ((running > 110) & (running < 160)).all()
-
-
 def test_early_ends_are_saved_and_memories_of_before_have_none() -> None:
     buffer = with_ends(early=True)
     segment = {name: column.clone() for name, column in buffer.unsaved_segment().items()}
@@ -426,8 +403,13 @@ def test_early_ends_are_saved_and_memories_of_before_have_none() -> None:
             segment if known else {name: segment[name] for name in segment if name != "early_end"}
         )
         restored.load_counters(buffer.counters())
-        goals = goals_of(restored, 0, lose_early_ends=True)
-        assert bool((goals > 3).any()) == known
+        ended = restored.sample(5000, 0.8, generator(), next_rows=True).ended_early
+        assert ended is not None and bool(ended.any()) == known
+
+
+def test_a_time_limit_is_no_early_end() -> None:
+    ended = with_ends(early=False).sample(5000, 0.8, generator(), next_rows=True).ended_early
+    assert ended is not None and not ended.any()
 
 
 def test_the_next_rows_are_those_after_the_starts() -> None:
