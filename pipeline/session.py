@@ -108,7 +108,7 @@ def default_preset(device: str | None) -> tuple[str, str]:
 
         if torch.cuda.is_available():
             return "thousand-layers", "the default with a CUDA device"
-    return "quickstart", "the default on the CPU"
+    return "cpu", "the default on the CPU"
 
 
 def json_option(command: Command) -> Command:
@@ -168,7 +168,7 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
     options = (
         click.option(
             "--preset",
-            help="Preset of settings; `pipeline presets` lists them [quickstart; with CUDA thousand-layers].",
+            help="Preset of settings; `pipeline presets` lists them [cpu; with CUDA thousand-layers].",
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
         click.option("--seed", type=int, help="Seed of all randomness."),

@@ -15,10 +15,10 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.term_columns import LINEAR_AND_TURNING, label_of
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
-_OFTEN, _SMALL_SPAN = 0.1, 0.15
+_OFTEN = 0.1
 _EPISODES_AWAY, _SHORT = 3.0, 3
 _FAST_TURN, _FAST_SPIN = 2 * np.pi, 200.0  # rad between two actions; rad/s
-_LARGE, _UNEQUAL = 300.0, 1000.0  # of a number; of the terms' spans, largest by smallest
+_UNEQUAL = 1000.0  # of the spans of terms of one unit, largest by smallest
 
 
 @dataclass
@@ -191,16 +191,9 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
             found.append(f"half of the episodes end by early_end within {half:g} of {steps} steps.")
     if (share := rollout.reached_at_start.mean()) > _OFTEN:
         found.append(f"{share:.0%} of the episodes start within the success region of their goal.")
-    lowest = np.minimum(rollout.achieved_goal[0], rollout.desired_goal[0])
-    span = float((np.maximum(rollout.achieved_goal[1], rollout.desired_goal[1]) - lowest).max())
     moves = not rollout.ended_at_once.all() and not rollout.unstable.all()
     if moves and (rollout.achieved_goal[0] == rollout.achieved_goal[1]).all():
         found.append("the achieved goal never changes: no action moves what achieved_goal reads.")
-    elif span < _SMALL_SPAN:
-        found.append(
-            f"goals span {span:.2g} at most: networks see numbers as they are, and hardly learn to tell such "
-            "goals apart; write the model in smaller units of length, so that they span about 1."
-        )
     if moves and (rollout.observation[0] == rollout.observation[1]).all():
         found.append("the observation never changes: the policy sees nothing of what it does.")
     return [*found, *_speeding_joints(rollout, task), *_scales(rollout, task), *_far_goals(rollout, task)]
@@ -229,26 +222,22 @@ def _speeding_joints(rollout: RandomRollout, task: CompiledTask) -> list[str]:
 
 
 def _scales(rollout: RandomRollout, task: CompiledTask) -> list[str]:
-    """Return a line where the numbers of the observation differ by orders of magnitude."""
+    """Return a line where terms of one unit, which share a scale, differ by orders of magnitude."""
     low, high = rollout.observation
-    names = [element["name"] for element in task.describe("observation")]
-    advice = "networks see numbers as they are; write the model in other units, or leave it out"
-    index = int(np.argmax(np.maximum(np.abs(low), np.abs(high))))
-    place = partial(task_place, task.spec.file)
-    parts = task.term_spans("observation")
-    if max(abs(low[index]), abs(high[index])) > _LARGE:
-        (term,) = [number for number, part in enumerate(parts) if part.start <= index < part.stop]
-        where = place(("observation", term))
-        return [f"{where}: {names[index]} goes from {low[index]:.3g} to {high[index]:.3g}: {advice}."]
-    spans = np.array([(high - low)[part].max(initial=0.0) for part in parts])
-    moving = np.flatnonzero(spans > 0)
-    if len(moving) == 0 or spans.max() < _UNEQUAL * spans[moving].min():
-        return []
-    most, least = int(np.argmax(spans)), int(moving[np.argmin(spans[moving])])
-    return [
-        f"{place(('observation', most))} spans {spans[most]:.2g}, and {place(('observation', least))} "
-        f"{spans[least]:.2g}: {advice}."
-    ]
+    groups = np.array(task.groups_of_a_unit("observation"))
+    place, terms = partial(task_place, task.spec.file), task.term_spans("observation")
+    for group in np.unique(groups):
+        own = [np.where(groups[part] == group, (high - low)[part], 0.0).max(initial=0.0) for part in terms]
+        spans = np.array(own)
+        moving = np.flatnonzero(spans > 0)
+        if len(moving) and spans.max() >= _UNEQUAL * spans[moving].min():
+            most, least = int(np.argmax(spans)), int(moving[np.argmin(spans[moving])])
+            large, small = place(("observation", most)), place(("observation", least))
+            return [
+                f"{large} spans {spans[most]:.2g}, and {small} {spans[least]:.2g}: numbers of one unit share "
+                "a scale, so the second is hardly seen; leave out what of the two the policy does not need."
+            ]
+    return []
 
 
 def _far_goals(rollout: RandomRollout, task: CompiledTask) -> list[str]:

@@ -126,7 +126,7 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("arguments", "depth"),
         [
-            (["--device", "cpu"], 16),  # quickstart, the default preset there
+            (["--device", "cpu"], 4),  # cpu, the default preset there
             (["--preset", "smoke"], 4),
             (["--preset", "smoke", "--depth", "8"], 8),
             (["--preset", "smoke", "--depth", "8", "--set", "depth=12"], 12),
@@ -150,7 +150,7 @@ class TestDryRun:
         assert values["distill"]["student_depth"] == 2
 
     @pytest.mark.parametrize(
-        "preset", ["quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
+        "preset", ["cpu", "cpu/ant", "quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
     )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
         for command, sections in (("run", 6), ("evaluate", 1), ("report", 1)):
@@ -183,7 +183,7 @@ class TestAnnouncement:
     @pytest.mark.parametrize(
         ("arguments", "first"),
         [
-            (["--device", "cpu"], "Preset quickstart (the default on the CPU)"),
+            (["--device", "cpu"], "Preset cpu (the default on the CPU)"),
             (["--preset", "smoke"], "Preset smoke (as asked)"),
         ],
     )

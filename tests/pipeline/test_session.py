@@ -173,9 +173,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     [
         (True, True, None, "thousand-layers", "the default with a CUDA device"),
         (True, True, "cuda", "thousand-layers", "the default with a CUDA device"),
-        (True, True, "cpu", "quickstart", "the default on the CPU"),
-        (True, False, None, "quickstart", "the default on the CPU"),
-        (False, True, None, "quickstart", "the default on the CPU"),
+        (True, True, "cpu", "cpu", "the default on the CPU"),
+        (True, False, None, "cpu", "the default on the CPU"),
+        (False, True, None, "cpu", "the default on the CPU"),
     ],
 )
 def test_the_default_preset_is_the_deep_one_where_there_is_cuda(
@@ -184,7 +184,7 @@ def test_the_default_preset_is_the_deep_one_where_there_is_cuda(
     machine(driver, device)
     assert default_preset(asked) == (preset, why)
     settings = CommonOptions(None, (), None, asked, False).resolve(TrainTeacherSettings, "train_teacher")
-    assert settings.depth == {"thousand-layers": 1024, "quickstart": 16}[preset]
+    assert settings.depth == {"thousand-layers": 1024, "cpu": 4}[preset]
 
 
 def test_a_home_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
