@@ -108,3 +108,12 @@ def test_a_file_that_is_no_page_is_refused(tmp_path: Path, content: bytes | None
 def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--scale: Unknown scale 'lage': did you mean 'large'"):
         plan(tmp_path, "lage")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_pages_that_come_with_it_can_be_run_at_every_scale(path: Path) -> None:
+    page, _ = read_page(path)
+    assert page.claims and page.question
+    for scale in (None, *page.scales):
+        found = resolve_plan(page, scale=scale, preset=None, overrides=(), device="cpu")
+        assert len({str(settings) for settings in found.arms.values()}) == len(page.arms)
