@@ -186,7 +186,7 @@ def contrastive_metrics(logits: Tensor, info_nce: Tensor, first: int = 0) -> Met
     positive = positives.mean()
     return {
         "info_nce": info_nce,
-        "categorical_accuracy": (positives >= logits.amax(1)).float().mean(),
+        "categorical_accuracy": ((logits >= positives.unsqueeze(1)).sum(1) == 1).float().mean(),
         "positive_logit": positive,
         "negative_logit": (logits.sum() - positive * rows) / max(rows * (columns - 1), 1),
         "logsumexp": (positives - logits.log_softmax(1).diagonal(first)).mean(),

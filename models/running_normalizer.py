@@ -28,12 +28,14 @@ class RunningNormalizer(Normalizer):
     count: Tensor
     total: Tensor
     square: Tensor
-    group: Tensor
+    members: Tensor
+    """(size, groups), 1 where a number is in a group"""
 
     def __init__(self, size: int, groups: Sequence[int] | None = None) -> None:
         super().__init__(size)
         group = torch.tensor(range(size) if groups is None else groups)
-        self.register_buffer("group", group, persistent=False)
+        members = torch.nn.functional.one_hot(group).double()
+        self.register_buffer("members", members, persistent=False)
         # Sums in float64: squares of numbers far from 0 would drown their spread in float32.
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("total", torch.zeros(size, dtype=torch.float64))
@@ -60,9 +62,10 @@ class RunningNormalizer(Normalizer):
         variance = (self.square / self.count - mean.square()).clamp_min(0)
         noise = MIN_STD * mean.abs().clamp_min(1.0)  # what rounding makes of numbers that are all the same
         varies = (variance > noise.square()).double()
-        sums = torch.zeros(2, size, dtype=torch.float64, device=mean.device)
-        sums.index_add_(1, self.group, torch.stack([variance * varies, varies]))
-        shared = (sums[0] / sums[1].clamp_min(1.0)).sqrt().clamp_min(LEAST_SCALE)
+        # A product and no scattered sum, whose order CUDA does not fix: all ranks must find the same scale.
+        total, number = torch.stack([variance * varies, varies]) @ self.members
+        shared = (total / number.clamp_min(1.0)).sqrt().clamp_min(LEAST_SCALE)
+        scale = torch.where(number > 0, shared, 1.0)
         # In place: a captured update reads them where they lie.
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(sums[1] > 0, shared, 1.0)[self.group])
+        self.std.copy_(self.members @ scale)

@@ -60,15 +60,19 @@ class ValueCritic(nn.Module):
         return torch.stack([value(inputs) for value in self.networks.values()])
 
     def of_both_actions(
-        self, observation: Tensor, proposed: Tensor, taken: Tensor, goal: Tensor
+        self, observation: Tensor, proposed: tuple[Tensor, Tensor], taken: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return both values of each action, (2, batch) for the proposed and the taken one, from one pass.
 
-        The gradient of the first reaches `proposed` and no parameter; that of the second, the parameters.
+        The gradient of the first reaches what is proposed and no parameter; that of the second, these.
+
+        Args:
+            observation: (batch, observation_dim).
+            proposed, taken: an action and the goal that it is for, (batch, …) each.
         """
-        rows = len(proposed)
-        actions = torch.cat([proposed, taken])
-        inputs = torch.cat([observation.repeat(2, 1), actions, goal.repeat(2, 1)], dim=-1)
+        rows = len(observation)
+        pairs = [torch.cat([observation, *pair], dim=-1) for pair in (proposed, taken)]
+        inputs = torch.cat(pairs)
         values = torch.stack([value(inputs, frozen_rows=rows) for value in self.networks.values()])
         return values[:, :rows], values[:, rows:]
 

@@ -9,8 +9,8 @@ arms:
   D16: {depth: 16, actor_learning_rate: 5e-4}
 claims:
   - D16 reaches more than D4 of success at the end
-scales:                                             # --scale gpu: instead of the settings above
-  gpu: {preset: paper/arm_push_easy, env_steps: 100000000}
+scales:                                             # --scale gpu: over the settings above
+  gpu: {preset: paper/arm_push_easy, env_steps: 100000000, arms: {D16: {depth: 16}}}
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def resolve_plan(
     """Return what a page's study is to be made by.
 
     An arm's settings go before those of the scale, these before those of the page, these before the preset;
-    overrides go before all of them.
+    overrides go before all of them. Where the scale has an arm too, that one is in the place of the page's.
 
     Args:
         scale: a name among the page's scales; None: the page's own settings alone.
@@ -159,9 +159,14 @@ def resolve_plan(
     scaled = dict(page.scales[scale]) if scale is not None else {}
     preset = preset or scaled.pop("preset", None) or page.preset
     scaled.pop("preset", None)
+    own_arms = scaled.pop("arms", {})
+    if not isinstance(own_arms, dict) or not all(isinstance(own, dict) for own in own_arms.values()):
+        raise SettingsError(f"scales.{scale}.arms: give settings by arm, as the page's arms do.")
+    if unknown := [arm for arm in own_arms if arm not in page.arms]:
+        raise SettingsError(f"scales.{scale}.arms: {unknown_name('arm', str(unknown[0]), page.arms)}")
     arms: dict[str, dict[str, Any]] = {}
     tasks: dict[str, str] = {}
-    for arm, own in page.arms.items():
+    for arm, own in (page.arms | own_arms).items():
         values = page.settings | scaled | own | ({} if device is None else {"device": device})
         if fixed := [name for name in ("task", "seed") if name in values]:
             raise SettingsError(f"arm {arm}: {fixed[0]} is said by the study's {fixed[0]}s: leave it out.")

@@ -57,7 +57,7 @@ class LearnerSettings(StageSettings):
         default=None, ge=4, le=4096, description="of the actor, where it is not depth"
     )
     critic_depth: int | None = pydantic.Field(
-        default=None, ge=4, le=4096, description="of the critic's two encoders, where it is not depth"
+        default=None, ge=4, le=4096, description="of the critic's two networks, where it is not depth"
     )
     width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
     residual: bool = pydantic.Field(
@@ -132,6 +132,11 @@ class LearnerSettings(StageSettings):
     def _deep_defaults(cls, values: Any) -> Any:
         """Give deep networks the form that learns where the user says nothing about it (docs/depth.md)."""
         with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
+            if values.get("residual") is False:
+                return values
+            if values.get("layer_norm") is False:
+                # Sums of branches that no LayerNorm has cut to size double with every block.
+                return {"residual_scale": "inverse_sqrt_blocks"} | values
             if max(int(values.get(name) or 0) for name in DEPTHS) > DEEPEST_PUBLISHED_FORM:
                 return DEEP_FORM | values
         return values
@@ -156,12 +161,22 @@ class LearnerSettings(StageSettings):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _blocks_are_summed(self) -> LearnerSettings:
+        if not self.residual and self.residual_scale != "none":
+            raise ValueError(
+                f"residual_scale {self.residual_scale} wants residual=true: set residual_scale=none"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _critic_reads_them(self) -> LearnerSettings:
         """Refuse what the contrastive critic alone reads beside another."""
         if self.critic != "contrastive":
             for name, unset in {"energy": "norm", "info_nce": "forward", "global_negatives": False}.items():
                 if (value := getattr(self, name)) != unset:
-                    raise ValueError(f"{name} {value} is for critic=contrastive alone: leave it out")
+                    raise ValueError(f"{name} {value} is for critic=contrastive alone: set {name}={unset}")
+            if self.discount == 1:
+                raise ValueError("discount 1 leaves temporal differences without a bound: set one below 1")
         return self
 
     @property
@@ -171,7 +186,7 @@ class LearnerSettings(StageSettings):
 
     @property
     def critic_shape(self) -> NetworkShape:
-        """The form of the critic's two encoders."""
+        """The form of the critic's two networks."""
         return self._shape(self.critic_depth or self.depth)
 
     @property

@@ -259,8 +259,9 @@ class TeacherTraining:
         ]
         chosen = max(range(len(candidates)), key=scores.__getitem__)
         progress, places = self.progress, settings.finalists if settings.keep == "best" else 1
-        better = not progress.scores or scores[chosen] > progress.scores[0]
+        better = scores[chosen] > progress.best_score
         progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1
+        progress.best_score = max(progress.best_score, scores[chosen])
         if settings.keep == "last":
             progress.scores, self.finalists = [], []
         place = sum(score >= scores[chosen] for score in progress.scores)
@@ -268,7 +269,7 @@ class TeacherTraining:
             progress.scores.insert(place, scores[chosen])
             weights = self.learner.weights(candidates[chosen])
             self.finalists.insert(place, {name: value.cpu() for name, value in weights.items()})
-            del progress.scores[places:], self.finalists[places:]
+        del progress.scores[places:], self.finalists[places:]
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
@@ -293,7 +294,7 @@ class TeacherTraining:
     def warn_of_chance(self, console: Console) -> None:
         """Say once, after a third of the budget, where no evaluation was better than random actions."""
         settings, progress = self.settings, self.progress
-        if progress.compared_with_random or 3 * progress.env_steps < settings.env_steps:
+        if progress.compared_with_random or self.finished or 3 * progress.env_steps < settings.env_steps:
             return
         progress.compared_with_random = True
         if not self.ranks.leads:
@@ -301,7 +302,7 @@ class TeacherTraining:
         episodes = settings.evaluation_episodes
         seeds = (seed_sequence(settings.seed, _CHANCE_STREAM, part) for part in range(2))
         found = no_better_than_random(
-            {"success": progress.scores[0][0], "episodes": episodes}
+            {"success": progress.best_score[0], "episodes": episodes}
             | measure_random(self.task, episodes, *seeds)
         )
         if found:
@@ -355,8 +356,10 @@ class TeacherTraining:
                 part = resplit(checkpoint.parts, num_worlds, size, ranks, buffer)
             progress = {key: value for key, value in checkpoint.progress.items() if key != "settings"}
             tensors = checkpoint.tensors
-            if "best_score" in progress:  # of an earlier version, which kept one
-                kept, progress["scores"] = [strip_prefix(tensors, "kept.")], [progress.pop("best_score")]
+            if "scores" not in progress:  # of an earlier version, which kept one
+                evaluated = progress["best_score"][0] >= 0
+                progress["scores"] = [progress["best_score"]] * evaluated
+                kept = [strip_prefix(tensors, "kept.")] * evaluated
             else:
                 places = range(len(progress["scores"]))
                 kept = [strip_prefix(tensors, f"finalist.{place}.") for place in places]
@@ -387,6 +390,7 @@ class TeacherTraining:
         self.load(folder)
         self.buffer.mark_unsaved()
         self.progress.target_hits = 0
+        self.progress.compared_with_random = False
         if self.settings.patience is not None:
             self.progress.evaluations_since_best = 0
 
@@ -471,8 +475,9 @@ class TrainingProgress:
         unstable, overflowed: episodes dropped for their physics, and how many of them for want of room for
             contacts or constraints.
         target_hits: consecutive evaluations that met `target_success`.
+        best_score: success, time at goal and minus the final distance of the best evaluation so far.
         evaluations_since_best: how many evaluations came after the best one.
-        scores: success, time at goal and minus the final distance of the finalists' evaluations, best first.
+        scores: the same of the finalists' evaluations, best first.
         compared_with_random: whether the training has been compared with random actions.
         elapsed_s: seconds spent, over all restarts.
         history: one entry an evaluation.
@@ -485,6 +490,7 @@ class TrainingProgress:
     unstable: int = 0
     overflowed: int = 0
     target_hits: int = 0
+    best_score: list[float] = field(default_factory=lambda: [-1.0])
     evaluations_since_best: int = 0
     scores: list[list[float]] = field(default_factory=list)
     compared_with_random: bool = False

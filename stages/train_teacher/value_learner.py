@@ -24,6 +24,8 @@ from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 TARGET_STEP = 0.005
 """the share of the way to the critic that its slow copy goes at every update, as published"""
+OTHER_GOALS = 5
+"""one row in so many teaches the critic about another row's goal"""
 
 
 class ValueLearner(ContrastiveLearner):
@@ -44,28 +46,32 @@ class ValueLearner(ContrastiveLearner):
         """Return the sum of the actor's, the critic's and α's loss, and metrics.
 
         A step that ends within the success region of its goal is worth 1, any other 0, and nothing is worth
-        anything after an early end: Q is the discounted time at the goal, as the benchmarks count it.
+        anything after an early end: beside the entropy, Q is the discounted time at the goal.
 
         Args:
             batch: transitions with hindsight goals, and what followed them.
-            order: which goal of the batch each state is given, (batch,), for actor and critic alike.
+            order: which goal of the batch the actor is given with each state, (batch,). The critic learns
+                from the hindsight goals, but for a fifth of the rows, which get another row's: as many as
+                have the commanded goal beside four of the future (arXiv 1707.01495).
             noise: standard normal, (batch, 2 · action_dim): of the action here and of that at the next step.
         """
         assert batch.next_observation is not None and batch.next_achieved_goal is not None
         assert batch.ended_early is not None
         here, there = noise.chunk(2, dim=-1)
-        raw_goal = batch.goal[order]
-        goal, alpha = self.goal_normalizer(raw_goal), self.log_alpha.detach().exp()
+        others = len(batch.goal) // OTHER_GOALS
+        learned = torch.cat([batch.goal[:others].roll(1, 0), batch.goal[others:]])
+        goal, wanted = self.goal_normalizer(learned), self.goal_normalizer(batch.goal[order])
+        alpha = self.log_alpha.detach().exp()
         observation = self.observation_normalizer(batch.observation)
         with torch.no_grad():
-            reward = self._is_success(batch.next_achieved_goal, raw_goal).float()
+            reward = self._is_success(batch.next_achieved_goal, learned).float()
             following = self.observation_normalizer(batch.next_observation)
             next_action, next_log_prob = sample_action(self.actor(following, goal), there)
             next_value = self.target_critic(following, next_action, goal).amin(0) - alpha * next_log_prob
             target = reward + self.settings.discount * next_value * ~batch.ended_early
-        gaussian = self.actor(observation, goal)
+        gaussian = self.actor(observation, wanted)
         action, log_prob = sample_action(gaussian, here)
-        proposed, taken = self.critic.of_both_actions(observation, action, batch.action, goal)
+        proposed, taken = self.critic.of_both_actions(observation, (action, wanted), (batch.action, goal))
         for_actor, metrics = actor_loss(proposed.amin(0), log_prob, alpha)
         for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
         for_critic, error = temporal_difference_loss(taken, target)

@@ -76,6 +76,8 @@ def test_info_nce_by_hand():
 def test_accuracy_counts_rows_whose_own_goal_scores_highest():
     _, metrics = contrastive_loss(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     assert metrics["categorical_accuracy"].item() == 0.5
+    _, metrics = contrastive_loss(torch.zeros(4, 4))  # a critic that tells nothing apart
+    assert metrics["categorical_accuracy"].item() == 0.0
 
 
 @pytest.mark.parametrize("variant", ["forward", "backward", "symmetric"])

@@ -16,11 +16,11 @@ def make_critic() -> ValueCritic:
 
 def test_one_pass_over_both_actions_is_two_passes() -> None:
     critic = make_critic()
-    state, goal = torch.randn(5, 4), torch.randn(5, 2)
+    state, goal, other = torch.randn(5, 4), torch.randn(5, 2), torch.randn(5, 2)
     proposed, taken = torch.rand(5, 3).requires_grad_(), torch.rand(5, 3)
-    of_proposed, of_taken = critic.of_both_actions(state, proposed, taken, goal)
+    of_proposed, of_taken = critic.of_both_actions(state, (proposed, goal), (taken, other))
     torch.testing.assert_close(of_proposed, critic(state, proposed, goal))
-    torch.testing.assert_close(of_taken, critic(state, taken, goal))
+    torch.testing.assert_close(of_taken, critic(state, taken, other))
     of_proposed.sum().backward()
     assert proposed.grad is not None and proposed.grad.abs().min() > 0
     assert all(p.grad is None or not p.grad.any() for p in critic.parameters())

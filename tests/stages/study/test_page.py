@@ -114,6 +114,20 @@ def test_an_unknown_scale_is_refused(tmp_path: Path) -> None:
 def test_the_pages_that_come_with_it_can_be_run_at_every_scale(path: Path) -> None:
     page, _ = read_page(path)
     assert page.claims and page.question
-    for scale in (None, *page.scales):
+    for scale in (None, *page.scales):  # what the paper gives one value is not several by the arm's depth
         found = resolve_plan(page, scale=scale, preset=None, overrides=(), device="cpu")
         assert len({str(settings) for settings in found.arms.values()}) == len(page.arms)
+        if scale == "gpu":
+            rates = {settings["actor_learning_rate"] for settings in found.arms.values()}
+            updates = {settings["updates_per_unroll"] for settings in found.arms.values()}
+            assert rates == {3e-4} and updates == {800}
+
+
+def test_a_scale_may_have_arms_of_its_own(tmp_path: Path) -> None:
+    large = {"width": 256, "arms": {"D8": {"depth": 12}}}
+    found = plan(tmp_path, "large", scales={"large": large})
+    assert [arm["depth"] for arm in found.arms.values()] == [4, 12]
+    assert found.arms["D8"]["actor_learning_rate"] == 1e-3  # the page's, not that of its arm
+    for arms, said in (({"D9": {}}, "did you mean 'D8'"), ([1], "give settings by arm")):
+        with pytest.raises(SettingsError, match=said):
+            plan(tmp_path, "large", scales={"large": {"arms": arms}})

@@ -100,6 +100,14 @@ def test_only_the_published_form_rounds_and_recomputes(form, change):
         LearnerSettings(**SMALL, **form, **change)
 
 
+def test_branches_are_tamed_where_no_layer_norm_is():
+    assert LearnerSettings(layer_norm=False).residual_scale == "inverse_sqrt_blocks"
+    assert LearnerSettings(layer_norm=False, residual_scale="none").residual_scale == "none"
+    assert LearnerSettings(residual=False, depth=128).residual_scale == "none"
+    with pytest.raises(ValueError, match="residual_scale learned_from_zero wants residual=true"):
+        LearnerSettings(residual=False, residual_scale="learned_from_zero")
+
+
 @pytest.mark.parametrize("name", ["depth", "actor_depth", "critic_depth"])
 def test_any_deep_network_gets_the_form_that_learns(name):
     settings = LearnerSettings(**{name: 128})

@@ -121,6 +121,26 @@ def test_patience_ends_a_training_that_gets_no_better(context: StageContext, mon
     assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[1][0])
 
 
+def test_patience_counts_from_the_best_where_the_last_is_kept(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+):
+    evaluations = ScriptedEvaluations(monkeypatch, (3, 0), (1, 0), (2, 0), (4, 0), (4, 0))
+    artifact = train_teacher.run(change(EVALUATED, patience=2, keep="last"), context)
+    assert artifact.manifest.results["env_steps"] == 4 * 30 * 3
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[2][0])
+
+
+def test_fewer_finalists_may_be_asked_for_on_resume(context: StageContext, monkeypatch: pytest.MonkeyPatch):
+    evaluations = ScriptedEvaluations(monkeypatch, (3, 0), (2, 0), (1, 0), (0, 0), (0, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, context, "stop", 3, [])
+        with pytest.raises(StoppedByUser):
+            train_teacher.run(change(EVALUATED, finalists=3), context)
+    context.stop.requested = False
+    artifact = train_teacher.run(EVALUATED, context, context.workspace.artifacts("teacher")[0])
+    assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[0][0])
+
+
 @pytest.mark.parametrize(("successes", "told"), [(0, True), (64, False)])
 def test_a_teacher_that_is_still_at_random_after_a_third_of_its_budget_says_so_once(
     context: StageContext,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,16 @@ def test_update_is_soft_actor_critic_written_out() -> None:
     torch.testing.assert_close(learner.log_alpha, log_alpha)
 
 
+@pytest.mark.parametrize("actor_goals", ["hindsight", "random", "mixed"])
+def test_the_critic_learns_from_hindsight_but_for_a_fifth(actor_goals: str) -> None:
+    batch = replace(make_batch(), next_achieved_goal=make_batch().goal, ended_early=torch.zeros(8).bool())
+    batch = TransitionBatch(*(torch.cat([getattr(batch, field.name)] * 5) for field in fields(batch)))
+    apart = torch.arange(40.0)[:, None].expand(40, 2)  # every row's goal is its own
+    batch = replace(batch, goal=apart, next_achieved_goal=apart)
+    metrics = make_learner(actor_goals=actor_goals).update(batch, torch.Generator().manual_seed(1))
+    assert metrics["reward"].item() == pytest.approx(0.8)
+
+
 def test_it_goes_on_from_its_state_bit_for_bit() -> None:
     whole, batch = make_learner(average_decay=0.9), make_batch()
     whole.update(batch, torch.Generator().manual_seed(1))
@@ -106,5 +117,7 @@ def test_a_training_draws_what_followed_each_step() -> None:
 
 @pytest.mark.parametrize("change", [{"energy": "dot"}, {"info_nce": "symmetric"}, {"global_negatives": True}])
 def test_what_only_the_contrastive_critic_reads_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="discount 1 leaves"):
+        LearnerSettings(**SMALL, discount=1)
     with pytest.raises(ValueError, match=f"{next(iter(change))} .* is for critic=contrastive alone"):
         LearnerSettings(**SMALL, **change)
