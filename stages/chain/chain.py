@@ -65,15 +65,27 @@ def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, S
     `task` is the teacher's, by name or file; None: that of the preset.
 
     Raises:
-        SettingsError: an unknown stage, key or value.
+        SettingsError: an unknown stage, key or value, or a stage that asks a critic that the teacher has not.
     """
     classes = settings_classes()
     overrides = split_overrides(common.overrides, classes)
     flags = {"train_teacher": {"task": task}}
-    return {
+    found = {
         section: replace(common, overrides=overrides[section]).resolve(cls, section, flags.get(section))
         for section, cls in classes.items()
     }
+    values = {section: settings.model_dump() for section, settings in found.items()}
+    if values["train_teacher"]["critic"] != "contrastive":  # told now, and not once the teacher is trained
+        asked = values["generate_dataset"]["teacher_samples"] > 1, values["distill"]["objective"] == "critic"
+        for asks, setting in zip(
+            asked, ("generate_dataset.teacher_samples=1", "distill.objective=mse"), strict=True
+        ):
+            if asks:
+                raise SettingsError(
+                    f"A critic of temporal differences does not choose or judge actions: set {setting}, or "
+                    "train_teacher.critic=contrastive."
+                )
+    return found
 
 
 def start_chain(

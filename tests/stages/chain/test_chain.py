@@ -94,6 +94,14 @@ def settings():
     return resolve_chain(CommonOptions("smoke", ("train_teacher.depth=8",), 3, None, False))
 
 
+@pytest.mark.parametrize("asks", ["generate_dataset.teacher_samples=4", "distill.objective=critic"])
+def test_a_stage_that_asks_a_critic_of_temporal_differences_is_refused_at_once(asks):
+    overrides = ("train_teacher.critic=temporal_difference",)
+    assert resolve_chain(CommonOptions("smoke", overrides, None, None, False))
+    with pytest.raises(SettingsError, match=f"does not choose or judge actions: set {asks.split('=')[0]}="):
+        resolve_chain(CommonOptions("smoke", (*overrides, asks), None, None, False))
+
+
 def test_stages_run_in_order_on_what_came_before(context, calls):
     made = calls()
     artifacts = start_chain(settings(), context)
