@@ -190,7 +190,7 @@ def test_retention_is_the_smaller_of_both():
 
 
 def test_fewer_episodes_at_most_than_at_least_are_refused():
-    with pytest.raises(ValueError, match="max_final_episodes 8192 is below final_episodes 10000"):
+    with pytest.raises(ValueError, match="max_final_episodes 4096 is below final_episodes 10000"):
         DistillSettings(final_episodes=10_000)
     budget = DistillSettings(final_episodes=10_000, max_final_episodes=10_000).budget
     assert (budget.least, budget.most) == (10_000, 10_000)
