@@ -27,15 +27,17 @@ Metrics = dict[str, Tensor]
 
 
 class Encoder(nn.Module):
-    """A residual network with a linear head of 64 numbers."""
+    """A residual network with a linear head, of 64 numbers where nothing else is said."""
 
-    def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
+    def __init__(
+        self, inputs: int, shape: NetworkShape, compute: Compute | None = None, outputs: int = EMBEDDING_DIM
+    ) -> None:
         super().__init__()
         self.trunk = ResidualMLP(inputs, shape, compute)
-        self.head = dense(shape.width, EMBEDDING_DIM)
+        self.head = dense(shape.width, outputs)
 
     def forward(self, inputs: Tensor, frozen_rows: int = 0) -> Tensor:
-        """Map (batch, inputs) to (batch, 64); the first `frozen_rows` rows teach the parameters nothing."""
+        """Map (batch, inputs) to (batch, outputs); the first `frozen_rows` rows teach no parameter."""
         return apply_rows(self.head, self.trunk(inputs, frozen_rows), frozen_rows)
 
 

@@ -142,20 +142,14 @@ class ResidualMLP(nn.Module):
         Empty where there is no gradient.
         """
         if isinstance(self.body, BlockStack):
-            gradient = self.body.weight.grad
-            return (
-                torch.empty(0)
-                if gradient is None
-                else gradient.reshape(self.shape.num_blocks, -1).norm(dim=1)
-            )
-        parts = [
-            [each for each in part.modules() if isinstance(each, nn.Linear)] for part in self.body.children()
-        ]
-        norms = [
-            nn.utils.get_total_norm(gradients)
-            for part in parts
-            if (gradients := [each.weight.grad for each in part if each.weight.grad is not None])
-        ]
+            stacked = self.body.weight.grad
+            blocks = [] if stacked is None else [[each] for each in stacked.chunk(self.shape.num_blocks)]
+        else:
+            layers = [
+                [m for m in part.modules() if isinstance(m, nn.Linear)] for part in self.body.children()
+            ]
+            blocks = [[m.weight.grad for m in part if m.weight.grad is not None] for part in layers]
+        norms = [nn.utils.get_total_norm(gradients) for gradients in blocks if gradients]
         return torch.stack(norms) if norms else torch.empty(0)
 
 

@@ -11,21 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from thousandfold.models.block_stack import Compute
-from thousandfold.models.contrastive_critic import Metrics
-from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP, apply_rows, dense
-
-
-class Value(nn.Module):
-    """A residual network with a head of one number."""
-
-    def __init__(self, inputs: int, shape: NetworkShape, compute: Compute | None = None) -> None:
-        super().__init__()
-        self.trunk = ResidualMLP(inputs, shape, compute)
-        self.head = dense(shape.width, 1)
-
-    def forward(self, inputs: Tensor, frozen_rows: int = 0) -> Tensor:
-        """Map (batch, inputs) to (batch,); the first `frozen_rows` rows teach the parameters nothing."""
-        return apply_rows(self.head, self.trunk(inputs, frozen_rows), frozen_rows).squeeze(-1)
+from thousandfold.models.contrastive_critic import Encoder, Metrics
+from thousandfold.models.residual_mlp import NetworkShape
 
 
 class ValueCritic(nn.Module):
@@ -47,34 +34,36 @@ class ValueCritic(nn.Module):
     ) -> None:
         super().__init__()
         inputs = observation_dim + action_dim + goal_dim
-        self.first_value, self.second_value = (Value(inputs, shape, compute) for _ in range(2))
+        self.first_value, self.second_value = (Encoder(inputs, shape, compute, outputs=1) for _ in range(2))
 
     @property
-    def networks(self) -> dict[str, Value]:
+    def networks(self) -> dict[str, Encoder]:
         """Both networks by name."""
         return {"first_value": self.first_value, "second_value": self.second_value}
 
     def forward(self, observation: Tensor, action: Tensor, goal: Tensor) -> Tensor:
         """Return both values, (2, batch)."""
-        inputs = torch.cat([observation, action, goal], dim=-1)
-        return torch.stack([value(inputs) for value in self.networks.values()])
+        return self._values(torch.cat([observation, action, goal], dim=-1))
 
     def of_both_actions(
         self, observation: Tensor, proposed: tuple[Tensor, Tensor], taken: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return both values of each action, (2, batch) for the proposed and the taken one, from one pass.
 
-        The gradient of the first reaches what is proposed and no parameter; that of the second, these.
+        The gradient of the first reaches what is proposed and no parameter. That of the second reaches the
+        parameters.
 
         Args:
             observation: (batch, observation_dim).
             proposed, taken: an action and the goal that it is for, (batch, …) each.
         """
         rows = len(observation)
-        pairs = [torch.cat([observation, *pair], dim=-1) for pair in (proposed, taken)]
-        inputs = torch.cat(pairs)
-        values = torch.stack([value(inputs, frozen_rows=rows) for value in self.networks.values()])
+        inputs = torch.cat([torch.cat([observation, *pair], dim=-1) for pair in (proposed, taken)])
+        values = self._values(inputs, frozen_rows=rows)
         return values[:, :rows], values[:, rows:]
+
+    def _values(self, inputs: Tensor, frozen_rows: int = 0) -> Tensor:
+        return torch.stack([value(inputs, frozen_rows).squeeze(-1) for value in self.networks.values()])
 
 
 def temporal_difference_loss(values: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:

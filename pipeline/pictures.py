@@ -152,6 +152,7 @@ def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title:
         ValueError: There is no report, or no norm above 0.
     """
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
 
     names = [name for name in gradients[0] if name != "updates"] if gradients else []
     maps = {name: np.array([report[name] for report in gradients], dtype=np.float64).T for name in names}
@@ -169,6 +170,7 @@ def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title:
             mesh = axes.pcolormesh(
                 edges, blocks, np.maximum(norms, scale.vmin or 0), norm=scale, cmap="viridis"
             )
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylabel(f"{name.replace('_', ' ')}\nblock")
             axes.grid(False)
             figure.colorbar(mesh, ax=axes, label="gradient norm")

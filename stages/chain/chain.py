@@ -76,15 +76,15 @@ def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, S
     }
     values = {section: settings.model_dump() for section, settings in found.items()}
     if values["train_teacher"]["critic"] != "contrastive":  # told now, and not once the teacher is trained
-        asked = values["generate_dataset"]["teacher_samples"] > 1, values["distill"]["objective"] == "critic"
-        for asks, setting in zip(
-            asked, ("generate_dataset.teacher_samples=1", "distill.objective=mse"), strict=True
-        ):
-            if asks:
-                raise SettingsError(
-                    f"A critic of temporal differences does not choose or judge actions: set {setting}, or "
-                    "train_teacher.critic=contrastive."
-                )
+        asks = {
+            "generate_dataset.teacher_samples=1": values["generate_dataset"]["teacher_samples"] > 1,
+            "distill.objective=mse": values["distill"]["objective"] == "critic",
+        }
+        for instead in (setting for setting, asked in asks.items() if asked):
+            raise SettingsError(
+                f"A critic of temporal differences does not choose or judge actions: set {instead}, or "
+                "train_teacher.critic=contrastive."
+            )
     return found
 
 

@@ -49,7 +49,7 @@ _TEACHER_CURVES = {
     "time_at_goal": "steps at the goal per 1000",
     "final_distance": "final distance to the goal",
     "info_nce": "InfoNCE loss",
-    "value": "discounted steps at the goal, as the critic has them",
+    "value": "value of the actions taken, as the critic has it",
     "value_error": "temporal-difference error",
     "categorical_accuracy": "accuracy of the critic’s choice",
     "entropy": "entropy of the policy",
