@@ -22,7 +22,7 @@ from thousandfold.pipeline.settings import (
     StageSettings,
     dump_settings,
     load_preset,
-    published_outcome,
+    preset_info,
     resolve_settings,
     settings_to_yaml,
 )
@@ -254,11 +254,20 @@ class Session:
         self.console.say(f"Preset {preset} ({why}); workspace {self.workspace.root}.")
 
     def announce_training(self, common: CommonOptions, task: str) -> None:
-        """Say which preset is used, why, and what was published where it is the preset's own experiment."""
+        """Say which preset is used, why, how long the task took with it, and what was published of it.
+
+        That is said of the preset's own experiment alone.
+        """
         self.announce(common)
-        published = published_outcome(common.preset) if common.preset else None
-        if published is not None and load_preset(str(common.preset))["train_teacher"]["task"] == task:
-            self.console.say(f"Published, on other physics: {published}.")
+        preset = preset_info(common.preset or default_preset(common.device)[0])
+        if preset.measured is not None and task in preset.measured.minutes:
+            minutes, where = preset.measured.minutes[task], preset.measured.processor
+            self.console.say(
+                f"With this preset {task} took {minutes:g} minutes to 0.8 of success, at the median of "
+                f"seeds, on {where} ({preset.measured.source})."
+            )
+        if preset.published is not None and load_preset(preset.name)["train_teacher"]["task"] == task:
+            self.console.say(f"Published, on other physics: {preset.published}.")
 
     def starts(self, common: CommonOptions, section: str, settings: StageSettings) -> bool:
         """Announce a stage and return True; on a dry run print its settings instead and return False."""

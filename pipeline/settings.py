@@ -88,35 +88,50 @@ class PublishedOutcome(pydantic.BaseModel):
         )
 
 
+class MeasuredMinutes(pydantic.BaseModel):
+    """How long the preset's trainings took to 0.8 of success, task by task."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    source: str
+    """The file with every seed's curve."""
+    processor: str
+    minutes: dict[str, float]
+    """By task: the median over seeds, evaluations included."""
+
+
 @dataclass(frozen=True)
 class PresetInfo:
-    """A preset that can be named on the command line, such as `quickstart` or `paper/ant`."""
+    """A preset that can be named on the command line, such as `quickstart` or `paper/ant`.
+
+    Attributes:
+        published: what was published of the preset's experiment; None where it repeats none.
+        measured: how long its trainings took here; None where that was not measured.
+    """
 
     name: str
     description: str
     path: Path
     published: PublishedOutcome | None = None
+    measured: MeasuredMinutes | None = None
 
 
 def list_presets() -> list[PresetInfo]:
     """Return every preset, sorted by name. Raises SettingsError for a file that is not a preset."""
-    presets = []
-    for name, path in _preset_paths().items():
-        content = _read_preset(path)
-        description = " ".join(str(content.get("description", "")).split())
-        presets.append(PresetInfo(name, description, path, content.get("published")))
-    return presets
+    return [preset_info(name) for name in _preset_paths()]
 
 
-def published_outcome(name: str) -> PublishedOutcome | None:
-    """Return what was published of the preset's experiment; None where it repeats none.
+def preset_info(name: str) -> PresetInfo:
+    """Return what a preset's file says beside its settings.
 
     Raises SettingsError for an unknown preset or a file that is not one.
     """
     paths = _preset_paths()
     if name not in paths:
         raise SettingsError(unknown_name("preset", name, paths))
-    return _read_preset(paths[name]).get("published")
+    content = _read_preset(paths[name])
+    description = " ".join(str(content.get("description", "")).split())
+    return PresetInfo(name, description, paths[name], content.get("published"), content.get("measured"))
 
 
 def load_preset(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
@@ -207,6 +222,9 @@ def _load_yaml(text: str, where: str) -> Any:
         raise SettingsError(f"{where} is not valid YAML: {error}{place}.") from None
 
 
+_OUTCOMES: dict[str, type[pydantic.BaseModel]] = {"published": PublishedOutcome, "measured": MeasuredMinutes}
+
+
 def _preset_paths() -> dict[str, Path]:
     """Return the preset files by name, sorted by name."""
     paths = PRESETS_FOLDER.rglob("*.yaml")
@@ -227,12 +245,12 @@ def _read_preset(path: Path) -> dict[str, Any]:
     for key, section in content.items():
         if key in ("description", "extends"):
             continue
-        if key == "published":
+        if key in _OUTCOMES:
             try:
-                content[key] = PublishedOutcome.model_validate(section)
+                content[key] = _OUTCOMES[key].model_validate(section)
             except pydantic.ValidationError as error:
                 detail = error.errors(include_url=False)[0]
-                place = ".".join(str(part) for part in ("published", *detail["loc"]))
+                place = ".".join(str(part) for part in (key, *detail["loc"]))
                 raise SettingsError(f"Preset {path}: {place}: {detail['msg']}.") from None
             continue
         if key not in STAGE_SECTIONS:

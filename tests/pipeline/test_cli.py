@@ -110,6 +110,18 @@ class TestDryRun:
             told[task] = "Published, on other physics" in invoke(tmp_path, "train-teacher", *arguments).output
         assert told == {"arm_push_easy": True, "reacher": False}
 
+    def test_how_long_a_task_took_is_told_with_the_preset_that_it_was_measured_with(
+        self, tmp_path: Path
+    ) -> None:
+        tiny = ["depth=4", "width=8", "num_worlds=2", "batch_size=4", "env_steps=4", "unroll_steps=2"]
+        tiny += ["min_rows_per_world=2", "updates_per_unroll=1", "evaluation_episodes=1", "final_episodes=1"]
+        arguments = ["train-teacher", "--device", "cpu", *(f"--set={setting}" for setting in tiny)]
+        said = invoke(tmp_path, *arguments, "--task", "reacher").output
+        minutes = json_of(invoke(tmp_path, "tasks", "--json"))["tasks"]
+        expected = next(row["minutes to 0.8"] for row in minutes if row["task"] == "reacher")
+        assert f"With this preset reacher took {expected:g} minutes to 0.8 of success" in said
+        assert "With this preset" not in invoke(tmp_path, *arguments, "--preset", "smoke").output
+
     def test_a_chain_takes_a_task_by_name(self, tmp_path: Path) -> None:
         result = invoke(tmp_path, "run", "--preset", "smoke", "--task", "reacher", "--dry-run", "--json")
         assert json_of(result)["train_teacher"]["task"] == "reacher"
@@ -251,6 +263,7 @@ class TestLists:
         text = invoke(tmp_path, "tasks").stdout
         assert "point_u_maze" in text
         assert "thousandfold/PointUMaze-v0" in text
+        assert "minutes to 0.8: of success, with the preset cpu" in text
         rows = json_of(invoke(tmp_path, "tasks", "--json"))["tasks"]
         assert rows[0]["action"] == 2
 

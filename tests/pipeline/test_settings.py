@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from thousandfold.pipeline.settings import (
     dump_settings,
     list_presets,
     load_preset,
-    published_outcome,
+    preset_info,
     resolve_settings,
     settings_to_yaml,
     split_overrides,
@@ -185,20 +187,20 @@ published:
 
 def test_a_published_outcome_stands_beside_the_settings(presets: Path) -> None:
     (presets / "paper" / "ant.yaml").write_text("extends: quickstart\n" + PUBLISHED)
-    published = published_outcome("paper/ant")
+    published = preset_info("paper/ant").published
     assert published is not None and published.time_at_goal == {4: 12.6, 64: 649}
     assert str(published) == ("time at goal 649 at depth 64 in 11 h on one GPU, 12.6 at depth 4 (a paper)")
     assert [preset.published for preset in list_presets()] == [published, None]
-    assert published_outcome("quickstart") is None
+    assert preset_info("quickstart").published is None
     assert "published" not in load_preset("paper/ant")
 
 
 def test_a_published_outcome_that_cannot_be_read_is_explained(presets: Path) -> None:
     (presets / "broken.yaml").write_text(PUBLISHED.replace("649", "many"))
     with pytest.raises(SettingsError, match=r"published\.time_at_goal\.64: "):
-        published_outcome("broken")
+        preset_info("broken")
     with pytest.raises(SettingsError, match="Unknown preset"):
-        published_outcome("brokn")
+        preset_info("brokn")
 
 
 @pytest.mark.parametrize("name", ["quickstrat", "../presets/quickstart", ""])
@@ -241,3 +243,29 @@ def test_settings_survive_json_and_yaml() -> None:
     settings = resolve("radii=[1, 1e-5]", "task=arm")
     assert TeacherSettings(**json.loads(json.dumps(dump_settings(settings)))) == settings
     assert TeacherSettings(**yaml.safe_load(settings_to_yaml(settings))) == settings
+
+
+def test_measured_minutes_are_those_of_the_study_that_they_name() -> None:
+    """Medians over a task's seeds of when an evaluation first met 0.8; none where half of them never did."""
+    measured = [preset.measured for preset in list_presets() if preset.measured is not None]
+    assert measured
+    for each in measured:
+        content = json.loads((Path(__file__).parents[2] / each.source).read_text())
+        seconds: dict[str, list[float]] = {}
+        for training in content["trainings"]:
+            curve = training["curve"]
+            met = [
+                when
+                for when, success in zip(curve["elapsed_s"], curve["success"], strict=True)
+                if success >= 0.8
+            ]
+            seconds.setdefault(training["task"], []).append(min(met, default=math.inf))
+        medians = {task: statistics.median(found) / 60 for task, found in seconds.items()}
+        expected = {task: float(f"{value:.2g}") for task, value in medians.items() if math.isfinite(value)}
+        assert each.minutes == expected
+
+
+def test_measured_minutes_that_cannot_be_read_are_explained(presets: Path) -> None:
+    (presets / "broken.yaml").write_text("measured: {source: a, processor: b, minutes: {ant: soon}}\n")
+    with pytest.raises(SettingsError, match=r"measured\.minutes\.ant: "):
+        preset_info("broken")

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import sb3_wall_clock
-from benchmarks.sb3_wall_clock import OWN, SB3, Limits, cell_key, clock
+pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 comes with the extra `dev`")
+
+from benchmarks import stable_baselines_learner, wall_clock
+from benchmarks.wall_clock import OWN, Limits, cell_key, clock, table
 from thousandfold.envs.goal_env import GoalVectorEnv
 
 LIMITS = Limits(limit_s=10.0, target_success=0.5, episodes=8, threads=1)
@@ -31,23 +33,42 @@ def test_cells_are_run_in_turn(
         ran.append(f"own {seed}")
         return cell(10.0 + seed)
 
-    def other(task: str, seed: int, limits: Limits) -> dict[str, Any]:
-        ran.append(f"other {seed}")
+    def other(learner: str, task: str, seed: int, limits: Limits) -> dict[str, Any]:
+        ran.append(f"{learner} {seed}")
         return cell(None if seed else 40.0)
 
-    monkeypatch.setattr(sb3_wall_clock, "run_own", own)
-    monkeypatch.setattr(sb3_wall_clock, "run_sb3", other)
+    monkeypatch.setattr(wall_clock, "run_own", own)
+    monkeypatch.setattr(wall_clock, "run_other", other)
     output = tmp_path / "clock.json"
     output.write_text(json.dumps({cell_key("point_u_maze", 0, OWN): cell(20.0)}))
-    arguments = ["--task=point_u_maze", "--seed=0", "--seed=1", "--limit-s=60", f"--output={output}"]
-    sb3_wall_clock.main(arguments)
-    assert ran == ["other 0", "own 1", "other 1"]
+    arguments = ["--task=point_u_maze", "--seeds", "0", "1", "--limit-s=60", f"--output={output}"]
+    wall_clock.main([*arguments, "--sides", OWN, "SB3 SAC"])
+    assert ran == ["SB3 SAC 0", "own 1", "SB3 SAC 1"]
     cells = json.loads(output.read_text())
     assert len(cells) == 4
-    assert cells[cell_key("point_u_maze", 1, SB3)]["host"]["usable_cpus"] >= 1
+    assert cells[cell_key("point_u_maze", 1, "SB3 SAC")]["host"]["usable_cpus"] >= 1
     said = capsys.readouterr().out
-    for text in ("0.500", "not in 60", "0.183", "0.342"):  # 20 / 40, 11 / 60 and their median
+    # The median of 20 / 40 and 11 / 60.
+    for text in ("16 (20, 11)", "50 (40, not in 60)", "0.34 of SB3 SAC's"):
         assert text in said
+
+
+def test_ours_is_compared_with_the_fastest_other_side() -> None:
+    clocks = {OWN: (10.0, 20.0), "SB3 SAC": (40.0, 80.0), "SBX CrossQ": (15.0, 25.0), "SBX TQC": (None, None)}
+    cells = {
+        cell_key("reacher", seed, side): cell(found)
+        for side, pair in clocks.items()
+        for seed, found in enumerate(pair)
+    }
+    assert "0.73 of SBX CrossQ's" in table(cells)  # of 10 / 15 and 20 / 25
+    assert "-" in table({cell_key("reacher", 0, OWN): cell(3.0)}).splitlines()[-1].split("|")[-2]
+
+
+def test_every_learner_of_another_library_can_be_made() -> None:
+    pytest.importorskip("sbx", reason="SBX comes with the extra `benchmark`")
+    for name in stable_baselines_learner.LEARNERS:
+        settings = stable_baselines_learner.Settings(name, "point_u_maze", width=8, layers=1)
+        assert stable_baselines_learner.make_learner(settings).num_timesteps == 0
 
 
 @pytest.mark.slow
@@ -56,9 +77,9 @@ def test_the_product_is_stopped_at_the_target_or_when_time_is_up(
     target: float, limit_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     easy = ["--preset=smoke", "--set=evaluate_every=1", "--set=evaluation_distribution=training"]
-    monkeypatch.setitem(sb3_wall_clock.OWN_ARGUMENTS, "point_u_maze", easy)
+    monkeypatch.setattr(wall_clock, "OWN_ARGUMENTS", easy)
     limits = Limits(limit_s=limit_s, target_success=target, episodes=64, threads=1)
-    outcome = sb3_wall_clock.run_own("point_u_maze", 0, limits, tmp_path)
+    outcome = wall_clock.run_own("point_u_maze", 0, limits, tmp_path)
     history = outcome["history"]
     assert outcome["settings"]["evaluation_episodes"] == 64
     assert [entry["env_steps"] for entry in history] == sorted(entry["env_steps"] for entry in history)
@@ -72,22 +93,21 @@ def test_the_product_is_stopped_at_the_target_or_when_time_is_up(
 
 
 @pytest.mark.slow
-def test_the_other_side_learns_until_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 comes with the extra `dev`")
+@pytest.mark.parametrize("learner", stable_baselines_learner.LEARNERS)
+def test_the_other_side_learns_until_time_is_up(learner: str) -> None:
+    pytest.importorskip(
+        stable_baselines_learner.LEARNERS[learner][0], reason="SBX comes with the extra `benchmark`"
+    )
     tiny = {"width": 8, "layers": 1, "batch_size": 8, "evaluate_every_s": 2.0}
-    monkeypatch.setitem(sb3_wall_clock.SB3_SETTINGS, "point_u_maze", tiny)
-    outcome = sb3_wall_clock.run_sb3("point_u_maze", 3, Limits(6.0, 1.0, 8, 1))
+    outcome = wall_clock.run_other(learner, "point_u_maze", 3, Limits(20.0, 1.0, 8, 1), **tiny)
     assert outcome["reached_s"] is None
     assert outcome["settings"]["seed"] == 3 and outcome["settings"]["width"] == 8
     last = outcome["history"][-1]
-    assert last["elapsed_s"] >= 6.0 and last["updates"] > 0
+    assert last["elapsed_s"] >= 20.0 and last["updates"] > 0
     assert 0 <= outcome["final_success"] <= 1
 
 
 def test_successes_are_counted_as_the_products_evaluation_counts_them() -> None:
-    sb3_learner = pytest.importorskip(
-        "benchmarks.sb3_learner", reason="Stable-Baselines3 comes with the extra `dev`"
-    )
     from thousandfold.envs.registry import compile_task
     from thousandfold.stages.episodes import run_episodes
 
@@ -96,7 +116,7 @@ def test_successes_are_counted_as_the_products_evaluation_counts_them() -> None:
 
     task, episodes, seed = compile_task("point_u_maze"), 64, 5
     env = GoalVectorEnv(episodes, task=task)
-    counted = sb3_learner.count_successes(
+    counted = stable_baselines_learner.count_successes(
         env, lambda each: towards(each["achieved_goal"], each["desired_goal"]), seed
     )
     own = run_episodes(

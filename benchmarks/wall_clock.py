@@ -1,16 +1,15 @@
-"""How long until 0.8 success, beside Stable-Baselines3's SAC with hindsight replay on the same environment.
+"""How long until 0.8 success, beside the learners of Stable-Baselines3 and SBX with hindsight replay.
 
-    python -m benchmarks.sb3_wall_clock --tasks point_u_maze arm_reach --seeds 0 1
+    python -m benchmarks.wall_clock --tasks reacher arm_reach --seeds 20 21 --sides thousandfold "SBX CrossQ"
 
-Both sides learn in one process on the CPU, with as many threads, and are evaluated as they go on episodes of
-the distribution ``evaluation``, as many for both. The clock runs from the first step of the training to the
-end of the first evaluation that meets the target, evaluations included; imports are left out. Success then
-on as many fresh episodes is beside it, as are the curves. The product's side is `pipeline train-teacher`,
-which evaluates every few unrolls; `sb3_learner.py` says how the other is set. Both were set by trying on
-these tasks.
+All sides learn on the same environments, each in a process of its own on the CPU, with as many threads. They
+are evaluated as they go on episodes of the distribution ``evaluation``, as many for each. The clock runs from
+the first step of the training to the end of the first evaluation that meets the target, evaluations and what
+is compiled on the way included; imports are left out. Success then on as many fresh episodes is beside it, as
+are the curves. The product's side is `pipeline train-teacher --task TASK` and no setting of the learner;
+`stable_baselines_learner.py` says how the others are set, alike for every task.
 
-Each task, seed and side is a cell. A side that did not get there in time counts with the limit, and the ratio
-is then at most what is printed.
+Each task, seed and side is a cell. A side that did not get there in time counts with the limit.
 """
 
 from __future__ import annotations
@@ -28,40 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, Cell, CellBook, StudyParser, markdown_table, read_history, run_study
+from benchmarks.stable_baselines_learner import LEARNERS
+from thousandfold.envs.task_names import TASK_NAMES
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 
-OWN, SB3 = "thousandfold", "SB3 SAC+HER"
-SIDES = (OWN, SB3)
-# What `pipeline train-teacher` is told: the quickstart with networks of 4 layers, which pay on short clocks,
-# and the learning rate of the other side. The arm is at its goal some ten steps after the right command:
-# goals from the near future and a smaller network are enough.
-_SHALLOW = [
-    "--preset=quickstart",
-    "--depth=4",
-    "--set=num_worlds=64",
-    "--set=updates_per_unroll=64",
-    "--set=actor_learning_rate=1e-3",
-    "--set=critic_learning_rate=1e-3",
-    "--set=checkpoint_every=24",
-]
-OWN_ARGUMENTS: dict[str, list[str]] = {
-    "point_u_maze": [*_SHALLOW, "--set=evaluate_every=5"],
-    "arm_reach": [
-        *_SHALLOW,
-        "--task=arm_reach",
-        "--width=64",
-        "--set=unroll_steps=50",
-        "--set=discount=0.9",
-        "--set=average_decay=0",
-        "--set=evaluate_every=6",
-    ],
-}
-# What differs from `sb3_learner.Settings`, chosen by trying on seed 0.
-SB3_SETTINGS: dict[str, dict[str, Any]] = {
-    "point_u_maze": {"updates_per_step": 0.25},
-    "arm_reach": {"discount": 0.9, "evaluate_every_s": 5.0},
-}
+OWN = "thousandfold"
+SIDES = (OWN, *LEARNERS)
+TASKS = ("point_u_maze", "point_big_maze", "reacher", "arm_reach", "arm_push_easy", "half_cheetah")
+OWN_ARGUMENTS: list[str] = []
+"""what our side is told beside task and seed: nothing of the learner"""
 _NO_END = 10**9
 _SAVING_S = 120.0  # what a side may take to end once it was told to
 _HISTORY = ("elapsed_s", "env_steps", "updates", "success")
@@ -95,7 +70,7 @@ def run_own(task: str, seed: int, limits: Limits, workspace: Path) -> dict[str, 
         "threads": limits.threads,
     }
     command = [sys.executable, "-m", "thousandfold.pipeline", "--workspace", str(workspace), "train-teacher"]
-    command += [*OWN_ARGUMENTS[task], "--seed", str(seed), "--device", "cpu"]
+    command += ["--task", task, *OWN_ARGUMENTS, "--seed", str(seed), "--device", "cpu"]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
@@ -128,17 +103,17 @@ def own_outcome(teacher: Artifact, target_success: float) -> dict[str, Any]:
     }
 
 
-def run_sb3(task: str, seed: int, limits: Limits) -> dict[str, Any]:
-    """Train Stable-Baselines3's learner in a process of its own and return when it met the target."""
-    settings = json.dumps({**SB3_SETTINGS[task], **asdict(limits), "task": task, "seed": seed})
-    command = [sys.executable, "-m", "benchmarks.sb3_learner", settings]
+def run_other(learner: str, task: str, seed: int, limits: Limits, **settings: Any) -> dict[str, Any]:
+    """Train another library's learner in a process of its own and return when it met the target."""
+    told = json.dumps(asdict(limits) | {"learner": learner, "task": task, "seed": seed} | settings)
+    command = [sys.executable, "-m", "benchmarks.stable_baselines_learner", told]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = ""
         for line in process.stdout:
             entry = json.loads(line)
             if "success" in entry:
-                print(f"{SB3}: {entry['env_steps']:,} steps, success {entry['success']:.2f}", flush=True)
+                print(f"{learner}: {entry['env_steps']:,} steps, success {entry['success']:.2f}", flush=True)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
     return json.loads(line)
@@ -155,20 +130,44 @@ def clock(cell: dict[str, Any]) -> float:
 
 
 def table(cells: Mapping[str, Cell]) -> str:
-    """Return a table a task: the clocks of seeds that both sides have run, and the median of the ratios."""
-    tables = []
-    for task in dict.fromkeys(name.split(", ")[0] for name in cells):
-        rows, found = [], []
-        for seed in sorted({int(name.split("seed ")[1]) for name in cells if name.startswith(f"{task}, ")}):
-            pair = [cells.get(cell_key(task, seed, side)) for side in SIDES]
-            if all(pair):
-                found.append(clock(pair[0] or {}) / clock(pair[1] or {}))
-                rows.append([seed, *(_clock_text(cell or {}) for cell in pair), f"{found[-1]:.3f}"])
-        if rows:
-            rows.append(["median", "", "", f"{statistics.median(found):.3f}"])
-            title = f"{task}: seconds to the target (success on fresh episodes then)"
-            tables.append(markdown_table(["seed", *SIDES, f"{OWN} / {SB3}"], rows, title))
-    return "\n\n".join(tables)
+    """Return the medians of the clocks of each task and side, and our ratio to the fastest other side.
+
+    The ratio's median is over the seeds that both have run.
+    """
+    clocks: dict[str, dict[str, dict[str, float]]] = {}
+    for name, cell in cells.items():
+        task, side, seed = name.split(", ")
+        clocks.setdefault(task, {}).setdefault(side, {})[seed] = clock(cell)
+    sides = [side for side in SIDES if any(side in found for found in clocks.values())]
+    rows = []
+    for task, found in clocks.items():
+        others = {side: statistics.median(found[side].values()) for side in found if side != OWN}
+        best = min(others, key=others.__getitem__) if others and OWN in found else None
+        shared = sorted(found[OWN].keys() & found[best].keys()) if best else []
+        ratio = (
+            statistics.median(found[OWN][seed] / found[best][seed] for seed in shared)
+            if best and shared
+            else None
+        )
+        rows.append(
+            [
+                task,
+                *(_clocks_text(task, side, cells) for side in sides),
+                f"{ratio:.2f} of {best}'s" if ratio is not None else "-",
+            ]
+        )
+    title = "Seconds to the target: median (each seed's)"
+    return markdown_table(["task", *sides, "ours over the fastest other's, median"], rows, title)
+
+
+def _clocks_text(task: str, side: str, cells: Mapping[str, Cell]) -> str:
+    found = [cell for name, cell in cells.items() if name.startswith(f"{task}, {side}, ")]
+    if not found:
+        return "-"
+    each = ", ".join(
+        f"{clock(cell):.0f}" if cell["reached_s"] is not None else _clock_text(cell) for cell in found
+    )
+    return f"{statistics.median(map(clock, found)):.0f} ({each})"
 
 
 def _clock_text(cell: Cell) -> str:
@@ -179,17 +178,15 @@ def _clock_text(cell: Cell) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cells that are missing, and print what is complete."""
-    parser = StudyParser(__doc__, "sb3_wall_clock")
-    parser.several("--tasks", list(OWN_ARGUMENTS), choices=OWN_ARGUMENTS, help="default: all")
-    parser.seeds()
-    parser.several("--sides", list(SIDES), choices=SIDES)
+    parser = StudyParser(__doc__, "wall_clock")
+    parser.several("--tasks", TASKS, choices=TASK_NAMES, help=f"default: {' '.join(TASKS)}", metavar="TASK")
+    parser.seeds(range(20, 25))
+    parser.several("--sides", SIDES, choices=SIDES)
     parser.number("--limit-s", 1800.0, least=1)
     parser.number("--target-success", 0.8)
     parser.number("--episodes", 128, least=1)
     parser.number("--threads", 1, "of each side", least=1)
-    parser.add_argument(
-        "--workspace", type=Path, default=ROOT / "runs/sb3_wall_clock", help="of our teachers"
-    )
+    parser.add_argument("--workspace", type=Path, default=ROOT / "runs/wall_clock", help="of our teachers")
     options = parser.parse(arguments)
     limits = Limits(options.limit_s, options.target_success, options.episodes, options.threads)
 
@@ -199,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if side == OWN:
             found = run_own(task, seed, limits, (options.workspace / f"{task}-seed-{seed}").absolute())
         else:
-            found = run_sb3(task, seed, limits)
+            found = run_other(side, task, seed, limits)
         return asdict(limits) | found | {"process_s": time.perf_counter() - started}
 
     cells = (

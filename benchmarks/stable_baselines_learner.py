@@ -1,6 +1,6 @@
-"""Stable-Baselines3's SAC with hindsight replay on a task, evaluated as it learns; one run a process.
+"""A learner of Stable-Baselines3 or of SBX, its JAX sibling, with hindsight replay; one run a process.
 
-    python -m benchmarks.sb3_learner '{"task": "point_u_maze", "seed": 0, "limit_s": 1800}'
+    python -m benchmarks.stable_baselines_learner '{"learner": "SBX CrossQ", "task": "reacher", "seed": 0}'
 
 The task comes from `gymnasium.make`, unchanged. Each evaluation writes one line of JSON; the last line is the
 result. Starting from the documentation's example of HER (3 layers of 256 units, a batch of 256, 4 goals a
@@ -9,7 +9,9 @@ transition from its future), `Settings` says what was changed and why.
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +21,10 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import thousandfold  # noqa: F401, registers the environments
 from thousandfold.envs.goal_env import GoalVectorEnv
@@ -29,6 +32,13 @@ from thousandfold.envs.registry import get_task
 from thousandfold.envs.task_names import environment_id
 from thousandfold.stages.episodes import wilson_interval
 
+LEARNERS = {
+    "SB3 SAC": ("stable_baselines3", "SAC"),
+    "SBX SAC": ("sbx", "SAC"),
+    "SBX TQC": ("sbx", "TQC"),
+    "SBX CrossQ": ("sbx", "CrossQ"),
+}
+"""module and class of each"""
 _NO_END = 10**12
 _FINAL_SEED = 10**6  # away from those of the evaluations on the way
 
@@ -40,21 +50,23 @@ class Settings:
     """Settings of a run.
 
     Attributes:
+        learner: a name of `LEARNERS`.
         task, seed: what is learned, and the seed of everything random.
         limit_s: seconds after which it is given up.
         target_success: success that ends the run.
         evaluate_every_s: seconds from one evaluation to the next.
         episodes: of each evaluation.
-        threads: of torch.
+        threads: of torch, and CPUs of the process: XLA sizes its pool by them.
         num_envs: environments in one process. Eight instead of one share the cost of asking the policy.
         updates_per_step: gradient steps for each environment step. 0.5 instead of 1: as many updates teach no
             less with twice the experience, and a step costs little beside an update.
         discount: of rewards. 0.98 instead of 0.95 where goals lie up to some 50 steps away.
-        layers: 2, as SAC has them by default, instead of 3: as many updates, each a third cheaper.
+        layers: 2, their default, instead of 3: as many updates, each a third cheaper.
         learning_rate, batch_size, width, sampled_goals: as in the documentation's example.
         first_episodes: episodes of each environment before the first update; relabelling needs whole ones.
     """
 
+    learner: str
     task: str
     seed: int = 0
     limit_s: float = 1800.0
@@ -73,11 +85,12 @@ class Settings:
     first_episodes: int = 1
 
 
-def make_learner(settings: Settings) -> SAC:
+def make_learner(settings: Settings) -> OffPolicyAlgorithm:
     """Return the learner with its environments."""
     env = make_vec_env(environment_id(settings.task), n_envs=settings.num_envs, seed=settings.seed)
     episode_steps = get_task(settings.task).episode_steps
-    return SAC(
+    module, name = LEARNERS[settings.learner]
+    return getattr(importlib.import_module(module), name)(
         "MultiInputPolicy",
         env,
         replay_buffer_class=HerReplayBuffer,
@@ -143,7 +156,7 @@ class Evaluations(BaseCallback):
 
     def successes(self, seed: int) -> int:
         """Return the successes of fresh episodes."""
-        learner = cast(SAC, self.model)
+        learner = cast(OffPolicyAlgorithm, self.model)
 
         def act(observation: dict[str, np.ndarray]) -> np.ndarray:
             return learner.predict(observation, deterministic=True)[0]
@@ -159,7 +172,7 @@ class Evaluations(BaseCallback):
         entry = {
             "elapsed_s": self._last - self._begun,
             "env_steps": self.num_timesteps,
-            "updates": cast(SAC, self.model)._n_updates,
+            "updates": cast(OffPolicyAlgorithm, self.model)._n_updates,
             "success": success,
         }
         self.history.append(entry)
@@ -172,6 +185,7 @@ class Evaluations(BaseCallback):
 def run(settings: Settings) -> dict[str, Any]:
     """Learn until the target is met or time is up; return the result."""
     torch.set_num_threads(settings.threads)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     evaluations = Evaluations(settings)
     make_learner(settings).learn(_NO_END, callback=evaluations)
     final = evaluations.successes(_FINAL_SEED + settings.seed)
