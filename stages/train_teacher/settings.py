@@ -264,7 +264,7 @@ class TrainTeacherSettings(LearnerSettings):
         default=3,
         ge=1,
         le=100,
-        description="so many of the best evaluated actors meet again at the end, over final_episodes",
+        description="with keep=best so many of the best actors meet again at the end, over final_episodes",
     )
     checkpoint_every: int = pydantic.Field(
         default=4, ge=1, le=10**9, description="unrolls between checkpoints"

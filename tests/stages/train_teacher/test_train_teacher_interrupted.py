@@ -91,10 +91,19 @@ def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
         {"checkpoint_every": 5, "evaluate_every": 2, "average_decay": 0.0, "max_gradient_norm": 0.5},
         {"task": "point_big_maze", "num_worlds": 3, "unroll_steps": 47, "env_steps": 3 * 47 * 9},
         {"keep": "last", "residual_scale": "inverse_sqrt_blocks", "final_norm": True, "seed": 5, "depth": 8},
+        {"critic": "temporal_difference", "normalize_inputs": True},
         {"width": 16, "threads": 2},
         {"width": 128, "threads": 2, "residual_scale": "learned_from_zero"},
     ],
-    ids=["late start", "rare checkpoints", "other maze", "keep last", "compiled kernels", "wide"],
+    ids=[
+        "late start",
+        "rare checkpoints",
+        "other maze",
+        "keep last",
+        "temporal difference",
+        "compiled kernels",
+        "wide",
+    ],
 )
 def test_that_holds_for_other_settings_too(
     unbroken: Callable[..., Artifact], tmp_path: Path, values: dict[str, Any]
