@@ -254,6 +254,12 @@ class CompiledTask:
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return [numbers[key] for key in keys]
 
+    def achieved_in_observation(self) -> list[int] | None:
+        """Return which numbers of an observation are what its state achieves; None where it lacks one."""
+        seen = [element["name"] for element in self.describe("observation")]
+        achieved = [element["name"] for element in self.describe("achieved_goal")]
+        return [seen.index(name) for name in achieved] if set(achieved) <= set(seen) else None
+
     def earlier_names(self, part: str) -> list[str]:
         """Return how files of earlier versions call the same numbers: see `term_columns.earlier_names`."""
         return [name for columns in self._terms(part) for name in earlier_names(self.model, columns)]

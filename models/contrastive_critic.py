@@ -83,9 +83,9 @@ class ContrastiveCritic(nn.Module):
         embedding = self.state_action_encoder(inputs, frozen_rows=len(proposed))
         return embedding[: len(proposed)], embedding[len(proposed) :]
 
-    def encode_goal(self, goal: Tensor) -> Tensor:
-        """Return ψ(g), (batch, 64)."""
-        return self.goal_encoder(goal)
+    def encode_goal(self, goal: Tensor, frozen_rows: int = 0) -> Tensor:
+        """Return ψ(g), (batch, 64); the first `frozen_rows` rows teach no parameter."""
+        return self.goal_encoder(goal, frozen_rows)
 
 
 def pairwise_energy(state_action: Tensor, goal: Tensor, energy: Energy) -> Tensor:

@@ -37,6 +37,10 @@ class Normalizer(nn.Module):
         """Return the normalised value, (..., size)."""
         return (value - self.mean) / self.std
 
+    def difference(self, value: Tensor, other: Tensor) -> Tensor:
+        """Return how much further one value lies than the other once both are normalised, (..., size)."""
+        return (value - other) / self.std
+
 
 class NormalizedActor(nn.Module):
     """An actor behind normalisers of its state and its goal."""

@@ -38,6 +38,8 @@ class TransitionBatch:
     """(batch, action_dim)"""
     goal: Tensor
     """(batch, goal_dim): an achieved goal from later in the same episode"""
+    achieved_goal: Tensor | None = None
+    """(batch, goal_dim): what the state itself achieves; a memory gives it always"""
     next_observation: Tensor | None = None
     """(batch, observation_dim), one step later, where it was asked for"""
     next_achieved_goal: Tensor | None = None
@@ -196,6 +198,7 @@ class TrajectoryBuffer:
             self._columns["observation"][slot],
             self._columns["action"][slot],
             achieved[self._slot(ids, goal_row)],
+            achieved[slot],
         )
         if not next_rows:
             return batch

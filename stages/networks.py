@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,15 @@ from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.stages.episodes import Policy
 
 NETWORK_FILE = "network.safetensors"
+CriticGoals = Literal["absolute", "relative", "auto"]
+
+
+def goals_are_relative(critic_goals: CriticGoals, task: CompiledTask) -> bool:
+    """Tell whether a critic is given how goals differ from what a state achieves, and not goals.
+
+    Where walls stand, the way to a goal depends on both of its ends, and a critic of places learns it sooner.
+    """
+    return critic_goals == "relative" or (critic_goals == "auto" and task.spec.maze is None)
 
 
 @dataclass(frozen=True)
@@ -180,12 +189,15 @@ class TeacherCritic:
         critic: both encoders, as they were when the teacher's actor was kept.
         energy: how the distance of their outputs is measured.
         observation_normalizer, goal_normalizer: of what the encoders are given.
+        achieved: which numbers of an observation are what its state achieves, of a critic that is given how
+            goals differ from that; None for one that is given goals.
     """
 
     critic: ContrastiveCritic
     energy: Energy
     observation_normalizer: torch.nn.Module = field(default_factory=torch.nn.Identity)
     goal_normalizer: torch.nn.Module = field(default_factory=torch.nn.Identity)
+    achieved: list[int] | None = None
 
     def to(self, device: str) -> TeacherCritic:
         """Return it on a device, where its networks are moved."""
@@ -202,7 +214,14 @@ class TeacherCritic:
             goal: (batch, goal_dim), not normalised.
         """
         state_action = self.critic.encode_state_action(self.observation_normalizer(observation), action)
-        return paired_energy(state_action, self.critic.encode_goal(self.goal_normalizer(goal)), self.energy)
+        return paired_energy(state_action, self.encode_goal(observation, goal), self.energy)
+
+    def encode_goal(self, observation: Tensor, goal: Tensor) -> Tensor:
+        """Return ψ of each row's goal, (batch, 64). Arguments as above."""
+        if self.achieved is None:
+            return self.critic.encode_goal(self.goal_normalizer(goal))
+        assert isinstance(self.goal_normalizer, Normalizer)
+        return self.critic.encode_goal(self.goal_normalizer.difference(goal, observation[:, self.achieved]))
 
 
 def load_critic(teacher: Artifact) -> TeacherCritic:
@@ -210,7 +229,8 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
 
     Raises:
         DamagedFileError: the file is truncated, foreign, or holds no critic.
-        SettingsError: its critic is one of temporal differences.
+        SettingsError: its critic is one of temporal differences, or is given how goals differ from what a
+            state achieves, and the task's observation does not hold that.
     """
     path = teacher.file(NETWORK_FILE)
     tensors, header = load_tensors(path)
@@ -219,22 +239,33 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
             f"{teacher.name} has a critic of temporal differences; what chooses or judges actions is a "
             "contrastive one: set teacher_samples=1, and no objective that asks the critic."
         )
+    achieved = None
+    task = load_task(teacher)
+    if goals_are_relative(teacher.manifest.settings.get("critic_goals", "absolute"), task):
+        achieved = task.achieved_in_observation()
+        if achieved is None:
+            raise SettingsError(
+                f"The critic of {teacher.name} is given how a goal differs from what the state achieves, "
+                f"which the observation of {teacher.manifest.task} does not hold: set teacher_samples=1, and "
+                "no objective that asks the critic."
+            )
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         critic = ContrastiveCritic(*dims, shape_of(path, _critic_shape(header), tensors))
         critic.load_state_dict(strip_prefix(tensors, "critic."))
-        normalizers: list[torch.nn.Module] = [torch.nn.Identity(), torch.nn.Identity()]
-        for index, name in enumerate(("observation_normalizer.", "goal_normalizer.")):
+        normalizers = Normalizer(dims[0]), Normalizer(dims[1])
+        for normalizer, name in zip(
+            normalizers, ("observation_normalizer.", "goal_normalizer."), strict=True
+        ):
             if own := strip_prefix(tensors, name):
-                normalizers[index] = Normalizer(dims[index])
-                normalizers[index].load_state_dict(own)
+                normalizer.load_state_dict(own)
         energy = teacher.manifest.settings["energy"]
         if energy not in get_args(Energy):
             raise ValueError(f"unknown energy {energy!r}")
     except BAD_CONTENT as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{path} holds no critic of this version ({reason}).") from error
-    return TeacherCritic(critic.eval().requires_grad_(False), energy, *normalizers)
+    return TeacherCritic(critic.eval().requires_grad_(False), energy, *normalizers, achieved)
 
 
 # -- The best of several actions: sampled from a teacher's Gaussian, chosen by its critic ----------
@@ -269,8 +300,7 @@ def best_mean(
     shape = (samples - 1, *mean.shape)
     noise = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
     candidates = torch.cat([mean[None], mean + std * noise])
-    state, target = critic.observation_normalizer(observation), critic.goal_normalizer(goal)
-    target = critic.critic.encode_goal(target)
+    state, target = critic.observation_normalizer(observation), critic.encode_goal(observation, goal)
     energies = [
         paired_energy(critic.critic.encode_state_action(state, actions), target, critic.energy)
         for actions in candidates.tanh()

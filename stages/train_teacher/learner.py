@@ -32,6 +32,7 @@ from thousandfold.models.tensor_state import load_moments, moments_of, strip_pre
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.trajectory_buffer import TransitionBatch
+from thousandfold.stages.networks import goals_are_relative
 from thousandfold.stages.train_teacher.global_negatives import global_contrastive_loss
 from thousandfold.stages.train_teacher.settings import LearnerSettings
 
@@ -71,6 +72,7 @@ class ContrastiveLearner:
             RunningNormalizer(size, task.groups_of_a_unit(part)).to(self.device)
             for size, part in ((task.observation_dim, "observation"), (task.goal_dim, "achieved_goal"))
         )
+        self._relative_goals = goals_are_relative(settings.critic_goals, task)
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self.updates = torch.zeros((), device=self.device)
         learned = {
@@ -137,23 +139,23 @@ class ContrastiveLearner:
         """Return the sum of the actor's, the critic's and α's loss, and metrics.
 
         No parameter is in two of them: the actor is held against the critic as it stands, so one backward
-        pass serves all three. ψ(g) and the pass of φ over both actions are shared.
+        pass serves all three. The passes of ψ over both goals and of φ over both actions are shared.
 
         Args:
             batch: transitions with hindsight goals.
             order: which goal of the batch the actor is given with each state, (batch,).
             noise: standard normal, (batch, action_dim).
         """
-        observation, goal = self.observation_normalizer(batch.observation), self.goal_normalizer(batch.goal)
-        goal_embedding = self.critic.encode_goal(goal)
-        gaussian = self.actor(observation, goal[order])
+        observation = self.observation_normalizer(batch.observation)
+        gaussian = self.actor(observation, self.goal_normalizer(batch.goal[order]))
         action, log_prob = sample_action(gaussian, noise)
         proposed, taken = self.critic.encode_both_actions(observation, action, batch.action)
-        energy = paired_energy(proposed, goal_embedding.detach()[order], self.settings.energy)
+        wanted, reached = self._encode_goals(batch, order)
+        energy = paired_energy(proposed, wanted, self.settings.energy)
         alpha = self.log_alpha.detach().exp()
         for_actor, metrics = actor_loss(energy, log_prob, alpha)
         for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        for_critic, contrast = self._contrast(taken, goal_embedding)
+        for_critic, contrast = self._contrast(taken, reached)
         saturated = (gaussian.mean.detach().tanh().abs() > 0.99).float().mean()
         metrics |= contrast | {
             "actor_loss": for_actor.detach(),
@@ -162,6 +164,31 @@ class ContrastiveLearner:
             "saturated_actions": saturated,
         }
         return for_actor + for_alpha + for_critic, metrics
+
+    def _encode_goals(self, batch: TransitionBatch, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ψ of the goals that the actor is given, without a gradient, and of the batch's.
+
+        Where goals are relative, ψ is given g − m(s), how a goal differs from what the state achieves. The
+        negatives of a row are then what it achieves itself, moved as other rows were: the critic cannot tell
+        them from the positive by where the state is, and has to see what the action does. Its optimum is
+        log p(g | s, a) − log q(g − m(s)) with the rows' distribution q of differences, and the last term is
+        the same for every action. Both are (batch, 64).
+        """
+        if not self._relative_goals:
+            embedding = self.critic.encode_goal(self.goal_normalizer(batch.goal))
+            return embedding.detach()[order], embedding
+        wanted, reached = (
+            self._critic_goal(goal, batch.achieved_goal) for goal in (batch.goal[order], batch.goal)
+        )
+        embedding = self.critic.encode_goal(torch.cat([wanted, reached]), frozen_rows=len(order))
+        return embedding[: len(order)].detach(), embedding[len(order) :]
+
+    def _critic_goal(self, goal: Tensor, achieved_goal: Tensor | None) -> Tensor:
+        """Return what the critic is given of goals in states that achieve the others, (batch, goal_dim)."""
+        if not self._relative_goals:
+            return self.goal_normalizer(goal)
+        assert achieved_goal is not None
+        return self.goal_normalizer.difference(goal, achieved_goal)
 
     def _contrast(self, state_action: Tensor, goal: Tensor) -> tuple[Tensor, Metrics]:
         """Return the critic's loss for φ and ψ, (batch, 64) each, and its metrics."""

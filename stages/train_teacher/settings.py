@@ -15,6 +15,7 @@ from thousandfold.models.contrastive_critic import Energy, InfoNCE
 from thousandfold.models.residual_mlp import Activation, NetworkShape, ResidualScale
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.settings import MOST_EPISODES, MOST_THREADS, StageSettings
+from thousandfold.stages.networks import CriticGoals
 
 CHANGEABLE_ON_RESUME = frozenset(
     {
@@ -87,6 +88,11 @@ class LearnerSettings(StageSettings):
     critic: Literal["contrastive", "temporal_difference"] = pydantic.Field(
         default="contrastive",
         description="how near a goal is, from InfoNCE; or soft actor-critic's value, from the next step",
+    )
+    critic_goals: CriticGoals = pydantic.Field(
+        default="absolute",
+        description="what the critic is given: a goal, or how it differs from what the state achieves; auto: "
+        "the latter, but in mazes",
     )
     energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
     info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")

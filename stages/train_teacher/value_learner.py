@@ -60,16 +60,22 @@ class ValueLearner(ContrastiveLearner):
         here, there = noise.chunk(2, dim=-1)
         others = len(batch.goal) // OTHER_GOALS
         learned = torch.cat([batch.goal[:others].roll(1, 0), batch.goal[others:]])
-        goal, wanted = self.goal_normalizer(learned), self.goal_normalizer(batch.goal[order])
+        commanded = batch.goal[order]
+        goal, wanted = (
+            self._critic_goal(learned, batch.achieved_goal),
+            self._critic_goal(commanded, batch.achieved_goal),
+        )
         alpha = self.log_alpha.detach().exp()
         observation = self.observation_normalizer(batch.observation)
         with torch.no_grad():
             reward = self._is_success(batch.next_achieved_goal, learned).float()
             following = self.observation_normalizer(batch.next_observation)
-            next_action, next_log_prob = sample_action(self.actor(following, goal), there)
-            next_value = self.target_critic(following, next_action, goal).amin(0) - alpha * next_log_prob
+            next_gaussian = self.actor(following, self.goal_normalizer(learned))
+            next_action, next_log_prob = sample_action(next_gaussian, there)
+            next_goal = self._critic_goal(learned, batch.next_achieved_goal)
+            next_value = self.target_critic(following, next_action, next_goal).amin(0) - alpha * next_log_prob
             target = reward + self.settings.discount * next_value * ~batch.ended_early
-        gaussian = self.actor(observation, wanted)
+        gaussian = self.actor(observation, self.goal_normalizer(commanded))
         action, log_prob = sample_action(gaussian, here)
         proposed, taken = self.critic.of_both_actions(observation, (action, wanted), (batch.action, goal))
         for_actor, metrics = actor_loss(proposed.amin(0), log_prob, alpha)

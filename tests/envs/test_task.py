@@ -237,6 +237,18 @@ def test_description_names_every_number() -> None:
     assert task.control.actuators == ["motor"]
 
 
+def test_what_is_achieved_is_found_in_the_observation_by_its_numbers() -> None:
+    angle, tip = Term("qpos", "hinge"), Term("site_xpos", "tip")
+    achieved = (dataclasses.replace(tip, columns=(2, 0)),)
+    for observation, place in (
+        ((angle, tip), [3, 1]),
+        ((angle, dataclasses.replace(tip, columns=(1, 2))), None),
+        ((angle,), None),
+    ):
+        task = compiled(observation=observation, achieved_goal=achieved)
+        assert task.achieved_in_observation() == place
+
+
 def test_actions_map_to_the_control_range() -> None:
     control = compiled().control(np.array([[-1.0], [0.0], [1.0], [7.0]], np.float32))
     assert control.ravel().tolist() == [-1.0, 1.0, 3.0, 3.0]

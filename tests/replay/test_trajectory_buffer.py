@@ -110,6 +110,8 @@ def serials(batch: TransitionBatch) -> list[tuple[int, int]]:
     assert torch.equal(batch.observation, columns(start, 3))
     assert torch.equal(batch.action, columns(start, 1))
     assert torch.equal(batch.goal, columns(goal, 2))
+    assert batch.achieved_goal is not None
+    assert torch.equal(batch.achieved_goal, columns(start, 2))
     return list(zip(start.int().tolist(), goal.int().tolist(), strict=True))
 
 

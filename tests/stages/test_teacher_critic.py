@@ -9,12 +9,18 @@ import pytest
 import torch
 
 from tests.stages.tiny_runs import TINY_TEACHER
-from thousandfold.envs.registry import compile_task
+from thousandfold.envs.registry import compile_task, task_names
 from thousandfold.ground.errors import DamagedFileError, SettingsError
 from thousandfold.models.contrastive_critic import pairwise_energy
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.settings import dump_settings
-from thousandfold.stages.networks import NETWORK_FILE, load_actor, load_critic, save_network
+from thousandfold.stages.networks import (
+    NETWORK_FILE,
+    goals_are_relative,
+    load_actor,
+    load_critic,
+    save_network,
+)
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
 TASK = compile_task("point_u_maze")
@@ -35,13 +41,16 @@ def make_teacher(
     return learner, artifact
 
 
+@pytest.mark.parametrize("critic_goals", ["absolute", "relative", "auto"])
 @pytest.mark.parametrize("energy", ["norm", "squared", "dot", "cosine"])
-def test_energies_are_those_of_the_learner(tmp_path: Path, energy: str) -> None:
-    learner, teacher = make_teacher(tmp_path, energy)
+def test_energies_are_those_of_the_learner(tmp_path: Path, energy: str, critic_goals: str) -> None:
+    learner, teacher = make_teacher(tmp_path, energy, critic_goals=critic_goals)
     observation, action, goal = torch.randn(5, 4), torch.rand(5, 2) * 2 - 1, torch.randn(5, 2)
     found = load_critic(teacher)(observation, action, goal)
     critic = learner.critic
     state, target = learner.observation_normalizer(observation), learner.goal_normalizer(goal)
+    if critic_goals == "relative":  # the maze's state begins with the place
+        target = (goal - observation[:, :2]) / learner.goal_normalizer.std
     embeddings = critic.encode_state_action(state, action), critic.encode_goal(target)
     torch.testing.assert_close(found, pairwise_energy(*embeddings, learner.settings.energy).diagonal())
 
@@ -73,3 +82,21 @@ def test_a_critic_of_temporal_differences_chooses_no_action(tmp_path: Path) -> N
     assert load_actor(teacher).shape.depth == 4
     with pytest.raises(SettingsError, match=r"critic of temporal differences.* set teacher_samples=1"):
         load_critic(teacher)
+
+
+def test_a_critic_of_relative_goals_needs_what_is_achieved_in_the_observation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, teacher = make_teacher(tmp_path, critic_goals="relative")
+    monkeypatch.setattr(type(TASK), "achieved_in_observation", lambda _: None)
+    with pytest.raises(
+        SettingsError, match="observation of point_u_maze does not hold: set teacher_samples=1"
+    ):
+        load_critic(teacher)
+
+
+def test_goals_are_relative_by_themselves_but_in_mazes() -> None:
+    relative = [name for name in task_names() if goals_are_relative("auto", compile_task(name))]
+    walled = set(task_names()) - set(relative)
+    assert walled == {name for name in task_names() if "maze" in name} | {"ant_push"}
+    assert goals_are_relative("relative", TASK) and not goals_are_relative("absolute", compile_task("ant"))

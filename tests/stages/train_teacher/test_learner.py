@@ -19,9 +19,9 @@ SMALL = {"depth": 4, "width": 16, "batch_size": 8}
 
 def make_batch(size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((size, 4), (size, 2), (size, 2))
-    observation, action, goal = (torch.randn(shape, generator=generator) for shape in shapes)
-    return TransitionBatch(observation, action.tanh(), goal)
+    shapes = ((size, 4), (size, 2), (size, 2), (size, 2))
+    observation, action, goal, achieved = (torch.randn(shape, generator=generator) for shape in shapes)
+    return TransitionBatch(observation, action.tanh(), goal, achieved)
 
 
 def make_learner(**settings):
@@ -39,6 +39,7 @@ def make_learner(**settings):
         {"layer_norm": False},
         {"residual": False, "layer_norm": False, "activation": "relu"},
         {"actor_depth": 8, "critic_depth": 12},
+        {"critic_goals": "relative"},
     ],
 )
 def test_update_is_the_published_formulation_written_out(settings):
@@ -51,14 +52,15 @@ def test_update_is_the_published_formulation_written_out(settings):
     for _ in range(3):
         learner.update(batch, torch.Generator().manual_seed(5))
 
+    judged = batch.goal - batch.achieved_goal if settings.get("critic_goals") == "relative" else batch.goal
     optimizers = [
         torch.optim.Adam(p, lr=3e-4) for p in (actor.parameters(), [log_alpha], critic.parameters())
     ]
     for _ in range(3):
         action, log_prob = sample_action(actor(batch.observation, batch.goal), noise)
-        energy = -(
-            critic.encode_state_action(batch.observation, action) - critic.encode_goal(batch.goal)
-        ).norm(dim=1)
+        energy = -(critic.encode_state_action(batch.observation, action) - critic.encode_goal(judged)).norm(
+            dim=1
+        )
         losses = [
             (log_alpha.exp().detach() * log_prob - energy).mean(),
             log_alpha.exp() * (-log_prob.detach() + 0.5 * 2).mean(),
@@ -67,7 +69,7 @@ def test_update_is_the_published_formulation_written_out(settings):
             optimizer.zero_grad()
             loss.backward(retain_graph=True)
             optimizer.step()
-        phi, psi = critic.encode_state_action(batch.observation, batch.action), critic.encode_goal(batch.goal)
+        phi, psi = critic.encode_state_action(batch.observation, batch.action), critic.encode_goal(judged)
         optimizers[2].zero_grad()
         contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
         optimizers[2].step()
@@ -124,6 +126,20 @@ def test_actor_goals_shuffle_the_share_they_name(actor_goals, moved):
     assert torch.equal(kept, torch.arange(64)[(moved * 8) :])
     if moved:
         assert not torch.equal(order[: moved * 8], torch.arange(moved * 8))
+
+
+def test_a_relative_critic_judges_the_goals_of_other_rows_by_the_way_from_here():
+    """The actor's half of the loss, with each row given another one's goal, written out."""
+    learner, batch = make_learner(critic_goals="relative"), make_batch()
+    see_far_away(learner)
+    order, noise = torch.arange(8).roll(3), torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+    metrics = learner.loss(batch, order, noise)[1]
+
+    observation, goal = learner.observation_normalizer(batch.observation), batch.goal[order]
+    action, _ = sample_action(learner.actor(observation, learner.goal_normalizer(goal)), noise)
+    way = (goal - batch.achieved_goal) / learner.goal_normalizer.std
+    apart = learner.critic.encode_state_action(observation, action) - learner.critic.encode_goal(way)
+    torch.testing.assert_close(metrics["actor_energy"], -apart.norm(dim=1).mean())
 
 
 def test_metrics_are_measured_not_constant():
@@ -252,15 +268,16 @@ def see_far_away(learner: ContrastiveLearner) -> None:
     learner.see(rows, *goals)
 
 
-def test_an_update_learns_from_standardised_inputs():
+@pytest.mark.parametrize("critic_goals", ["absolute", "relative"])
+def test_an_update_learns_from_standardised_inputs(critic_goals):
     """The same numbers, shifted and scaled, teach the same as they are once they have been seen."""
-    plain, shifted = make_learner(), make_learner()
+    plain, shifted = (make_learner(critic_goals=critic_goals) for _ in range(2))
     see_far_away(shifted)
-    batch, scale = make_batch(), shifted.observation_normalizer
+    batch, seen, scale = make_batch(), shifted.observation_normalizer, shifted.goal_normalizer
     moved = TransitionBatch(
-        batch.observation * scale.std + scale.mean,
+        batch.observation * seen.std + seen.mean,
         batch.action,
-        batch.goal * shifted.goal_normalizer.std + shifted.goal_normalizer.mean,
+        *(goal * scale.std + scale.mean for goal in (batch.goal, batch.achieved_goal)),
     )
     found = [
         learner.update(each, torch.Generator().manual_seed(0))

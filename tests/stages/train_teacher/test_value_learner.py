@@ -31,11 +31,13 @@ def make_batch() -> TransitionBatch:
     action, goal = torch.randn(8, 2, generator=generator).tanh(), torch.randn(8, 2, generator=generator)
     # Half of the steps end where they were to.
     reached = torch.where(torch.arange(8)[:, None] < 4, goal, goal + 10.0)
-    return TransitionBatch(observation, action, goal, following, reached, torch.arange(8) % 4 == 0)
+    achieved = torch.randn(8, 2, generator=generator)
+    return TransitionBatch(observation, action, goal, achieved, following, reached, torch.arange(8) % 4 == 0)
 
 
-def test_update_is_soft_actor_critic_written_out() -> None:
-    learner = make_learner(actor_goals="hindsight", discount=0.9)
+@pytest.mark.parametrize("critic_goals", ["absolute", "relative"])
+def test_update_is_soft_actor_critic_written_out(critic_goals: str) -> None:
+    learner = make_learner(actor_goals="hindsight", discount=0.9, critic_goals=critic_goals)
     parts = learner.actor, learner.critic, learner.target_critic
     actor, critic, slow = (unroll_blocks(copy.deepcopy(part)) for part in parts)
     log_alpha = learner.log_alpha.detach().clone().requires_grad_()
@@ -45,17 +47,21 @@ def test_update_is_soft_actor_critic_written_out() -> None:
         metrics = learner.update(batch, torch.Generator().manual_seed(5))
     assert metrics["reward"].item() == 0.5
 
+    here, there = batch.goal, batch.goal
+    if critic_goals == "relative":
+        assert batch.achieved_goal is not None and batch.next_achieved_goal is not None
+        here, there = batch.goal - batch.achieved_goal, batch.goal - batch.next_achieved_goal
     learned = {"actor": actor.parameters(), "alpha": [log_alpha], "critic": critic.parameters()}
     optimizers = {name: torch.optim.Adam(parameters, lr=3e-4) for name, parameters in learned.items()}
     for _ in range(3):
         alpha = log_alpha.exp().detach()
         with torch.no_grad():
             action, log_prob = sample_action(actor(batch.next_observation, batch.goal), noise[:, 2:])
-            following = torch.minimum(*slow(batch.next_observation, action, batch.goal)) - alpha * log_prob
+            following = torch.minimum(*slow(batch.next_observation, action, there)) - alpha * log_prob
             target = (torch.arange(8) < 4).float() + 0.9 * following * (torch.arange(8) % 4 != 0)
         action, log_prob = sample_action(actor(batch.observation, batch.goal), noise[:, :2])
-        worth = torch.minimum(*critic(batch.observation, action, batch.goal))
-        values = critic(batch.observation, batch.action, batch.goal)
+        worth = torch.minimum(*critic(batch.observation, action, here))
+        values = critic(batch.observation, batch.action, here)
         losses = {
             "actor": (alpha * log_prob - worth).mean(),
             "alpha": log_alpha.exp() * (-log_prob.detach() + 0.5 * 2).mean(),
