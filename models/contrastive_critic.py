@@ -48,6 +48,7 @@ class ContrastiveCritic(nn.Module):
         observation_dim, goal_dim, action_dim: sizes of the three spaces.
         shape: size and form of both encoders.
         compute: precision and memory of their blocks.
+        no_goal: learn an embedding for reaching no goal at all.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class ContrastiveCritic(nn.Module):
         action_dim: int,
         shape: NetworkShape,
         compute: Compute | None = None,
+        no_goal: bool = False,
     ) -> None:
         super().__init__()
+        self.no_goal = nn.Parameter(torch.zeros(EMBEDDING_DIM)) if no_goal else None
         self.state_action_encoder = Encoder(observation_dim + action_dim, shape, compute)
         self.goal_encoder = Encoder(goal_dim, shape, compute)
 
@@ -147,35 +150,44 @@ def paired_energy(state_action: Tensor, goal: Tensor, energy: Energy) -> Tensor:
     return -torch.linalg.vector_norm(state_action - goal, dim=-1)
 
 
-def contrastive_loss(logits: Tensor, variant: InfoNCE = "forward") -> tuple[Tensor, Metrics]:
+def contrastive_loss(
+    logits: Tensor, variant: InfoNCE = "forward", lost: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
     """Return InfoNCE with the positives on the diagonal, plus 0.1 · mean(logsumexp²).
 
     Args:
-        logits: energies (batch, batch); row i is a state and action, column j a goal.
+        logits: energies (batch, batch); row i is a state and action, column j a goal. With `lost` one more
+            column, that of reaching no goal.
         variant: ``forward`` classifies the goal of each row, ``backward`` the row of each goal,
             ``symmetric`` takes the mean of both.
+        lost: (batch,) bool, rows whose positive is the last column; ``forward`` alone has it.
 
     Returns:
         The loss and its metrics: accuracy, positive and negative logit, logsumexp (each a scalar tensor).
     """
     sides = {"forward": (logits,), "backward": (logits.T,), "symmetric": (logits, logits.T)}[variant]
-    loss, info_nce = penalised_info_nce(sides)
-    return loss, contrastive_metrics(logits.detach(), info_nce.detach())
+    loss, info_nce = penalised_info_nce(sides, lost=lost)
+    goals = logits.detach() if lost is None else logits.detach()[:, :-1]
+    return loss, contrastive_metrics(goals, info_nce.detach())
 
 
-def penalised_info_nce(sides: Sequence[Tensor], first: int = 0) -> tuple[Tensor, Tensor]:
+def penalised_info_nce(
+    sides: Sequence[Tensor], first: int = 0, lost: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the penalised loss and InfoNCE alone, each the mean over `sides`.
 
     Args:
         sides: energies (rows, columns) to classify the columns of; row i's positive is column first + i.
         first: column of the first row's positive.
+        lost: (rows,) bool, rows whose positive is the last column instead; None: none.
     """
     losses, penalties = [], []
     for logits in sides:
         # torch has one kernel for the logarithm of the softmax, and several for logsumexp.
-        surprise = -logits.log_softmax(1).diagonal(first)
-        losses.append(surprise.mean())
-        penalties.append((surprise + logits.diagonal(first)).square().mean())
+        log_softmax = logits.log_softmax(1)
+        own = log_softmax.diagonal(first)
+        losses.append(-(own if lost is None else torch.where(lost, log_softmax[:, -1], own)).mean())
+        penalties.append((logits.diagonal(first) - own).square().mean())
     info_nce = torch.stack(losses).mean()
     return info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean(), info_nce
 

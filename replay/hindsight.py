@@ -30,3 +30,26 @@ def truncated_geometric(uniform: Tensor, remaining: Tensor, discount: float) -> 
         mass = -torch.expm1(remaining * log_discount)
         offset = (torch.log1p(-uniform * mass) / log_discount).floor() + 1
     return offset.long().clamp(min=1).minimum(remaining)
+
+
+def beyond_the_end(
+    uniform: Tensor, remaining: Tensor, discount: float, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tell which draws of an untruncated geometric offset lie beyond the end, and return fresh draws.
+
+    An offset k ≥ 1 has probability ∝ γᵏ, so that γⁿ of them lie beyond n rows. What is left of a draw once
+    that is known is uniform again.
+
+    Args:
+        uniform: draws in [0, 1), float64, any shape.
+        remaining: n, as of `truncated_geometric`, same shape.
+        discount: γ in (0, 1).
+        ends: bool, where there is nothing after the n rows; elsewhere no draw lies beyond, same shape.
+
+    Returns:
+        Whether a draw lies beyond, bool, and draws for `truncated_geometric`; same shape each.
+    """
+    within = torch.where(ends, -torch.expm1(remaining * math.log(discount)), 1.0)
+    beyond = uniform >= within
+    left = torch.where(beyond, (uniform - within) / (1.0 - within), uniform / within)
+    return beyond, left.clamp(0.0, 1.0 - 2.0**-53)

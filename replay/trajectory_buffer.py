@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from thousandfold.replay.hindsight import truncated_geometric
+from thousandfold.replay.hindsight import beyond_the_end, truncated_geometric
 
 # Rejecting rows that are no start needs few rounds; this bound only stops a loop on a memory without any.
 # It is high because a large batch must be complete also where only a few rows in a hundred are a start.
@@ -40,6 +40,9 @@ class TransitionBatch:
     """(batch, goal_dim): an achieved goal from later in the same episode"""
     achieved_goal: Tensor | None = None
     """(batch, goal_dim): what the state itself achieves; a memory gives it always"""
+    lost: Tensor | None = None
+    """(batch,) bool: the time that was drawn lies beyond an early end, so that nothing is reached then and
+    ``goal`` is from before it; where it was asked for"""
     next_observation: Tensor | None = None
     """(batch, observation_dim), one step later, where it was asked for"""
     next_achieved_goal: Tensor | None = None
@@ -175,6 +178,7 @@ class TrajectoryBuffer:
         discount: float,
         generator: torch.Generator,
         next_rows: bool = False,
+        lost: bool = False,
     ) -> TransitionBatch:
         """Draw transitions uniformly, each with a goal k steps ahead, probability ∝ discount^k.
 
@@ -185,12 +189,17 @@ class TrajectoryBuffer:
         Args:
             batch_size, discount, generator: as above.
             next_rows: give the rows one step later too.
+            lost: let k reach beyond an early end, and tell where it does; the discount must be below 1.
 
         Raises:
             ValueError: on the CPU, no row has a later one in its episode.
         """
         ids, row, remaining = self._draw_starts(batch_size, generator)
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
+        beyond = None
+        if lost:
+            early = self._columns["early_end"][self._slot(ids, row + remaining)]
+            beyond, uniform = beyond_the_end(uniform, remaining, discount, early)
         goal_row = row + truncated_geometric(uniform, remaining, discount)
         slot = self._slot(ids, row)
         achieved = self._columns["achieved_goal"]
@@ -199,6 +208,7 @@ class TrajectoryBuffer:
             self._columns["action"][slot],
             achieved[self._slot(ids, goal_row)],
             achieved[slot],
+            beyond,
         )
         if not next_rows:
             return batch

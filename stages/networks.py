@@ -252,7 +252,8 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         critic = ContrastiveCritic(*dims, shape_of(path, _critic_shape(header), tensors))
-        critic.load_state_dict(strip_prefix(tensors, "critic."))
+        # What it was taught of reaching no goal is of no use to whoever has one.
+        critic.load_state_dict({k: v for k, v in strip_prefix(tensors, "critic.").items() if k != "no_goal"})
         normalizers = Normalizer(dims[0]), Normalizer(dims[1])
         for normalizer, name in zip(
             normalizers, ("observation_normalizer.", "goal_normalizer."), strict=True

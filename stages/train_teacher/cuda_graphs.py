@@ -123,6 +123,7 @@ class PlainUpdate:
             learner.settings.discount,
             generator,
             next_rows=learner.settings.critic == "temporal_difference",
+            lost=learner.settings.learns_lost_futures,
         )
         """Returns a batch, as `TrajectoryBuffer.sample` does."""
         self.act: Callable[[Tensor, Tensor], Tensor] = partial(learner.act, generator=generator)
@@ -153,12 +154,16 @@ class CapturedUpdate(PlainUpdate):
         self.sample = CapturedCall(self.sample, recorder)
         self.act = CapturedCall(self.act, recorder)
 
-        def learn(*batch: Tensor) -> dict[str, Tensor]:
-            return learner.update(TransitionBatch(*batch), generator)
+        self._names: tuple[str, ...] = ()
+
+        def learn(*tensors: Tensor) -> dict[str, Tensor]:
+            return learner.update(TransitionBatch(**dict(zip(self._names, tensors, strict=True))), generator)
 
         self._learn = CapturedCall(learn, recorder, learner.prepare_capture)
 
     def update(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Take an update with the last batch of `sample`; return metrics."""
-        tensors = (getattr(batch, field.name) for field in fields(batch))
-        return self._learn(*(tensor for tensor in tensors if tensor is not None))
+        columns = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        given = {name: tensor for name, tensor in columns.items() if tensor is not None}
+        self._names = tuple(given)
+        return self._learn(*given.values())

@@ -47,7 +47,6 @@ class ContrastiveLearner:
     """
 
     critic: Any
-    critic_class: ClassVar[Any] = ContrastiveCritic
     curve_metrics: ClassVar[tuple[str, ...]] = ("info_nce", "categorical_accuracy")
     """what tells best how the critic learns"""
 
@@ -60,7 +59,7 @@ class ContrastiveLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
             self.actor = GoalActor(*dims, settings.actor_shape, compute).to(self.device)
-            self.critic = self.critic_class(*dims, settings.critic_shape, compute).to(self.device)
+            self.critic = self._make_critic(dims, compute).to(self.device)
         if settings.centred_kernels:
             centre_kernels(self.actor)
             centre_kernels(self.critic)
@@ -89,6 +88,10 @@ class ContrastiveLearner:
             )
             for name, parameters in learned.items()
         }
+
+    def _make_critic(self, dims: tuple[int, int, int], compute: Compute) -> Any:
+        settings = self.settings
+        return ContrastiveCritic(*dims, settings.critic_shape, compute, no_goal=settings.learns_lost_futures)
 
     def parameter_counts(self) -> dict[str, int]:
         """Return how many numbers each network learns."""
@@ -155,8 +158,11 @@ class ContrastiveLearner:
         alpha = self.log_alpha.detach().exp()
         for_actor, metrics = actor_loss(energy, log_prob, alpha)
         for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-        for_critic, contrast = self._contrast(taken, reached)
+        lost = batch.lost if self.settings.learns_lost_futures else None
+        for_critic, contrast = self._contrast(taken, reached, lost)
         saturated = (gaussian.mean.detach().tanh().abs() > 0.99).float().mean()
+        if lost is not None:
+            metrics["lost"] = lost.float().mean()
         metrics |= contrast | {
             "actor_loss": for_actor.detach(),
             "critic_loss": for_critic.detach(),
@@ -190,13 +196,20 @@ class ContrastiveLearner:
         assert achieved_goal is not None
         return self.goal_normalizer.difference(goal, achieved_goal)
 
-    def _contrast(self, state_action: Tensor, goal: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the critic's loss for φ and ψ, (batch, 64) each, and its metrics."""
-        settings, ranks = self.settings, self.ranks
+    def _contrast(self, state_action: Tensor, goal: Tensor, lost: Tensor | None) -> tuple[Tensor, Metrics]:
+        """Return the critic's loss for φ and ψ, (batch, 64) each, and its metrics.
+
+        A row that is lost has no goal for its positive, so that what leads to early ends is far from every
+        goal: the optimum has log(1 − P(lost | s, a)) more, p(g | s, a) being that of the rows that are not.
+        """
+        settings, ranks, no_goal = self.settings, self.ranks, self.critic.no_goal
         energy, variant = settings.energy, settings.info_nce
         if settings.global_negatives and ranks.size > 1:
-            return global_contrastive_loss(state_action, goal, energy=energy, variant=variant, ranks=ranks)
-        return contrastive_loss(pairwise_energy(state_action, goal, energy), variant)
+            return global_contrastive_loss(
+                state_action, goal, energy=energy, variant=variant, ranks=ranks, no_goal=no_goal, lost=lost
+            )
+        columns = goal if no_goal is None else torch.cat([goal, no_goal[None]])
+        return contrastive_loss(pairwise_energy(state_action, columns, energy), variant, lost)
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""

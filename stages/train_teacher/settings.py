@@ -94,6 +94,11 @@ class LearnerSettings(StageSettings):
         description="what the critic is given: a goal, or how it differs from what the state achieves; auto: "
         "the latter, but in mazes",
     )
+    early_ends: Literal["cut", "lost"] = pydantic.Field(
+        default="cut",
+        description="what lies beyond an early end, such as a fall: cut, goals come from before it; lost, no "
+        "goal is reached there, as a critic of temporal differences has it in any case",
+    )
     energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
     info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")
     actor_goals: Literal["hindsight", "random", "mixed"] = "random"
@@ -184,6 +189,20 @@ class LearnerSettings(StageSettings):
             if self.discount == 1:
                 raise ValueError("discount 1 leaves temporal differences without a bound: set one below 1")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _futures_can_be_lost(self) -> LearnerSettings:
+        if self.learns_lost_futures:
+            if self.info_nce != "forward":
+                raise ValueError(f"info_nce {self.info_nce} knows no lost goals: set early_ends=cut")
+            if self.discount == 1:
+                raise ValueError("discount 1 would lose every goal before an early end: set one below 1")
+        return self
+
+    @property
+    def learns_lost_futures(self) -> bool:
+        """Whether the contrastive critic learns that no goal is reached beyond an early end."""
+        return self.early_ends == "lost" and self.critic == "contrastive"
 
     @property
     def actor_shape(self) -> NetworkShape:

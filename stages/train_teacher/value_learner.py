@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.models.block_stack import Compute
 from thousandfold.models.contrastive_critic import actor_loss, alpha_loss
 from thousandfold.models.goal_actor import sample_action
 from thousandfold.models.tensor_state import strip_prefix
@@ -32,7 +33,6 @@ class ValueLearner(ContrastiveLearner):
     """Actor, a critic of two value networks with a slow copy, entropy temperature and their optimisers."""
 
     critic: ValueCritic
-    critic_class: ClassVar[Any] = ValueCritic
     curve_metrics: ClassVar[tuple[str, ...]] = ("value", "value_error")
 
     def __init__(
@@ -41,6 +41,9 @@ class ValueLearner(ContrastiveLearner):
         super().__init__(task, settings, device, ranks)
         self._is_success = task.is_success
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+
+    def _make_critic(self, dims: tuple[int, int, int], compute: Compute) -> ValueCritic:
+        return ValueCritic(*dims, self.settings.critic_shape, compute)
 
     def loss(self, batch: TransitionBatch, order: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the actor's, the critic's and α's loss, and metrics.

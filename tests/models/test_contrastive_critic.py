@@ -73,6 +73,18 @@ def test_info_nce_by_hand():
     assert metrics["categorical_accuracy"].item() == 1.0
 
 
+def test_a_lost_row_has_no_goal_for_its_positive():
+    logits = torch.tensor([[2.0, 0.0, 1.0], [1.0, 3.0, 0.5]], dtype=torch.float64)
+    totals = [math.log(sum(map(math.exp, row))) for row in logits.tolist()]
+    loss, metrics = contrastive_loss(logits, lost=torch.tensor([False, True]))
+    info_nce = (totals[0] - 2.0 + totals[1] - 0.5) / 2
+    assert metrics["info_nce"].item() == pytest.approx(info_nce)
+    assert loss.item() == pytest.approx(info_nce + 0.1 * sum(total**2 for total in totals) / 2)
+    assert metrics["positive_logit"].item() == pytest.approx(2.5)  # of goals alone
+    free = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, lost=torch.arange(5) % 2 == 0)[0], free)
+
+
 def test_accuracy_counts_rows_whose_own_goal_scores_highest():
     _, metrics = contrastive_loss(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     assert metrics["categorical_accuracy"].item() == 0.5

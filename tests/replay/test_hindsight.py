@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thousandfold.replay.hindsight import truncated_geometric
+from thousandfold.replay.hindsight import beyond_the_end, truncated_geometric
 
 DRAWS = 200_000
 
@@ -56,3 +56,24 @@ def test_each_element_has_its_own_remaining():
 def test_a_discount_outside_its_range_is_refused(discount: float):
     with pytest.raises(ValueError, match="discount must lie in"):
         truncated_geometric(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.int64), discount)
+
+
+@pytest.mark.parametrize("discount", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize("remaining", [1, 7, 60])
+def test_an_untruncated_offset_lies_beyond_the_end_as_often_as_it_should(discount: float, remaining: int):
+    """γⁿ of the draws, and the others have the frequencies that they had; so do those of the lost."""
+    uniform = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
+    rows = torch.full((DRAWS,), remaining)
+    beyond, left = beyond_the_end(uniform, rows, discount, torch.ones(DRAWS, dtype=torch.bool))
+    assert beyond.float().mean().item() == pytest.approx(discount**remaining, abs=2 / DRAWS)
+    offsets = truncated_geometric(left, rows, discount)
+    for part in (offsets[beyond], offsets[~beyond]):
+        if len(part) > 1000:
+            frequency = torch.bincount(part, minlength=remaining + 1)[1:] / len(part)
+            assert (frequency - expected(discount, remaining)).abs().max() <= 2 / len(part)
+
+
+def test_nothing_lies_beyond_an_end_that_is_none():
+    uniform = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    beyond, left = beyond_the_end(uniform, torch.ones(1000).long(), 0.9, torch.zeros(1000, dtype=torch.bool))
+    assert not beyond.any() and torch.equal(left, uniform)

@@ -414,6 +414,23 @@ def test_a_time_limit_is_no_early_end() -> None:
     assert ended is not None and not ended.any()
 
 
+def test_what_lies_beyond_an_early_end_is_lost_and_beyond_a_time_limit_not() -> None:
+    batch = with_ends(early=True).sample(40_000, 0.8, generator(), lost=True)
+    assert batch.lost is not None
+    start = batch.observation[:, 0]
+    for step in range(3):  # of the episode that ended early, with 3 − step rows to come
+        share = batch.lost[start == step].float().mean().item()
+        assert share == pytest.approx(0.8 ** (3 - step), abs=0.06)
+    assert not batch.lost[start >= 100].any()
+    assert (batch.goal[:, 0] > start).all()
+    late = with_ends(early=False).sample(5000, 0.8, generator(), lost=True).lost
+    assert late is not None and not late.any()
+    plain, same = (
+        with_ends(early=False).sample(100, 0.8, generator(), lost=asked) for asked in (False, True)
+    )
+    assert plain.lost is None and torch.equal(plain.goal, same.goal)
+
+
 def test_the_next_rows_are_those_after_the_starts() -> None:
     batch = with_ends(early=True).sample(5000, 0.8, generator(), next_rows=True)
     assert batch.next_observation is not None and batch.next_achieved_goal is not None

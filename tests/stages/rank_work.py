@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ def whole_batch(size: int, ranks: int) -> tuple[TransitionBatch, torch.Tensor, t
     own = size // ranks
     order = torch.cat([torch.randperm(own, generator=generator) + rank * own for rank in range(ranks)])
     noise = torch.randn(size, TASK.action_dim, generator=generator)
-    return TransitionBatch(observation, action.tanh(), goal), order, noise
+    achieved, lost = torch.randn(goal.shape, generator=generator), torch.arange(size) % 3 == 0
+    return TransitionBatch(observation, action.tanh(), goal, achieved, lost), order, noise
 
 
 def part_of_batch(size: int, ranks: Ranks) -> tuple[TransitionBatch, torch.Tensor, torch.Tensor]:
     batch, order, noise = whole_batch(size, ranks.size)
     own = slice(ranks.rank * size // ranks.size, (ranks.rank + 1) * size // ranks.size)
-    part = TransitionBatch(batch.observation[own], batch.action[own], batch.goal[own])
+    columns = (getattr(batch, field.name) for field in fields(batch))
+    part = TransitionBatch(*(column if column is None else column[own] for column in columns))
     return part, order[own] - own.start, noise[own]
 
 

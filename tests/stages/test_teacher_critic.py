@@ -44,7 +44,7 @@ def make_teacher(
 @pytest.mark.parametrize("critic_goals", ["absolute", "relative", "auto"])
 @pytest.mark.parametrize("energy", ["norm", "squared", "dot", "cosine"])
 def test_energies_are_those_of_the_learner(tmp_path: Path, energy: str, critic_goals: str) -> None:
-    learner, teacher = make_teacher(tmp_path, energy, critic_goals=critic_goals)
+    learner, teacher = make_teacher(tmp_path, energy, critic_goals=critic_goals, early_ends="lost")
     observation, action, goal = torch.randn(5, 4), torch.rand(5, 2) * 2 - 1, torch.randn(5, 2)
     found = load_critic(teacher)(observation, action, goal)
     critic = learner.critic

@@ -42,6 +42,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"energy": "squared", "info_nce": "backward", "residual_scale": "inverse_sqrt_blocks"},
     {"energy": "dot", "residual_scale": "learned_from_zero", "final_norm": True},
     {"checkpoint_activations": True, "precision": "bfloat16"},
+    {"critic_goals": "relative", "early_ends": "lost", "actor_goals": "mixed"},
 ]
 
 

@@ -23,6 +23,12 @@ CASES = [
         ("forward", "backward", "symmetric"), ("norm", "dot"), (True, False)
     )
 ]
+CASES += [
+    SMALL.model_copy(
+        update={"early_ends": "lost", "critic_goals": "relative", "global_negatives": everywhere}
+    )
+    for everywhere in (True, False)
+]
 CONTRAST = ("info_nce", "categorical_accuracy", "positive_logit", "negative_logit", "logsumexp")
 
 

@@ -1,6 +1,7 @@
 """One update: order, goals, frozen critic, and a state that continues bit for bit."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -140,6 +141,35 @@ def test_a_relative_critic_judges_the_goals_of_other_rows_by_the_way_from_here()
     way = (goal - batch.achieved_goal) / learner.goal_normalizer.std
     apart = learner.critic.encode_state_action(observation, action) - learner.critic.encode_goal(way)
     torch.testing.assert_close(metrics["actor_energy"], -apart.norm(dim=1).mean())
+
+
+def test_what_leads_to_early_ends_is_far_from_every_goal():
+    """States of one half lose their goals, states of the other reach them: the energies tell."""
+    settings = {"width": 32, "batch_size": 64, "critic_learning_rate": 3e-3, "actor_goals": "hindsight"}
+    learner, generator = make_learner(early_ends="lost", **settings), torch.Generator().manual_seed(0)
+    batch = make_batch(64)
+    batch.goal.copy_(batch.observation[:, :2])
+    lost = batch.observation[:, 3] > 0
+    for _ in range(150):
+        metrics = learner.update(dataclasses.replace(batch, lost=lost), generator)
+    assert metrics["lost"].item() == pytest.approx(lost.float().mean().item())
+    with torch.no_grad():
+        taken = learner.critic.encode_state_action(batch.observation, batch.action)
+        energy = pairwise_energy(taken, learner.critic.encode_goal(batch.goal), "norm").diagonal()
+    assert energy[~lost].mean() > energy[lost].mean() + 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"info_nce": "symmetric"}, "info_nce symmetric knows no lost goals: set early_ends=cut"),
+        ({"discount": 1.0}, "discount 1 would lose every goal"),
+    ],
+)
+def test_goals_are_lost_in_the_forward_form_below_a_discount_of_one_alone(change, said):
+    with pytest.raises(ValueError, match=said):
+        LearnerSettings(early_ends="lost", **change)
+    assert not LearnerSettings(early_ends="lost", critic="temporal_difference").learns_lost_futures
 
 
 def test_metrics_are_measured_not_constant():

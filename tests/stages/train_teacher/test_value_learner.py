@@ -32,7 +32,15 @@ def make_batch() -> TransitionBatch:
     # Half of the steps end where they were to.
     reached = torch.where(torch.arange(8)[:, None] < 4, goal, goal + 10.0)
     achieved = torch.randn(8, 2, generator=generator)
-    return TransitionBatch(observation, action, goal, achieved, following, reached, torch.arange(8) % 4 == 0)
+    return TransitionBatch(
+        observation,
+        action,
+        goal,
+        achieved,
+        next_observation=following,
+        next_achieved_goal=reached,
+        ended_early=torch.arange(8) % 4 == 0,
+    )
 
 
 @pytest.mark.parametrize("critic_goals", ["absolute", "relative"])
@@ -88,7 +96,8 @@ def test_update_is_soft_actor_critic_written_out(critic_goals: str) -> None:
 @pytest.mark.parametrize("actor_goals", ["hindsight", "random", "mixed"])
 def test_the_critic_learns_from_hindsight_but_for_a_fifth(actor_goals: str) -> None:
     batch = replace(make_batch(), next_achieved_goal=make_batch().goal, ended_early=torch.zeros(8).bool())
-    batch = TransitionBatch(*(torch.cat([getattr(batch, field.name)] * 5) for field in fields(batch)))
+    columns = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    batch = TransitionBatch(**{k: torch.cat([v] * 5) for k, v in columns.items() if v is not None})
     apart = torch.arange(40.0)[:, None].expand(40, 2)  # every row's goal is its own
     batch = replace(batch, goal=apart, next_achieved_goal=apart)
     metrics = make_learner(actor_goals=actor_goals).update(batch, torch.Generator().manual_seed(1))
