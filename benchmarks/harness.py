@@ -36,7 +36,7 @@ PICTURES = ROOT / "docs/pictures"
 _PAUSE_S = 0.05
 _WARM_UP_STEPS = 4
 _CALIBRATION_S = 0.2
-_BESIDE = ("envpool", "stable-baselines3", "jax", "jaxlib", "flax", "optax")
+_BESIDE = ("envpool", "stable-baselines3", "sbx-rl", "jax", "jaxlib", "flax", "optax")
 
 Cell = dict[str, Any]
 Result = TypeVar("Result")

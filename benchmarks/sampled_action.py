@@ -3,8 +3,8 @@
     python -m benchmarks.sampled_action --teacher .../runs/teacher-20261129-181500 .../runs/teacher-...
     python -m benchmarks.sampled_action --table          print what is recorded; run nothing
 
-A cell is a teacher. Its ratios, mean / sampled, are of success and of time at goal, with 95 % intervals over
-pairs of fresh episodes that start and aim alike.
+A cell is a teacher. Its ratio, mean / sampled, is of success, with a 95 % interval over pairs of fresh
+episodes that start and aim alike.
 """
 
 from __future__ import annotations

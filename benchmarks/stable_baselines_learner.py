@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,18 +26,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import thousandfold  # noqa: F401, registers the environments
+from benchmarks.wall_clock import LEARNERS
 from thousandfold.envs.goal_env import GoalVectorEnv
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.task_names import environment_id
 from thousandfold.stages.episodes import wilson_interval
 
-LEARNERS = {
-    "SB3 SAC": ("stable_baselines3", "SAC"),
-    "SBX SAC": ("sbx", "SAC"),
-    "SBX TQC": ("sbx", "TQC"),
-    "SBX CrossQ": ("sbx", "CrossQ"),
-}
-"""module and class of each"""
 _NO_END = 10**12
 _FINAL_SEED = 10**6  # away from those of the evaluations on the way
 
@@ -50,13 +43,13 @@ class Settings:
     """Settings of a run.
 
     Attributes:
-        learner: a name of `LEARNERS`.
+        learner: a name of `wall_clock.LEARNERS`.
         task, seed: what is learned, and the seed of everything random.
         limit_s: seconds after which it is given up.
         target_success: success that ends the run.
         evaluate_every_s: seconds from one evaluation to the next.
         episodes: of each evaluation.
-        threads: of torch, and CPUs of the process: XLA sizes its pool by them.
+        threads: of torch.
         num_envs: environments in one process. Eight instead of one share the cost of asking the policy.
         updates_per_step: gradient steps for each environment step. 0.5 instead of 1: as many updates teach no
             less with twice the experience, and a step costs little beside an update.
@@ -185,7 +178,6 @@ class Evaluations(BaseCallback):
 def run(settings: Settings) -> dict[str, Any]:
     """Learn until the target is met or time is up; return the result."""
     torch.set_num_threads(settings.threads)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     evaluations = Evaluations(settings)
     make_learner(settings).learn(_NO_END, callback=evaluations)
     final = evaluations.successes(_FINAL_SEED + settings.seed)

@@ -15,6 +15,7 @@ Each task, seed and side is a cell. A side that did not get there in time counts
 from __future__ import annotations
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -27,12 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, Cell, CellBook, StudyParser, markdown_table, read_history, run_study
-from benchmarks.stable_baselines_learner import LEARNERS
 from thousandfold.envs.task_names import TASK_NAMES
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 
 OWN = "thousandfold"
+LEARNERS = {
+    "SB3 SAC": ("stable_baselines3", "SAC"),
+    "SBX SAC": ("sbx", "SAC"),
+    "SBX TQC": ("sbx", "TQC"),
+    "SBX CrossQ": ("sbx", "CrossQ"),
+}
+"""module and class of the others' learners"""
 SIDES = (OWN, *LEARNERS)
 TASKS = ("point_u_maze", "point_big_maze", "reacher", "arm_reach", "arm_push_easy", "half_cheetah")
 OWN_ARGUMENTS: list[str] = []
@@ -50,7 +57,7 @@ class Limits:
         limit_s: seconds after which a side is stopped.
         target_success: what it has to reach.
         episodes: of each evaluation.
-        threads: CPU threads of each.
+        threads: CPU threads of each, and its CPUs: XLA sizes its pool by them.
     """
 
     limit_s: float
@@ -188,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.number("--threads", 1, "of each side", least=1)
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs/wall_clock", help="of our teachers")
     options = parser.parse(arguments)
+    if not options.table and hasattr(os, "sched_setaffinity"):  # what is started here has the same CPUs
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     limits = Limits(options.limit_s, options.target_success, options.episodes, options.threads)
 
     def run(task: str, seed: int, side: str) -> Cell:

@@ -61,7 +61,7 @@ class ContrastiveCritic(nn.Module):
         no_goal: bool = False,
     ) -> None:
         super().__init__()
-        self.no_goal = nn.Parameter(torch.zeros(EMBEDDING_DIM)) if no_goal else None
+        self.no_goal = nn.Parameter(torch.randn(EMBEDDING_DIM) / EMBEDDING_DIM**0.5) if no_goal else None
         self.state_action_encoder = Encoder(observation_dim + action_dim, shape, compute)
         self.goal_encoder = Encoder(goal_dim, shape, compute)
 
@@ -86,9 +86,9 @@ class ContrastiveCritic(nn.Module):
         embedding = self.state_action_encoder(inputs, frozen_rows=len(proposed))
         return embedding[: len(proposed)], embedding[len(proposed) :]
 
-    def encode_goal(self, goal: Tensor, frozen_rows: int = 0) -> Tensor:
-        """Return ψ(g), (batch, 64); the first `frozen_rows` rows teach no parameter."""
-        return self.goal_encoder(goal, frozen_rows)
+    def encode_goal(self, goal: Tensor) -> Tensor:
+        """Return ψ(g), (batch, 64)."""
+        return self.goal_encoder(goal)
 
 
 def pairwise_energy(state_action: Tensor, goal: Tensor, energy: Energy) -> Tensor:

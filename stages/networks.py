@@ -246,8 +246,8 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
         if achieved is None:
             raise SettingsError(
                 f"The critic of {teacher.name} is given how a goal differs from what the state achieves, "
-                f"which the observation of {teacher.manifest.task} does not hold: set teacher_samples=1, and "
-                "no objective that asks the critic."
+                f"which the observation of {teacher.manifest.task} does not hold: set teacher_samples=1 and "
+                "no objective that asks the critic, or train another with critic_goals=absolute."
             )
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from thousandfold.envs.registry import get_task
+from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.ground.errors import (
     BAD_CONTENT,
     DamagedFileError,
@@ -31,6 +31,7 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, split_overrides
 from thousandfold.pipeline.tracking_store import UNTRACKED
+from thousandfold.stages.networks import goals_are_relative
 from thousandfold.stages.random_baseline import no_better_than_random
 from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS, settings_by_kind, settings_classes
 
@@ -75,15 +76,23 @@ def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, S
         for section, cls in classes.items()
     }
     values = {section: settings.model_dump() for section, settings in found.items()}
-    if values["train_teacher"]["critic"] != "contrastive":  # told now, and not once the teacher is trained
-        asks = {
-            "generate_dataset.teacher_samples=1": values["generate_dataset"]["teacher_samples"] > 1,
-            "distill.objective=mse": values["distill"]["objective"] == "critic",
-        }
-        for instead in (setting for setting, asked in asks.items() if asked):
+    teacher = values["train_teacher"]
+    asks = {
+        "generate_dataset.teacher_samples=1": values["generate_dataset"]["teacher_samples"] > 1,
+        "distill.objective=mse": values["distill"]["objective"] == "critic",
+    }
+    for instead in (setting for setting, asked in asks.items() if asked):
+        # Told now, and not once the teacher is trained.
+        if teacher["critic"] != "contrastive":
             raise SettingsError(
                 f"A critic of temporal differences does not choose or judge actions: set {instead}, or "
                 "train_teacher.critic=contrastive."
+            )
+        own = compile_task(teacher["task"])
+        if goals_are_relative(teacher["critic_goals"], own) and own.achieved_in_observation() is None:
+            raise SettingsError(
+                f"The observation of {own.name} does not hold what is achieved, which a critic of relative "
+                f"goals must know to judge actions: set {instead}, or train_teacher.critic_goals=absolute."
             )
     return found
 

@@ -93,7 +93,7 @@ class TeacherLabels:
         self._actor, self._device, self._samples = trained.actor.to(device), device, samples
         self._critic, self._scale = critic, scale
         if critic is not None:
-            critic.critic.to(device)
+            critic.to(device)
         self._generator = torch.Generator(device)
         self.reseed(0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -325,8 +324,7 @@ def _save_or_stop(training: StudentTraining, work: ResumableWork) -> None:
 
 
 def _critic(teacher: Artifact, device: str) -> TeacherCritic:
-    critic = load_critic(teacher)
-    return dataclasses.replace(critic, critic=critic.critic.to(device))
+    return load_critic(teacher).to(device)
 
 
 def find_resumable(

@@ -142,7 +142,7 @@ class ContrastiveLearner:
         """Return the sum of the actor's, the critic's and α's loss, and metrics.
 
         No parameter is in two of them: the actor is held against the critic as it stands, so one backward
-        pass serves all three. The passes of ψ over both goals and of φ over both actions are shared.
+        pass serves all three. Both actions share a pass of φ, and both losses one of ψ where goals are absolute.
 
         Args:
             batch: transitions with hindsight goals.
@@ -159,6 +159,7 @@ class ContrastiveLearner:
         for_actor, metrics = actor_loss(energy, log_prob, alpha)
         for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
         lost = batch.lost if self.settings.learns_lost_futures else None
+        assert (lost is None) == (not self.settings.learns_lost_futures)
         for_critic, contrast = self._contrast(taken, reached, lost)
         saturated = (gaussian.mean.detach().tanh().abs() > 0.99).float().mean()
         if lost is not None:
@@ -183,14 +184,13 @@ class ContrastiveLearner:
         if not self._relative_goals:
             embedding = self.critic.encode_goal(self.goal_normalizer(batch.goal))
             return embedding.detach()[order], embedding
-        wanted, reached = (
-            self._critic_goal(goal, batch.achieved_goal) for goal in (batch.goal[order], batch.goal)
-        )
-        embedding = self.critic.encode_goal(torch.cat([wanted, reached]), frozen_rows=len(order))
-        return embedding[: len(order)].detach(), embedding[len(order) :]
+        reached = self.critic.encode_goal(self._critic_goal(batch.goal, batch.achieved_goal))
+        with torch.no_grad():
+            wanted = self.critic.encode_goal(self._critic_goal(batch.goal[order], batch.achieved_goal))
+        return wanted, reached
 
     def _critic_goal(self, goal: Tensor, achieved_goal: Tensor | None) -> Tensor:
-        """Return what the critic is given of goals in states that achieve the others, (batch, goal_dim)."""
+        """Return what ψ is given of each row's goal, (batch, goal_dim); `achieved_goal` is its state's."""
         if not self._relative_goals:
             return self.goal_normalizer(goal)
         assert achieved_goal is not None
@@ -221,7 +221,7 @@ class ContrastiveLearner:
         """Step every optimiser and move the average; return the gradients' norms, before clipping."""
         settings = self.settings
         norms = {f"{name}_gradient_norm": _gradient_norm(each) for name, each in self.critic.networks.items()}
-        norms["critic_gradient_norm"] = torch.stack(list(norms.values())).norm()
+        norms["critic_gradient_norm"] = _gradient_norm(self.critic)
         norms["actor_gradient_norm"] = _gradient_norm(self.actor)
         self.updates += 1
         for name, optimizer in self._optimizers.items():

@@ -77,7 +77,8 @@ def critic_estimate(task: CompiledTask, settings: LearnerSettings) -> int:
     if settings.critic == "temporal_difference":
         return 2 * parameter_estimate(observation + action + goal, 1, shape)
     encoders = ((observation + action, EMBEDDING_DIM), (goal, EMBEDDING_DIM))
-    return sum(parameter_estimate(inputs, outputs, shape) for inputs, outputs in encoders)
+    own = EMBEDDING_DIM * settings.learns_lost_futures
+    return own + sum(parameter_estimate(inputs, outputs, shape) for inputs, outputs in encoders)
 
 
 def activation_estimate(settings: LearnerSettings, device: str) -> int:

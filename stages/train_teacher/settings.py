@@ -97,7 +97,7 @@ class LearnerSettings(StageSettings):
     early_ends: Literal["cut", "lost"] = pydantic.Field(
         default="cut",
         description="what lies beyond an early end, such as a fall: cut, goals come from before it; lost, no "
-        "goal is reached there, as a critic of temporal differences has it in any case",
+        "goal is reached there (critic=temporal_difference always takes it as lost)",
     )
     energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
     info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")

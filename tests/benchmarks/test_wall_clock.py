@@ -37,6 +37,7 @@ def test_cells_are_run_in_turn(
         ran.append(f"{learner} {seed}")
         return cell(None if seed else 40.0)
 
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)  # of the process that runs the tests
     monkeypatch.setattr(wall_clock, "run_own", own)
     monkeypatch.setattr(wall_clock, "run_other", other)
     output = tmp_path / "clock.json"
@@ -66,7 +67,7 @@ def test_ours_is_compared_with_the_fastest_other_side() -> None:
 
 def test_every_learner_of_another_library_can_be_made() -> None:
     pytest.importorskip("sbx", reason="SBX comes with the extra `benchmark`")
-    for name in stable_baselines_learner.LEARNERS:
+    for name in wall_clock.LEARNERS:
         settings = stable_baselines_learner.Settings(name, "point_u_maze", width=8, layers=1)
         assert stable_baselines_learner.make_learner(settings).num_timesteps == 0
 
@@ -93,11 +94,9 @@ def test_the_product_is_stopped_at_the_target_or_when_time_is_up(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", stable_baselines_learner.LEARNERS)
+@pytest.mark.parametrize("learner", wall_clock.LEARNERS)
 def test_the_other_side_learns_until_time_is_up(learner: str) -> None:
-    pytest.importorskip(
-        stable_baselines_learner.LEARNERS[learner][0], reason="SBX comes with the extra `benchmark`"
-    )
+    pytest.importorskip(wall_clock.LEARNERS[learner][0], reason="SBX comes with the extra `benchmark`")
     tiny = {"width": 8, "layers": 1, "batch_size": 8, "evaluate_every_s": 2.0}
     outcome = wall_clock.run_other(learner, "point_u_maze", 3, Limits(20.0, 1.0, 8, 1), **tiny)
     assert outcome["reached_s"] is None

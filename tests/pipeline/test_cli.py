@@ -162,7 +162,17 @@ class TestDryRun:
         assert values["distill"]["student_depth"] == 2
 
     @pytest.mark.parametrize(
-        "preset", ["cpu", "cpu/ant", "quickstart", "smoke", "paper", "thousand-layers", "thousand-layers-cpu"]
+        "preset",
+        [
+            "cpu",
+            "cpu/ant",
+            "cpu/mazes",
+            "quickstart",
+            "smoke",
+            "paper",
+            "thousand-layers",
+            "thousand-layers-cpu",
+        ],
     )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
         for command, sections in (("run", 6), ("evaluate", 1), ("report", 1)):

@@ -92,7 +92,7 @@ def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
         {"task": "point_big_maze", "num_worlds": 3, "unroll_steps": 47, "env_steps": 3 * 47 * 9},
         {"keep": "last", "residual_scale": "inverse_sqrt_blocks", "final_norm": True, "seed": 5, "depth": 8},
         {"critic": "temporal_difference", "critic_goals": "relative"},
-        {"critic_goals": "relative", "early_ends": "lost", "actor_goals": "mixed"},
+        {"task": "ant", "critic_goals": "relative", "early_ends": "lost", "actor_goals": "mixed"},
         {"width": 16, "threads": 2},
         {"width": 128, "threads": 2, "residual_scale": "learned_from_zero"},
     ],
