@@ -142,7 +142,7 @@ class ContrastiveLearner:
         """Return the sum of the actor's, the critic's and α's loss, and metrics.
 
         No parameter is in two of them: the actor is held against the critic as it stands, so one backward
-        pass serves all three. Both actions share a pass of φ, and both losses one of ψ where goals are absolute.
+        pass serves all three. Both actions share a pass of φ, and absolute goals one of ψ.
 
         Args:
             batch: transitions with hindsight goals.

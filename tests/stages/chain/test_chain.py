@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,8 @@ from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.stages.chain.chain import resolve_chain, resume_chain, start_chain
 from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 RESULTS = {
     "train_teacher": {"success": 1.0, "elapsed_s": 2.0},
@@ -100,6 +104,18 @@ def test_a_stage_that_asks_a_critic_of_temporal_differences_is_refused_at_once(a
     assert resolve_chain(CommonOptions("smoke", overrides, None, None, False))
     with pytest.raises(SettingsError, match=f"does not choose or judge actions: set {asks.split('=')[0]}="):
         resolve_chain(CommonOptions("smoke", (*overrides, asks), None, None, False))
+
+
+@pytest.mark.parametrize("asks", ["generate_dataset.teacher_samples=4", "distill.objective=critic"])
+def test_a_stage_that_asks_a_critic_that_cannot_know_what_is_achieved_is_refused_at_once(asks):
+    page = str(
+        ROOT / "examples/submarine/submarine.yaml"
+    )  # it observes the hull's joint, and achieves its place
+    options = CommonOptions("cpu", (asks,), None, "cpu", False)
+    with pytest.raises(SettingsError, match="observation of submarine_dive does not hold what is achieved"):
+        resolve_chain(options, page)
+    absolute = replace(options, overrides=(asks, "train_teacher.critic_goals=absolute"))
+    assert resolve_chain(absolute, page) and resolve_chain(options, "arm_reach")
 
 
 def test_stages_run_in_order_on_what_came_before(context, calls):
