@@ -196,7 +196,9 @@ class LearnerSettings(StageSettings):
             if self.info_nce != "forward":
                 raise ValueError(f"info_nce {self.info_nce} knows no lost goals: set early_ends=cut")
             if self.discount == 1:
-                raise ValueError("discount 1 would lose every goal before an early end: set one below 1")
+                raise ValueError(
+                    "discount 1 would lose every goal before an early end: set one below 1, or early_ends=cut"
+                )
         return self
 
     @property
