@@ -256,7 +256,7 @@ class Session:
     def announce_training(self, common: CommonOptions, task: str) -> None:
         """Say which preset is used, why, how long the task took with it, and what was published of it.
 
-        That is said of the preset's own experiment alone.
+        What was published is told of the preset's own experiment alone.
         """
         self.announce(common)
         preset = preset_info(common.preset or default_preset(common.device)[0])
