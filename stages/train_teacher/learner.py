@@ -199,8 +199,8 @@ class ContrastiveLearner:
     def _contrast(self, state_action: Tensor, goal: Tensor, lost: Tensor | None) -> tuple[Tensor, Metrics]:
         """Return the critic's loss for φ and ψ, (batch, 64) each, and its metrics.
 
-        The positive of a row that is lost is the embedding of no goal. So what leads to early ends is far from
-        every goal: log(1 − P(lost | s, a)) is added to the optimum, in which p(g | s, a) is of the other rows.
+        The positive of a row that is lost is the embedding of no goal. So what leads to early ends is far
+        from every goal: the optimum gains log(1 − P(lost | s, a)), and its p(g | s, a) is of the other rows.
         """
         settings, ranks, no_goal = self.settings, self.ranks, self.critic.no_goal
         energy, variant = settings.energy, settings.info_nce
