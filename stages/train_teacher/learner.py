@@ -26,7 +26,7 @@ from thousandfold.models.contrastive_critic import (
 )
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import GoalActor, sample_action
-from thousandfold.models.residual_mlp import centre_kernels, parameter_count
+from thousandfold.models.residual_mlp import centre_kernels, parameter_count, spread_first_biases
 from thousandfold.models.running_normalizer import RunningNormalizer
 from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
 from thousandfold.pipeline.distributed import Ranks
@@ -56,6 +56,7 @@ class ContrastiveLearner:
         self.settings, self.device, self.ranks = settings, torch.device(device), ranks or Ranks()
         dims = task.observation_dim, task.goal_dim, task.action_dim
         compute = Compute(settings.precision, settings.checkpoint_activations)
+        self._relative_goals = goals_are_relative(settings.critic_goals, task)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
             self.actor = GoalActor(*dims, settings.actor_shape, compute).to(self.device)
@@ -71,7 +72,6 @@ class ContrastiveLearner:
             RunningNormalizer(size, task.groups_of_a_unit(part)).to(self.device)
             for size, part in ((task.observation_dim, "observation"), (task.goal_dim, "achieved_goal"))
         )
-        self._relative_goals = goals_are_relative(settings.critic_goals, task)
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
         self.updates = torch.zeros((), device=self.device)
         learned = {
@@ -91,7 +91,12 @@ class ContrastiveLearner:
 
     def _make_critic(self, dims: tuple[int, int, int], compute: Compute) -> Any:
         settings = self.settings
-        return ContrastiveCritic(*dims, settings.critic_shape, compute, no_goal=settings.learns_lost_futures)
+        lost = settings.learns_lost_futures
+        critic = ContrastiveCritic(*dims, settings.critic_shape, compute, no_goal=lost)
+        if settings.normalize_inputs or self._relative_goals:
+            # ψ alone may be given zeros: a goal that never changes, or one that is reached already.
+            spread_first_biases(critic.goal_encoder.trunk)
+        return critic
 
     def parameter_counts(self) -> dict[str, int]:
         """Return how many numbers each network learns."""

@@ -143,6 +143,25 @@ def test_a_relative_critic_judges_the_goals_of_other_rows_by_the_way_from_here()
     torch.testing.assert_close(metrics["actor_energy"], -apart.norm(dim=1).mean())
 
 
+@pytest.mark.parametrize("depth", [4, 16, 64])
+@pytest.mark.parametrize("critic_goals", ["absolute", "relative"])
+def test_goals_that_are_all_zeros_teach_a_critic_of_any_depth(critic_goals, depth):
+    """A cube that nothing has touched yet, or a goal that never changes, once inputs are standardised."""
+    learner, batch = make_learner(critic_goals=critic_goals, depth=depth), make_batch()
+    batch.achieved_goal[2:] = batch.goal[2:] = 0.0
+    for _ in range(3):
+        metrics = learner.update(batch, torch.Generator().manual_seed(5))
+        assert metrics["critic_gradient_norm"] < 1e4
+
+
+def test_a_relative_critic_sees_how_far_a_goal_is_before_it_has_learned():
+    """Without biases the first LayerNorm would leave the direction alone."""
+    learner = make_learner(critic_goals="relative")
+    near, far = torch.tensor([[0.1, 0.1]]), torch.tensor([[3.0, 3.0]])
+    apart = learner.critic.encode_goal(near) - learner.critic.encode_goal(far)
+    assert apart.norm() > 0.1
+
+
 def test_what_leads_to_early_ends_is_far_from_every_goal():
     """States of one half lose their goals, states of the other reach them: the energies tell."""
     settings = {"width": 32, "batch_size": 64, "critic_learning_rate": 3e-3, "actor_goals": "hindsight"}
