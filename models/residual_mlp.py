@@ -178,9 +178,9 @@ def centre_kernels(network: nn.Module) -> None:
 def spread_first_biases(network: ResidualMLP) -> None:
     """Draw the stem's biases from U(±1/√inputs), as its kernel.
 
-    With biases of 0 an input of zeros stays 0 in every layer, and each LayerNorm makes the gradient on its way
-    back 1/√ε = 1000 times as large: 1e11 at depth 4, no number any more at depth 16. Without biases the first
-    LayerNorm also cuts away how large an input is.
+    With biases of 0 an input of zeros stays 0 in every layer, and each LayerNorm makes the gradient on its
+    way back 1/√ε = 1000 times as large: 1e11 at depth 4, no number any more at depth 16. Without biases the
+    first LayerNorm also cuts away how large an input is.
     """
     stem = network.stem[0]
     assert isinstance(stem, nn.Linear)

@@ -47,10 +47,16 @@ class CommonOptions:
     dry_run: bool
 
     def resolve(self, cls: type[Settings], section: str, flags: Mapping[str, Any] | None = None) -> Settings:
-        """Return the stage's settings: defaults < preset < flags < --set."""
+        """Return the stage's settings: defaults < preset < flags < --set.
+
+        Where no preset is named, it is the default one of the task that the settings name.
+        """
         given = {"seed": self.seed, "device": self.device, **(flags or {})}
+        resolve = partial(resolve_settings, cls, section, overrides=self.overrides, flags=given)
         preset = self.preset or default_preset(self.device)[0]
-        return resolve_settings(cls, section, preset=preset, overrides=self.overrides, flags=given)
+        settings = resolve(preset=preset)
+        own = self.preset or default_preset(self.device, dump_settings(settings).get("task"))[0]
+        return settings if own == preset else resolve(preset=own)
 
     def resolve_resumed(
         self,
@@ -99,16 +105,31 @@ class CommonOptions:
             )
 
 
+def default_preset(device: str | None, task: str | None = None) -> tuple[str, str]:
+    """Return the preset that is taken where none is named, and why.
+
+    Args:
+        device: the --device option.
+        task: what a teacher is trained for, by name or file; None for any other stage.
+    """
+    if _has_cuda(device):
+        return "thousand-layers", "the default with a CUDA device"
+    if task is not None:
+        from thousandfold.envs.registry import get_task  # MuJoCo is not imported for a look at help
+
+        if get_task(task).maze is not None:
+            return "cpu/mazes", "the default on the CPU for a task with walls"
+    return "cpu", "the default on the CPU"
+
+
 @cache
-def default_preset(device: str | None) -> tuple[str, str]:
-    """Return the preset that is taken where none is named, and why; `device` is the --device option."""
+def _has_cuda(device: str | None) -> bool:
     driver = device != "cpu" and any(path.exists() for path in _CUDA_DEVICES)
     if driver and importlib.util.find_spec("torch") is not None:  # else torch need not be imported to know
         import torch
 
-        if torch.cuda.is_available():
-            return "thousand-layers", "the default with a CUDA device"
-    return "cpu", "the default on the CPU"
+        return torch.cuda.is_available()
+    return False
 
 
 def json_option(command: Command) -> Command:
@@ -248,9 +269,9 @@ class Session:
         tracker = open_tracker(self.workspace.root, self.console.warn, self.console.say)
         return StageContext(self.workspace, self.console, tracker, ranks=self.ranks)
 
-    def announce(self, common: CommonOptions) -> None:
-        """Say which preset is used and why."""
-        preset, why = (common.preset, "as asked") if common.preset else default_preset(common.device)
+    def announce(self, common: CommonOptions, task: str | None = None) -> None:
+        """Say which preset is used and why; `task` is that of a training."""
+        preset, why = (common.preset, "as asked") if common.preset else default_preset(common.device, task)
         self.console.say(f"Preset {preset} ({why}); workspace {self.workspace.root}.")
 
     def announce_training(self, common: CommonOptions, task: str) -> None:
@@ -258,8 +279,8 @@ class Session:
 
         What was published is told of the preset's own experiment alone.
         """
-        self.announce(common)
-        preset = preset_info(common.preset or default_preset(common.device)[0])
+        self.announce(common, task)
+        preset = preset_info(common.preset or default_preset(common.device, task)[0])
         if preset.measured is not None and task in preset.measured.minutes:
             minutes, where = preset.measured.minutes[task], preset.measured.processor
             self.console.say(

@@ -12,6 +12,7 @@ from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, S
 from thousandfold.pipeline import session
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.session import CommonOptions, Session, default_preset, describe
+from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
 
@@ -162,10 +163,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         (tmp_path / "nvidiactl").touch() if driver else None
         monkeypatch.setattr(session, "_CUDA_DEVICES", (tmp_path / "nvidiactl",))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
-        default_preset.cache_clear()
+        session._has_cuda.cache_clear()
 
     yield pretend
-    default_preset.cache_clear()
+    session._has_cuda.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -183,8 +184,33 @@ def test_the_default_preset_is_the_deep_one_where_there_is_cuda(
 ) -> None:
     machine(driver, device)
     assert default_preset(asked) == (preset, why)
-    settings = CommonOptions(None, (), None, asked, False).resolve(TrainTeacherSettings, "train_teacher")
+    flags = {"task": "reacher"}
+    common = CommonOptions(None, (), None, asked, False)
+    settings = common.resolve(TrainTeacherSettings, "train_teacher", flags)
     assert settings.depth == {"thousand-layers": 1024, "cpu": 4}[preset]
+
+
+@pytest.mark.parametrize(
+    ("task", "preset", "why"),
+    [
+        ("point_u_maze", "cpu/mazes", "the default on the CPU for a task with walls"),
+        ("reacher", "cpu", "the default on the CPU"),
+        ("examples/submarine/submarine.yaml", "cpu", "the default on the CPU"),
+    ],
+)
+@pytest.mark.parametrize("given", ["flag", "override"])
+def test_a_task_with_walls_has_a_default_preset_of_its_own(given: str, task: str, preset: str, why: str):
+    overrides = (f"task={task}",) if given == "override" else ()
+    flags = {"task": task} if given == "flag" else {}
+    assert default_preset("cpu", task) == (preset, why)
+    found = CommonOptions(None, overrides, None, "cpu", False).resolve(
+        TrainTeacherSettings, "train_teacher", flags
+    )
+    assert found == resolve_settings(
+        TrainTeacherSettings, "train_teacher", preset=preset, overrides=[f"task={task}", "device=cpu"]
+    )
+    named = CommonOptions("cpu", overrides, None, "cpu", False)
+    assert named.resolve(TrainTeacherSettings, "train_teacher", flags).num_worlds == 64
 
 
 def test_a_home_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
