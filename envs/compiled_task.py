@@ -9,6 +9,7 @@ import copy
 import functools
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import mujoco
@@ -34,7 +35,7 @@ class CompiledTask:
     """A `GoalTask` with its model compiled, its dimensions known and its terms resolved.
 
     Attributes:
-        spec: the task as written.
+        spec: the task as written; its observation ends with what was sent last, where actions build on that.
         model: the compiled `mujoco.MjModel`.
         model_warnings: what MuJoCo warned of as it compiled it.
         frame_skip: physics steps per control step.
@@ -55,14 +56,16 @@ class CompiledTask:
             raise TaskError(f"{owner}: the model's initial positions hold NaN or infinity.")
         require_whole_state(self.model, owner)
         self.frame_skip = self._frame_skip()
+        self.control = ControlMap(self.model, task.control, owner, task.control_dt_s)
+        self.action_dim = self.control.action_dim
+        if told := self.control.last_terms(task.observation):
+            self.spec = task = replace(task, observation=(*task.observation, *told))
         resolver = TermResolver(self.model, owner)
         self._observation = resolver.resolve(task.observation)
         self._achieved_goal = resolver.resolve(task.achieved_goal)
         self._early_end = [(end, resolver.resolve((end.term,))) for end in task.early_end]
         self.observation_dim = self._observation[-1].stop
         self.goal_dim = self._achieved_goal[-1].stop
-        self.control = ControlMap(self.model, task.control, owner)
-        self.action_dim = self.control.action_dim
         if not task.success:
             raise TaskError(f"{owner} has no success region.")
         for region in task.success:
@@ -259,6 +262,12 @@ class CompiledTask:
         seen = [element["name"] for element in self.describe("observation")]
         achieved = [element["name"] for element in self.describe("achieved_goal")]
         return [seen.index(name) for name in achieved] if set(achieved) <= set(seen) else None
+
+    def last_controls(self) -> list[int]:
+        """Return for each actuator which number of an observation is what was sent last; 0: none counts."""
+        seen = [element["name"] for element in self.describe("observation")]
+        pairs = zip(self.control.actuators, self.control.stateful, strict=True)
+        return [seen.index(f"ctrl:{name}[0]") if counts else 0 for name, counts in pairs]
 
     def earlier_names(self, part: str) -> list[str]:
         """Return how files of earlier versions call the same numbers: see `term_columns.earlier_names`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,36 +10,50 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.object_names import as_written, find_object, object_names
-from thousandfold.envs.task import Command, TaskError
+from thousandfold.envs.position_servos import servo_joint, target_range
+from thousandfold.envs.task import Command, TaskError, Term
 
 _ACTUATOR = mujoco.mjtObj.mjOBJ_ACTUATOR
-_KINDS = ("range", "switch", "hold")
+_KINDS = ("range", "switch", "hold", "offset", "delta")
 _LISTED = "list the actuators in `action`, each with its `low` and `high`"
 
 
 class ControlMap:
     """How a task's actions become the controls of its model's actuators.
 
+    An actuator's target is `base` + `slope` · action + `carry` · what was sent last. What is sent goes from
+    there towards it by the share `gain`, by no more than `step`, and never leaves `low` and `high`.
+
     Attributes:
         actuators: names of all actuators, in the model's order, as `object_names` gives them.
         actions: names of the actuators that take an action, in the order of the actions.
         action_dim: how many actions there are.
+        commands: what was said of each actuator, in the model's order.
         columns: (nu,) int64, which action each actuator takes; 0 for one that is held.
-        low, high: (nu,) float32, controls at action −1 and +1; equal for an actuator that is held.
+        low, high: (nu,) float32, what is sent at most and at least. Of a range or a switch the controls at
+            action −1 and +1, in this order; equal for an actuator that is held.
         switched: (nu,) bool, whether the actuator knows only `low` and `high`, which at actions above 0.
+        base, slope: (nu,) float32, of the target.
+        carry: (nu,) float32, 1 where the target is an increment of what was sent last, else 0.
+        gain: (nu,) float32, 1 − exp(−control_dt_s / smoothing_s): the exact step of a first-order filter.
+        step: (nu,) float32, the largest change in a control step; infinite where none is given.
+        stateful: (nu,) bool, whether what is sent depends on what was sent last.
 
     Args:
         model: the compiled model.
         commands: one for each actuator, the actions in their order; None gives every actuator its own action
             over its ctrlrange.
         owner: how errors begin.
+        control_dt_s: seconds between two actions.
 
     Raises:
         TaskError: no actuator takes an action, an actuator is missing or commanded twice, or a range is
             neither given nor in the model.
     """
 
-    def __init__(self, model: mujoco.MjModel, commands: Sequence[Command] | None, owner: str) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, commands: Sequence[Command] | None, owner: str, control_dt_s: float
+    ) -> None:
         self.actuators = object_names(model, _ACTUATOR)
         if model.nu == 0:
             raise TaskError(f"{owner}: the model has no actuator.")
@@ -60,22 +75,39 @@ class ControlMap:
                 reason = f"actuator {name!r} has no command; hold it at a value, or give it an action"
                 raise TaskError(f"{owner}: {reason}.")
         self.columns = np.zeros(model.nu, np.int64)
-        self.low, self.high = np.zeros(model.nu, np.float32), np.zeros(model.nu, np.float32)
-        self.switched = np.zeros(model.nu, bool)
+        self.commands = [
+            command for _, command in sorted(zip(ids, commands, strict=True), key=lambda pair: pair[0])
+        ]
+        self.low, self.high, self.base, self.slope, self.carry = np.zeros((5, model.nu), np.float32)
+        self.gain, self.step = np.ones(model.nu, np.float32), np.full(model.nu, np.inf, np.float32)
         self.actions: list[str] = []
         for place, (index, command) in enumerate(zip(ids, commands, strict=True)):
             try:
-                self.low[index], self.high[index] = _bounds(model, index, command, owner)
+                low, high = _bounds(model, index, command, owner)
+                base, slope = _target(model, index, command, (low, high), control_dt_s, owner)
             except TaskError as error:
                 raise error.within(place) from None
-            self.switched[index] = command.kind == "switch"
+            self.low[index], self.high[index] = low, high
+            self.base[index], self.slope[index] = base, slope
+            self.carry[index] = command.kind == "delta"
+            if command.smoothing_s > 0:
+                self.gain[index] = -math.expm1(-control_dt_s / command.smoothing_s)
+            if command.max_rate is not None:
+                self.step[index] = command.max_rate * control_dt_s
             if command.kind != "hold":
                 self.columns[index] = len(self.actions)
                 self.actions.append(self.actuators[index])
         self.action_dim = len(self.actions)
         if self.action_dim == 0:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
-        self._placed: dict[Any, tuple[Any, ...]] = {}
+        self.switched = np.array([command.kind == "switch" for command in self.commands])
+        self.stateful = (self.carry > 0) | (self.gain < 1) | np.isfinite(self.step)
+        self._servos = {
+            index: servo
+            for index in np.flatnonzero(self.stateful).tolist()
+            if (servo := servo_joint(model, index)) is not None
+        }
+        self._placed: dict[Any, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle keeps: not what was placed on devices of this process."""
@@ -87,31 +119,142 @@ class ControlMap:
         own = np.arange(len(self.actuators))
         return self.action_dim == len(own) and np.array_equal(self.columns, own) and not self.switched.any()
 
-    def __call__(self, action: Any, xp: Any = np) -> Any:
-        """Map actions in [−1, 1] (clipped), (num_worlds, action_dim), to controls, (num_worlds, nu)."""
-        action = xp.asarray(action)
-        middle, half_range, columns, switched = self._on(xp, action.device)
-        share = action.clip(-1.0, 1.0)
-        if columns is not None:
-            share = share[..., columns]
-        if switched is not None:
-            # An action that is not a number must not pass for a closed switch: `share` keeps it.
-            share = xp.where(switched & (share == share), 2.0 * (share > 0) - 1.0, share)
-        return middle + half_range * share
+    @property
+    def is_moderated(self) -> bool:
+        """Whether what is sent may differ from the target: it is held back, or cut off at an end."""
+        return bool(self.stateful.any()) or any(command.kind == "offset" for command in self.commands)
 
-    def _on(self, xp: Any, device: Any) -> tuple[Any, ...]:
-        """Return middle and half the width of the ranges, columns and switches, as arrays on `device`."""
+    @property
+    def least(self) -> np.ndarray:
+        """The least that is sent, (nu,)."""
+        return np.minimum(self.low, self.high)
+
+    @property
+    def most(self) -> np.ndarray:
+        """The most that is sent, (nu,)."""
+        return np.maximum(self.low, self.high)
+
+    def last_terms(self, observation: Sequence[Term]) -> list[Term]:
+        """Return the terms that an observation lacks to tell what was sent last, where that counts.
+
+        Without them what an action does would depend on something that a policy is not told.
+        """
+        told = {term.object for term in observation if term.field == "ctrl" and term.transform == "identity"}
+        told = set(self.actuators) if None in told else told
+        return [
+            Term("ctrl", name, unit=self._servos[index].unit if index in self._servos else "")
+            for index, name in enumerate(self.actuators)
+            if self.stateful[index] and name not in told
+        ]
+
+    def start(self, ctrl: Any, qpos: Any, xp: Any = np) -> Any:
+        """Return what counts as sent last before an episode's first action, (num_worlds, nu).
+
+        Of a position servo that is where its joint is, so that it holds still; of another actuator what the
+        base state has. Where nothing is remembered it stays as it is.
+
+        Args:
+            ctrl: (num_worlds, nu), the base state's controls.
+            qpos: (num_worlds, nq), the positions that the episode starts in.
+            xp: the module of both, `numpy` or `torch`.
+        """
+        if not self.stateful.any():
+            return ctrl
+        placed = self._on(xp, ctrl.device)
+        columns = [ctrl[:, index] for index in range(len(self.actuators))]
+        for index, servo in self._servos.items():
+            columns[index] = servo.gear * qpos[:, servo.column]
+        within = xp.stack(columns, -1).clip(placed["least"], placed["most"])
+        return xp.where(placed["stateful"], within, ctrl)
+
+    def __call__(self, action: Any, last: Any = None, xp: Any = np) -> Any:
+        """Map actions in [−1, 1] (clipped), (num_worlds, action_dim), to controls, (num_worlds, nu).
+
+        Args:
+            action: of every world.
+            last: (num_worlds, nu), what was sent before; read where an actuator is `stateful` alone.
+            xp: the module of both, `numpy` or `torch`.
+        """
+        action = xp.asarray(action)
+        placed = self._on(xp, action.device)
+        share = action.clip(-1.0, 1.0)
+        if placed["columns"] is not None:
+            share = share[..., placed["columns"]]
+        if placed["switched"] is not None:
+            # An action that is not a number must not pass for a closed switch: `share` keeps it.
+            share = xp.where(placed["switched"] & (share == share), 2.0 * (share > 0) - 1.0, share)
+        target = placed["base"] + placed["slope"] * share
+        if not self.is_moderated:
+            return target
+        least, most = placed["least"], placed["most"]
+        held = 0.0
+        if self.stateful.any():
+            if last is None:
+                raise ValueError("what was sent last must be given")
+            held = xp.where(placed["stateful"], xp.asarray(last).clip(least, most), 0.0)
+            target = target + placed["carry"] * held
+        moved = (placed["gain"] * (target - held)).clip(-placed["step"], placed["step"])
+        return (held + moved).clip(least, most)
+
+    def _on(self, xp: Any, device: Any) -> dict[str, Any]:
+        """Return what the map reads, by name, as arrays on `device`; None for what it need not read."""
         if (xp, device) not in self._placed:
-            self._placed[xp, device] = tuple(
-                None if array is None else xp.asarray(array, device=device)
-                for array in (
-                    (self.high + self.low) / 2,
-                    (self.high - self.low) / 2,
-                    None if self.is_plain else self.columns,
-                    self.switched if self.switched.any() else None,
-                )
-            )
+            read = {
+                "base": self.base,
+                "slope": self.slope,
+                "columns": None if self.is_plain else self.columns,
+                "switched": self.switched if self.switched.any() else None,
+            }
+            if self.is_moderated:
+                names = ("least", "most", "carry", "gain", "step", "stateful")
+                read |= {name: getattr(self, name) for name in names}
+            self._placed[xp, device] = {
+                name: None if array is None else xp.asarray(array, device=device)
+                for name, array in read.items()
+            }
         return self._placed[xp, device]
+
+
+def _target(
+    model: mujoco.MjModel,
+    index: int,
+    command: Command,
+    bounds: tuple[float, float],
+    control_dt_s: float,
+    owner: str,
+) -> tuple[float, float]:
+    """Return what an actuator's target is at action 0, and how much more at action 1."""
+    name = object_names(model, _ACTUATOR)[index]
+    for key, needed_by in (("max_rate", "delta"), ("scale", "offset")):
+        if getattr(command, key) is None and command.kind == needed_by:
+            raise TaskError(f"{owner}: actuator {name!r} needs a {key}, as every {needed_by} does.")
+    for key in ("scale", "about"):
+        if getattr(command, key) is not None and command.kind != "offset":
+            raise TaskError(f"{owner}: actuator {name!r} has a {key}, which is for kind: offset alone.")
+    if command.kind == "hold" and (command.max_rate is not None or command.smoothing_s):
+        raise TaskError(f"{owner}: actuator {name!r} is held: leave out max_rate and smoothing_s.")
+    if command.kind == "delta":
+        assert command.max_rate is not None
+        return 0.0, command.max_rate * control_dt_s
+    if command.kind == "offset":
+        assert command.scale is not None
+        about = command.about
+        if about is None:
+            servo = servo_joint(model, index)
+            if servo is None:
+                raise TaskError(
+                    f"{owner}: actuator {name!r} is no position servo of a joint: say what it moves `about`."
+                )
+            about = servo.gear * float(model.qpos0[servo.column])
+        low, high = bounds
+        if not low <= about <= high:
+            raise TaskError(
+                f"{owner}: actuator {name!r} is to move about {about:g}, which is not between {low:g} and "
+                f"{high:g}."
+            )
+        return about, command.scale
+    low, high = np.array(bounds, np.float32)
+    return (high + low) / 2, (high - low) / 2
 
 
 def _bounds(model: mujoco.MjModel, index: int, command: Command, owner: str) -> tuple[float, float]:
@@ -123,9 +266,20 @@ def _bounds(model: mujoco.MjModel, index: int, command: Command, owner: str) -> 
         if low is None or high is not None:
             raise TaskError(f"{owner}: actuator {name!r} is held at one value, in `low`.")
         return low, low
+    moves_about = command.kind in ("offset", "delta")
     if low is None or high is None:
-        lowest, highest = _own_range(model, index, name, owner)
+        try:
+            lowest, highest = _own_range(model, index, name, owner)
+        except TaskError as error:
+            if not moves_about:
+                raise
+            try:
+                lowest, highest = target_range(model, index)
+            except TaskError:
+                raise error from None
         low, high = lowest if low is None else low, highest if high is None else high
+    if moves_about and low > high:
+        raise TaskError(f"{owner}: actuator {name!r} has a low of {low:g} above its high of {high:g}.")
     if not np.isfinite([low, high]).all() or low == high:
         raise TaskError(f"{owner}: actuator {name!r} has no room between {low} and {high}.")
     return float(low), float(high)

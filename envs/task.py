@@ -153,15 +153,28 @@ class Command:
 
     Attributes:
         actuator: its name.
-        kind: ``range`` maps its action from [−1, 1] to [low, high]; ``switch`` gives `high` where its action
-            is above 0 and `low` elsewhere; ``hold`` always gives `low` and takes no action.
-        low, high: in the actuator's units; None takes the bounds of its ctrlrange (not for ``hold``).
+        kind: ``range`` maps its action from [−1, 1] to [low, high]; ``offset`` to `about` ± `scale`;
+            ``delta`` adds up to ± `max_rate` times the control step to what was sent last; ``switch`` gives
+            `high` where its action is above 0 and `low` elsewhere; ``hold`` always gives `low` and takes no
+            action.
+        low, high: what is sent never leaves them, in the actuator's units; None takes the bounds of its
+            ctrlrange (not for ``hold``), and those of its joint for an ``offset`` or ``delta`` of a position
+            servo without one.
+        about: what an ``offset`` of 0 sends; None: where the model's initial position has the joint of a
+            position servo.
+        scale: of an ``offset``, above 0.
+        max_rate: how fast what is sent may change, in the actuator's units a second; None: at once.
+        smoothing_s: time constant of the first-order filter between target and what is sent; 0: none.
     """
 
     actuator: str
-    kind: Literal["range", "switch", "hold"] = "range"
+    kind: Literal["range", "switch", "hold", "offset", "delta"] = "range"
     low: float | None = None
     high: float | None = None
+    about: float | None = None
+    scale: float | None = None
+    max_rate: float | None = None
+    smoothing_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,25 @@ class PolicyOutput(NamedTuple):
     """(batch, num_actuators) in actuator units"""
 
 
+class ModeratedControl(NamedTuple):
+    """How what is sent follows its target, as `envs.control_map.ControlMap` has it; (num_actuators,) each."""
+
+    base: Tensor
+    """the target at action 0"""
+    slope: Tensor
+    """how much further it is at action 1"""
+    carry: Tensor
+    """1 where the target is an increment of what was sent last"""
+    gain: Tensor
+    """share of the way to the target that is gone at once"""
+    step: Tensor
+    """the most that what is sent changes; may be infinite"""
+    stateful: Tensor
+    """bool, whether what was sent last counts"""
+    last: Tensor
+    """int64, which number of the observation was sent last"""
+
+
 class DeployablePolicy(nn.Module):
     """Input limits → normaliser → actor → tanh → actuator range.
 
@@ -129,9 +148,10 @@ class DeployablePolicy(nn.Module):
         control_high: Tensor,
         columns: Tensor | None = None,
         switched: Tensor | None = None,
+        moderated: ModeratedControl | None = None,
     ) -> None:
         super().__init__()
-        self.actor = actor
+        self.actor, self.moderated = actor, moderated
         own = {
             "control_low": control_low,
             "control_high": control_high,
@@ -149,5 +169,17 @@ class DeployablePolicy(nn.Module):
         share = action if self.columns is None else action[..., self.columns]
         if self.switched is not None:
             share = torch.where(self.switched, torch.where(share > 0, 1.0, -1.0), share)
-        control = self.control_low + 0.5 * (share + 1.0) * (self.control_high - self.control_low)
-        return PolicyOutput(action, control)
+        if (law := self.moderated) is None:
+            control = self.control_low + 0.5 * (share + 1.0) * (self.control_high - self.control_low)
+            return PolicyOutput(action, control)
+        least, most = self.control_ends
+        held = torch.where(law.stateful, observation[..., law.last].clamp(least, most), 0.0)
+        target = law.base + law.slope * share + law.carry * held
+        moved = (law.gain * (target - held)).clamp(-law.step, law.step)
+        return PolicyOutput(action, (held + moved).clamp(least, most))
+
+    @property
+    def control_ends(self) -> tuple[Tensor, Tensor]:
+        """The least and the most that each actuator is sent, (num_actuators,) each."""
+        ends = self.control_low, self.control_high
+        return torch.minimum(*ends), torch.maximum(*ends)

@@ -36,7 +36,8 @@ MAX_WEIGHT_BYTES = 2**31 - 2**24
 # standard deviations, where that takes four bits of 24, it is subtracted from the input by a node of its own.
 MAX_FOLDED_MEAN = 16.0
 
-_STEM, _HEAD, _CONTROL, _LINEAR_CONTROL = "stem", "head", "control", "linear_control"
+_STEM, _HEAD, _CONTROL = "stem", "head", "control"
+_LINEAR_CONTROL, _TARGET, _LAST_CONTROL = "linear_control", "target", "last_control"
 _LARGEST_INPUT, _LARGEST_WEIGHT = 255, 64
 _LARGEST_BIAS = 2**30
 
@@ -76,7 +77,9 @@ def to_onnx(
         )
     graph = _Graph(torch.float16 if precision == "float16" else torch.float32, input_ranges or {})
     with torch.no_grad():
-        _add_control(graph, module, _add_actor(graph, module))
+        inputs = _add_inputs(graph, module)
+        action = _add_actor(graph, module, inputs)
+        _add_control(graph, module, action, inputs)
     sizes = {
         "observation": len(module.observation_low),
         "goal": len(module.goal_low),
@@ -99,7 +102,7 @@ def to_onnx(
 
 def body_dense_inputs(model: onnx.ModelProto) -> dict[str, str]:
     """Return, for the Dense layers between stem and head of a graph, which value each takes."""
-    outside = (_STEM, _HEAD, _CONTROL, _LINEAR_CONTROL)
+    outside = (_STEM, _HEAD, _CONTROL, _LINEAR_CONTROL, _TARGET, _LAST_CONTROL)
     dense = [node for node in model.graph.node if node.op_type == "Gemm" and node.name not in outside]
     return {node.name: node.input[0] for node in dense}
 
@@ -172,6 +175,11 @@ class _Graph:
         offset = self.constant(bias, f"{name}.bias", dtype)
         return self.node("Gemm", value, kernel, offset, name=name, transB=1)
 
+    def between(self, value: str, low: Tensor, high: Tensor, name: str, last: str | None = None) -> str:
+        """Add min(max(value, low), high); its last node may be called `last`."""
+        least, most = self.constant(low, f"{name}_low"), self.constant(high, f"{name}_high")
+        return self.node("Min", self.node("Max", value, least), most, name=last)
+
     def layer_norm(self, value: str, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> str:
         """Add a LayerNorm over the last axis."""
         scale = self.constant(weight, f"{value}.norm_weight", dtype)
@@ -234,14 +242,18 @@ class _Graph:
         return value
 
 
-def _add_actor(graph: _Graph, module: DeployablePolicy) -> str:
-    """Add everything from the inputs to ``action``; return its name."""
+def _add_inputs(graph: _Graph, module: DeployablePolicy) -> str:
+    """Add what joins the inputs and clips them to their limits; return its name."""
+    value = graph.node("Concat", "observation", "goal", axis=1)
+    low = torch.cat([module.observation_low, module.goal_low])
+    high = torch.cat([module.observation_high, module.goal_high])
+    return graph.between(value, low, high, "input")
+
+
+def _add_actor(graph: _Graph, module: DeployablePolicy, value: str) -> str:
+    """Add everything from the clipped inputs to ``action``; return its name."""
     actor, trunk = module.actor.actor, module.actor.actor.trunk
     stem = cast(nn.Sequential, trunk.stem)
-    value = graph.node("Concat", "observation", "goal", axis=1)
-    low = graph.constant(torch.cat([module.observation_low, module.goal_low]), "input_low")
-    high = graph.constant(torch.cat([module.observation_high, module.goal_high]), "input_high")
-    value = graph.node("Min", graph.node("Max", value, low), high)
     normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
     shift, weight, bias = fold_normalizers(*normalizers, cast(nn.Linear, stem[0]))
     if shift.any():
@@ -272,21 +284,48 @@ def fold_normalizers(
     return shift, weight, stem.bias.double() - weight @ (mean - shift)
 
 
-def _add_control(graph: _Graph, module: DeployablePolicy, action: str) -> None:
-    """Add the map to actuators: one product with a row for each actuator, and one more where some switch."""
-    low, high = module.control_low.double(), module.control_high.double()
-    actuators, actions = len(low), module.actor.actor.mean_head.out_features
+def _add_control(graph: _Graph, module: DeployablePolicy, action: str, inputs: str) -> None:
+    """Add the map to actuators, and where what is sent follows its target slowly, how it does."""
+    law = module.moderated
+    if law is None:
+        ends = module.control_low, module.control_high
+        low, high = (end.double() for end in ends)
+        _add_targets(graph, module, action, (low + high) / 2, (high - low) / 2, _CONTROL)
+        return
+    value = _add_targets(graph, module, action, law.base.double(), law.slope.double(), _TARGET)
+    least, most = module.control_ends
+    if law.stateful.any():
+        sizes = len(module.observation_low) + len(module.goal_low)
+        chosen = nn.functional.one_hot(law.last, sizes) * law.stateful[:, None]
+        held = graph.dense(inputs, chosen.float(), torch.zeros(len(least)), _LAST_CONTROL, torch.float32)
+        low, high = (torch.where(law.stateful, end, 0.0) for end in (least, most))
+        held = graph.between(held, low, high, "held")
+        if law.carry.any():
+            value = graph.node("Add", value, graph.node("Mul", held, graph.constant(law.carry, "carry")))
+        value = graph.node("Sub", value, held)
+        if (law.gain < 1).any():
+            value = graph.node("Mul", value, graph.constant(law.gain, "gain"))
+        if law.step.isfinite().any():
+            step = law.step.clamp(max=torch.finfo(torch.float32).max)
+            value = graph.between(value, -step, step, "step")
+        value = graph.node("Add", held, value)
+    graph.between(value, least, most, _CONTROL, last=_CONTROL)
+
+
+def _add_targets(
+    graph: _Graph, module: DeployablePolicy, action: str, base: Tensor, slope: Tensor, name: str
+) -> str:
+    """Add base + slope · action: one product with a row for each actuator, and one more where some switch."""
+    actuators, actions = len(base), module.actor.actor.mean_head.out_features
     columns = torch.arange(actuators) if module.columns is None else module.columns
     switched = torch.zeros(actuators, dtype=torch.bool) if module.switched is None else module.switched
     taken = nn.functional.one_hot(columns, actions).double()
-    half = torch.where(switched, 0.0, (high - low) / 2)
-    linear = taken * half[:, None]
-    offset = torch.where(switched, low, (low + high) / 2)
+    linear = taken * torch.where(switched, 0.0, slope)[:, None]
+    offset = torch.where(switched, base - slope, base)
     if not switched.any():
-        graph.dense(action, linear, offset, _CONTROL, torch.float32)
-        return
+        return graph.dense(action, linear, offset, name, torch.float32)
     value = graph.dense(action, linear, offset, _LINEAR_CONTROL, torch.float32)
     zero = graph.constant(torch.zeros(()), "zero")
     positive = graph.cast(graph.node("Greater", action, zero), torch.bool, torch.float32)
-    step = graph.constant(taken * torch.where(switched, high - low, 0.0)[:, None], "switch.weight")
-    graph.node("Gemm", positive, step, value, name=_CONTROL, transB=1)
+    step = graph.constant(taken * torch.where(switched, 2 * slope, 0.0)[:, None], "switch.weight")
+    return graph.node("Gemm", positive, step, value, name=name, transB=1)

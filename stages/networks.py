@@ -18,7 +18,13 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, SettingsError
 from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
-from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor, Normalizer
+from thousandfold.models.deployable_policy import (
+    DeployablePolicy,
+    InputLimits,
+    ModeratedControl,
+    NormalizedActor,
+    Normalizer,
+)
 from thousandfold.models.goal_actor import Gaussian, GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.models.tensor_state import strip_prefix
@@ -67,12 +73,28 @@ class TrainedActor:
         return self.metadata["model_sha256"] != model_sha256(self.task.model)
 
     def deployable(self, limits: InputLimits) -> DeployablePolicy:
-        """Return the policy with input limits, tanh and actuator range, as it is exported."""
-        control = self.task.control
+        """Return the policy with input limits, tanh and actuator range, as it is exported.
+
+        Limits of what was sent last are widened to what can be sent.
+        """
+        control, limits = self.task.control, InputLimits(*(limit.clone() for limit in limits))
         low, high = torch.from_numpy(control.low), torch.from_numpy(control.high)
         columns = None if control.is_plain else torch.from_numpy(control.columns)
         switched = torch.from_numpy(control.switched) if control.switched.any() else None
-        return DeployablePolicy(self.actor, limits, low, high, columns, switched).eval()
+        moderated = None
+        if control.is_moderated:
+            names = [name for name in ModeratedControl._fields if name != "last"]
+            parts = {name: torch.from_numpy(getattr(control, name)) for name in names}
+            last = torch.tensor(self.task.last_controls())
+            moderated = ModeratedControl(**parts, last=last)
+            # A policy may be checked on a small part of what an actuator can be sent, and must know the rest.
+            told = last[moderated.stateful]
+            for limit, ends, widest in (
+                (limits.observation_low, control.least, torch.minimum),
+                (limits.observation_high, control.most, torch.maximum),
+            ):
+                limit[told] = widest(limit[told], torch.from_numpy(ends)[moderated.stateful])
+        return DeployablePolicy(self.actor, limits, low, high, columns, switched, moderated).eval()
 
 
 def save_network(

@@ -110,7 +110,8 @@ def _put(
     """Put a world into a start of a distribution, at action 0."""
     mujoco.mj_setState(task.model, data, task.start_state(distribution), STATE)
     data.qpos[:], data.qvel[:] = qpos, qvel
-    data.ctrl[:] = task.control(np.zeros((1, task.action_dim), np.float32))[0]
+    start = task.control.start(data.ctrl[None], qpos[None])
+    data.ctrl[:] = task.control(np.zeros((1, task.action_dim), np.float32), start)[0]
     mujoco.mj_forward(task.model, data)
 
 
@@ -248,17 +249,17 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
     model, data = task.model, mujoco.MjData(task.model)
     starts = list(zip(*task.sample_start("training", np.random.default_rng(seed), 2)[:2], strict=True))
     alone = np.eye(task.action_dim, dtype=np.float32)
-    lowest, highest = task.control(-alone), task.control(alone)
     adhesive = model.actuator_trntype == mujoco.mjtTrn.mjTRN_BODY
     for action, name in enumerate(task.control.actions):
         if adhesive[task.control.actuators.index(name)]:
             continue
         for start in starts:
             moved = []
-            for ctrl in (lowest[action], highest[action]):
+            for extreme in (-alone[action], alone[action]):
                 _put(task, data, "training", *start)
-                data.ctrl[:] = ctrl
-                mujoco.mj_step(model, data, _ACTS_FOR * task.frame_skip)
+                for _ in range(_ACTS_FOR):
+                    data.ctrl[:] = task.control(extreme[None], data.ctrl[None])[0]
+                    mujoco.mj_step(model, data, task.frame_skip)
                 moved.append(np.concatenate([data.qpos, data.qvel]))
             if np.abs(moved[0] - moved[1]).max(initial=0.0) > _NO_EFFECT:
                 break

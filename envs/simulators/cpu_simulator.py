@@ -93,6 +93,7 @@ class CpuSimulator(Simulator):
         qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
         self._batch.state[ids] = self._start_state
         self._qpos[ids], self._qvel[ids] = qpos, qvel
+        self._ctrl[ids] = self.task.control.start(self._ctrl[ids], qpos)
         self.desired_goal[ids] = goal
         self.episode_step[ids] = 0
         self._quarantined[ids] = False
@@ -100,7 +101,7 @@ class CpuSimulator(Simulator):
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
-        self._ctrl[:] = self.task.control(np.asarray(action))
+        self._ctrl[:] = self.task.control(np.asarray(action), self._ctrl)
         lost = self._advance()
         if lost.any():  # hidden until they are reset; counted where they were not hidden yet
             fresh = lost & ~self._quarantined
@@ -172,6 +173,7 @@ class CpuSimulator(Simulator):
         """Put every world into a state; see `Simulator.set_state`."""
         self._batch.state[:] = self._start_state
         self._qpos[:], self._qvel[:] = qpos, qvel
+        self._ctrl[:] = self.task.control.start(self._ctrl, self._qpos)
         self._quarantined[:] = False
         self._refresh(np.arange(self.num_worlds))
 

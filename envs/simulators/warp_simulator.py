@@ -237,6 +237,8 @@ class WarpSimulator(Simulator):
         parts = starts.split([target.shape[1] for target in targets], dim=1)
         for target, part in zip(targets, parts, strict=True):
             target.copy_(torch.where(chosen, part, target))
+        start = self.task.control.start(self._ctrl, self._qpos, xp=torch)
+        self._ctrl.copy_(torch.where(chosen, start, self._ctrl))
         self.episode_step.masked_fill_(self._reset_mask, 0)
         self._quarantined.masked_fill_(self._reset_mask, False)
         with self._on_device():
@@ -246,7 +248,7 @@ class WarpSimulator(Simulator):
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-        self._ctrl.copy_(self.task.control(action, xp=torch))
+        self._ctrl.copy_(self.task.control(action, self._ctrl, xp=torch))
         self._overflow.zero_()
         with self._on_device():
             self._launch_step()
@@ -274,6 +276,7 @@ class WarpSimulator(Simulator):
             self._launch_reset()
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
+        self._ctrl.copy_(self.task.control.start(self._ctrl, self._qpos, xp=torch))
         self._quarantined.zero_()
         self._refresh()
 

@@ -83,7 +83,7 @@ def _play(task: CompiledTask) -> tuple[int, int, list[dict[str, np.ndarray]]]:
     snapshots = [_places(batch)]
     with quiet_mujoco():
         for step in range(1, _STEPS + 1):
-            ctrl[:] = task.control(np.where(held, extreme, rng.uniform(-1, 1, extreme.shape)))
+            ctrl[:] = task.control(np.where(held, extreme, rng.uniform(-1, 1, extreme.shape)), ctrl)
             batch.step(nstep=task.frame_skip)
             contacts, constraints = max(contacts, int(ncon.max())), max(constraints, int(nefc.max()))
             if step % _STEPS_BETWEEN_SNAPSHOTS == 0:
@@ -93,12 +93,14 @@ def _play(task: CompiledTask) -> tuple[int, int, list[dict[str, np.ndarray]]]:
 
 def _put_into_starts(batch: Batch, task: CompiledTask, rng: np.random.Generator) -> None:
     """Put the worlds into starts of every episode distribution, in turn."""
-    qpos, qvel, names = batch.bind("qpos"), batch.bind("qvel"), list(task.spec.distributions)
+    qpos, qvel, ctrl = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+    names = list(task.spec.distributions)
     for first, name in enumerate(names):
         worlds = slice(first, None, len(names))
         batch.state[worlds] = task.start_state(name)
         count = len(qpos[worlds])
         qpos[worlds], qvel[worlds] = task.sample_start(name, rng, count)[:2]
+        ctrl[worlds] = task.control.start(ctrl[worlds], qpos[worlds])
 
 
 def _places(batch: Batch) -> dict[str, np.ndarray]:

@@ -159,6 +159,11 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+def _one_name(value: Any) -> Any:
+    """Take one name for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 Listed = Annotated[list[Entry], Field(min_length=1), pydantic.BeforeValidator(_listed)]
 """A list of entries, which may be written as one entry."""
 Distribution = Listed[DistributionEntry]
@@ -214,18 +219,29 @@ class EarlyEndEntry(_Section):
 
 
 class CommandEntry(_Section):
-    """How one actuator gets its control; see `envs.task.Command`."""
+    """How one actuator, or several by pattern, get their control; see `envs.task.Command`."""
 
-    actuator: str
-    kind: Literal["range", "switch"] = "range"
+    actuator: str | None = None
+    actuators: Annotated[list[str], Field(min_length=1), pydantic.BeforeValidator(_one_name)] | None = None
+    kind: Literal["range", "switch", "offset", "delta"] = "range"
     low: float | None = None
     high: float | None = None
     hold: float | None = None
+    about: float | None = None
+    scale: float | None = Field(default=None, gt=0)
+    max_rate: float | None = Field(default=None, gt=0)
+    smoothing_s: float = Field(default=0.0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _names_actuators(self) -> CommandEntry:
+        if (self.actuator is None) == (self.actuators is None):
+            raise ValueError("name one actuator, or several in actuators: names, or patterns such as leg_*")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _held_or_commanded(self) -> CommandEntry:
-        if self.hold is not None and not {"kind", "low", "high"}.isdisjoint(self.model_fields_set):
-            raise ValueError("an actuator that is held has no kind, low or high")
+        if self.hold is not None and self.model_fields_set - {"hold", "actuator", "actuators"}:
+            raise ValueError("an actuator that is held has no kind, low or high, nor anything else")
         return self
 
 

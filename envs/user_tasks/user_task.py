@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -25,7 +26,8 @@ from thousandfold.envs.distributions import (
 )
 from thousandfold.envs.mazes import add_walls, cells
 from thousandfold.envs.mujoco_log import compile_spec, quiet_mujoco
-from thousandfold.envs.object_names import find_object, object_name, object_names
+from thousandfold.envs.object_names import find_object, nearest_hint, object_name, object_names
+from thousandfold.envs.position_servos import position_targets, servo_joint
 from thousandfold.envs.start_states import StartStates, require_whole_state
 from thousandfold.envs.task import (
     Command,
@@ -319,54 +321,69 @@ def _control(
         model = _compile(page, build_spec)
         return _located(page, ("action",), lambda: position_targets(model))
     commands: list[schema.CommandEntry] = entry.action  # pyright: ignore[reportAssignmentType]
-    return tuple(
-        Command(each.actuator, each.kind, each.low, each.high)
-        if each.hold is None
-        else Command(each.actuator, "hold", each.hold)
-        for each in commands
+    model = _compile(page, build_spec) if any(_needs_model(each) for each in commands) else None
+    make = partial(_command, model=model, keyframe=entry.reset.keyframe)
+    single = [make(each, each.actuator) for each in commands if each.actuator is not None]
+    named = {command.actuator for command in single}
+    found: dict[str, Command] = {}
+    for place, each in enumerate(commands):
+        # What is said of an actuator by name goes before patterns, a later pattern before an earlier one.
+        matching = [] if each.actuators is None else _matching(page, place, each.actuators, model)
+        found |= {name: make(each, name) for name in matching if name not in named}
+    return (*found.values(), *single)
+
+
+def _needs_model(entry: schema.CommandEntry) -> bool:
+    return entry.actuators is not None or (entry.kind == "offset" and entry.about is None)
+
+
+def _matching(page: Page, place: int, patterns: list[str], model: mujoco.MjModel | None) -> list[str]:
+    """Return the actuators that names and patterns of an entry mean, in the model's order."""
+    assert model is not None
+    names = object_names(model, mujoco.mjtObj.mjOBJ_ACTUATOR)
+    for index, pattern in enumerate(patterns):
+        if not fnmatch.filter(names, pattern):
+            raise page.error(
+                ("action", place, "actuators", index),
+                f"no actuator is called {pattern!r}; {nearest_hint(pattern, names)}valid: {', '.join(names)}",
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
+
+
+def _command(
+    entry: schema.CommandEntry, actuator: str, model: mujoco.MjModel | None, keyframe: str | None
+) -> Command:
+    """Return what an entry says of one actuator; an offset is about the keyframe that episodes start in."""
+    if entry.hold is not None:
+        return Command(actuator, "hold", entry.hold)
+    about = entry.about
+    if about is None and entry.kind == "offset" and keyframe is not None and model is not None:
+        about = _in_keyframe(model, actuator, keyframe)
+    return Command(
+        actuator,
+        entry.kind,
+        entry.low,
+        entry.high,
+        about=about,
+        scale=entry.scale,
+        max_rate=entry.max_rate,
+        smoothing_s=entry.smoothing_s,
     )
 
 
-def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:
-    """Return a command for each actuator: its target, over the range of the joint or tendon that it moves.
+def _in_keyframe(model: mujoco.MjModel, actuator: str, keyframe: str) -> float | None:
+    """Return what an actuator is sent in a keyframe: where the joint of a position servo is there.
 
-    Raises:
-        TaskError: an actuator that is no position servo, or whose joint has no range.
+    None where there is no such actuator or keyframe, which is told elsewhere.
     """
-    return tuple(_position_target(model, index) for index in range(model.nu))
-
-
-def _position_target(model: mujoco.MjModel, index: int) -> Command:
-    name = object_name(model, mujoco.mjtObj.mjOBJ_ACTUATOR, index)
-    gain, bias = model.actuator_gainprm[index], model.actuator_biasprm[index]
-    if not (  # a force of gain · (control − length), with damping or without
-        model.actuator_gaintype[index] == mujoco.mjtGain.mjGAIN_FIXED
-        and model.actuator_biastype[index] == mujoco.mjtBias.mjBIAS_AFFINE
-        and bias[1] == -gain[0] != 0 == bias[0]
-    ):
-        raise TaskError(
-            f"position_target needs position servos, and actuator {name!r} is not one: list the actuators, "
-            "each with its low and high"
-        )
-    target = int(model.actuator_trnid[index, 0])
-    transmission = mujoco.mjtTrn(model.actuator_trntype[index])  # a NumPy integer is in no tuple of these
-    if transmission in (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT):
-        kind, limited, bounds = "joint", model.jnt_limited[target], model.jnt_range[target]
-        what = object_name(model, mujoco.mjtObj.mjOBJ_JOINT, target)
-    elif transmission == mujoco.mjtTrn.mjTRN_TENDON:
-        kind, limited, bounds = "tendon", model.tendon_limited[target], model.tendon_range[target]
-        what = object_name(model, mujoco.mjtObj.mjOBJ_TENDON, target)
-    else:
-        raise TaskError(f"position_target: actuator {name!r} moves neither a joint nor a tendon")
-    if not limited:
-        low, high = map(float, bounds)
-        has = f'has the range {low:g} to {high:g}, but limited="false"' if low < high else "has no range"
-        raise TaskError(
-            f"position_target: actuator {name!r} moves {kind} {what!r}, which {has}: change it in the model, "
-            "or list the actuators in `action`, each with its `low` and `high`"
-        )
-    low, high = np.sort(bounds * model.actuator_gear[index, 0])
-    return Command(name, "range", float(low), float(high))
+    try:
+        index = find_object(model, mujoco.mjtObj.mjOBJ_ACTUATOR, actuator, _OWNER)
+        key = find_object(model, mujoco.mjtObj.mjOBJ_KEY, keyframe, _OWNER)
+    except TaskError:
+        return None
+    if (servo := servo_joint(model, index)) is not None:
+        return servo.gear * float(model.key_qpos[key, servo.column])
+    return float(model.key_ctrl[key, index])
 
 
 def _scene(entry: schema.TaskEntry) -> ScenePicture:
@@ -421,7 +438,7 @@ def _checks(
 
 def _require_controls(model: mujoco.MjModel, task: GoalTask) -> None:
     try:
-        ControlMap(model, task.control, _OWNER)
+        ControlMap(model, task.control, _OWNER, task.control_dt_s)
     except TaskError as error:
         if task.control is None and model.nu > 0:
             with contextlib.suppress(TaskError):

@@ -147,11 +147,11 @@ class Export:
     def describe(self) -> PolicyMetadata:
         """Return the metadata of the file; its evaluation is still open."""
         source, task, shape = self.source, self.trained.task, self.trained.shape
-        actor, control, limits = self.trained.actor.actor, task.control, self.states.limits()
+        actor, control = self.trained.actor.actor, task.control
         inputs = {}
         for part, terms in (("observation", "observation"), ("goal", "achieved_goal")):
             seen: np.ndarray = getattr(self.states, part)
-            low, high = (getattr(limits, f"{part}_{end}").numpy() for end in ("low", "high"))
+            low, high = (getattr(self.module, f"{part}_{end}").numpy() for end in ("low", "high"))
             ranges = zip(seen.min(0), seen.max(0), low, high, strict=True)
             inputs[part] = tuple(
                 InputElement(

@@ -86,16 +86,17 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
             task.describe("achieved_goal"), *rollout.achieved_goal, *rollout.desired_goal, strict=True
         )
     ]
+    slow = control.stateful.any()
     action = [
         {
             "actuator": name,
-            "action": None if held else int(control.columns[index]),
-            "kind": "hold" if held else "switch" if control.switched[index] else "range",
+            "action": None if command.kind == "hold" else int(control.columns[index]),
+            "kind": command.kind,
             "low": float(control.low[index]),
             "high": float(control.high[index]),
         }
-        for index, name in enumerate(control.actuators)
-        for held in [name not in control.actions]
+        | ({"max_rate": command.max_rate, "smoothing_s": command.smoothing_s or None} if slow else {})
+        for index, (name, command) in enumerate(zip(control.actuators, control.commands, strict=True))
     ]
     return {"observation": observation, "goal": goal, "action": action}
 
@@ -125,7 +126,7 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
     for title, key in (
         ("Observation, ranges as a random policy sees them", "observation"),
         ("Goal, as a random policy achieves it and as it is commanded", "goal"),
-        ("Controls, at action -1 and +1", "action"),
+        ("Controls: what is sent lies between low and high", "action"),
     ):
         rows = report[key]
         console.table(title, list(rows[0]), [list(row.values()) for row in rows])

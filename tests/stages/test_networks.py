@@ -8,18 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.torch
 import torch
 
+from tests.envs.user_tasks.user_pages import ARM, PAGE, changed, write
 from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.models.deployable_policy import InputLimits, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
+from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
-from thousandfold.stages.networks import NETWORK_FILE, load_actor, model_sha256, save_network, torch_policy
+from thousandfold.stages.networks import (
+    NETWORK_FILE,
+    TrainedActor,
+    load_actor,
+    model_sha256,
+    save_network,
+    torch_policy,
+)
 
 TASK = compile_task("point_u_maze")
 SHAPE = NetworkShape(4, 8, residual_scale="inverse_sqrt_blocks", final_norm=True)
@@ -106,6 +117,45 @@ def test_the_policy_is_the_squashed_mean(tmp_path: Path):
     np.testing.assert_allclose(
         output.control.detach().numpy(), TASK.control(action.astype(np.float64)), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        '{actuators: "*", kind: delta, max_rate: 1.5}',
+        "[{actuator: bend, kind: switch, max_rate: 3}, {actuator: lift, kind: offset, scale: 1}]",
+        "[{actuator: lift, kind: offset, about: 0.9, scale: 0.4}, {actuator: bend, low: 1, high: -0.5}]",
+        "[{actuator: bend, kind: delta, max_rate: 2, smoothing_s: 0.2}, {actuator: lift, hold: 0.3}]",
+    ],
+    ids=["delta", "switch and offset", "offset alone", "delta and held"],
+)
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_an_exported_graph_sends_what_the_simulator_would(tmp_path: Path, action: str, runtime: str):
+    """Over 200 steps, each of which builds on the last; the first alone sets the limits."""
+    page = changed(PAGE, "achieved_goal", "  - {field: ctrl}\nachieved_goal") + f"action: {action}\n"
+    task = compile_task(str(write(tmp_path, page, ARM)))
+    torch.manual_seed(0)
+    sizes = task.observation_dim, task.goal_dim
+    actor = NormalizedActor.around(GoalActor(*sizes, task.action_dim, SHAPE), *sizes)
+    actor.actor.mean_head.weight.data *= 20
+    simulator = CpuSimulator(task, 8, num_threads=1)
+    first = torch.from_numpy(simulator.observation.copy()), torch.from_numpy(simulator.desired_goal.copy())
+    limits = InputLimits.around(*first)
+    limits.observation_high[:5], limits.observation_low[:5] = 9.0, -9.0
+    policy = TrainedActor(actor, task, SHAPE, {}).deployable(limits)
+    session = onnxruntime.InferenceSession(to_onnx(policy, 20).SerializeToString())
+    moved = np.zeros(2)
+    for _ in range(200):
+        rows = {"observation": simulator.observation.copy(), "goal": simulator.desired_goal.copy()}
+        if runtime == "torch":
+            output = (part.detach().numpy() for part in policy(*map(torch.from_numpy, rows.values())))
+        else:
+            output = session.run(["action", "control"], rows)
+        taken, control = output
+        simulator.step(np.asarray(taken))
+        np.testing.assert_allclose(control, simulator.observation[:, 5:], atol=1e-5)
+        moved = np.maximum(moved, np.abs(control - rows["observation"][:, 5:]).max(0))
+    assert (moved > 0.01).any()
 
 
 def test_the_hash_tells_models_apart():

@@ -66,7 +66,7 @@ class TestEvery:
     def test_every_actuator_printed_takes_a_command(self, page: Path) -> None:
         task = self.task(page)
         commands = tuple(Command(name, low=0.0, high=1.0) for name in reversed(task.control.actuators))
-        assert ControlMap(task.model, commands, "the task").actuators == task.control.actuators
+        assert ControlMap(task.model, commands, "the task", 0.1).actuators == task.control.actuators
 
 
 @pytest.mark.slow

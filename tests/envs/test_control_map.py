@@ -1,0 +1,196 @@
+"""Actions that build on what was sent last: targets, filters, rates and ends, the same in every simulator."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator, mask, numpy
+from tests.envs.user_tasks.user_pages import ARM, PAGE, changed, write
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task
+
+torch = pytest.importorskip("torch", reason="torch comes with the extra `train`")
+
+DT = 0.05
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def compiled(action: str, model: str = ARM, page: str = PAGE) -> CompiledTask:
+    return compile_task(str(write(Path.cwd(), f"{page}action: {action}\n", model)))
+
+
+def sent(action: str, actions: list[list[float]], start: list[float], model: str = ARM) -> np.ndarray:
+    """Return what is sent for actions one after the other, (steps, nu), the same from NumPy and torch."""
+    control = compiled(action, model).control
+    last, last_in_torch, found = np.array([start]), torch.tensor([start], dtype=torch.float64), []
+    for each in actions:
+        action_row = np.array([each], np.float32)
+        last = control(action_row, last)
+        last_in_torch = control(torch.from_numpy(action_row), last_in_torch, xp=torch)
+        np.testing.assert_allclose(last_in_torch.numpy(), last, atol=1e-7)
+        found.append(last[0])
+    return np.array(found)
+
+
+def test_a_delta_adds_to_what_was_sent_last_up_to_its_ends() -> None:
+    found = sent('{actuators: "*", kind: delta, max_rate: 2}', [[1, -0.5], [3, -1], [0, -1]], [0.85, -0.4])
+    np.testing.assert_allclose(found, [[0.95, -0.45], [1.0, -0.5], [1.0, -0.5]], atol=1e-6)
+
+
+def test_an_offset_is_about_the_keyframe_that_episodes_start_in() -> None:
+    found = sent('{actuators: "*", kind: offset, scale: 0.3}', [[1, -1], [0, 0], [0, 9]], [0, 0])
+    np.testing.assert_allclose(found, [[0.55, 0.2], [0.25, 0.5], [0.25, 0.8]], atol=1e-6)
+
+
+def test_an_offset_is_about_what_the_page_says_and_never_leaves_the_ends() -> None:
+    entries = "[{actuator: bend, kind: offset, about: 0.9, scale: 0.4}, {actuator: lift}]"
+    np.testing.assert_allclose(sent(entries, [[1, 0.5], [-1, 0]], [0, 0]), [[0.5, 1.0], [0, 0.5]], atol=1e-6)
+
+
+def test_without_a_keyframe_an_offset_is_about_the_initial_position() -> None:
+    page = changed(PAGE, "reset: {keyframe: home}\n", "")
+    model = changed(ARM, '<joint name="shoulder"', '<joint ref="30" name="shoulder"')
+    base = compiled('{actuators: "*", kind: offset, scale: 0.1}', model, page).control.base
+    np.testing.assert_allclose(base, [math.radians(30), 0], atol=1e-6)
+
+
+def test_a_filter_goes_its_exact_share_of_the_way() -> None:
+    found = sent('{actuators: "*", smoothing_s: 0.1}', [[1, 1]] * 3, [0, 0])
+    share = 1 - np.exp(-DT * np.arange(1, 4) / 0.1)
+    np.testing.assert_allclose(found, np.outer(share, [1.0, 1.0]), atol=1e-6)
+
+
+def test_a_largest_rate_holds_for_any_kind() -> None:
+    entries = "[{actuator: lift, kind: switch, max_rate: 4}, {actuator: bend, max_rate: 1}]"
+    np.testing.assert_allclose(
+        sent(entries, [[1, 1], [1, 1], [-1, -1]], [-1, 0.2]),
+        [[-0.8, 0.25], [-0.6, 0.3], [-0.8, 0.25]],
+        atol=1e-6,
+    )
+
+
+def test_names_go_before_patterns_and_later_patterns_before_earlier_ones() -> None:
+    model = changed(ARM, "</actuator>", '<motor name="wrist" joint="elbow" ctrlrange="-3 3"/></actuator>')
+    entries = (
+        '[{actuators: "*", max_rate: 1}, {actuators: [b*, w*], max_rate: 2}, {actuator: wrist, hold: 0}]'
+    )
+    control = compiled(entries, model).control
+    assert control.actions == ["lift", "bend"]
+    assert [command.max_rate for command in control.commands] == [1, 2, None]
+    assert control(np.ones((1, 2)), np.zeros((1, 3)))[0] == pytest.approx([DT, 2 * DT, 0])
+
+
+@pytest.mark.parametrize(
+    ("observed", "last"),
+    [
+        ("", ["ctrl:lift[0]", "ctrl:bend[0]"]),
+        ("  - {field: ctrl, object: bend}\n", ["ctrl:bend[0]", "ctrl:lift[0]"]),
+        ("  - {field: ctrl}\n", ["ctrl:lift[0]", "ctrl:bend[0]"]),
+    ],
+)
+def test_an_observation_tells_what_was_sent_last(observed: str, last: list[str]) -> None:
+    page = changed(PAGE, "achieved_goal", f"{observed}achieved_goal")
+    task = compiled('{actuators: "*", kind: delta, max_rate: 1}', page=page)
+    names = [each["name"] for each in task.describe("observation")]
+    assert names[5:] == last and task.observation_dim == 7
+    assert [names[place] for place in task.last_controls()] == ["ctrl:lift[0]", "ctrl:bend[0]"]
+    if not observed:
+        assert [each["unit"] for each in task.describe("observation")][5:] == ["rad", "rad"]
+    assert compiled("range", page=PAGE).observation_dim == 5
+
+
+@pytest.mark.parametrize("make", EVERY_SIMULATOR)
+def test_what_is_sent_never_moves_faster_and_starts_where_the_joints_are(make: MakeSimulator) -> None:
+    page = changed(PAGE, "{keyframe: home}", "{keyframe: home, qpos_noise: 0.2}")
+    entries = (
+        '[{actuators: "*", kind: delta, max_rate: 1.5}, '
+        "{actuator: bend, kind: offset, scale: 0.9, max_rate: 2, smoothing_s: 0.1}]"
+    )
+    task = compiled(entries, page=page)
+    simulator, rng = make(task, seed=3), np.random.default_rng(0)
+    joints, last = numpy(simulator.observation)[:, :2], numpy(simulator.observation)[:, 5:]
+    np.testing.assert_allclose(last, joints, atol=1e-6)
+    assert np.ptp(last, axis=0).min() > 0.05
+    for step in range(200):
+        action = rng.choice([-1.0, 1.0], (4, 2)).astype(np.float32)
+        expected = task.control(action, last)
+        simulator.step(action)
+        sent_now = numpy(simulator.observation)[:, 5:]
+        np.testing.assert_allclose(sent_now, expected, atol=1e-5)
+        assert (np.abs(sent_now - last) <= np.array([1.5, 2.0]) * DT + 1e-5).all()
+        if step == 100:
+            simulator.reset(mask(simulator, 1, 2))
+            restarted = numpy(simulator.observation)
+            np.testing.assert_allclose(restarted[[1, 2], 5:], restarted[[1, 2], :2], atol=1e-6)
+            np.testing.assert_allclose(restarted[[0, 3], 5:], sent_now[[0, 3]], atol=1e-6)
+            sent_now = restarted[:, 5:]
+        last = sent_now.copy()
+    simulator.set_state(np.tile([0.1, 0.3], (4, 1)), np.zeros((4, 2)))
+    np.testing.assert_allclose(numpy(simulator.observation)[:, 5:], [[0.1, 0.3]] * 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", EVERY_SIMULATOR)
+def test_a_saved_simulator_remembers_what_was_sent(make: MakeSimulator) -> None:
+    task = compiled('{actuators: "*", kind: delta, max_rate: 1.5}')
+    simulator, other = make(task), make(task, seed=9)
+    action = np.full((4, 2), 0.7, np.float32)
+    for _ in range(3):
+        simulator.step(action)
+    other.load_state_dict(simulator.state_dict())
+    for each in (simulator, other):
+        each.step(action)
+    np.testing.assert_array_equal(numpy(simulator.observation), numpy(other.observation))
+
+
+MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor name="lift" joint="shoulder"')
+
+
+@pytest.mark.parametrize(
+    ("action", "model", "said"),
+    [
+        ("[{actuator: lift, kind: delta}, {actuator: bend}]", ARM, "'lift' needs a max_rate, as every delta"),
+        ("[{actuator: lift, kind: offset}, {actuator: bend}]", ARM, "'lift' needs a scale, as every offset"),
+        (
+            "[{actuator: lift, scale: 1}, {actuator: bend}]",
+            ARM,
+            "has a scale, which is for kind: offset alone",
+        ),
+        (
+            "[{actuator: lift, kind: offset, about: 5, scale: 1}, {actuator: bend}]",
+            ARM,
+            "'lift' is to move about 5, which is not between -1 and 1",
+        ),
+        (
+            "[{actuator: lift, kind: delta, max_rate: 1, low: 1, high: 0}, {actuator: bend}]",
+            ARM,
+            "'lift' has a low of 1 above its high of 0",
+        ),
+        ("{actuators: 'lfit*', max_rate: 1}", ARM, "no actuator is called 'lfit*'; "),
+        ("[{actuators: lift, max_rate: 1}]", ARM, "actuator 'bend' has no command"),
+        ("[{max_rate: 1}]", ARM, "name one actuator, or several in actuators"),
+        ("{actuators: '*', max_rate: -1}", ARM, "must be greater than 0"),
+        ("[{actuators: '*', hold: 0, max_rate: 1}]", ARM, "an actuator that is held has no kind"),
+    ],
+)
+def test_mistakes(action: str, model: str, said: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        compiled(action, model)
+    assert said in (message := str(raised.value))
+    assert "robot.yaml, line 13, action" in message and "\n" not in message
+
+
+def test_an_offset_of_a_motor_is_about_its_control_in_the_keyframe() -> None:
+    model = changed(MOTOR, 'qpos="0.25 0.5"', 'qpos="0.25 0.5" ctrl="0.4 0"')
+    base = compiled('{actuators: "*", kind: offset, scale: 0.1}', model).control.base
+    np.testing.assert_allclose(base, [0.4, 0.5], atol=1e-6)
+    page = changed(PAGE, "reset: {keyframe: home}\n", "")
+    with pytest.raises(ValueError, match="'lift' is no position servo of a joint: say what it moves `about`"):
+        compiled('{actuators: "*", kind: offset, scale: 0.1}', model, page)
