@@ -229,6 +229,7 @@ class GoalTask:
         distributions: episode distributions by name; ``training`` and ``evaluation`` are always there.
         control_dt_s: seconds between two actions; a multiple of the model's timestep.
         episode_steps: control steps until an episode is truncated.
+        hold_steps: control steps in a row within the success regions that make an episode a success.
         early_end: conditions that end an episode before that.
         control: how actions become controls; None gives every actuator its own action over its ctrlrange.
         other_radii: further radii of the first success region that evaluations report, by name: ``easy``,
@@ -248,6 +249,7 @@ class GoalTask:
     distributions: Mapping[str, EpisodeDistribution] = field(default_factory=dict)
     control_dt_s: float = 0.05
     episode_steps: int = 200
+    hold_steps: int = 1
     early_end: tuple[EarlyEnd, ...] = ()
     control: tuple[Command, ...] | None = None
     other_radii: Mapping[str, float] = field(default_factory=dict)
@@ -265,6 +267,11 @@ class GoalTask:
             raise TaskError(
                 f"Task {self.name!r}: episode_steps must be a whole number, at least 1 and at most "
                 f"{MOST_EPISODE_STEPS:,}, not {steps!r}."
+            )
+        if not 1 <= self.hold_steps <= self.episode_steps:
+            raise TaskError(
+                f"Task {self.name!r}: hold_steps {self.hold_steps} must be at least 1 and no more than the "
+                f"{self.episode_steps} steps of an episode."
             )
 
     @property

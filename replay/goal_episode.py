@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from thousandfold.ground.errors import UserError
+from thousandfold.ground.runs import longest_run
 
 OTHER_POLICY = "another policy"
 """In place of a level of noise where it was not the teacher that acted."""
@@ -38,6 +39,7 @@ class GoalEpisode:
         distribution: the episode distribution that start and goal were drawn from.
         action_noise: standard deviation of the noise on its actions; 0 for a clean episode, NaN where another
             policy than the teacher acted.
+        hold_steps: states in a row within the success region that make it a success.
     """
 
     observation: np.ndarray
@@ -54,11 +56,12 @@ class GoalEpisode:
     truncated: bool
     distribution: str
     action_noise: float
+    hold_steps: int = 1
 
     @property
     def succeeded(self) -> bool:
-        """Whether any action led into the success region."""
-        return bool(self.success[1:].any())
+        """Whether actions led into the success region, and held it for long enough."""
+        return longest_run(self.success[1:]) >= self.hold_steps
 
 
 @dataclass

@@ -47,7 +47,8 @@ _BOOTSTRAP_DRAWS = 4000
 _CHUNK_NUMBERS = 2**22  # of a resampling at a time, 32 MiB
 _MEAN_DRAWS = 1000
 _OUTCOMES = (
-    "success", "time_at_goal", "final_distance", "closest_distance", "start", "goal", "unstable",
+    "success", "time_at_goal", "final_distance", "closest_distance", "start", "goal", "unstable", "touched",
+    "at_end",
 )  # fmt: skip
 
 
@@ -56,7 +57,9 @@ class Episodes:
     """Outcomes of closed-loop episodes; episode i has the same start and goal for every policy and seed.
 
     Attributes:
-        success: (episodes,) bool, at least one step within the success region.
+        success: (episodes,) bool, as many steps in a row within the success region as the task asks for.
+        touched: (episodes,) bool, at least one step within the success region.
+        at_end: (episodes,) bool, the last step within the success region.
         time_at_goal: (episodes,) steps within the success region, per 1000 steps.
         final_distance: (episodes,) distance to the goal after the last step.
         closest_distance: (episodes,) smallest distance to the goal after any step.
@@ -74,6 +77,8 @@ class Episodes:
     start: np.ndarray
     goal: np.ndarray
     unstable: np.ndarray
+    touched: np.ndarray
+    at_end: np.ndarray
     paths: list[np.ndarray] = field(default_factory=list)
     other_radii: Mapping[str, float] = field(default_factory=dict)
 
@@ -91,6 +96,8 @@ class Episodes:
             "episodes": len(self.success),
             "success": float(self.success.mean()),
             "success_interval": [low, high],
+            "touched": float(self.touched.mean()),
+            "at_goal_at_end": float(self.at_end.mean()),
             "time_at_goal": float(self.time_at_goal.mean()),
             "final_distance": float(self.final_distance.mean()),
             "final_distance_interval": list(mean_interval(self.final_distance)),
@@ -210,19 +217,25 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
     distance, closest = task.goal_distance(start, goal), np.full(worlds, np.inf)
     at_goal, length, unstable = np.zeros(worlds), np.zeros(worlds, np.int64), np.zeros(worlds, bool)
+    held, longest = np.zeros((2, worlds), np.int64)
     trace = [start[:num_paths]]
     for step in steps(simulator, policy):
         unstable |= step.unstable
         length += step.running
         counted = step.running & ~step.unstable
-        at_goal += counted & step.result.success
+        there = counted & step.result.success
+        at_goal += there
+        held = np.where(there, held + 1, np.where(counted, 0, held))
+        longest = np.maximum(longest, held)
         reached = task.goal_distance(simulator.achieved_goal, goal)
         distance = np.where(counted, reached, distance)
         closest = np.where(counted, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
-        success=(at_goal > 0) & ~unstable,
+        success=(longest >= task.spec.hold_steps) & ~unstable,
+        touched=(at_goal > 0) & ~unstable,
+        at_end=(held > 0) & ~unstable,
         time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / task.spec.episode_steps),
         final_distance=distance,
         closest_distance=closest,

@@ -78,7 +78,7 @@ def roll_out(
     simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution)
     rng, result = np.random.default_rng(seed), _at_start(simulator)
     before = np.array(simulator.achieved_goal)
-    running = np.ones(worlds, bool)
+    running, held = np.ones(worlds, bool), np.zeros(worlds, np.int64)
     last = min(steps or task.spec.episode_steps, task.spec.episode_steps)
     result.whole = last == task.spec.episode_steps
     for step in range(last):
@@ -90,7 +90,8 @@ def roll_out(
         result.lengths += running
         result.unstable = result.unstable | (running & outcome.unstable)
         running = running & ~outcome.unstable
-        result.reached |= running & outcome.success
+        held = np.where(running & outcome.success, held + 1, 0)
+        result.reached |= held >= task.spec.hold_steps
         _widen(result, simulator, running)
         if running.any():
             moved = np.abs(simulator.achieved_goal - before)[running]

@@ -287,11 +287,20 @@ class TaskEntry(_Section):
     training: EpisodesEntry = EpisodesEntry()
     evaluation: EpisodesEntry = EpisodesEntry()
     success: Listed[SuccessEntry]
+    hold_steps: Whole = Field(default=1, ge=1)
     other_radii: dict[Name, Annotated[float, Field(gt=0)]] = {}
     early_end: Listed[EarlyEndEntry] = []
     action: Action = "range"
     maze: MazeEntry | None = None
     scene: SceneEntry = SceneEntry()
+
+    @pydantic.model_validator(mode="after")
+    def _can_be_held(self) -> TaskEntry:
+        if self.hold_steps > self.episode_steps:
+            raise ValueError(
+                f"hold_steps {self.hold_steps} is more than the {self.episode_steps} steps of an episode"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _has_goals(self) -> TaskEntry:

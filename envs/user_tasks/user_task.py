@@ -152,6 +152,7 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         distributions={name: _episodes(page, entry, name) for name in ("training", "evaluation")},
         control_dt_s=entry.control_dt_s,
         episode_steps=entry.episode_steps,
+        hold_steps=entry.hold_steps,
         early_end=tuple(EarlyEnd(_term(end.term), end.low, end.high) for end in entry.early_end),
         control=_control(page, entry, build_spec),
         other_radii=entry.other_radii,

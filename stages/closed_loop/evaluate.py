@@ -60,8 +60,10 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         work.log_files("rollouts.png", "manifest.json")
         low, high = results["success_interval"]
         context.console.say(
-            f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}], time at goal "
-            f"{results['time_at_goal']:.0f} of 1000 steps, over {settings.episodes} episodes."
+            f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}]; "
+            f"{results['touched']:.3f} touched the goal, {results['at_goal_at_end']:.3f} were there at the "
+            f"end; time at goal {results['time_at_goal']:.0f} of 1000 steps, over {settings.episodes} "
+            "episodes."
         )
         warn_of_chance(context.console, work.artifact)
         return work.artifact

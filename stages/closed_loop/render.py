@@ -19,6 +19,7 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import MOST_EPISODE_STEPS
 from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import atomic_file
+from thousandfold.ground.runs import longest_run
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Progress
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
@@ -70,6 +71,7 @@ class RecordedEpisode:
         goal: (goal_dim,) what was commanded.
         at_goal: (steps + 1,) bool, within the success region.
         unstable: the physics diverged; the state that it led to is left out.
+        hold_steps: states in a row at the goal that make it a success.
     """
 
     qpos: np.ndarray
@@ -77,11 +79,12 @@ class RecordedEpisode:
     goal: np.ndarray
     at_goal: np.ndarray
     unstable: bool
+    hold_steps: int = 1
 
     @property
     def success(self) -> bool:
-        """Whether a step ended within the success region and the physics never diverged."""
-        return bool(self.at_goal[1:].any()) and not self.unstable
+        """Whether the goal was held for long enough and the physics never diverged."""
+        return longest_run(self.at_goal[1:]) >= self.hold_steps and not self.unstable
 
 
 def record_episodes(
@@ -111,7 +114,8 @@ def record_episodes(
     found = []
     for kept, goal, diverged in zip(rows, simulator.desired_goal.copy(), unstable.tolist(), strict=True):
         qpos, achieved = (np.stack(column) for column in zip(*kept, strict=True))
-        found.append(RecordedEpisode(qpos, achieved, goal, task.is_success(achieved, goal), diverged))
+        at_goal = task.is_success(achieved, goal)
+        found.append(RecordedEpisode(qpos, achieved, goal, at_goal, diverged, task.spec.hold_steps))
     return found
 
 

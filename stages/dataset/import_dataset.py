@@ -295,6 +295,7 @@ def _part(
         truncated=not (episode.terminated and is_end),
         distribution=DISTRIBUTION,
         action_noise=float("nan"),
+        hold_steps=task.spec.hold_steps,
     )
 
 

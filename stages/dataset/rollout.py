@@ -203,6 +203,7 @@ class RoundRecord:
         self._desired_goal = simulator.desired_goal.copy()
         self._success = np.zeros((worlds, rows), bool)
         self._success[:, 0] = task.is_success(simulator.achieved_goal, self._desired_goal)
+        self._hold_steps = task.spec.hold_steps
         self._length, self.step = np.zeros(worlds, np.int64), 0
         self._terminated, self._truncated, self._unstable = (np.zeros(worlds, bool) for _ in range(3))
 
@@ -244,4 +245,5 @@ class RoundRecord:
             truncated=bool(self._truncated[world]),
             distribution=group.distribution,
             action_noise=group.action_noise,
+            hold_steps=self._hold_steps,
         )

@@ -53,6 +53,10 @@ class TestWhatAPageSays:
         assert units == ["rad", "rad", "m", "m", "m"]
         assert task.spec.reference == task.spec.file
 
+    def test_a_success_may_have_to_be_held(self) -> None:
+        assert compiled(PAGE + "hold_steps: 10\n").spec.hold_steps == 10
+        assert compiled().spec.hold_steps == 1
+
     def test_whole_numbers_written_as_floats(self) -> None:
         page = changed(
             changed(PAGE, "steps: 30", "steps: 1e3"), "radius: 0.05", "radius: 0.05, slice: [0, 2.0]"

@@ -105,6 +105,10 @@ MISTAKES = {
         PAGE + "action: position_targets\n",
         "line 13, action: must be 'range' or 'position_target' (got 'position_targets')",
     ),
+    "held for longer than an episode": (
+        PAGE + "hold_steps: 31\n",
+        "hold_steps 31 is more than the 30 steps of an episode",
+    ),
     "held and commanded": (
         PAGE + "action: [{actuator: lift}, {actuator: bend, hold: 1, low: 0}]\n",
         "line 13, action[1]: an actuator that is held has no kind, low or high",

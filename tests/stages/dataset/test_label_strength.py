@@ -24,8 +24,8 @@ SETTINGS = LabelSettings(teacher_samples=16)
 def outcomes(success: float, time_at_goal: float) -> Episodes:
     """Return 256 episodes of which this share succeeds, each success this long at the goal."""
     reached = np.arange(256) < round(256 * success)
-    zeros, places = np.zeros(256), np.zeros((256, 2))
-    return Episodes(reached, time_at_goal * reached, zeros, zeros, places, places, zeros.astype(bool))
+    zeros, places, none = np.zeros(256), np.zeros((256, 2)), np.zeros(256, bool)
+    return Episodes(reached, time_at_goal * reached, zeros, zeros, places, places, none, reached, reached)
 
 
 def trial(success: float, time_at_goal: float) -> StrengthTrial:

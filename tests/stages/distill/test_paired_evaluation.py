@@ -29,6 +29,8 @@ def episodes(success: np.ndarray, time_at_goal: np.ndarray | None = None, goal_d
         start=np.tile(number[:, None], goal_dim),
         goal=np.tile(number[:, None] + 1, goal_dim),
         unstable=np.zeros(count, bool),
+        touched=np.asarray(success, bool),
+        at_end=np.asarray(success, bool),
     )
 
 

@@ -56,7 +56,8 @@ class ScriptedEvaluations:
         self.seeds.append(tuple(seed.generate_state(4).tolist()))
         each = np.full(episodes, time_at_goal)
         points, stable = np.zeros((episodes, 2)), np.zeros(episodes, bool)
-        return Episodes(np.arange(episodes) < successes, each, each, each, points, points, stable)
+        reached = np.arange(episodes) < successes
+        return Episodes(reached, each, each, each, points, points, stable, reached, reached)
 
 
 EVALUATED = change(evaluate_every=1, env_steps=4 * 30 * 5, average_decay=0.0, finalists=1)

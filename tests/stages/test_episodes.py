@@ -1,0 +1,56 @@
+"""What an episode's outcome is: held for long enough, touched, there at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.simulators.simulator import StepResult
+from thousandfold.envs.task import TaskError
+from thousandfold.stages.episodes import run_round
+
+STEPS = 6
+THERE = {"never": "000000", "once": "010000", "twice": "011011", "three": "001110", "to the end": "000111"}
+
+
+class Scripted(CpuSimulator):
+    """Worlds that are at their goal when a script says so; one diverges in its fifth step."""
+
+    def step(self, action: np.ndarray) -> StepResult:
+        result = super().step(action)
+        now = int(self.episode_step[0]) - 1
+        there = np.array([script[now] == "1" for script in THERE.values()] + [True])
+        unstable = np.array([False] * len(THERE) + [now == 4])
+        return result._replace(success=there & ~unstable, unstable=unstable)
+
+
+def outcomes(hold_steps: int) -> Any:
+    task = dataclasses.replace(get_task("point_u_maze"), episode_steps=STEPS, hold_steps=hold_steps)
+    simulator = Scripted(CompiledTask(task), len(THERE) + 1, num_threads=1)
+    return run_round(simulator, lambda observation, goal: np.zeros((len(goal), 2)))
+
+
+@pytest.mark.parametrize(
+    ("hold_steps", "held"),
+    [(1, [0, 1, 1, 1, 1, 0]), (2, [0, 0, 1, 1, 1, 0]), (3, [0, 0, 0, 1, 1, 0]), (4, [0] * 6)],
+)
+def test_a_success_is_a_goal_that_is_held(hold_steps: int, held: list[int]) -> None:
+    found = outcomes(hold_steps)
+    assert found.success.astype(int).tolist() == held
+    assert found.touched.astype(int).tolist() == [0, 1, 1, 1, 1, 0]
+    assert found.at_end.astype(int).tolist() == [0, 0, 1, 0, 1, 0]
+    summary = found.summary()
+    assert (summary["success"], summary["touched"]) == (sum(held) / 6, 4 / 6)
+    assert summary["at_goal_at_end"] == 2 / 6
+
+
+@pytest.mark.parametrize("hold_steps", [0, STEPS + 1])
+def test_no_episode_can_hold_longer_than_it_lasts(hold_steps: int) -> None:
+    with pytest.raises(TaskError, match=f"hold_steps {hold_steps} must be at least 1 and no more than the 6"):
+        outcomes(hold_steps)
