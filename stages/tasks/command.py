@@ -6,7 +6,7 @@ import click
 
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.listing import show_rows
-from thousandfold.pipeline.session import Session, json_option
+from thousandfold.pipeline.session import Session, default_preset, json_option
 from thousandfold.pipeline.settings import MOST_EPISODES, preset_info
 
 
@@ -47,11 +47,11 @@ def show_tasks(console: Console) -> None:
     from thousandfold.envs.registry import compile_task, get_task, task_names
     from thousandfold.envs.task_names import environment_id
 
-    measured = preset_info("cpu").measured
-    assert measured is not None
-    rows = []
+    rows, processors = [], set[str]()
     for name in task_names():
         task, compiled = get_task(name), compile_task(name)
+        measured = preset_info(default_preset("cpu", name)[0]).measured
+        processors |= {measured.processor} if measured else set()
         rows.append(
             {
                 "task": name,
@@ -61,12 +61,12 @@ def show_tasks(console: Console) -> None:
                 "control dt (s)": task.control_dt_s,
                 "steps": task.episode_steps,
                 "Gymnasium id": environment_id(name),
-                "minutes to 0.8": measured.minutes.get(name),
+                "minutes to 0.8": measured and measured.minutes.get(name),
                 "description": task.description,
             }
         )
     show_rows(console, "Tasks", rows)
     console.say(
-        f"minutes to 0.8: of success, with the preset cpu, at the median of seeds, on {measured.processor}; "
-        "a dash where it was not measured or not reached."
+        "minutes to 0.8: of success, with the default preset of a CPU, at the median of seeds, on "
+        f"{' or '.join(sorted(processors))}; a dash where it was not measured or not reached."
     )

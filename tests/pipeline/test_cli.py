@@ -273,7 +273,7 @@ class TestLists:
         text = invoke(tmp_path, "tasks").stdout
         assert "point_u_maze" in text
         assert "thousandfold/PointUMaze-v0" in text
-        assert "minutes to 0.8: of success, with the preset cpu" in text
+        assert "minutes to 0.8: of success, with the default preset of a CPU" in text
         rows = json_of(invoke(tmp_path, "tasks", "--json"))["tasks"]
         assert rows[0]["action"] == 2
 
