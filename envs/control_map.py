@@ -233,6 +233,11 @@ def _target(
             raise TaskError(f"{owner}: actuator {name!r} has a {key}, which is for kind: offset alone.")
     if command.kind == "hold" and (command.max_rate is not None or command.smoothing_s):
         raise TaskError(f"{owner}: actuator {name!r} is held: leave out max_rate and smoothing_s.")
+    if command.kind == "delta" and command.smoothing_s:
+        raise TaskError(
+            f"{owner}: actuator {name!r} has a smoothing_s, which would only make each delta smaller: "
+            "give it a lower max_rate."
+        )
     if command.kind == "delta":
         assert command.max_rate is not None
         return 0.0, command.max_rate * control_dt_s

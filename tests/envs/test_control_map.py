@@ -175,6 +175,11 @@ MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor n
         ),
         ("{actuators: 'lfit*', max_rate: 1}", ARM, "no actuator is called 'lfit*'; "),
         ("[{actuators: lift, max_rate: 1}]", ARM, "actuator 'bend' has no command"),
+        (
+            "{actuators: '*', kind: delta, max_rate: 1, smoothing_s: 0.1}",
+            ARM,
+            "'lift' has a smoothing_s, which",
+        ),
         ("[{max_rate: 1}]", ARM, "name one actuator, or several in actuators"),
         ("{actuators: '*', max_rate: -1}", ARM, "must be greater than 0"),
         ("[{actuators: '*', hold: 0, max_rate: 1}]", ARM, "an actuator that is held has no kind"),
