@@ -178,7 +178,7 @@ MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor n
         (
             "{actuators: '*', kind: delta, max_rate: 1, smoothing_s: 0.1}",
             ARM,
-            "'lift' has a smoothing_s, which",
+            "'lift' has a smoothing_s",
         ),
         ("[{max_rate: 1}]", ARM, "name one actuator, or several in actuators"),
         ("{actuators: '*', max_rate: -1}", ARM, "must be greater than 0"),

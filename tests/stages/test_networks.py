@@ -123,11 +123,11 @@ def test_the_policy_is_the_squashed_mean(tmp_path: Path):
     "action",
     [
         '{actuators: "*", kind: delta, max_rate: 1.5}',
-        "[{actuator: bend, kind: switch, max_rate: 3}, {actuator: lift, kind: offset, scale: 1, smoothing_s: 0.2}]",
+        "[{actuator: bend, kind: switch, max_rate: 3}, {actuator: lift, kind: offset, scale: 1}]",
         "[{actuator: lift, kind: offset, about: 0.9, scale: 0.4}, {actuator: bend, low: 1, high: -0.5}]",
-        "[{actuator: bend, kind: delta, max_rate: 2}, {actuator: lift, hold: 0.3}]",
+        "[{actuator: bend, kind: offset, scale: 1, smoothing_s: 0.2}, {actuator: lift, hold: 0.3}]",
     ],
-    ids=["delta", "switch and offset", "offset alone", "delta and held"],
+    ids=["delta", "switch and offset", "offset alone", "a filter and held"],
 )
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_an_exported_graph_sends_what_the_simulator_would(tmp_path: Path, action: str, runtime: str):
