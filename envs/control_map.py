@@ -30,8 +30,8 @@ class ControlMap:
         action_dim: how many actions there are.
         commands: what was said of each actuator, in the model's order.
         columns: (nu,) int64, which action each actuator takes; 0 for one that is held.
-        low, high: (nu,) float32, what is sent at most and at least. Of a range or a switch the controls at
-            action −1 and +1, in this order; equal for an actuator that is held.
+        low, high: (nu,) float32, what is sent never leaves them. Of a range or a switch they are the controls
+            at action −1 and +1, so that either may be the greater; equal for an actuator that is held.
         switched: (nu,) bool, whether the actuator knows only `low` and `high`, which at actions above 0.
         base, slope: (nu,) float32, of the target.
         carry: (nu,) float32, 1 where the target is an increment of what was sent last, else 0.
@@ -88,12 +88,22 @@ class ControlMap:
             except TaskError as error:
                 raise error.within(place) from None
             self.low[index], self.high[index] = low, high
-            self.base[index], self.slope[index] = base, slope
+            with np.errstate(over="ignore"):
+                self.base[index], self.slope[index] = base, slope
             self.carry[index] = command.kind == "delta"
             if command.smoothing_s > 0:
                 self.gain[index] = -math.expm1(-control_dt_s / command.smoothing_s)
             if command.max_rate is not None:
-                self.step[index] = command.max_rate * control_dt_s
+                with np.errstate(over="ignore"):
+                    self.step[index] = command.max_rate * control_dt_s
+            numbers = [self.base[index], self.slope[index]]
+            numbers += [self.step[index]] if command.max_rate is not None else []
+            if not np.isfinite(numbers).all() or not self.gain[index] > 0 or not self.step[index] > 0:
+                raise TaskError(
+                    f"{owner}: actuator {command.actuator!r} has a rate, scale or time constant that is too "
+                    "large or too small for a number of 32 bits.",
+                    (place,),
+                )
             if command.kind != "hold":
                 self.columns[index] = len(self.actions)
                 self.actions.append(self.actuators[index])
@@ -139,8 +149,11 @@ class ControlMap:
 
         Without them what an action does would depend on something that a policy is not told.
         """
-        told = {term.object for term in observation if term.field == "ctrl" and term.transform == "identity"}
-        told = set(self.actuators) if None in told else told
+        told = set[str]()
+        for term in observation:
+            if term.field == "ctrl" and term.transform == "identity":
+                every = self.actuators if term.object is None else [term.object]
+                told |= set(every if term.columns is None else [every[place] for place in term.columns])
         return [
             Term("ctrl", name, unit=self._servos[index].unit if index in self._servos else "")
             for index, name in enumerate(self.actuators)
@@ -230,7 +243,7 @@ def _target(
             raise TaskError(f"{owner}: actuator {name!r} needs a {key}, as every {needed_by} does.")
     for key in ("scale", "about"):
         if getattr(command, key) is not None and command.kind != "offset":
-            raise TaskError(f"{owner}: actuator {name!r} has a {key}, which is for kind: offset alone.")
+            raise TaskError(f"{owner}: actuator {name!r} is given {key}, which is for kind: offset alone.")
     if command.kind == "hold" and (command.max_rate is not None or command.smoothing_s):
         raise TaskError(f"{owner}: actuator {name!r} is held: leave out max_rate and smoothing_s.")
     if command.kind == "delta" and command.smoothing_s:
@@ -276,7 +289,7 @@ def _bounds(model: mujoco.MjModel, index: int, command: Command, owner: str) -> 
         try:
             lowest, highest = _own_range(model, index, name, owner)
         except TaskError as error:
-            if not moves_about:
+            if not moves_about or model.actuator_ctrlrange[index].any():
                 raise
             try:
                 lowest, highest = target_range(model, index)

@@ -12,6 +12,7 @@ from thousandfold.envs.task import Command, TaskError
 
 _OBJECT, _JOINT = mujoco.mjtObj, mujoco.mjtJoint
 # A NumPy integer is in no tuple of these.
+_FOLLOWS = (mujoco.mjtDyn.mjDYN_NONE, mujoco.mjtDyn.mjDYN_FILTER, mujoco.mjtDyn.mjDYN_FILTEREXACT)
 _JOINT_TRANSMISSIONS = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
 
 
@@ -27,12 +28,16 @@ class ServoJoint(NamedTuple):
 
 
 def is_position_servo(model: mujoco.MjModel, actuator: int) -> bool:
-    """Return whether an actuator's force is gain · (control − length), with damping or without."""
+    """Return whether an actuator's force is gain · (control − length), with damping or a filter or without.
+
+    One that integrates its control has a force of the same form, but is told a velocity.
+    """
     gain, bias = model.actuator_gainprm[actuator], model.actuator_biasprm[actuator]
     return bool(
         model.actuator_gaintype[actuator] == mujoco.mjtGain.mjGAIN_FIXED
         and model.actuator_biastype[actuator] == mujoco.mjtBias.mjBIAS_AFFINE
         and bias[1] == -gain[0] != 0 == bias[0]
+        and mujoco.mjtDyn(model.actuator_dyntype[actuator]) in _FOLLOWS
     )
 
 

@@ -129,6 +129,7 @@ class DeployablePolicy(nn.Module):
         columns: which action each actuator takes, (num_actuators,) int64; None: each its own, in order.
         switched: (num_actuators,) bool, actuators that know only the two ends, the high one at actions above
             0; None: there are none.
+        moderated: how what is sent follows its target, on the CPU; None: it is the target.
     """
 
     observation_low: Tensor

@@ -51,6 +51,8 @@ COLUMNS = {
 }
 ALTERNATIVES = tuple(name for name in COLUMNS if name.startswith("alternative_"))
 SUCCESS = ("infos/is_success", 1)
+HOLD_STEPS = "options/hold_steps"
+"""an episode's attribute: states in a row that make it a success; 1 where there is none"""
 
 _SHARD = re.compile(r"shard_(\d{5,})-v0")
 _ID = re.compile(r"[-\w]+(/[-\w]+)+")

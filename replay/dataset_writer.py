@@ -26,6 +26,7 @@ from thousandfold.ground.errors import BAD_CONTENT
 from thousandfold.replay.dataset_layout import (
     COLUMNS,
     FORMAT_VERSION,
+    HOLD_STEPS,
     METADATA_NAME,
     NAMESPACE,
     ROWS_NAME,
@@ -254,6 +255,8 @@ def _write_rows(path: Path, episodes: Iterable[GoalEpisode]) -> DatasetStatistic
             group.attrs["total_steps"] = len(episode.action)
             group.attrs["options/distribution"] = episode.distribution
             group.attrs["options/action_noise"] = episode.action_noise
+            if episode.hold_steps > 1:
+                group.attrs[HOLD_STEPS] = episode.hold_steps
             for place, column in _columns_of(episode).items():
                 group.create_dataset(place, data=column)
             statistics.add(episode)

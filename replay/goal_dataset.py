@@ -14,10 +14,12 @@ import h5py
 import numpy as np
 
 from thousandfold.ground.errors import BAD_CONTENT
+from thousandfold.ground.runs import longest_run
 from thousandfold.replay.dataset_layout import (
     ALTERNATIVES,
     COLUMNS,
     FORMAT_VERSION,
+    HOLD_STEPS,
     NAMESPACE,
     ROWS_NAME,
     SUCCESS,
@@ -199,10 +201,14 @@ def _read(file: h5py.File, metadata: dict[str, Any]) -> GoalDataset:
             raise ValueError(f"{name} holds NaN or infinity")
     first = np.concatenate([[0], stops[:-1]])
     success[first] = False  # a start within the success region is no success of the episode's
+    succeeded = np.logical_or.reduceat(success, first)
+    holds = [int(file[f"episode_{index}"].attrs.get(HOLD_STEPS, 1)) for index in range(episodes)]
+    for index in np.flatnonzero(np.array(holds) > 1).tolist():
+        succeeded[index] = longest_run(success[first[index] : stops[index]]) >= holds[index]
     return GoalDataset(
         **_no_alternatives(columns) | columns,
         episode=np.repeat(np.arange(episodes), lengths),
-        success=np.logical_or.reduceat(success, first),
+        success=succeeded,
         metadata=metadata,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def compile_user_task(path: str | Path, reserved: Collection[str] = ()) -> Compi
             compiled = CompiledTask(task)
     except TaskError as error:
         model = _compile(page, task.build_spec)
-        for location, check in _checks(entry, task, model):
+        for location, check in _checks(page, entry, task, model):
             _located(page, location, check)
         # The control step and the timestep are left.
         reason = str(error).removeprefix(f"Task {task.name!r}: ").removeprefix("control_dt_s ")
@@ -323,32 +323,60 @@ def _control(
         return _located(page, ("action",), lambda: position_targets(model))
     commands: list[schema.CommandEntry] = entry.action  # pyright: ignore[reportAssignmentType]
     model = _compile(page, build_spec) if any(_needs_model(each) for each in commands) else None
-    make = partial(_command, model=model, keyframe=entry.reset.keyframe)
-    single = [make(each, each.actuator) for each in commands if each.actuator is not None]
-    named = {command.actuator for command in single}
-    found: dict[str, Command] = {}
-    for place, each in enumerate(commands):
-        # What is said of an actuator by name goes before patterns, a later pattern before an earlier one.
-        matching = [] if each.actuators is None else _matching(page, place, each.actuators, model)
-        found |= {name: make(each, name) for name in matching if name not in named}
-    return (*found.values(), *single)
+    keyframes = {(own.reset or entry.reset).keyframe for own in (entry.training, entry.evaluation)}
+    found = []
+    for place, actuator in _commanded(page, commands, model):
+        if commands[place].kind == "offset" and commands[place].about is None and len(keyframes) > 1:
+            raise page.error(
+                ("action", place),
+                "training and evaluation start in different keyframes: say what it moves `about`",
+            )
+        found.append(_command(commands[place], actuator, model, next(iter(keyframes))))
+    return tuple(found)
 
 
 def _needs_model(entry: schema.CommandEntry) -> bool:
     return entry.actuators is not None or (entry.kind == "offset" and entry.about is None)
 
 
-def _matching(page: Page, place: int, patterns: list[str], model: mujoco.MjModel | None) -> list[str]:
-    """Return the actuators that names and patterns of an entry mean, in the model's order."""
-    assert model is not None
-    names = object_names(model, mujoco.mjtObj.mjOBJ_ACTUATOR)
-    for index, pattern in enumerate(patterns):
-        if not fnmatch.filter(names, pattern):
-            raise page.error(
-                ("action", place, "actuators", index),
-                f"no actuator is called {pattern!r}; {nearest_hint(pattern, names)}valid: {', '.join(names)}",
-            )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
+def _commanded(
+    page: Page, commands: Sequence[schema.CommandEntry], model: mujoco.MjModel | None
+) -> list[tuple[int, str]]:
+    """Return which entry says what of which actuator, in the order of the actions.
+
+    What is said of an actuator by its name goes before patterns, a later pattern before an earlier one.
+
+    Raises:
+        TaskError: a name or pattern means no actuator, or others say all that an entry would.
+    """
+    names = [] if model is None else object_names(model, mujoco.mjtObj.mjOBJ_ACTUATOR)
+    by_name: list[tuple[int, str]] = []
+    by_pattern: dict[str, int] = {}
+    for place, entry in enumerate(commands):
+        if entry.actuator is not None:
+            by_name.append((place, entry.actuator))
+        for index, pattern in enumerate(entry.actuators or ()):
+            if pattern in names:
+                by_name.append((place, pattern))
+                continue
+            matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+            if not matching:
+                raise page.error(
+                    ("action", place, "actuators", index),
+                    f"no actuator is called {pattern!r}; {nearest_hint(pattern, names)}valid: "
+                    f"{', '.join(names)}",
+                )
+            by_pattern |= dict.fromkeys(matching, place)
+    named = {name for _, name in by_name}
+    found = [(place, name) for name, place in by_pattern.items() if name not in named]
+    found += by_name
+    idle = set(range(len(commands))) - {place for place, _ in found}
+    for place in sorted(idle):
+        raise page.error(
+            ("action", place),
+            "other entries say all of it: put patterns that mean more before those that mean less",
+        )
+    return found
 
 
 def _command(
@@ -417,7 +445,7 @@ def _located(page: Page, location: Location, call: Callable[[], Any]) -> Any:
 
 
 def _checks(
-    entry: schema.TaskEntry, task: GoalTask, model: mujoco.MjModel
+    page: Page, entry: schema.TaskEntry, task: GoalTask, model: mujoco.MjModel
 ) -> Iterator[tuple[Location, Callable[[], Any]]]:
     """Yield the entries that must suit the model, each with what raises TaskError where it does not."""
     yield ("model",), partial(require_whole_state, model, _OWNER)
@@ -427,7 +455,7 @@ def _checks(
             yield (key, index), partial(resolver.resolve, (term,))
     for index, end in enumerate(task.early_end):
         yield ("early_end", index, "term"), partial(resolver.resolve, (end.term,))
-    yield ("action",), partial(_require_controls, model, task)
+    yield ("action",), partial(_require_controls, page, entry, model, task)
     goal_dim = resolver.resolve(task.achieved_goal)[-1].stop
     for index, region in enumerate(task.success):
         yield ("success", index), partial(require_region_fits, region, goal_dim, _OWNER)
@@ -437,10 +465,14 @@ def _checks(
         yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal_dim, _OWNER)
 
 
-def _require_controls(model: mujoco.MjModel, task: GoalTask) -> None:
+def _require_controls(page: Page, entry: schema.TaskEntry, model: mujoco.MjModel, task: GoalTask) -> None:
     try:
         ControlMap(model, task.control, _OWNER, task.control_dt_s)
     except TaskError as error:
+        if error.entry and isinstance(entry.action, list):  # an entry may command several
+            first, *rest = error.entry
+            place = _commanded(page, entry.action, model)[int(first)][0]
+            raise TaskError(str(error), (place, *rest)) from None
         if task.control is None and model.nu > 0:
             with contextlib.suppress(TaskError):
                 position_targets(model)

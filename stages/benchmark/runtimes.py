@@ -19,6 +19,7 @@ import numpy as np
 from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.stages.benchmark.loops import Step
+from thousandfold.stages.policy_file.golden import control_bounds
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 if TYPE_CHECKING:
@@ -136,12 +137,17 @@ def _open(
 def _compare(
     found: OtherRuntimes, policy: OnnxPolicy, states: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """Leave out what computes other actions than the file: its time would say nothing."""
+    """Leave out what computes other actions or controls than the file: its time would say nothing."""
     compared = states[:_COMPARED_STATES]
-    expected = np.array([policy.step(*state).action for state in compared])
+    bounds = control_bounds(policy.metadata)
+
+    def joined(action: Any, control: Any) -> np.ndarray:
+        return np.concatenate([np.ravel(action), np.ravel(control) / bounds])
+
+    expected = np.array([joined(*policy.step(*state)) for state in compared])
     for name, step in list(found.steps.items()):
         outputs: list[Any] = [step(*state) for state in compared]
-        difference = float(np.abs(np.array([action for action, _ in outputs]) - expected).max())
+        difference = float(np.abs(np.array([joined(*each) for each in outputs]) - expected).max())
         found.action_difference[name] = difference
         if difference > _SAME_ACTION:
             del found.steps[name]

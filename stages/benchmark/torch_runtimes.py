@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -119,6 +119,9 @@ def numpy_policy(module: DeployablePolicy) -> NumpyPolicy:
         _array(module.control_high),
         None if module.columns is None else _array(module.columns),
         None if module.switched is None else _array(module.switched),
+        None
+        if module.moderated is None
+        else {name: _array(each) for name, each in module.moderated._asdict().items()},
     )
     normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
     mean, std = (
@@ -213,6 +216,7 @@ class Head:
         control_low, control_high: actuator units at action −1 and +1.
         columns: which action each actuator takes; None: each its own.
         switched: which actuators know only the two ends; None: there are none.
+        moderated: how what is sent follows its target, in `ModeratedControl`'s names; None: it is the target.
     """
 
     norm: tuple[np.ndarray, np.ndarray] | None
@@ -223,6 +227,7 @@ class Head:
     control_high: np.ndarray
     columns: np.ndarray | None = None
     switched: np.ndarray | None = None
+    moderated: Mapping[str, np.ndarray] | None = None
 
 
 class NumpyPolicy:
@@ -251,6 +256,9 @@ class NumpyPolicy:
         self._stream = np.zeros(width, np.float32)
         self._hidden, self._spare = (np.zeros(width, np.float32) for _ in range(2))
         self._half_range = 0.5 * (head.control_high - head.control_low)
+        ends = head.control_low, head.control_high
+        self._ends = np.minimum(*ends), np.maximum(*ends)
+        self._last = np.zeros_like(head.control_low)
 
     def step(self, observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return action (action_dim,) and control (num_actuators,) for one state."""
@@ -259,6 +267,8 @@ class NumpyPolicy:
         state[len(observation) :] = goal
         np.maximum(state, self._low, out=state)
         np.minimum(state, self._high, out=state)
+        if self._head.moderated is not None:
+            self._last = state[self._head.moderated["last"]]
         np.subtract(state, self._mean, out=state)
         np.multiply(state, self._factor, out=state)
         value = state
@@ -301,7 +311,13 @@ class NumpyPolicy:
         share = action if head.columns is None else action[head.columns]
         if head.switched is not None:
             share = np.where(head.switched, np.where(share > 0, np.float32(1.0), np.float32(-1.0)), share)
-        return action, head.control_low + (share + np.float32(1.0)) * self._half_range
+        if (law := head.moderated) is None:
+            return action, head.control_low + (share + np.float32(1.0)) * self._half_range
+        least, most = self._ends
+        held = np.where(law["stateful"], self._last.clip(least, most), np.float32(0.0))
+        target = law["base"] + law["slope"] * share + law["carry"] * held
+        moved = (law["gain"] * (target - held)).clip(-law["step"], law["step"])
+        return action, (held + moved).clip(least, most)
 
 
 def _normalise(value: np.ndarray, norm: tuple[np.ndarray, np.ndarray], eps: float) -> None:

@@ -38,7 +38,7 @@ COVERAGE_PICTURE = "coverage.png"
 SKIPPED = "skipped_shards"
 """What the metadata of a dataset that was read without its damaged shards calls these."""
 
-PACK_FORMAT = 1
+PACK_FORMAT = 2
 """To be raised whenever the rows that are read from the same files become others."""
 
 _INSTEAD = (

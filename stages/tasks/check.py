@@ -86,7 +86,6 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
             task.describe("achieved_goal"), *rollout.achieved_goal, *rollout.desired_goal, strict=True
         )
     ]
-    slow = control.stateful.any()
     action = [
         {
             "actuator": name,
@@ -95,7 +94,16 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
             "low": float(control.low[index]),
             "high": float(control.high[index]),
         }
-        | ({"max_rate": command.max_rate, "smoothing_s": command.smoothing_s or None} if slow else {})
+        | (
+            {
+                "about": float(control.base[index]) if command.kind == "offset" else None,
+                "scale": command.scale,
+                "max_rate": command.max_rate,
+                "smoothing_s": command.smoothing_s or None,
+            }
+            if control.is_moderated
+            else {}
+        )
         for index, (name, command) in enumerate(zip(control.actuators, control.commands, strict=True))
     ]
     return {"observation": observation, "goal": goal, "action": action}
@@ -121,12 +129,13 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
     console.say(
         f"Task {task.name}: control step {described.control_dt_s:g} s ({task.frame_skip} physics steps of "
         f"{task.model.opt.timestep:g} s), {described.episode_steps} steps an episode; success within "
-        f"{', '.join(f'{region.radius:g}' for region in described.success)}."
+        f"{', '.join(f'{region.radius:g}' for region in described.success)}"
+        f"{f' for {described.hold_steps} steps in a row' if described.hold_steps > 1 else ''}."
     )
     for title, key in (
         ("Observation, ranges as a random policy sees them", "observation"),
         ("Goal, as a random policy achieves it and as it is commanded", "goal"),
-        ("Controls: what is sent lies between low and high", "action"),
+        ("Controls, at action -1 and +1; those of a delta or an offset lie between them", "action"),
     ):
         rows = report[key]
         console.table(title, list(rows[0]), [list(row.values()) for row in rows])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator, mask, numpy
-from tests.envs.user_tasks.user_pages import ARM, PAGE, changed, write
+from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, write
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
 torch = pytest.importorskip("torch", reason="torch comes with the extra `train`")
 
@@ -94,6 +96,7 @@ def test_names_go_before_patterns_and_later_patterns_before_earlier_ones() -> No
         ("", ["ctrl:lift[0]", "ctrl:bend[0]"]),
         ("  - {field: ctrl, object: bend}\n", ["ctrl:bend[0]", "ctrl:lift[0]"]),
         ("  - {field: ctrl}\n", ["ctrl:lift[0]", "ctrl:bend[0]"]),
+        ("  - {field: ctrl, columns: [1]}\n", ["ctrl:bend[0]", "ctrl:lift[0]"]),
     ],
 )
 def test_an_observation_tells_what_was_sent_last(observed: str, last: list[str]) -> None:
@@ -150,6 +153,60 @@ def test_a_saved_simulator_remembers_what_was_sent(make: MakeSimulator) -> None:
     np.testing.assert_array_equal(numpy(simulator.observation), numpy(other.observation))
 
 
+def test_a_name_among_patterns_goes_before_patterns_too() -> None:
+    control = compiled('[{actuators: [bend], max_rate: 2}, {actuators: "*", max_rate: 1}]').control
+    assert [command.max_rate for command in control.commands] == [1, 2]
+
+
+def test_names_with_brackets_are_names() -> None:
+    model = changed(ARM, 'name="lift"', 'name="lift[0]"')
+    control = compiled('[{actuators: ["lift[0]", bend], kind: delta, max_rate: 1}]', model).control
+    assert control.actions == ["lift[0]", "bend"]
+
+
+def test_a_servo_that_integrates_is_told_a_velocity_and_starts_from_the_keyframes() -> None:
+    """Its force has the form of a position servo's, but its control is no position."""
+    task = compiled('{actuators: "*", kind: delta, max_rate: 1}', STATEFUL_ARM)
+    simulator = CpuSimulator(task, 2, num_threads=1)
+    np.testing.assert_allclose(simulator.observation[:, 5:], [[0.0, 0.5]] * 2, atol=1e-6)
+    with pytest.raises(ValueError, match="position_target needs position servos, and actuator 'lift'"):
+        compiled("position_target", STATEFUL_ARM)
+
+
+@pytest.mark.parametrize("sections", [("training", "evaluation"), ("training",)])
+def test_an_offset_is_about_the_keyframe_of_all_episodes(sections: tuple[str, ...]) -> None:
+    own = "".join(f"{name}: {{reset: {{keyframe: home}}}}\n" for name in sections)
+    page = changed(PAGE, "reset: {keyframe: home}\n", own)
+    entries = '{actuators: "*", kind: offset, scale: 0.1}'
+    if len(sections) == 2:
+        np.testing.assert_allclose(compiled(entries, page=page).control.base, [0.25, 0.5], atol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="training and evaluation start in different keyframes"):
+            compiled(entries, page=page)
+
+
+@pytest.mark.parametrize("xp", [np, torch], ids=["numpy", "torch"])
+def test_an_action_that_is_no_number_sends_none(xp: Any) -> None:
+    control = compiled('[{actuators: "*", max_rate: 1, smoothing_s: 0.1}]').control
+    found = control(xp.asarray([[math.nan, 0.5]]), xp.zeros((1, 2)), xp=xp)
+    assert math.isnan(float(found[0, 0])) and math.isfinite(float(found[0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("entries", "line"),
+    [
+        ('- {actuator: bend, max_rate: 1}\n  - {actuators: "l*", kind: delta}', 15),
+        ("- {actuator: bend, max_rate: 1}\n  - {actuator: lift}\n  - {actuator: bend}", 16),
+        ('- {actuators: "l*"}\n  - {actuators: "*"}', 14),
+        ('- {actuators: "*"}\n  - {actuators: [bend, "x*"]}', 15),
+    ],
+    ids=["pattern", "commanded twice", "nothing left", "unknown pattern"],
+)
+def test_a_mistake_is_told_where_it_stands(entries: str, line: int) -> None:
+    with pytest.raises(ValueError, match=rf"robot.yaml, line {line}, action\[{line - 14}\]"):
+        compiled(f"\n  {entries}")
+
+
 MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor name="lift" joint="shoulder"')
 
 
@@ -161,7 +218,7 @@ MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor n
         (
             "[{actuator: lift, scale: 1}, {actuator: bend}]",
             ARM,
-            "has a scale, which is for kind: offset alone",
+            "is given scale, which is for kind: offset alone",
         ),
         (
             "[{actuator: lift, kind: offset, about: 5, scale: 1}, {actuator: bend}]",
@@ -179,6 +236,14 @@ MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor n
             "{actuators: '*', kind: delta, max_rate: 1, smoothing_s: 0.1}",
             ARM,
             "'lift' has a smoothing_s",
+        ),
+        ("{actuators: '*', kind: delta, max_rate: 1e308}", ARM, "too large or too small for a number of 32"),
+        ("{actuators: '*', max_rate: 1e-300}", ARM, "too large or too small for a number of 32 bits"),
+        ("{actuators: '*', smoothing_s: 1e300}", ARM, "too large or too small for a number of 32 bits"),
+        (
+            "{actuators: '*', kind: delta, max_rate: 1}",
+            changed(ARM, 'kp="10" ctrlrange="-1 1"', 'kp="10" ctrlrange="-1 1" ctrllimited="false"'),
+            "the model switches it off",
         ),
         ("[{max_rate: 1}]", ARM, "name one actuator, or several in actuators"),
         ("{actuators: '*', max_rate: -1}", ARM, "must be greater than 0"),

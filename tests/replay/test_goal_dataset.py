@@ -58,6 +58,19 @@ def test_what_is_written_is_read_back(written: Path):
     assert (own["episodes"], own["rows"], own["successes"], own["clean_episodes"]) == (3, 14, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("hold_steps", "succeeded"), [(1, [True, True]), (2, [True, False]), (4, [False, False])]
+)
+def test_a_goal_that_must_be_held_is_read_as_such(tmp_path: Path, hold_steps: int, succeeded: list[bool]):
+    """Three states in a row at the goal, and two apart from each other; the start does not count."""
+    there = np.array([[1, 0, 1, 1, 1, 0], [1, 1, 0, 1, 0, 0]], bool)
+    episodes = [dataclasses.replace(make_episode(5), success=each, hold_steps=hold_steps) for each in there]
+    assert [episode.succeeded for episode in episodes] == succeeded
+    write(tmp_path, TASK, episodes, {})
+    data = load_goal_dataset(tmp_path)
+    assert data.success.tolist() == succeeded and data.metadata["thousandfold"]["successes"] == sum(succeeded)
+
+
 def test_columns_are_float32_and_one_row_an_action(written: Path):
     data = load_goal_dataset(written)
     for field in dataclasses.fields(GoalDataset):

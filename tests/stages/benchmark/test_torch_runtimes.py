@@ -11,7 +11,12 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from thousandfold.models.deployable_policy import DeployablePolicy, InputLimits, NormalizedActor
+from thousandfold.models.deployable_policy import (
+    DeployablePolicy,
+    InputLimits,
+    ModeratedControl,
+    NormalizedActor,
+)
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.stages.benchmark.torch_runtimes import compiled_step, numpy_policy, one_thread, torch_step
@@ -73,6 +78,22 @@ def test_switched_actuators_take_one_end():
     for state in states():
         np.testing.assert_allclose(in_numpy.step(*state)[1], expected(module, state)[1], atol=1e-5)
     assert {float(in_numpy.step(*state)[1][1]) for state in states()} <= {0.0, 5.0}
+
+
+def test_what_is_sent_follows_its_target():
+    law = ModeratedControl(
+        base=torch.tensor([0.5, 0.0, 1.0]),
+        slope=torch.tensor([0.5, 0.1, 2.0]),
+        carry=torch.tensor([0.0, 1.0, 0.0]),
+        gain=torch.tensor([0.4, 1.0, 1.0]),
+        step=torch.tensor([torch.inf, 0.1, 0.2]),
+        stateful=torch.tensor([True, True, True]),
+        last=torch.tensor([4, 0, 2]),
+    )
+    module = policy(SHAPES["residual"], moderated=law)
+    in_numpy = numpy_policy(module)
+    for state in states():
+        np.testing.assert_allclose(in_numpy.step(*state)[1], expected(module, state)[1], atol=1e-5)
 
 
 def test_both_keep_to_one_thread_inside_the_block_alone():

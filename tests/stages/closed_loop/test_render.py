@@ -75,6 +75,15 @@ def test_an_episode_holds_its_start_and_a_row_for_each_step() -> None:
     assert 0 < sum(episode.success for episode in episodes) < 6  # not around the wall
 
 
+def test_a_success_may_have_to_be_held() -> None:
+    episode = recorded(5)
+    there = np.array([True, False, True, True, False, True])
+    for hold_steps, success in ((1, True), (2, True), (3, False)):
+        held = dataclasses.replace(episode, at_goal=there, hold_steps=hold_steps)
+        assert held.success is success
+        assert not dataclasses.replace(held, unstable=True).success
+
+
 def test_max_steps_cuts_an_episode_off() -> None:
     (episode,) = record_episodes(TASK, still, episodes=1, seed=0, max_steps=7)
     assert len(episode.qpos) == 8
