@@ -47,7 +47,7 @@ def positions(
     batch.qpos[:], batch.qvel[:] = qpos, qvel
     passed = []
     for action in actions:
-        batch.ctrl[:] = task.control(action)
+        batch.ctrl[:] = task.control(action, batch.ctrl)
         batch.step(nstep=task.frame_skip)
         passed.append(batch.qpos.copy())
     return np.stack(passed)
