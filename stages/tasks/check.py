@@ -138,7 +138,8 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
         ("Controls, at action -1 and +1; those of a delta or an offset lie between them", "action"),
     ):
         rows = report[key]
-        console.table(title, list(rows[0]), [list(row.values()) for row in rows])
+        said = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+        console.table(title, said, [[row[name] for name in said] for row in rows])
     low, high = report["random_success_interval"]
     console.say(
         f"A random policy meets {report['random_success']:.1%} of the goals of {report['episodes']} episodes "
