@@ -38,6 +38,7 @@ class ControlMap:
         gain: (nu,) float32, 1 − exp(−control_dt_s / smoothing_s): the exact step of a first-order filter.
         step: (nu,) float32, the largest change in a control step; infinite where none is given.
         stateful: (nu,) bool, whether what is sent depends on what was sent last.
+        is_moderated: whether what is sent may differ from the target: held back, or cut off at an end.
 
     Args:
         model: the compiled model.
@@ -88,13 +89,12 @@ class ControlMap:
             except TaskError as error:
                 raise error.within(place) from None
             self.low[index], self.high[index] = low, high
-            with np.errstate(over="ignore"):
-                self.base[index], self.slope[index] = base, slope
             self.carry[index] = command.kind == "delta"
             if command.smoothing_s > 0:
                 self.gain[index] = -math.expm1(-control_dt_s / command.smoothing_s)
-            if command.max_rate is not None:
-                with np.errstate(over="ignore"):
+            with np.errstate(over="ignore"):  # it is refused below
+                self.base[index], self.slope[index] = base, slope
+                if command.max_rate is not None:
                     self.step[index] = command.max_rate * control_dt_s
             numbers = [self.base[index], self.slope[index]]
             numbers += [self.step[index]] if command.max_rate is not None else []
@@ -112,6 +112,8 @@ class ControlMap:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
         self.switched = np.array([command.kind == "switch" for command in self.commands])
         self.stateful = (self.carry > 0) | (self.gain < 1) | np.isfinite(self.step)
+        self._remembers = bool(self.stateful.any())
+        self.is_moderated = self._remembers or any(command.kind == "offset" for command in self.commands)
         self._servos = {
             index: servo
             for index in np.flatnonzero(self.stateful).tolist()
@@ -128,11 +130,6 @@ class ControlMap:
         """Whether every actuator has its own action, in the model's order, over a range."""
         own = np.arange(len(self.actuators))
         return self.action_dim == len(own) and np.array_equal(self.columns, own) and not self.switched.any()
-
-    @property
-    def is_moderated(self) -> bool:
-        """Whether what is sent may differ from the target: it is held back, or cut off at an end."""
-        return bool(self.stateful.any()) or any(command.kind == "offset" for command in self.commands)
 
     @property
     def least(self) -> np.ndarray:
@@ -171,7 +168,7 @@ class ControlMap:
             qpos: (num_worlds, nq), the positions that the episode starts in.
             xp: the module of both, `numpy` or `torch`.
         """
-        if not self.stateful.any():
+        if not self._remembers:
             return ctrl
         placed = self._on(xp, ctrl.device)
         columns = [ctrl[:, index] for index in range(len(self.actuators))]
@@ -201,7 +198,7 @@ class ControlMap:
             return target
         least, most = placed["least"], placed["most"]
         held = 0.0
-        if self.stateful.any():
+        if self._remembers:
             if last is None:
                 raise ValueError("what was sent last must be given")
             held = xp.where(placed["stateful"], xp.asarray(last).clip(least, most), 0.0)
@@ -246,12 +243,12 @@ def _target(
             raise TaskError(f"{owner}: actuator {name!r} is given {key}, which is for kind: offset alone.")
     if command.kind == "hold" and (command.max_rate is not None or command.smoothing_s):
         raise TaskError(f"{owner}: actuator {name!r} is held: leave out max_rate and smoothing_s.")
-    if command.kind == "delta" and command.smoothing_s:
-        raise TaskError(
-            f"{owner}: actuator {name!r} has a smoothing_s, which would only make each delta smaller: "
-            "give it a lower max_rate."
-        )
     if command.kind == "delta":
+        if command.smoothing_s:
+            raise TaskError(
+                f"{owner}: actuator {name!r} has a smoothing_s, which would only make each delta smaller: "
+                "give it a lower max_rate."
+            )
         assert command.max_rate is not None
         return 0.0, command.max_rate * control_dt_s
     if command.kind == "offset":

@@ -11,8 +11,8 @@ from thousandfold.envs.object_names import object_name
 from thousandfold.envs.task import Command, TaskError
 
 _OBJECT, _JOINT = mujoco.mjtObj, mujoco.mjtJoint
-# A NumPy integer is in no tuple of these.
 _FOLLOWS = (mujoco.mjtDyn.mjDYN_NONE, mujoco.mjtDyn.mjDYN_FILTER, mujoco.mjtDyn.mjDYN_FILTEREXACT)
+# A NumPy integer is in no tuple of these.
 _JOINT_TRANSMISSIONS = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
 
 
