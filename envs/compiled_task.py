@@ -17,6 +17,7 @@ import numpy as np
 
 from thousandfold.envs.control_map import ControlMap
 from thousandfold.envs.mujoco_log import compile_spec
+from thousandfold.envs.senses import require_told_apart, senses_of
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
 from thousandfold.envs.term_columns import (
@@ -41,7 +42,13 @@ class CompiledTask:
         frame_skip: physics steps per control step.
         observation_dim, goal_dim, action_dim: sizes of the three spaces.
         control: maps actions to the controls of the model's actuators.
+        senses: how the observation's terms are sensed; None where each is read exactly, at once and alone.
+        student_view: the task as students see it, whose observation is the task's `student_observation`; the
+            task itself where it has none, and where it is such a view.
+        is_student_view: whether it is such a view.
     """
+
+    is_student_view = False
 
     def __init__(self, task: GoalTask) -> None:
         self.spec = task
@@ -60,17 +67,35 @@ class CompiledTask:
         self.action_dim = self.control.action_dim
         if told := self.control.last_terms(task.observation):
             self.spec = task = replace(task, observation=(*task.observation, *told))
+        seen = task.student_observation
+        if seen is not None and (told := self.control.last_terms(seen)):
+            self.spec = task = replace(task, student_observation=(*seen, *told))
         resolver = TermResolver(self.model, owner)
-        self._observation = resolver.resolve(task.observation)
+        self._resolve_observation(resolver.resolve(task.observation), "observation")
         self._achieved_goal = resolver.resolve(task.achieved_goal)
         self._early_end = [(end, resolver.resolve((end.term,))) for end in task.early_end]
-        self.observation_dim = self._observation[-1].stop
         self.goal_dim = self._achieved_goal[-1].stop
         if not task.success:
             raise TaskError(f"{owner} has no success region.")
         for region in task.success:
             require_region_fits(region, self.goal_dim, owner)
         self._starts = self._start_states()
+        self.student_view = self._seen_by_student(resolver)
+
+    def _resolve_observation(self, terms: list[TermColumns], part: str) -> None:
+        """Take the terms of an observation, which are those of a part of the task as it is written."""
+        self._observation, self.senses = terms, senses_of(terms)
+        self.observation_dim = terms[-1].stop if self.senses is None else self.senses.dim
+        require_told_apart(self.model, terms, part, f"Task {self.name!r}")
+
+    def _seen_by_student(self, resolver: TermResolver) -> CompiledTask:
+        if self.spec.student_observation is None:
+            return self
+        view = copy.copy(self)
+        view.spec = replace(self.spec, observation=self.spec.student_observation, student_observation=None)
+        view.is_student_view, view.student_view = True, view
+        view._resolve_observation(resolver.resolve(view.spec.observation), "student_observation")
+        return view
 
     def _start_states(self) -> dict[str, StartStates]:
         """Return what draws the starts of each distribution, whose goals must fit."""
@@ -98,6 +123,9 @@ class CompiledTask:
         changed = copy.copy(self)
         changed.spec = task
         changed._starts = changed._start_states()
+        changed.student_view = changed
+        if self.student_view is not self:
+            changed.student_view = self.student_view.changed(**changes)
         return changed
 
     def __repr__(self) -> str:
@@ -139,7 +167,9 @@ class CompiledTask:
         return not all(FIELDS[name].in_state for name in self.fields)
 
     def read_observation(self, fields: Mapping[str, Any], out: Any, xp: Any = np) -> None:
-        """Write the observation into `out`, (num_worlds, observation_dim).
+        """Write the observation's terms into `out` as they are, (num_worlds, observation_dim).
+
+        Where they are sensed, `out` is (num_worlds, senses.width), and `senses` says what is seen of them.
 
         Args:
             fields: arrays (num_worlds, width) by field name.
@@ -166,6 +196,8 @@ class CompiledTask:
 
     def term_spans(self, part: str) -> list[slice]:
         """Return which numbers of ``observation`` or ``achieved_goal`` each of its terms gives."""
+        if part == "observation" and self.senses is not None:
+            return self.senses.spans
         return [slice(columns.start, columns.stop) for columns in self._terms(part)]
 
     # -- goals, actions, resets -------------------------------------------------------------------
@@ -237,10 +269,14 @@ class CompiledTask:
     def describe(self, part: str) -> list[dict[str, str]]:
         """Return name and unit of every number of ``observation`` or ``achieved_goal``, in order.
 
-        `term_columns.describe_elements` says how they are called.
+        `term_columns.describe_elements` says how they are called; earlier readings end with how many control
+        steps ago they came, as ``qpos:elbow[0]@-1``.
         """
         return [
-            element for columns in self._terms(part) for element in describe_elements(self.model, columns)
+            element | {"name": f"{element['name']}{suffix}"}
+            for columns in self._terms(part)
+            for suffix in _suffixes(columns)
+            for element in describe_elements(self.model, columns)
         ]
 
     def groups_of_a_unit(self, part: str) -> list[int]:
@@ -258,8 +294,11 @@ class CompiledTask:
         return [numbers[key] for key in keys]
 
     def achieved_in_observation(self) -> list[int] | None:
-        """Return which numbers of an observation are what its state achieves; None where it lacks one."""
+        """Return which numbers of an observation are what its state achieves, exactly; None: it lacks one."""
         seen = [element["name"] for element in self.describe("observation")]
+        for columns, span in zip(self._observation, self.term_spans("observation"), strict=True):
+            if columns.term.sensor is not None and not columns.term.sensor.is_exact:
+                seen[span] = [""] * len(seen[span])
         achieved = [element["name"] for element in self.describe("achieved_goal")]
         return [seen.index(name) for name in achieved] if set(achieved) <= set(seen) else None
 
@@ -271,10 +310,21 @@ class CompiledTask:
 
     def earlier_names(self, part: str) -> list[str]:
         """Return how files of earlier versions call the same numbers: see `term_columns.earlier_names`."""
-        return [name for columns in self._terms(part) for name in earlier_names(self.model, columns)]
+        return [
+            name + suffix
+            for columns in self._terms(part)
+            for suffix in _suffixes(columns)
+            for name in earlier_names(self.model, columns)
+        ]
 
     def _terms(self, part: str) -> list[TermColumns]:
         return {"observation": self._observation, "achieved_goal": self._achieved_goal}[part]
+
+
+def _suffixes(columns: TermColumns) -> list[str]:
+    """Return how the names of a term's numbers end, reading by reading, the newest first."""
+    history = 1 if columns.term.sensor is None else columns.term.sensor.history
+    return ["", *(f"@-{age}" for age in range(1, history))]
 
 
 def require_region_fits(region: SuccessRegion, goal_dim: int, owner: str) -> None:

@@ -5,6 +5,7 @@ A task speaks in the names of MuJoCo's own data fields, so that every simulator 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from thousandfold.ground.errors import UserError, nearest_name
 
 MOST_EPISODE_STEPS = 1_000_000
 """control steps of an episode, five hours and a half at 50 Hz: whole episodes are held in memory"""
+
+MOST_HISTORY = 1000
+"""readings of a term that an observation may show"""
 
 CHANGES = ("episode_steps", "evaluation")
 """What `GoalTask.changed` takes, and what manifests and policies say was changed."""
@@ -42,6 +46,53 @@ class TaskError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
+class Sensor:
+    """How a term is sensed: `envs.senses` says in which order.
+
+    Attributes:
+        noise: on every reading: the standard deviation of normal noise, or ± of uniform noise.
+        noise_kind: of noise and bias.
+        bias: drawn once an episode and added to all of its readings, as `noise` is.
+        quantum: readings are rounded to multiples of it; 0: not.
+        delay: control steps until a reading arrives, from the least to the most, drawn once an episode.
+        dropout: probability that the last reading arrives again in place of a new one.
+        history: how many readings are shown, the newest first.
+
+    Raises:
+        TaskError: one of them makes no sense; its entry is the attribute.
+    """
+
+    noise: float = 0.0
+    noise_kind: Literal["normal", "uniform"] = "normal"
+    bias: float = 0.0
+    quantum: float = 0.0
+    delay: tuple[int, int] = (0, 0)
+    dropout: float = 0.0
+    history: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "bias", "quantum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TaskError(f"{name} must be at least 0, not {getattr(self, name)}.", (name,))
+        if self.noise_kind not in ("normal", "uniform"):
+            raise TaskError(f"noise_kind {self.noise_kind!r}; valid: normal, uniform.", ("noise_kind",))
+        if not 0 <= self.dropout <= 1:
+            raise TaskError(f"dropout must be from 0 to 1, not {self.dropout}.", ("dropout",))
+        if not 0 <= self.delay[0] <= self.delay[1]:
+            low, high = self.delay
+            raise TaskError(f"delay must be from 0, low not above high, not {low} to {high}.", ("delay",))
+        if not 1 <= self.history <= MOST_HISTORY:
+            raise TaskError(
+                f"history must be from 1 to {MOST_HISTORY:,} readings, not {self.history}.", ("history",)
+            )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the newest reading is what is there; it may be shown beside earlier ones."""
+        return not (self.noise or self.bias or self.quantum or self.delay[1] or self.dropout)
+
+
+@dataclass(frozen=True)
 class Term:
     """One reading of a MuJoCo data field.
 
@@ -52,6 +103,7 @@ class Term:
         transform: applied element-wise; ``difference`` subtracts the term `minus`.
         minus: the term to subtract, for ``difference`` alone.
         unit: the unit of the numbers that come out, for documentation and exported metadata.
+        sensor: how it is sensed, for terms of an observation alone; None: exactly and at once.
     """
 
     field: str
@@ -60,6 +112,7 @@ class Term:
     transform: Transform = "identity"
     minus: Term | None = None
     unit: str = ""
+    sensor: Sensor | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +277,8 @@ class GoalTask:
         description: one line for tables.
         build_spec: returns a fresh `mujoco.MjSpec` of the model.
         observation: terms that make up the state a policy sees; the goal never leaks into it.
+        student_observation: terms that a student sees in its place, which the robot's sensors give; None: the
+            same.
         achieved_goal: terms in the space of goals.
         success: regions that must all hold.
         distributions: episode distributions by name; ``training`` and ``evaluation`` are always there.
@@ -232,6 +287,7 @@ class GoalTask:
         hold_steps: control steps in a row within the success regions that make an episode a success.
         early_end: conditions that end an episode before that.
         control: how actions become controls; None gives every actuator its own action over its ctrlrange.
+        action_delay: control steps until what is sent acts, least and most, drawn once an episode.
         other_radii: further radii of the first success region that evaluations report, by name: ``easy``,
             ``hard``.
         maze: the maze to draw, for maze tasks.
@@ -252,6 +308,8 @@ class GoalTask:
     hold_steps: int = 1
     early_end: tuple[EarlyEnd, ...] = ()
     control: tuple[Command, ...] | None = None
+    student_observation: tuple[Term, ...] | None = None
+    action_delay: tuple[int, int] = (0, 0)
     other_radii: Mapping[str, float] = field(default_factory=dict)
     maze: MazePicture | None = None
     scene: ScenePicture = field(default_factory=ScenePicture)
@@ -273,6 +331,46 @@ class GoalTask:
                 f"Task {self.name!r}: hold_steps {self.hold_steps} must be at least 1 and no more than the "
                 f"{self.episode_steps} steps of an episode."
             )
+        self._require_senses_fit()
+
+    def _require_senses_fit(self) -> None:
+        """Raise TaskError where a delay is longer than an episode, or what is no observation is sensed."""
+        owner = f"Task {self.name!r}"
+        low, high = self.action_delay
+        if not 0 <= low <= high:
+            raise TaskError(
+                f"{owner}: action_delay must be from 0, low not above high, not {low} to {high}.",
+                ("action_delay",),
+            )
+        delays: list[tuple[tuple[str | int, ...], int]] = [(("action_delay",), high)]
+        for part in ("observation", "student_observation"):
+            for index, term in enumerate(getattr(self, part) or ()):
+                if term.minus is not None and term.minus.sensor is not None:
+                    raise TaskError(
+                        f"{owner}: what is subtracted is sensed with the term, not by itself.",
+                        (part, index, "minus"),
+                    )
+                if term.sensor is None:
+                    continue
+                delays.append(((part, index, "delay"), term.sensor.delay[1]))
+                if term.field == "ctrl" and not term.sensor.is_exact:
+                    raise TaskError(
+                        f"{owner}: ctrl is what was sent, which whoever sends it knows exactly: it may have "
+                        "a history, and no noise or delay.",
+                        (part, index),
+                    )
+        for entry, steps in delays:
+            if steps >= self.episode_steps:
+                raise TaskError(
+                    f"{owner}: {entry[-1]} of {steps} control steps is longer than an episode of "
+                    f"{self.episode_steps}.",
+                    entry,
+                )
+        exact = [(("achieved_goal", index), term) for index, term in enumerate(self.achieved_goal)]
+        exact += [(("early_end", index), end.term) for index, end in enumerate(self.early_end)]
+        for entry, term in exact:
+            if term.sensor is not None:
+                raise TaskError(f"{owner}: what happens is read as it is, not as it is sensed.", entry)
 
     @property
     def reference(self) -> str:

@@ -76,9 +76,11 @@ def _orientation_warnings(task: CompiledTask) -> Iterator[str]:
     for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
         if not _success_compares(task, numbers):
             yield f"{place}: {label_of(columns.term)} is a quaternion that goals command {_NO_QUATERNIONS}"
-    for place, columns, _ in _quaternions(task, "observation", task.spec.observation):
-        if columns.term.minus is not None:
-            yield f"{place}: {label_of(columns.term)} subtracts quaternions {_NO_QUATERNIONS}"
+    student = task.spec.student_observation or ()
+    for part, terms in (("observation", task.spec.observation), ("student_observation", student)):
+        for place, columns, _ in _quaternions(task, part, terms):
+            if columns.term.minus is not None:
+                yield f"{place}: {label_of(columns.term)} subtracts quaternions {_NO_QUATERNIONS}"
     for place, columns, _ in _quaternions(task, "early_end", (end.term for end in task.spec.early_end)):
         yield f"{place}: {label_of(columns.term)} ends episodes by a quaternion {_NO_QUATERNIONS}"
 

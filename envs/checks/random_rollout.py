@@ -27,6 +27,7 @@ class RandomRollout:
 
     Attributes:
         observation, achieved_goal, desired_goal: least and largest of each number, (2, size).
+        student_observation: the same of what a student sees.
         reached: (worlds,) bool, the episode met its goal; an unstable one did not.
         reached_at_start: (worlds,) bool, it began within the success region.
         ended_at_once: (worlds,) bool, its first step was its last, by an early end.
@@ -42,6 +43,7 @@ class RandomRollout:
     """
 
     observation: np.ndarray
+    student_observation: np.ndarray
     achieved_goal: np.ndarray
     desired_goal: np.ndarray
     reached: np.ndarray
@@ -75,7 +77,7 @@ def roll_out(
         distribution: the episode distribution that starts and goals come from.
         steps: stop after so many control steps; None runs the episodes to their end.
     """
-    simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution)
+    simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution, with_student=True)
     rng, result = np.random.default_rng(seed), _at_start(simulator)
     before = np.array(simulator.achieved_goal)
     running, held = np.ones(worlds, bool), np.zeros(worlds, np.int64)
@@ -122,6 +124,7 @@ def _at_start(simulator: CpuSimulator) -> RandomRollout:
 
     return RandomRollout(
         observation=span(simulator.observation),
+        student_observation=span(simulator.student_observation),
         achieved_goal=span(simulator.achieved_goal),
         desired_goal=span(simulator.desired_goal),
         reached=none.copy(),
@@ -136,7 +139,7 @@ def _at_start(simulator: CpuSimulator) -> RandomRollout:
 
 def _widen(result: RandomRollout, simulator: CpuSimulator, running: np.ndarray) -> None:
     """Widen the ranges seen to the numbers of the running worlds, and count those that are none."""
-    for name in ("observation", "achieved_goal"):
+    for name in ("observation", "student_observation", "achieved_goal"):
         rows = getattr(simulator, name)[running]
         finite = np.isfinite(rows).all(1)
         if name == "observation":
@@ -197,6 +200,9 @@ def rollout_warnings(rollout: RandomRollout, task: CompiledTask) -> list[str]:
         found.append("the achieved goal never changes: no action moves what achieved_goal reads.")
     if moves and (rollout.observation[0] == rollout.observation[1]).all():
         found.append("the observation never changes: the policy sees nothing of what it does.")
+    own = task.student_view is not task
+    if moves and own and (rollout.student_observation[0] == rollout.student_observation[1]).all():
+        found.append("student_observation never changes: the student sees nothing of what it does.")
     return [*found, *_speeding_joints(rollout, task), *_scales(rollout, task), *_far_goals(rollout, task)]
 
 

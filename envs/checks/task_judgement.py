@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.checks.random_rollout import first_few
+from thousandfold.envs.checks.sense_judgement import judge_senses
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.object_names import object_name, object_names
@@ -39,7 +40,7 @@ def judge_task(task: CompiledTask, seed: int) -> list[str]:
                 found += _judge_starts(task, name, seed)
                 found += _judge_goals_apart(task, name, seed)
         found += _judge_controls(task, seed)
-    return [*found, *_judge_terms(task)]
+    return [*found, *_judge_terms(task), *judge_senses(task)]
 
 
 # -- starts ---------------------------------------------------------------------------------------
@@ -268,17 +269,20 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
 
 
 def _judge_terms(task: CompiledTask) -> list[str]:
-    """Return a line where terms of the observation are there twice, or read what is fixed to the world."""
-    found, seen = [], list[Term]()
-    for index, term in enumerate(task.spec.observation):
-        place = task_place(task.spec.file, ("observation", index))
-        if term in seen:
-            found.append(f"{place}: this term is listed twice.")
-        elif term.minus is None and _is_fixed(task.model, term):
-            found.append(
-                f"{place}: {term.object!r} is fixed to the world, and what is read of it never changes."
-            )
-        seen.append(term)
+    """Return a line where terms of an observation are there twice, or read what is fixed to the world."""
+    found = []
+    student = task.spec.student_observation or ()
+    for part, terms in (("observation", task.spec.observation), ("student_observation", student)):
+        seen = list[Term]()
+        for index, term in enumerate(terms):
+            place = task_place(task.spec.file, (part, index))
+            if term in seen:
+                found.append(f"{place}: this term is listed twice.")
+            elif term.minus is None and _is_fixed(task.model, term):
+                found.append(
+                    f"{place}: {term.object!r} is fixed to the world, and what is read of it never changes."
+                )
+            seen.append(term)
     return found
 
 

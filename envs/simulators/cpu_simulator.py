@@ -11,14 +11,13 @@ import numpy as np
 from mujoco import batch as mujoco_batch
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.generator_state import pack_generator, unpack_generator
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.simulators.simulator import (
     SHOWN,
     Simulator,
     StepResult,
     checked_state,
-    pack_generator,
-    unpack_generator,
 )
 from thousandfold.envs.term_columns import FIELDS
 from thousandfold.ground.machine import usable_cpus
@@ -58,6 +57,7 @@ class CpuSimulator(Simulator):
         seed: seed of the resets' generator.
         distribution: episode distribution that resets draw from.
         num_threads: threads to step on; 0 takes as many as this process may use.
+        with_student: show what the student sees beside the task's own observation.
     """
 
     def __init__(
@@ -68,16 +68,19 @@ class CpuSimulator(Simulator):
         seed: int | np.random.SeedSequence = 0,
         distribution: str = "training",
         num_threads: int = 0,
+        with_student: bool = False,
     ) -> None:
-        super().__init__(task, num_worlds, seed, distribution)
+        super().__init__(task, num_worlds, seed, distribution, with_student=with_student, xp=np, device="cpu")
         self._num_threads = num_threads
         self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or usable_cpus())
         # Written to the rows of worlds that are reset, for which no thread need be woken.
         self._start_state = task.start_state(distribution)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
-        self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in task.fields}
-        self._kinematics = kinematic_model(task.model, task.fields)
-        self.observation = np.zeros((num_worlds, task.observation_dim), np.float32)
+        self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in self.fields}
+        self._sent = self._ctrl
+        if self._pending is not None:  # what was sent last is what the task reads and builds on
+            self._fields["ctrl"] = self._sent = self._pending.newest
+        self._kinematics = kinematic_model(task.model, self.fields)
         self.achieved_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.desired_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.episode_step = np.zeros(num_worlds, np.int64)
@@ -90,6 +93,8 @@ class CpuSimulator(Simulator):
         ids = np.arange(self.num_worlds) if worlds is None else np.flatnonzero(np.asarray(worlds))
         if len(ids) == 0:
             return
+        if worlds is None:
+            self._begin_streams()
         qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
         self._batch.state[ids] = self._start_state
         self._qpos[ids], self._qvel[ids] = qpos, qvel
@@ -101,7 +106,8 @@ class CpuSimulator(Simulator):
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
-        self._ctrl[:] = self.task.control(np.asarray(action), self._ctrl)
+        control = self.task.control(np.asarray(action), self._sent)
+        self._ctrl[:] = control if self._pending is None else self._pending.send(control)
         lost = self._advance()
         if lost.any():  # hidden until they are reset; counted where they were not hidden yet
             fresh = lost & ~self._quarantined
@@ -147,7 +153,7 @@ class CpuSimulator(Simulator):
         A substep leaves derived fields as they were before it.
         """
         failed: np.ndarray | list[int] = []
-        own_stage = self.task.needs_derived_fields and self._kinematics is None
+        own_stage = self.needs_derived_fields and self._kinematics is None
         try:
             self._batch.step(nstep=self.task.frame_skip, stage=_VELOCITY_STAGE if own_stage else _NO_STAGE)
         except mujoco_batch.SimulationError as error:
@@ -178,41 +184,58 @@ class CpuSimulator(Simulator):
         self._refresh(np.arange(self.num_worlds))
 
     def _refresh(self, ids: np.ndarray) -> None:
-        """Bring what is read of some worlds up to their states, and leave the others alone."""
+        """Bring what is read of some worlds up to their states, and leave the others alone.
+
+        They are about to begin an episode.
+        """
+        begun = np.zeros(self.num_worlds, bool)
+        begun[ids] = True
+        if self._pending is not None:
+            self._pending.begin(self._ctrl, begun)
         with quiet_mujoco():
             if self._kinematics is not None:
                 self._move_bodies(ids)
-            elif self.task.needs_derived_fields:
+            elif self.needs_derived_fields:
                 # All of mj_forward: a field that the call left out would hold another world's numbers.
                 self._batch.forward(ids, stage=_FORWARD_STAGE)
-        self._read(ids)
+        self._read(ids, begun)
 
-    def _read(self, ids: np.ndarray | None = None) -> None:
-        """Read what the task shows of some worlds, of all where none are given; zeros in quarantine."""
+    def _read(self, ids: np.ndarray | None = None, begun: np.ndarray | None = None) -> None:
+        """Read what the task shows of some worlds, of all where none are given; zeros in quarantine.
+
+        Args:
+            ids: of the worlds.
+            begun: (num_worlds,) bool, the worlds where they begin an episode; None after a step.
+        """
         fields = self._fields if ids is None else {name: rows[ids] for name, rows in self._fields.items()}
         for shown, read in (
-            (self.observation, self.task.read_observation),
+            *((view.readings, view.task.read_observation) for view in self._views),
             (self.achieved_goal, self.task.read_achieved_goal),
         ):
             rows = shown if ids is None else shown[ids]
             read(fields, rows)
             if ids is not None:
                 shown[ids] = rows
+        for view in self._views:
+            view.update(begun)
         if self._quarantined.any():
-            self.observation[self._quarantined] = self.achieved_goal[self._quarantined] = 0.0
+            for shown in (self.achieved_goal, *(view.shown for view in self._views)):
+                shown[self._quarantined] = 0.0
 
     # -- the state as a whole ---------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy make another of, which goes on as this one would."""
         made_with = {name: getattr(self, name) for name in ("task", "num_worlds", "distribution", "rng")}
-        return {**made_with, "num_threads": self._num_threads, "state": self.state_dict()}
+        more = {"num_threads": self._num_threads, "with_student": len(self._views) > 1}
+        return {**made_with, **more, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become the simulator that `__getstate__` was told of."""
         self.__init__(
             state["task"], state["num_worlds"],
             distribution=state["distribution"], num_threads=state["num_threads"],
+            with_student=state["with_student"],
         )  # fmt: skip
         self.load_state_dict(state["state"])
         self.rng = state["rng"]  # whoever shares it goes on sharing it
@@ -226,6 +249,7 @@ class CpuSimulator(Simulator):
             "unstable_count": np.array(self.unstable_count),
             "overflow_count": np.array(self.overflow_count),
             "generator": pack_generator(self.rng),
+            **self._senses_state(),
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -238,6 +262,7 @@ class CpuSimulator(Simulator):
         self.overflow_count = int(state["overflow_count"])
         self.diverged_count = int(state["unstable_count"]) - self.overflow_count
         self.rng = unpack_generator(state["generator"])
+        self._load_senses(state)
 
 
 def kinematic_model(model: mujoco.MjModel, fields: Iterable[str]) -> mujoco.MjModel | None:

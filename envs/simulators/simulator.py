@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.senses import Draws, PendingControls, SensedReadings
+from thousandfold.envs.term_columns import FIELDS
 
 
 class StepResult(NamedTuple):
@@ -25,8 +27,63 @@ class StepResult(NamedTuple):
     """The world is in quarantine: its episode must be dropped and the world reset."""
 
 
+_TEACHER_STREAM, _STUDENT_STREAM, _DELAY_STREAM = range(3)
+
 SHOWN = ("observation", "achieved_goal", "desired_goal", "episode_step")
 """The arrays that a simulator shows, which are part of what it saves."""
+
+
+class ShownView:
+    """What is seen of the worlds by one view of the task, as it is read or as it is sensed.
+
+    Attributes:
+        task: the view.
+        shown: (num_worlds, observation_dim), the observation.
+        readings: what the observation's terms are read into: `shown` itself where nothing is sensed.
+        sensed: the readings on their way; None where nothing is sensed.
+        draws: where noise comes from.
+
+    Args:
+        task: the view.
+        num_worlds: how many worlds there are.
+        seed: of the simulator.
+        xp: the module of the arrays, `numpy` or `torch`.
+        device: where they lie.
+    """
+
+    def __init__(
+        self,
+        task: CompiledTask,
+        num_worlds: int,
+        seed: int | np.random.SeedSequence,
+        *,
+        xp: Any,
+        device: Any,
+    ) -> None:
+        def zeros(size: int) -> Any:
+            return xp.zeros((num_worlds, size), dtype=xp.float32, device=device)
+
+        self.task = task
+        self.shown = self.readings = zeros(task.observation_dim)
+        self.sensed: SensedReadings | None = None
+        if task.senses is not None:
+            stream = _STUDENT_STREAM if task.is_student_view else _TEACHER_STREAM
+            self.readings, self.draws = zeros(task.senses.width), Draws(seed, stream, xp=xp, device=device)
+            self.sensed = SensedReadings(task.senses, num_worlds, self.draws, xp=xp, device=device)
+
+    def update(self, begun: Any) -> None:
+        """Show what was read last.
+
+        Args:
+            begun: worlds that begin an episode, whose mask it is; None: all have taken a control step.
+        """
+        if self.sensed is None:
+            return
+        if begun is None:
+            self.sensed.sense(self.readings)
+        else:
+            self.sensed.begin(self.readings, begun)
+        self.sensed.show(self.shown)
 
 
 class Simulator(ABC):
@@ -43,6 +100,8 @@ class Simulator(ABC):
         num_worlds: how many worlds run.
         distribution: the episode distribution that resets draw from.
         observation: (num_worlds, observation_dim).
+        fields: names of the MuJoCo data fields that are read.
+        needs_derived_fields: whether kinematics must be computed at the new state before they are.
         achieved_goal: (num_worlds, goal_dim).
         desired_goal: (num_worlds, goal_dim), the commanded goal.
         episode_step: (num_worlds,) int, control steps since the last reset.
@@ -55,7 +114,8 @@ class Simulator(ABC):
     task: CompiledTask
     num_worlds: int
     distribution: str
-    observation: Any
+    fields: tuple[str, ...]
+    needs_derived_fields: bool
     achieved_goal: Any
     desired_goal: Any
     episode_step: Any
@@ -64,13 +124,55 @@ class Simulator(ABC):
     rng: np.random.Generator
 
     def __init__(
-        self, task: CompiledTask, num_worlds: int, seed: int | np.random.SeedSequence, distribution: str
+        self,
+        task: CompiledTask,
+        num_worlds: int,
+        seed: int | np.random.SeedSequence,
+        distribution: str,
+        *,
+        with_student: bool,
+        xp: Any,
+        device: Any,
     ) -> None:
         task.spec.distribution(distribution)
         if num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
         self.rng = np.random.Generator(np.random.PCG64(seed))
+        self._xp, self._device = xp, device
+        tasks = dict.fromkeys((task, task.student_view) if with_student else (task,))
+        self._views = [ShownView(each, num_worlds, seed, xp=xp, device=device) for each in tasks]
+        self.observation = self._views[0].shown
+        self.fields = tuple(dict.fromkeys(name for each in tasks for name in each.fields))
+        self.needs_derived_fields = not all(FIELDS[name].in_state for name in self.fields)
+        self._draws = [view.draws for view in self._views if view.sensed is not None]
+        self._pending: PendingControls | None = None
+        if any(task.spec.action_delay):
+            self._draws.append(Draws(seed, _DELAY_STREAM, xp=xp, device=device))
+            self._pending = PendingControls(
+                task.spec.action_delay,
+                num_worlds,
+                task.model.nu,
+                self._draws[-1],
+                xp=xp,
+                device=device,
+                dtype=xp.float64 if xp is np else xp.float32,
+            )
+
+    @property
+    def student_observation(self) -> Any:
+        """What a student sees, (num_worlds, its observation_dim): `observation` where the task says no other.
+
+        Raises RuntimeError in a simulator that was made without it (`with_student`).
+        """
+        if self._views[-1].task is not self.task.student_view:
+            raise RuntimeError("the simulator was made without what the student sees: with_student=True")
+        return self._views[-1].shown
+
+    def seed_senses(self, seed: int | np.random.SeedSequence) -> None:
+        """Seed noise and delays anew, from the next reset of all worlds on; starts and goals are `rng`'s."""
+        for draws in self._draws:
+            draws.seed(seed)
 
     @property
     def unstable_count(self) -> int:
@@ -116,6 +218,47 @@ class Simulator(ABC):
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned; raise ValueError when it is of another size or task."""
 
+    def _begin_streams(self) -> None:
+        """Begin other random streams of the senses: all worlds are reset."""
+        for draws in self._draws:
+            draws.begin()
+
+    def _memory(self) -> dict[str, Any]:
+        """Return the arrays in which senses and delays remember, by the name under which they are saved."""
+        parts: dict[str, Any] = {
+            f"{_name_of(view)}_senses": view.sensed for view in self._views if view.sensed is not None
+        }
+        if self._pending is not None:
+            parts["pending_controls"] = self._pending
+        return {f"{part}.{name}": array for part, owner in parts.items() for name, array in owner.state()}
+
+    def _senses_state(self) -> dict[str, np.ndarray]:
+        """Return what senses and delays remember and draw from; nothing of a task without any."""
+        saved = {name: _copy_on_host(array) for name, array in self._memory().items()}
+        if len(self._views) > 1:
+            saved["student_observation"] = _copy_on_host(self.student_observation)
+        for index, draws in enumerate(self._draws):
+            saved |= {f"draws_{index}.{name}": array for name, array in draws.state().items()}
+        return saved
+
+    def _load_senses(self, state: Mapping[str, np.ndarray]) -> None:
+        """Restore what `_senses_state` returned."""
+        live = self._memory()
+        if len(self._views) > 1:
+            live["student_observation"] = self.student_observation
+        for name, array in live.items():
+            array[:] = self._xp.asarray(state[name], device=self._device)
+        for index, draws in enumerate(self._draws):
+            draws.restore({name: state[f"draws_{index}.{name}"] for name in draws.state()})
+
+
+def _name_of(view: ShownView) -> str:
+    return "student" if view.task.is_student_view else "teacher"
+
+
+def _copy_on_host(array: Any) -> np.ndarray:
+    return array.copy() if isinstance(array, np.ndarray) else array.cpu().numpy().copy()
+
 
 _ADDED = ("overflow_count", "quarantined")  # to what simulators save; older checkpoints do without
 
@@ -136,25 +279,3 @@ def checked_state(
         if shape != array.shape:
             raise ValueError(f"a simulator state with {name!r} of shape {shape}, not {array.shape}")
     return complete
-
-
-def pack_generator(rng: np.random.Generator) -> np.ndarray:
-    """Return a PCG64 generator's state as 6 unsigned 64-bit numbers (two 128-bit words, then the buffer)."""
-    state = rng.bit_generator.state
-    low = (1 << 64) - 1
-    words = [state["state"]["state"], state["state"]["inc"]]
-    halves = [half for word in words for half in (word & low, word >> 64)]
-    return np.array([*halves, state["has_uint32"], state["uinteger"]], dtype=np.uint64)
-
-
-def unpack_generator(packed: np.ndarray) -> np.random.Generator:
-    """Return the generator whose state `pack_generator` packed."""
-    numbers = [int(number) for number in packed]
-    rng = np.random.Generator(np.random.PCG64())
-    rng.bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": numbers[0] | numbers[1] << 64, "inc": numbers[2] | numbers[3] << 64},
-        "has_uint32": numbers[4],
-        "uinteger": numbers[5],
-    }
-    return rng

@@ -19,13 +19,12 @@ wp.config.log_level = max(wp.config.log_level, wp.LOG_ERROR)
 import mujoco_warp  # noqa: E402
 
 from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
+from thousandfold.envs.generator_state import pack_generator, unpack_generator  # noqa: E402
 from thousandfold.envs.simulators.simulator import (  # noqa: E402
     SHOWN,
     Simulator,
     StepResult,
     checked_state,
-    pack_generator,
-    unpack_generator,
 )
 from thousandfold.envs.simulators.warp_contacts import match_contacts  # noqa: E402
 from thousandfold.envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
@@ -93,6 +92,7 @@ class WarpSimulator(Simulator):
         deterministic: add up in a fixed order on CUDA, which is slower. MuJoCo Warp 4.0 orders no contacts
             and no constraints yet: only worlds without any repeat bit for bit. On the CPU all do.
         record: launch the kernels of a step once and replay them; without, one by one, which is slower.
+        with_student: show what the student sees beside the task's own observation.
 
     Raises:
         TaskError: the task has no such distribution, or its model is none for MuJoCo Warp.
@@ -111,9 +111,12 @@ class WarpSimulator(Simulator):
         njmax: int | None = None,
         deterministic: bool = False,
         record: bool = True,
+        with_student: bool = False,
     ) -> None:
-        super().__init__(task, num_worlds, seed, distribution)
         self.device = torch.device(device)
+        super().__init__(
+            task, num_worlds, seed, distribution, with_student=with_student, xp=torch, device=self.device
+        )
         with wp.ScopedDevice(device):
             self._make_worlds(nconmax, njmax, deterministic)
         self._make_arrays()
@@ -122,7 +125,7 @@ class WarpSimulator(Simulator):
         replayable = self._replayable if record else lambda launches: launches
         self._launch_step = replayable(self._control_step)
         self._launch_reset = replayable(self._reset_data)
-        derives = self.task.needs_derived_fields
+        derives = self.needs_derived_fields
         self._launch_refresh = replayable(self._compute_fresh_fields) if derives else lambda: None
         self.reset()
 
@@ -163,10 +166,10 @@ class WarpSimulator(Simulator):
         )
         start = self.task.start_state(self.distribution).astype(np.float32)
         self._start_state = wp.array(np.tile(start, (worlds, 1)), dtype=float, device=str(device))
-        self._fields = {
-            name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.task.fields
-        }
-        self.observation = torch.zeros(worlds, self.task.observation_dim, device=device)
+        self._fields = {name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.fields}
+        self._sent = self._ctrl
+        if self._pending is not None:  # what was sent last is what the task reads and builds on
+            self._fields["ctrl"] = self._sent = self._pending.newest
         self.achieved_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.desired_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.episode_step = torch.zeros(worlds, dtype=torch.int64, device=device)
@@ -216,6 +219,7 @@ class WarpSimulator(Simulator):
     def reset(self, worlds: Array | None = None) -> None:
         """Start a fresh episode, with a fresh goal, in the worlds of the mask (num_worlds,); None: in all."""
         if worlds is None:
+            self._begin_streams()
             worlds = np.ones(self.num_worlds, bool)
         if not isinstance(worlds, torch.Tensor):
             worlds = torch.from_numpy(np.array(worlds, bool))
@@ -239,16 +243,19 @@ class WarpSimulator(Simulator):
             target.copy_(torch.where(chosen, part, target))
         start = self.task.control.start(self._ctrl, self._qpos, xp=torch)
         self._ctrl.copy_(torch.where(chosen, start, self._ctrl))
+        if self._pending is not None:
+            self._pending.begin(self._ctrl, self._reset_mask)
         self.episode_step.masked_fill_(self._reset_mask, 0)
         self._quarantined.masked_fill_(self._reset_mask, False)
         with self._on_device():
             self._launch_refresh()
-        self._read(self._quarantined, self._reset_mask)
+        self._read(self._quarantined, self._reset_mask, begun=self._reset_mask)
 
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-        self._ctrl.copy_(self.task.control(action, self._ctrl, xp=torch))
+        control = self.task.control(action, self._sent, xp=torch)
+        self._ctrl.copy_(control if self._pending is None else self._pending.send(control))
         self._overflow.zero_()
         with self._on_device():
             self._launch_step()
@@ -277,6 +284,8 @@ class WarpSimulator(Simulator):
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
         self._ctrl.copy_(self.task.control.start(self._ctrl, self._qpos, xp=torch))
+        if self._pending is not None:
+            self._pending.begin(self._ctrl, self._reset_mask)
         self._quarantined.zero_()
         self._refresh()
 
@@ -295,6 +304,7 @@ class WarpSimulator(Simulator):
             "unstable_count": np.array(self.unstable_count),
             "overflow_count": np.array(self.overflow_count),
             "generator": pack_generator(self.rng),
+            **self._senses_state(),
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -305,6 +315,7 @@ class WarpSimulator(Simulator):
             mujoco_warp.reset_data(self._model, self._data)
             mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), STATE)
         self._refresh()
+        self._load_senses(state)
         for name in SHOWN:
             getattr(self, name).copy_(torch.as_tensor(state[name]))
         self._quarantined.copy_(torch.as_tensor(state["quarantined"]))
@@ -327,7 +338,7 @@ class WarpSimulator(Simulator):
 
     def _compute_derived_fields(self) -> None:
         """Bring the fields that follow from the state up to it: a step leaves them one substep behind."""
-        if not self.task.needs_derived_fields:
+        if not self.needs_derived_fields:
             return
         # The stages one by one: `step1` would zero the acceleration sensors.
         for stage in (
@@ -340,7 +351,7 @@ class WarpSimulator(Simulator):
 
     def _compute_fresh_fields(self) -> None:
         """Compute what the task reads of a state that was set, not stepped to."""
-        if _reads_forces(self.task):
+        if _reads_forces(self.task, self.fields):
             mujoco_warp.forward(self._model, self._data)
         else:
             self._compute_derived_fields()
@@ -372,7 +383,8 @@ class WarpSimulator(Simulator):
     def _refresh(self) -> None:
         with self._on_device():
             self._launch_refresh()
-        self._read(self._quarantined | ~_in_bounds(self._qpos, self._qvel))
+        begun = torch.ones_like(self._quarantined)
+        self._read(self._quarantined | ~_in_bounds(self._qpos, self._qvel), begun=begun)
 
     def _quarantine(self) -> None:
         """Note and count which worlds the last step left diverged, or without contacts or constraints."""
@@ -383,27 +395,33 @@ class WarpSimulator(Simulator):
         self._counts += torch.stack([(fresh & ~overflowed).sum(), (fresh & overflowed).sum()])
         self._quarantined |= fresh
 
-    def _read(self, hidden: torch.Tensor, worlds: torch.Tensor | None = None) -> None:
+    def _read(
+        self, hidden: torch.Tensor, worlds: torch.Tensor | None = None, begun: torch.Tensor | None = None
+    ) -> None:
         """Read what the task shows of some worlds, of all for None; zeros in hidden ones.
 
         Args:
             hidden, worlds: masks, (num_worlds,).
+            begun: the worlds where they begin an episode; None after a step.
         """
         for shown, read in (
-            (self.observation, self.task.read_observation),
+            *((view.readings, view.task.read_observation) for view in self._views),
             (self.achieved_goal, self.task.read_achieved_goal),
         ):
             out = shown if worlds is None else torch.zeros_like(shown)
             read(self._fields, out, xp=torch)
             if worlds is not None:
                 shown.copy_(torch.where(worlds[:, None], out, shown))
+        for view in self._views:
+            view.update(begun)
+        for shown in (self.achieved_goal, *(view.shown for view in self._views)):
             shown.masked_fill_(hidden[:, None], 0.0)
 
 
-def _reads_forces(task: CompiledTask) -> bool:
-    """Return whether the task reads what only the whole of MuJoCo's forward pass computes."""
+def _reads_forces(task: CompiledTask, fields: tuple[str, ...]) -> bool:
+    """Return whether one of the fields is what only the whole of MuJoCo's forward pass computes."""
     accelerations = task.model.sensor_needstage == mujoco.mjtStage.mjSTAGE_ACC
-    return "qfrc_actuator" in task.fields or ("sensordata" in task.fields and bool(accelerations.any()))
+    return "qfrc_actuator" in fields or ("sensordata" in fields and bool(accelerations.any()))
 
 
 def _in_bounds(*arrays: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from thousandfold.envs.mazes import LAYOUTS
 from thousandfold.envs.object_names import nearest_hint
-from thousandfold.envs.task import MOST_EPISODE_STEPS, TaskError
+from thousandfold.envs.task import MOST_EPISODE_STEPS, MOST_HISTORY, TaskError
 from thousandfold.envs.user_tasks.task_yaml import Location, Page
 from thousandfold.ground.errors import nearest_name
 
@@ -67,6 +67,42 @@ class TermEntry(_Section):
     transform: Literal["identity", "cos", "sin", "difference"] | None = None
     minus: TermEntry | None = None
     unit: str = ""
+
+
+class DrawnStepsEntry(_Section):
+    """Control steps, drawn once an episode from `low` to `high`."""
+
+    low: Whole = Field(ge=0)
+    high: Whole = Field(ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _bounds_fit(self) -> DrawnStepsEntry:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
+Delay = Annotated[
+    Annotated[Annotated[Whole, Field(ge=0)], pydantic.Tag("[steps]")]
+    | Annotated[DrawnStepsEntry, pydantic.Tag("[drawn]")],
+    pydantic.Discriminator(
+        lambda value: "[drawn]" if isinstance(value, dict | DrawnStepsEntry) else "[steps]"
+    ),
+]
+"""Control steps: always as many, or drawn."""
+_SENSED = ("noise", "noise_kind", "bias", "quantum", "delay", "dropout", "history")
+
+
+class SensedEntry(TermEntry):
+    """A reading as it is sensed; see `envs.task.Sensor`."""
+
+    noise: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
+    noise_kind: Literal["normal", "uniform"] = "normal"
+    bias: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
+    quantum: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
+    delay: Delay = 0
+    dropout: float = Field(default=0.0, ge=0, le=1)
+    history: Whole = Field(default=1, ge=1, le=MOST_HISTORY)
 
 
 class BoxEntry(_Section):
@@ -280,7 +316,8 @@ class TaskEntry(_Section):
     control_dt_s: float = Field(gt=0)
     episode_steps: Whole = Field(default=200, ge=1, le=MOST_EPISODE_STEPS)
     options: OptionsEntry = OptionsEntry()
-    observation: Listed[TermEntry]
+    observation: Listed[SensedEntry]
+    student_observation: Listed[SensedEntry] | None = None
     achieved_goal: Listed[TermEntry]
     goal: Distribution | None = None
     reset: ResetEntry = ResetEntry()
@@ -291,6 +328,7 @@ class TaskEntry(_Section):
     other_radii: dict[Name, Annotated[float, Field(gt=0)]] = {}
     early_end: Listed[EarlyEndEntry] = []
     action: Action = "range"
+    action_delay: Delay = 0
     maze: MazeEntry | None = None
     scene: SceneEntry = SceneEntry()
 
@@ -308,6 +346,10 @@ class TaskEntry(_Section):
         if self.goal is None and missing:
             raise ValueError(f"goal must be given, or a goal of its own for {' and '.join(missing)}")
         return self
+
+
+_TAGS = ("word", "commands", "[steps]", "[drawn]", "[key]")
+"""what pydantic puts into the place of an entry, and the page does not have"""
 
 
 def validate(page: Page) -> TaskEntry:
@@ -328,12 +370,14 @@ def _explanations(error: pydantic.ValidationError, page: Page) -> list[str]:
     unknown, missing, others = [], [], []
     meant: set[Location] = set()
     for detail in error.errors(include_url=False):
-        place = tuple(step for step in detail["loc"] if step not in ("word", "commands", "[key]"))
+        place = tuple(step for step in detail["loc"] if step not in _TAGS)
         if detail["type"] == "extra_forbidden":
             valid = _keys_at(place[:-1])
             nearest = nearest_name(str(place[-1]), valid)
             meant |= {(*place[:-1], nearest)} if nearest else set()
             hint = f"did you mean {nearest!r}?" if nearest else f"valid: {', '.join(valid)}."
+            if place[-1] in _SENSED:
+                hint = "terms of observation and student_observation alone are sensed."
             unknown.append(page.error(place, f"unknown key; {hint}"))
         elif detail["type"] == "missing":
             missing.append(place)

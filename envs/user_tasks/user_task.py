@@ -28,6 +28,7 @@ from thousandfold.envs.mazes import add_walls, cells
 from thousandfold.envs.mujoco_log import compile_spec, quiet_mujoco
 from thousandfold.envs.object_names import find_object, nearest_hint, object_name, object_names
 from thousandfold.envs.position_servos import position_targets, servo_joint
+from thousandfold.envs.senses import require_told_apart
 from thousandfold.envs.start_states import StartStates, require_whole_state
 from thousandfold.envs.task import (
     Command,
@@ -37,6 +38,7 @@ from thousandfold.envs.task import (
     MazePicture,
     Reset,
     ScenePicture,
+    Sensor,
     SuccessRegion,
     TaskError,
     Term,
@@ -140,11 +142,14 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         raise page.error(("model",), f"there is no file {shown(model)}")
     _located(page, ("model",), partial(require_modest, model))
     build_spec = partial(_build_spec, model, entry.options, entry.maze)
-    return GoalTask(
+    student = entry.student_observation
+    make = partial(
+        GoalTask,
         name=entry.name,
         description=" ".join(entry.description.split()),
         build_spec=build_spec,
         observation=tuple(_term(term) for term in entry.observation),
+        student_observation=None if student is None else tuple(_term(term) for term in student),
         achieved_goal=tuple(_term(term) for term in entry.achieved_goal),
         success=tuple(
             SuccessRegion(each.radius, *(each.part or ()), points=each.points) for each in entry.success
@@ -155,11 +160,16 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         hold_steps=entry.hold_steps,
         early_end=tuple(EarlyEnd(_term(end.term), end.low, end.high) for end in entry.early_end),
         control=_control(page, entry, build_spec),
+        action_delay=_steps(entry.action_delay),
         other_radii=entry.other_radii,
         maze=None if entry.maze is None else MazePicture(entry.maze.layout, entry.maze.scale),
         scene=_scene(entry),
         file=str(page.path),
     )
+    try:
+        return make()
+    except TaskError as error:
+        raise page.error(error.entry, str(error).removeprefix(f"Task {entry.name!r}: ")) from error
 
 
 # -- the model ------------------------------------------------------------------------------------
@@ -262,7 +272,27 @@ def _term(entry: schema.TermEntry) -> Term:
     minus = None if entry.minus is None else _term(entry.minus)
     default = "identity" if minus is None else "difference"
     columns = None if entry.columns is None else tuple(entry.columns)
-    return Term(entry.field, entry.object, columns, entry.transform or default, minus, entry.unit)
+    sensor = _sensor(entry) if isinstance(entry, schema.SensedEntry) else None
+    return Term(entry.field, entry.object, columns, entry.transform or default, minus, entry.unit, sensor)
+
+
+def _sensor(entry: schema.SensedEntry) -> Sensor | None:
+    """Return how a term is sensed; None where the page says nothing of it."""
+    sensor = Sensor(
+        entry.noise,
+        entry.noise_kind,
+        entry.bias,
+        entry.quantum,
+        _steps(entry.delay),
+        entry.dropout,
+        entry.history,
+    )
+    return None if sensor == Sensor() else sensor
+
+
+def _steps(delay: int | schema.DrawnStepsEntry) -> tuple[int, int]:
+    """Return the least and the most control steps of a delay."""
+    return (delay, delay) if isinstance(delay, int) else (delay.low, delay.high)
 
 
 def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
@@ -450,9 +480,14 @@ def _checks(
     """Yield the entries that must suit the model, each with what raises TaskError where it does not."""
     yield ("model",), partial(require_whole_state, model, _OWNER)
     resolver = TermResolver(model, _OWNER)
-    for key, terms in (("observation", task.observation), ("achieved_goal", task.achieved_goal)):
+    student = task.student_observation or ()
+    parts = (("observation", task.observation), ("student_observation", student))
+    for key, terms in (*parts, ("achieved_goal", task.achieved_goal)):
         for index, term in enumerate(terms):
             yield (key, index), partial(resolver.resolve, (term,))
+    for key, terms in parts:
+        if terms:
+            yield (), partial(require_told_apart, model, resolver.resolve(terms), key, _OWNER)
     for index, end in enumerate(task.early_end):
         yield ("early_end", index, "term"), partial(resolver.resolve, (end.term,))
     yield ("action",), partial(_require_controls, page, entry, model, task)

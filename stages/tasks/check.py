@@ -74,10 +74,13 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
 def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
     """Return the elements of observation, goal and action."""
     control = task.control
-    observation = [
-        element | {"low": float(low), "high": float(high)}
-        for element, low, high in zip(task.describe("observation"), *rollout.observation, strict=True)
-    ]
+    observation, student = (
+        [
+            element | {"low": float(low), "high": float(high)}
+            for element, low, high in zip(view.describe("observation"), *seen, strict=True)
+        ]
+        for view, seen in ((task, rollout.observation), (task.student_view, rollout.student_observation))
+    )
     goal = [
         element
         | {"low": float(low), "high": float(high)}
@@ -106,7 +109,8 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
         )
         for index, (name, command) in enumerate(zip(control.actuators, control.commands, strict=True))
     ]
-    return {"observation": observation, "goal": goal, "action": action}
+    own = {"student_observation": student} if task.student_view is not task else {}
+    return {"observation": observation, **own, "goal": goal, "action": action}
 
 
 def _figures(rollout: RandomRollout) -> dict[str, Any]:
@@ -134,10 +138,15 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
     )
     for title, key in (
         ("Observation, ranges as a random policy sees them", "observation"),
+        ("What a student sees in its place", "student_observation"),
         ("Goal, as a random policy achieves it and as it is commanded", "goal"),
         ("Controls, at action -1 and +1; those of a delta or an offset lie between them", "action"),
     ):
-        rows = report[key]
+        rows = report.get(key)
+        if rows is None:
+            continue
+        if key.endswith("observation"):
+            title += f" ({len(rows)} numbers)"
         said = [name for name in rows[0] if any(row[name] is not None for row in rows)]
         console.table(title, said, [[row[name] for name in said] for row in rows])
     low, high = report["random_success_interval"]
