@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from thousandfold.envs.control_map import ControlMap
 from thousandfold.envs.mujoco_log import compile_spec
+from thousandfold.envs.orientations import are_orientations
 from thousandfold.envs.senses import require_told_apart, senses_of
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
@@ -26,10 +27,12 @@ from thousandfold.envs.term_columns import (
     TermResolver,
     describe_elements,
     earlier_names,
+    is_orientation,
     read_terms,
 )
 
 _MOST_FRAME_SKIP = 10_000  # physics steps within a control step
+_TRIAL_GOALS = 256
 
 
 class CompiledTask:
@@ -78,7 +81,7 @@ class CompiledTask:
         if not task.success:
             raise TaskError(f"{owner} has no success region.")
         for region in task.success:
-            require_region_fits(region, self.goal_dim, owner)
+            require_region_fits(region, self._achieved_goal, owner)
         self._starts = self._start_states()
         self.student_view = self._seen_by_student(resolver)
 
@@ -101,7 +104,7 @@ class CompiledTask:
         """Return what draws the starts of each distribution, whose goals must fit."""
         owner = f"Task {self.name!r}"
         for name, distribution in self.spec.distributions.items():
-            require_goals_fit(distribution, self.goal_dim, f"{owner}, {name}")
+            require_goals_fit(distribution, self._achieved_goal, f"{owner}, {name}")
         return {
             name: StartStates(self.model, distribution.starts, owner)
             for name, distribution in self.spec.distributions.items()
@@ -159,6 +162,8 @@ class CompiledTask:
         """Names of the MuJoCo data fields that the task reads."""
         terms = [*self.spec.observation, *self.spec.achieved_goal, *(end.term for end in self.spec.early_end)]
         names = [term.field for term in terms] + [term.minus.field for term in terms if term.minus]
+        resolved = [*self._observation, *self._achieved_goal, *(each for _, (each,) in self._early_end)]
+        names += [name for each in resolved if each.frame is not None for name in each.frame.fields]
         return tuple(dict.fromkeys(names))
 
     @functools.cached_property
@@ -205,19 +210,24 @@ class CompiledTask:
     def is_success(self, achieved_goal: Any, desired_goal: Any) -> Any:
         """Return (...,) bool for goals of shape (..., goal_dim): every success region holds."""
         within = (
-            self._distance(region, achieved_goal, desired_goal) < region.radius
-            for region in self.spec.success
+            region.distance(achieved_goal, desired_goal) < region.radius for region in self.spec.success
         )
         return functools.reduce(operator.and_, within)
 
     def goal_distance(self, achieved_goal: Any, desired_goal: Any) -> Any:
-        """Return the Euclidean distance over the first success region's slice, shape (...,)."""
-        return self._distance(self.spec.success[0], achieved_goal, desired_goal)
+        """Return the distance in the first success region, shape (...,); see `SuccessRegion.distance`."""
+        return self.spec.success[0].distance(achieved_goal, desired_goal)
 
-    @staticmethod
-    def _distance(region: SuccessRegion, achieved_goal: Any, desired_goal: Any) -> Any:
-        difference = region.mean_point(achieved_goal - desired_goal)
-        return (difference**2).sum(-1) ** 0.5
+    def distance_unit(self, region: SuccessRegion) -> str:
+        """Return the unit of distances in a success region; empty where there is none, or several."""
+        if region.kind == "orientation":
+            return "rad"
+        return "" if region.scale else self.describe("achieved_goal")[region.start]["unit"]
+
+    @functools.cached_property
+    def orientations(self) -> list[slice]:
+        """Which numbers of a goal are the six of an orientation, one slice each."""
+        return orientation_spans(self._achieved_goal)
 
     def sample_start(
         self, distribution: str, rng: np.random.Generator, count: int
@@ -265,6 +275,15 @@ class CompiledTask:
         if region.points > 1:
             return region.mean_point(goals)[..., : len(columns)]
         return goals[..., list(columns)]
+
+    @functools.cached_property
+    def position_radius(self) -> float:
+        """How large a goal is drawn around its position, in metres: what success lets it be off there."""
+        columns = self.spec.scene.goal_position or ()
+        for region in self.spec.success:
+            if region.kind == "distance" and columns and region.covers(columns[0]):
+                return region.number_radius(columns[0])
+        return self.spec.success[0].radius
 
     def describe(self, part: str) -> list[dict[str, str]]:
         """Return name and unit of every number of ``observation`` or ``achieved_goal``, in order.
@@ -327,8 +346,14 @@ def _suffixes(columns: TermColumns) -> list[str]:
     return ["", *(f"@-{age}" for age in range(1, history))]
 
 
-def require_region_fits(region: SuccessRegion, goal_dim: int, owner: str) -> None:
-    """Raise TaskError where a success region has no radius, or is no slice of a goal of so many numbers."""
+def orientation_spans(goal: Sequence[TermColumns]) -> list[slice]:
+    """Return which numbers of a goal, of its resolved terms, are an orientation's six, one slice each."""
+    return [slice(columns.start, columns.stop) for columns in goal if is_orientation(columns.term)]
+
+
+def require_region_fits(region: SuccessRegion, goal: Sequence[TermColumns], owner: str) -> None:
+    """Raise TaskError where a success region has no radius, or does not suit a goal of these terms."""
+    goal_dim = goal[-1].stop
     stop = goal_dim if region.stop is None else region.stop
     if region.radius <= 0:
         raise TaskError(f"{owner}: the success radius must be above 0, not {region.radius}.")
@@ -337,10 +362,25 @@ def require_region_fits(region: SuccessRegion, goal_dim: int, owner: str) -> Non
         raise TaskError(f"{owner}: {span} does not fit an achieved_goal of {goal_dim} numbers.")
     if (size := stop - region.start) % region.points:
         raise TaskError(f"{owner}: {size} numbers cannot be divided into {region.points} points.")
+    if region.kind == "orientation" and slice(region.start, stop) not in orientation_spans(goal):
+        raise TaskError(f"{owner}: numbers {region.start} to {stop - 1} of the goal are no orientation.")
+    if region.scale and len(region.scale) != size // region.points:
+        raise TaskError(
+            f"{owner}: scale has {len(region.scale)} numbers for {size // region.points} that are compared.",
+            ("scale",),
+        )
 
 
-def require_goals_fit(episodes: EpisodeDistribution, goal_dim: int, owner: str) -> None:
-    """Raise TaskError where drawn goals have another size than the achieved goal."""
+def require_goals_fit(episodes: EpisodeDistribution, goal: Sequence[TermColumns], owner: str) -> None:
+    """Raise TaskError where drawn goals have another size than the achieved goal, or no orientations."""
     shape = episodes.sample(np.random.default_rng(0), 1)[1].shape
-    if shape != (1, goal_dim):
-        raise TaskError(f"{owner}: goals of {shape[1]} numbers, and the achieved_goal has {goal_dim}.")
+    if shape != (1, goal[-1].stop):
+        raise TaskError(f"{owner}: goals of {shape[1]} numbers, and the achieved_goal has {goal[-1].stop}.")
+    spans = orientation_spans(goal)
+    drawn = episodes.sample(np.random.default_rng(0), _TRIAL_GOALS)[1] if spans else np.zeros((0, 0))
+    for span in spans:
+        if not are_orientations(drawn[:, span]):
+            raise TaskError(
+                f"{owner}: numbers {span.start} to {span.stop - 1} of the goal are an orientation, and what "
+                "is drawn for them is none: draw them with `orientation: {quat: [1, 0, 0, 0]}`."
+            )

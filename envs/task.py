@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.distributions import GoalsFromStarts, PositionDistribution
+from thousandfold.envs.orientations import rotation_angle
 from thousandfold.ground.errors import UserError, nearest_name
 
 MOST_EPISODE_STEPS = 1_000_000
@@ -103,6 +104,8 @@ class Term:
         transform: applied element-wise; ``difference`` subtracts the term `minus`.
         minus: the term to subtract, for ``difference`` alone.
         unit: the unit of the numbers that come out, for documentation and exported metadata.
+        frame: the body in whose frame positions, vectors and orientations are told; None: the world's axes.
+            `columns` are then those of the result.
         sensor: how it is sensed, for terms of an observation alone; None: exactly and at once.
     """
 
@@ -112,6 +115,7 @@ class Term:
     transform: Transform = "identity"
     minus: Term | None = None
     unit: str = ""
+    frame: str | None = None
     sensor: Sensor | None = None
 
 
@@ -120,15 +124,20 @@ class SuccessRegion:
     """A ball around a slice of the goal: ``|achieved[start:stop] - desired[start:stop]| < radius``.
 
     Attributes:
-        radius: in the goal's unit.
+        radius: in the goal's unit; in radians for an orientation; in units of `scale` where there is one.
         start, stop: the slice; None goes to the goal's end.
         points: the slice holds so many points, whose mean is compared (2 compares midpoints).
+        kind: ``orientation``: the slice is an orientation's six numbers, compared by the angle between.
+        scale: what differences are divided by before their length is taken, one each of the numbers of a
+            point; empty: not at all.
     """
 
     radius: float
     start: int = 0
     stop: int | None = None
     points: int = 1
+    kind: Literal["distance", "orientation"] = "distance"
+    scale: tuple[float, ...] = ()
 
     def covers(self, *numbers: int) -> bool:
         """Return whether these numbers of the goal are all in the slice."""
@@ -144,6 +153,20 @@ class SuccessRegion:
             return points
         size = points.shape[-1] // self.points  # -1 would not be known of no goals
         return points.reshape((*points.shape[:-1], self.points, size)).mean(-2)
+
+    def distance(self, achieved_goal: Any, desired_goal: Any) -> Any:
+        """Return how far apart goals (..., goal_dim) are in the slice, (...,), to compare with `radius`."""
+        if self.kind == "orientation":
+            part = slice(self.start, self.stop)
+            return rotation_angle(achieved_goal[..., part], desired_goal[..., part])
+        difference = self.mean_point(achieved_goal - desired_goal)
+        if self.scale:  # number by number: a vector of them would have to be sent to a device
+            return sum((difference[..., i] / each) ** 2 for i, each in enumerate(self.scale)) ** 0.5
+        return (difference**2).sum(-1) ** 0.5
+
+    def number_radius(self, number: int) -> float:
+        """Return how far one number of the slice may be off where all others are met, in its own unit."""
+        return self.radius * (self.scale[(number - self.start) % len(self.scale)] if self.scale else 1.0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.object_names import as_written, find_object, nearest_hint, object_count, object_names
+from thousandfold.envs.orientations import MATRIX_FIELDS, ORIENTATION_COLUMNS
 from thousandfold.envs.task import TaskError, Term, Transform
+from thousandfold.envs.term_frames import BodyFrame, frame_of
 
 _OBJECT, _JOINT, _SENSOR = mujoco.mjtObj, mujoco.mjtJoint, mujoco.mjtSensor
 LINEAR_AND_TURNING: Mapping[mujoco.mjtJoint, tuple[int, int]] = {
@@ -85,6 +87,10 @@ FIELDS: Mapping[str, Field] = {
     "xpos": _per_object(3, "nbody", _OBJECT.mjOBJ_BODY),
     "xquat": _per_object(4, "nbody", _OBJECT.mjOBJ_BODY),
     "site_xpos": _per_object(3, "nsite", _OBJECT.mjOBJ_SITE),
+    "geom_xpos": _per_object(3, "ngeom", _OBJECT.mjOBJ_GEOM),
+    "xmat": _per_object(9, "nbody", _OBJECT.mjOBJ_BODY),
+    "site_xmat": _per_object(9, "nsite", _OBJECT.mjOBJ_SITE),
+    "geom_xmat": _per_object(9, "ngeom", _OBJECT.mjOBJ_GEOM),
     "cinert": _per_object(10, "nbody", _OBJECT.mjOBJ_BODY),
     "cvel": _per_object(6, "nbody", _OBJECT.mjOBJ_BODY),
     "qfrc_actuator": Field(_OBJECT.mjOBJ_JOINT, False, _joint_qvel, lambda model: model.nv),
@@ -125,6 +131,8 @@ class TermColumns:
         start: first column of the output; the term fills ``start:stop``.
         stop: one past the last column of the output.
         minus: flat columns of the subtracted term, for ``difference``.
+        frame: how the numbers are told in a body's frame; None: they are left in the world's axes.
+        picked: which of the numbers in that frame are kept; None: all.
     """
 
     term: Term
@@ -132,6 +140,8 @@ class TermColumns:
     start: int
     stop: int
     minus: slice | np.ndarray | None = None
+    frame: BodyFrame | None = None
+    picked: slice | np.ndarray | None = None
     _placed: dict[Any, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,11 +149,11 @@ class TermColumns:
         return {**self.__dict__, "_placed": {}}
 
     def columns_on(self, xp: Any, device: Any) -> tuple[Any, ...]:
-        """Return `source` and `minus` on `device`, where a NumPy index would be sent at each reading."""
+        """Return `source`, `minus` and `picked` on `device`: a NumPy index would be sent at each reading."""
         if (xp, device) not in self._placed:
             self._placed[xp, device] = tuple(
                 xp.asarray(columns, device=device) if isinstance(columns, np.ndarray) else columns
-                for columns in (self.source, self.minus)
+                for columns in (self.source, self.minus, self.picked)
             )
         return self._placed[xp, device]
 
@@ -166,18 +176,22 @@ class TermResolver:
                 raise TaskError(f"{self._owner}: the term that a difference subtracts has no transform.")
             if (term.transform == "difference") != (term.minus is not None):
                 raise TaskError(f"{self._owner}: a term has `minus` exactly when it is a difference.")
-            columns, minus = self.columns(term), None
+            columns, minus, frame, picked = self.columns(term), None, None, None
+            stop = start + len(columns)
+            if term.frame is not None:
+                frame, picked = frame_of(self._model, term, self._owner), term.columns
+                columns = self.columns(replace(term, columns=None))
             if term.minus is not None:
                 try:
-                    minus = self.columns(term.minus)
+                    minus = self.columns(term.minus if frame is None else replace(term.minus, columns=None))
                 except TaskError as error:
                     raise error.within("minus") from None
                 if len(minus) != len(columns):
                     raise TaskError(
                         f"{self._owner}: a difference of {len(columns)} and {len(minus)} numbers."
                     )
-            stop = start + len(columns)
-            resolved.append(TermColumns(term, as_slice(columns), start, stop, as_slice(minus)))
+            picked = None if picked is None else as_slice(np.array(picked))
+            resolved.append(TermColumns(term, as_slice(columns), start, stop, as_slice(minus), frame, picked))
             start = stop
         if start == 0:
             raise TaskError(f"{self._owner} has an empty list of terms.")
@@ -239,18 +253,33 @@ def read_terms(terms: list[TermColumns], fields: Mapping[str, Any], out: Any, xp
     """
     for columns in terms:
         term = columns.term
-        source, minus = columns.columns_on(xp, fields[term.field].device)
+        source, minus, picked = columns.columns_on(xp, fields[term.field].device)
         value = fields[term.field][:, source]
         if term.minus is not None:
             value = value - fields[term.minus.field][:, minus]
         elif term.transform != "identity":
             value = getattr(xp, term.transform)(value)
+        if columns.frame is not None:
+            value = columns.frame.tell(value, fields, xp)
+            value = value if picked is None else value[:, picked]
         out[:, columns.start : columns.stop] = value
+
+
+def is_orientation(term: Term) -> bool:
+    """Tell whether a term reads the six numbers of one orientation."""
+    return (
+        term.field in MATRIX_FIELDS
+        and term.object is not None
+        and term.columns == ORIENTATION_COLUMNS
+        and term.transform == "identity"
+    )
 
 
 def label_of(term: Term) -> str:
     """Return a term as people write it: ``cos(qpos:hinge)``."""
     name = f"{term.field}:{term.object}" if term.object else term.field
+    if term.frame is not None:
+        return f"({label_of(replace(term, frame=None))} in {term.frame})"
     if term.minus is not None:
         return f"{name} - {label_of(term.minus)}"
     return name if term.transform == "identity" else f"{term.transform}({name})"
@@ -262,6 +291,10 @@ _OF_OBJECT: Mapping[str, tuple[str, ...]] = {
     "xpos": ("m",) * 3,
     "xquat": ("1",) * 4,
     "site_xpos": ("m",) * 3,
+    "geom_xpos": ("m",) * 3,
+    "xmat": ("1",) * 9,
+    "site_xmat": ("1",) * 9,
+    "geom_xmat": ("1",) * 9,
     "cinert": ("kg m²",) * 6 + ("kg m",) * 3 + ("kg",),
     "cvel": ("rad/s",) * 3 + ("m/s",) * 3,
 }
@@ -343,6 +376,8 @@ def _numbers(model: mujoco.MjModel, columns: TermColumns) -> Iterator[tuple[int,
     """
     source, term = columns.source, columns.term
     flat = np.arange(source.start, source.stop) if isinstance(source, slice) else source
+    if columns.picked is not None:
+        flat = flat[columns.picked]
     field = FIELDS[term.field]
     spans = [field.columns(model, index) for index in range(object_count(model, field.kind))]
     for number, column in zip(term.columns or range(len(flat)), flat.tolist(), strict=True):

@@ -58,8 +58,8 @@ def cell_edges(task: CompiledTask) -> np.ndarray:
     """Return a cell's edge along each number of the goal, (goal_dim,); infinite where success ignores it."""
     edge = np.full(task.goal_dim, np.inf)
     for region in task.spec.success:
-        own = slice(region.start, region.stop)
-        edge[own] = np.minimum(edge[own], region.radius)
+        for number in range(task.goal_dim)[region.start : region.stop]:
+            edge[number] = min(edge[number], region.number_radius(number))
     return edge
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import mujoco
+
 from thousandfold.envs.checks.goal_reach import GoalReach, ReachReport
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mujoco_log import quiet_mujoco
+from thousandfold.envs.object_names import as_written, find_object, object_name
 from thousandfold.envs.task import TaskError, Term
 from thousandfold.envs.term_columns import TermColumns, TermResolver, label_of, quaternion_columns
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _MORE_THAN_POSITIONS = "the goal is more than a matter of positions"
-_NO_QUATERNIONS = (
-    "number by number, although q and -q are one orientation: use directions, such as framexaxis and "
-    "framezaxis sensors, or the places of two sites (docs/user_tasks.md)."
-)
+_NO_QUATERNIONS = "number by number, although q and -q are one orientation"
+_SENSED = {
+    mujoco.mjtObj.mjOBJ_SITE: "site",
+    mujoco.mjtObj.mjOBJ_GEOM: "geom",
+    mujoco.mjtObj.mjOBJ_XBODY: "body",
+}
 _UNDRIVEN = "the goal is the place of a body that nothing drives directly"
 
 
@@ -68,21 +73,53 @@ def require_comparable_goals(task: CompiledTask) -> None:
     for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
         if _success_compares(task, numbers):
             label = label_of(columns.term)
-            raise TaskError(f"{place}: {label} is a quaternion that success compares {_NO_QUATERNIONS}")
+            offer = _orientation_of(task.model, columns.term)
+            raise TaskError(
+                f"{place}: {label} is a quaternion that success compares {_NO_QUATERNIONS}: {offer} and give "
+                "success an `angle` (docs/user_tasks.md)."
+            )
 
 
 def _orientation_warnings(task: CompiledTask) -> Iterator[str]:
     """Yield a line for each term, of those that are not refused, that takes quaternions number by number."""
     for place, columns, numbers in _quaternions(task, "achieved_goal", task.spec.achieved_goal):
         if not _success_compares(task, numbers):
-            yield f"{place}: {label_of(columns.term)} is a quaternion that goals command {_NO_QUATERNIONS}"
+            offer = _orientation_of(task.model, columns.term)
+            yield (
+                f"{place}: {label_of(columns.term)} is a quaternion that goals command {_NO_QUATERNIONS}: "
+                f"{offer}."
+            )
     student = task.spec.student_observation or ()
     for part, terms in (("observation", task.spec.observation), ("student_observation", student)):
         for place, columns, _ in _quaternions(task, part, terms):
             if columns.term.minus is not None:
-                yield f"{place}: {label_of(columns.term)} subtracts quaternions {_NO_QUATERNIONS}"
+                yield (
+                    f"{place}: {label_of(columns.term)} subtracts quaternions {_NO_QUATERNIONS}: take the "
+                    "one's orientation `in` the other body."
+                )
     for place, columns, _ in _quaternions(task, "early_end", (end.term for end in task.spec.early_end)):
-        yield f"{place}: {label_of(columns.term)} ends episodes by a quaternion {_NO_QUATERNIONS}"
+        yield (
+            f"{place}: {label_of(columns.term)} ends episodes by a quaternion {_NO_QUATERNIONS}: take "
+            "numbers of `up` or of an orientation."
+        )
+
+
+def _orientation_of(model: mujoco.MjModel, term: Term) -> str:
+    """Return the advice to take the orientation of what a term's quaternion belongs to."""
+    kind, name = "body", term.object
+    if term.field == "qpos" and name is not None:
+        joint = find_object(model, mujoco.mjtObj.mjOBJ_JOINT, name, "the task")
+        name = object_name(model, mujoco.mjtObj.mjOBJ_BODY, int(model.jnt_bodyid[joint]))
+    elif term.field == "sensordata" and name is not None:
+        sensor = find_object(model, mujoco.mjtObj.mjOBJ_SENSOR, name, "the task")
+        sensed = mujoco.mjtObj(model.sensor_objtype[sensor])
+        kind = _SENSED.get(sensed, "body")
+        name = None
+        if sensed in _SENSED:
+            named = mujoco.mjtObj.mjOBJ_BODY if sensed == mujoco.mjtObj.mjOBJ_XBODY else sensed
+            name = object_name(model, named, int(model.sensor_objid[sensor]))
+    of = "{object: …}" if name is None else f"{{object: {as_written(name)}, kind: {kind}}}"
+    return f"take `orientation: {of}` in its place"
 
 
 def _quaternions(

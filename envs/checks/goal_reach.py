@@ -11,7 +11,7 @@ this sense: whether something brings it there is a matter of contacts, and not j
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,10 @@ from thousandfold.envs.checks.obstacles import FloorReach, MazeReach
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.task import Term
 
-_OF_CONFIGURATION = {"qpos", "xpos", "xquat", "site_xpos", "cinert", "sensordata"}
+_OF_CONFIGURATION = {
+    "qpos", "xpos", "xquat", "xmat", "site_xpos", "site_xmat", "geom_xpos", "geom_xmat", "cinert",
+    "sensordata",
+}  # fmt: skip
 _STARTS, _ITERATIONS = 3, 25
 _DIFFERENCE = 1e-6
 _MOVES_GOAL, _MOVES_JOINT = 1e-6, 1e-9
@@ -116,7 +119,7 @@ class GoalReach:
             loose[own] = unbounded and not driven[own].any()
         return loose
 
-    def _is_positional(self, terms: Iterable[Term]) -> bool:
+    def _is_positional(self, terms: Sequence[Term]) -> bool:
         fields = _fields_of(terms)
         if not fields <= _OF_CONFIGURATION:
             return False
@@ -185,7 +188,9 @@ class GoalReach:
         self, goal: np.ndarray, configurations: np.ndarray, achieved: np.ndarray, start: np.ndarray
     ) -> float | None:
         """Return how near a configuration comes to a goal; None where it reaches it."""
-        nearest = np.argsort(self._task.goal_distance(achieved, goal))[:_STARTS]
+        regions = self._task.spec.success
+        away = sum(region.distance(achieved, goal) / region.radius for region in regions)
+        nearest = np.argsort(away)[:_STARTS]
         distances = []
         for qpos in (*configurations[nearest], start):
             found = self._refine(qpos.copy(), goal)
@@ -219,7 +224,11 @@ class GoalReach:
     def _residual(self, qpos: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return what success is about: of each region, the mean difference of its points."""
         difference = self._achieve(qpos) - goal
-        return np.concatenate([region.mean_point(difference) for region in self._task.spec.success])
+        parts = [
+            region.mean_point(difference) / (np.asarray(region.scale) if region.scale else 1.0)
+            for region in self._task.spec.success
+        ]
+        return np.concatenate(parts)
 
     def _jacobian(self, qpos: np.ndarray, goal: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """Return the residual's derivative by each degree of freedom, (residuals, nv)."""
@@ -234,6 +243,7 @@ class GoalReach:
         return moved
 
 
-def _fields_of(terms: Iterable[Term]) -> set[str]:
+def _fields_of(terms: Sequence[Term]) -> set[str]:
     """Return the data fields that some terms read."""
-    return {each.field for term in terms for each in (term, term.minus) if each is not None}
+    read = {each.field for term in terms for each in (term, term.minus) if each is not None}
+    return read | ({"xmat", "xpos"} if any(term.frame is not None for term in terms) else set())

@@ -82,7 +82,7 @@ class FloorReach:
         resolver = TermResolver(model, "the task")
         for columns in resolver.resolve(self._task.spec.achieved_goal):
             term = columns.term
-            if term.transform != "identity":
+            if term.transform != "identity" or term.frame is not None:
                 continue
             source = resolver.columns(term)[:3]
             if len(source) < 3 or (np.diff(source) != 1).any():
@@ -102,7 +102,7 @@ class FloorReach:
         """Return what a plane means for a point; None where it moves, or nothing of the body meets it."""
         model = self._model
         radii = [
-            region.radius
+            max(region.number_radius(point.start + index) for index in range(3))
             for region in self._task.spec.success
             if region.points == 1 and region.covers(point.start, point.start + 2)
         ]
@@ -127,7 +127,7 @@ class MazeReach:
     def __init__(self, task: CompiledTask) -> None:
         self._plane = tuple(task.spec.scene.goal_position or ())
         radii = [
-            region.radius
+            max(map(region.number_radius, self._plane[:2]), default=region.radius)
             for region in task.spec.success
             if region.points == 1 and region.covers(*self._plane[:2])
         ]

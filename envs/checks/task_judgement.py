@@ -28,6 +28,16 @@ _APART = 0.05  # of a servo's actrange, or of 1 without
 _DEEP = 1.0  # of the thinner geom's half thickness; twice that in a floor, where it is then as a whole
 _ACTS_FOR, _NO_EFFECT = 10, 1e-9  # control steps
 _GOALS = 256
+# Fields that tell where an object is, and what of the model says which body it is on.
+_PLACES: dict[str, tuple[mujoco.mjtObj, str | None]] = {
+    "xpos": (_OBJECT.mjOBJ_BODY, None),
+    "xquat": (_OBJECT.mjOBJ_BODY, None),
+    "xmat": (_OBJECT.mjOBJ_BODY, None),
+    "site_xpos": (_OBJECT.mjOBJ_SITE, "site_bodyid"),
+    "site_xmat": (_OBJECT.mjOBJ_SITE, "site_bodyid"),
+    "geom_xpos": (_OBJECT.mjOBJ_GEOM, "geom_bodyid"),
+    "geom_xmat": (_OBJECT.mjOBJ_GEOM, "geom_bodyid"),
+}
 
 
 def judge_task(task: CompiledTask, seed: int) -> list[str]:
@@ -287,11 +297,10 @@ def _judge_terms(task: CompiledTask) -> list[str]:
 
 
 def _is_fixed(model: mujoco.MjModel, term: Term) -> bool:
-    """Return whether a term reads the place of one body or site that nothing can move."""
-    if term.object is None or term.field not in ("xpos", "xquat", "site_xpos"):
+    """Return whether a term reads the place of one object that nothing can move."""
+    if term.object is None or term.field not in _PLACES or term.frame is not None:
         return False
-    if term.field == "site_xpos":
-        body = int(model.site_bodyid[object_names(model, _OBJECT.mjOBJ_SITE).index(term.object)])
-    else:
-        body = object_names(model, _OBJECT.mjOBJ_BODY).index(term.object)
+    kind, owner = _PLACES[term.field]
+    index = object_names(model, kind).index(term.object)
+    body = index if owner is None else int(getattr(model, owner)[index])
     return bool(model.body_weldid[body] == 0 and model.body_mocapid[model.body_rootid[body]] < 0)

@@ -65,7 +65,7 @@ def draw_paths(
     goals, successes = np.asarray(goals, float).reshape(-1, task.goal_dim), np.asarray(successes, bool)
     if not len(paths) == len(goals) == len(successes):
         raise ValueError(f"{len(paths)} paths, {len(goals)} goals and {len(successes)} successes")
-    radius, maze = task.spec.success[0].radius, task.spec.maze
+    radius, maze = task.position_radius, task.spec.maze
     goals, paths = _plan(task, goals), [_plan(task, path) for path in paths]
 
     canvas, axes = _open_map(_limits(maze, paths, goals, radius), maze, title, below=_LEGEND_INCHES)
@@ -118,7 +118,7 @@ def draw_arrows(
         return goals[:, :2] if task.goal_dim > 1 else np.stack([goals[:, 0], np.arange(len(goals))], axis=1)
 
     starts, goals = ends(starts), ends(goals)
-    limits = _limits(maze, [starts], goals, task.spec.success[0].radius)
+    limits = _limits(maze, [starts], goals, task.position_radius)
     # Numbers that are no x and y need not be of one unit.
     canvas, axes = _open_map(limits, maze, title, square=not seen_from_above)
     if not seen_from_above:

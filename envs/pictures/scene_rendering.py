@@ -77,7 +77,7 @@ class GoalMarker:
 
     Attributes:
         position: x, y and z in metres.
-        radius: of the first success region, in metres.
+        radius: how far off success lets it be there, in metres.
         dims: how many of x, y and z the goal gives.
     """
 
@@ -92,7 +92,7 @@ def goal_marker(task: CompiledTask, goal: np.ndarray) -> GoalMarker | None:
     if position is None:
         return None
     x, y, z = (*position, *(0.0, 0.0, task.spec.scene.goal_height)[len(position) :])
-    return GoalMarker((float(x), float(y), float(z)), task.spec.success[0].radius, len(position))
+    return GoalMarker((float(x), float(y), float(z)), task.position_radius, len(position))
 
 
 class SceneRenderer:

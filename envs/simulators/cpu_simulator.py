@@ -34,7 +34,10 @@ _UNSTABLE = [*_OVERFLOWED, int(_WARNING.mjWARN_BADQPOS), int(_WARNING.mjWARN_BAD
 _UNSTABLE += [int(_WARNING.mjWARN_BADQACC), int(_WARNING.mjWARN_BADCTRL)]
 # Fields and sensors that tell where bodies are and how they move, and the forces that these need not know.
 _SENSOR, _DISABLE = mujoco.mjtSensor, mujoco.mjtDisableBit
-_KINEMATIC_FIELDS = frozenset({"xpos", "xquat", "site_xpos", "cinert", "cvel", "sensordata"})
+_KINEMATIC_FIELDS = frozenset({
+    "xpos", "xquat", "xmat", "site_xpos", "site_xmat", "geom_xpos", "geom_xmat", "cinert", "cvel",
+    "sensordata",
+})  # fmt: skip
 _KINEMATIC_SENSORS = frozenset({
     _SENSOR.mjSENS_VELOCIMETER, _SENSOR.mjSENS_GYRO, _SENSOR.mjSENS_JOINTPOS, _SENSOR.mjSENS_JOINTVEL,
     _SENSOR.mjSENS_TENDONPOS, _SENSOR.mjSENS_TENDONVEL, _SENSOR.mjSENS_ACTUATORPOS,

@@ -19,6 +19,7 @@ from thousandfold.ground.errors import nearest_name
 Entry = TypeVar("Entry")
 Numbers = Annotated[list[float], Field(min_length=1)]
 _LARGEST_NOISE = 1e9  # far below where ± of it is no number any more
+_HALF_TURN = 3.1416
 _MAZE_CHARACTERS = set("#RG. ")
 _MOST_MAZE_CELLS = 10_000  # each wall is a geom
 
@@ -58,15 +59,41 @@ class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TermEntry(_Section):
-    """One reading of a MuJoCo data field; see `envs.task.Term`."""
+class PoseEntry(_Section):
+    """What has an orientation: a body, a site or a geom."""
 
-    field: str
+    object: str
+    kind: Literal["body", "site", "geom"] = "body"
+
+
+class TermEntry(_Section):
+    """One reading of a MuJoCo data field, or of an orientation; see `envs.task.Term`."""
+
+    field: str | None = None
+    orientation: PoseEntry | None = None
+    up: PoseEntry | None = None
     object: ObjectName = None
     columns: Annotated[list[Whole], Field(min_length=1)] | None = None
     transform: Literal["identity", "cos", "sin", "difference"] | None = None
     minus: TermEntry | None = None
+    frame: ObjectName = Field(default=None, alias="in")
     unit: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> TermEntry:
+        if sum(each is not None for each in (self.field, self.orientation, self.up)) != 1:
+            raise ValueError("'field' must be given, or orientation or up in its place")
+        if self.field is not None:
+            return self
+        beside = self.model_fields_set & {"object", "columns", "transform", "minus"}
+        if self.up is not None:
+            beside |= self.model_fields_set & {"frame"}
+        if beside:
+            key = {"frame": "in"}.get(name := sorted(beside)[0], name)
+            raise ValueError(
+                f"{key} goes with a field, not with {'orientation' if self.orientation else 'up'}"
+            )
+        return self
 
 
 class DrawnStepsEntry(_Section):
@@ -172,6 +199,43 @@ class CellsEntry(_Section):
     z: float | None = None
 
 
+def _several(value: Any) -> Any:
+    """Take one quaternion for a list of it."""
+    return [value] if isinstance(value, list) and not any(isinstance(each, list) for each in value) else value
+
+
+def _not_zero(vector: list[float]) -> list[float]:
+    if not any(vector):
+        raise ValueError("must not be all zeros")
+    return vector
+
+
+Quaternion = Annotated[list[float], Field(min_length=4, max_length=4), pydantic.AfterValidator(_not_zero)]
+Axis = Annotated[list[float], Field(min_length=3, max_length=3), pydantic.AfterValidator(_not_zero)]
+
+
+class OrientationsEntry(_Section):
+    """Given orientations, turned at random; see `envs.orientations.Orientations`."""
+
+    quat: Annotated[list[Quaternion], Field(min_length=1), pydantic.BeforeValidator(_several)] = [
+        [1.0, 0.0, 0.0, 0.0]
+    ]
+    within: float = Field(default=0.0, ge=0, le=_HALF_TURN)
+    axis: Axis | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _turned_one_way(self) -> OrientationsEntry:
+        if len({each is None for each in (self.axis, self.low, self.high)}) != 1:
+            raise ValueError("axis, low and high are given together: about what, and how far")
+        if self.axis is not None and self.within:
+            raise ValueError("turned about an axis from low to high, or about any by up to within: give one")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
 class DistributionEntry(_Section):
     """Where positions or goals lie: exactly one of these."""
 
@@ -179,12 +243,13 @@ class DistributionEntry(_Section):
     positions: list[Numbers] | None = Field(default=None, alias="list", min_length=1)
     ring: RingEntry | None = None
     cells: CellsEntry | None = None
+    orientation: OrientationsEntry | None = None
 
     @pydantic.model_validator(mode="after")
     def _is_one(self) -> DistributionEntry:
-        given = [name for name in (self.box, self.positions, self.ring, self.cells) if name is not None]
-        if len(given) != 1:
-            raise ValueError("must be exactly one of box, list, ring and cells")
+        given = (self.box, self.positions, self.ring, self.cells, self.orientation)
+        if sum(each is not None for each in given) != 1:
+            raise ValueError("must be exactly one of box, list, ring, cells and orientation")
         if self.positions and len({len(each) for each in self.positions}) != 1:
             raise ValueError("the positions of a list must be equally long")
         return self
@@ -233,11 +298,21 @@ class EpisodesEntry(_Section):
 class SuccessEntry(_Section):
     """A ball around a slice of the goal; see `envs.task.SuccessRegion`."""
 
-    radius: float = Field(gt=0)
+    radius: float | None = Field(default=None, gt=0)
+    angle: float | None = Field(default=None, gt=0, le=_HALF_TURN)
     part: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = Field(
         default=None, alias="slice"
     )
     points: Whole = Field(default=1, ge=1)
+    scale: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_size(self) -> SuccessEntry:
+        if self.radius is None and self.angle is None:
+            raise ValueError("'radius' must be given, or for an orientation 'angle', in radians")
+        if self.radius is None and (self.scale is not None or self.points != 1):
+            raise ValueError("points and scale go with a radius")
+        return self
 
 
 class EarlyEndEntry(_Section):

@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from thousandfold.envs.compiled_task import CompiledTask, require_goals_fit, require_region_fits
+from thousandfold.envs.compiled_task import (
+    CompiledTask,
+    orientation_spans,
+    require_goals_fit,
+    require_region_fits,
+)
 from thousandfold.envs.control_map import ControlMap
 from thousandfold.envs.distributions import (
     BoxPositions,
@@ -27,6 +33,7 @@ from thousandfold.envs.distributions import (
 from thousandfold.envs.mazes import add_walls, cells
 from thousandfold.envs.mujoco_log import compile_spec, quiet_mujoco
 from thousandfold.envs.object_names import find_object, nearest_hint, object_name, object_names
+from thousandfold.envs.orientations import ORIENTATION_COLUMNS, UP_COLUMNS, Orientations
 from thousandfold.envs.position_servos import position_targets, servo_joint
 from thousandfold.envs.senses import require_told_apart
 from thousandfold.envs.start_states import StartStates, require_whole_state
@@ -43,7 +50,7 @@ from thousandfold.envs.task import (
     TaskError,
     Term,
 )
-from thousandfold.envs.term_columns import TermResolver
+from thousandfold.envs.term_columns import TermColumns, TermResolver, is_orientation
 from thousandfold.envs.user_tasks import user_schema as schema
 from thousandfold.envs.user_tasks.model_xml import require_modest, with_place
 from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
@@ -70,7 +77,7 @@ def is_task_file(reference: str) -> bool:
 
 
 def load_user_task(path: str | Path, reserved: Collection[str] = ()) -> GoalTask:
-    """Return the task that a YAML file describes. Nothing is compiled unless its actions need the joints.
+    """Return the task that a YAML file describes. Nothing is compiled unless actions or success need that.
 
     Args:
         path: the file; `~` and relative paths are resolved.
@@ -151,9 +158,7 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         observation=tuple(_term(term) for term in entry.observation),
         student_observation=None if student is None else tuple(_term(term) for term in student),
         achieved_goal=tuple(_term(term) for term in entry.achieved_goal),
-        success=tuple(
-            SuccessRegion(each.radius, *(each.part or ()), points=each.points) for each in entry.success
-        ),
+        success=_success(page, entry, build_spec),
         distributions={name: _episodes(page, entry, name) for name in ("training", "evaluation")},
         control_dt_s=entry.control_dt_s,
         episode_steps=entry.episode_steps,
@@ -269,11 +274,17 @@ def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
 
 
 def _term(entry: schema.TermEntry) -> Term:
+    sensor = _sensor(entry) if isinstance(entry, schema.SensedEntry) else None
+    for pose, columns in ((entry.orientation, ORIENTATION_COLUMNS), (entry.up, UP_COLUMNS)):
+        if pose is not None:
+            field = {"body": "xmat", "site": "site_xmat", "geom": "geom_xmat"}[pose.kind]
+            return Term(field, pose.object, columns, unit=entry.unit, frame=entry.frame, sensor=sensor)
+    assert entry.field is not None
     minus = None if entry.minus is None else _term(entry.minus)
     default = "identity" if minus is None else "difference"
     columns = None if entry.columns is None else tuple(entry.columns)
-    sensor = _sensor(entry) if isinstance(entry, schema.SensedEntry) else None
-    return Term(entry.field, entry.object, columns, entry.transform or default, minus, entry.unit, sensor)
+    transform = entry.transform or default
+    return Term(entry.field, entry.object, columns, transform, minus, entry.unit, entry.frame, sensor)
 
 
 def _sensor(entry: schema.SensedEntry) -> Sensor | None:
@@ -293,6 +304,66 @@ def _sensor(entry: schema.SensedEntry) -> Sensor | None:
 def _steps(delay: int | schema.DrawnStepsEntry) -> tuple[int, int]:
     """Return the least and the most control steps of a delay."""
     return (delay, delay) if isinstance(delay, int) else (delay.low, delay.high)
+
+
+def _success(
+    page: Page, entry: schema.TaskEntry, build_spec: Callable[[], mujoco.MjSpec]
+) -> tuple[SuccessRegion, ...]:
+    """Return the regions of the page, one each of what a radius compares and of every orientation."""
+    terms = [_term(term) for term in entry.achieved_goal]
+    if not any(map(is_orientation, terms)) and all(each.angle is None for each in entry.success):
+        return tuple(_region(each, *(each.part or (0,))) for each in entry.success)
+    resolver, goal = TermResolver(_compile(page, build_spec), _OWNER), []
+    for index, term in enumerate(terms):
+        (resolved,) = _located(page, ("achieved_goal", index), partial(resolver.resolve, (term,)))
+        start = goal[-1].stop if goal else 0
+        goal.append(replace(resolved, start=start, stop=start + resolved.stop))
+    return tuple(
+        region
+        for index, each in enumerate(entry.success)
+        for region in _located(page, ("success", index), partial(_pose_regions, each, goal))
+    )
+
+
+def _region(entry: schema.SuccessEntry, start: int, stop: int | None = None) -> SuccessRegion:
+    assert entry.radius is not None
+    return SuccessRegion(entry.radius, start, stop, points=entry.points, scale=tuple(entry.scale or ()))
+
+
+def _pose_regions(entry: schema.SuccessEntry, goal: list[TermColumns]) -> list[SuccessRegion]:
+    """Return the regions of an entry for a goal of these terms, some of which are orientations."""
+    found: list[SuccessRegion] = []
+    start, stop = entry.part or (0, goal[-1].stop)
+    numbers = range(start, min(stop, goal[-1].stop))
+    spans = [span for span in orientation_spans(goal) if span.start < stop and start < span.stop]
+    rest = [number for number in numbers if not any(s.start <= number < s.stop for s in spans)]
+    for span in spans:
+        if not start <= span.start < span.stop <= stop:
+            place = f"numbers {span.start} to {span.stop - 1} of the goal"
+            raise TaskError(
+                f"the slice cuts an orientation, {place}: take in all of them, or none.", ("slice",)
+            )
+    if entry.radius is not None:
+        if spans and entry.angle is None:
+            raise TaskError(
+                "orientations are compared by an angle: give `angle`, in radians, beside the radius, or a "
+                "`slice` without them."
+            )
+        if rest != list(range(rest[0], rest[-1] + 1) if rest else ()) or not rest:
+            raise TaskError(
+                "a radius regards numbers in a row that are no orientation: give a region with a `slice` for "
+                "each object."
+                if rest
+                else "there are no numbers but those of orientations: give `angle` alone."
+            )
+        found.append(_region(entry, rest[0], rest[-1] + 1))
+    if entry.angle is not None and not spans:
+        raise TaskError(
+            "there is no orientation to compare: add `orientation: {object: …}` to achieved_goal.", ("angle",)
+        )
+    if entry.angle is not None:
+        found += [SuccessRegion(entry.angle, each.start, each.stop, kind="orientation") for each in spans]
+    return found
 
 
 def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
@@ -333,6 +404,15 @@ def _part(entry: schema.DistributionEntry, maze: schema.MazeEntry | None) -> Pos
     if entry.ring is not None:
         ring = RingPositions(entry.ring.low, entry.ring.high, (entry.ring.center[0], entry.ring.center[1]))
         return ring if entry.ring.z is None else ConcatenatedPositions((ring, constant(entry.ring.z)))
+    if entry.orientation is not None:
+        turned = entry.orientation
+        return Orientations(
+            tuple(tuple(each) for each in turned.quat),
+            within=turned.within,
+            axis=None if turned.axis is None else tuple(turned.axis),
+            low=turned.low or 0.0,
+            high=turned.high or 0.0,
+        )
     if entry.cells is None:
         raise TaskError("no distribution")
     layout = entry.cells.layout or (maze and maze.layout)
@@ -458,7 +538,10 @@ def _scene(entry: schema.TaskEntry) -> ScenePicture:
 def _positional_columns(term: schema.TermEntry) -> tuple[int, ...]:
     """Return which numbers of a goal are x, y and z, where its first term is the position of something."""
     columns = term.columns or [0, 1, 2]
-    is_position = term.field in ("xpos", "site_xpos") and term.object is not None and term.minus is None
+    if term.frame is not None:
+        return ()
+    is_position = term.field in ("xpos", "site_xpos", "geom_xpos") and term.object is not None
+    is_position = is_position and term.minus is None
     is_position = is_position or (term.field == "qpos" and term.columns in ([0, 1], [0, 1, 2]))
     return tuple(range(len(columns))) if is_position and columns == list(range(len(columns))) else ()
 
@@ -491,13 +574,14 @@ def _checks(
     for index, end in enumerate(task.early_end):
         yield ("early_end", index, "term"), partial(resolver.resolve, (end.term,))
     yield ("action",), partial(_require_controls, page, entry, model, task)
-    goal_dim = resolver.resolve(task.achieved_goal)[-1].stop
+    goal = resolver.resolve(task.achieved_goal)
     for index, region in enumerate(task.success):
-        yield ("success", index), partial(require_region_fits, region, goal_dim, _OWNER)
+        place = ("success", index) if len(task.success) == len(entry.success) else ("success",)
+        yield place, partial(require_region_fits, region, goal, _OWNER)
     for name, episodes in task.distributions.items():
         own: schema.EpisodesEntry = getattr(entry, name)
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
-        yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal_dim, _OWNER)
+        yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal, _OWNER)
 
 
 def _require_controls(page: Page, entry: schema.TaskEntry, model: mujoco.MjModel, task: GoalTask) -> None:

@@ -124,7 +124,7 @@ class EpisodePainter:
 
     def __init__(self, renderer: SceneRenderer) -> None:
         self.renderer = renderer
-        self._unit = renderer.task.describe("achieved_goal")[renderer.task.spec.success[0].start]["unit"]
+        self._unit = renderer.task.distance_unit(renderer.task.spec.success[0])
         self._font = ImageFont.load_default(max(10, round(renderer.height / 26)))
 
     def frame(self, episode: RecordedEpisode, step: int) -> Image.Image:

@@ -133,7 +133,7 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
     console.say(
         f"Task {task.name}: control step {described.control_dt_s:g} s ({task.frame_skip} physics steps of "
         f"{task.model.opt.timestep:g} s), {described.episode_steps} steps an episode; success within "
-        f"{', '.join(f'{region.radius:g}' for region in described.success)}"
+        f"{', '.join(f'{each.radius:g} {task.distance_unit(each)}'.rstrip() for each in described.success)}"
         f"{f' for {described.hold_steps} steps in a row' if described.hold_steps > 1 else ''}."
     )
     for title, key in (

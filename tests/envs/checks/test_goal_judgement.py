@@ -58,7 +58,8 @@ def test_quaternions_that_success_compares_are_refused(tmp_path: Path, goal: str
     with pytest.raises(TaskError) as raised:
         require_comparable_goals(task(tmp_path, goal, numbers))
     assert "robot.yaml, line 9, achieved_goal[0]: " in str(raised.value)
-    assert "although q and -q are one orientation: use directions" in str(raised.value)
+    assert "although q and -q are one orientation: take `orientation: {object: " in str(raised.value)
+    assert "give success an `angle`" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

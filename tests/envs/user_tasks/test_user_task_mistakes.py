@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "two distributions in one": (
         with_line("goal", "goal: {ring: {low: 1, high: 2}, list: [[1]]}"),
-        "line 10, goal: must be exactly one of box, list, ring and cells",
+        "line 10, goal: must be exactly one of box, list, ring, cells and orientation",
     ),
     "cells without a layout": (
         with_line("goal", "goal: {cells: {z: 1}}"),
@@ -257,7 +257,7 @@ MISTAKES = {
     ),
     "numbers where a distribution goes": (
         with_line("goal", "goal: [0.2]"),
-        "line 10, goal[0]: must be a mapping of keys to values (box, list, ring, cells) (got 0.2)",
+        "line 10, goal[0]: must be a mapping of keys to values (box, list, ring, cells, orientation",
     ),
     "sensors that the model does not have": (
         changed(PAGE, "field: qpos", "field: sensordata"),
