@@ -49,7 +49,8 @@ class Simulator(ABC):
         diverged_count: worlds that went into quarantine because their physics diverged, since the simulator
             was made.
         overflow_count: worlds that did because contacts or constraints found no room.
-        rng: the generator that resets draw from.
+        varied: what draws the model of each episode; None where nothing varies.
+        factor_names: what `factors` holds, none where nothing varies.
     """
 
     task: CompiledTask
@@ -61,7 +62,7 @@ class Simulator(ABC):
     episode_step: Any
     diverged_count: int
     overflow_count: int
-    rng: np.random.Generator
+    _draws: Any
 
     def __init__(
         self, task: CompiledTask, num_worlds: int, seed: int | np.random.SeedSequence, distribution: str
@@ -70,7 +71,31 @@ class Simulator(ABC):
         if num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        self.varied = task.varied_model(distribution)
+        self.factor_names = () if self.varied is None else tuple(self.varied.factor_names)
         self.rng = np.random.Generator(np.random.PCG64(seed))
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The generator that resets draw starts and goals from.
+
+        What varies is drawn from another, which begins where this one stands when it is given: a seed has the
+        same starts and goals whatever varies beside them.
+        """
+        return self._rng
+
+    @rng.setter
+    def rng(self, rng: np.random.Generator) -> None:
+        if getattr(self, "_rng", None) is rng:
+            return
+        self._rng = rng
+        words = [int(word) for word in pack_generator(rng)]
+        self._draws_rng = np.random.Generator(np.random.PCG64(words))
+
+    @property
+    def factors(self) -> Any:
+        """What was drawn for the episode of each world, (num_worlds, factors), named by `factor_names`."""
+        return self._draws[:, : len(self.factor_names)]
 
     @property
     def unstable_count(self) -> int:
@@ -105,7 +130,8 @@ class Simulator(ABC):
         """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read.
 
         All else is as at the start of an episode, before its first step: activations, bodies moved from
-        outside, controls, the clock, what the solver and delays remember. Nothing of before plays a part.
+        outside, controls, the clock, what the solver and delays remember. Nothing of before plays a part, but
+        that each world keeps the model, and the times of pushes, that were drawn for its episode.
         """
 
     @abstractmethod
@@ -115,6 +141,14 @@ class Simulator(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned; raise ValueError when it is of another size or task."""
+
+
+    def _draws_state(self) -> dict[str, np.ndarray]:
+        """Return what a saved state holds of what varies; nothing where nothing does."""
+        if self.varied is None:
+            return {}
+        draws = self._draws if isinstance(self._draws, np.ndarray) else self._draws.cpu().numpy()
+        return {"draws": draws.copy(), "draws_generator": pack_generator(self._draws_rng)}
 
 
 _ADDED = ("overflow_count", "quarantined")  # to what simulators save; older checkpoints do without

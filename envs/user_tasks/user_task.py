@@ -28,6 +28,7 @@ from thousandfold.envs.mazes import add_walls, cells
 from thousandfold.envs.mujoco_log import compile_spec, quiet_mujoco
 from thousandfold.envs.object_names import find_object, nearest_hint, object_name, object_names
 from thousandfold.envs.position_servos import position_targets, servo_joint
+from thousandfold.envs.randomization import FACTORS, Factor, Push, Variation
 from thousandfold.envs.start_states import StartStates, require_whole_state
 from thousandfold.envs.task import (
     Command,
@@ -40,11 +41,13 @@ from thousandfold.envs.task import (
     SuccessRegion,
     TaskError,
     Term,
+    with_nominal,
 )
 from thousandfold.envs.term_columns import TermResolver
 from thousandfold.envs.user_tasks import user_schema as schema
 from thousandfold.envs.user_tasks.model_xml import require_modest, with_place
 from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
+from thousandfold.envs.varied_model import VariedModel
 
 SUFFIXES = (".yaml", ".yml")
 _KINDS = {
@@ -149,7 +152,7 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         success=tuple(
             SuccessRegion(each.radius, *(each.part or ()), points=each.points) for each in entry.success
         ),
-        distributions={name: _episodes(page, entry, name) for name in ("training", "evaluation")},
+        distributions=_distributions(page, entry),
         control_dt_s=entry.control_dt_s,
         episode_steps=entry.episode_steps,
         hold_steps=entry.hold_steps,
@@ -265,6 +268,12 @@ def _term(entry: schema.TermEntry) -> Term:
     return Term(entry.field, entry.object, columns, entry.transform or default, minus, entry.unit)
 
 
+def _distributions(page: Page, entry: schema.TaskEntry) -> dict[str, EpisodeDistribution]:
+    """Return training and evaluation; where one of them varies, `with_nominal` as well."""
+    episodes = {name: _episodes(page, entry, name) for name in ("training", "evaluation")}
+    return with_nominal(episodes) if any(each.varies for each in episodes.values()) else episodes
+
+
 def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
     own: schema.EpisodesEntry = getattr(entry, name)
     reset = own.reset or entry.reset
@@ -282,7 +291,22 @@ def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribu
         noise_joints=None if reset.noise_joints is None else tuple(reset.noise_joints),
     )
     place = (*_section(name, own.goal), "goal")
-    return EpisodeDistribution(starts, _distribution(page, place, goal, entry.maze))
+    goals = _distribution(page, place, goal, entry.maze)
+    randomize = entry.randomize if own.randomize is None else own.randomize
+    return EpisodeDistribution(starts, goals, tuple(_variations(randomize)))
+
+
+def _variations(entry: schema.RandomizeEntry) -> Iterator[Variation]:
+    for name, kind in FACTORS.items():
+        given: Any = getattr(entry, name) or []
+        for each in given if isinstance(given, list) else [given]:
+            values = each.model_dump()
+            if kind.objects is not None:
+                values["objects"] = tuple(values.pop(kind.objects))
+            yield Factor(name, **values)
+    for push in entry.push:
+        (soonest, latest), (slowest, fastest) = push.every_s, push.speed
+        yield Push((soonest, latest), (slowest, fastest), push.body)
 
 
 def _distribution(
@@ -459,10 +483,15 @@ def _checks(
     goal_dim = resolver.resolve(task.achieved_goal)[-1].stop
     for index, region in enumerate(task.success):
         yield ("success", index), partial(require_region_fits, region, goal_dim, _OWNER)
-    for name, episodes in task.distributions.items():
+    for name in ("training", "evaluation"):
         own: schema.EpisodesEntry = getattr(entry, name)
+        episodes = task.distributions[name]
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
         yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal_dim, _OWNER)
+        yield (*_section(name, own.randomize), "randomize"), partial(
+            VariedModel, model, task.build_spec, episodes.varies, _OWNER,
+            control_dt_s=task.control_dt_s, episode_steps=task.episode_steps,
+        )  # fmt: skip
 
 
 def _require_controls(page: Page, entry: schema.TaskEntry, model: mujoco.MjModel, task: GoalTask) -> None:
