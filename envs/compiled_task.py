@@ -18,6 +18,7 @@ import numpy as np
 from thousandfold.envs.control_map import ControlMap
 from thousandfold.envs.mujoco_log import compile_spec
 from thousandfold.envs.orientations import are_orientations
+from thousandfold.envs.randomization import Variation
 from thousandfold.envs.senses import require_told_apart, senses_of
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
@@ -30,6 +31,7 @@ from thousandfold.envs.term_columns import (
     is_orientation,
     read_terms,
 )
+from thousandfold.envs.varied_model import VariedModel, held_factors
 
 _MOST_FRAME_SKIP = 10_000  # physics steps within a control step
 _TRIAL_GOALS = 256
@@ -83,6 +85,7 @@ class CompiledTask:
         for region in task.success:
             require_region_fits(region, self._achieved_goal, owner)
         self._starts = self._start_states()
+        self._varied = self._varied_models()
         self.student_view = self._seen_by_student(resolver)
 
     def _resolve_observation(self, terms: list[TermColumns], part: str) -> None:
@@ -110,6 +113,21 @@ class CompiledTask:
             for name, distribution in self.spec.distributions.items()
         }
 
+    def _varied_models(self) -> dict[str, VariedModel]:
+        """Return what draws the model of each distribution that varies it."""
+        known: dict[tuple[Variation, ...], VariedModel] = {}
+        for distribution in self.spec.distributions.values():
+            if distribution.varies and distribution.varies not in known:
+                known[distribution.varies] = VariedModel(
+                    self.model,
+                    self.spec.build_spec,
+                    distribution.varies,
+                    f"Task {self.name!r}",
+                    control_dt_s=self.spec.control_dt_s,
+                    episode_steps=self.spec.episode_steps,
+                )
+        return {name: known[each.varies] for name, each in self.spec.distributions.items() if each.varies}
+
     def __deepcopy__(self, memo: object) -> CompiledTask:
         """Return the task itself: nothing changes it, and copies of what runs it share its model."""
         return self
@@ -123,12 +141,35 @@ class CompiledTask:
         task = self.spec.changed(**changes)
         if task is self.spec:
             return self
+        return self._under(task)
+
+    def with_factors(self, factors: Mapping[str, float] | Sequence[Variation]) -> CompiledTask:
+        """Return the same model under a task whose every distribution varies by these factors and no others.
+
+        Starts and goals stay those of the same seed.
+
+        Args:
+            factors: numbers to hold, by the name of their factor: ``{"mass": 0.7, "friction": 1.3}``. They
+                are about the objects that training varies by that name, all that there are where it does
+                not; ``push`` is the speed of training's pushes, in m/s. Or a list of `Factor` and `Push`.
+
+        Raises:
+            TaskError: there is no such factor, or the model cannot have it.
+        """
+        varies = held_factors(factors, self.spec.distribution("training").varies, f"Task {self.name!r}")
+        distributions = {name: replace(each, varies=varies) for name, each in self.spec.distributions.items()}
+        return self._under(replace(self.spec, distributions=distributions))
+
+    def _under(self, task: GoalTask) -> CompiledTask:
+        """Return the same model under a task that differs in its episodes alone."""
         changed = copy.copy(self)
         changed.spec = task
         changed._starts = changed._start_states()
+        changed._varied = changed._varied_models()
         changed.student_view = changed
-        if self.student_view is not self:
-            changed.student_view = self.student_view.changed(**changes)
+        if (view := self.student_view) is not self:
+            seen = replace(task, observation=view.spec.observation, student_observation=None)
+            changed.student_view = view._under(seen)
         return changed
 
     def __repr__(self) -> str:
@@ -254,6 +295,11 @@ class CompiledTask:
         data = mujoco.MjData(self.model)
         mujoco.mj_setState(self.model, data, self.start_state(distribution), STATE)
         return data
+
+    def varied_model(self, distribution: str) -> VariedModel | None:
+        """Return what draws the model of a distribution's episodes; None where nothing varies."""
+        self.spec.distribution(distribution)
+        return self._varied.get(distribution)
 
     # -- documentation ----------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from thousandfold.envs.distributions import GoalsFromStarts, PositionDistribution
 from thousandfold.envs.orientations import rotation_angle
+from thousandfold.envs.randomization import Variation
 from thousandfold.ground.errors import UserError, nearest_name
 
 MOST_EPISODE_STEPS = 1_000_000
@@ -210,10 +211,17 @@ class Reset:
 
 @dataclass(frozen=True)
 class EpisodeDistribution:
-    """Where episodes start and which goals they command. Both are drawn anew at every reset."""
+    """Where episodes start, which goals they command, and what varies. All is drawn anew at every reset.
+
+    Attributes:
+        starts: how they start.
+        goals: which goals they command.
+        varies: what of the model varies from one to the next, and what pushes there are.
+    """
 
     starts: Reset
     goals: PositionDistribution | GoalsFromStarts
+    varies: tuple[Variation, ...] = ()
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return drawn positions (count, len(starts.joints)) and goals (count, goal_dim)."""
@@ -221,6 +229,16 @@ class EpisodeDistribution:
         if isinstance(self.goals, GoalsFromStarts):
             return positions, self.goals.sample_for(rng, positions)
         return positions, self.goals.sample(rng, count)
+
+
+def with_nominal(distributions: Mapping[str, EpisodeDistribution]) -> dict[str, EpisodeDistribution]:
+    """Return the distributions with two more, of evaluation's starts and goals.
+
+    In ``nominal`` nothing varies, in ``randomized`` what varies in training; one that is there already stays.
+    """
+    evaluation, varies = distributions["evaluation"], distributions["training"].varies
+    more = {"nominal": replace(evaluation, varies=()), "randomized": replace(evaluation, varies=varies)}
+    return {**distributions, **{name: each for name, each in more.items() if name not in distributions}}
 
 
 @dataclass(frozen=True)

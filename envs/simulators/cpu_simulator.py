@@ -75,7 +75,8 @@ class CpuSimulator(Simulator):
     ) -> None:
         super().__init__(task, num_worlds, seed, distribution, with_student=with_student, xp=np, device="cpu")
         self._num_threads = num_threads
-        self._batch = mujoco_batch.Batch(task.model, num_worlds, num_threads or usable_cpus())
+        model = task.model if self.varied is None else self.varied.model
+        self._batch = mujoco_batch.Batch(model, num_worlds, num_threads or usable_cpus())
         # Written to the rows of worlds that are reset, for which no thread need be woken.
         self._start_state = task.start_state(distribution)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
@@ -83,7 +84,14 @@ class CpuSimulator(Simulator):
         self._sent = self._ctrl
         if self._pending is not None:  # what was sent last is what the task reads and builds on
             self._fields["ctrl"] = self._sent = self._pending.newest
-        self._kinematics = kinematic_model(task.model, self.fields)
+        self._kinematics = kinematic_model(model, self.fields)
+        self._draws = np.zeros((num_worlds, 0 if self.varied is None else self.varied.width))
+        self._model_fields = [
+            self._batch.expand(name) for name in (self.varied.fields if self.varied else ())
+        ]
+        self._disableflags: np.ndarray | None = None
+        if self._kinematics is not None and self.varied is not None and self.varied.fields:
+            self._disableflags = self._batch.expand("opt.disableflags")
         self.achieved_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.desired_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.episode_step = np.zeros(num_worlds, np.int64)
@@ -102,6 +110,9 @@ class CpuSimulator(Simulator):
         self._batch.state[ids] = self._start_state
         self._qpos[ids], self._qvel[ids] = qpos, qvel
         self._ctrl[ids] = self.task.control.start(self._ctrl[ids], qpos)
+        if self.varied is not None:
+            self._draws[ids] = self.varied.sample(self._draws_rng, len(ids))
+            self._write_models(ids)
         self.desired_goal[ids] = goal
         self.episode_step[ids] = 0
         self._quarantined[ids] = False
@@ -111,6 +122,8 @@ class CpuSimulator(Simulator):
         """Advance every world by one control step; see `Simulator.step`."""
         control = self.task.control(np.asarray(action), self._sent)
         self._ctrl[:] = control if self._pending is None else self._pending.send(control)
+        if self.varied is not None and self.varied.pushes_due(self._draws, self.episode_step):
+            self._qvel[:, self.varied.pushed_dofs] += self.varied.kicks(self._draws, self.episode_step)
         lost = self._advance()
         if lost.any():  # hidden until they are reset; counted where they were not hidden yet
             fresh = lost & ~self._quarantined
@@ -135,8 +148,19 @@ class CpuSimulator(Simulator):
         """Return one world as an `MjData` of its own, with everything computed that a picture needs."""
         data = self._batch.get_data(world)
         with quiet_mujoco():
-            mujoco.mj_forward(self.task.model, data)
+            mujoco.mj_forward(self.world_model(world), data)
         return data
+
+    def world_model(self, world: int) -> mujoco.MjModel:
+        """Return the model of one world: the task's, or a copy as it was drawn for its episode."""
+        return self.task.model if self.varied is None else self._batch.get_model(world)
+
+    def _write_models(self, ids: np.ndarray) -> None:
+        """Give some worlds the models that were drawn for them."""
+        assert self.varied is not None
+        draws = self._draws[ids]
+        for values, (columns, shape) in zip(self._model_fields, self.varied.fields.values(), strict=True):
+            values[ids] = draws[:, columns].reshape(-1, *shape)
 
     def _advance(self) -> np.ndarray:
         """Run the physics of one control step; return in which worlds they were lost, (num_worlds,) bool."""
@@ -167,11 +191,17 @@ class CpuSimulator(Simulator):
 
     def _move_bodies(self, ids: np.ndarray | None) -> None:
         """Compute where bodies are and how they move, for fields that need no more."""
-        self._batch.set_models(self._kinematics)
+        if self._disableflags is not None:  # models that vary cannot be replaced, but for what they vary in
+            self._disableflags[:] |= _FORCES
+        else:
+            self._batch.set_models(self._kinematics)
         try:
             self._batch.forward(ids, stage=_VELOCITY_STAGE)
         finally:
-            self._batch.set_models(None)
+            if self._disableflags is not None:
+                self._disableflags[:] = self._batch.model.opt.disableflags
+            else:
+                self._batch.set_models(None)
 
     def set_goal(self, goal: np.ndarray, worlds: np.ndarray | None = None) -> None:
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
@@ -242,6 +272,8 @@ class CpuSimulator(Simulator):
         )  # fmt: skip
         self.load_state_dict(state["state"])
         self.rng = state["rng"]  # whoever shares it goes on sharing it
+        if self.varied is not None:
+            self._draws_rng = unpack_generator(state["state"]["draws_generator"])
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return everything that the next step depends on."""
@@ -253,6 +285,7 @@ class CpuSimulator(Simulator):
             "overflow_count": np.array(self.overflow_count),
             "generator": pack_generator(self.rng),
             **self._senses_state(),
+            **self._draws_state(),
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -266,6 +299,10 @@ class CpuSimulator(Simulator):
         self.diverged_count = int(state["unstable_count"]) - self.overflow_count
         self.rng = unpack_generator(state["generator"])
         self._load_senses(state)
+        if self.varied is not None:
+            self._draws[:] = state["draws"]
+            self._write_models(np.arange(self.num_worlds))
+            self._draws_rng = unpack_generator(state["draws_generator"])
 
 
 def kinematic_model(model: mujoco.MjModel, fields: Iterable[str]) -> mujoco.MjModel | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.generator_state import pack_generator
 from thousandfold.envs.senses import Draws, PendingControls, SensedReadings
 from thousandfold.envs.term_columns import FIELDS
 
@@ -108,7 +109,8 @@ class Simulator(ABC):
         diverged_count: worlds that went into quarantine because their physics diverged, since the simulator
             was made.
         overflow_count: worlds that did because contacts or constraints found no room.
-        rng: the generator that resets draw from.
+        varied: what draws the model of each episode; None where nothing varies.
+        factor_names: what `factors` holds, none where nothing varies.
     """
 
     task: CompiledTask
@@ -121,7 +123,7 @@ class Simulator(ABC):
     episode_step: Any
     diverged_count: int
     overflow_count: int
-    rng: np.random.Generator
+    _draws: Any
 
     def __init__(
         self,
@@ -138,6 +140,8 @@ class Simulator(ABC):
         if num_worlds < 1:
             raise ValueError(f"num_worlds must be at least 1, not {num_worlds}")
         self.task, self.num_worlds, self.distribution = task, num_worlds, distribution
+        self.varied = task.varied_model(distribution)
+        self.factor_names = () if self.varied is None else tuple(self.varied.factor_names)
         self.rng = np.random.Generator(np.random.PCG64(seed))
         self._xp, self._device = xp, device
         tasks = dict.fromkeys((task, task.student_view) if with_student else (task,))
@@ -145,15 +149,15 @@ class Simulator(ABC):
         self.observation = self._views[0].shown
         self.fields = tuple(dict.fromkeys(name for each in tasks for name in each.fields))
         self.needs_derived_fields = not all(FIELDS[name].in_state for name in self.fields)
-        self._draws = [view.draws for view in self._views if view.sensed is not None]
+        self._streams = [view.draws for view in self._views if view.sensed is not None]
         self._pending: PendingControls | None = None
         if any(task.spec.action_delay):
-            self._draws.append(Draws(seed, _DELAY_STREAM, xp=xp, device=device))
+            self._streams.append(Draws(seed, _DELAY_STREAM, xp=xp, device=device))
             self._pending = PendingControls(
                 task.spec.action_delay,
                 num_worlds,
                 task.model.nu,
-                self._draws[-1],
+                self._streams[-1],
                 xp=xp,
                 device=device,
                 dtype=xp.float64 if xp is np else xp.float32,
@@ -171,8 +175,30 @@ class Simulator(ABC):
 
     def seed_senses(self, seed: int | np.random.SeedSequence) -> None:
         """Seed noise and delays anew, from the next reset of all worlds on; starts and goals are `rng`'s."""
-        for draws in self._draws:
+        for draws in self._streams:
             draws.seed(seed)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The generator that resets draw starts and goals from.
+
+        What varies is drawn from another, which begins where this one stands when it is given: a seed has the
+        same starts and goals whatever varies beside them.
+        """
+        return self._rng
+
+    @rng.setter
+    def rng(self, rng: np.random.Generator) -> None:
+        if getattr(self, "_rng", None) is rng:
+            return
+        self._rng = rng
+        words = [int(word) for word in pack_generator(rng)]
+        self._draws_rng = np.random.Generator(np.random.PCG64(words))
+
+    @property
+    def factors(self) -> Any:
+        """What was drawn for the episode of each world, (num_worlds, factors), named by `factor_names`."""
+        return self._draws[:, : len(self.factor_names)]
 
     @property
     def unstable_count(self) -> int:
@@ -207,7 +233,8 @@ class Simulator(ABC):
         """Put every world into a state, (num_worlds, nq) and (num_worlds, nv), and refresh what is read.
 
         All else is as at the start of an episode, before its first step: activations, bodies moved from
-        outside, controls, the clock, what the solver and delays remember. Nothing of before plays a part.
+        outside, controls, the clock, what the solver and delays remember. Nothing of before plays a part, but
+        that each world keeps the model, and the times of pushes, that were drawn for its episode.
         """
 
     @abstractmethod
@@ -218,9 +245,16 @@ class Simulator(ABC):
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned; raise ValueError when it is of another size or task."""
 
+    def _draws_state(self) -> dict[str, np.ndarray]:
+        """Return what a saved state holds of what varies; nothing where nothing does."""
+        if self.varied is None:
+            return {}
+        draws = self._draws if isinstance(self._draws, np.ndarray) else self._draws.cpu().numpy()
+        return {"draws": draws.copy(), "draws_generator": pack_generator(self._draws_rng)}
+
     def _begin_streams(self) -> None:
         """Begin other random streams of the senses: all worlds are reset."""
-        for draws in self._draws:
+        for draws in self._streams:
             draws.begin()
 
     def _memory(self) -> dict[str, Any]:
@@ -237,7 +271,7 @@ class Simulator(ABC):
         saved = {name: _copy_on_host(array) for name, array in self._memory().items()}
         if len(self._views) > 1:
             saved["student_observation"] = _copy_on_host(self.student_observation)
-        for index, draws in enumerate(self._draws):
+        for index, draws in enumerate(self._streams):
             saved |= {f"draws_{index}.{name}": array for name, array in draws.state().items()}
         return saved
 
@@ -248,7 +282,7 @@ class Simulator(ABC):
             live["student_observation"] = self.student_observation
         for name, array in live.items():
             array[:] = self._xp.asarray(state[name], device=self._device)
-        for index, draws in enumerate(self._draws):
+        for index, draws in enumerate(self._streams):
             draws.restore({name: state[f"draws_{index}.{name}"] for name in draws.state()})
 
 

@@ -30,6 +30,7 @@ from thousandfold.envs.simulators.warp_contacts import match_contacts  # noqa: E
 from thousandfold.envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
 from thousandfold.envs.start_states import STATE  # noqa: E402
 from thousandfold.envs.task import TaskError  # noqa: E402
+from thousandfold.envs.varied_model import VariedModel  # noqa: E402
 
 Array = torch.Tensor | np.ndarray
 
@@ -42,6 +43,8 @@ _LARGEST_STATE = 1e10  # MuJoCo's own bound (mjMAXVAL): beyond it, or not a numb
 # Of the solver. MuJoCo Warp takes no less than 1e-6, which leaves errors where many limits hold at once; this
 # costs an iteration in a hundred steps.
 _LEAST_TOLERANCE = 1e-7
+# Constants that vary and that no physics step reads, but for worlds that sleep.
+_UNREAD = ("dof_length",)
 _SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to last, on average over an unroll
 
 
@@ -130,8 +133,11 @@ class WarpSimulator(Simulator):
         self.reset()
 
     def _make_worlds(self, nconmax: int | None, njmax: int | None, deterministic: bool) -> None:
+        model = self.task.model if self.varied is None else self.varied.model
+        start = mujoco.MjData(model)
+        mujoco.mj_setState(model, start, self.task.start_state(self.distribution), STATE)
         try:
-            self._model = mujoco_warp.put_model(self.task.model)
+            self._model = mujoco_warp.put_model(model)
         except NotImplementedError as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise TaskError(
@@ -143,20 +149,43 @@ class WarpSimulator(Simulator):
             if nconmax is not None and njmax is not None
             else warm_up_sizes(self.task).overridden(nconmax, njmax)
         )
-        match_contacts(self.task.model, self._model)
+        match_contacts(model, self._model)
         option = self._model.opt
         option.warn_overflow = 0  # read from Data.overflow instead of printed by the kernels
-        option.tolerance.fill_(max(self.task.model.opt.tolerance, _LEAST_TOLERANCE))
+        option.tolerance.fill_(max(model.opt.tolerance, _LEAST_TOLERANCE))
         option.deterministic = deterministic
         option.graph_conditional = self.device.type == "cpu" or wp.is_conditional_graph_supported()
         self._data = mujoco_warp.put_data(
-            self.task.model,
-            self.task.start_data(self.distribution),
+            model,
+            start,
             nworld=self.num_worlds,
             nconmax=self.sizes.nconmax,
             naconmax=self.sizes.naconmax(self.num_worlds),
             njmax=self.sizes.njmax,
         )
+        self._varied_fields = {} if self.varied is None else self._expand_fields(self.varied)
+
+    def _expand_fields(self, varied: VariedModel) -> dict[str, torch.Tensor]:
+        """Give each world fields of its own for those of the model that vary; return them, (num_worlds, …).
+
+        They are made before anything is recorded, which knows arrays by their place in memory.
+        """
+        found = {}
+        for name, field in varied.fields.items():
+            owner, own = (self._model.opt, name[4:]) if name.startswith("opt.") else (self._model, name)
+            shared = getattr(owner, own, None)
+            if name in _UNREAD or not isinstance(shared, wp.array):
+                continue
+            values = shared.numpy()
+            if len(values) != 1 or values.ndim <= len(field.shape):
+                raise TaskError(
+                    f"Task {self.task.name!r}: MuJoCo Warp has one {own} for all worlds, so that it cannot "
+                    "vary: leave the factor out, or run it with device cpu."
+                )
+            rows = np.repeat(values, self.num_worlds, axis=0)
+            setattr(owner, own, wp.array(rows, dtype=shared.dtype, device=str(self.device)))
+            found[name] = wp.to_torch(getattr(owner, own)).view(self.num_worlds, -1)
+        return found
 
     def _make_arrays(self) -> None:
         worlds, device = self.num_worlds, self.device
@@ -176,6 +205,9 @@ class WarpSimulator(Simulator):
         self._quarantined = torch.zeros(worlds, dtype=torch.bool, device=device)
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # diverged, overflowed
         self._reset_mask = torch.zeros(worlds, dtype=torch.bool, device=device)
+        self._draws = torch.zeros(worlds, 0 if self.varied is None else self.varied.width, device=device)
+        if self.varied is not None:
+            self._pushed_dofs = torch.from_numpy(self.varied.pushed_dofs).to(device)
 
     @property
     def diverged_count(self) -> int:
@@ -209,8 +241,11 @@ class WarpSimulator(Simulator):
         return episodes * self.num_worlds
 
     def _draw(self, count: int) -> torch.Tensor:
-        """Return fresh starts on the device: qpos, qvel and goal side by side, a start a row."""
-        starts = np.hstack(self.task.sample_start(self.distribution, self.rng, count))
+        """Return fresh starts on the device: qpos, qvel, goal and what varies side by side, a start a row."""
+        parts = list(self.task.sample_start(self.distribution, self.rng, count))
+        if self.varied is not None:
+            parts.append(self.varied.sample(self._draws_rng, count))
+        starts = np.hstack(parts)
         host = torch.from_numpy(starts.astype(np.float32))
         if self.device.type == "cuda":
             host = host.pin_memory()  # from other memory the copy would wait for the device
@@ -237,10 +272,11 @@ class WarpSimulator(Simulator):
         chosen = self._reset_mask[:, None]
         with self._on_device():
             self._launch_reset()
-        targets = (self._qpos, self._qvel, self.desired_goal)
+        targets = (self._qpos, self._qvel, self.desired_goal, self._draws)
         parts = starts.split([target.shape[1] for target in targets], dim=1)
         for target, part in zip(targets, parts, strict=True):
             target.copy_(torch.where(chosen, part, target))
+        self._write_models()
         start = self.task.control.start(self._ctrl, self._qpos, xp=torch)
         self._ctrl.copy_(torch.where(chosen, start, self._ctrl))
         if self._pending is not None:
@@ -251,11 +287,20 @@ class WarpSimulator(Simulator):
             self._launch_refresh()
         self._read(self._quarantined, self._reset_mask, begun=self._reset_mask)
 
+    def _write_models(self) -> None:
+        """Give the worlds the models that were drawn for them."""
+        for name, values in self._varied_fields.items():
+            assert self.varied is not None
+            values.copy_(self._draws[:, self.varied.fields[name].columns])
+
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         control = self.task.control(action, self._sent, xp=torch)
         self._ctrl.copy_(control if self._pending is None else self._pending.send(control))
+        if self.varied is not None and len(self.varied.pushed_dofs):
+            kicks = self.varied.kicks(self._draws, self.episode_step, xp=torch)
+            self._qvel.index_add_(1, self._pushed_dofs, kicks)
         self._overflow.zero_()
         with self._on_device():
             self._launch_step()
@@ -305,11 +350,15 @@ class WarpSimulator(Simulator):
             "overflow_count": np.array(self.overflow_count),
             "generator": pack_generator(self.rng),
             **self._senses_state(),
+            **self._draws_state(),
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned."""
         state = checked_state(self.state_dict(), state)
+        if self.varied is not None:
+            self._draws.copy_(torch.as_tensor(state["draws"]))
+            self._write_models()
         rows = torch.as_tensor(state["state"], dtype=torch.float32).to(self.device).contiguous()
         with self._on_device():
             mujoco_warp.reset_data(self._model, self._data)
@@ -322,6 +371,8 @@ class WarpSimulator(Simulator):
         overflowed = int(state["overflow_count"])
         self._counts.copy_(torch.tensor([int(state["unstable_count"]) - overflowed, overflowed]))
         self.rng = unpack_generator(state["generator"])
+        if self.varied is not None:
+            self._draws_rng = unpack_generator(state["draws_generator"])
 
     # -- physics ----------------------------------------------------------------------------------
 

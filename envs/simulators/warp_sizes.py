@@ -100,6 +100,10 @@ def _put_into_starts(batch: Batch, task: CompiledTask, rng: np.random.Generator)
         batch.state[worlds] = task.start_state(name)
         count = len(qpos[worlds])
         qpos[worlds], qvel[worlds] = task.sample_start(name, rng, count)[:2]
+        if (varied := task.varied_model(name)) is not None:
+            draws = varied.sample(rng, count)
+            for field, (columns, shape) in varied.fields.items():
+                batch.expand(field)[worlds] = draws[:, columns].reshape(-1, *shape)
         ctrl[worlds] = task.control.start(ctrl[worlds], qpos[worlds])
 
 

@@ -6,12 +6,14 @@ Actions are absolute targets of four joints, and whether the gripper closes; the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import mujoco
 
 from thousandfold.envs.distributions import AffineGoals, BoxPositions, GoalsFromStarts, PositionDistribution
+from thousandfold.envs.randomization import Factor
 from thousandfold.envs.task import (
     Command,
     EpisodeDistribution,
@@ -20,6 +22,7 @@ from thousandfold.envs.task import (
     ScenePicture,
     SuccessRegion,
     Term,
+    with_nominal,
 )
 
 PANDA_XML = Path(__file__).parents[1] / "assets" / "panda.xml"
@@ -156,6 +159,10 @@ def _episodes(
 
 
 def _reach() -> GoalTask:
+    episodes = _episodes(_box((0.0, 0.5, 0.3), (0.2, 0.2, 0.2)))
+    randomized = replace(
+        episodes["evaluation"], varies=tuple(Factor(name, 0.7, 1.3) for name in ("mass", "friction", "gain"))
+    )
     return GoalTask(
         name="arm_reach",
         description="Panda arm: bring the wrist to a point",
@@ -164,7 +171,7 @@ def _reach() -> GoalTask:
         achieved_goal=_WRIST[:1],
         success=(SuccessRegion(0.1),),
         other_radii={"easy": 0.3, "hard": 0.03},
-        distributions=_episodes(_box((0.0, 0.5, 0.3), (0.2, 0.2, 0.2))),
+        distributions=with_nominal({**episodes, "randomized": randomized}),
         control_dt_s=CONTROL_DT_S,
         control=(*_ARM_COMMANDS, _HOLD_OPEN),
         scene=_SCENE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -14,7 +14,16 @@ from thousandfold.envs.distributions import (
     RingPositions,
     constant,
 )
-from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, ScenePicture, SuccessRegion, Term
+from thousandfold.envs.randomization import Factor
+from thousandfold.envs.task import (
+    EpisodeDistribution,
+    GoalTask,
+    Reset,
+    ScenePicture,
+    SuccessRegion,
+    Term,
+    with_nominal,
+)
 from thousandfold.envs.tasks.gymnasium_models import load_gymnasium_model
 
 # Stable with the joints' damping, and as cheap as Euler's.
@@ -117,6 +126,14 @@ def _same(starts: Reset, goals: PositionDistribution | DistantGoals) -> dict[str
 
 def _reacher() -> GoalTask:
     tip = Term("xpos", "fingertip", unit="m")
+    episodes = _same(
+        Reset(qpos_noise=0.1, qvel_noise=_FIRST_SPEEDS),
+        ConcatenatedPositions((RingPositions(0.0, 0.2), constant(REACHER_PLANE_Z_M))),
+    )
+    # Its links touch nothing: what brakes them is the joints' damping.
+    randomized = replace(
+        episodes["evaluation"], varies=tuple(Factor(name, 0.7, 1.3) for name in ("mass", "damping", "gain"))
+    )
     return GoalTask(
         name="reacher",
         description="arm of two links in the plane: bring the fingertip to a point",
@@ -129,10 +146,7 @@ def _reacher() -> GoalTask:
         ),
         achieved_goal=(tip,),
         success=(SuccessRegion(0.05),),
-        distributions=_same(
-            Reset(qpos_noise=0.1, qvel_noise=_FIRST_SPEEDS),
-            ConcatenatedPositions((RingPositions(0.0, 0.2), constant(REACHER_PLANE_Z_M))),
-        ),
+        distributions=with_nominal({**episodes, "randomized": randomized}),
         control_dt_s=0.02,
         scene=ScenePicture(
             lookat=(0.0, 0.0, 0.0), distance=0.9, azimuth=90.0, elevation=-70.0, goal_position=(0, 1, 2)

@@ -265,6 +265,13 @@ def _one_name(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _one_number(value: Any) -> Any:
+    """Take one number for the least and the largest."""
+    return [value, value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Pair = Annotated[list[float], Field(min_length=2, max_length=2), pydantic.BeforeValidator(_one_number)]
+"""The least and the largest of what is drawn, which may be written as one number."""
 Listed = Annotated[list[Entry], Field(min_length=1), pydantic.BeforeValidator(_listed)]
 """A list of entries, which may be written as one entry."""
 Distribution = Listed[DistributionEntry]
@@ -288,11 +295,88 @@ class ResetEntry(_Section):
         return self
 
 
+Patterns = Annotated[list[str], Field(min_length=1), pydantic.BeforeValidator(_one_name)]
+
+
+class FactorEntry(_Section):
+    """What is drawn for a factor; see `envs.randomization.Factor`."""
+
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    distribution: Literal["uniform", "log_uniform", "normal"] = "uniform"
+
+
+class _BodiesFactorEntry(FactorEntry):
+    bodies: Patterns = ["*"]
+    each: bool | None = None
+
+
+class _MassEntry(_BodiesFactorEntry):
+    relative: bool = True
+
+
+class _FrictionEntry(FactorEntry):
+    geoms: Patterns = ["*"]
+    each: bool | None = None
+    relative: bool = True
+
+
+class _SizeEntry(FactorEntry):
+    geoms: Patterns
+    each: bool | None = None
+
+
+class _JointZeroEntry(FactorEntry):
+    joints: Patterns = ["*"]
+    each: bool | None = None
+
+
+class _JointsFactorEntry(_JointZeroEntry):
+    relative: bool = True
+
+
+class _StrengthEntry(FactorEntry):
+    actuators: Patterns = ["*"]
+    each: bool | None = None
+
+
+class _GainEntry(_StrengthEntry):
+    relative: bool = True
+
+
+class PushEntry(_Section):
+    """Sudden changes of a body's velocity; see `envs.randomization.Push`."""
+
+    every_s: Pair
+    speed: Pair
+    body: ObjectName = None
+
+
+class RandomizeEntry(_Section):
+    """What varies from episode to episode: one entry for a factor, or several."""
+
+    mass: Listed[_MassEntry] = []
+    inertia: Listed[_BodiesFactorEntry] = []
+    center_of_mass: Listed[_BodiesFactorEntry] = []
+    friction: Listed[_FrictionEntry] = []
+    damping: Listed[_JointsFactorEntry] = []
+    armature: Listed[_JointsFactorEntry] = []
+    gain: Listed[_GainEntry] = []
+    strength: Listed[_StrengthEntry] = []
+    gravity_tilt: FactorEntry | None = None
+    size: Listed[_SizeEntry] = []
+    joint_zero: Listed[_JointZeroEntry] = []
+    push: Listed[PushEntry] = []
+
+
 class EpisodesEntry(_Section):
-    """Starts and goals of training or evaluation, where they are not those of the whole task."""
+    """Starts, goals and what varies in training or evaluation, where they are not those of the whole task."""
 
     goal: Distribution | None = None
     reset: ResetEntry | None = None
+    randomize: RandomizeEntry | None = None
 
 
 class SuccessEntry(_Section):
@@ -398,6 +482,7 @@ class TaskEntry(_Section):
     reset: ResetEntry = ResetEntry()
     training: EpisodesEntry = EpisodesEntry()
     evaluation: EpisodesEntry = EpisodesEntry()
+    randomize: RandomizeEntry = RandomizeEntry()
     success: Listed[SuccessEntry]
     hold_steps: Whole = Field(default=1, ge=1)
     other_radii: dict[Name, Annotated[float, Field(gt=0)]] = {}

@@ -35,6 +35,7 @@ from thousandfold.envs.mujoco_log import compile_spec, quiet_mujoco
 from thousandfold.envs.object_names import find_object, nearest_hint, object_name, object_names
 from thousandfold.envs.orientations import ORIENTATION_COLUMNS, UP_COLUMNS, Orientations
 from thousandfold.envs.position_servos import position_targets, servo_joint
+from thousandfold.envs.randomization import FACTORS, Factor, Push, Variation
 from thousandfold.envs.senses import require_told_apart
 from thousandfold.envs.start_states import StartStates, require_whole_state
 from thousandfold.envs.task import (
@@ -49,11 +50,13 @@ from thousandfold.envs.task import (
     SuccessRegion,
     TaskError,
     Term,
+    with_nominal,
 )
 from thousandfold.envs.term_columns import TermColumns, TermResolver, is_orientation
 from thousandfold.envs.user_tasks import user_schema as schema
 from thousandfold.envs.user_tasks.model_xml import require_modest, with_place
 from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
+from thousandfold.envs.varied_model import VariedModel
 
 SUFFIXES = (".yaml", ".yml")
 _KINDS = {
@@ -159,7 +162,7 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         student_observation=None if student is None else tuple(_term(term) for term in student),
         achieved_goal=tuple(_term(term) for term in entry.achieved_goal),
         success=_success(page, entry, build_spec),
-        distributions={name: _episodes(page, entry, name) for name in ("training", "evaluation")},
+        distributions=_distributions(page, entry),
         control_dt_s=entry.control_dt_s,
         episode_steps=entry.episode_steps,
         hold_steps=entry.hold_steps,
@@ -366,6 +369,12 @@ def _pose_regions(entry: schema.SuccessEntry, goal: list[TermColumns]) -> list[S
     return found
 
 
+def _distributions(page: Page, entry: schema.TaskEntry) -> dict[str, EpisodeDistribution]:
+    """Return training and evaluation; where one of them varies, `with_nominal` as well."""
+    episodes = {name: _episodes(page, entry, name) for name in ("training", "evaluation")}
+    return with_nominal(episodes) if any(each.varies for each in episodes.values()) else episodes
+
+
 def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
     own: schema.EpisodesEntry = getattr(entry, name)
     reset = own.reset or entry.reset
@@ -383,7 +392,22 @@ def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribu
         noise_joints=None if reset.noise_joints is None else tuple(reset.noise_joints),
     )
     place = (*_section(name, own.goal), "goal")
-    return EpisodeDistribution(starts, _distribution(page, place, goal, entry.maze))
+    goals = _distribution(page, place, goal, entry.maze)
+    randomize = entry.randomize if own.randomize is None else own.randomize
+    return EpisodeDistribution(starts, goals, tuple(_variations(randomize)))
+
+
+def _variations(entry: schema.RandomizeEntry) -> Iterator[Variation]:
+    for name, kind in FACTORS.items():
+        given: Any = getattr(entry, name) or []
+        for each in given if isinstance(given, list) else [given]:
+            values = each.model_dump()
+            if kind.objects is not None:
+                values["objects"] = tuple(values.pop(kind.objects))
+            yield Factor(name, **values)
+    for push in entry.push:
+        (soonest, latest), (slowest, fastest) = push.every_s, push.speed
+        yield Push((soonest, latest), (slowest, fastest), push.body)
 
 
 def _distribution(
@@ -578,10 +602,15 @@ def _checks(
     for index, region in enumerate(task.success):
         place = ("success", index) if len(task.success) == len(entry.success) else ("success",)
         yield place, partial(require_region_fits, region, goal, _OWNER)
-    for name, episodes in task.distributions.items():
+    for name in ("training", "evaluation"):
         own: schema.EpisodesEntry = getattr(entry, name)
+        episodes = task.distributions[name]
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
         yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal, _OWNER)
+        yield (*_section(name, own.randomize), "randomize"), partial(
+            VariedModel, model, task.build_spec, episodes.varies, _OWNER,
+            control_dt_s=task.control_dt_s, episode_steps=task.episode_steps,
+        )  # fmt: skip
 
 
 def _require_controls(page: Page, entry: schema.TaskEntry, model: mujoco.MjModel, task: GoalTask) -> None:
