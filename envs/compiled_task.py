@@ -160,6 +160,14 @@ class CompiledTask:
         distributions = {name: replace(each, varies=varies) for name, each in self.spec.distributions.items()}
         return self._under(replace(self.spec, distributions=distributions))
 
+    def with_action_delay(self, steps: int) -> CompiledTask:
+        """Return the same model under a task in which what is sent acts so many control steps later.
+
+        Raises:
+            TaskError: the delay is longer than an episode.
+        """
+        return self._under(replace(self.spec, action_delay=(steps, steps)))
+
     def _under(self, task: GoalTask) -> CompiledTask:
         """Return the same model under a task that differs in its episodes alone."""
         changed = copy.copy(self)

@@ -68,6 +68,13 @@ def parse_goal(text: str) -> tuple[float, ...]:
 @click.command()
 @one_of_three("Evaluate")
 @click.option("--episodes", type=int, help="Fresh episodes to run.")
+@click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
+@click.option(
+    "--robustness",
+    is_flag=True,
+    default=None,
+    help="Also measure what is left where masses, friction, gains, delays or senses are off the model.",
+)
 @stage_command
 def evaluate(
     session: Session,

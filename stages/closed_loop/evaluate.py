@@ -7,6 +7,7 @@ import pydantic
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import MOST_EPISODES
+from thousandfold.stages import robustness
 from thousandfold.stages.episodes import SamplingSettings, draw_rollouts, run_episodes
 from thousandfold.stages.policies import load_policy
 from thousandfold.stages.random_baseline import random_record, warn_of_chance
@@ -23,6 +24,12 @@ class EvaluateSettings(SamplingSettings):
     )
     num_paths: int = pydantic.Field(
         default=32, ge=0, le=1024, description="episodes whose path is drawn, for tasks with goals in x and y"
+    )
+    robustness: bool = pydantic.Field(
+        default=False, description="measure what is left where one factor after another is off the model"
+    )
+    robustness_episodes: int = pydantic.Field(
+        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of each level of a factor"
     )
 
 
@@ -49,15 +56,21 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         results = episodes.summary()
         if settings.distribution == "evaluation":  # the episodes that random actions were measured in
             results |= random_record(source.manifest.results)
-        if episodes.paths:
-            try:
+        try:
+            if episodes.paths:
                 draw_rollouts(work.artifact.file("rollouts.png"), task, episodes, source.name)
-            except ModuleNotFoundError:
-                context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
+            if settings.robustness:
+                levels = robustness.measure_robustness(
+                    policy, task, settings.robustness_episodes, settings.seed, context.console
+                )
+                results["robustness"] = robustness.first_failures(levels)
+                robustness.keep(work.artifact, levels, f"{source.name}, {task.name}")
+        except ModuleNotFoundError:
+            context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
         work.artifact.complete(results)
-        numbers = {name: float(value) for name, value in results.items() if not isinstance(value, list)}
+        numbers = {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
         work.run.log_metrics(numbers, step=0)
-        work.log_files("rollouts.png", "manifest.json")
+        work.log_files("rollouts.png", *robustness.FILES, "manifest.json")
         low, high = results["success_interval"]
         context.console.say(
             f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}]; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from thousandfold.stages.policy_file.metadata import (
     Outputs,
     PolicyMetadata,
     Precision,
+    RobustnessLevel,
     shortest,
 )
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
@@ -115,18 +117,25 @@ class Export:
             self.policy, self.module, self.states, depth=depth, max_action_error=max_action_error
         )
 
-    def finish(self, evaluation: Evaluation | None, tolerance: float) -> None:
+    def finish(
+        self,
+        evaluation: Evaluation | None,
+        tolerance: float,
+        robustness: Sequence[RobustnessLevel] | None = None,
+    ) -> None:
         """Write the file as it leaves.
 
         Args:
             evaluation: how well it does.
             tolerance: what its golden outputs may be off by, but `TOLERANCE` at least.
+            robustness: how well it does where the world is not as the model says.
 
         Raises:
             UserError: it does not give the golden outputs.
         """
         tolerance = max(TOLERANCE, tolerance)
-        self.metadata = self.metadata.model_copy(update={"evaluation": evaluation})
+        levels = None if robustness is None else tuple(robustness)
+        self.metadata = self.metadata.model_copy(update={"evaluation": evaluation, "robustness": levels})
         self.golden = self.golden.model_copy(update={"tolerance": tolerance})
         policy = self._write(self.policy.path)
         if not (error := golden_error(policy.run, self.golden, self.metadata)) <= tolerance:

@@ -13,12 +13,13 @@ from thousandfold.pipeline.artifact_task import keep_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, resolve_device
 from thousandfold.pipeline.settings import MOST_EPISODES, StageSettings
+from thousandfold.stages import robustness
 from thousandfold.stages.export_onnx.export import Export
 from thousandfold.stages.export_onnx.gate import add_dataset_states, compare_closed_loop, roll_out
 from thousandfold.stages.export_onnx.variants import VARIANT_FILES, Variant, try_variant
 from thousandfold.stages.networks import load_actor
 from thousandfold.stages.policy_file.golden import LARGEST_FLOAT32_TOLERANCE
-from thousandfold.stages.policy_file.metadata import Evaluation
+from thousandfold.stages.policy_file.metadata import Evaluation, RobustnessLevel
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from thousandfold.stages.policy_file.registration import register_policy
 from thousandfold.stages.random_baseline import random_record, warn_of_chance
@@ -48,6 +49,12 @@ class ExportOnnxSettings(StageSettings):
         ge=0,
         le=1,
         description="largest difference of the success over those episodes, where chance does not explain it",
+    )
+    robustness_episodes: int = pydantic.Field(
+        default=0,
+        ge=0,
+        le=MOST_EPISODES,
+        description="episodes of each level of a robustness card inside the file; 0: it has none",
     )
     include_teacher: bool = pydantic.Field(
         True, description="write the teacher beside its student, to be timed"
@@ -138,9 +145,16 @@ def run(
                 policy, trained.task, reference, seed=seed, max_difference=settings.max_success_difference
             )
             summary = outcome.summary()
-            export.finish(
-                Evaluation.model_validate(summary | {"runtime": "onnxruntime"}), export.error.allowed
-            )
+            levels = None
+            if settings.robustness_episodes:
+                card = robustness.measure_robustness(
+                    policy, trained.task, settings.robustness_episodes, seed, console
+                )
+                levels = [RobustnessLevel.model_validate(level.record()) for level in card]
+                robustness.keep(artifact, card, f"{artifact.name}, {trained.task.name}")
+                summary["robustness"] = robustness.first_failures(card)
+            evaluation = Evaluation.model_validate(summary | {"runtime": "onnxruntime"})
+            export.finish(evaluation, export.error.allowed, levels)
         results = summary | {
             "torch_success": float(reference.success.mean()),
             "same_outcome": float((outcome.success == reference.success).mean()),
@@ -184,7 +198,7 @@ def run(
         artifact.complete(results)
         numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
         work.run.log_metrics(numbers, step=0)
-        work.log_files(POLICY_FILE, TEACHER_FILE, *VARIANT_FILES.values(), "manifest.json")
+        work.log_files(POLICY_FILE, TEACHER_FILE, *VARIANT_FILES.values(), *robustness.FILES, "manifest.json")
         register_policy(work, OnnxPolicy(artifact.file(POLICY_FILE)), parents)
         low, high = results["success_interval"]
         console.say(

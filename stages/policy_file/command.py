@@ -53,9 +53,12 @@ def inspect(session: Session, name: str | None) -> None:
 @_episodes_option
 @click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
 @_seed_option
+@click.option("--robustness", is_flag=True, help="Repeat the robustness card that the file carries, too.")
 @json_option
 @click.pass_obj
-def verify(session: Session, name: str | None, episodes: int, task: str | None, seed: int) -> None:
+def verify(
+    session: Session, name: str | None, episodes: int, task: str | None, seed: int, robustness: bool
+) -> None:
     """Check POLICY: hashes, description, golden rows, the task's model, and success in closed loop.
 
     POLICY is an ONNX file anywhere, an artifact, or the newest. Exits with 1 where a check failed.
@@ -63,7 +66,8 @@ def verify(session: Session, name: str | None, episodes: int, task: str | None, 
     with session.open(mujoco=True):
         from thousandfold.stages.policy_file.source import find_policy
 
-        found = _verified(session, find_policy(session.workspace, name), episodes, task, seed)
+        place = find_policy(session.workspace, name)
+        found = _verified(session, place, episodes, task, seed, robustness)
         session.console.result(found.results())
     sys.exit(bool(found.failed))
 
@@ -127,12 +131,17 @@ def _promotable(place: PolicyPlace, teacher: bool) -> Artifact:
 
 
 def _verified(
-    session: Session, place: PolicyPlace, episodes: int, task: str | None, seed: int
+    session: Session,
+    place: PolicyPlace,
+    episodes: int,
+    task: str | None,
+    seed: int,
+    robustness: bool = False,
 ) -> Verification:
     """Verify a policy and print what was found, a line a check."""
     from thousandfold.stages.policy_file.verification import verify_policy
 
-    found = verify_policy(place, task=task, episodes=episodes, seed=seed)
+    found = verify_policy(place, task=task, episodes=episodes, seed=seed, robustness=robustness)
     rows = [(check.name, _WORDS[check.passed], check.detail) for check in found.checks]
     session.console.table(place.name, ("check", "result", "found"), rows)
     verdict = f"{len(found.failed)} of {len(rows)} checks failed" if found.failed else "every check passed"
@@ -189,6 +198,16 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     ]
     if metadata.task_file is not None:
         facts += [("task file", metadata.task_file), ("task SHA-256", metadata.task_sha256 or "unknown")]
+    if metadata.robustness:
+        nominal, *others = metadata.robustness
+        worst = min(others, key=lambda level: level.success, default=nominal)
+        facts.append(
+            (
+                "robustness",
+                f"{len(others)} levels over {nominal.episodes:,} episodes each; nominal "
+                f"{nominal.success:.3f}, least {worst.success:.3f} ({worst.factor} {worst.value:g})",
+            )
+        )
     facts += [(f"task changed: {name}", str(value)) for name, value in metadata.task_changes.items()]
     facts += [("golden rows", f"{len(golden.action)}, to {golden.tolerance:.0e}")]
     for name, recorded, actual in (

@@ -113,6 +113,23 @@ class Evaluation(Described):
     """What computed the actions."""
 
 
+class RobustnessLevel(Described):
+    """Closed-loop success where one factor is held at a level that is not the model's."""
+
+    factor: str
+    """`mass`, `friction`, … of the model; `sensor_noise`, `action_delay`; `together`; `nominal`."""
+    value: float
+    """The level: times the model's own for most, a share of a range for noise, control steps for delays."""
+    trained: bool
+    """Whether the teacher's training varied the factor so far."""
+    success: float = pydantic.Field(ge=0, le=1)
+    """Share of the episodes that reached their goal."""
+    success_interval: tuple[float, float]
+    """95 % Wilson interval of the success."""
+    episodes: int = pydantic.Field(ge=1)
+    """How many were run."""
+
+
 class Origin(Described):
     """An artifact that the policy comes from."""
 
@@ -167,6 +184,8 @@ class PolicyMetadata(Described):
     """The artifacts it comes from, by role."""
     evaluation: Evaluation | None
     """How well it does; null where nobody measured."""
+    robustness: tuple[RobustnessLevel, ...] | None = None
+    """What is left where the world is not as the model says; null where nobody measured."""
     exporter: dict[str, str]
     """Versions of what wrote the file, by package."""
 

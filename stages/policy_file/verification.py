@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from thousandfold.stages.policy_file.metadata import (
     SHA256,
     Evaluation,
     InvalidMetadataError,
+    RobustnessLevel,
     parse_metadata,
 )
 from thousandfold.stages.policy_file.onnx_bytes import (
@@ -30,6 +32,7 @@ from thousandfold.stages.policy_file.onnx_bytes import (
 )
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 from thousandfold.stages.policy_file.source import PolicyPlace, find_task, require_same_task
+from thousandfold.stages.robustness import NOMINAL, measured_levels
 
 _EPISODE_STREAM = 57
 Z_99 = 2.5758293035489004
@@ -88,7 +91,7 @@ class Verification:
 
 
 def verify_policy(
-    place: PolicyPlace, *, episodes: int, task: str | None = None, seed: int = 0
+    place: PolicyPlace, *, episodes: int, task: str | None = None, seed: int = 0, robustness: bool = False
 ) -> Verification:
     """Check a policy file; go on after a check that fails, as far as that makes sense.
 
@@ -102,6 +105,7 @@ def verify_policy(
         place: the file.
         episodes, seed: of the closed loop.
         task: name or file of the task; None: as of `find_task`.
+        robustness: repeat the robustness card that the file carries, too, each level over as many episodes.
 
     Raises:
         UserError: the file cannot be read, is of another version, its graph computes what no policy does,
@@ -150,6 +154,8 @@ def verify_policy(
         found.checks.append(Check("golden rows", None, "the file cannot be opened"))
     if found.check("task", same_task) and opened:
         _check_closed_loop(found, opened[0], compiled, episodes, seed)
+        if robustness:
+            found.check("robustness", lambda: _same_robustness(opened[0], compiled, seed))
     else:
         found.checks.append(Check("closed loop", None, "a check before it failed"))
     return found
@@ -210,8 +216,35 @@ def _check_closed_loop(
     found.checks.append(Check("closed loop", high >= 0, said))
 
 
+def _same_robustness(policy: OnnxPolicy, task: CompiledTask, seed: int) -> str:
+    """Return what is said of a robustness card that holds; raise UserError where a level is worse.
+
+    A card is worse where chance makes one as bad in fewer than one in two hundred: each level is held against
+    an interval that allows for their number (Bonferroni).
+    """
+    recorded = policy.metadata.robustness
+    if not recorded:
+        raise UserError("the file carries no robustness card: export it with --set robustness_episodes=256")
+    z = NormalDist().inv_cdf(1 - (1 - NormalDist().cdf(Z_99)) / len(recorded))
+    worse, lowest = [], 0.0
+    planned = [(level.factor, level.value, level.trained) for level in recorded if level.factor != NOMINAL]
+    levels = list(measured_levels(policy, task, planned, recorded[0].episodes, seed, _EPISODE_STREAM))
+    if [(level.factor, level.value) for level in levels] != [(each.factor, each.value) for each in recorded]:
+        raise UserError("the task here cannot be varied as the recorded card has it")
+    for level, before in zip(levels, recorded, strict=True):
+        change = level.success - before.success
+        lowest = min(lowest, change)
+        if success_change(before, level.successes, level.episodes, z)[1] < 0:
+            worse.append(f"{level.factor} {level.value:g}: {before.success:.3f}, now {level.success:.3f}")
+    if worse:
+        raise UserError(f"{len(worse)} of {len(levels)} levels are worse: {'; '.join(worse)}")
+    return (
+        f"{len(levels)} levels over {recorded[0].episodes} episodes, none worse; largest loss {-lowest:.3f}"
+    )
+
+
 def success_change(
-    recorded: Evaluation, successes: int, episodes: int, z: float = Z_99
+    recorded: Evaluation | RobustnessLevel, successes: int, episodes: int, z: float = Z_99
 ) -> tuple[float, float]:
     """Return the interval of new success minus recorded, of 99 % (Newcombe 1998, Stat. Med. 17, method 10).
 

@@ -29,6 +29,7 @@ from thousandfold.stages.report.sections import (
     learning_section,
     network_size,
     retention_section,
+    robustness_section,
     rollouts_section,
     trained_section,
 )
@@ -106,6 +107,7 @@ def make_page(sources: Sources, classes: SettingsClasses) -> Page:
         learning_section(sources),
         data_section(sources),
         retention_section(sources),
+        robustness_section(sources),
         rollouts_section(sources),
         failures_section(sources),
         latency_section(sources),

@@ -43,6 +43,7 @@ from thousandfold.stages.report.page import (
     Table,
     inline_figure,
 )
+from thousandfold.stages.robustness import KEPT, NOMINAL, ROBUSTNESS_FILE, ROBUSTNESS_PICTURE
 
 _TEACHER_CURVES = {
     "success": "success",
@@ -251,6 +252,43 @@ def retention_section(sources: Sources) -> Section:
         blocks.append(Split(Facts(facts), figures) if figures else Facts(facts))
     blocks += _frontier_blocks(sources)
     return Section("retention", "What the student kept", "", blocks)
+
+
+def robustness_section(sources: Sources) -> Section:
+    """Tell what is left where robot and world are not as the model says."""
+    found = [
+        (artifact, content)
+        for kind in ("evaluation", "policy")
+        if (artifact := sources.chain.get(kind)) is not None
+        and artifact.file(ROBUSTNESS_FILE).is_file()
+        and isinstance(content := sources.files.read_json(artifact, ROBUSTNESS_FILE), dict)
+    ]
+    title = "What is left where the world is not as the model says"
+    if not found:
+        note = Note("No robustness card: `pipeline evaluate --robustness` measures one.")
+        return Section("robustness", title, "", [note])
+    artifact, content = found[0]
+    caption = (
+        "Success with one factor held at a level, with 95 % intervals; shaded is what training varied, "
+        f"dashed {KEPT:.0%} of the nominal success."
+    )
+    picture = sources.files.figure(
+        artifact, ROBUSTNESS_PICTURE, alt="Success against the level of every factor", caption=caption
+    )
+    rows = [
+        [
+            level["factor"].replace("_", " "),
+            "" if level["factor"] == NOMINAL else figure(level["value"]),
+            "yes" if level["trained"] else "no",
+            measured(level, "success"),
+            figure(level["episodes"]),
+        ]
+        for level in content["levels"]
+    ]
+    columns = ["factor", "level", "within training", "success", "episodes"]
+    table = Table("All levels", columns, rows, frozenset(columns[1:]), folded=True)
+    blocks: list[Block] = [Figures([picture], "large")] if picture else []
+    return Section("robustness", title, "", [*blocks, table])
 
 
 def _frontier_blocks(sources: Sources) -> list[Block]:

@@ -24,6 +24,7 @@ SECTIONS = [
     "learning",
     "data",
     "retention",
+    "robustness",
     "episodes",
     "failures",
     "latency",
