@@ -17,8 +17,8 @@ An episode of T actions has T + 1 rows of observations and infos: row 0 is the s
 the state after action t. ``infos`` holds ``teacher_mean`` and ``teacher_log_std``, the teacher's Gaussian
 before the tanh at the state of the same row (the last row labels the state after the last action);
 ``alternative_goal``, ``alternative_mean`` and ``alternative_log_std``, K other goals for the state and the
-teacher's Gaussian under each; and ``is_success``, as the environments report it. The reward of action t is
-``is_success[t + 1] − 1``.
+teacher's Gaussian under each; ``student_observation``, where the task says that a student sees another; and
+``is_success``, as the environments report it. The reward of action t is ``is_success[t + 1] − 1``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ COLUMNS = {
     "alternative_goal": ("infos/alternative_goal", 1),
     "alternative_mean": ("infos/alternative_mean", 1),
     "alternative_log_std": ("infos/alternative_log_std", 1),
+    "student_observation": ("infos/student_observation", 1),
 }
 ALTERNATIVES = tuple(name for name in COLUMNS if name.startswith("alternative_"))
+STUDENT_OBSERVATION = "student_observation"
+"""the one column that a dataset may lack; its metadata says by this key how many numbers it has"""
 SUCCESS = ("infos/is_success", 1)
 HOLD_STEPS = "options/hold_steps"
 """an episode's attribute: states in a row that make it a success; 1 where there is none"""

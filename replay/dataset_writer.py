@@ -30,6 +30,7 @@ from thousandfold.replay.dataset_layout import (
     METADATA_NAME,
     NAMESPACE,
     ROWS_NAME,
+    STUDENT_OBSERVATION,
     SUCCESS,
     TEMPORARY_PREFIX,
     dataset_id,
@@ -211,6 +212,8 @@ def _write_metadata(
     reference = task_file or task.spec.reference
     observation_space, action_space = goal_spaces(task)
     changes = {"task_changes": dict(task.spec.changes)} if task.spec.changes else {}
+    if task.student_view is not task:
+        changes[STUDENT_OBSERVATION] = task.student_view.observation_dim
     metadata = {
         "total_episodes": facts["episodes"],
         "total_steps": facts["rows"],
@@ -268,7 +271,8 @@ def _columns_of(episode: GoalEpisode) -> dict[str, np.ndarray]:
     steps = len(episode.action)
     terminations, truncations = np.zeros(steps, bool), np.zeros(steps, bool)
     terminations[-1], truncations[-1] = episode.terminated, episode.truncated
-    columns = {place: getattr(episode, name) for name, (place, _) in COLUMNS.items()}
+    found = {place: getattr(episode, name) for name, (place, _) in COLUMNS.items()}
+    columns = {place: column for place, column in found.items() if column is not None}
     return columns | {
         COLUMNS["desired_goal"][0]: np.tile(episode.desired_goal, (steps + 1, 1)),
         SUCCESS[0]: episode.success,

@@ -22,6 +22,7 @@ from thousandfold.replay.dataset_layout import (
     HOLD_STEPS,
     NAMESPACE,
     ROWS_NAME,
+    STUDENT_OBSERVATION,
     SUCCESS,
     dataset_id,
     file_sha256,
@@ -60,6 +61,8 @@ class GoalDataset:
         episode: (rows,) int64, the number of the row's episode.
         success: (episodes,) bool.
         metadata: all of `metadata.json`; `metadata["thousandfold"]` is what `write_goal_dataset` was given.
+        student_observation: (rows, its size), what a student saw in the state; None where it sees
+            `observation`.
     """
 
     observation: np.ndarray
@@ -74,6 +77,12 @@ class GoalDataset:
     episode: np.ndarray
     success: np.ndarray
     metadata: dict[str, Any]
+    student_observation: np.ndarray | None = None
+
+    @property
+    def seen_by_student(self) -> np.ndarray:
+        """What a student saw in each state, (rows, its observation_dim)."""
+        return self.observation if self.student_observation is None else self.student_observation
 
 
 def load_goal_dataset(path: Path) -> GoalDataset:
@@ -134,7 +143,7 @@ def concatenate_datasets(datasets: Sequence[GoalDataset]) -> GoalDataset:
 
 
 def _arrays(data: GoalDataset) -> dict[str, np.ndarray]:
-    return {name: value for name, value in vars(data).items() if name != "metadata"}
+    return {name: value for name, value in vars(data).items() if name != "metadata" and value is not None}
 
 
 def _with_alternatives(data: GoalDataset, count: int) -> GoalDataset:
@@ -189,7 +198,8 @@ def _read(file: h5py.File, metadata: dict[str, Any]) -> GoalDataset:
     columns = {
         name: _read_column(file, place, lengths + extra, np.float32)
         for name, (place, extra) in COLUMNS.items()
-        if name not in ALTERNATIVES or _has_alternatives(metadata)
+        if (name not in ALTERNATIVES or _has_alternatives(metadata))
+        and (name != STUDENT_OBSERVATION or STUDENT_OBSERVATION in metadata[NAMESPACE])
     }
     success = _read_column(file, SUCCESS[0], lengths + SUCCESS[1], np.bool_)
     stops = np.cumsum(lengths + 1)

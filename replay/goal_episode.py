@@ -40,6 +40,7 @@ class GoalEpisode:
         action_noise: standard deviation of the noise on its actions; 0 for a clean episode, NaN where another
             policy than the teacher acted.
         hold_steps: states in a row within the success region that make it a success.
+        student_observation: (T + 1, its size), what a student saw; None where it sees `observation`.
     """
 
     observation: np.ndarray
@@ -57,6 +58,7 @@ class GoalEpisode:
     distribution: str
     action_noise: float
     hold_steps: int = 1
+    student_observation: np.ndarray | None = None
 
     @property
     def succeeded(self) -> bool:

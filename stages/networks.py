@@ -52,7 +52,7 @@ class TrainedActor:
 
     Attributes:
         actor: in evaluation mode, on the CPU unless moved.
-        task: the compiled task that it was trained for.
+        task: the compiled task that it was trained for, of a student as students see it.
         shape: size and form of the network.
         metadata: the whole header.
     """
@@ -148,6 +148,8 @@ def load_actor(artifact: Artifact) -> TrainedActor:
                 f"not a {artifact.kind} of {artifact.manifest.task!r}."
             )
         task = load_task(artifact)
+        if artifact.kind == "student":
+            task = task.student_view
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
         if dims != (task.observation_dim, task.goal_dim, task.action_dim):
             raise DamagedFileError(

@@ -13,7 +13,7 @@ from thousandfold.stages.episodes import Policy
 def load_policy(
     source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0, sample_scale: float = 1.0
 ) -> tuple[CompiledTask, Policy]:
-    """Return task and policy of a policy's, a student's or a teacher's artifact.
+    """Return policy and task, as it sees it, of a policy's, a student's or a teacher's artifact.
 
     torch is imported for networks alone.
 
@@ -36,7 +36,7 @@ def load_policy(
         source.verify()
         policy, task = OnnxPolicy(source.file(POLICY_FILE), task=source.manifest.task), load_task(source)
         policy.expect_model(model_sha256(task.model))
-        return task, policy
+        return task.student_view if policy.metadata.role == "student" else task, policy
     from thousandfold.pipeline.runtime import resolve_device
     from thousandfold.stages.networks import load_actor, torch_policy
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from thousandfold.envs.pictures.live_viewer import LiveViewer
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.ground.errors import NonFiniteError
 from thousandfold.pipeline.ticks import Clock, Ticks
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.policy_runner import PolicyRunner
 
 NEXT_KEY = "N"
 _FRAME_NS = 1_000_000_000 // 60
@@ -52,13 +54,22 @@ class ClosedLoop:
         seconds: float | None = None,
         clock: Clock = time,
     ) -> None:
-        self._policy, self._simulator, self._viewer = policy, simulator, viewer
+        self._runner, self._simulator, self._viewer = PolicyRunner(policy), simulator, viewer
         self._ticks, self._clock = None if rate_hz is None else Ticks(rate_hz, clock=clock), clock
         self._keys = [] if keys is None else keys
         self._seconds, self._next_frame_ns = seconds, 0
         self._until_ns: int | None = None
         self._began_ns: int | None = None
         self._intervals = self._span_ns = 0
+        self._begins = True
+        # As on a robot the policy is given the newest readings alone, and remembers the others.
+        seen = [element.name for element in policy.metadata.inputs.observation]
+        self._readings = np.array([seen.index(name) for name in self._runner.readings], np.int64)
+        self._told = {
+            index: seen.index(f"ctrl:{element.name}[0]")
+            for index, element in enumerate(policy.metadata.outputs.control)
+            if element.name in self._runner.told
+        }
         elements = [*policy.metadata.inputs.observation, *policy.metadata.inputs.goal]
         self._names = [element.name for element in elements]
         self._low = np.array([element.limit_low for element in elements], np.float32)
@@ -71,6 +82,7 @@ class ClosedLoop:
         """Say that the next call is the first of an episode; the reset before it is not timed."""
         self._keys.clear()
         self._began_ns = None
+        self._begins = True
 
     def __call__(self, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return the action (1, action_dim) for an observation (1, observation_dim) and goal (1, goal_dim).
@@ -79,6 +91,11 @@ class ClosedLoop:
             LoopEnded: instead of acting.
             NonFiniteError: a number is NaN or infinite.
         """
+        if self._begins:
+            control = np.zeros(len(self._runner.policy.metadata.outputs.control), np.float32)
+            control[list(self._told)] = observation[0, list(self._told.values())]
+            self._runner.reset(control if self._told else None)
+            self._begins = False
         now, ticks = self._clock.perf_counter_ns, self._ticks
         self._end_if_asked(now())
         if ticks is not None:
@@ -92,8 +109,10 @@ class ClosedLoop:
             self._intervals += 1
             self._span_ns += began - self._began_ns
         self._began_ns = began
-        action = self._policy.step(observation[0], goal[0]).action
+        action, _, held = self._runner.step(observation[0, self._readings], goal[0])
         ended = now()
+        if held is not None:
+            raise NonFiniteError(held)
         self._latency_ns.append(ended - began)
         if ticks is not None:
             ticks.ready(ended)

@@ -170,7 +170,7 @@ def _pack(path: Path, data: GoalDataset, stamps: Mapping[str, list[int] | None])
 
     from thousandfold.pipeline.checkpoint import save_tensors
 
-    columns = {name: value for name, value in vars(data).items() if name != "metadata"}
+    columns = {name: value for name, value in vars(data).items() if isinstance(value, np.ndarray)}
     checks = {name: _checksum(column) for name, column in columns.items()}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
     # As text: NaN, which strict JSON lacks, may be in it.

@@ -104,13 +104,18 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         source: an ``.npz`` file or one of HDF5, or a Minari dataset by its folder or id.
 
     Raises:
-        UserError: the source cannot be read, has no episode, or is of other sizes than the teacher's task; an
-            episode is bad and none may be left out; or the critic's best of several actions, which the
-            settings ask for, is weaker than the mean.
+        UserError: a student sees what no source holds; the source cannot be read, has no episode, or is of
+            other sizes than the teacher's task; an episode is bad and none may be left out; or the critic's
+            best of several actions, which the settings ask for, is weaker than the mean.
     """
     trained = load_actor(teacher)
     set_up_torch(settings.threads)
     task, tally = trained.task, ClipTally()
+    if task.student_view is not task:
+        raise UserError(
+            f"A student of task {task.name} has senses of its own (student_observation), which episodes from "
+            "elsewhere do not hold: make a dataset with `pipeline generate-dataset`."
+        )
     goal = GoalChoice(settings.goal_columns, settings.achieved_goal)
     foreign = read_foreign(source, goal, episode_steps=task.spec.episode_steps, limit=free_bytes("cpu"))
     bad = _find_bad(foreign, task, settings, source)  # what does not fit is refused before anything is made

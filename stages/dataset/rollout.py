@@ -15,8 +15,8 @@ from thousandfold.stages.episodes import ControlStep, steps
 from thousandfold.stages.networks import TeacherCritic, TrainedActor
 
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-"""Maps observations (n, observation_dim), goals (n, goal_dim), the teacher's actions (n, action_dim) and a
-generator to actions (n, action_dim) in [−1, 1]."""
+"""Maps what a student sees (n, its observation_dim), goals (n, goal_dim), the teacher's actions
+(n, action_dim) and a generator to actions (n, action_dim) in [−1, 1]."""
 
 _EPISODE_STREAM, _NOISE_STREAM, _ACT_STREAM, _GOAL_STREAM, _SAMPLE_STREAM = 21, 22, 23, 24, 25
 
@@ -157,6 +157,7 @@ class LabelledRollout:
             seed=seed_sequence(self._seed, _EPISODE_STREAM, *stream),
             distribution=group.distribution,
             num_threads=self._num_threads,
+            with_student=True,
         )
         record = RoundRecord(simulator)
         noisy_steps = self.plan.noise_until * self.task.spec.episode_steps if group.action_noise else 0
@@ -164,7 +165,7 @@ class LabelledRollout:
         def act(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
             action = record.visit(simulator, self._labels)
             if self._act is not None:
-                action = self._act(observation, goal, action, act_rng)
+                action = self._act(simulator.student_observation, goal, action, act_rng)
             if record.step < noisy_steps:
                 noise = group.action_noise * noise_rng.standard_normal(action.shape, np.float32)
                 action = np.clip(action + noise, -1.0, 1.0)
@@ -190,6 +191,8 @@ class LabelledRollout:
 class RoundRecord:
     """One episode of every world, as it happens. What a world does after its episode's end is left out.
 
+    The simulator is one that shows what a student sees.
+
     Attributes:
         step: how many actions were taken.
     """
@@ -199,6 +202,8 @@ class RoundRecord:
         rows = task.spec.episode_steps + 1
         sizes = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
         sizes |= dict.fromkeys(("action", "teacher_mean", "teacher_log_std"), task.action_dim)
+        if task.student_view is not task:
+            sizes["student_observation"] = task.student_view.observation_dim
         self._rows = {name: np.zeros((worlds, rows, size), np.float32) for name, size in sizes.items()}
         self._desired_goal = simulator.desired_goal.copy()
         self._success = np.zeros((worlds, rows), bool)
@@ -211,6 +216,8 @@ class RoundRecord:
         """Record every world's state with the teacher's label for it; return the teacher's action."""
         action, mean, log_std = label(simulator.observation, simulator.desired_goal)
         row = {"observation": simulator.observation, "achieved_goal": simulator.achieved_goal}
+        if "student_observation" in self._rows:
+            row["student_observation"] = simulator.student_observation
         for name, values in {**row, "teacher_mean": mean, "teacher_log_std": log_std}.items():
             self._rows[name][:, self.step] = values
         return action

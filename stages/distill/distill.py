@@ -215,14 +215,14 @@ def _require_reproduction(
 def _make_student(
     settings: DistillSettings, trained: TrainedActor, data: GoalDataset, device: str, context: StageContext
 ) -> NormalizedActor:
-    task, goals = trained.task, data.desired_goal
+    task, goals = trained.task.student_view, data.desired_goal
     if settings.alternative_fraction > 0:
         goals = np.concatenate([goals, data.alternative_goal.reshape(-1, task.goal_dim)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(settings.seed, _INITIALISATION_STREAM))
         actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, settings.shape)
     student = NormalizedActor.around(actor, task.observation_dim, task.goal_dim)
-    student.observation_normalizer.fit(torch.from_numpy(data.observation))
+    student.observation_normalizer.fit(torch.from_numpy(data.seen_by_student))
     student.goal_normalizer.fit(torch.from_numpy(goals))
     own, teachers = parameter_count(student), parameter_count(trained.actor)
     if own > teachers:
@@ -383,7 +383,7 @@ def complete_student(
         artifact.file(NETWORK_FILE),
         dict(student.state_dict()),
         kind="student",
-        task=trained.task,
+        task=trained.task.student_view,
         shape=settings.shape,
         extra={"evaluation": pairs.student.summary()} | task_record(artifact),
     )
@@ -420,7 +420,7 @@ def _closing_episodes(
     """Return the student's closing episodes; the teacher's have the same starts and goals."""
     policy = torch_policy(student, str(next(student.parameters()).device))
     seed = seed_sequence(settings.seed, _FINAL_STREAM)
-    return EpisodeStream(trained.task, policy, seed=seed, num_paths=_DRAWN_PATHS)
+    return EpisodeStream(trained.task.student_view, policy, seed=seed, num_paths=_DRAWN_PATHS)
 
 
 def teachers_closing_episodes(

@@ -30,6 +30,8 @@ class ImitationBatch(NamedTuple):
     """(batch, goal_dim), the commanded one or an alternative"""
     teacher: Gaussian
     """under that goal, (batch, action_dim) each"""
+    state: Tensor
+    """(batch, its size), what the teacher sees: `observation` where the student sees the same"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ImitationRows:
     """Rows to imitate, on the training device; the first dimension is the row.
 
     Attributes:
-        observation: (rows, observation_dim).
+        observation: (rows, observation_dim), what the student sees.
+        state: (rows, its size), what the teacher sees: `observation` itself where that is the same.
         goal: (rows, goal_dim), commanded.
         teacher: under it, (rows, action_dim) each.
         alternative_goal: (rows, K, goal_dim); K may be 0.
@@ -45,6 +48,7 @@ class ImitationRows:
     """
 
     observation: Tensor
+    state: Tensor
     goal: Tensor
     teacher: Gaussian
     alternative_goal: Tensor
@@ -65,8 +69,10 @@ class ImitationRows:
         def tensor(column: np.ndarray) -> Tensor:
             return torch.from_numpy(column[mask]).to(device)
 
+        state = tensor(data.observation)
         return cls(
-            tensor(data.observation),
+            state if data.student_observation is None else tensor(data.student_observation),
+            state,
             tensor(data.desired_goal),
             Gaussian(tensor(data.teacher_mean), tensor(data.teacher_log_std)),
             tensor(data.alternative_goal),
@@ -83,8 +89,10 @@ class ImitationRows:
             pairs = zip(getattr(self, name), getattr(others, name), strict=True)
             return Gaussian(*(torch.cat(pair) for pair in pairs))
 
+        observation = both("observation")
         return ImitationRows(
-            both("observation"),
+            observation,
+            observation if self.state is self.observation else both("state"),
             both("goal"),
             gaussians("teacher"),
             both("alternative_goal"),
@@ -93,7 +101,7 @@ class ImitationRows:
 
     def commanded(self) -> ImitationBatch:
         """Return every row under the goal that was commanded."""
-        return ImitationBatch(self.observation, self.goal, self.teacher)
+        return ImitationBatch(self.observation, self.goal, self.teacher, self.state)
 
     def draw(
         self, count: int, alternative_fraction: float, generator: torch.Generator | None = None
@@ -107,17 +115,20 @@ class ImitationRows:
         """
         device, choices = self.observation.device, self.choices
         rows = torch.randint(len(self), (count,), generator=generator, device=device)
+        observation = self.observation[rows]
+        state = observation if self.state is self.observation else self.state[rows]
         replaced = round(alternative_fraction * count) if choices else 0
         if not replaced:
-            return ImitationBatch(self.observation[rows], self.goal[rows], _rows_of(self.teacher, rows))
+            return ImitationBatch(observation, self.goal[rows], _rows_of(self.teacher, rows), state)
         # Rows come in random order, so that the first ones are as good as any.
         place = rows[:replaced], torch.randint(choices, (replaced,), generator=generator, device=device)
         kept = rows[replaced:]
         teachers = zip(_rows_of(self.alternative_teacher, place), _rows_of(self.teacher, kept), strict=True)
         return ImitationBatch(
-            self.observation[rows],
+            observation,
             torch.cat([self.alternative_goal[place], self.goal[kept]]),
             Gaussian(*(torch.cat(pair) for pair in teachers)),
+            state,
         )
 
 
@@ -207,7 +218,7 @@ def critic_guided_loss(
     """
     error, metrics = imitation_loss(batch.teacher, student, "critic")
     with torch.no_grad():
-        reference = critic(batch.observation, batch.teacher.mean.tanh(), batch.goal)
+        reference = critic(batch.state, batch.teacher.mean.tanh(), batch.goal)
         scale = reference.std(correction=0).clamp_min(_SMALLEST_SPREAD)
-    gain = ((critic(batch.observation, student.mean.tanh(), batch.goal) - reference) / scale).mean()
+    gain = ((critic(batch.state, student.mean.tanh(), batch.goal) - reference) / scale).mean()
     return imitation_weight * error - gain, metrics | {"energy_gain": gain.detach()}

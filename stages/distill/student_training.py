@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import Gaussian
 from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
@@ -285,20 +286,20 @@ class StudentTraining:
         loss, _ = imitation_loss(
             batch.teacher, network(batch.observation, batch.goal), self.settings.objective
         )
-        episodes = self._run(network)
+        episodes = self._run(network, self.trained.task.student_view)
         found = {
             "validation_loss": float(loss),
             "success": float(episodes.success.mean()),
             "time_at_goal": float(episodes.time_at_goal.mean()),
         }
         if self.settings.target_retention is not None:
-            self._teacher = self._teacher or self._run(self.trained.actor)
+            self._teacher = self._teacher or self._run(self.trained.actor, self.trained.task)
             found["smaller_retention"] = smaller_retention(self._teacher, episodes)
         return found
 
-    def _run(self, network: NormalizedActor) -> Episodes:
+    def _run(self, network: NormalizedActor, view: CompiledTask) -> Episodes:
         return run_episodes(
-            self.trained.task,
+            view,
             torch_policy(network, str(next(network.parameters()).device)),
             episodes=self.settings.evaluation_episodes,
             seed=seed_sequence(self.settings.seed, _VALIDATION_STREAM),

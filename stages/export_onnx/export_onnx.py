@@ -14,10 +14,16 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, resolve_device
 from thousandfold.pipeline.settings import MOST_EPISODES, StageSettings
 from thousandfold.stages import robustness
+from thousandfold.stages.episodes import Episodes
 from thousandfold.stages.export_onnx.export import Export
-from thousandfold.stages.export_onnx.gate import add_dataset_states, compare_closed_loop, roll_out
+from thousandfold.stages.export_onnx.gate import (
+    GateStates,
+    add_dataset_states,
+    compare_closed_loop,
+    roll_out,
+)
 from thousandfold.stages.export_onnx.variants import VARIANT_FILES, Variant, try_variant
-from thousandfold.stages.networks import load_actor
+from thousandfold.stages.networks import TrainedActor, load_actor
 from thousandfold.stages.policy_file.golden import LARGEST_FLOAT32_TOLERANCE
 from thousandfold.stages.policy_file.metadata import Evaluation, RobustnessLevel
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
@@ -123,17 +129,21 @@ def run(
         console.say(f"Exporting {source.name}: depth {trained.shape.depth}, width {trained.shape.width}.")
 
         # What torch reaches in closed loop, and the states to compare on.
-        reference, states = roll_out(
-            trained,
-            episodes=settings.closed_loop_episodes,
-            num_states=settings.gate_states,
-            seed=seed,
-            device=resolve_device(settings.device),
-        )
-        if dataset is not None:
-            states = add_dataset_states(
-                states, dataset, trained.task, num_states=settings.gate_states, seed=seed
+        def look(trained: TrainedActor) -> tuple[Episodes, GateStates]:
+            reference, states = roll_out(
+                trained,
+                episodes=settings.closed_loop_episodes,
+                num_states=settings.gate_states,
+                seed=seed,
+                device=resolve_device(settings.device),
             )
+            if dataset is not None:
+                states = add_dataset_states(
+                    states, dataset, trained.task, num_states=settings.gate_states, seed=seed
+                )
+            return reference, states
+
+        reference, states = look(trained)
 
         # The file. It is kept if it passes both gates, with the figures of the second inside.
         path = artifact.file(POLICY_FILE)
@@ -181,7 +191,10 @@ def run(
         if teacher is not None:
             console.say(f"Beside it, to be timed: {teacher.name}.")
             path, evaluation = artifact.file(TEACHER_FILE), None
-            export = Export(teacher, load_actor(teacher), states, settings.opset, settings.licence)
+            teachers = load_actor(teacher)
+            if trained.task.is_student_view:  # the states are what the student sees
+                states = look(teachers)[1]
+            export = Export(teacher, teachers, states, settings.opset, settings.licence)
             if (
                 not export.trained.on_another_model
             ):  # the file names the model at hand, the record is of the other

@@ -106,12 +106,13 @@ def add_dataset_states(
     """
     dataset.verify()
     rows = load_goal_dataset(dataset.path)
-    if (rows.observation.shape[1], rows.desired_goal.shape[1]) != (task.observation_dim, task.goal_dim):
+    seen = rows.seen_by_student if task.is_student_view else rows.observation
+    if (seen.shape[1], rows.desired_goal.shape[1]) != (task.observation_dim, task.goal_dim):
         raise UserError(f"{dataset.path} is of another version of task {task.name!r}: sizes differ.")
     rng = np.random.default_rng(seed_sequence(seed, _DATASET_STREAM))
-    chosen = rng.permutation(len(rows.observation))[:num_states]
+    chosen = rng.permutation(len(seen))[:num_states]
     counts = {"dataset": len(chosen)}
-    return states.followed_by(GateStates(rows.observation[chosen], rows.desired_goal[chosen], counts))
+    return states.followed_by(GateStates(seen[chosen], rows.desired_goal[chosen], counts))
 
 
 def compare_actions(

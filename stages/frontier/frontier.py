@@ -271,7 +271,7 @@ def _is_larger(shape: Any, trained: Any) -> bool:
     from thousandfold.models.goal_actor import GoalActor
     from thousandfold.models.residual_mlp import parameter_count
 
-    task = trained.task
+    task = trained.task.student_view
     with torch.device("meta"):
         actor = GoalActor(task.observation_dim, task.goal_dim, task.action_dim, shape)
         student = NormalizedActor.around(actor, task.observation_dim, task.goal_dim)

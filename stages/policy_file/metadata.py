@@ -7,6 +7,7 @@ from these classes.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
 METADATA_VERSION = 3
+PAST_VERSION = 4
+"""the same with past readings among the inputs, which a runner has to remember"""
+_PAST = re.compile(r"(?P<newest>.+)@-(?P<age>[1-9]\d{0,5})")
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -25,6 +29,15 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 class InvalidMetadataError(DamagedFileError):
     """Metadata of this version that does not fit its description."""
+
+
+def past_reading(name: str) -> tuple[str, int]:
+    """Return which reading an input is: the name of the newest, and how many control steps ago it came.
+
+    ``qpos:elbow[0]@-2`` is ``qpos:elbow[0]`` two control steps ago.
+    """
+    match = _PAST.fullmatch(name)
+    return (name, 0) if match is None else (match["newest"], int(match["age"]))
 
 
 class Described(pydantic.BaseModel):
@@ -50,7 +63,7 @@ class InputElement(Described):
     """One number of an input."""
 
     name: str
-    """What it is, such as `qpos:elbow[0]`."""
+    """What it is, such as `qpos:elbow[0]`, or `qpos:elbow[0]@-2` two control steps ago."""
     unit: str
     """Its unit; empty where the task gives none."""
     low: float
@@ -144,8 +157,8 @@ class Origin(Described):
 class PolicyMetadata(Described):
     """Everything a deployer must know of a policy file."""
 
-    format_version: Literal[3]
-    """Of this description; another number is another contract."""
+    format_version: Literal[3, 4]
+    """Of this description, 4 where past readings are among the inputs; another number is another contract."""
     role: Literal["student", "teacher"]
     """What was exported."""
     task: str
@@ -189,6 +202,16 @@ class PolicyMetadata(Described):
     exporter: dict[str, str]
     """Versions of what wrote the file, by package."""
 
+    @pydantic.model_validator(mode="after")
+    def _past_readings_fit(self) -> PolicyMetadata:
+        names = {element.name for element in self.inputs.observation}
+        for name in names:
+            newest, age = past_reading(name)
+            if age and (self.format_version != PAST_VERSION or newest not in names):
+                wanted = f"format {PAST_VERSION} and the newest among the inputs"
+                raise ValueError(f"{name!r} is a past reading, which takes {wanted}")
+        return self
+
     def sizes(self) -> dict[str, int]:
         """Return how many numbers each input and output has."""
         named = {**dict(self.inputs), **dict(self.outputs)}
@@ -210,14 +233,15 @@ def parse_metadata(text: str | None, path: Path) -> PolicyMetadata:
         raise DamagedFileError(f"{path} is an ONNX file that Thousandfold did not write: {EXPORT_AGAIN}.")
     try:
         version = pydantic.TypeAdapter(dict[str, Any]).validate_json(text).get("format_version")
-        if isinstance(version, bool) or version != METADATA_VERSION:
+        if isinstance(version, bool) or version not in (METADATA_VERSION, PAST_VERSION):
             said, remedy = f"of format {json.dumps(version)[:40]}", EXPORT_AGAIN
             if version is None:
                 said = "without a format_version"
-            elif isinstance(version, int) and not isinstance(version, bool) and version > METADATA_VERSION:
+            elif isinstance(version, int) and not isinstance(version, bool) and version > PAST_VERSION:
                 remedy = "update thousandfold"
             raise DamagedFileError(
-                f"{path} has metadata {said}, this version reads {METADATA_VERSION}: {remedy}."
+                f"{path} has metadata {said}, this version reads {METADATA_VERSION} and {PAST_VERSION}: "
+                f"{remedy}."
             )
         return PolicyMetadata.model_validate_json(text)
     except pydantic.ValidationError as error:

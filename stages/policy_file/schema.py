@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from thousandfold.stages.policy_file import golden, metadata
 from thousandfold.stages.policy_file.golden import GoldenSet
-from thousandfold.stages.policy_file.metadata import METADATA_VERSION, SHA256, PolicyMetadata
+from thousandfold.stages.policy_file.metadata import METADATA_VERSION, PAST_VERSION, SHA256, PolicyMetadata
 from thousandfold.stages.policy_file.onnx_bytes import GOLDEN_KEY, METADATA_KEY, POLICY_HASH_KEY
 
 _TEXTS = {METADATA_KEY: PolicyMetadata, GOLDEN_KEY: GoldenSet}
@@ -37,7 +37,7 @@ def policy_schema() -> dict[str, Any]:
                 definitions[name]["properties"][attribute]["description"] = text
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"Metadata of a Thousandfold policy file, format {METADATA_VERSION}",
+        "title": f"Metadata of a Thousandfold policy file, format {METADATA_VERSION} or {PAST_VERSION}",
         "type": "object",
         "properties": {key: named[model, "validation"] for key, model in _TEXTS.items()}
         | {POLICY_HASH_KEY: _HASH},

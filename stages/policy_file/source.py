@@ -108,6 +108,8 @@ def open_policy(place: PolicyPlace) -> OnnxPolicy:
 def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = None) -> CompiledTask:
     """Return the task as given, of the copy beside the file, or built in, with the policy's own changes.
 
+    It is the task as the policy sees it: that of a student has a student's observation.
+
     Raises:
         UserError: there is no such task, it is a user's and no file describes it, or it was changed in a way
             that is not known here.
@@ -128,7 +130,8 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
             f"{place.name} was made with changes of its task that this version does not know "
             f"({told}): update thousandfold, or {EXPORT_AGAIN}."
         )
-    return compile_task(reference, changes)
+    task = compile_task(reference, changes)
+    return task.student_view if metadata.role == "student" else task
 
 
 def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -> None:

@@ -97,7 +97,8 @@ def trained_section(sources: Sources) -> Section:
     facts = [("Task", manifest.task, "")]
     try:
         task = load_task(source)
-        sizes = f"observation {task.observation_dim}, goal {task.goal_dim}, action {task.action_dim}"
+        own = "" if task.student_view is task else f" (a student's {task.student_view.observation_dim})"
+        sizes = f"observation {task.observation_dim}{own}, goal {task.goal_dim}, action {task.action_dim}"
         rate = f"{1 / task.spec.control_dt_s:g} Hz, {task.spec.episode_steps} steps an episode"
         facts = [("Task", manifest.task, task.spec.description)]
         facts += [("Numbers", sizes, ""), ("Control", rate, "")]

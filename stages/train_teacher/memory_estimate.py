@@ -206,7 +206,7 @@ def _deepest(task: CompiledTask, settings: TrainTeacherSettings, free: int, devi
 def student_bytes(settings: DistillSettings, teacher: TrainedActor, dataset: Artifact) -> int:
     """Return what the distillation of a student takes at its peak, the process itself included."""
     width, depth = settings.student_width, settings.student_depth
-    inputs = teacher.task.observation_dim + teacher.task.goal_dim
+    inputs = teacher.task.student_view.observation_dim + teacher.task.goal_dim
     parameters = (inputs + (depth + 1) * (width + 3) + 2 * teacher.task.action_dim) * width
     # What autograd keeps of a layer is as of the teacher's; the critic's two encoders are differentiated too.
     layers = depth * width
@@ -256,7 +256,10 @@ def require_rollout_memory(
         SettingsError: what is needed, what is free, and how many worlds would fit.
     """
     labels = 1 + alternative_goals
-    row = task.observation_dim + (1 + labels) * task.goal_dim + (1 + 2 * labels) * task.action_dim
+    seen = task.observation_dim
+    if task.student_view is not task:
+        seen += task.student_view.observation_dim
+    row = seen + (1 + labels) * task.goal_dim + (1 + 2 * labels) * task.action_dim
     episode = _FLOAT * _ROLLOUT_COPIES * row * task.spec.episode_steps
     free = free_bytes("cpu") // processes - _PROCESS_BYTES
     worlds = min(num_worlds, episodes)

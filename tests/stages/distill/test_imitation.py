@@ -91,7 +91,8 @@ def random_batch() -> tuple[ImitationBatch, Gaussian, TeacherCritic]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         critic = ContrastiveCritic(4, 2, 3, NetworkShape(4, 8)).double().eval().requires_grad_(False)
-    return ImitationBatch(observation, goal, teacher), student, TeacherCritic(critic, "norm")
+    batch = ImitationBatch(observation, goal, teacher, observation)
+    return batch, student, TeacherCritic(critic, "norm")
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 30.0])

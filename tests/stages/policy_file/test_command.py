@@ -112,7 +112,7 @@ class TestBadInput:
         write_policy(honest, key="")
         assert "Thousandfold did not write" in refused(tmp_path, command, str(honest))
         write_policy(honest, json.dumps(metadata(format_version=1)))
-        assert "of format 1, this version reads 3: export" in refused(tmp_path, command, str(honest))
+        assert "of format 1, this version reads 3 and 4: export" in refused(tmp_path, command, str(honest))
         assert "absent.onnx is no file" in refused(tmp_path, command, str(tmp_path / "absent.onnx"))
         assert "No policy 'policy-7'" in refused(tmp_path, command, "policy-7")
         assert "make one with `pipeline export-onnx`" in refused(tmp_path, command)
