@@ -19,6 +19,8 @@ _JOINT_TRANSMISSIONS = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPA
 class ServoJoint(NamedTuple):
     """The slide or hinge joint that a position servo moves."""
 
+    joint: int
+    """Its number in the model."""
     column: int
     """Which number of qpos it is."""
     gear: float
@@ -51,7 +53,7 @@ def servo_joint(model: mujoco.MjModel, actuator: int) -> ServoJoint | None:
     kind = int(model.jnt_type[joint])
     if kind not in units:
         return None
-    return ServoJoint(int(model.jnt_qposadr[joint]), gear, units[kind] if gear == 1 else "")
+    return ServoJoint(joint, int(model.jnt_qposadr[joint]), gear, units[kind] if gear == 1 else "")
 
 
 def position_targets(model: mujoco.MjModel) -> tuple[Command, ...]:

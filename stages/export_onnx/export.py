@@ -31,6 +31,7 @@ from thousandfold.stages.export_onnx.gate import (
     compare_actions,
 )
 from thousandfold.stages.networks import TrainedActor
+from thousandfold.stages.policy_file.controls import describe_controls
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet, golden_error
 from thousandfold.stages.policy_file.metadata import (
     METADATA_VERSION,
@@ -158,7 +159,7 @@ class Export:
     def describe(self) -> PolicyMetadata:
         """Return the metadata of the file; its evaluation is still open."""
         source, task, shape = self.source, self.trained.task, self.trained.shape
-        actor, control = self.trained.actor.actor, task.control
+        actor = self.trained.actor.actor
         inputs = {}
         for part, terms in (("observation", "observation"), ("goal", "achieved_goal")):
             seen: np.ndarray = getattr(self.states, part)
@@ -174,12 +175,8 @@ class Export:
             )
         newest_alone = all(past_reading(element.name)[1] == 0 for element in inputs["observation"])
         outputs = Outputs(
-            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in control.actions),
-            control=tuple(
-                # A gripper may open at -1 and close at +1: who clips to the range needs its least first.
-                Element(name=name, unit="actuator", low=shortest(min(ends)), high=shortest(max(ends)))
-                for name, *ends in zip(control.actuators, control.low, control.high, strict=True)
-            ),
+            action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in task.control.actions),
+            control=describe_controls(task),
         )
         network = Network(
             kind=shape.kind,

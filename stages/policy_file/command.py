@@ -226,6 +226,13 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
     for name, elements in metadata.outputs:
         rows = [(index, e.name, e.unit, e.low, e.high) for index, e in enumerate(elements)]
         console.table(f"Output {name} ({len(rows)})", ("#", "name", "unit", "from", "to"), rows)
+    known = ("max_rate", "joint", "joint_low", "joint_high", "gear", "start", "kp", "kd")
+    elements = metadata.outputs.control
+    if shown := [field for field in known if any(getattr(e, field) is not None for e in elements)]:
+        rows = [(e.name, *("" if (said := getattr(e, f)) is None else said for f in shown)) for e in elements]
+        console.table(
+            f"Actuators ({len(rows)})", ("name", *(field.replace("_", " ") for field in shown)), rows
+        )
     parents = [(role, origin.name, origin.hash) for role, origin in metadata.parents.items()]
     console.table("Made from", ("role", "artifact", "hash"), parents)
     console.table("Written by", ("package", "version"), list(metadata.exporter.items()))

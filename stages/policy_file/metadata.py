@@ -52,11 +52,33 @@ class Element(Described):
     name: str
     """What it is, such as an actuator's name."""
     unit: str
-    """Its unit; empty where the task gives none, `actuator` where it is what the actuator takes."""
+    """Its unit; `actuator` where it is what the actuator takes and nothing more is known."""
     low: float
     """One end of what it can be: the least, where this version wrote the file."""
     high: float
     """The other end; below `low` in a file whose maker wrote down an actuator's ends as its task has them."""
+
+
+class ControlElement(Element):
+    """One number that an actuator is sent; what is null is not known, or the actuator has no such thing."""
+
+    max_rate: float | None = None
+    """It never changes faster, in its own unit a second."""
+    joint: str | None = None
+    """The hinge or slide joint that a position servo moves."""
+    gear: float | None = None
+    """The control of that servo is the joint's position times this."""
+    joint_low: float | None = None
+    """Least position of that joint, rad or m; null where it has no limits."""
+    joint_high: float | None = None
+    """Greatest position of that joint, rad or m; null where it has no limits."""
+    start: float | None = None
+    """In the pose that episodes start in, before anything is drawn: where that joint stands, as the control
+    takes it; what any other actuator is sent there."""
+    kp: float | None = None
+    """Of a position servo: its force is kp · (control − position) − kd · velocity."""
+    kd: float | None = None
+    """The damping of that force."""
 
 
 class InputElement(Described):
@@ -96,7 +118,7 @@ class Outputs(Described):
 
     action: tuple[Element, ...]
     """In [−1, 1]."""
-    control: tuple[Element, ...]
+    control: tuple[ControlElement, ...]
     """The same in actuator units, for every actuator: what the robot is sent."""
 
 

@@ -55,7 +55,8 @@ def _attribute_docstrings(*modules: ModuleType) -> dict[str, dict[str, str]]:
     for module in modules:
         tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-            found[cls.name] = {
+            inherited = [found.get(base.id, {}) for base in cls.bases if isinstance(base, ast.Name)]
+            found[cls.name] = {name: text for fields in inherited for name, text in fields.items()} | {
                 attribute.target.id: text.value.value
                 for attribute, text in zip(cls.body, cls.body[1:], strict=False)
                 if isinstance(attribute, ast.AnnAssign)

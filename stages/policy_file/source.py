@@ -13,6 +13,11 @@ from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifact_task import TASK_FOLDER
 from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
 from thousandfold.pipeline.console import printable
+from thousandfold.stages.policy_file.controls import (
+    ACTUATOR_UNIT,
+    describe_controls,
+    require_same_controls,
+)
 from thousandfold.stages.policy_file.golden import golden_error
 from thousandfold.stages.policy_file.metadata import PolicyMetadata
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
@@ -84,6 +89,7 @@ def open_source(
     except OtherModelError as error:
         if not any_model:
             raise OtherModelError(f"{error} --any-model runs it all the same.") from None
+    require_same_controls(policy.metadata, policy.golden(), compiled, place.name)
     return PolicySource(policy, compiled, place.name)
 
 
@@ -159,7 +165,9 @@ def require_same_task(metadata: PolicyMetadata, task: CompiledTask, name: str) -
         described = getattr(metadata.inputs if part in ("observation", "goal") else metadata.outputs, part)
         for index, (element, (label, unit)) in enumerate(zip(described, elements, strict=True)):
             names = (label, earlier[part][index]) if part in earlier else (label,)
-            if element.name not in names or element.unit != unit:
+            # Files of earlier versions say so of every control.
+            units = (unit, ACTUATOR_UNIT) if part == "control" else (unit,)
+            if element.name not in names or element.unit not in units:
                 raise UserError(
                     f"{name} does not fit task {task.name!r} as it is here: its {part}[{index}] is "
                     f"{element.name!r} in {element.unit or 'no unit'}, the task's {label!r} in "
@@ -178,5 +186,5 @@ def element_labels(task: CompiledTask) -> dict[str, list[tuple[str, str]]]:
         "observation": observation,
         "goal": goal,
         "action": [(action, "1") for action in task.control.actions],
-        "control": [(actuator, "actuator") for actuator in task.control.actuators],
+        "control": [(control.name, control.unit) for control in describe_controls(task)],
     }

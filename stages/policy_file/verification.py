@@ -15,6 +15,7 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.episodes import run_episodes, wilson_interval
+from thousandfold.stages.policy_file.controls import require_same_controls
 from thousandfold.stages.policy_file.golden import golden_error
 from thousandfold.stages.policy_file.graph import require_known_graph
 from thousandfold.stages.policy_file.metadata import (
@@ -146,10 +147,13 @@ def verify_policy(
 
     def same_task() -> str:
         require_same_task(metadata, compiled, place.name)
+        if rows_hold:
+            require_same_controls(metadata, opened[0].golden(), compiled, place.name)
         return f"{compiled.name}, model {metadata.model_sha256[:12]}…, every {metadata.control_dt_s:g} s"
 
+    rows_hold = False
     if found.check("signature", signature):
-        found.check("golden rows", golden_rows)
+        rows_hold = found.check("golden rows", golden_rows)
     else:
         found.checks.append(Check("golden rows", None, "the file cannot be opened"))
     if found.check("task", same_task) and opened:

@@ -76,7 +76,7 @@ def node(policy: OnnxPolicy, monkeypatch: pytest.MonkeyPatch) -> Node:
         "geometry_msgs.msg": {"PointStamped": object},
         "sensor_msgs.msg": {"JointState": object},
         "std_msgs.msg": {"Float64MultiArray": SimpleNamespace},
-        "run_policy": {"Policy": runpy.run_path(str(RUNNER))["Policy"]},
+        "run_policy": runpy.run_path(str(RUNNER)),
     }
     for package in ("geometry_msgs", "sensor_msgs", "std_msgs"):
         stubs[package] = {}
@@ -122,8 +122,20 @@ def test_it_says_what_it_waits_for(node: Node) -> None:
     assert node.published == []
 
 
-def test_it_sends_nothing_where_a_sensor_gives_nan(node: Node) -> None:
+def test_it_sends_nothing_where_the_first_readings_hold_nan(node: Node) -> None:
     node.callbacks["goal"](goal(3.0, 1.0))
     node.callbacks["joint_states"](joints(x=(float("nan"), 0.0), y=(1.0, 0.0)))
     node.callbacks["timer"]()
-    assert node.published == [] and "holds NaN" in node.logged[0]
+    assert node.published == [] and node.logged == ["held 1 steps: not_finite"]
+
+
+def test_it_repeats_the_last_command_three_times_and_begins_anew(node: Node) -> None:
+    node.callbacks["goal"](goal(3.0, 1.0))
+    node.callbacks["joint_states"](joints(x=(1.0, 0.0), y=(1.0, 0.0)))
+    for _ in range(6):  # messages stay away after the first
+        node.callbacks["timer"]()
+    assert node.published == node.published[:1] * 4
+    assert node.logged == [f"held {steps} steps: late" for steps in (1, 2, 3, 4, 1)]
+    node.callbacks["joint_states"](joints(x=(1.0, 0.0), y=(1.0, 0.0)))
+    node.callbacks["timer"]()
+    assert len(node.published) == 5 and node.published[4] == node.published[0]

@@ -7,6 +7,8 @@
 
 #include <openvino/runtime/core.hpp>
 
+#include "json.hpp"
+
 // Rows of numbers that the file brings along: inputs, and what must come out.
 struct GoldenSet {
     std::vector<std::vector<float>> observation, goal, action, control;
@@ -28,8 +30,8 @@ public:
     std::size_t action_size() const { return action_.get_size(); }
     std::size_t control_size() const { return control_.get_size(); }
 
-    // The file's metadata as JSON text, for a JSON library of your choice.
-    const std::string& metadata() const { return metadata_; }
+    // What the file says of itself: names, units, ranges.
+    const Json& metadata() const { return metadata_; }
     // Seconds between two calls, above 0.
     double control_dt_s() const { return control_dt_s_; }
     // (num_actuators) the larger of each actuator's two bounds, as a size.
@@ -37,7 +39,7 @@ public:
     GoldenSet golden() const;
 
 private:
-    std::string metadata_, golden_;
+    Json metadata_, golden_;
     double control_dt_s_ = 0.0;
     ov::InferRequest request_;
     ov::Tensor observation_, goal_, action_, control_;

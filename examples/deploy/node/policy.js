@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 import { readMetadata } from "./policy_metadata.js";
 
-const FORMAT_VERSION = 3;
+const FORMAT_VERSIONS = [3, 4]; // 4 has inputs of earlier steps, which PolicyRunner fills in
 
 export class Policy {
   /** Open a file; rejects where it is truncated or no policy file of this format. */
@@ -12,8 +12,8 @@ export class Policy {
     const bytes = await readFile(path);
     const texts = readMetadata(bytes);
     const metadata = JSON.parse(texts.thousandfold ?? "{}");
-    if (metadata.format_version !== FORMAT_VERSION || texts.thousandfold_golden === undefined) {
-      throw new Error(`it is no policy file of format ${FORMAT_VERSION}: export it again`);
+    if (!FORMAT_VERSIONS.includes(metadata.format_version) || texts.thousandfold_golden === undefined) {
+      throw new Error("it is no policy file of format 3 or 4: export it again");
     }
     if (!Number.isFinite(metadata.control_dt_s) || metadata.control_dt_s <= 0) {
       throw new Error("it has a control_dt_s that is no time above 0: export it again");

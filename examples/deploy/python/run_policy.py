@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 
-FORMAT_VERSION = 3
+FORMAT_VERSIONS = (3, 4)  # 4 has inputs of earlier steps, which `PolicyRunner` fills in
 
 
 class Policy:
@@ -22,8 +24,8 @@ class Policy:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         texts = self._session.get_modelmeta().custom_metadata_map
         self.metadata = json.loads(texts.get("thousandfold", "{}"))
-        if self.metadata.get("format_version") != FORMAT_VERSION or "thousandfold_golden" not in texts:
-            raise ValueError(f"{path} is no policy file of format {FORMAT_VERSION}: export it again")
+        if self.metadata.get("format_version") not in FORMAT_VERSIONS or "thousandfold_golden" not in texts:
+            raise ValueError(f"{path} is no policy file of format 3 or 4: export it again")
         dt = self.metadata.get("control_dt_s")
         if not (isinstance(dt, int | float) and 0 < dt < float("inf")):  # NaN is not
             raise ValueError(f"{path} has a control_dt_s that is no time above 0: export it again")
@@ -42,6 +44,103 @@ class Policy:
                 raise ValueError(f"{name} holds NaN or infinity: stop, or repeat the last control")
         action, control = self._session.run(["action", "control"], self._rows)
         return action[0], control[0]
+
+
+class Step(NamedTuple):
+    """What to send now; `control` is None where nothing was safe to send yet."""
+
+    control: np.ndarray | None
+    status: str  # "ok", or why the last control is held: "late", "not_finite"
+
+
+class PolicyRunner:
+    """A policy in its control loop: keeps past readings and what was sent, clamps what it sends, or holds.
+
+    `readings` names what `step` takes, in order; `held` counts the steps in a row that held the last control.
+    """
+
+    def __init__(self, policy: Policy, start: dict[str, float] | None = None) -> None:
+        self.policy, metadata = policy, policy.metadata
+        self._controls = metadata["outputs"]["control"]
+        ends = np.array([(control["low"], control["high"]) for control in self._controls], np.float32)
+        self._low, self._high = ends.min(1), ends.max(1)
+        rates = np.array([control.get("max_rate") for control in self._controls], np.float32)  # None is NaN
+        self._most = np.where(
+            np.isnan(rates), np.float32(np.inf), rates * np.float32(metadata["control_dt_s"])
+        )
+        names = [element["name"] for element in metadata["inputs"]["observation"]]
+        found = [re.fullmatch(r"(?s)(.+)@-([1-9][0-9]*)", name) for name in names]
+        self._ages = np.array([int(match[2]) if match else 0 for match in found])
+        newest = [match[1] if match else name for match, name in zip(found, names, strict=True)]
+        sent = [f"ctrl:{control['name']}[0]" for control in self._controls]
+        self.readings = [
+            name for name, age in zip(newest, self._ages, strict=True) if not age and name not in sent
+        ]
+        # A step is a row: its readings, and what was sent before it. Each input is a number of such a row.
+        columns = {name: column for column, name in enumerate([*self.readings, *sent])}
+        if lacking := set(newest) - set(columns):
+            raise ValueError(f"the policy takes earlier readings of {min(lacking)}, but not the newest")
+        self._columns = np.array([columns[name] for name in newest])
+        self._past = np.zeros((self._ages.max() + 1, len(columns)), np.float32)  # from the newest row on
+        self._remembered = [
+            name in newest or most < np.inf for name, most in zip(sent, self._most, strict=True)
+        ]
+        self.reset(start)
+
+    def reset(self, start: dict[str, float] | None = None) -> None:
+        """Begin anew; `start` says by actuator what counts as sent before the first step.
+
+        For a position servo that is where it stands, which the first readings tell where they have its joint.
+        Raises ValueError where one that the policy builds on is neither given nor known.
+        """
+        start = start or {}
+        if unknown := start.keys() - {control["name"] for control in self._controls}:
+            raise ValueError(f"there is no actuator {min(unknown)}")
+        self._start, self._joints = np.zeros(len(self._controls), np.float32), []
+        for place, control in enumerate(self._controls):
+            name, joint = control["name"], f"qpos:{control.get('joint')}[0]"
+            if name in start:
+                self._start[place] = start[name]
+            elif joint in self.readings:
+                self._joints.append((place, self.readings.index(joint), np.float32(control["gear"])))
+            elif control.get("kp") is None and control.get("start") is not None:  # no servo, which would jump
+                self._start[place] = control["start"]
+            elif self._remembered[place]:
+                raise ValueError(f"give the start of actuator {name}: where it stands")
+        if not np.isfinite(self._start).all():
+            raise ValueError("a start is NaN or infinite")
+        self._sent, self.held = None, 0
+
+    def step(self, readings: np.ndarray | None, goal: np.ndarray | None) -> Step:
+        """Return what to send for the newest readings and a goal; None is one that is late."""
+        status, count = "late", len(self.readings)
+        if readings is not None and goal is not None:
+            with np.errstate(over="ignore"):  # too large for float32 is infinite
+                fresh, wanted = np.asarray(readings, np.float32), np.asarray(goal, np.float32)
+            if fresh.shape != (count,):
+                raise ValueError(f"readings have shape {fresh.shape}, not {(count,)}")
+            status = "ok" if np.isfinite(fresh).all() and np.isfinite(wanted).all() else "not_finite"
+        sent = self._sent
+        if sent is None and status == "ok":  # as if it had stood there for ever
+            sent = self._start.copy()
+            for place, reading, gear in self._joints:
+                sent[place] = gear * fresh[reading]
+            sent = sent.clip(self._low, self._high)
+            self._past[:] = np.concatenate([fresh, sent])
+        elif sent is not None:
+            self._past[1:] = self._past[:-1]
+            self._past[0, count:] = sent
+            if status == "ok":
+                self._past[0, :count] = fresh
+        if status == "ok":
+            _, control = self.policy(self._past[self._ages, self._columns], wanted)
+            if np.isfinite(control).all():
+                control = control.clip(sent - self._most, sent + self._most).clip(self._low, self._high)
+                self._sent, self.held = control, 0
+                return Step(control.copy(), status)
+            status = "not_finite"
+        self.held += 1
+        return Step(None if self._sent is None else self._sent.copy(), status)
 
 
 def golden_error(policy: Policy) -> float:

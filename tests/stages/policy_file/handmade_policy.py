@@ -20,8 +20,8 @@ from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FIL
 from thousandfold.stages.policy_file.source import element_labels
 
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 4, 2, 2
-# At actions −1 and +1: the second actuator runs backwards.
-LOW, HIGH = np.array([-2.0, 5.0], np.float32), np.array([2.0, 0.0], np.float32)
+# At actions −1 and +1, as task point_u_maze has them.
+LOW, HIGH = np.array([-1.0, -1.0], np.float32), np.array([1.0, 1.0], np.float32)
 WEIGHT = np.linspace(-0.5, 0.5, (OBSERVATION_DIM + GOAL_DIM) * ACTION_DIM, dtype=np.float32).reshape(-1, 2)
 BIAS = np.array([0.1, -0.2], np.float32)
 LIMIT = 3.0  # of every input, which is in [−1, 1]

@@ -16,6 +16,16 @@ from thousandfold.stages.policy_file.golden import GoldenSet, control_bounds, go
 from thousandfold.stages.policy_file.metadata import PolicyMetadata
 
 DESCRIPTION = PolicyMetadata.model_validate(metadata())
+
+
+def with_ends(*ends: tuple[float, float]) -> PolicyMetadata:
+    """Return the description of actuators with other ends."""
+    whole = metadata()
+    for element, (low, high) in zip(whole["outputs"]["control"], ends, strict=True):
+        element |= {"low": low, "high": high}
+    return PolicyMetadata.model_validate(whole)
+
+
 GOLDEN = GoldenSet.model_validate(golden())
 ROWS = {name: rows for name, rows in golden().items() if name != "tolerance"}
 
@@ -36,15 +46,14 @@ def shifted(action: float = 0.0, control: float = 0.0) -> Any:
 def test_the_error_is_absolute_of_actions_and_a_share_of_the_bound_of_controls() -> None:
     assert golden_error(shifted(), GOLDEN, DESCRIPTION) < 1e-6
     assert golden_error(shifted(action=-0.25), GOLDEN, DESCRIPTION) == pytest.approx(0.25, abs=1e-6)
-    np.testing.assert_array_equal(control_bounds(DESCRIPTION), [2.0, 5.0])
-    assert golden_error(shifted(control=1.0), GOLDEN, DESCRIPTION) == pytest.approx(0.2, abs=1e-6)
+    wider = with_ends((-2.0, 2.0), (5.0, 0.0))
+    np.testing.assert_array_equal(control_bounds(wider), [2.0, 5.0])
+    assert golden_error(shifted(control=1.0), GOLDEN, wider) == pytest.approx(0.2, abs=1e-6)
     assert math.isnan(golden_error(shifted(action=math.nan), GOLDEN, DESCRIPTION))
 
 
 def test_an_actuator_that_is_held_at_zero_has_an_absolute_error() -> None:
-    held = metadata()
-    held["outputs"]["control"][1] |= {"low": 0.0, "high": 0.0}
-    np.testing.assert_array_equal(control_bounds(PolicyMetadata.model_validate(held)), [2.0, 1.0])
+    np.testing.assert_array_equal(control_bounds(with_ends((-2.0, 2.0), (0.0, 0.0))), [2.0, 1.0])
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_metadata_says_what_a_deployer_must_know(policy: OnnxPolicy):
         "qvel:x[0]",
         "qvel:y[0]",
     ]
-    assert [(element.low, element.high) for element in found.outputs.control] == [(-2.0, 2.0), (5.0, 0.0)]
+    assert [(element.low, element.high) for element in found.outputs.control] == [(-1.0, 1.0), (-1.0, 1.0)]
     assert found.evaluation is not None and found.evaluation.episodes == 256
     assert found.sizes() == {"observation": 4, "goal": 2, "action": 2, "control": 2}
     assert found.model_validate_json(found.model_dump_json()) == found

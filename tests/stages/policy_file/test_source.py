@@ -37,7 +37,7 @@ episode_steps: 50
 MODEL = """\
 <mujoco><option timestep="0.01"/><worldbody><body><geom size="0.1" mass="{mass}"/>
 <joint name="x" type="slide" axis="1 0 0"/><joint name="y" type="slide" axis="0 1 0"/></body></worldbody>
-<actuator><motor joint="x" ctrlrange="-2 2"/><motor joint="y" ctrlrange="0 5"/></actuator></mujoco>
+<actuator><motor joint="x" ctrlrange="-1 1"/><motor joint="y" ctrlrange="-1 1"/></actuator></mujoco>
 """
 
 
