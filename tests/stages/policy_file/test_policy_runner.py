@@ -66,7 +66,7 @@ def test_what_was_sent_last_is_remembered_with_its_past(tmp_path: Path) -> None:
         )
         sent.append(found.control)
     each.sent = np.array([1.0, 2.0], np.float32)  # something else had the last word
-    whole = np.array([[2.0, sent[-1][1], 0.5, 1.0]], np.float32)
+    whole = np.array([[2.0, sent[-2][1], 0.5, 1.0]], np.float32)
     found = each.step(np.array([0.5]), GOAL)
     np.testing.assert_allclose(found.action, expected_action(whole, GOAL[None])[0], atol=1e-6)
 
