@@ -16,9 +16,11 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.control_map import ControlMap
+from thousandfold.envs.distributions import relative_numbers
 from thousandfold.envs.mujoco_log import compile_spec
 from thousandfold.envs.orientations import are_orientations
 from thousandfold.envs.randomization import Variation
+from thousandfold.envs.reachable_goals import achieved_goal, require_drawable
 from thousandfold.envs.senses import require_told_apart, senses_of
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
@@ -29,6 +31,7 @@ from thousandfold.envs.term_columns import (
     describe_elements,
     earlier_names,
     is_orientation,
+    leave_bounds,
     read_terms,
 )
 from thousandfold.envs.varied_model import VariedModel, held_factors
@@ -106,12 +109,19 @@ class CompiledTask:
     def _start_states(self) -> dict[str, StartStates]:
         """Return what draws the starts of each distribution, whose goals must fit."""
         owner = f"Task {self.name!r}"
-        for name, distribution in self.spec.distributions.items():
-            require_goals_fit(distribution, self._achieved_goal, f"{owner}, {name}")
-        return {
+        starts = {
             name: StartStates(self.model, distribution.starts, owner)
             for name, distribution in self.spec.distributions.items()
         }
+        self._episodes = {
+            name: require_drawable(self.model, self.spec, name, own, f"{owner}, {name}")
+            for name, own in starts.items()
+        }
+        self._relative = {
+            name: require_goals_fit(episodes, self._achieved_goal, f"{owner}, {name}")
+            for name, episodes in self._episodes.items()
+        }
+        return starts
 
     def _varied_models(self) -> dict[str, VariedModel]:
         """Return what draws the model of each distribution that varies it."""
@@ -212,7 +222,7 @@ class CompiledTask:
         terms = [*self.spec.observation, *self.spec.achieved_goal, *(end.term for end in self.spec.early_end)]
         names = [term.field for term in terms] + [term.minus.field for term in terms if term.minus]
         resolved = [*self._observation, *self._achieved_goal, *(each for _, (each,) in self._early_end)]
-        names += [name for each in resolved if each.frame is not None for name in each.frame.fields]
+        names += [name for each in resolved for name in each.fields]
         return tuple(dict.fromkeys(names))
 
     @functools.cached_property
@@ -239,9 +249,7 @@ class CompiledTask:
     def early_end_holds(self, index: int, fields: Mapping[str, Any], xp: Any = np) -> Any:
         """Return (num_worlds,) bool, true where the early end of this index holds."""
         end, columns = self._early_end[index]
-        out = xp.zeros_like(fields[end.term.field][:, : columns[-1].stop])
-        read_terms(columns, fields, out, xp)
-        return ((out < end.low) | (out > end.high)).any(1)
+        return leave_bounds(columns, end.low, end.high, fields, xp)
 
     def ended_early(self, fields: Mapping[str, Any], xp: Any = np) -> Any:
         """Return (num_worlds,) bool, true where an early end holds; None for a task without any."""
@@ -286,9 +294,52 @@ class CompiledTask:
         Returns:
             qpos (count, nq), qvel (count, nv), desired goal (count, goal_dim), all float64.
         """
-        positions, goals = self.spec.distribution(distribution).sample(rng, count)
+        qpos, qvel, goals = self.draw_start(distribution, rng, count)
+        if self._relative[distribution] is None:
+            return qpos, qvel, goals
+        data, achieved = self.start_data(distribution), np.zeros(goals.shape)
+        for index, (data.qpos[:], data.qvel[:]) in enumerate(zip(qpos, qvel, strict=True)):
+            mujoco.mj_forward(self.model, data)
+            achieved[index] = achieved_goal(data, self._achieved_goal)
+        return qpos, qvel, self.goals_from(distribution, goals, achieved)
+
+    def draw_start(
+        self, distribution: str, rng: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw what `sample_start` does; goals relative to the start are left so, for `goals_from`."""
+        self.spec.distribution(distribution)
+        positions, goals = self._episodes[distribution].sample(rng, count)
         qpos, qvel = self._starts[distribution].sample(rng, positions)
         return qpos, qvel, goals
+
+    @property
+    def later_goals(self) -> int:
+        """How many goals are commanded in an episode after the first one."""
+        every = self.spec.resample_every
+        return max(self.spec.episode_steps // every - 1, 0) if every else 0
+
+    def draw_later_goals(self, distribution: str, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw the goals that episodes command after the first one, (count, later_goals, goal_dim) float64.
+
+        Those that are relative are left so, for `goals_from`; those that follow from a start follow from
+        another than the episode's.
+        """
+        goals = np.zeros((count, self.later_goals, self.goal_dim))
+        if goals.size:
+            drawn = self._episodes[distribution].sample(rng, count * self.later_goals)[1]
+            goals[:] = drawn.reshape(goals.shape)
+        return goals
+
+    def goals_from(self, distribution: str, goals: Any, achieved_goal: Any, xp: Any = np) -> Any:
+        """Return drawn goals, those that are relative added to what is achieved; all (count, goal_dim)."""
+        relative = self._relative[distribution]
+        if relative is None:
+            return goals
+        columns = [
+            goals[:, number] + achieved_goal[:, number] if added else goals[:, number]
+            for number, added in enumerate(relative)
+        ]
+        return xp.stack(columns, 1)
 
     def start_state(self, distribution: str) -> np.ndarray:
         """Return the integration state that a distribution's episodes start in, (state size,) float64.
@@ -425,12 +476,23 @@ def require_region_fits(region: SuccessRegion, goal: Sequence[TermColumns], owne
         )
 
 
-def require_goals_fit(episodes: EpisodeDistribution, goal: Sequence[TermColumns], owner: str) -> None:
-    """Raise TaskError where drawn goals have another size than the achieved goal, or no orientations."""
+def require_goals_fit(
+    episodes: EpisodeDistribution, goal: Sequence[TermColumns], owner: str
+) -> list[bool] | None:
+    """Return which numbers of drawn goals are relative to the start; None: none are.
+
+    Raises:
+        TaskError: they have another size than the achieved goal, or no orientations where that has them.
+    """
     shape = episodes.sample(np.random.default_rng(0), 1)[1].shape
     if shape != (1, goal[-1].stop):
         raise TaskError(f"{owner}: goals of {shape[1]} numbers, and the achieved_goal has {goal[-1].stop}.")
-    spans = orientation_spans(goal)
+    spans, relative = orientation_spans(goal), relative_numbers(episodes.goals)
+    if any(any(relative[span]) for span in spans):
+        raise TaskError(
+            f"{owner}: goals relative to the start are positions and scalars, and some of these numbers are "
+            "an orientation: draw it with `orientation`, beside the rest."
+        )
     drawn = episodes.sample(np.random.default_rng(0), _TRIAL_GOALS)[1] if spans else np.zeros((0, 0))
     for span in spans:
         if not are_orientations(drawn[:, span]):
@@ -438,3 +500,4 @@ def require_goals_fit(episodes: EpisodeDistribution, goal: Sequence[TermColumns]
                 f"{owner}: numbers {span.start} to {span.stop - 1} of the goal are an orientation, and what "
                 "is drawn for them is none: draw them with `orientation: {quat: [1, 0, 0, 0]}`."
             )
+    return relative if any(relative) else None

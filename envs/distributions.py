@@ -108,6 +108,30 @@ class ConcatenatedPositions:
 
 
 @dataclass(frozen=True)
+class RelativePositions:
+    """Goals relative to what is achieved at the start, or where a goal is drawn in an episode at that time.
+
+    Attributes:
+        away: what is added.
+    """
+
+    away: PositionDistribution
+
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return what `count` goals are away from what is achieved, shape (count, dim)."""
+        return self.away.sample(rng, count)
+
+
+def relative_numbers(goals: PositionDistribution | GoalsFromStarts) -> list[bool]:
+    """Return which numbers of drawn goals are relative to the start; none of goals that follow from it."""
+    if isinstance(goals, GoalsFromStarts):
+        return []
+    if isinstance(goals, ConcatenatedPositions):
+        return [number for part in goals.parts for number in relative_numbers(part)]
+    return [isinstance(goals, RelativePositions)] * goals.sample(np.random.default_rng(0), 1).shape[1]
+
+
+@dataclass(frozen=True)
 class MixedPositions:
     """Every draw from one of several distributions of the same dim, each as likely as the others."""
 

@@ -326,6 +326,8 @@ class GoalTask:
         control_dt_s: seconds between two actions; a multiple of the model's timestep.
         episode_steps: control steps until an episode is truncated.
         hold_steps: control steps in a row within the success regions that make an episode a success.
+        resample_every: control steps after which another goal is commanded; 0 commands one throughout. None
+            is commanded for less, so that the last one may be for longer. A success holds all of them.
         early_end: conditions that end an episode before that.
         control: how actions become controls; None gives every actuator its own action over its ctrlrange.
         action_delay: control steps until what is sent acts, least and most, drawn once an episode.
@@ -347,6 +349,7 @@ class GoalTask:
     control_dt_s: float = 0.05
     episode_steps: int = 200
     hold_steps: int = 1
+    resample_every: int = 0
     early_end: tuple[EarlyEnd, ...] = ()
     control: tuple[Command, ...] | None = None
     student_observation: tuple[Term, ...] | None = None
@@ -371,6 +374,11 @@ class GoalTask:
             raise TaskError(
                 f"Task {self.name!r}: hold_steps {self.hold_steps} must be at least 1 and no more than the "
                 f"{self.episode_steps} steps of an episode."
+            )
+        if self.resample_every and not self.hold_steps < self.resample_every:
+            raise TaskError(
+                f"Task {self.name!r}: resample_every {self.resample_every} must be more than the hold_steps "
+                f"{self.hold_steps}: no goal could be held."
             )
         self._require_senses_fit()
 

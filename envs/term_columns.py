@@ -5,7 +5,7 @@ called, and what these are measured in.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -148,6 +148,12 @@ class TermColumns:
         """Return what pickle keeps: not what was placed on devices of this process."""
         return {**self.__dict__, "_placed": {}}
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The data fields that are read."""
+        minus = () if self.term.minus is None else (self.term.minus.field,)
+        return (self.term.field, *minus, *(() if self.frame is None else self.frame.fields))
+
     def columns_on(self, xp: Any, device: Any) -> tuple[Any, ...]:
         """Return `source`, `minus` and `picked` on `device`: a NumPy index would be sent at each reading."""
         if (xp, device) not in self._placed:
@@ -263,6 +269,15 @@ def read_terms(terms: list[TermColumns], fields: Mapping[str, Any], out: Any, xp
             value = columns.frame.tell(value, fields, xp)
             value = value if picked is None else value[:, picked]
         out[:, columns.start : columns.stop] = value
+
+
+def leave_bounds(
+    columns: Sequence[TermColumns], low: float, high: float, fields: Mapping[str, Any], xp: Any = np
+) -> Any:
+    """Return (num_worlds,) bool, true where a number of the terms is below `low` or above `high`."""
+    out = xp.zeros_like(fields[columns[0].term.field][:, : columns[-1].stop])
+    read_terms(list(columns), fields, out, xp)
+    return ((out < low) | (out > high)).any(1)
 
 
 def is_orientation(term: Term) -> bool:

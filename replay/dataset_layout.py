@@ -14,8 +14,9 @@
                 ...
 
 An episode of T actions has T + 1 rows of observations and infos: row 0 is the state at the reset, row t + 1
-the state after action t. ``infos`` holds ``teacher_mean`` and ``teacher_log_std``, the teacher's Gaussian
-before the tanh at the state of the same row (the last row labels the state after the last action);
+the state after action t, each with the goal that was commanded in it. ``infos`` holds ``teacher_mean`` and
+``teacher_log_std``, the teacher's Gaussian before the tanh at the state of the same row (the last row labels
+the state after the last action);
 ``alternative_goal``, ``alternative_mean`` and ``alternative_log_std``, K other goals for the state and the
 teacher's Gaussian under each; ``student_observation``, where the task says that a student sees another; and
 ``is_success``, as the environments report it. The reward of action t is ``is_success[t + 1] − 1``.

@@ -274,7 +274,7 @@ def _columns_of(episode: GoalEpisode) -> dict[str, np.ndarray]:
     found = {place: getattr(episode, name) for name, (place, _) in COLUMNS.items()}
     columns = {place: column for place, column in found.items() if column is not None}
     return columns | {
-        COLUMNS["desired_goal"][0]: np.tile(episode.desired_goal, (steps + 1, 1)),
+        COLUMNS["desired_goal"][0]: np.broadcast_to(episode.desired_goal, episode.achieved_goal.shape),
         SUCCESS[0]: episode.success,
         "rewards": episode.success[1:].astype(np.float64) - 1.0,
         "terminations": terminations,

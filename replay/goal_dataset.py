@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from thousandfold.ground.errors import BAD_CONTENT
-from thousandfold.ground.runs import longest_run
+from thousandfold.ground.runs import every_goal_held
 from thousandfold.replay.dataset_layout import (
     ALTERNATIVES,
     COLUMNS,
@@ -202,6 +202,7 @@ def _read(file: h5py.File, metadata: dict[str, Any]) -> GoalDataset:
         and (name != STUDENT_OBSERVATION or STUDENT_OBSERVATION in metadata[NAMESPACE])
     }
     success = _read_column(file, SUCCESS[0], lengths + SUCCESS[1], np.bool_)
+    commanded = columns["desired_goal"]
     stops = np.cumsum(lengths + 1)
     final = np.zeros(rows + episodes, bool)
     final[stops - 1] = True
@@ -213,8 +214,12 @@ def _read(file: h5py.File, metadata: dict[str, Any]) -> GoalDataset:
     success[first] = False  # a start within the success region is no success of the episode's
     succeeded = np.logical_or.reduceat(success, first)
     holds = [int(file[f"episode_{index}"].attrs.get(HOLD_STEPS, 1)) for index in range(episodes)]
-    for index in np.flatnonzero(np.array(holds) > 1).tolist():
-        succeeded[index] = longest_run(success[first[index] : stops[index]]) >= holds[index]
+    changes = np.concatenate([[False], (commanded[1:] != commanded[:-1]).any(1)])
+    changes[first] = False
+    several = np.logical_or.reduceat(changes, first)
+    for index in np.flatnonzero((np.array(holds) > 1) | several).tolist():
+        rows = slice(first[index] + 1, stops[index])
+        succeeded[index] = every_goal_held(success[rows], commanded[rows], holds[index])
     return GoalDataset(
         **_no_alternatives(columns) | columns,
         episode=np.repeat(np.arange(episodes), lengths),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from thousandfold.ground.errors import UserError
-from thousandfold.ground.runs import longest_run
+from thousandfold.ground.runs import every_goal_held
 
 OTHER_POLICY = "another policy"
 """In place of a level of noise where it was not the teacher that acted."""
@@ -29,7 +29,7 @@ class GoalEpisode:
     Attributes:
         observation: (T + 1, observation_dim), float32, as are all arrays but `success`.
         achieved_goal: (T + 1, goal_dim).
-        desired_goal: (goal_dim,), commanded throughout.
+        desired_goal: (goal_dim,), commanded throughout; or (T + 1, goal_dim), commanded in each state.
         action: (T, action_dim) in [−1, 1], as executed.
         teacher_mean, teacher_log_std: (T + 1, action_dim), before the tanh, at every state.
         alternative_goal: (T + 1, K, goal_dim), goals that might have been commanded in the state.
@@ -39,7 +39,8 @@ class GoalEpisode:
         distribution: the episode distribution that start and goal were drawn from.
         action_noise: standard deviation of the noise on its actions; 0 for a clean episode, NaN where another
             policy than the teacher acted.
-        hold_steps: states in a row within the success region that make it a success.
+        hold_steps: states in a row within the success region of a goal that make it a success; of every
+            goal, where several were commanded one after the other.
         student_observation: (T + 1, its size), what a student saw; None where it sees `observation`.
     """
 
@@ -62,8 +63,9 @@ class GoalEpisode:
 
     @property
     def succeeded(self) -> bool:
-        """Whether actions led into the success region, and held it for long enough."""
-        return longest_run(self.success[1:]) >= self.hold_steps
+        """Whether actions led into the success region of every goal, and held it for long enough."""
+        goals = self.desired_goal[1:] if self.desired_goal.ndim == 2 else self.desired_goal
+        return every_goal_held(self.success[1:], goals, self.hold_steps)
 
 
 @dataclass

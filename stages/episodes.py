@@ -14,6 +14,7 @@ import pydantic
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
+from thousandfold.ground.runs import HeldGoals
 from thousandfold.pipeline.settings import StageSettings
 
 # -- How a teacher's action may be the best of several, as its critic holds them -------------------
@@ -57,14 +58,15 @@ class Episodes:
     """Outcomes of closed-loop episodes; episode i has the same start and goal for every policy and seed.
 
     Attributes:
-        success: (episodes,) bool, as many steps in a row within the success region as the task asks for.
+        success: (episodes,) bool, as many steps in a row within the success region as the task asks for; of
+            every goal, where several are commanded one after the other.
         touched: (episodes,) bool, at least one step within the success region.
         at_end: (episodes,) bool, the last step within the success region.
         time_at_goal: (episodes,) steps within the success region, per 1000 steps.
         final_distance: (episodes,) distance to the goal after the last step.
-        closest_distance: (episodes,) smallest distance to the goal after any step.
+        closest_distance: (episodes,) smallest distance to the goal of the step after any step.
         start: (episodes, goal_dim) what was achieved at the start.
-        goal: (episodes, goal_dim) what was commanded.
+        goal: (episodes, goal_dim) what was commanded, at the end.
         unstable: (episodes,) bool, the physics diverged; such an episode counts as a failure.
         paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
         other_radii: further radii that successes are counted for, by name.
@@ -217,7 +219,7 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
     distance, closest = task.goal_distance(start, goal), np.full(worlds, np.inf)
     at_goal, length, unstable = np.zeros(worlds), np.zeros(worlds, np.int64), np.zeros(worlds, bool)
-    held, longest = np.zeros((2, worlds), np.int64)
+    held = HeldGoals(goal, task.spec.hold_steps)
     trace = [start[:num_paths]]
     for step in steps(simulator, policy):
         unstable |= step.unstable
@@ -225,17 +227,17 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
         counted = step.running & ~step.unstable
         there = counted & step.result.success
         at_goal += there
-        held = np.where(there, held + 1, np.where(counted, 0, held))
-        longest = np.maximum(longest, held)
+        held.add(there, counted, simulator.desired_goal)
+        goal = np.where(counted[:, None], simulator.desired_goal, goal)
         reached = task.goal_distance(simulator.achieved_goal, goal)
         distance = np.where(counted, reached, distance)
         closest = np.where(counted, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
-        success=(longest >= task.spec.hold_steps) & ~unstable,
+        success=held.all_held & ~unstable,
         touched=(at_goal > 0) & ~unstable,
-        at_end=(held > 0) & ~unstable,
+        at_end=(held.run > 0) & ~unstable,
         time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / task.spec.episode_steps),
         final_distance=distance,
         closest_distance=closest,

@@ -14,6 +14,7 @@ from thousandfold.envs.object_names import object_names
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.term_columns import LINEAR_AND_TURNING, label_of
 from thousandfold.envs.user_tasks.task_yaml import task_place
+from thousandfold.ground.runs import HeldGoals
 
 _OFTEN = 0.1
 _EPISODES_AWAY, _SHORT = 3.0, 3
@@ -80,7 +81,7 @@ def roll_out(
     simulator = CpuSimulator(task, worlds, seed=seed, distribution=distribution, with_student=True)
     rng, result = np.random.default_rng(seed), _at_start(simulator)
     before = np.array(simulator.achieved_goal)
-    running, held = np.ones(worlds, bool), np.zeros(worlds, np.int64)
+    running, held = np.ones(worlds, bool), HeldGoals(simulator.desired_goal, task.spec.hold_steps)
     last = min(steps or task.spec.episode_steps, task.spec.episode_steps)
     result.whole = last == task.spec.episode_steps
     for step in range(last):
@@ -92,8 +93,8 @@ def roll_out(
         result.lengths += running
         result.unstable = result.unstable | (running & outcome.unstable)
         running = running & ~outcome.unstable
-        held = np.where(running & outcome.success, held + 1, 0)
-        result.reached |= held >= task.spec.hold_steps
+        held.add(outcome.success, running, simulator.desired_goal)
+        result.reached = held.all_held
         _widen(result, simulator, running)
         if running.any():
             moved = np.abs(simulator.achieved_goal - before)[running]
@@ -111,7 +112,7 @@ def roll_out(
         running = running & ~outcome.terminated
         if not running.any():
             break
-    result.reached &= ~result.unstable
+    result.reached = result.reached & ~result.unstable
     return result
 
 

@@ -14,7 +14,6 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.generator_state import pack_generator, unpack_generator
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.simulators.simulator import (
-    SHOWN,
     Simulator,
     StepResult,
     checked_state,
@@ -94,6 +93,7 @@ class CpuSimulator(Simulator):
             self._disableflags = self._batch.expand("opt.disableflags")
         self.achieved_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
         self.desired_goal = np.zeros((num_worlds, task.goal_dim), np.float32)
+        self.later_goals = np.zeros((num_worlds, task.later_goals * task.goal_dim), np.float32)
         self.episode_step = np.zeros(num_worlds, np.int64)
         self.diverged_count = self.overflow_count = 0
         self._quarantined = np.zeros(num_worlds, bool)
@@ -106,17 +106,19 @@ class CpuSimulator(Simulator):
             return
         if worlds is None:
             self._begin_streams()
-        qpos, qvel, goal = self.task.sample_start(self.distribution, self.rng, len(ids))
+        qpos, qvel, goal = self.task.draw_start(self.distribution, self.rng, len(ids))
+        later = self.task.draw_later_goals(self.distribution, self.rng, len(ids))
+        self.later_goals[ids] = later.reshape(len(ids), self.later_goals.shape[1])
         self._batch.state[ids] = self._start_state
         self._qpos[ids], self._qvel[ids] = qpos, qvel
         self._ctrl[ids] = self.task.control.start(self._ctrl[ids], qpos)
         if self.varied is not None:
             self._draws[ids] = self.varied.sample(self._draws_rng, len(ids))
             self._write_models(ids)
-        self.desired_goal[ids] = goal
         self.episode_step[ids] = 0
         self._quarantined[ids] = False
         self._refresh(ids)
+        self.desired_goal[ids] = self.task.goals_from(self.distribution, goal, self.achieved_goal[ids])
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
@@ -134,9 +136,11 @@ class CpuSimulator(Simulator):
         unstable = self._quarantined.copy()
         self.episode_step += 1
         self._read()
-        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
         ended = self.task.ended_early(self._fields)
         terminated = np.zeros(self.num_worlds, bool) if ended is None else ended & ~unstable
+        if self.task.later_goals:
+            self.desired_goal[:] = self._goals_now(terminated | unstable, np)
+        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
         return StepResult(success, terminated, self.episode_step >= self.task.spec.episode_steps, unstable)
 
     @property
@@ -207,6 +211,7 @@ class CpuSimulator(Simulator):
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
         chosen = slice(None) if worlds is None else worlds
         self.desired_goal[chosen] = np.broadcast_to(goal, self.desired_goal.shape)[chosen]
+        self.later_goals[chosen] = np.nan
 
     def set_state(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         """Put every world into a state; see `Simulator.set_state`."""
@@ -279,7 +284,7 @@ class CpuSimulator(Simulator):
         """Return everything that the next step depends on."""
         return {
             "state": self._batch.state.copy(),
-            **{name: getattr(self, name).copy() for name in SHOWN},
+            **{name: getattr(self, name).copy() for name in self.shown},
             "quarantined": self._quarantined.copy(),
             "unstable_count": np.array(self.unstable_count),
             "overflow_count": np.array(self.overflow_count),
@@ -292,7 +297,7 @@ class CpuSimulator(Simulator):
         """Restore what `state_dict` returned."""
         state = checked_state(self.state_dict(), state)
         self._batch.state[:] = state["state"]
-        for name in SHOWN:
+        for name in self.shown:
             getattr(self, name)[:] = state[name]
         self._quarantined[:] = state["quarantined"]
         self.overflow_count = int(state["overflow_count"])

@@ -104,7 +104,10 @@ class Simulator(ABC):
         fields: names of the MuJoCo data fields that are read.
         needs_derived_fields: whether kinematics must be computed at the new state before they are.
         achieved_goal: (num_worlds, goal_dim).
-        desired_goal: (num_worlds, goal_dim), the commanded goal.
+        desired_goal: (num_worlds, goal_dim), the commanded goal. Where the task commands another one after
+            some steps, it is that of the state that is shown, and success was judged by it.
+        later_goals: (num_worlds, later_goals * goal_dim), what the episode commands after its first goal, one
+            after the other, as `CompiledTask.draw_later_goals` drew it; NaN keeps the goal as it is.
         episode_step: (num_worlds,) int, control steps since the last reset.
         diverged_count: worlds that went into quarantine because their physics diverged, since the simulator
             was made.
@@ -120,6 +123,7 @@ class Simulator(ABC):
     needs_derived_fields: bool
     achieved_goal: Any
     desired_goal: Any
+    later_goals: Any
     episode_step: Any
     diverged_count: int
     overflow_count: int
@@ -201,6 +205,11 @@ class Simulator(ABC):
         return self._draws[:, : len(self.factor_names)]
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The arrays that are shown and part of what is saved; those to come where there are any."""
+        return (*SHOWN, "later_goals") if self.task.later_goals else SHOWN
+
+    @property
     def unstable_count(self) -> int:
         """Worlds that went into quarantine since the simulator was made."""
         return self.diverged_count + self.overflow_count
@@ -226,7 +235,25 @@ class Simulator(ABC):
 
     @abstractmethod
     def set_goal(self, goal: Any, worlds: Any = None) -> None:
-        """Command goals, (num_worlds, goal_dim) or broadcastable, in the worlds of the mask."""
+        """Command goals, (num_worlds, goal_dim) or broadcastable, in the worlds of the mask.
+
+        They stay until the next reset, also where the task commands others after some steps.
+        """
+
+    def _goals_now(self, ended: Any, xp: Any) -> Any:
+        """Return the goals that are commanded from this step on, (num_worlds, goal_dim).
+
+        Args:
+            ended: (num_worlds,) bool, where the step ended the episode, whose goal stays.
+            xp: the module of the arrays, `numpy` or `torch`.
+        """
+        count, every = self.task.later_goals, self.task.spec.resample_every
+        turn = self.episode_step // every
+        due = (self.episode_step % every == 0) & (turn <= count) & ~ended
+        later = self.later_goals.reshape(self.num_worlds, count, self.task.goal_dim)
+        drawn = later[xp.arange(self.num_worlds, device=later.device), (turn - 1).clip(0, count - 1)]
+        goal = self.task.goals_from(self.distribution, drawn, self.achieved_goal, xp)
+        return xp.where(due[:, None] & ~xp.isnan(goal), goal, self.desired_goal)
 
     @abstractmethod
     def set_state(self, qpos: Any, qvel: Any) -> None:

@@ -21,7 +21,6 @@ import mujoco_warp  # noqa: E402
 from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
 from thousandfold.envs.generator_state import pack_generator, unpack_generator  # noqa: E402
 from thousandfold.envs.simulators.simulator import (  # noqa: E402
-    SHOWN,
     Simulator,
     StepResult,
     checked_state,
@@ -201,6 +200,7 @@ class WarpSimulator(Simulator):
             self._fields["ctrl"] = self._sent = self._pending.newest
         self.achieved_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
         self.desired_goal = torch.zeros(worlds, self.task.goal_dim, device=device)
+        self.later_goals = torch.zeros(worlds, self.task.later_goals * self.task.goal_dim, device=device)
         self.episode_step = torch.zeros(worlds, dtype=torch.int64, device=device)
         self._quarantined = torch.zeros(worlds, dtype=torch.bool, device=device)
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # diverged, overflowed
@@ -241,8 +241,13 @@ class WarpSimulator(Simulator):
         return episodes * self.num_worlds
 
     def _draw(self, count: int) -> torch.Tensor:
-        """Return fresh starts on the device: qpos, qvel, goal and what varies side by side, a start a row."""
-        parts = list(self.task.sample_start(self.distribution, self.rng, count))
+        """Return fresh starts on the device, a start a row.
+
+        Side by side lie qpos, qvel, goal, later goals, and what varies.
+        """
+        parts = list(self.task.draw_start(self.distribution, self.rng, count))
+        later = self.task.draw_later_goals(self.distribution, self.rng, count)
+        parts.append(later.reshape(count, self.later_goals.shape[1]))
         if self.varied is not None:
             parts.append(self.varied.sample(self._draws_rng, count))
         starts = np.hstack(parts)
@@ -272,7 +277,7 @@ class WarpSimulator(Simulator):
         chosen = self._reset_mask[:, None]
         with self._on_device():
             self._launch_reset()
-        targets = (self._qpos, self._qvel, self.desired_goal, self._draws)
+        targets = (self._qpos, self._qvel, self.desired_goal, self.later_goals, self._draws)
         parts = starts.split([target.shape[1] for target in targets], dim=1)
         for target, part in zip(targets, parts, strict=True):
             target.copy_(torch.where(chosen, part, target))
@@ -286,6 +291,9 @@ class WarpSimulator(Simulator):
         with self._on_device():
             self._launch_refresh()
         self._read(self._quarantined, self._reset_mask, begun=self._reset_mask)
+        goal = self.task.goals_from(self.distribution, self.desired_goal, self.achieved_goal, xp=torch)
+        if goal is not self.desired_goal:
+            self.desired_goal.copy_(torch.where(chosen, goal, self.desired_goal))
 
     def _write_models(self) -> None:
         """Give the worlds the models that were drawn for them."""
@@ -309,17 +317,22 @@ class WarpSimulator(Simulator):
         unstable = self._quarantined.clone()
         ended = self.task.ended_early(self._fields, xp=torch)
         self._read(unstable)
-        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
         terminated = torch.zeros_like(unstable) if ended is None else ended & ~unstable
+        if self.task.later_goals:
+            self.desired_goal.copy_(self._goals_now(terminated | unstable, torch))
+        success = self.task.is_success(self.achieved_goal, self.desired_goal) & ~unstable
         return StepResult(success, terminated, self.episode_step >= self.task.spec.episode_steps, unstable)
 
     def set_goal(self, goal: Array, worlds: Array | None = None) -> None:
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
         goal = torch.as_tensor(goal, dtype=torch.float32, device=self.device).expand_as(self.desired_goal)
+        later = torch.full_like(self.later_goals, torch.nan)
         if worlds is not None:
             chosen = torch.as_tensor(worlds, dtype=torch.bool, device=self.device)
             goal = torch.where(chosen[:, None], goal, self.desired_goal)
+            later = torch.where(chosen[:, None], later, self.later_goals)
         self.desired_goal.copy_(goal)
+        self.later_goals.copy_(later)
 
     def set_state(self, qpos: Array, qvel: Array) -> None:
         """Put every world into a state; see `Simulator.set_state`."""
@@ -344,7 +357,7 @@ class WarpSimulator(Simulator):
             mujoco_warp.get_state(self._model, self._data, cast(Any, wp.from_torch(state)), STATE)
         return {
             "state": _to_numpy(state),
-            **{name: _to_numpy(getattr(self, name)).copy() for name in SHOWN},
+            **{name: _to_numpy(getattr(self, name)).copy() for name in self.shown},
             "quarantined": _to_numpy(self._quarantined).copy(),
             "unstable_count": np.array(self.unstable_count),
             "overflow_count": np.array(self.overflow_count),
@@ -365,7 +378,7 @@ class WarpSimulator(Simulator):
             mujoco_warp.set_state(self._model, self._data, cast(Any, wp.from_torch(rows)), STATE)
         self._refresh()
         self._load_senses(state)
-        for name in SHOWN:
+        for name in self.shown:
             getattr(self, name).copy_(torch.as_tensor(state[name]))
         self._quarantined.copy_(torch.as_tensor(state["quarantined"]))
         overflowed = int(state["overflow_count"])

@@ -199,6 +199,11 @@ class CellsEntry(_Section):
     z: float | None = None
 
 
+def _one_name(value: Any) -> Any:
+    """Take one name for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 def _several(value: Any) -> Any:
     """Take one quaternion for a list of it."""
     return [value] if isinstance(value, list) and not any(isinstance(each, list) for each in value) else value
@@ -236,6 +241,15 @@ class OrientationsEntry(_Section):
         return self
 
 
+class ReachableEntry(_Section):
+    """What is achieved in states whose joints are drawn; see `envs.reachable_goals.ReachableGoals`."""
+
+    joints: Annotated[list[str], Field(min_length=1), pydantic.BeforeValidator(_one_name)] | None = None
+    margin: float = Field(default=0.05, ge=0, lt=0.5)
+    collision_free: bool = True
+    within: BoxEntry | None = None
+
+
 class DistributionEntry(_Section):
     """Where positions or goals lie: exactly one of these."""
 
@@ -244,25 +258,30 @@ class DistributionEntry(_Section):
     ring: RingEntry | None = None
     cells: CellsEntry | None = None
     orientation: OrientationsEntry | None = None
+    reachable: ReachableEntry | None = None
+    relative: DistributionEntry | None = None
 
     @pydantic.model_validator(mode="after")
     def _is_one(self) -> DistributionEntry:
-        given = (self.box, self.positions, self.ring, self.cells, self.orientation)
-        if sum(each is not None for each in given) != 1:
-            raise ValueError("must be exactly one of box, list, ring, cells and orientation")
+        if sum(each is not None for _, each in self) != 1:
+            raise ValueError(
+                "must be exactly one of box, list, ring, cells, orientation, reachable and relative"
+            )
+        if self.relative is not None and not self.relative.is_of_positions:
+            raise ValueError("what is relative to the start is a box, a list, a ring or cells")
         if self.positions and len({len(each) for each in self.positions}) != 1:
             raise ValueError("the positions of a list must be equally long")
         return self
+
+    @property
+    def is_of_positions(self) -> bool:
+        """Whether it draws numbers that need neither a model nor a start."""
+        return self.orientation is None and self.reachable is None and self.relative is None
 
 
 def _listed(value: Any) -> Any:
     """Take one entry for a list of it."""
     return [value] if isinstance(value, dict) else value
-
-
-def _one_name(value: Any) -> Any:
-    """Take one name for a list of it."""
-    return [value] if isinstance(value, str) else value
 
 
 def _one_number(value: Any) -> Any:
@@ -292,6 +311,8 @@ class ResetEntry(_Section):
     def _joints_and_positions_go_together(self) -> ResetEntry:
         if bool(self.joints) != (self.positions is not None):
             raise ValueError("joints and positions are given together: which joints, and what to draw")
+        if not all(each.is_of_positions for each in self.positions or ()):
+            raise ValueError("positions of joints are a box, a list, a ring or cells")
         return self
 
 
@@ -485,6 +506,7 @@ class TaskEntry(_Section):
     randomize: RandomizeEntry = RandomizeEntry()
     success: Listed[SuccessEntry]
     hold_steps: Whole = Field(default=1, ge=1)
+    resample_every: Whole = Field(default=0, ge=2)
     other_radii: dict[Name, Annotated[float, Field(gt=0)]] = {}
     early_end: Listed[EarlyEndEntry] = []
     action: Action = "range"
@@ -497,6 +519,12 @@ class TaskEntry(_Section):
         if self.hold_steps > self.episode_steps:
             raise ValueError(
                 f"hold_steps {self.hold_steps} is more than the {self.episode_steps} steps of an episode"
+            )
+        every = self.resample_every
+        if every and not self.hold_steps < every <= self.episode_steps // 2:
+            raise ValueError(
+                f"resample_every {every} must be more than the hold_steps {self.hold_steps}, and no more "
+                f"than half of the {self.episode_steps} steps of an episode: each goal lasts so long"
             )
         return self
 

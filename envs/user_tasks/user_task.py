@@ -27,6 +27,7 @@ from thousandfold.envs.distributions import (
     ConcatenatedPositions,
     ListPositions,
     PositionDistribution,
+    RelativePositions,
     RingPositions,
     constant,
 )
@@ -36,6 +37,7 @@ from thousandfold.envs.object_names import find_object, nearest_hint, object_nam
 from thousandfold.envs.orientations import ORIENTATION_COLUMNS, UP_COLUMNS, Orientations
 from thousandfold.envs.position_servos import position_targets, servo_joint
 from thousandfold.envs.randomization import FACTORS, Factor, Push, Variation
+from thousandfold.envs.reachable_goals import ReachableGoals, require_drawable
 from thousandfold.envs.senses import require_told_apart
 from thousandfold.envs.start_states import StartStates, require_whole_state
 from thousandfold.envs.task import (
@@ -166,6 +168,7 @@ def _goal_task(page: Page, entry: schema.TaskEntry) -> GoalTask:
         control_dt_s=entry.control_dt_s,
         episode_steps=entry.episode_steps,
         hold_steps=entry.hold_steps,
+        resample_every=entry.resample_every,
         early_end=tuple(EarlyEnd(_term(end.term), end.low, end.high) for end in entry.early_end),
         control=_control(page, entry, build_spec),
         action_delay=_steps(entry.action_delay),
@@ -414,6 +417,9 @@ def _distribution(
     page: Page, place: Location, entries: list[schema.DistributionEntry], maze: schema.MazeEntry | None
 ) -> PositionDistribution:
     """Return the distribution of one entry, or of several side by side."""
+    for index, entry in enumerate(entries if len(entries) > 1 else ()):
+        if entry.reachable is not None:
+            raise page.error((*place, index), "reachable gives all numbers of a goal, and has none beside it")
     parts = [
         _located(page, (*place, index), partial(_part, entry, maze)) for index, entry in enumerate(entries)
     ]
@@ -437,6 +443,13 @@ def _part(entry: schema.DistributionEntry, maze: schema.MazeEntry | None) -> Pos
             low=turned.low or 0.0,
             high=turned.high or 0.0,
         )
+    if entry.relative is not None:
+        return RelativePositions(_part(entry.relative, maze))
+    if entry.reachable is not None:
+        drawn = entry.reachable
+        low, high = ((), ()) if drawn.within is None else (drawn.within.low, drawn.within.high)
+        joints = None if drawn.joints is None else tuple(drawn.joints)
+        return ReachableGoals(joints, drawn.margin, drawn.collision_free, tuple(low), tuple(high))
     if entry.cells is None:
         raise TaskError("no distribution")
     layout = entry.cells.layout or (maze and maze.layout)
@@ -606,11 +619,16 @@ def _checks(
         own: schema.EpisodesEntry = getattr(entry, name)
         episodes = task.distributions[name]
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
-        yield (*_section(name, own.goal), "goal"), partial(require_goals_fit, episodes, goal, _OWNER)
+        yield (*_section(name, own.goal), "goal"), partial(_require_goals, model, task, name, goal)
         yield (*_section(name, own.randomize), "randomize"), partial(
             VariedModel, model, task.build_spec, episodes.varies, _OWNER,
             control_dt_s=task.control_dt_s, episode_steps=task.episode_steps,
         )  # fmt: skip
+
+
+def _require_goals(model: mujoco.MjModel, task: GoalTask, name: str, goal: Sequence[TermColumns]) -> None:
+    starts = StartStates(model, task.distribution(name).starts, _OWNER)
+    require_goals_fit(require_drawable(model, task, name, starts, _OWNER), goal, _OWNER)
 
 
 def _require_controls(page: Page, entry: schema.TaskEntry, model: mujoco.MjModel, task: GoalTask) -> None:

@@ -19,7 +19,7 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import MOST_EPISODE_STEPS
 from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import atomic_file
-from thousandfold.ground.runs import longest_run
+from thousandfold.ground.runs import every_goal_held
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Progress
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
@@ -68,10 +68,10 @@ class RecordedEpisode:
     Attributes:
         qpos: (steps + 1, nq) joint positions.
         achieved: (steps + 1, goal_dim).
-        goal: (goal_dim,) what was commanded.
+        goal: (steps + 1, goal_dim) what was commanded; (goal_dim,) the same throughout.
         at_goal: (steps + 1,) bool, within the success region.
         unstable: the physics diverged; the state that it led to is left out.
-        hold_steps: states in a row at the goal that make it a success.
+        hold_steps: states in a row at a goal that make it a success.
     """
 
     qpos: np.ndarray
@@ -82,9 +82,15 @@ class RecordedEpisode:
     hold_steps: int = 1
 
     @property
+    def goals(self) -> np.ndarray:
+        """What was commanded in each state, (steps + 1, goal_dim)."""
+        return np.broadcast_to(self.goal, self.achieved.shape)
+
+    @property
     def success(self) -> bool:
-        """Whether the goal was held for long enough and the physics never diverged."""
-        return longest_run(self.at_goal[1:]) >= self.hold_steps and not self.unstable
+        """Whether every goal was held for long enough and the physics never diverged."""
+        held = every_goal_held(self.at_goal[1:], self.goals[1:], self.hold_steps)
+        return held and not self.unstable
 
 
 def record_episodes(
@@ -98,22 +104,21 @@ def record_episodes(
 ) -> list[RecordedEpisode]:
     """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn."""
     simulator = CpuSimulator(task, episodes, seed=seed, distribution=distribution)
-    rows: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(episodes)]
+    rows: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(episodes)]
     unstable = np.zeros(episodes, bool)
 
     def keep(worlds: np.ndarray) -> None:
         for world in np.flatnonzero(worlds).tolist():
-            rows[world].append(
-                (simulator.world_data(world).qpos.copy(), simulator.achieved_goal[world].copy())
-            )
+            shown = simulator.achieved_goal[world].copy(), simulator.desired_goal[world].copy()
+            rows[world].append((simulator.world_data(world).qpos.copy(), *shown))
 
     keep(~unstable)
     for step in itertools.islice(steps(simulator, policy), max_steps):
         unstable |= step.unstable
         keep(step.running & ~step.unstable)
     found = []
-    for kept, goal, diverged in zip(rows, simulator.desired_goal.copy(), unstable.tolist(), strict=True):
-        qpos, achieved = (np.stack(column) for column in zip(*kept, strict=True))
+    for kept, diverged in zip(rows, unstable.tolist(), strict=True):
+        qpos, achieved, goal = (np.stack(column) for column in zip(*kept, strict=True))
         at_goal = task.is_success(achieved, goal)
         found.append(RecordedEpisode(qpos, achieved, goal, at_goal, diverged, task.spec.hold_steps))
     return found
@@ -131,7 +136,7 @@ class EpisodePainter:
         """Return the world after `step` control steps, 0 being the start."""
         picture = self.renderer.draw(
             episode.qpos[step],
-            episode.goal,
+            episode.goals[step],
             reached=bool(episode.at_goal[step]),
             trail=episode.achieved[: step + 1],
         )
@@ -144,7 +149,7 @@ class EpisodePainter:
         seconds = f"{step * task.spec.control_dt_s:.1f} s"
         if episode.at_goal[step]:
             return f"{seconds}   at the goal"
-        distance = float(task.goal_distance(episode.achieved[step], episode.goal))
+        distance = float(task.goal_distance(episode.achieved[step], episode.goals[step]))
         return f"{seconds}   {distance:.2f} {self._unit}".rstrip() + " to the goal"
 
     def _write(self, image: Image.Image, text: str, colour: tuple[int, int, int]) -> None:

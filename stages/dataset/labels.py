@@ -220,10 +220,15 @@ def _other_goals(
     episodes: Sequence[GoalEpisode], lengths: np.ndarray, rng: np.random.Generator, count: int
 ) -> np.ndarray:
     """Return goals commanded in other episodes, (rows, count, goal_dim); its own where there is no other."""
-    commanded = np.stack([episode.desired_goal for episode in episodes])
+    commanded = [np.atleast_2d(episode.desired_goal) for episode in episodes]
+    counts = np.array([len(goals) for goals in commanded])
     own = np.repeat(np.arange(len(episodes)), lengths)
     step = 1 + rng.integers(max(len(episodes) - 1, 1), size=(len(own), count))
-    return commanded[(own[:, None] + step) % len(episodes)]
+    other = (own[:, None] + step) % len(episodes)
+    row = (np.cumsum(counts) - counts)[other]
+    if counts.max() > 1:  # commanded one after the other: that of any of its states
+        row = row + rng.integers(counts[other])
+    return np.concatenate(commanded)[row]
 
 
 # -- Whether a critic's best of several actions is as strong a teacher as the mean, measured beforehand

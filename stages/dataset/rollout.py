@@ -201,6 +201,7 @@ class RoundRecord:
         worlds, task = simulator.num_worlds, simulator.task
         rows = task.spec.episode_steps + 1
         sizes = {"observation": task.observation_dim, "achieved_goal": task.goal_dim}
+        sizes |= {"desired_goal": task.goal_dim} if task.later_goals else {}
         sizes |= dict.fromkeys(("action", "teacher_mean", "teacher_log_std"), task.action_dim)
         if task.student_view is not task:
             sizes["student_observation"] = task.student_view.observation_dim
@@ -218,6 +219,7 @@ class RoundRecord:
         row = {"observation": simulator.observation, "achieved_goal": simulator.achieved_goal}
         if "student_observation" in self._rows:
             row["student_observation"] = simulator.student_observation
+        row |= {"desired_goal": simulator.desired_goal} if "desired_goal" in self._rows else {}
         for name, values in {**row, "teacher_mean": mean, "teacher_log_std": log_std}.items():
             self._rows[name][:, self.step] = values
         return action
@@ -244,9 +246,7 @@ class RoundRecord:
         like = {"goal": "achieved_goal", "mean": "teacher_mean", "log_std": "teacher_log_std"}
         none = {f"alternative_{name}": rows[source][:, None][:, :0] for name, source in like.items()}
         return GoalEpisode(
-            **rows,
-            **none,
-            desired_goal=self._desired_goal[world],
+            **{"desired_goal": self._desired_goal[world], **rows, **none},
             success=self._success[world, :stop],
             terminated=bool(self._terminated[world]),
             truncated=bool(self._truncated[world]),

@@ -134,7 +134,8 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
         f"Task {task.name}: control step {described.control_dt_s:g} s ({task.frame_skip} physics steps of "
         f"{task.model.opt.timestep:g} s), {described.episode_steps} steps an episode; success within "
         f"{', '.join(f'{each.radius:g} {task.distance_unit(each)}'.rstrip() for each in described.success)}"
-        f"{f' for {described.hold_steps} steps in a row' if described.hold_steps > 1 else ''}."
+        f"{f' for {described.hold_steps} steps in a row' if described.hold_steps > 1 else ''}"
+        f"{f'; another goal every {described.resample_every} steps' if task.later_goals else ''}."
     )
     for title, key in (
         ("Observation, ranges as a random policy sees them", "observation"),

@@ -1,9 +1,9 @@
-"""How long something held without a break."""
+"""How long something held without a break, and whether every goal of an episode was held."""
 
 import numpy as np
 import pytest
 
-from thousandfold.ground.runs import longest_run
+from thousandfold.ground.runs import HeldGoals, every_goal_held, longest_run
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,25 @@ from thousandfold.ground.runs import longest_run
 )
 def test_the_longest_run(held: str, expected: int) -> None:
     assert longest_run(np.array([each == "1" for each in held])) == expected
+
+
+@pytest.mark.parametrize(
+    ("goals", "success", "hold_steps", "expected"),
+    [
+        ("aaaa", "0100", 1, True),
+        ("aabb", "0100", 1, False),
+        ("aabb", "0101", 1, True),
+        ("aabb", "0110", 2, False),  # not of one goal
+        ("aabbb", "11110", 2, True),
+        ("aabba", "11111", 2, False),  # the last one for one step alone
+        ("aabba", "11001", 1, False),
+    ],
+)
+def test_every_goal_must_be_held(goals: str, success: str, hold_steps: int, expected: bool) -> None:
+    there = np.array([each == "1" for each in success])
+    rows = np.array([[float(ord(each)), 0.0] for each in goals])
+    assert every_goal_held(there, rows, hold_steps) is expected
+    running = HeldGoals(rows[:1].repeat(2, 0), hold_steps)
+    for one, row in zip(there, rows, strict=True):
+        running.add(np.array([one, True]), np.array([True, False]), np.stack([row, row]))
+    assert running.all_held.tolist() == [expected, False]

@@ -54,3 +54,16 @@ def test_a_success_is_a_goal_that_is_held(hold_steps: int, held: list[int]) -> N
 def test_no_episode_can_hold_longer_than_it_lasts(hold_steps: int) -> None:
     with pytest.raises(TaskError, match=f"hold_steps {hold_steps} must be at least 1 and no more than the 6"):
         outcomes(hold_steps)
+
+
+def test_of_goals_that_change_every_one_must_be_held() -> None:
+    """Another one is commanded with the state of step 3."""
+    task = dataclasses.replace(get_task("point_u_maze"), episode_steps=STEPS, resample_every=3)
+    simulator = Scripted(CompiledTask(task), len(THERE) + 1, num_threads=1)
+    first = simulator.desired_goal.copy()
+    found = run_round(simulator, lambda observation, goal: np.zeros((len(goal), 2)))
+    assert found.success.astype(int).tolist() == [0, 0, 1, 0, 0, 0]
+    assert found.touched.astype(int).tolist() == [0, 1, 1, 1, 1, 0]
+    assert (found.goal != first).any(1).all()
+    away = np.linalg.norm(found.start - found.goal, axis=1)
+    assert found.final_distance == pytest.approx(away, abs=1e-5), "they stood still"

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from tests.envs.user_tasks.user_pages import write
+from thousandfold.envs.checks.goal_judgement import judge_goals
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import GoalEnv
 from thousandfold.envs.orientations import are_orientations, rotation_angle
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
@@ -56,6 +58,9 @@ success: {radius: 0.02, angle: 0.1}
 """
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", DOCS.partition("### Orientations\n")[2], re.DOTALL)
 
+(TWO_OBJECTS,) = [each for each in EXAMPLES if "cube_b" in each]
+VELOCITY, CHANGING = [each for each in EXAMPLES if "qvel" in each]
+
 
 def page_with(keys: str) -> str:
     """Return the page with the keys of a fragment in place of its own."""
@@ -67,9 +72,9 @@ def compiled(keys: str, model: str = MODEL) -> CompiledTask:
     return compile_task(str(write(Path.cwd(), page_with(keys), model)))
 
 
-def refusal(keys: str) -> str:
+def refusal(keys: str, model: str = MODEL) -> str:
     with pytest.raises(TaskError) as raised:
-        compiled(keys)
+        compiled(keys, model)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -115,7 +120,7 @@ class TestPoses:
         assert at_once == pytest.approx([0.2, 0.2], abs=1e-5)
 
     def test_each_object_has_its_region(self) -> None:
-        task = compiled(EXAMPLES[1])
+        task = compiled(TWO_OBJECTS)
         first, turned, second = task.spec.success
         assert [(each.start, each.stop, each.radius) for each in (first, turned, second)] == [
             (0, 3, 0.03), (3, 9, 0.2), (9, 12, 0.05),
@@ -155,7 +160,7 @@ class TestPoses:
 class TestFrames:
     def test_a_velocity_command(self) -> None:
         """Forwards is where the base looks: it is turned to the left here, and moves along the world's y."""
-        task = compiled(EXAMPLES[2])
+        task = compiled(VELOCITY)
         assert [each["unit"] for each in task.describe("achieved_goal")] == ["m/s", "m/s", "rad/s"]
         assert task.spec.success[0].scale == (0.1, 0.1, 0.2) and task.spec.hold_steps == 10
         simulator = CpuSimulator(task, 1, num_threads=1)
@@ -195,3 +200,150 @@ def test_a_scale_must_suit_the_slice() -> None:
         "success: {radius: 1, scale: [1, 2]}"
     )
     assert "points and scale go with a radius" in refusal("success: {angle: 1, scale: [1, 2]}")
+
+
+REACHABLE = """achieved_goal:
+  - {field: site_xpos, object: hand}
+  - {orientation: {object: hand, kind: site}}
+goal: {reachable: {joints: [shoulder, elbow], margin: 0.1}}
+success: {radius: 0.02, angle: 0.1}
+reset: {joints: [shoulder], positions: {list: [[-0.5]]}}
+"""
+
+
+def angles_of(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return shoulder and elbow (n,) of goals of the hand's pose, and check that position and pose agree."""
+    both = np.arctan2(-drawn[:, 5], drawn[:, 3])  # the hand turns about y by their sum
+    shoulder = np.arcsin(np.clip((0.3 - 0.2 * np.sin(both) - drawn[:, 2]) / 0.2, -1, 1))
+    x = 0.2 * np.cos(shoulder) + 0.2 * np.cos(both)
+    assert drawn[:, 0] == pytest.approx(x, abs=1e-6) and np.abs(drawn[:, 1]).max() < 1e-9
+    return shoulder, both - shoulder
+
+
+class TestReachable:
+    def test_goals_are_what_joints_within_their_ranges_achieve(self) -> None:
+        task = compiled(REACHABLE)
+        drawn = goals(task, 2000)
+        assert are_orientations(drawn[:, 3:]) and len(np.unique(drawn[:, 0])) > 1000
+        shoulder, elbow = angles_of(drawn)
+        assert -0.8 * np.pi / 2 <= shoulder.min() < -1.2
+        assert np.radians(12) - 1e-6 <= elbow.min() < 0.3 and 1.7 < elbow.max() <= np.radians(108) + 1e-6
+
+    def test_states_in_which_geoms_penetrate_are_left_out(self) -> None:
+        """The floor is 0.3 below the shoulder: the hand stays above it."""
+        assert goals(compiled(REACHABLE), 2000)[:, 2].min() > 0.0
+        through = compiled(REACHABLE.replace("margin: 0.1", "collision_free: false"))
+        assert goals(through, 2000)[:, 2].min() < -0.05
+
+    def test_goals_without_the_bounds_are_left_out(self) -> None:
+        within = "within: {low: [0.2, -1, 0.1], high: [0.4, 1, 0.4]}"
+        drawn = goals(compiled(REACHABLE.replace("margin: 0.1", within)), 500)[:, :3]
+        assert (drawn >= [0.2, -1, 0.1]).all() and (drawn <= [0.4, 1, 0.4]).all()
+        end = "early_end: {term: {field: site_xpos, object: hand, columns: [2]}, low: 0.25, high: 2}\n"
+        assert goals(compiled(REACHABLE + end), 500)[:, 2].min() > 0.25
+
+    def test_draws_are_the_same_again_and_others_in_training(self) -> None:
+        task = compiled(REACHABLE)
+        once, again = task.sample_start("training", np.random.default_rng(1), 50)[2], goals(task, 50)
+        assert np.array_equal(goals(compiled(REACHABLE + "description: again\n"), 50), again)
+        assert not set(once[:, 0]) & set(again[:, 0])
+
+    def test_a_joint_that_follows_another_goes_with_it(self) -> None:
+        coupled = '<equality><joint joint1="elbow" joint2="shoulder" polycoef="0.5 -0.3 0 0 0"/></equality>'
+        model = MODEL.replace("</worldbody>", f"</worldbody>{coupled}")
+        shoulder, elbow = angles_of(
+            goals(compiled(REACHABLE.replace("joints: [shoulder, elbow], ", ""), model))
+        )
+        assert np.ptp(shoulder) > 1 and elbow == pytest.approx(0.5 - 0.3 * shoulder, abs=1e-6)
+        assert "reachable.joints[1]: an equality says where joint 'elbow' is" in refusal(REACHABLE, model)
+
+    def test_the_check_takes_them_as_reachable(self) -> None:
+        assert judge_goals(compiled(REACHABLE), 0).out_of_reach == {"training": 0.0, "evaluation": 0.0}
+
+    @pytest.mark.parametrize(
+        ("old", "new", "reason"),
+        [
+            ("elbow]", "elbo]", "reachable.joints[1]: the model has no joint named 'elbo'; did"),
+            ("elbow]", "root]", "goal.reachable.joints[1]: joint 'root' is no hinge, and no slide with a"),
+            ("margin: 0.1", "margin: 0.5", "goal.reachable.margin: must be less than 0.5"),
+            ("margin: 0.1", "within: {low: [9], high: [10]}", "reachable: of 40,960 states that were drawn"),
+            ("margin: 0.1", f"within: {{low: {[0] * 10}, high: {[1] * 10}}}", "within has 10 numbers, and"),
+            ("goal: {reachable: {joints: [shoulder, elbow], margin: 0.1}}",
+             "goal: [{reachable: {}}, {orientation: {}}]", "goal[0]: reachable gives all numbers of a goal"),
+            ("{list: [[-0.5]]}", "{reachable: {}}", "reset: positions of joints are a box, a list, a ring"),
+        ],
+    )  # fmt: skip
+    def test_mistakes(self, old: str, new: str, reason: str) -> None:
+        assert REACHABLE.count(old) == 1
+        assert reason in refusal(REACHABLE.replace(old, new))
+
+
+class TestRelative:
+    KEYS = (
+        "achieved_goal: [{field: site_xpos, object: hand}, {orientation: {object: hand, kind: site}}]\n"
+        "goal: [{relative: {box: {low: [0.1, 0, 0], high: [0.2, 0, 0]}}}, {orientation: {within: 0.1}}]\n"
+        "success: {radius: 0.02, angle: 0.1}\n"
+        "reset: {qpos_noise: 0.3, noise_joints: [shoulder, elbow]}\n"
+    )
+
+    def test_a_goal_is_what_the_start_achieves_and_what_is_drawn(self) -> None:
+        task = compiled(self.KEYS)
+        qpos, qvel, drawn = task.sample_start("training", np.random.default_rng(0), 20)
+        simulator = CpuSimulator(task, 20, num_threads=1)
+        simulator.set_state(qpos, qvel)
+        away = drawn[:, :3] - simulator.achieved_goal[:, :3]
+        assert 0.1 <= away[:, 0].min() < away[:, 0].max() <= 0.2 + 1e-6
+        assert away[:, 1:] == pytest.approx(np.zeros((20, 2)), abs=1e-6)
+        assert np.ptp(simulator.achieved_goal[:, 0]) > 0.01
+        assert are_orientations(drawn[:, 3:])
+
+    def test_orientations_are_not_composed(self) -> None:
+        keys = self.KEYS.replace("[0.1, 0, 0]", "[0, 0, 0, 0, 0, 0, 0, 0, 0]").replace(
+            "[0.2, 0, 0]}}}, {orientation: {within: 0.1}}]", "[0, 0, 0, 0, 0, 0, 0, 0, 0]}}}]"
+        )
+        assert "goal: goals relative to the start are positions and scalars" in refusal(keys)
+        assert "what is relative to the start is a box, a list, a ring or cells" in refusal(
+            "goal: {relative: {orientation: {}}}"
+        )
+
+
+class TestGoalsThatChange:
+    def test_an_episode_has_goals_to_come(self) -> None:
+        task = compiled(CHANGING)
+        assert (task.later_goals, task.spec.hold_steps) == (3, 10)
+        assert CpuSimulator(task, 2, num_threads=1).later_goals.shape == (2, 9)
+        assert task.changed(episode_steps=99).later_goals == 0
+
+    def test_an_environment_judges_each_step_by_the_goal_that_it_shows(self) -> None:
+        write(Path.cwd(), page_with("resample_every: 3\nepisode_steps: 9\n"), MODEL)
+        env = GoalEnv(task="robot.yaml")
+        observation, _ = env.reset(seed=0)
+        goals = [observation["desired_goal"]]
+        for _ in range(9):
+            observation, reward, _, truncated, info = env.step(np.zeros(2, np.float32))
+            assert reward == env.compute_reward(
+                observation["achieved_goal"], observation["desired_goal"], info
+            )
+            goals.append(observation["desired_goal"])
+        changes = [step for step in range(1, 10) if (goals[step] != goals[step - 1]).any()]
+        assert changes == [3, 6] and truncated
+        env.reset(options={"goal": [0.25, 0, 0.2]})
+        for _ in range(4):
+            observation = env.step(np.zeros(2, np.float32))[0]
+        assert observation["desired_goal"] == pytest.approx([0.25, 0, 0.2]), (
+            "it was commanded for the episode"
+        )
+
+    @pytest.mark.parametrize(
+        ("keys", "reason"),
+        [
+            ("resample_every: 1", "resample_every: must be greater than or equal to 2"),
+            (
+                "resample_every: 101",
+                "must be more than the hold_steps 1, and no more than half of the 200 steps",
+            ),
+            ("resample_every: 10\nhold_steps: 10", "resample_every 10 must be more than the hold_steps 10"),
+        ],
+    )
+    def test_mistakes(self, keys: str, reason: str) -> None:
+        assert reason in refusal(keys)

@@ -23,9 +23,13 @@ from thousandfold.envs.task import Reset
 from thousandfold.envs.user_tasks.task_yaml import read_page
 from thousandfold.envs.user_tasks.user_schema import (
     CommandEntry,
+    DistributionEntry,
     OptionsEntry,
+    OrientationsEntry,
+    ReachableEntry,
     ResetEntry,
     SceneEntry,
+    SuccessEntry,
     TaskEntry,
     TermEntry,
     validate,
@@ -331,7 +335,19 @@ class TestDocumentation:
         assert validate(read_page("robot.yaml")).name == "my_arm_reach"
 
     @pytest.mark.parametrize(
-        "section", [TaskEntry, TermEntry, ResetEntry, CommandEntry, SceneEntry, OptionsEntry]
+        "section",
+        [
+            TaskEntry,
+            TermEntry,
+            ResetEntry,
+            CommandEntry,
+            SceneEntry,
+            OptionsEntry,
+            SuccessEntry,
+            OrientationsEntry,
+            ReachableEntry,
+            DistributionEntry,
+        ],
     )
     def test_every_key_is_explained(self, section: type[BaseModel]) -> None:
         for name, field in section.model_fields.items():

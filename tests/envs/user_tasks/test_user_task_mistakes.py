@@ -131,7 +131,7 @@ MISTAKES = {
     ),
     "two distributions in one": (
         with_line("goal", "goal: {ring: {low: 1, high: 2}, list: [[1]]}"),
-        "line 10, goal: must be exactly one of box, list, ring, cells and orientation",
+        "line 10, goal: must be exactly one of box, list, ring, cells, orientation, reach",
     ),
     "cells without a layout": (
         with_line("goal", "goal: {cells: {z: 1}}"),

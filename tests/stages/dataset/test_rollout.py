@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
-from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.replay.goal_dataset import load_goal_dataset, write_goal_dataset
 from thousandfold.stages.dataset import rollout
 from thousandfold.stages.dataset.generate_dataset import run
 from thousandfold.stages.dataset.rollout import LabelledRollout
@@ -88,3 +89,26 @@ def test_a_dataset_without_a_stable_episode_is_refused(
     with pytest.raises(UserError, match="no episode to write"):
         run(SETTINGS, context, teacher)
     assert context.workspace.artifacts("dataset")[0].manifest.status == "failed"
+
+
+def test_goals_that_change_are_kept_row_by_row(tmp_path: Path):
+    task = CompiledTask(
+        dataclasses.replace(get_task("point_u_maze"), episode_steps=12, resample_every=4, hold_steps=2)
+    )
+    settings = SETTINGS.model_copy(
+        update={"episodes": 12, "num_worlds": 12, "noise_levels": (0.0,), "alternative_goals": 2}
+    )
+    episodes = list(LabelledRollout(trained(task), settings.plan()))
+    for episode in episodes:
+        goals = episode.desired_goal
+        assert goals.shape == (13, 2)
+        assert set(np.flatnonzero((goals[1:] != goals[:-1]).any(1)) + 1) <= {4, 8}
+        assert np.array_equal(episode.success, task.is_success(episode.achieved_goal, goals))
+        everywhere = np.concatenate([each.desired_goal for each in episodes])
+        assert (everywhere[None] == episode.alternative_goal[:, 1, None]).all(-1).any(-1).all()
+    held = [dataclasses.replace(episodes[0], success=np.arange(13) % 4 != 0), *episodes[1:]]
+    assert held[0].succeeded and not dataclasses.replace(held[0], success=np.arange(13) < 6).succeeded
+    write_goal_dataset(tmp_path, task, held, {})
+    data = load_goal_dataset(tmp_path)
+    assert np.array_equal(data.desired_goal[:12], held[0].desired_goal[:12])
+    assert data.success.tolist() == [each.succeeded for each in held]
