@@ -31,6 +31,8 @@ from tests.stages.policy_file.handmade_policy import (
     write_policy,
 )
 from thousandfold.stages.policy_file.onnx_bytes import read_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.policy_runner import PolicyRunner
 
 UNTIMED = {
     "still": "0",
@@ -134,6 +136,38 @@ class TestPython:
         rows, error, tolerance = golden_figures(printed)
         assert (rows, tolerance) == (16, 1e-5) and error <= 1e-6
         check_damaged(tmp_path, sys.executable, RUNNER)
+
+
+class TestPythonThatRemembers:
+    NAMES = ("qpos:x[0]", "ctrl:y[0]@-1", "qpos:x[0]@-2", "ctrl:y[0]")
+
+    def test_it_does_what_the_librarys_runner_does(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        described = metadata(format_version=4)
+        for element, name in zip(described["inputs"]["observation"], self.NAMES, strict=True):
+            element["name"] = name
+        path = write_policy(tmp_path / "policy.onnx", json.dumps(described))
+        monkeypatch.syspath_prepend(str(RUNNER.parent))
+        namespace = runpy.run_path(str(RUNNER.with_name("runner.py")))
+        mine, theirs = namespace["Runner"](namespace["Policy"](str(path))), PolicyRunner(OnnxPolicy(path))
+        assert mine.readings == list(theirs.readings) == ["qpos:x[0]"]
+        rng, goal = np.random.default_rng(0), [0.1, 0.2]
+        readings = rng.normal(size=(200, 1))
+        readings[[50, 51, 120]] = np.nan
+        for each in (mine, theirs):
+            each.reset(np.array([0.5, 0.3]))
+        for step, reading in enumerate(readings):
+            if step == 100:
+                for each in (mine, theirs):
+                    each.reset(np.array([-0.5, 0.1]))
+            control, held = mine.step(reading, goal)
+            expected = theirs.step(reading, np.array(goal))
+            np.testing.assert_allclose(control, expected.control, atol=1e-5)
+            assert (held is None) == (expected.held is None) == bool(np.isfinite(reading).all())
+        mine.reset()
+        with pytest.raises(ValueError, match="call reset with what counts as sent last"):
+            mine.step([0.0], goal)
 
 
 @pytest.fixture(scope="module")

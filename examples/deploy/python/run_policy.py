@@ -9,7 +9,7 @@ import time
 import numpy as np
 import onnxruntime
 
-FORMAT_VERSION = 3
+FORMAT_VERSIONS = 3, 4  # 4: past readings are among the inputs, see runner.py
 
 
 class Policy:
@@ -22,8 +22,8 @@ class Policy:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         texts = self._session.get_modelmeta().custom_metadata_map
         self.metadata = json.loads(texts.get("thousandfold", "{}"))
-        if self.metadata.get("format_version") != FORMAT_VERSION or "thousandfold_golden" not in texts:
-            raise ValueError(f"{path} is no policy file of format {FORMAT_VERSION}: export it again")
+        if self.metadata.get("format_version") not in FORMAT_VERSIONS or "thousandfold_golden" not in texts:
+            raise ValueError(f"{path} is no policy file of formats {FORMAT_VERSIONS}: export it again")
         dt = self.metadata.get("control_dt_s")
         if not (isinstance(dt, int | float) and 0 < dt < float("inf")):  # NaN is not
             raise ValueError(f"{path} has a control_dt_s that is no time above 0: export it again")
