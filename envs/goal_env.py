@@ -12,7 +12,7 @@ import copy
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -30,6 +30,8 @@ from thousandfold.envs.simulators.simulator import StepResult
 from thousandfold.envs.task import GoalTask
 
 Observation = Mapping[str, np.ndarray]
+Observer = Literal["teacher", "student"]
+"""Who sees the observation: a student may have senses of its own (`student_observation` on a task's page)."""
 _FRAME_PIXELS = 480
 
 
@@ -38,6 +40,7 @@ class _GoalContract:
 
     task: CompiledTask
     _simulator: CpuSimulator
+    _started: bool
     _spec: EnvSpec | None = None
 
     @property
@@ -77,6 +80,12 @@ class _GoalContract:
         result = np.broadcast_to(np.asarray(flags, bool), np.shape(achieved_goal)[:-1]).copy()
         return result if result.ndim else bool(result)
 
+    def _seed(self, seed: int | None, generator: np.random.Generator, generator_seed: int) -> None:
+        """Let starts and goals come from a generator, and let noise be seeded as it was."""
+        self._simulator.rng = generator
+        if seed is not None or not self._started:
+            self._simulator.seed_senses(max(generator_seed, 0))  # below 0 Gymnasium does not know it
+
     def _copy_observation(self) -> Observation:
         names = ("observation", "achieved_goal", "desired_goal")
         return {name: getattr(self._simulator, name).copy() for name in names}
@@ -109,10 +118,11 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         evaluation_distribution: the episode distribution that takes the place of ``evaluation``; None: none.
         max_episode_steps: Gymnasium's name for `episode_steps`, which it replaces.
         num_threads: threads to step on; 0 takes as many as this process may use.
+        observer: whose senses ``observation`` is of, ``teacher`` or ``student``.
 
     Raises:
         TaskError: no such task or distribution, or no such number of steps.
-        ValueError: fewer than one world.
+        ValueError: fewer than one world, or another observer.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -127,9 +137,10 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         evaluation_distribution: str | None = None,
         max_episode_steps: int | None = None,
         num_threads: int = 0,
+        observer: Observer = "teacher",
     ) -> None:
         steps = episode_steps if max_episode_steps in (None, -1) else max_episode_steps
-        self.task = _compiled(task, steps, evaluation_distribution)
+        self.task = _compiled(task, steps, evaluation_distribution, observer)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
@@ -162,7 +173,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
             if mask.shape != (self.num_envs,) or mask.dtype != bool:
                 given = f"{mask.dtype} {mask.shape}"
                 raise ValueError(f"options['reset_mask'] must be {self.num_envs} bools, not {given}")
-        self._simulator.rng = self.np_random
+        self._seed(seed, self.np_random, self.np_random_seed)
         self._simulator.reset(mask)
         self._started = self._started or mask is None
         if options.get("goal") is not None:
@@ -221,12 +232,12 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
     counts the steps, and `info` follows it.
 
     Args:
-        task, distribution, episode_steps, evaluation_distribution: as of `GoalVectorEnv`.
+        task, distribution, episode_steps, evaluation_distribution, observer: as of `GoalVectorEnv`.
         render_mode: ``rgb_array`` or None.
 
     Raises:
         TaskError: no such task or distribution, or no such number of steps.
-        ValueError: another render mode.
+        ValueError: another render mode or observer.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012, as Gymnasium declares it
@@ -239,10 +250,11 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         episode_steps: int | None = None,
         evaluation_distribution: str | None = None,
         render_mode: str | None = None,
+        observer: Observer = "teacher",
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r}; valid: None, 'rgb_array'")
-        self.task = _compiled(task, episode_steps, evaluation_distribution)
+        self.task = _compiled(task, episode_steps, evaluation_distribution, observer)
         self._last_step = self.task.spec.episode_steps
         self.metadata = {**self.metadata, "render_fps": round(1 / self.task.spec.control_dt_s)}
         self.render_mode = render_mode
@@ -265,7 +277,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         """
         super().reset(seed=seed)
         options = _checked(options, ("goal",))
-        self._simulator.rng = self.np_random
+        self._seed(seed, self.np_random, self.np_random_seed)
         self._simulator.reset()
         self._started = True
         self._last_step = _outer_limit(self) or self.task.spec.episode_steps
@@ -322,11 +334,17 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
 
 
 def _compiled(
-    task: str | os.PathLike[str] | CompiledTask, episode_steps: int | None, evaluation: str | None
+    task: str | os.PathLike[str] | CompiledTask,
+    episode_steps: int | None,
+    evaluation: str | None,
+    observer: Observer,
 ) -> CompiledTask:
-    """Return the compiled task of a name, of a file or as it is, with its episodes changed."""
+    """Return the compiled task of a name, of a file or as it is, as it is seen, with its episodes changed."""
+    if observer not in get_args(Observer):
+        raise ValueError(f"observer {observer!r}; valid: {', '.join(get_args(Observer))}")
     compiled = task if isinstance(task, CompiledTask) else compile_task(os.fspath(task))
-    return compiled.changed(episode_steps=episode_steps, evaluation=evaluation)
+    compiled = compiled.changed(episode_steps=episode_steps, evaluation=evaluation)
+    return compiled.student_view if observer == "student" else compiled
 
 
 def environment_arguments(task: GoalTask) -> dict[str, Any]:

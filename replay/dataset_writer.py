@@ -211,9 +211,9 @@ def _write_metadata(
 
     reference = task_file or task.spec.reference
     observation_space, action_space = goal_spaces(task)
-    changes = {"task_changes": dict(task.spec.changes)} if task.spec.changes else {}
+    own: dict[str, Any] = {"task_changes": dict(task.spec.changes)} if task.spec.changes else {}
     if task.student_view is not task:
-        changes[STUDENT_OBSERVATION] = task.student_view.observation_dim
+        own[STUDENT_OBSERVATION] = task.student_view.observation_dim
     metadata = {
         "total_episodes": facts["episodes"],
         "total_steps": facts["rows"],
@@ -228,7 +228,7 @@ def _write_metadata(
         "minari_version": minari.__version__,
         "algorithm_name": "contrastive RL teacher",
         "description": f"Episodes of a goal-reaching teacher on {task.name}, labelled with its Gaussian.",
-        NAMESPACE: {"format_version": FORMAT_VERSION, **changes, **facts},
+        NAMESPACE: {"format_version": FORMAT_VERSION, **own, **facts},
     }
     (folder / METADATA_NAME).write_text(json.dumps(metadata), encoding="utf-8")
 

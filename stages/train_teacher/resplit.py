@@ -20,6 +20,7 @@ from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
 
 # Of a rank and not of its worlds.
 _GENERATORS = ("generator", "simulator.generator", "simulator.draws_generator")
+_DRAWS = "simulator.draws_"  # the random streams of what is sensed
 _COUNTS = ("simulator.unstable_count", "simulator.overflow_count")
 
 
@@ -68,7 +69,7 @@ def _is_of_worlds(name: str) -> bool:
 def _join(name: str, parts: Sequence[RankPart], slices: Sequence[slice]) -> Tensor:
     """Return one entry of the state for the chosen worlds of every part."""
     values = [part.tensors[name] for part in parts]
-    if name in _GENERATORS:
+    if name in _GENERATORS or name.startswith(_DRAWS):
         return values[0]
     if name in _COUNTS:  # goes with the first world of its part
         return torch.stack([v * (chosen.start == 0) for v, chosen in zip(values, slices, strict=True)]).sum(0)

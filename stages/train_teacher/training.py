@@ -376,8 +376,9 @@ class TeacherTraining:
             self.buffer.load_counters(own("buffer."))
             if size != ranks.size:  # generators belong to ranks: derived anew from these and the unroll
                 seed, now = self.settings.seed, (ranks.rank, ranks.size, self.progress.unrolls)
-                bits = np.random.PCG64(seed_sequence(seed, _SIMULATOR_STREAM, *now))
-                self.simulator.rng = np.random.Generator(bits)
+                simulator_seed = seed_sequence(seed, _SIMULATOR_STREAM, *now)
+                self.simulator.rng = np.random.Generator(np.random.PCG64(simulator_seed))
+                self.simulator.seed_senses(simulator_seed)
                 self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))
                 self.buffer.mark_unsaved()
 

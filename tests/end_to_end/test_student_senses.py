@@ -19,6 +19,8 @@ from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FIL
 
 pytest.importorskip("torch", reason="torch comes with the extra `train`")
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ("--preset", "smoke", "--device", "cpu")
 SENSED = """student_observation:
   - {field: qpos, noise: 0.01, delay: 1, history: 3}

@@ -11,6 +11,7 @@ import pytest
 from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator, make_cpu, mask, numpy
 from tests.envs.user_tasks.user_pages import PAGE, changed, write
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.goal_env import GoalEnv, GoalVectorEnv
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 
@@ -201,6 +202,28 @@ def test_without_the_student_nothing_is_shown_of_what_it_sees() -> None:
     simulator = make_cpu(compiled("[{field: qpos}]", student="[{field: qvel}]"))
     with pytest.raises(RuntimeError, match="with_student=True"):
         _ = simulator.student_observation
+
+
+def test_environments_show_what_either_sees() -> None:
+    task = compiled("[{field: qpos}]", student=f"[{{field: qvel, {NOISY}}}]")
+    assert GoalEnv(task=task).observation_space["observation"].shape == (2,)
+    env, same, other, vector = (
+        make(task="robot.yaml", observer="student") for make in (GoalEnv, GoalEnv, GoalEnv, GoalVectorEnv)
+    )
+    assert vector.reset(seed=1)[0]["observation"].shape == (1, 4)
+
+    def seen(env: GoalEnv, seed: int | None) -> list[float]:
+        first = env.reset(seed=seed)[0]["observation"]
+        return [*first, *env.step(np.ones(2, np.float32))[0]["observation"]]
+
+    assert seen(env, 1) == seen(same, 1) != seen(env, None)
+    assert seen(env, 1) == seen(same, 1)
+    assert seen(other, 2) != seen(same, 1)
+    starts = [GoalEnv(task="robot.yaml", observer=who).reset(seed=4)[0] for who in ("teacher", "student")]
+    for part in ("achieved_goal", "desired_goal"):
+        np.testing.assert_array_equal(starts[0][part], starts[1][part])
+    with pytest.raises(ValueError, match="observer 'pupil'; valid: teacher, student"):
+        GoalEnv(task=task, observer="pupil")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.stages.untrained_teacher import SETTINGS, SHAPE, STEPS, make_actor
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
-from thousandfold.envs.task import EarlyEnd, Term
+from thousandfold.envs.task import EarlyEnd, Sensor, Term
 from thousandfold.ground.errors import UserError
 from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
-from thousandfold.replay.goal_dataset import load_goal_dataset, write_goal_dataset
+from thousandfold.replay.goal_dataset import concatenate_datasets, load_goal_dataset, write_goal_dataset
 from thousandfold.stages.dataset import rollout
 from thousandfold.stages.dataset.generate_dataset import run
 from thousandfold.stages.dataset.rollout import LabelledRollout
+from thousandfold.stages.distill.imitation import ImitationRows
 from thousandfold.stages.networks import TrainedActor
 
 
@@ -51,6 +53,45 @@ def test_an_early_end_closes_the_episode_at_its_final_observation():
         too_fast = np.abs(episode.observation[:, 2:]).max(1) > 0.3
         assert not too_fast[:-1].any() and too_fast[-1] == episode.terminated
         assert episode.truncated == (rows == 13)
+
+
+def test_whoever_acts_sees_what_a_student_senses_and_labels_are_of_what_is_there(tmp_path: Path):
+    sensed = (Term("qpos", sensor=Sensor(delay=(2, 2), history=2, noise=0.1)),)
+    task = CompiledTask(
+        dataclasses.replace(get_task("point_u_maze"), student_observation=sensed, episode_steps=12)
+    )
+    settings, teacher, acted = SETTINGS.model_copy(update={"episodes": 6}), trained(task), []
+
+    def act(observation: np.ndarray, *_: object) -> np.ndarray:
+        acted.append(observation.copy())
+        return np.zeros((len(observation), 2), np.float32)
+
+    episodes = list(LabelledRollout(teacher, settings.plan(), act=act))
+    assert {each.shape[1] for each in acted} == {4}
+    for episode in episodes:
+        assert episode.student_observation is not None and episode.student_observation.shape == (13, 4)
+        found = teacher.actor(
+            *map(torch.from_numpy, (episode.observation, np.tile(episode.desired_goal, (13, 1))))
+        )
+        np.testing.assert_allclose(episode.teacher_mean, found.mean.detach(), atol=1e-5)
+        late = episode.student_observation[2:, :2] - episode.observation[:-2, :2]
+        assert 0.01 < np.abs(late).max() < 0.6
+        np.testing.assert_array_equal(
+            episode.student_observation[1:, 2:], episode.student_observation[:-1, :2]
+        )
+    write_goal_dataset(tmp_path, task, episodes, {})
+    data = load_goal_dataset(tmp_path)
+    expected = np.concatenate([episode.student_observation[:-1] for episode in episodes])
+    np.testing.assert_array_equal(data.seen_by_student, expected)
+    both = concatenate_datasets([data, data])
+    np.testing.assert_array_equal(both.seen_by_student, np.concatenate([expected, expected]))
+    rows = ImitationRows.of(data, data.episode > 0, "cpu")
+    joined = rows.joined(rows)
+    batch = joined.draw(64, 0.5, torch.Generator().manual_seed(0))
+    assert batch.observation.shape == batch.state.shape == (64, 4)
+    pairs = torch.cat([joined.observation, joined.state], 1)
+    for row in torch.cat([batch.observation, batch.state], 1):
+        assert (pairs == row).all(1).any()
 
 
 class UnstableSimulator(CpuSimulator):

@@ -95,6 +95,14 @@ def random_batch() -> tuple[ImitationBatch, Gaussian, TeacherCritic]:
     return batch, student, TeacherCritic(critic, "norm")
 
 
+def test_the_critic_is_asked_about_what_the_teacher_sees():
+    batch, student, critic = random_batch()
+    blind = batch._replace(observation=torch.full_like(batch.observation, torch.nan))
+    assert torch.equal(
+        critic_guided_loss(blind, student, critic, 1.0)[0], critic_guided_loss(batch, student, critic, 1.0)[0]
+    )
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0, 30.0])
 def test_gradient_of_the_critic_guided_objective(weight: float):
     batch, student, critic = random_batch()
