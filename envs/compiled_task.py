@@ -129,9 +129,7 @@ class CompiledTask:
             TaskError: there is no such factor, or the model cannot have it.
         """
         varies = held_factors(factors, self.spec.distribution("training").varies, f"Task {self.name!r}")
-        distributions = {
-            name: replace(each, varies=varies) for name, each in self.spec.distributions.items()
-        }
+        distributions = {name: replace(each, varies=varies) for name, each in self.spec.distributions.items()}
         return self._under(replace(self.spec, distributions=distributions))
 
     def _under(self, task: GoalTask) -> CompiledTask:

@@ -1,7 +1,8 @@
 """A model that varies from episode to episode: what is drawn for a world, and the fields of its model.
 
-One function of the host draws for every simulator, `VariedModel.sample`: a row a world holds what was drawn, each
-field of the model that it changes, with the constants that MuJoCo derives (`mj_setConst`), and the pushes.
+One function of the host draws for every simulator, `VariedModel.sample`: a row a world holds what was drawn,
+the fields of the model that it changes, the constants that MuJoCo derives from them (`mj_setConst`), and the
+pushes.
 """
 
 from __future__ import annotations
@@ -286,8 +287,8 @@ class VariedModel:
         model, _ = compile_spec(spec)
         if object_names(model, _OBJECT.mjOBJ_BODY) != names or model.body_simple[ids].any():
             raise TaskError(
-                f"{self._owner}: MuJoCo keeps the centre of mass of {names[int(ids[0])]!r} where it is: leave "
-                "the body out.",
+                f"{self._owner}: MuJoCo keeps the centre of mass of {names[int(ids[0])]!r} where it is: "
+                "leave the body out.",
                 ("center_of_mass",),
             )
         return model
@@ -373,8 +374,8 @@ class VariedModel:
         (soonest, latest), (slowest, fastest) = push.every_s, push.speed
         if not self._control_dt_s <= soonest <= latest < np.inf:
             raise TaskError(
-                f"{self._owner}: every_s must be two times in seconds, the second no less than the first, and "
-                f"both at least the control step of {self._control_dt_s:g} s, not {soonest:g} and {latest:g}",
+                f"{self._owner}: every_s must be two times in seconds, the second no less than the "
+                f"first, and both at least the control step of {self._control_dt_s:g} s, not {soonest:g} and {latest:g}",
                 (*place, "every_s"),
             )
         if not 0 <= slowest <= fastest < np.inf:
@@ -401,13 +402,15 @@ class VariedModel:
             if not dofs[body]:
                 others = ", ".join(names[each] for each in able) or "none"
                 raise TaskError(
-                    f"{self._owner}: {push.body!r} has no free joint and no slide joint of its own, so that a "
-                    f"push cannot move it; bodies that have one: {others}",
+                    f"{self._owner}: {push.body!r} has no free joint and no slide joint of its own, so that "
+                    f"a push cannot move it; bodies that have one: {others}",
                     (*place, "body"),
                 )
             return _Pushed(push, dofs[body], count)
         if not able:
-            raise TaskError(f"{self._owner}: no body has a free joint or a slide joint to push it along", place)
+            raise TaskError(
+                f"{self._owner}: no body has a free joint or a slide joint to push it along", place
+            )
         free = [body for body in able if model.body_dofnum[body] == 6 and len(dofs[body]) == 2]
         if len(free or able) != 1:
             others = ", ".join(names[each] for each in free or able)
@@ -425,7 +428,7 @@ class VariedModel:
             unit = "" if how == "relative" else kind.unit
             found.append({
                 "factor": factor.name,
-                "objects": None if kind.objects is None else f"{len(ids)} {kind.objects}",
+                "objects": None if kind.objects is None else _counted(len(ids), kind.objects),
                 "names": names if kind.objects else [],
                 "drawn": factor.distribution, "how": how, "low": low, "high": high, "unit": unit,
                 "numbers": columns.stop - columns.start,
@@ -439,6 +442,10 @@ class VariedModel:
                 "unit": "m/s", "numbers": count,
             })  # fmt: skip
         return found
+
+
+def _counted(number: int, objects: str) -> str:
+    return f"{number} {_ONE[objects] if number == 1 else objects}"
 
 
 class _FieldRows(dict[str, np.ndarray]):
@@ -459,7 +466,7 @@ def _own(model: mujoco.MjModel, name: str) -> np.ndarray:
 
 
 def _changed_constants(scratch: Batch, count: int, written: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the constants that MuJoCo has derived anew for the first worlds of a batch, of all its worlds."""
+    """Return the constants, of all worlds of a batch, that MuJoCo has derived anew for the first of them."""
     found = {}
     for name in sorted(MODEL_FIELDS.intersection(mujoco.MjModel._setconst_outputs) - set(written)):
         values = scratch.expanded(name)
@@ -581,7 +588,7 @@ def _pushable_dofs(model: mujoco.MjModel, body: int) -> list[int]:
 Fields = Mapping[str, np.ndarray]
 """Fields of the models of some worlds, (count, …) each, to write to."""
 Writer = Callable[[Fields, np.ndarray], None]
-"""Writes what was drawn, (count, objects) or (count, 1), or (count, objects or 1, numbers) of several numbers."""
+"""Writes what was drawn, (count, objects or 1), with numbers where an object has several."""
 
 
 def _write_mass(model: mujoco.MjModel, factor: Factor, ids: np.ndarray, own: np.ndarray) -> Writer:
@@ -710,8 +717,9 @@ def _write_size(model: mujoco.MjModel, factor: Factor, ids: np.ndarray, own: np.
 
 
 def _write_zero(model: mujoco.MjModel, factor: Factor, ids: np.ndarray, own: np.ndarray) -> Writer:
-    """What joints read is shifted. MuJoCo puts a joint where ``qpos - qpos0`` says, and sensors and servos read
-    qpos: limits and springs, which are where the joint is, go along.
+    """Shift what joints read: MuJoCo puts a joint where ``qpos - qpos0`` says; sensors and servos read qpos.
+
+    Limits and springs, which are where the joint is, go along.
     """
     columns, limited = as_slice(model.jnt_qposadr[ids]), model.jnt_limited[ids].astype(bool)
     joints, of_limited = ids[limited], own[limited]
@@ -739,7 +747,7 @@ _WRITE: Mapping[str, Callable[[mujoco.MjModel, Factor, np.ndarray, np.ndarray], 
     "size": _write_size,
     "joint_zero": _write_zero,
 }
-"""What returns a factor's writer: of the model, the factor, the ids of its objects, and which draw each has."""
+"""What returns a factor's writer, of the model, the factor, its objects' ids and which draw each has."""
 
 
 # -- held factors ---------------------------------------------------------------------------------

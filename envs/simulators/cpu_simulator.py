@@ -79,7 +79,9 @@ class CpuSimulator(Simulator):
         self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in task.fields}
         self._kinematics = kinematic_model(model, task.fields)
         self._draws = np.zeros((num_worlds, 0 if self.varied is None else self.varied.width))
-        self._model_fields = [self._batch.expand(name) for name in (self.varied.fields if self.varied else ())]
+        self._model_fields = [
+            self._batch.expand(name) for name in (self.varied.fields if self.varied else ())
+        ]
         self._disableflags: np.ndarray | None = None
         if self._kinematics is not None and self.varied is not None and self.varied.fields:
             self._disableflags = self._batch.expand("opt.disableflags")

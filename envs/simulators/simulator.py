@@ -142,7 +142,6 @@ class Simulator(ABC):
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state_dict` returned; raise ValueError when it is of another size or task."""
 
-
     def _draws_state(self) -> dict[str, np.ndarray]:
         """Return what a saved state holds of what varies; nothing where nothing does."""
         if self.varied is None:
