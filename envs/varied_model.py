@@ -151,19 +151,24 @@ class VariedModel:
 
         A row holds the factors, in the order of `factor_names`; then the model's `fields`; then the pushes.
         """
+        return self.completed(self.sample_alone(rng, count))
+
+    def sample_alone(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return rows as of `sample` that hold no fields of the model yet, but the model's own."""
         rows = np.empty((count, self.width))
         rows[:] = self._nominal
-        rows[:, : len(self.factor_names)] = factors = self._sample_factors(rng, count)
+        rows[:, : len(self.factor_names)] = self._sample_factors(rng, count)
+        self._sample_pushes(rng, rows[:, self._pushes])
+        return rows
+
+    def completed(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows of `sample_alone` with the fields that follow from their factors; in place."""
+        factors = rows[:, : len(self.factor_names)]
         fields = {name: rows[:, columns].reshape(-1, *shape) for name, (columns, shape) in self._written}
         self._write(fields, factors)
         if self._derived:
             self._derive(fields, {name: rows[:, columns] for name, (columns, _) in self._derived})
-        self._sample_pushes(rng, rows[:, self._pushes])
         return rows
-
-    def factors(self, rows: Any) -> Any:
-        """Return the factors that were drawn, (count, factors), of rows (count, width)."""
-        return rows[:, : len(self.factor_names)]
 
     def kicks(self, rows: Any, step: Any, xp: Any = np) -> Any:
         """Return what pushes add to the velocities of `pushed_dofs` before a control step, (count, pushed).
@@ -178,10 +183,10 @@ class VariedModel:
         kicks = rows[:, first : self._pushes.stop].reshape(*due.shape, len(self.pushed_dofs))
         return xp.where(due[:, :, None], kicks, xp.zeros_like(kicks)).sum(1)
 
-    def pushes_due(self, rows: np.ndarray, step: np.ndarray) -> bool:
-        """Return whether any world is pushed before this control step; arguments as of `kicks`."""
-        times = rows[:, self._pushes.start : self._pushes.start + self._push_count]
-        return bool((times == step[:, None]).any())
+    def push_steps(self, rows: np.ndarray) -> np.ndarray:
+        """Return before which control steps worlds are pushed, (count, pushes) int."""
+        first = self._pushes.start
+        return rows[:, first : first + self._push_count].astype(np.int64)
 
     def _sample_factors(self, rng: np.random.Generator, count: int) -> np.ndarray:
         drawn = [np.zeros((count, 0))]
@@ -375,7 +380,8 @@ class VariedModel:
         if not self._control_dt_s <= soonest <= latest < np.inf:
             raise TaskError(
                 f"{self._owner}: every_s must be two times in seconds, the second no less than the "
-                f"first, and both at least the control step of {self._control_dt_s:g} s, not {soonest:g} and {latest:g}",
+                f"first, and both at least the control step of {self._control_dt_s:g} s, "
+                f"not {soonest:g} and {latest:g}",
                 (*place, "every_s"),
             )
         if not 0 <= slowest <= fastest < np.inf:
@@ -446,6 +452,54 @@ class VariedModel:
 
 def _counted(number: int, objects: str) -> str:
     return f"{number} {_ONE[objects] if number == 1 else objects}"
+
+
+class DrawStream:
+    """What varies, drawn for one episode after another; many at a time, which takes a fraction of the time.
+
+    How many episodes are asked for at once changes nothing of what they get.
+
+    Args:
+        varied: what varies.
+        rng: the generator to draw from; a stream's own.
+    """
+
+    def __init__(self, varied: VariedModel, rng: np.random.Generator) -> None:
+        self._varied, self._rng = varied, rng
+        self._before = rng.bit_generator.state  # the last block
+        self._block, self._taken = np.zeros((0, varied.width)), 0
+
+    def take(self, count: int) -> np.ndarray:
+        """Return the rows of the next episodes, (count, width)."""
+        blocks = [self._block[self._taken :]]
+        missing = -(-(count - len(blocks[0])) // _CHUNK)
+        if missing > 0:
+            drawn = []
+            for _ in range(missing):
+                self._before = self._rng.bit_generator.state
+                drawn.append(self._varied.sample_alone(self._rng, _CHUNK))
+            fresh = self._varied.completed(np.concatenate(drawn))
+            blocks.append(fresh)
+            self._taken = count - len(blocks[0]) - (missing - 1) * _CHUNK
+            self._block = fresh[-_CHUNK:]
+        else:
+            self._taken += count
+        return np.concatenate(blocks)[:count]
+
+    @property
+    def state(self) -> tuple[np.random.Generator, int]:
+        """The generator as it was before the block at hand, and how many rows of that are taken."""
+        rng = np.random.Generator(np.random.PCG64())
+        rng.bit_generator.state = self._before
+        return rng, self._taken
+
+    @classmethod
+    def from_state(cls, varied: VariedModel, rng: np.random.Generator, taken: int) -> DrawStream:
+        """Return the stream whose `state` this is, which goes on as that one would."""
+        stream = cls(varied, rng)
+        if taken:
+            stream.take(taken)
+        return stream
 
 
 class _FieldRows(dict[str, np.ndarray]):

@@ -241,7 +241,9 @@ class WarpSimulator(Simulator):
         """Return fresh starts on the device: qpos, qvel, goal and what varies side by side, a start a row."""
         parts = list(self.task.sample_start(self.distribution, self.rng, count))
         if self.varied is not None:
-            parts.append(self.varied.sample(self._draws_rng, count))
+            # Two models a world do for an unroll; episodes that end sooner have new starts, and models again.
+            draws = self._stream.take(min(count, 2 * self.num_worlds))
+            parts.append(draws[np.arange(count) % len(draws)])
         starts = np.hstack(parts)
         host = torch.from_numpy(starts.astype(np.float32))
         if self.device.type == "cuda":
@@ -360,8 +362,7 @@ class WarpSimulator(Simulator):
         overflowed = int(state["overflow_count"])
         self._counts.copy_(torch.tensor([int(state["unstable_count"]) - overflowed, overflowed]))
         self.rng = unpack_generator(state["generator"])
-        if self.varied is not None:
-            self._draws_rng = unpack_generator(state["draws_generator"])
+        self._load_stream(state)
 
     # -- physics ----------------------------------------------------------------------------------
 

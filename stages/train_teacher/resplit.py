@@ -19,7 +19,7 @@ from thousandfold.pipeline.distributed import Ranks
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
 
 # Of a rank and not of its worlds.
-_GENERATORS = ("generator", "simulator.generator", "simulator.draws_generator")
+_GENERATORS = ("generator", "simulator.generator", "simulator.draws_generator", "simulator.draws_taken")
 _COUNTS = ("simulator.unstable_count", "simulator.overflow_count")
 
 
