@@ -1,9 +1,9 @@
 """What a full environment step costs where everything varies, over the step of the plain task.
 
 Plain: `CpuSimulator.step` and the resets of the worlds that ended, their episodes spread out as they are in
-training. Randomised: the same with every factor and pushes drawn for each episode. Both sides take a few steps
-with the same actions, in turn, again and again, and so share whatever slows the machine down; each goes on from
-its own states. Each round's share is that of its sums.
+training. Randomised: the same with every factor and pushes drawn for each episode. Both sides take a few
+steps with the same actions, in turn, again and again, and so share whatever slows the machine down; each goes
+on from its own states. Each round's share is that of its sums.
 
     python -m benchmarks.randomized_step --tasks ant --worlds 256 --rounds 9
 """

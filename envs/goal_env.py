@@ -23,7 +23,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import TimeLimit
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer, world_shape
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
@@ -317,7 +317,8 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         )
         goal = simulator.desired_goal[0]
         reached = bool(self.task.is_success(simulator.achieved_goal[0], goal))
-        return renderer.draw(simulator.world_data(0).qpos, goal, reached=reached)
+        shape = world_shape(simulator.world_model(0))
+        return renderer.draw(simulator.world_data(0).qpos, goal, reached=reached, shape=shape)
 
     def close(self) -> None:
         """Free the renderer."""

@@ -1,7 +1,7 @@
 """What varies from episode to episode, as data: factors of the model, and pushes.
 
-A factor is a property of the physics that is drawn anew at every reset, such as the mass of bodies. Which model
-it is about is not known here: `varied_model` resolves the names and writes what was drawn into a model.
+A factor is a property of the physics that is drawn anew at every reset, such as the mass of bodies. Which
+model it is about is not known here: `varied_model` resolves the names and writes what was drawn into a model.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Factor:
         low, high = self.bounds
         if low == high:
             return np.full(shape, low)
-        if self.distribution == "normal":
+        if self.distribution == "normal" and self.mean is not None and self.std is not None:
             return np.clip(self.mean + self.std * rng.standard_normal(shape), low, high)
         if self.distribution == "log_uniform":
             return np.clip(np.exp(rng.uniform(np.log(low), np.log(high), shape)), low, high)

@@ -1,7 +1,8 @@
 """A model that varies from episode to episode: what is drawn for a world, and the fields of its model.
 
-One function of the host draws for every simulator, `VariedModel.sample`: a row a world holds what was drawn, each
-field of the model that it changes, with the constants that MuJoCo derives (`mj_setConst`), and the pushes.
+One function of the host draws for every simulator, `VariedModel.sample`: a row a world holds what was drawn,
+the fields of the model that it changes, the constants that MuJoCo derives from them (`mj_setConst`), and the
+pushes.
 """
 
 from __future__ import annotations
@@ -150,19 +151,24 @@ class VariedModel:
 
         A row holds the factors, in the order of `factor_names`; then the model's `fields`; then the pushes.
         """
+        return self.completed(self.sample_alone(rng, count))
+
+    def sample_alone(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return rows as of `sample` that hold no fields of the model yet, but the model's own."""
         rows = np.empty((count, self.width))
         rows[:] = self._nominal
-        rows[:, : len(self.factor_names)] = factors = self._sample_factors(rng, count)
+        rows[:, : len(self.factor_names)] = self._sample_factors(rng, count)
+        self._sample_pushes(rng, rows[:, self._pushes])
+        return rows
+
+    def completed(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows of `sample_alone` with the fields that follow from their factors; in place."""
+        factors = rows[:, : len(self.factor_names)]
         fields = {name: rows[:, columns].reshape(-1, *shape) for name, (columns, shape) in self._written}
         self._write(fields, factors)
         if self._derived:
             self._derive(fields, {name: rows[:, columns] for name, (columns, _) in self._derived})
-        self._sample_pushes(rng, rows[:, self._pushes])
         return rows
-
-    def factors(self, rows: Any) -> Any:
-        """Return the factors that were drawn, (count, factors), of rows (count, width)."""
-        return rows[:, : len(self.factor_names)]
 
     def kicks(self, rows: Any, step: Any, xp: Any = np) -> Any:
         """Return what pushes add to the velocities of `pushed_dofs` before a control step, (count, pushed).
@@ -177,10 +183,10 @@ class VariedModel:
         kicks = rows[:, first : self._pushes.stop].reshape(*due.shape, len(self.pushed_dofs))
         return xp.where(due[:, :, None], kicks, xp.zeros_like(kicks)).sum(1)
 
-    def pushes_due(self, rows: np.ndarray, step: np.ndarray) -> bool:
-        """Return whether any world is pushed before this control step; arguments as of `kicks`."""
-        times = rows[:, self._pushes.start : self._pushes.start + self._push_count]
-        return bool((times == step[:, None]).any())
+    def push_steps(self, rows: np.ndarray) -> np.ndarray:
+        """Return before which control steps worlds are pushed, (count, pushes) int."""
+        first = self._pushes.start
+        return rows[:, first : first + self._push_count].astype(np.int64)
 
     def _sample_factors(self, rng: np.random.Generator, count: int) -> np.ndarray:
         drawn = [np.zeros((count, 0))]
@@ -286,8 +292,8 @@ class VariedModel:
         model, _ = compile_spec(spec)
         if object_names(model, _OBJECT.mjOBJ_BODY) != names or model.body_simple[ids].any():
             raise TaskError(
-                f"{self._owner}: MuJoCo keeps the centre of mass of {names[int(ids[0])]!r} where it is: leave "
-                "the body out.",
+                f"{self._owner}: MuJoCo keeps the centre of mass of {names[int(ids[0])]!r} where it is: "
+                "leave the body out.",
                 ("center_of_mass",),
             )
         return model
@@ -373,8 +379,9 @@ class VariedModel:
         (soonest, latest), (slowest, fastest) = push.every_s, push.speed
         if not self._control_dt_s <= soonest <= latest < np.inf:
             raise TaskError(
-                f"{self._owner}: every_s must be two times in seconds, the second no less than the first, and "
-                f"both at least the control step of {self._control_dt_s:g} s, not {soonest:g} and {latest:g}",
+                f"{self._owner}: every_s must be two times in seconds, the second no less than the "
+                f"first, and both at least the control step of {self._control_dt_s:g} s, "
+                f"not {soonest:g} and {latest:g}",
                 (*place, "every_s"),
             )
         if not 0 <= slowest <= fastest < np.inf:
@@ -401,8 +408,8 @@ class VariedModel:
             if not dofs[body]:
                 others = ", ".join(names[each] for each in able) or "none"
                 raise TaskError(
-                    f"{self._owner}: {push.body!r} has no free joint and no slide joint of its own, so that a "
-                    f"push cannot move it; bodies that have one: {others}",
+                    f"{self._owner}: {push.body!r} has no free joint and no slide joint of its own, so that "
+                    f"a push cannot move it; bodies that have one: {others}",
                     (*place, "body"),
                 )
             return _Pushed(push, dofs[body], count)
@@ -427,7 +434,7 @@ class VariedModel:
             unit = "" if how == "relative" else kind.unit
             found.append({
                 "factor": factor.name,
-                "objects": None if kind.objects is None else f"{len(ids)} {kind.objects}",
+                "objects": None if kind.objects is None else _counted(len(ids), kind.objects),
                 "names": names if kind.objects else [],
                 "drawn": factor.distribution, "how": how, "low": low, "high": high, "unit": unit,
                 "numbers": columns.stop - columns.start,
@@ -441,6 +448,58 @@ class VariedModel:
                 "unit": "m/s", "numbers": count,
             })  # fmt: skip
         return found
+
+
+def _counted(number: int, objects: str) -> str:
+    return f"{number} {_ONE[objects] if number == 1 else objects}"
+
+
+class DrawStream:
+    """What varies, drawn for one episode after another; many at a time, which takes a fraction of the time.
+
+    How many episodes are asked for at once changes nothing of what they get.
+
+    Args:
+        varied: what varies.
+        rng: the generator to draw from; a stream's own.
+    """
+
+    def __init__(self, varied: VariedModel, rng: np.random.Generator) -> None:
+        self._varied, self._rng = varied, rng
+        self._before = rng.bit_generator.state  # the last block
+        self._block, self._taken = np.zeros((0, varied.width)), 0
+
+    def take(self, count: int) -> np.ndarray:
+        """Return the rows of the next episodes, (count, width)."""
+        blocks = [self._block[self._taken :]]
+        missing = -(-(count - len(blocks[0])) // _CHUNK)
+        if missing > 0:
+            drawn = []
+            for _ in range(missing):
+                self._before = self._rng.bit_generator.state
+                drawn.append(self._varied.sample_alone(self._rng, _CHUNK))
+            fresh = self._varied.completed(np.concatenate(drawn))
+            blocks.append(fresh)
+            self._taken = count - len(blocks[0]) - (missing - 1) * _CHUNK
+            self._block = fresh[-_CHUNK:]
+        else:
+            self._taken += count
+        return np.concatenate(blocks)[:count]
+
+    @property
+    def state(self) -> tuple[np.random.Generator, int]:
+        """The generator as it was before the block at hand, and how many rows of that are taken."""
+        rng = np.random.Generator(np.random.PCG64())
+        rng.bit_generator.state = self._before
+        return rng, self._taken
+
+    @classmethod
+    def from_state(cls, varied: VariedModel, rng: np.random.Generator, taken: int) -> DrawStream:
+        """Return the stream whose `state` this is, which goes on as that one would."""
+        stream = cls(varied, rng)
+        if taken:
+            stream.take(taken)
+        return stream
 
 
 class _FieldRows(dict[str, np.ndarray]):
@@ -461,7 +520,7 @@ def _own(model: mujoco.MjModel, name: str) -> np.ndarray:
 
 
 def _changed_constants(scratch: Batch, count: int, written: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the constants that MuJoCo has derived anew for the first worlds of a batch, of all its worlds."""
+    """Return the constants, of all worlds of a batch, that MuJoCo has derived anew for the first of them."""
     found = {}
     for name in sorted(MODEL_FIELDS.intersection(mujoco.MjModel._setconst_outputs) - set(written)):
         values = scratch.expanded(name)
@@ -583,7 +642,7 @@ def _pushable_dofs(model: mujoco.MjModel, body: int) -> list[int]:
 Fields = Mapping[str, np.ndarray]
 """Fields of the models of some worlds, (count, …) each, to write to."""
 Writer = Callable[[Fields, np.ndarray], None]
-"""Writes what was drawn, (count, objects) or (count, 1), or (count, objects or 1, numbers) of several numbers."""
+"""Writes what was drawn, (count, objects or 1), with numbers where an object has several."""
 
 
 def _write_mass(model: mujoco.MjModel, factor: Factor, ids: np.ndarray, own: np.ndarray) -> Writer:
@@ -712,8 +771,9 @@ def _write_size(model: mujoco.MjModel, factor: Factor, ids: np.ndarray, own: np.
 
 
 def _write_zero(model: mujoco.MjModel, factor: Factor, ids: np.ndarray, own: np.ndarray) -> Writer:
-    """What joints read is shifted. MuJoCo puts a joint where ``qpos - qpos0`` says, and sensors and servos read
-    qpos: limits and springs, which are where the joint is, go along.
+    """Shift what joints read: MuJoCo puts a joint where ``qpos - qpos0`` says; sensors and servos read qpos.
+
+    Limits and springs, which are where the joint is, go along.
     """
     columns, limited = as_slice(model.jnt_qposadr[ids]), model.jnt_limited[ids].astype(bool)
     joints, of_limited = ids[limited], own[limited]
@@ -741,7 +801,7 @@ _WRITE: Mapping[str, Callable[[mujoco.MjModel, Factor, np.ndarray, np.ndarray], 
     "size": _write_size,
     "joint_zero": _write_zero,
 }
-"""What returns a factor's writer: of the model, the factor, the ids of its objects, and which draw each has."""
+"""What returns a factor's writer, of the model, the factor, its objects' ids and which draw each has."""
 
 
 # -- held factors ---------------------------------------------------------------------------------

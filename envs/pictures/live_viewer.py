@@ -13,7 +13,13 @@ import mujoco
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.pictures.scene_rendering import add_goal, goal_marker, scene_camera, show_hidden_bodies
+from thousandfold.envs.pictures.scene_rendering import (
+    Shape,
+    add_goal,
+    goal_marker,
+    scene_camera,
+    show_hidden_bodies,
+)
 from thousandfold.ground.errors import UserError
 
 _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
@@ -83,18 +89,21 @@ class LiveViewer:
         for thread in self._threads:
             thread.join(_CLOSING_S)
 
-    def show(self, qpos: np.ndarray, goal: np.ndarray, *, reached: bool) -> None:
+    def show(self, qpos: np.ndarray, goal: np.ndarray, *, reached: bool, shape: Shape | None = None) -> None:
         """Show a state; does nothing once the window is closed.
 
         Args:
             qpos: (nq,), positions of the joints.
             goal: (goal_dim,), drawn where it is a position.
             reached: whether it counts as reached, which gives it another colour.
+            shape: of a world whose model varies; None: as it was last.
         """
         if not self.is_open:
             return
         marker = goal_marker(self.task, goal)
         with self._handle.lock():
+            for name, values in (shape or {}).items():
+                getattr(self._model, name)[:] = values
             self._data.qpos[:] = qpos
             mujoco.mj_forward(self._model, self._data)
             scene = self._handle.user_scn

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -95,6 +95,16 @@ def goal_marker(task: CompiledTask, goal: np.ndarray) -> GoalMarker | None:
     return GoalMarker((float(x), float(y), float(z)), task.position_radius, len(position))
 
 
+Shape = Mapping[str, np.ndarray]
+SHAPE = ("geom_size", "geom_rbound", "qpos0")
+"""The fields of a model that show where and how large its geoms are, and that may vary."""
+
+
+def world_shape(model: mujoco.MjModel) -> Shape:
+    """Return how large the geoms of a world's model are, and where its joints are at 0."""
+    return {name: getattr(model, name).copy() for name in SHAPE}
+
+
 class SceneRenderer:
     """Draws one world of a task. Use it as a context manager, or `close` it.
 
@@ -123,6 +133,7 @@ class SceneRenderer:
         self._model, _ = compile_spec(spec)
         if task.spec.file is not None:
             show_hidden_bodies(self._model)
+        self._own = {name: getattr(self._model, name).copy() for name in SHAPE}
         self._data, start = mujoco.MjData(self._model), task.start_data(distribution)
         self._data.mocap_pos[:], self._data.mocap_quat[:] = start.mocap_pos, start.mocap_quat
         self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
@@ -160,6 +171,7 @@ class SceneRenderer:
         *,
         reached: bool = False,
         trail: np.ndarray | None = None,
+        shape: Shape | None = None,
     ) -> np.ndarray:
         """Return a picture of the world, (height, width, 3) uint8.
 
@@ -168,6 +180,7 @@ class SceneRenderer:
             goal: (goal_dim,), the goal to draw; None draws none.
             reached: whether it counts as reached, which gives it another colour.
             trail: (steps, goal_dim), what was achieved until now, to draw as a line; None draws none.
+            shape: of a world whose model varies, as `world_shape` returns it; None: the task's.
 
         Raises:
             RuntimeError: the renderer is closed.
@@ -176,6 +189,9 @@ class SceneRenderer:
             raise RuntimeError("the renderer is closed")
         marker = None if goal is None else goal_marker(self.task, goal)
         model, data, camera = self._model, self._data, self._camera
+        for name, own in self._own.items():  # what the picture has of its own, such as its floor, stays
+            field, nominal = getattr(model, name), getattr(self.task.model, name)
+            field[:] = own if shape is None else np.where(shape[name] != nominal, shape[name], own)
         data.qpos[:] = qpos  # kinematics follow; no dynamics and no contacts
         for compute in (
             mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_flex, mujoco.mj_tendon,

@@ -19,6 +19,7 @@ from thousandfold.envs.simulators.simulator import (
     checked_state,
 )
 from thousandfold.envs.term_columns import FIELDS
+from thousandfold.envs.varied_model import VariedModel
 from thousandfold.ground.machine import usable_cpus
 
 _COUNT = 1  # a warning is (last info, count)
@@ -88,6 +89,8 @@ class CpuSimulator(Simulator):
         self._model_fields = [
             self._batch.expand(name) for name in (self.varied.fields if self.varied else ())
         ]
+        if self.varied is not None:
+            self._push_steps = self.varied.push_steps(self._draws)
         self._disableflags: np.ndarray | None = None
         if self._kinematics is not None and self.varied is not None and self.varied.fields:
             self._disableflags = self._batch.expand("opt.disableflags")
@@ -113,7 +116,7 @@ class CpuSimulator(Simulator):
         self._qpos[ids], self._qvel[ids] = qpos, qvel
         self._ctrl[ids] = self.task.control.start(self._ctrl[ids], qpos)
         if self.varied is not None:
-            self._draws[ids] = self.varied.sample(self._draws_rng, len(ids))
+            self._draws[ids] = self._stream.take(len(ids))
             self._write_models(ids)
         self.episode_step[ids] = 0
         self._quarantined[ids] = False
@@ -124,8 +127,8 @@ class CpuSimulator(Simulator):
         """Advance every world by one control step; see `Simulator.step`."""
         control = self.task.control(np.asarray(action), self._sent)
         self._ctrl[:] = control if self._pending is None else self._pending.send(control)
-        if self.varied is not None and self.varied.pushes_due(self._draws, self.episode_step):
-            self._qvel[:, self.varied.pushed_dofs] += self.varied.kicks(self._draws, self.episode_step)
+        if self.varied is not None:
+            self._push(self.varied)
         lost = self._advance()
         if lost.any():  # hidden until they are reset; counted where they were not hidden yet
             fresh = lost & ~self._quarantined
@@ -159,10 +162,18 @@ class CpuSimulator(Simulator):
         """Return the model of one world: the task's, or a copy as it was drawn for its episode."""
         return self.task.model if self.varied is None else self._batch.get_model(world)
 
+    def _push(self, varied: VariedModel) -> None:
+        """Change the velocities of the worlds that are pushed before the control step that follows."""
+        due = np.flatnonzero((self._push_steps == self.episode_step[:, None]).any(1))
+        if len(due):
+            kicks = varied.kicks(self._draws[due], self.episode_step[due])
+            self._qvel[due[:, None], varied.pushed_dofs] += kicks
+
     def _write_models(self, ids: np.ndarray) -> None:
         """Give some worlds the models that were drawn for them."""
         assert self.varied is not None
         draws = self._draws[ids]
+        self._push_steps[ids] = self.varied.push_steps(draws)
         for values, (columns, shape) in zip(self._model_fields, self.varied.fields.values(), strict=True):
             values[ids] = draws[:, columns].reshape(-1, *shape)
 
@@ -277,8 +288,7 @@ class CpuSimulator(Simulator):
         )  # fmt: skip
         self.load_state_dict(state["state"])
         self.rng = state["rng"]  # whoever shares it goes on sharing it
-        if self.varied is not None:
-            self._draws_rng = unpack_generator(state["state"]["draws_generator"])
+        self._load_stream(state["state"])
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return everything that the next step depends on."""
@@ -307,7 +317,7 @@ class CpuSimulator(Simulator):
         if self.varied is not None:
             self._draws[:] = state["draws"]
             self._write_models(np.arange(self.num_worlds))
-            self._draws_rng = unpack_generator(state["draws_generator"])
+        self._load_stream(state)
 
 
 def kinematic_model(model: mujoco.MjModel, fields: Iterable[str]) -> mujoco.MjModel | None:

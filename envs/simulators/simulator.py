@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.generator_state import pack_generator
+from thousandfold.envs.generator_state import pack_generator, unpack_generator
 from thousandfold.envs.senses import Draws, PendingControls, SensedReadings
 from thousandfold.envs.term_columns import FIELDS
+from thousandfold.envs.varied_model import DrawStream
 
 
 class StepResult(NamedTuple):
@@ -197,7 +198,8 @@ class Simulator(ABC):
             return
         self._rng = rng
         words = [int(word) for word in pack_generator(rng)]
-        self._draws_rng = np.random.Generator(np.random.PCG64(words))
+        if self.varied is not None:
+            self._stream = DrawStream(self.varied, np.random.Generator(np.random.PCG64(words)))
 
     @property
     def factors(self) -> Any:
@@ -277,7 +279,15 @@ class Simulator(ABC):
         if self.varied is None:
             return {}
         draws = self._draws if isinstance(self._draws, np.ndarray) else self._draws.cpu().numpy()
-        return {"draws": draws.copy(), "draws_generator": pack_generator(self._draws_rng)}
+        rng, taken = self._stream.state
+        generator = {"draws_generator": pack_generator(rng), "draws_taken": np.array(taken)}
+        return {"draws": draws.copy(), **generator}
+
+    def _load_stream(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on with the draws where a saved state did."""
+        if self.varied is not None:
+            rng = unpack_generator(state["draws_generator"])
+            self._stream = DrawStream.from_state(self.varied, rng, int(state["draws_taken"]))
 
     def _begin_streams(self) -> None:
         """Begin other random streams of the senses: all worlds are reset."""

@@ -249,7 +249,9 @@ class WarpSimulator(Simulator):
         later = self.task.draw_later_goals(self.distribution, self.rng, count)
         parts.append(later.reshape(count, self.later_goals.shape[1]))
         if self.varied is not None:
-            parts.append(self.varied.sample(self._draws_rng, count))
+            # Two models a world do for an unroll; episodes that end sooner have new starts, and models again.
+            draws = self._stream.take(min(count, 2 * self.num_worlds))
+            parts.append(draws[np.arange(count) % len(draws)])
         starts = np.hstack(parts)
         host = torch.from_numpy(starts.astype(np.float32))
         if self.device.type == "cuda":
@@ -384,8 +386,7 @@ class WarpSimulator(Simulator):
         overflowed = int(state["overflow_count"])
         self._counts.copy_(torch.tensor([int(state["unstable_count"]) - overflowed, overflowed]))
         self.rng = unpack_generator(state["generator"])
-        if self.varied is not None:
-            self._draws_rng = unpack_generator(state["draws_generator"])
+        self._load_stream(state)
 
     # -- physics ----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from thousandfold.envs.pictures.live_viewer import LiveViewer
+from thousandfold.envs.pictures.scene_rendering import world_shape
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.ground.errors import NonFiniteError
 from thousandfold.pipeline.ticks import Clock, Ticks
@@ -163,4 +164,5 @@ class ClosedLoop:
             return
         self._next_frame_ns = now + _FRAME_NS
         reached = bool(self._simulator.task.is_success(self._simulator.achieved_goal[0], goal))
-        self._viewer.show(self._simulator.world_data(0).qpos, goal, reached=reached)
+        shape = world_shape(self._simulator.world_model(0))
+        self._viewer.show(self._simulator.world_data(0).qpos, goal, reached=reached, shape=shape)

@@ -14,7 +14,7 @@ import pydantic
 from PIL import Image, ImageDraw, ImageFont
 
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.pictures.scene_rendering import SceneRenderer
+from thousandfold.envs.pictures.scene_rendering import SceneRenderer, Shape, world_shape
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import MOST_EPISODE_STEPS
 from thousandfold.ground.errors import UserError
@@ -72,6 +72,7 @@ class RecordedEpisode:
         at_goal: (steps + 1,) bool, within the success region.
         unstable: the physics diverged; the state that it led to is left out.
         hold_steps: states in a row at a goal that make it a success.
+        shape: of the episode's model, as `world_shape` returns it; None: the task's.
     """
 
     qpos: np.ndarray
@@ -80,6 +81,7 @@ class RecordedEpisode:
     at_goal: np.ndarray
     unstable: bool
     hold_steps: int = 1
+    shape: Shape | None = None
 
     @property
     def goals(self) -> np.ndarray:
@@ -112,15 +114,17 @@ def record_episodes(
             shown = simulator.achieved_goal[world].copy(), simulator.desired_goal[world].copy()
             rows[world].append((simulator.world_data(world).qpos.copy(), *shown))
 
+    shapes = [world_shape(simulator.world_model(world)) for world in range(episodes)]
     keep(~unstable)
     for step in itertools.islice(steps(simulator, policy), max_steps):
         unstable |= step.unstable
         keep(step.running & ~step.unstable)
     found = []
-    for kept, diverged in zip(rows, unstable.tolist(), strict=True):
+    for kept, diverged, shape in zip(rows, unstable.tolist(), shapes, strict=True):
         qpos, achieved, goal = (np.stack(column) for column in zip(*kept, strict=True))
         at_goal = task.is_success(achieved, goal)
-        found.append(RecordedEpisode(qpos, achieved, goal, at_goal, diverged, task.spec.hold_steps))
+        held = task.spec.hold_steps
+        found.append(RecordedEpisode(qpos, achieved, goal, at_goal, diverged, held, shape))
     return found
 
 
@@ -139,6 +143,7 @@ class EpisodePainter:
             episode.goals[step],
             reached=bool(episode.at_goal[step]),
             trail=episode.achieved[: step + 1],
+            shape=episode.shape,
         )
         image = Image.fromarray(picture)
         self._write(image, self._caption(episode, step), _GREEN if episode.at_goal[step] else _INK)

@@ -18,6 +18,7 @@ from thousandfold.envs.checks.random_rollout import (
     training_warnings,
 )
 from thousandfold.envs.checks.task_judgement import judge_task
+from thousandfold.envs.checks.variation_judgement import judge_variations
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.user_tasks.task_yaml import shown
@@ -50,7 +51,7 @@ def check_task(console: Console, reference: str, *, episodes: int, seed: int, ou
     rollout = roll_out(task, episodes, seed)
     judgement = judge_goals(task, seed)
     warnings = [*rollout_warnings(rollout, task), *training_warnings(task, episodes, seed)]
-    warnings += [*judge_task(task, seed), *judgement.warnings]
+    warnings += [*judge_task(task, seed), *judgement.warnings, *judge_variations(task, seed)]
     report = {"task": task.name, "file": task.spec.file, **_layout(task, rollout), **_figures(rollout)}
     report |= {"out_of_reach": judgement.out_of_reach, "not_judged": judgement.not_judged or None}
     _print(console, task, report)
@@ -110,7 +111,12 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
         for index, (name, command) in enumerate(zip(control.actuators, control.commands, strict=True))
     ]
     own = {"student_observation": student} if task.student_view is not task else {}
-    return {"observation": observation, **own, "goal": goal, "action": action}
+    varies = {
+        name: varied.describe()
+        for name in ("training", "evaluation", "randomized")
+        if name in task.spec.distributions and (varied := task.varied_model(name)) is not None
+    }
+    return {"observation": observation, **own, "goal": goal, "action": action, "varies": varies}
 
 
 def _figures(rollout: RandomRollout) -> dict[str, Any]:
@@ -150,6 +156,15 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
             title += f" ({len(rows)} numbers)"
         said = [name for name in rows[0] if any(row[name] is not None for row in rows)]
         console.table(title, said, [[row[name] for name in said] for row in rows])
+    shown_already: list[Any] = []
+    for rows in report["varies"].values():
+        if rows in shown_already:
+            continue
+        shown_already.append(rows)
+        alike = [other for other, theirs in report["varies"].items() if theirs == rows]
+        title = f"What varies from episode to episode in {' and '.join(alike)}"
+        columns = [column for column in rows[0] if column not in ("names", "numbers")]
+        console.table(title, columns, [[row[column] for column in columns] for row in rows])
     low, high = report["random_success_interval"]
     console.say(
         f"A random policy meets {report['random_success']:.1%} of the goals of {report['episodes']} episodes "

@@ -19,8 +19,8 @@ from thousandfold.pipeline.distributed import Ranks
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
 
 # Of a rank and not of its worlds.
-_GENERATORS = ("generator", "simulator.generator", "simulator.draws_generator")
-_DRAWS = "simulator.draws_"  # the random streams of what is sensed
+_GENERATORS = ("generator", "simulator.generator")
+_DRAWS = "simulator.draws_"  # the random streams of what varies and of what is sensed
 _COUNTS = ("simulator.unstable_count", "simulator.overflow_count")
 
 

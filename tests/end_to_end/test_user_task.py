@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.end_to_end.command_line import error_of
+from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.cli import cli
 from thousandfold.stages.networks import load_actor
@@ -49,6 +50,10 @@ achieved_goal: [{field: qpos, unit: m}]
 goal: {box: {low: [-1], high: [1]}}
 success: {radius: 0.2}
 reset: {keyframe: pushed}
+randomize:
+  mass: {low: 0.7, high: 1.3}
+  push: {every_s: [0.2, 0.4], speed: 0.3}
+evaluation: {randomize: {damping: {low: 0.5, high: 2}}}
 """
 
 
@@ -174,6 +179,15 @@ def test_a_policy_that_sees_activations_runs_from_its_file(workspace: Path) -> N
     result = invoke(workspace, "run-policy", *arguments, "--json")
     found = json.loads(result.stdout.splitlines()[-1])
     assert (found["episodes"], found["steps"]) == (2, 20)
+
+
+def test_a_policy_is_evaluated_where_nothing_varies_and_where_training_varies(workspace: Path) -> None:
+    for distribution, factors in (("nominal", []), ("evaluation", ["damping"]), ("randomized", ["mass"])):
+        invoke(workspace, "evaluate", *SMOKE, "--set", f"distribution={distribution}")
+        artifact = newest(workspace, "evaluation")
+        assert artifact.manifest.settings["distribution"] == distribution
+        varied = load_task(artifact).varied_model(distribution)
+        assert (varied.factor_names if varied else []) == factors
 
 
 def test_models_are_registered_by_the_tasks_name(workspace: Path) -> None:

@@ -1,4 +1,4 @@
-"""What varies, on every simulator: the same draws, the same worlds of them, and states that bring them back."""
+"""What varies, on every simulator: the same draws, worlds that move alike, states that bring them back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def test_starts_and_goals_are_those_of_the_nominal_task(make: MakeSimulator, tas
     for _ in range(2):
         assert np.array_equal(numpy(varied.desired_goal), numpy(nominal.desired_goal))
         positions = slice(0, 9)
-        assert np.array_equal(numpy(varied.observation)[:, positions], numpy(nominal.observation)[:, positions])
+        assert np.array_equal(
+            numpy(varied.observation)[:, positions], numpy(nominal.observation)[:, positions]
+        )
         varied.reset(mask(varied, 1, 2))
         nominal.reset(mask(nominal, 1, 2))
     assert len(np.unique(numpy(varied.factors)[:, 0])) == WORLDS
@@ -82,7 +84,7 @@ def test_what_does_not_vary_saves_what_it_always_has(make: MakeSimulator, task: 
 
 @pytest.mark.parametrize("varies", EVERY, ids=lambda each: each.name)
 def test_worlds_of_the_same_draws_move_alike(make: MakeSimulator, varies: Variation) -> None:
-    """Every simulator beside the CPU's, which is the measure, and the nominal worlds, which move otherwise."""
+    """Nearer to the CPU's worlds than the nominal ones are, which move otherwise."""
     if make is make_cpu:
         pytest.skip("it is the measure")
     task = varied_task([varies])
@@ -100,7 +102,9 @@ def test_warp_refuses_what_it_has_for_all_worlds_alone(make: MakeSimulator) -> N
 
     if make is make_cpu:
         pytest.skip("MuJoCo has them")
-    fluid = varied_tasks.MODEL.replace('name="box" type="box"', 'name="box" type="box" fluidshape="ellipsoid"')
+    fluid = varied_tasks.MODEL.replace(
+        'name="box" type="box"', 'name="box" type="box" fluidshape="ellipsoid"'
+    )
     task = varied_task(EVERY[9:10], model=fluid)
     with pytest.raises(TaskError, match="MuJoCo Warp has one geom_fluid for all worlds"):
         make(task, **ROOM)

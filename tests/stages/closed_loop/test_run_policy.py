@@ -175,7 +175,7 @@ class Window:
     def is_open(self) -> bool:
         return self.close_after is None or len(self.shown) < self.close_after
 
-    def show(self, qpos: np.ndarray, goal: np.ndarray, *, reached: bool) -> None:
+    def show(self, qpos: np.ndarray, goal: np.ndarray, *, reached: bool, shape: object) -> None:
         self.shown.append((qpos.copy(), goal.copy(), reached))
 
 

@@ -120,6 +120,18 @@ class TestCommand:
         assert found["warnings"] == [] and found["picture"] == str(Path.cwd() / "pictures/arm.png")
         assert Path(found["picture"]).is_file()
 
+    def test_what_varies_and_what_of_it_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
+        lines = "randomize:\n  mass: {low: 0.7, high: 1.3}\n  friction: {low: 0.5, high: 1.5}\n"
+        write(Path.cwd(), PAGE + lines + "evaluation: {randomize: {}}\n")
+        found = check()
+        assert set(found["varies"]) == {"training", "randomized"}
+        mass, friction = found["varies"]["training"]
+        assert (mass["factor"], mass["objects"], mass["low"], mass["high"]) == ("mass", "2 bodies", 0.7, 1.3)
+        assert (friction["factor"], friction["how"]) == ("friction", "relative")
+        (warning,) = found["warnings"]
+        assert warning.startswith("robot.yaml, line 15, randomize.friction: friction changes nothing")
+
     def test_a_built_in_task(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tasks_check, "draw_starts", lambda *_: np.zeros((2, 6, 3), np.uint8))
         result = invoke("check", "point_u_maze", "--episodes", "2")
