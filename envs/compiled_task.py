@@ -143,7 +143,7 @@ class CompiledTask:
         return self
 
     def changed(self, **changes: Any) -> CompiledTask:
-        """Return the same model under a task with other episodes; arguments as of `GoalTask.changed`.
+        """Return the task changed; arguments as of `GoalTask.changed`. Other episodes leave the model as it is.
 
         Raises:
             TaskError: as `GoalTask.changed`.
@@ -151,7 +151,7 @@ class CompiledTask:
         task = self.spec.changed(**changes)
         if task is self.spec:
             return self
-        return self._under(task)
+        return self._under(task) if task.observation == self.spec.observation else CompiledTask(task)
 
     def with_factors(self, factors: Mapping[str, float] | Sequence[Variation]) -> CompiledTask:
         """Return the same model under a task whose every distribution varies by these factors and no others.
@@ -425,6 +425,12 @@ class CompiledTask:
                 seen[span] = [""] * len(seen[span])
         achieved = [element["name"] for element in self.describe("achieved_goal")]
         return [seen.index(name) for name in achieved] if set(achieved) <= set(seen) else None
+
+    def clock_columns(self) -> list[int]:
+        """Return which numbers of an observation are cos and sin of the clock that the task was given."""
+        seen = [element["name"] for element in self.describe("observation")]
+        name = f"clock:{self.spec.changes['clock_s']:g}"
+        return [seen.index(f"{name}[{number}]") for number in range(2)]
 
     def last_controls(self) -> list[int]:
         """Return for each actuator which number of an observation is what was sent last; 0: none counts."""

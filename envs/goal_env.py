@@ -116,6 +116,7 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         distribution: episode distribution that starts and goals are drawn from, such as ``evaluation``.
         episode_steps: control steps until an episode is truncated; None: the task's.
         evaluation_distribution: the episode distribution that takes the place of ``evaluation``; None: none.
+        clock_s: period of a clock in the observation, as of `GoalTask.changed`; None: none.
         max_episode_steps: Gymnasium's name for `episode_steps`, which it replaces.
         num_threads: threads to step on; 0 takes as many as this process may use.
         observer: whose senses ``observation`` is of, ``teacher`` or ``student``.
@@ -135,12 +136,13 @@ class GoalVectorEnv(_GoalContract, VectorEnv[Observation, np.ndarray, np.ndarray
         distribution: str = "training",
         episode_steps: int | None = None,
         evaluation_distribution: str | None = None,
+        clock_s: float | None = None,
         max_episode_steps: int | None = None,
         num_threads: int = 0,
         observer: Observer = "teacher",
     ) -> None:
         steps = episode_steps if max_episode_steps in (None, -1) else max_episode_steps
-        self.task = _compiled(task, steps, evaluation_distribution, observer)
+        self.task = _compiled(task, steps, evaluation_distribution, clock_s, observer)
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
@@ -232,7 +234,7 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
     counts the steps, and `info` follows it.
 
     Args:
-        task, distribution, episode_steps, evaluation_distribution, observer: as of `GoalVectorEnv`.
+        task, distribution, episode_steps, evaluation_distribution, clock_s, observer: as of `GoalVectorEnv`.
         render_mode: ``rgb_array`` or None.
 
     Raises:
@@ -249,12 +251,13 @@ class GoalEnv(_GoalContract, gymnasium.Env[Observation, np.ndarray]):
         distribution: str = "training",
         episode_steps: int | None = None,
         evaluation_distribution: str | None = None,
+        clock_s: float | None = None,
         render_mode: str | None = None,
         observer: Observer = "teacher",
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode {render_mode!r}; valid: None, 'rgb_array'")
-        self.task = _compiled(task, episode_steps, evaluation_distribution, observer)
+        self.task = _compiled(task, episode_steps, evaluation_distribution, clock_s, observer)
         self._last_step = self.task.spec.episode_steps
         self.metadata = {**self.metadata, "render_fps": round(1 / self.task.spec.control_dt_s)}
         self.render_mode = render_mode
@@ -338,19 +341,20 @@ def _compiled(
     task: str | os.PathLike[str] | CompiledTask,
     episode_steps: int | None,
     evaluation: str | None,
+    clock_s: float | None,
     observer: Observer,
 ) -> CompiledTask:
     """Return the compiled task of a name, of a file or as it is, as it is seen, with its episodes changed."""
     if observer not in get_args(Observer):
         raise ValueError(f"observer {observer!r}; valid: {', '.join(get_args(Observer))}")
     compiled = task if isinstance(task, CompiledTask) else compile_task(os.fspath(task))
-    compiled = compiled.changed(episode_steps=episode_steps, evaluation=evaluation)
+    compiled = compiled.changed(episode_steps=episode_steps, evaluation=evaluation, clock_s=clock_s)
     return compiled.student_view if observer == "student" else compiled
 
 
 def environment_arguments(task: GoalTask) -> dict[str, Any]:
     """Return the arguments that give an environment the task's own episodes, beside the task's reference."""
-    names = {"episode_steps": "episode_steps", "evaluation": "evaluation_distribution"}
+    names = {"episode_steps": "episode_steps", "evaluation": "evaluation_distribution", "clock_s": "clock_s"}
     return {names[name]: value for name, value in task.changes.items()}
 
 

@@ -70,8 +70,10 @@ def compile_task(name: str, changes: Mapping[str, Any] | None = None) -> Compile
         )
     if name not in _tasks() and is_task_file(name):
         page = os.path.abspath(os.path.expanduser(name))
-        return _compile_file(page, file_stamps(page)).changed(**changes)
-    return _compile_named(name).changed(**changes)
+        compiled = _compile_file(page, file_stamps(page))
+    else:
+        compiled = _compile_named(name)
+    return compiled.changed(**changes)
 
 
 @cache

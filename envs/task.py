@@ -24,7 +24,7 @@ MOST_EPISODE_STEPS = 1_000_000
 MOST_HISTORY = 1000
 """readings of a term that an observation may show"""
 
-CHANGES = ("episode_steps", "evaluation")
+CHANGES = ("episode_steps", "evaluation", "clock_s")
 """What `GoalTask.changed` takes, and what manifests and policies say was changed."""
 
 Transform = Literal["identity", "cos", "sin", "difference"]
@@ -108,6 +108,7 @@ class Term:
         frame: the body in whose frame positions, vectors and orientations are told; None: the world's axes.
             `columns` are then those of the result.
         sensor: how it is sensed, for terms of an observation alone; None: exactly and at once.
+        period_s: of ``time`` alone, which is told as cos and sin of a turn in so many seconds.
     """
 
     field: str
@@ -118,6 +119,12 @@ class Term:
     unit: str = ""
     frame: str | None = None
     sensor: Sensor | None = None
+    period_s: float | None = None
+
+
+def clock(period_s: float) -> Term:
+    """Return the term that tells the time since an episode's start: cos and sin of a turn in `period_s`."""
+    return Term("time", period_s=period_s)
 
 
 @dataclass(frozen=True)
@@ -426,12 +433,19 @@ class GoalTask:
         """What finds the task again: the name of a built-in one, the file of a user's."""
         return self.file or self.name
 
-    def changed(self, *, episode_steps: int | None = None, evaluation: str | None = None) -> GoalTask:
-        """Return the task with other episodes.
+    def changed(
+        self,
+        *,
+        episode_steps: int | None = None,
+        evaluation: str | None = None,
+        clock_s: float | None = None,
+    ) -> GoalTask:
+        """Return the task with other episodes, or with a clock in what is observed.
 
         Args:
             episode_steps: control steps until an episode is truncated; None leaves them.
             evaluation: the episode distribution that takes the place of ``evaluation``; None leaves it.
+            clock_s: period of a clock that teachers and students observe after everything else; None: none.
 
         Raises:
             TaskError: there is no such distribution, or no such number of steps.
@@ -446,6 +460,14 @@ class GoalTask:
             changes["evaluation"] = evaluation
             distributions = {**self.distributions, "evaluation": self.distribution(evaluation)}
             task = replace(task, distributions=distributions)
+        if clock_s not in (None, self.changes.get("clock_s")):
+            changes["clock_s"], told = clock_s, clock(clock_s)
+            seen = task.student_observation
+            task = replace(
+                task,
+                observation=(*task.observation, told),
+                student_observation=None if seen is None else (*seen, told),
+            )
         return self if task is self else replace(task, changes=changes)
 
     def distribution(self, name: str) -> EpisodeDistribution:

@@ -4,6 +4,7 @@ called, and what these are measured in.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,7 @@ def _per_object(size: int, count: str, kind: mujoco.mjtObj) -> Field:
 
 
 FIELDS: Mapping[str, Field] = {
+    "time": Field(_OBJECT.mjOBJ_UNKNOWN, True, lambda model, i: (0, 1), lambda model: 1),
     "qpos": Field(_OBJECT.mjOBJ_JOINT, True, _joint_qpos, lambda model: model.nq),
     "qvel": Field(_OBJECT.mjOBJ_JOINT, True, _joint_qvel, lambda model: model.nv),
     "ctrl": Field(_OBJECT.mjOBJ_ACTUATOR, True, lambda model, i: (i, i + 1), lambda model: model.nu),
@@ -96,6 +98,8 @@ FIELDS: Mapping[str, Field] = {
     "qfrc_actuator": Field(_OBJECT.mjOBJ_JOINT, False, _joint_qvel, lambda model: model.nv),
     "sensordata": Field(_OBJECT.mjOBJ_SENSOR, False, _sensor, lambda model: model.nsensordata),
 }
+
+_NAMED = [name for name in FIELDS if name != "time"]  # which a clock alone reads
 
 
 def quaternion_starts(model: mujoco.MjModel) -> list[int]:
@@ -183,7 +187,7 @@ class TermResolver:
             if (term.transform == "difference") != (term.minus is not None):
                 raise TaskError(f"{self._owner}: a term has `minus` exactly when it is a difference.")
             columns, minus, frame, picked = self.columns(term), None, None, None
-            stop = start + len(columns)
+            stop = start + (2 if term.period_s is not None else len(columns))
             if term.frame is not None:
                 frame, picked = frame_of(self._model, term, self._owner), term.columns
                 columns = self.columns(replace(term, columns=None))
@@ -205,10 +209,12 @@ class TermResolver:
 
     def columns(self, term: Term) -> np.ndarray:
         """Return the flat columns of the term's field that it reads."""
+        if (term.field == "time") != (term.period_s is not None) or not (term.period_s or 1.0) > 0:
+            raise TaskError(f"{self._owner}: the time is told by a clock with a period above 0.", ("field",))
         if term.field not in FIELDS:
             hint = nearest_hint(term.field, FIELDS)
             raise TaskError(
-                f"{self._owner}: unknown field {term.field!r}; {hint}valid: {', '.join(FIELDS)}.", ("field",)
+                f"{self._owner}: unknown field {term.field!r}; {hint}valid: {', '.join(_NAMED)}.", ("field",)
             )
         field = FIELDS[term.field]
         if term.object is None:
@@ -261,6 +267,10 @@ def read_terms(terms: list[TermColumns], fields: Mapping[str, Any], out: Any, xp
         term = columns.term
         source, minus, picked = columns.columns_on(xp, fields[term.field].device)
         value = fields[term.field][:, source]
+        if term.period_s is not None:
+            turn = (2 * math.pi / term.period_s) * value
+            out[:, columns.start : columns.stop] = xp.concatenate([xp.cos(turn), xp.sin(turn)], 1)
+            continue
         if term.minus is not None:
             value = value - fields[term.minus.field][:, minus]
         elif term.transform != "identity":
@@ -291,7 +301,9 @@ def is_orientation(term: Term) -> bool:
 
 
 def label_of(term: Term) -> str:
-    """Return a term as people write it: ``cos(qpos:hinge)``."""
+    """Return a term as people write it: ``cos(qpos:hinge)``, ``clock:0.25``."""
+    if term.period_s is not None:
+        return f"clock:{term.period_s:g}"
     name = f"{term.field}:{term.object}" if term.object else term.field
     if term.frame is not None:
         return f"({label_of(replace(term, frame=None))} in {term.frame})"
@@ -359,6 +371,8 @@ def describe_elements(model: mujoco.MjModel, columns: TermColumns) -> list[dict[
     controls.
     """
     term, found = columns.term, []
+    if term.period_s is not None:
+        return [{"name": f"{label_of(term)}[{number}]", "unit": "1"} for number in range(2)]
     names = object_names(model, FIELDS[term.field].kind)
     for number, owner, offset, _ in _numbers(model, columns):
         own, place = term, number
@@ -376,6 +390,8 @@ def earlier_names(model: mujoco.MjModel, columns: TermColumns) -> list[str]:
     ``qpos[2] root[2]``, and ``qpos[9]`` for an object without a name.
     """
     term, found = columns.term, []
+    if term.period_s is not None:
+        return [element["name"] for element in describe_elements(model, columns)]
     for number, owner, offset, size in _numbers(model, columns):
         name = f"{label_of(term)}[{number}]"
         own = mujoco.mj_id2name(model, FIELDS[term.field].kind, owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from thousandfold.models.goal_actor import Gaussian, GoalActor
 
 # A number that never varies in the data keeps its scale instead of being divided by nearly nothing.
 MIN_STD = 1e-6
+
+GOLDEN_ANGLE = 2.4
+"""radians, nearly π (3 − √5): of so many turns none points where another does"""
 
 MIN_LIMIT_WIDTH = 1e-3
 """how far at least an input may leave the range that was seen, in its own unit"""
@@ -42,24 +46,60 @@ class Normalizer(nn.Module):
         return (value - other) / self.std
 
 
+class Dither(nn.Module):
+    """A swing of every action with a clock, so that nothing stands still in balance, as legs do at their stops.
+
+    Action i swings by share · std · √2 sin(2π t / T + i · 2.4), whose mean square is that of as much noise.
+    Neighbours are a golden angle apart, so that all actions together point nowhere.
+
+    Args:
+        share: of the actor's own standard deviation.
+        clock: which numbers of an observation are cos and sin of 2π t / T.
+        action_dim: how many actions there are.
+    """
+
+    weight: Tensor
+
+    def __init__(self, share: float, clock: list[int], action_dim: int) -> None:
+        super().__init__()
+        self.clock = clock
+        phase = GOLDEN_ANGLE * torch.arange(action_dim)
+        weight = share * math.sqrt(2.0) * torch.stack([phase.sin(), phase.cos()], dim=1)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, observation: Tensor, std: Tensor) -> Tensor:
+        """Return what is added to the mean, (batch, action_dim)."""
+        return std * (observation[..., self.clock] @ self.weight.T)
+
+
 class NormalizedActor(nn.Module):
-    """An actor behind normalisers of its state and its goal."""
+    """An actor behind normalisers of its state and its goal; its mean may swing with a clock."""
 
     def __init__(
-        self, actor: GoalActor, observation_normalizer: Normalizer, goal_normalizer: Normalizer
+        self,
+        actor: GoalActor,
+        observation_normalizer: Normalizer,
+        goal_normalizer: Normalizer,
+        dither: Dither | None = None,
     ) -> None:
         super().__init__()
-        self.actor = actor
+        self.actor, self.dither = actor, dither
         self.observation_normalizer, self.goal_normalizer = observation_normalizer, goal_normalizer
 
     @classmethod
-    def around(cls, actor: GoalActor, observation_dim: int, goal_dim: int) -> NormalizedActor:
+    def around(
+        cls, actor: GoalActor, observation_dim: int, goal_dim: int, dither: Dither | None = None
+    ) -> NormalizedActor:
         """Return an actor behind the identity: its normalisers are still to be fitted or loaded."""
-        return cls(actor, Normalizer(observation_dim), Normalizer(goal_dim))
+        return cls(actor, Normalizer(observation_dim), Normalizer(goal_dim), dither)
 
     def forward(self, observation: Tensor, goal: Tensor) -> Gaussian:
         """Return the Gaussian before the tanh for (batch, observation_dim) and (batch, goal_dim)."""
-        return self.actor(self.observation_normalizer(observation), self.goal_normalizer(goal))
+        gaussian = self.actor(self.observation_normalizer(observation), self.goal_normalizer(goal))
+        if self.dither is None:
+            return gaussian
+        swing = self.dither(observation, gaussian.log_std.exp())
+        return Gaussian(gaussian.mean + swing, gaussian.log_std)
 
 
 class InputLimits(NamedTuple):

@@ -23,7 +23,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
-from thousandfold.models.deployable_policy import DeployablePolicy, Normalizer
+from thousandfold.models.deployable_policy import DeployablePolicy, Dither, Normalizer
+from thousandfold.models.goal_actor import LOG_STD_MAX, LOG_STD_MIN, GoalActor
 from thousandfold.models.norm_swish import LAYER_NORM_EPS
 from thousandfold.models.residual_mlp import PlainBlock
 
@@ -37,6 +38,7 @@ MAX_WEIGHT_BYTES = 2**31 - 2**24
 MAX_FOLDED_MEAN = 16.0
 
 _STEM, _HEAD, _CONTROL = "stem", "head", "control"
+_STD_HEAD, _SWING = "std_head", "swing"
 _LINEAR_CONTROL, _TARGET, _LAST_CONTROL = "linear_control", "target", "last_control"
 _LARGEST_INPUT, _LARGEST_WEIGHT = 255, 64
 _LARGEST_BIAS = 2**30
@@ -102,7 +104,7 @@ def to_onnx(
 
 def body_dense_inputs(model: onnx.ModelProto) -> dict[str, str]:
     """Return, for the Dense layers between stem and head of a graph, which value each takes."""
-    outside = (_STEM, _HEAD, _CONTROL, _LINEAR_CONTROL, _TARGET, _LAST_CONTROL)
+    outside = (_STEM, _HEAD, _STD_HEAD, _SWING, _CONTROL, _LINEAR_CONTROL, _TARGET, _LAST_CONTROL)
     dense = [node for node in model.graph.node if node.op_type == "Gemm" and node.name not in outside]
     return {node.name: node.input[0] for node in dense}
 
@@ -250,8 +252,9 @@ def _add_inputs(graph: _Graph, module: DeployablePolicy) -> str:
     return graph.between(value, low, high, "input")
 
 
-def _add_actor(graph: _Graph, module: DeployablePolicy, value: str) -> str:
+def _add_actor(graph: _Graph, module: DeployablePolicy, inputs: str) -> str:
     """Add everything from the clipped inputs to ``action``; return its name."""
+    value = inputs
     actor, trunk = module.actor.actor, module.actor.actor.trunk
     stem = cast(nn.Sequential, trunk.stem)
     normalizers = module.actor.observation_normalizer, module.actor.goal_normalizer
@@ -262,10 +265,30 @@ def _add_actor(graph: _Graph, module: DeployablePolicy, value: str) -> str:
     value = graph.module(value, stem[1:], torch.float32)
     value = graph.cast(value, torch.float32, graph.body)
     value = graph.module(graph.module(value, trunk.body), trunk.final_norm)
-    value = graph.cast(value, graph.body, torch.float32)
+    hidden = graph.cast(value, graph.body, torch.float32)
     head = actor.mean_head
-    value = graph.dense(value, head.weight, head.bias, _HEAD, torch.float32)
+    value = graph.dense(hidden, head.weight, head.bias, _HEAD, torch.float32)
+    if (dither := module.actor.dither) is not None:
+        value = graph.node("Add", value, _add_swing(graph, actor, dither, hidden, inputs))
     return graph.node("Tanh", value, name="action")
+
+
+def _add_swing(graph: _Graph, actor: GoalActor, dither: Dither, hidden: str, inputs: str) -> str:
+    """Add what the clock adds to the mean, as `Dither` has it; return its name.
+
+    The logarithm of the standard deviation is as in `GoalActor`.
+    """
+    half = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
+    head = actor.log_std_head
+    bounded = graph.node("Tanh", graph.dense(hidden, head.weight, head.bias, _STD_HEAD, torch.float32))
+    scaled = graph.node("Mul", bounded, graph.constant(torch.tensor(half), "log_std_scale"))
+    log_std = graph.node("Add", scaled, graph.constant(torch.tensor(LOG_STD_MIN + half), "log_std_middle"))
+    weight = torch.zeros(
+        len(dither.weight), cast(nn.Linear, cast(nn.Sequential, actor.trunk.stem)[0]).in_features
+    )
+    weight[:, dither.clock] = dither.weight
+    swing = graph.dense(inputs, weight, torch.zeros(len(weight)), _SWING, torch.float32)
+    return graph.node("Mul", graph.node("Exp", log_std), swing)
 
 
 def fold_normalizers(

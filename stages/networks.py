@@ -20,6 +20,7 @@ from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, SettingsEr
 from thousandfold.models.contrastive_critic import ContrastiveCritic, Energy, paired_energy
 from thousandfold.models.deployable_policy import (
     DeployablePolicy,
+    Dither,
     InputLimits,
     ModeratedControl,
     NormalizedActor,
@@ -159,7 +160,9 @@ def load_actor(artifact: Artifact) -> TrainedActor:
             raise DamagedFileError(f"{path} does not say which model it was trained on.")
         shape = shape_of(path, header["shape"], tensors)
         shape_of(path, _critic_shape(header), tensors)
-        actor = NormalizedActor.around(GoalActor(*dims, shape), dims[0], dims[1])
+        share = float(header.get("dither", 0))
+        dither = Dither(share, task.clock_columns(), dims[2]) if share else None
+        actor = NormalizedActor.around(GoalActor(*dims, shape), dims[0], dims[1], dither)
         own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
         missing, unexpected = actor.load_state_dict(own, strict=False)
         # A teacher may have been trained without normalisers: they stay the identity.

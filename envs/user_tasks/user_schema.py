@@ -72,6 +72,7 @@ class TermEntry(_Section):
     field: str | None = None
     orientation: PoseEntry | None = None
     up: PoseEntry | None = None
+    clock: float | None = Field(default=None, gt=0)
     object: ObjectName = None
     columns: Annotated[list[Whole], Field(min_length=1)] | None = None
     transform: Literal["identity", "cos", "sin", "difference"] | None = None
@@ -81,18 +82,17 @@ class TermEntry(_Section):
 
     @pydantic.model_validator(mode="after")
     def _is_one(self) -> TermEntry:
-        if sum(each is not None for each in (self.field, self.orientation, self.up)) != 1:
-            raise ValueError("'field' must be given, or orientation or up in its place")
+        if sum(each is not None for each in (self.field, self.orientation, self.up, self.clock)) != 1:
+            raise ValueError("'field' must be given, or orientation, up or clock in its place")
         if self.field is not None:
             return self
         beside = self.model_fields_set & {"object", "columns", "transform", "minus"}
-        if self.up is not None:
+        if self.up is not None or self.clock is not None:
             beside |= self.model_fields_set & {"frame"}
         if beside:
             key = {"frame": "in"}.get(name := sorted(beside)[0], name)
-            raise ValueError(
-                f"{key} goes with a field, not with {'orientation' if self.orientation else 'up'}"
-            )
+            other = "orientation" if self.orientation else "up" if self.up else "clock"
+            raise ValueError(f"{key} goes with a field, not with {other}")
         return self
 
 

@@ -52,6 +52,7 @@ from thousandfold.envs.task import (
     SuccessRegion,
     TaskError,
     Term,
+    clock,
     with_nominal,
 )
 from thousandfold.envs.term_columns import TermColumns, TermResolver, is_orientation
@@ -281,6 +282,8 @@ def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
 
 def _term(entry: schema.TermEntry) -> Term:
     sensor = _sensor(entry) if isinstance(entry, schema.SensedEntry) else None
+    if entry.clock is not None:
+        return replace(clock(entry.clock), sensor=sensor)
     for pose, columns in ((entry.orientation, ORIENTATION_COLUMNS), (entry.up, UP_COLUMNS)):
         if pose is not None:
             field = {"body": "xmat", "site": "site_xmat", "geom": "geom_xmat"}[pose.kind]

@@ -182,8 +182,12 @@ class Export:
             kind=shape.kind,
             depth=shape.depth,
             width=shape.width,
-            # The head of the standard deviation stays behind.
-            parameters=parameter_count(actor.trunk) + parameter_count(actor.mean_head),
+            # The head of the standard deviation stays behind where nothing swings by it.
+            parameters=sum(
+                parameter_count(part)
+                for part in (actor.trunk, actor.mean_head, actor.log_std_head)
+                if part is not actor.log_std_head or self.trained.actor.dither is not None
+            ),
         )
         parents = {**source.manifest.parents, source.kind: source.parent_entry()}
         return PolicyMetadata(

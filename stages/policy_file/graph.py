@@ -22,7 +22,17 @@ Shape = tuple[int, ...]
 
 _BROADCAST = frozenset({"Add", "Sub", "Mul", "Max", "Min", "Greater"})
 _LIKE_FIRST = frozenset(
-    {"Cast", "Clip", "Sigmoid", "Tanh", "Relu", "LayerNormalization", "QuantizeLinear", "DequantizeLinear"}
+    {
+        "Cast",
+        "Clip",
+        "Exp",
+        "Sigmoid",
+        "Tanh",
+        "Relu",
+        "LayerNormalization",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    }
 )
 OPERATORS = frozenset({"Concat", "Gemm"}) | _BROADCAST | _LIKE_FIRST
 """What `thousandfold.models.onnx_graph` writes for float32, float16 and int8, and Clip."""

@@ -24,7 +24,7 @@ from thousandfold.models.contrastive_critic import (
     paired_energy,
     pairwise_energy,
 )
-from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.deployable_policy import Dither, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor, sample_action
 from thousandfold.models.residual_mlp import centre_kernels, parameter_count, spread_first_biases
 from thousandfold.models.running_normalizer import RunningNormalizer
@@ -73,6 +73,9 @@ class ContrastiveLearner:
             for size, part in ((task.observation_dim, "observation"), (task.goal_dim, "achieved_goal"))
         )
         self.target_entropy = settings.target_entropy_per_action * task.action_dim
+        self._dither = None
+        if settings.dither:
+            self._dither = Dither(settings.dither, task.clock_columns(), task.action_dim).to(self.device)
         self.updates = torch.zeros((), device=self.device)
         learned = {
             "actor": self.actor.parameters(),
@@ -282,7 +285,7 @@ class ContrastiveLearner:
     def candidates(self) -> list[NormalizedActor]:
         """The actors that may become the teacher: the averaged one, and the current one where they differ."""
         actors = [self.averaged_actor, self.actor] if self.settings.average_decay else [self.averaged_actor]
-        return [NormalizedActor(actor, *self._normalizers.values()) for actor in actors]
+        return [NormalizedActor(actor, *self._normalizers.values(), self._dither) for actor in actors]
 
     @property
     def _normalizers(self) -> dict[str, RunningNormalizer]:

@@ -119,6 +119,13 @@ class LearnerSettings(StageSettings):
     target_entropy_per_action: float = pydantic.Field(
         default=-0.5, ge=-1000, le=1000, description="nats for each action dimension"
     )
+    dither: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        le=2,
+        description="share of its own standard deviation by which the teacher's action swings with the clock, so "
+        "that nothing stands still in balance; 0: not at all",
+    )
     average_decay: float = pydantic.Field(
         default=0.0,
         ge=0,
@@ -255,6 +262,12 @@ class TrainTeacherSettings(LearnerSettings):
         le=MOST_EPISODE_STEPS,
         description="control steps of an episode, the student's too; null: the task's",
     )
+    clock_s: float | None = pydantic.Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="period of a clock that teacher and student observe beside the state; null: none",
+    )
     env_steps: int = pydantic.Field(
         default=1_000_000, ge=1, le=10**12, description="control steps over all worlds"
     )
@@ -320,7 +333,19 @@ class TrainTeacherSettings(LearnerSettings):
     @property
     def task_changes(self) -> dict[str, Any]:
         """What is changed of the task, as `GoalTask.changed` takes it."""
-        return {"episode_steps": self.episode_steps, "evaluation": self.evaluation_distribution}
+        return {
+            "episode_steps": self.episode_steps,
+            "evaluation": self.evaluation_distribution,
+            "clock_s": self.clock_s,
+        }
+
+    @pydantic.model_validator(mode="after")
+    def _dither_has_a_clock(self) -> TrainTeacherSettings:
+        if self.dither and self.clock_s is None:
+            raise ValueError(
+                f"dither {self.dither:g} wants a clock to swing with: set clock_s=0.25, or dither=0"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _rows_fit(self) -> TrainTeacherSettings:

@@ -193,7 +193,8 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         task=task,
         shape=settings.actor_shape,
         critic_shape=settings.critic_shape,
-        extra={"energy": settings.energy, "evaluation": summary} | task_record(artifact),
+        extra={"energy": settings.energy, "evaluation": summary, "dither": settings.dither}
+        | task_record(artifact),
     )
     history = {"history": progress.history, "gradient_by_block": progress.gradients}
     write_json_atomic(artifact.file(HISTORY_FILE), history)

@@ -49,7 +49,8 @@ def damage(path: Path) -> None:
 
 def same(one: GoalDataset, other: GoalDataset) -> bool:
     return one.metadata == other.metadata and all(
-        np.array_equal(value, getattr(other, name)) and value.dtype == getattr(other, name).dtype
+        np.array_equal(value, getattr(other, name))
+        and getattr(value, "dtype", None) == getattr(getattr(other, name), "dtype", None)
         for name, value in vars(one).items()
         if name != "metadata"
     )
