@@ -71,7 +71,6 @@ private:
             found.kind = Json::Kind::null;
         } else if (passed_word("true") || passed_word("false")) {
             found.kind = Json::Kind::boolean;
-            found.value = first == 't' ? 1.0 : 0.0;
         } else {
             found.kind = Json::Kind::number;
             found.value = number();

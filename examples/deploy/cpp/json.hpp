@@ -10,7 +10,7 @@ struct Json {
     enum class Kind { null, boolean, number, text, array, object };
 
     Kind kind = Kind::null;
-    double value = 0.0;  // of a number; 1 for true
+    double value = 0.0;  // of a number
     std::string string;  // of a text, in UTF-8
     std::vector<Json> items;
     std::map<std::string, Json> members;
