@@ -143,7 +143,7 @@ class CompiledTask:
         return self
 
     def changed(self, **changes: Any) -> CompiledTask:
-        """Return the task changed; arguments as of `GoalTask.changed`. Other episodes leave the model as it is.
+        """Return the task changed; arguments as of `GoalTask.changed`.
 
         Raises:
             TaskError: as `GoalTask.changed`.

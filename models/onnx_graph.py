@@ -283,9 +283,8 @@ def _add_swing(graph: _Graph, actor: GoalActor, dither: Dither, hidden: str, inp
     bounded = graph.node("Tanh", graph.dense(hidden, head.weight, head.bias, _STD_HEAD, torch.float32))
     scaled = graph.node("Mul", bounded, graph.constant(torch.tensor(half), "log_std_scale"))
     log_std = graph.node("Add", scaled, graph.constant(torch.tensor(LOG_STD_MIN + half), "log_std_middle"))
-    weight = torch.zeros(
-        len(dither.weight), cast(nn.Linear, cast(nn.Sequential, actor.trunk.stem)[0]).in_features
-    )
+    stem = cast(nn.Linear, cast(nn.Sequential, actor.trunk.stem)[0])
+    weight = torch.zeros(len(dither.weight), stem.in_features)
     weight[:, dither.clock] = dither.weight
     swing = graph.dense(inputs, weight, torch.zeros(len(weight)), _SWING, torch.float32)
     return graph.node("Mul", graph.node("Exp", log_std), swing)
