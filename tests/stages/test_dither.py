@@ -87,7 +87,7 @@ def test_a_teachers_file_swings_as_the_teacher_does() -> None:
 
 def test_a_page_may_have_a_clock_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "slide.xml").write_text(
-        "<mujoco><worldbody><body><joint name='x' type='slide' range='-1 1'/><geom size='0.1'/></body></worldbody>"
+        "<mujoco><worldbody><body><joint name='x' type='slide'/><geom size='0.1'/></body></worldbody>"
         "<actuator><motor name='x' joint='x' ctrlrange='-1 1'/></actuator></mujoco>"
     )
     (tmp_path / "slide.yaml").write_text(
