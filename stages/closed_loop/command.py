@@ -68,6 +68,7 @@ def parse_goal(text: str) -> tuple[float, ...]:
 @click.command()
 @one_of_three("Evaluate")
 @click.option("--episodes", type=int, help="Fresh episodes to run.")
+@click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
 @stage_command
 def evaluate(
     session: Session,
