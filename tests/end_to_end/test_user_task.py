@@ -186,7 +186,7 @@ def test_a_policy_is_evaluated_where_nothing_varies_and_where_training_varies(wo
         invoke(workspace, "evaluate", *SMOKE, "--distribution", distribution)
         artifact = newest(workspace, "evaluation")
         assert artifact.manifest.settings["distribution"] == distribution
-        varied = load_task(artifact).varied_model(distribution)
+        varied = load_task(newest(workspace, "policy")).varied_model(distribution)
         assert (varied.factor_names if varied else []) == factors
 
 
