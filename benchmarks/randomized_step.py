@@ -27,8 +27,6 @@ _SIDES = ("plain", "randomized")
 _OBJECTS = {
     # Of the ant the geoms that touch the floor: its torso, its shins and what joins them.
     "ant": ("torso_geom", "*ankle_geom"),
-    "arm_push_easy": ("*box*", "cube*"),
-    "reacher": ("link*", "fingertip"),
 }
 
 

@@ -183,10 +183,10 @@ def test_a_policy_that_sees_activations_runs_from_its_file(workspace: Path) -> N
 
 def test_a_policy_is_evaluated_where_nothing_varies_and_where_training_varies(workspace: Path) -> None:
     for distribution, factors in (("nominal", []), ("evaluation", ["damping"]), ("randomized", ["mass"])):
-        invoke(workspace, "evaluate", *SMOKE, "--set", f"distribution={distribution}")
+        invoke(workspace, "evaluate", *SMOKE, "--distribution", distribution)
         artifact = newest(workspace, "evaluation")
         assert artifact.manifest.settings["distribution"] == distribution
-        varied = load_task(artifact).varied_model(distribution)
+        varied = load_task(newest(workspace, "policy")).varied_model(distribution)
         assert (varied.factor_names if varied else []) == factors
 
 

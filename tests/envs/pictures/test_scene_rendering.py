@@ -13,10 +13,18 @@ import pytest
 
 from tests.envs.opengl_here import needs_opengl
 from tests.envs.user_tasks.user_pages import ARM, PAGE, write
+from tests.envs.varied_tasks import varied_task
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.goal_env import GoalEnv
-from thousandfold.envs.pictures.scene_rendering import SceneRenderer, apply_style, goal_marker
+from thousandfold.envs.pictures.scene_rendering import (
+    SceneRenderer,
+    apply_style,
+    goal_marker,
+    world_shape,
+)
+from thousandfold.envs.randomization import Factor
 from thousandfold.envs.registry import compile_task, get_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import ScenePicture, SuccessRegion, TaskError
 
 WIDTH, HEIGHT = 160, 120
@@ -319,3 +327,14 @@ def test_bodies_without_geoms_show_their_inertia(tmp_path: Path) -> None:
 def test_the_camera_finds_the_robot(tmp_path: Path, old: str, new: str) -> None:
     task = users_task(tmp_path, ARM.replace(old, new))
     assert pixels_of_the_arm(task) > 100
+
+
+@needs_opengl
+def test_a_world_whose_geoms_vary_is_drawn_as_it_is() -> None:
+    task = varied_task([Factor("size", 0.4, 0.5, objects=("box",)), Factor("joint_zero", 0.8, 0.9)])
+    simulator = CpuSimulator(task, 1, num_threads=1)
+    qpos, shape = simulator.world_data(0).qpos, world_shape(simulator.world_model(0))
+    with SceneRenderer(task, WIDTH, HEIGHT) as renderer:
+        nominal, varied = renderer.draw(qpos), renderer.draw(qpos, shape=shape)
+        assert changed(nominal, varied).mean() > 0.001
+        assert np.array_equal(renderer.draw(qpos), nominal)
