@@ -285,7 +285,7 @@ class ContrastiveLearner:
     def candidates(self) -> list[NormalizedActor]:
         """The actors that may become the teacher: the averaged one, and the current one where they differ."""
         actors = [self.averaged_actor, self.actor] if self.settings.average_decay else [self.averaged_actor]
-        return [NormalizedActor(actor, *self._normalizers.values(), self._dither) for actor in actors]
+        return [NormalizedActor(actor, *self._normalizers.values(), dither=self._dither) for actor in actors]
 
     @property
     def _normalizers(self) -> dict[str, RunningNormalizer]:
