@@ -4,7 +4,7 @@
     python -m benchmarks.sampled_action --table          print what is recorded; run nothing
 
 A cell is a teacher. Its ratio, mean / sampled, is of success, with a 95 % interval over pairs of fresh
-episodes that start and aim alike.
+episodes that start and aim alike. Where the mean swings with a clock, one that does not is there too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Cell, StudyParser, markdown_table, run_study, with_interval
+from thousandfold.models.deployable_policy import NormalizedActor
 from thousandfold.models.goal_actor import sample_action
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import set_up_torch
-from thousandfold.stages.episodes import retention, run_episodes
+from thousandfold.stages.episodes import Policy, retention, run_episodes
 from thousandfold.stages.networks import load_actor, torch_policy
 
 _HEADS = (
@@ -28,6 +29,7 @@ _HEADS = (
     "seed",
     "success, mean",
     "sampled",
+    "mean, still",
     "mean / sampled, success",
     "time at goal, mean",
     "sampled",
@@ -39,12 +41,18 @@ def run_cell(teacher: Artifact, seed: int, episodes: int) -> Cell:
     trained = load_actor(teacher)
     generator = torch.Generator().manual_seed(seed)
 
+    still = NormalizedActor(
+        trained.actor.actor, trained.actor.observation_normalizer, trained.actor.goal_normalizer
+    )
+
     @torch.no_grad()
     def sampled(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        gaussian = trained.actor(torch.as_tensor(observation), torch.as_tensor(goal))
+        gaussian = still(torch.as_tensor(observation), torch.as_tensor(goal))
         return sample_action(gaussian, torch.randn(gaussian.mean.shape, generator=generator))[0].numpy()
 
-    policies = {"mean": torch_policy(trained.actor), "sampled": sampled}
+    policies: dict[str, Policy] = {"mean": torch_policy(trained.actor), "sampled": sampled}
+    if trained.actor.dither is not None:
+        policies["still"] = torch_policy(still)
     found = {
         name: run_episodes(trained.task, policy, episodes=episodes, seed=seed)
         for name, policy in policies.items()
@@ -68,6 +76,7 @@ def table(cells: Mapping[str, Cell]) -> str:
         [
             cell["task"], cell["teacher_seed"],
             *(f"{cell[f'{side}_success']:.3f}" for side in ("mean", "sampled")),
+            f"{cell['still_success']:.3f}" if "still_success" in cell else "",
             with_interval(cell["success_ratio"], cell["success_ratio_interval"]),
             *(f"{cell[f'{side}_time_at_goal']:.0f}" for side in ("mean", "sampled")),
         ]
