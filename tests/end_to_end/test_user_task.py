@@ -182,7 +182,11 @@ def test_a_policy_that_sees_activations_runs_from_its_file(workspace: Path) -> N
 
 
 def test_a_policy_is_evaluated_where_nothing_varies_and_where_training_varies(workspace: Path) -> None:
-    for distribution, factors in (("nominal", []), ("evaluation", ["damping"]), ("randomized", ["mass"])):
+    for distribution, factors in (
+        ("nominal", []),
+        ("evaluation", ["damping:slide"]),
+        ("randomized", ["mass:cart"]),
+    ):
         invoke(workspace, "evaluate", *SMOKE, "--distribution", distribution)
         artifact = newest(workspace, "evaluation")
         assert artifact.manifest.settings["distribution"] == distribution
