@@ -3,16 +3,18 @@
     python -m benchmarks.orientation_goals --seeds 0 1 2
     python -m benchmarks.orientation_goals --table        print what is recorded; run nothing
 
-A wrist of three hinges with position servos is to take orientations that its joints can take, in any of
-which the hand may begin. A cell is a teacher of the preset `cpu`, which observes its hand's orientation and
-is commanded one in one of the representations. Success is the same for both: the angle between is below
-0.3 rad, of quaternions too, after so many control steps; q and -q are one orientation to it, and two goals to
-the networks.
+A body on a ball joint, which three motors turn against damping, is to take any orientation from any other. A
+cell is a teacher of the preset `cpu`, which observes the body's orientation and its rates, and is commanded one
+orientation in the same representation. Success is the same for all: the angle between is below 0.3 rad, of
+quaternions too. Quaternions are drawn with w ≥ 0, as people command them; where a body turns on beyond half a
+turn its own has w < 0, and MuJoCo leaves it so. "near" draws starts and goals within 1 rad of the identity,
+where a quaternion never comes near the other of its two signs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,9 +23,12 @@ import numpy as np
 
 from benchmarks.harness import Cell, StudyParser, markdown_table, run_study
 from thousandfold.envs.compiled_task import CompiledTask
-from thousandfold.envs.distributions import BoxPositions
-from thousandfold.envs.orientations import ORIENTATION_COLUMNS, from_quaternions, rotation_angle
-from thousandfold.envs.reachable_goals import ReachableGoals
+from thousandfold.envs.orientations import (
+    ORIENTATION_COLUMNS,
+    Orientations,
+    from_quaternions,
+    rotation_angle,
+)
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
 from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.pipeline.settings import resolve_settings
@@ -40,22 +45,34 @@ TERMS = {
 MODEL = """<mujoco>
   <option timestep="0.01" integrator="implicitfast" gravity="0 0 0"/>
   <worldbody>
-    <body name="hand">
-      <joint name="yaw" axis="0 0 1" range="-170 170" armature="0.05"/>
-      <joint name="pitch" axis="0 1 0" range="-85 85" armature="0.05"/>
-      <joint name="roll" axis="1 0 0" range="-170 170" armature="0.05"/>
-      <geom type="box" size=".1 .03 .01"/>
-    </body>
+    <body name="hand"><joint name="ball" type="ball" damping="0.5" armature="0.02"/>
+      <geom type="box" size=".1 .07 .05"/></body>
   </worldbody>
   <actuator>
-    <position joint="yaw" kp="5" dampratio="1" inheritrange="1"/>
-    <position joint="pitch" kp="5" dampratio="1" inheritrange="1"/>
-    <position joint="roll" kp="5" dampratio="1" inheritrange="1"/>
+    <motor joint="ball" gear="1.2 0 0" ctrlrange="-1 1"/>
+    <motor joint="ball" gear="0 1.2 0" ctrlrange="-1 1"/>
+    <motor joint="ball" gear="0 0 1.2" ctrlrange="-1 1"/>
   </actuator>
 </mujoco>"""
+WITHIN = {"any": np.pi, "near": 1.0}
 
 
-class WristTask(CompiledTask):
+@dataclass(frozen=True)
+class Quaternions:
+    """Quaternions with w ≥ 0 of orientations up to `within` radians from the identity, all as likely."""
+
+    within: float
+
+    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return `count` of them, shape (count, 4)."""
+        columns = Orientations(within=self.within).sample(rng, count).reshape(count, 2, 3)
+        found = np.empty((count, 4))
+        for quaternion, (x, y) in zip(found, columns, strict=True):
+            mujoco.mju_mat2Quat(quaternion, np.stack([x, y, np.cross(x, y)], 1).ravel())
+        return np.where(found[:, :1] < 0, -found, found)
+
+
+class TurningTask(CompiledTask):
     """The task in one representation, judged by the angle in each."""
 
     def goal_distance(self, achieved_goal: Any, desired_goal: Any) -> Any:
@@ -72,16 +89,16 @@ class WristTask(CompiledTask):
         return self.goal_distance(achieved_goal, desired_goal) < RADIUS
 
 
-def make_task(representation: str) -> CompiledTask:
-    """Return the wrist's task with goals in one of the representations."""
-    half = tuple(np.radians([170.0, 85.0, 170.0]).tolist())
-    starts = Reset(("yaw", "pitch", "roll"), BoxPositions(tuple(-each for each in half), half))
-    episodes = EpisodeDistribution(starts, ReachableGoals(margin=0.0))
+def make_task(representation: str, within: float) -> CompiledTask:
+    """Return the task with goals in one of the representations."""
+    starts = Reset(tuple(f"ball[{index}]" for index in range(4)), Quaternions(within))
+    six = representation == "six numbers"
+    episodes = EpisodeDistribution(starts, Orientations(within=within) if six else Quaternions(within))
     term = TERMS[representation]
-    return WristTask(
+    return TurningTask(
         GoalTask(
-            name="wrist",
-            description="a hand takes an orientation",
+            name="turning",
+            description="a body takes an orientation",
             build_spec=partial(mujoco.MjSpec.from_string, MODEL),
             observation=(Term("qvel"), term),
             achieved_goal=(term,),
@@ -92,12 +109,12 @@ def make_task(representation: str) -> CompiledTask:
     )
 
 
-def run_cell(representation: str, seed: int, env_steps: int, episodes: int) -> Cell:
+def run_cell(representation: str, where: str, seed: int, env_steps: int, episodes: int) -> Cell:
     """Train a teacher, and return its success along the way and over fresh episodes at the end."""
     flags = {"task": "point_u_maze", "seed": seed, "env_steps": env_steps, "threads": 1}
     settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset="cpu", flags=flags)
     set_up_torch(1)
-    task = make_task(representation)
+    task = make_task(representation, WITHIN[where])
     training = TeacherTraining(settings, task, "cpu")
     curve = []
     while not training.finished:
@@ -111,16 +128,29 @@ def run_cell(representation: str, seed: int, env_steps: int, episodes: int) -> C
     policy = torch_policy(training.learner.load_weights(training.choose()))
     found = run_episodes(task, policy, episodes=episodes, seed=10_000 + seed).summary()
     kept = ("success", "success_interval", "time_at_goal", "final_distance", "episodes")
-    return {"representation": representation, "seed": seed, "env_steps": env_steps, "curve": curve} | {
-        name: found[name] for name in kept
-    }
+    return {
+        "representation": representation,
+        "orientations": where,
+        "seed": seed,
+        "env_steps": env_steps,
+        "curve": curve,
+    } | {name: found[name] for name in kept}
 
 
 def table(cells: Mapping[str, Cell]) -> str:
     """Return a row a teacher."""
-    heads = ["representation", "seed", "steps", "success", "time at goal, of 1000", "angle at the end, rad"]
+    heads = [
+        "orientations",
+        "representation",
+        "seed",
+        "steps",
+        "success",
+        "time at goal, of 1000",
+        "angle at the end, rad",
+    ]
     rows = [
         [
+            cell["orientations"],
             cell["representation"],
             str(cell["seed"]),
             f"{cell['env_steps']:,}",
@@ -142,10 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse(arguments)
     cells = (
         (
-            f"{representation}, seed {seed}",
-            partial(run_cell, representation, seed, options.env_steps, options.episodes),
+            f"{where}, {representation}, seed {seed}",
+            partial(run_cell, representation, where, seed, options.env_steps, options.episodes),
         )
         for seed in options.seeds
+        for where in WITHIN
         for representation in TERMS
     )
     run_study(options, cells, table)
