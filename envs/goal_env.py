@@ -80,11 +80,11 @@ class _GoalContract:
         result = np.broadcast_to(np.asarray(flags, bool), np.shape(achieved_goal)[:-1]).copy()
         return result if result.ndim else bool(result)
 
-    def _seed(self, seed: int | None, generator: np.random.Generator, generator_seed: int | None) -> None:
-        """Let starts and goals come from a generator, and let noise be seeded as it was."""
+    def _seed(self, seed: int | None, generator: np.random.Generator, drawn: int | None) -> None:
+        """Let starts and goals come from a generator, and noise from the seed that Gymnasium drew for it."""
         self._simulator.rng = generator
         if seed is not None or not self._started:
-            self._simulator.seed_senses(max(generator_seed or 0, 0))  # below 0 Gymnasium does not know it
+            self._simulator.seed_senses(max(drawn or 0, 0))  # below 0 Gymnasium does not know it
 
     def _copy_observation(self) -> Observation:
         names = ("observation", "achieved_goal", "desired_goal")
