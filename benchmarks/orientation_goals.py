@@ -4,11 +4,11 @@
     python -m benchmarks.orientation_goals --table        print what is recorded; run nothing
 
 A body on a ball joint, which three motors turn against damping, is to take any orientation from any other. A
-cell is a teacher of the preset `cpu`, which observes the body's orientation and its rates, and is commanded one
-orientation in the same representation. Success is the same for all: the angle between is below 0.3 rad, of
-quaternions too. Quaternions are drawn with w ≥ 0, as people command them; where a body turns on beyond half a
-turn its own has w < 0, and MuJoCo leaves it so. "near" draws starts and goals within 1 rad of the identity,
-where a quaternion never comes near the other of its two signs.
+cell is a teacher of the preset `cpu`, which observes the body's orientation and its rates, and is commanded
+an orientation in the same representation. Success is the same for all: the angle between is below 0.3 rad,
+of quaternions too. Quaternions are drawn with w ≥ 0, as people command them. Where a body turns on beyond
+half a turn its own has w < 0, and MuJoCo leaves it so; "w >= 0" turns its sign as it is read. "near" draws
+starts and goals within 1 rad of the identity, where no quaternion comes near the other of its two signs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ RADIUS = 0.3
 TERMS = {
     "six numbers": Term("xmat", "hand", ORIENTATION_COLUMNS),
     "quaternion": Term("xquat", "hand"),
+    "quaternion, w >= 0": Term("xquat", "hand"),
 }
 MODEL = """<mujoco>
   <option timestep="0.01" integrator="implicitfast" gravity="0 0 0"/>
@@ -73,7 +74,27 @@ class Quaternions:
 
 
 class TurningTask(CompiledTask):
-    """The task in one representation, judged by the angle in each."""
+    """The task in one representation, judged by the angle in each.
+
+    Attributes:
+        one_sign: quaternions are read with w ≥ 0.
+    """
+
+    one_sign: bool = False
+
+    def read_observation(self, fields: Mapping[str, Any], out: Any, xp: Any = np) -> None:
+        """Write the observation, whose last numbers are the orientation."""
+        super().read_observation(fields, out, xp)
+        self._turn_sign(out[:, -self.goal_dim :])
+
+    def read_achieved_goal(self, fields: Mapping[str, Any], out: Any, xp: Any = np) -> None:
+        """Write the achieved goal."""
+        super().read_achieved_goal(fields, out, xp)
+        self._turn_sign(out)
+
+    def _turn_sign(self, quaternions: np.ndarray) -> None:
+        if self.one_sign:
+            quaternions *= np.where(quaternions[:, :1] < 0, -1, 1)
 
     def goal_distance(self, achieved_goal: Any, desired_goal: Any) -> Any:
         """Return the angle between goals, in radians; both (n, goal_dim), or one of them (goal_dim,)."""
@@ -95,7 +116,7 @@ def make_task(representation: str, within: float) -> CompiledTask:
     six = representation == "six numbers"
     episodes = EpisodeDistribution(starts, Orientations(within=within) if six else Quaternions(within))
     term = TERMS[representation]
-    return TurningTask(
+    task = TurningTask(
         GoalTask(
             name="turning",
             description="a body takes an orientation",
@@ -107,6 +128,8 @@ def make_task(representation: str, within: float) -> CompiledTask:
             episode_steps=60,
         )
     )
+    task.one_sign = representation == "quaternion, w >= 0"
+    return task
 
 
 def run_cell(representation: str, where: str, seed: int, env_steps: int, episodes: int) -> Cell:
@@ -167,17 +190,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print what is there."""
     parser = StudyParser(__doc__, "orientation_goals")
     parser.several("--seeds", (0, 1, 2), type=int, help="of the teachers")
+    parser.several("--orientations", tuple(WITHIN), choices=tuple(WITHIN))
+    parser.several("--representations", tuple(TERMS), choices=tuple(TERMS))
     parser.number("--env-steps", 60_000, "of a training", least=1)
     parser.number("--episodes", 512, "at the end", least=1)
     options = parser.parse(arguments)
     cells = (
         (
-            f"{where}, {representation}, seed {seed}",
+            f"{where}, {representation}, seed {seed}, {options.env_steps} steps",
             partial(run_cell, representation, where, seed, options.env_steps, options.episodes),
         )
         for seed in options.seeds
-        for where in WITHIN
-        for representation in TERMS
+        for where in options.orientations
+        for representation in options.representations
     )
     run_study(options, cells, table)
 
