@@ -21,7 +21,7 @@ from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Console, figure
 from thousandfold.pipeline.runtime import seed_sequence
-from thousandfold.stages.episodes import Policy, run_episodes, wilson_interval
+from thousandfold.stages.episodes import Episodes, Policy, run_episodes, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,17 +162,25 @@ def measured_levels(
     """
     watched = _Ranges(policy)
     run = _Runner(task, episodes, seed_sequence(seed, _EPISODE_STREAM, *stream))
-    yield Level(NOMINAL, 0.0, True, run(task.with_factors({}), watched), episodes)
-    absent = set[str]()
-    for factor, value, trained in planned:
-        if factor in absent:
-            continue
-        try:
-            varied, acting = _varied(task, policy, watched, factor, value, seed)
-        except TaskError:
-            absent.add(factor)
-            continue
-        yield Level(factor, value, trained, run(varied, acting), episodes)
+    nominal = run(task.with_factors({}), watched)
+    yield Level(NOMINAL, 0.0, True, int(nominal.success.sum()), episodes)
+    for factor in dict.fromkeys(factor for factor, _, _ in planned):
+        own = [(value, trained) for name, value, trained in planned if name == factor]
+        outcomes: dict[float, Episodes] = {}
+        # Both ends first: what changes nothing at either, as friction of what touches nothing, is no factor.
+        for value in (own[0][0], own[-1][0], *(value for value, _ in own[1:-1])):
+            try:
+                outcomes[value] = run(*_varied(task, policy, watched, factor, value, seed))
+            except TaskError:
+                break
+            alike = (
+                np.array_equal(each.final_distance, nominal.final_distance) for each in outcomes.values()
+            )
+            if value == own[-1][0] and all(alike):
+                break
+        else:
+            for value, trained in own:
+                yield Level(factor, value, trained, int(outcomes[value].success.sum()), episodes)
 
 
 def first_failures(levels: Sequence[Level]) -> dict[str, dict[str, float | None]]:
@@ -240,17 +248,16 @@ def _label(factor: str) -> str:
 
 
 class _Runner:
-    """Counts the successes of a policy in a task; every call gives the same starts and goals."""
+    """Runs episodes of a policy in a task; every call gives the same starts and goals."""
 
     def __init__(self, task: CompiledTask, episodes: int, seed: np.random.SeedSequence) -> None:
         self._distribution = "nominal" if "nominal" in task.spec.distributions else "evaluation"
         self._episodes, self._seed = episodes, seed
 
-    def __call__(self, task: CompiledTask, policy: Policy) -> int:
-        outcome = run_episodes(
+    def __call__(self, task: CompiledTask, policy: Policy) -> Episodes:
+        return run_episodes(
             task, policy, episodes=self._episodes, seed=self._seed, distribution=self._distribution
         )
-        return int(outcome.success.sum())
 
 
 class _Ranges:

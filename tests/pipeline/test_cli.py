@@ -167,6 +167,7 @@ class TestDryRun:
             "cpu",
             "cpu/ant",
             "cpu/mazes",
+            "cpu/poses",
             "quickstart",
             "smoke",
             "paper",
