@@ -25,6 +25,7 @@ from thousandfold.envs.senses import require_told_apart, senses_of
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
 from thousandfold.envs.term_columns import (
+    FACTORS_FIELD,
     FIELDS,
     TermColumns,
     TermResolver,
@@ -79,7 +80,10 @@ class CompiledTask:
         if seen is not None and (told := self.control.last_terms(seen)):
             self.spec = task = replace(task, student_observation=(*seen, *told))
         resolver = TermResolver(self.model, owner)
-        self._resolve_observation(resolver.resolve(task.observation), "observation")
+        self._observed_factors = self._factors_of_training()
+        told = None if self._observed_factors is None else self._observed_factors.factor_elements
+        observer = TermResolver(self.model, owner, told)
+        self._resolve_observation(observer.resolve(task.observation), "observation")
         self._achieved_goal = resolver.resolve(task.achieved_goal)
         self._early_end = [(end, resolver.resolve((end.term,))) for end in task.early_end]
         self.goal_dim = self._achieved_goal[-1].stop
@@ -89,7 +93,7 @@ class CompiledTask:
             require_region_fits(region, self._achieved_goal, owner)
         self._starts = self._start_states()
         self._varied = self._varied_models()
-        self.student_view = self._seen_by_student(resolver)
+        self.student_view = self._seen_by_student(observer)
 
     def _resolve_observation(self, terms: list[TermColumns], part: str) -> None:
         """Take the terms of an observation, which are those of a part of the task as it is written."""
@@ -124,19 +128,35 @@ class CompiledTask:
         return starts
 
     def _varied_models(self) -> dict[str, VariedModel]:
-        """Return what draws the model of each distribution that varies it."""
+        """Return what draws the model of each distribution that varies it; of all where factors are told."""
         known: dict[tuple[Variation, ...], VariedModel] = {}
-        for distribution in self.spec.distributions.values():
-            if distribution.varies and distribution.varies not in known:
-                known[distribution.varies] = VariedModel(
-                    self.model,
-                    self.spec.build_spec,
-                    distribution.varies,
-                    f"Task {self.name!r}",
-                    control_dt_s=self.spec.control_dt_s,
-                    episode_steps=self.spec.episode_steps,
-                )
-        return {name: known[each.varies] for name, each in self.spec.distributions.items() if each.varies}
+        distributions = self.spec.distributions.items()
+        if self._observed_factors is None:
+            distributions = [(name, each) for name, each in distributions if each.varies]
+        for _, each in distributions:
+            if each.varies not in known:
+                known[each.varies] = self._varied_model(each.varies, self._observed_factors)
+        return {name: known[each.varies] for name, each in distributions}
+
+    def _varied_model(
+        self, varies: tuple[Variation, ...], observed: VariedModel | None = None
+    ) -> VariedModel:
+        return VariedModel(
+            self.model,
+            self.spec.build_spec,
+            varies,
+            f"Task {self.name!r}",
+            control_dt_s=self.spec.control_dt_s,
+            episode_steps=self.spec.episode_steps,
+            observed=observed,
+        )
+
+    def _factors_of_training(self) -> VariedModel | None:
+        """Return what draws the factors that are observed; None where none are."""
+        terms = (*self.spec.observation, *(self.spec.student_observation or ()))
+        if all(term.field != FACTORS_FIELD for term in terms):
+            return None
+        return self._varied_model(self.spec.distribution("training").varies)
 
     def __deepcopy__(self, memo: object) -> CompiledTask:
         """Return the task itself: nothing changes it, and copies of what runs it share its model."""
@@ -406,13 +426,15 @@ class CompiledTask:
     def groups_of_a_unit(self, part: str) -> list[int]:
         """Return a number for each number of ``observation`` or ``achieved_goal``, the same for one unit.
 
-        Where the unit is not known they are one group with the others of their term alone.
+        Where the unit is not known they are one group with the others of their term alone. Factors are each
+        a group of their own: what is drawn hardly varies beside what moves.
         """
-        units = iter(self.describe(part))
+        units = [element["unit"] for element in self.describe(part)]
+        spans = zip(self._terms(part), self.term_spans(part), strict=True)
         keys = [
-            next(units)["unit"] or index
-            for index, span in enumerate(self.term_spans(part))
-            for _ in range(span.start, span.stop)
+            (index, number) if columns.factors else units[number] or index
+            for index, (columns, span) in enumerate(spans)
+            for number in range(span.start, span.stop)
         ]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return [numbers[key] for key in keys]

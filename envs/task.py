@@ -99,8 +99,9 @@ class Term:
     """One reading of a MuJoCo data field.
 
     Attributes:
-        field: a name of `compiled_task.FIELDS`, such as ``qpos`` or ``site_xpos``.
-        object: the joint, actuator, body, site or sensor to read; None reads every one of them.
+        field: a name of `term_columns.FIELDS`, such as ``qpos`` or ``site_xpos``.
+        object: the joint, actuator, body, site or sensor to read; None reads every one of them. Of
+            ``factors``, which observations alone read, what training draws: a name, or a pattern.
         columns: which numbers of that object to keep (``(0, 1)`` keeps x and y); None keeps all.
         transform: applied element-wise; ``difference`` subtracts the term `minus`.
         minus: the term to subtract, for ``difference`` alone.

@@ -4,6 +4,7 @@ called, and what these are measured in.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +27,15 @@ LINEAR_AND_TURNING: Mapping[mujoco.mjtJoint, tuple[int, int]] = {
     _JOINT.mjJNT_HINGE: (0, 1),
 }
 """How many velocities of a joint are linear and how many turn; three that turn are a quaternion in qpos."""
+FACTORS_FIELD = "factors"
+"""The field that holds what was drawn for a world's episode, beside those of MuJoCo."""
 ONE_NUMBER = re.compile(r"(?P<object>.+)\[(?P<index>\d+)\]$")
 """One number of an object, as people write it: ``root[2]``."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A MuJoCo data field that every simulator has, with one shape, and whose numbers it holds.
+    """A data field that every simulator has, with one shape, and whose numbers it holds.
 
     Attributes:
         kind: the MuJoCo object type of the names a term may give.
@@ -82,6 +85,7 @@ def _per_object(size: int, count: str, kind: mujoco.mjtObj) -> Field:
 
 FIELDS: Mapping[str, Field] = {
     "time": Field(_OBJECT.mjOBJ_UNKNOWN, True, lambda model, i: (0, 1), lambda model: 1),
+    FACTORS_FIELD: Field(_OBJECT.mjOBJ_UNKNOWN, True, lambda model, i: (i, i + 1), lambda model: 0),
     "qpos": Field(_OBJECT.mjOBJ_JOINT, True, _joint_qpos, lambda model: model.nq),
     "qvel": Field(_OBJECT.mjOBJ_JOINT, True, _joint_qvel, lambda model: model.nv),
     "ctrl": Field(_OBJECT.mjOBJ_ACTUATOR, True, lambda model, i: (i, i + 1), lambda model: model.nu),
@@ -99,7 +103,7 @@ FIELDS: Mapping[str, Field] = {
     "sensordata": Field(_OBJECT.mjOBJ_SENSOR, False, _sensor, lambda model: model.nsensordata),
 }
 
-_NAMED = [name for name in FIELDS if name != "time"]  # which a clock alone reads
+_NAMED = [name for name in FIELDS if name not in ("time", FACTORS_FIELD)]  # which keys of their own read
 
 
 def quaternion_starts(model: mujoco.MjModel) -> list[int]:
@@ -137,6 +141,7 @@ class TermColumns:
         minus: flat columns of the subtracted term, for ``difference``.
         frame: how the numbers are told in a body's frame; None: they are left in the world's axes.
         picked: which of the numbers in that frame are kept; None: all.
+        factors: name and unit of each number where these are factors, of which the model says neither.
     """
 
     term: Term
@@ -146,6 +151,7 @@ class TermColumns:
     minus: slice | np.ndarray | None = None
     frame: BodyFrame | None = None
     picked: slice | np.ndarray | None = None
+    factors: tuple[tuple[str, str], ...] = ()
     _placed: dict[Any, tuple[Any, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,10 +175,19 @@ class TermColumns:
 
 
 class TermResolver:
-    """Finds what terms name in a compiled model; errors begin with `owner`, such as ``Task 'ant'``."""
+    """Finds what terms name in a compiled model.
 
-    def __init__(self, model: mujoco.MjModel, owner: str) -> None:
-        self._model, self._owner = model, owner
+    Args:
+        model: the compiled model.
+        owner: how errors begin, such as ``Task 'ant'``.
+        factors: name and unit of every number that training draws, for terms of an observation; None for
+            other terms, which may not read them.
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, owner: str, factors: Sequence[tuple[str, str]] | None = None
+    ) -> None:
+        self._model, self._owner, self._factors = model, owner, factors
 
     def resolve(self, terms: Iterable[Term]) -> list[TermColumns]:
         """Return the terms with their columns, one after the other; raise TaskError for a wrong name."""
@@ -192,8 +207,9 @@ class TermResolver:
                 frame, picked = frame_of(self._model, term, self._owner), term.columns
                 columns = self.columns(replace(term, columns=None))
             if term.minus is not None:
+                alone = TermResolver(self._model, self._owner)  # factors are subtracted from nothing
                 try:
-                    minus = self.columns(term.minus if frame is None else replace(term.minus, columns=None))
+                    minus = alone.columns(term.minus if frame is None else replace(term.minus, columns=None))
                 except TaskError as error:
                     raise error.within("minus") from None
                 if len(minus) != len(columns):
@@ -201,7 +217,11 @@ class TermResolver:
                         f"{self._owner}: a difference of {len(columns)} and {len(minus)} numbers."
                     )
             picked = None if picked is None else as_slice(np.array(picked))
-            resolved.append(TermColumns(term, as_slice(columns), start, stop, as_slice(minus), frame, picked))
+            drawn = [] if term.field != FACTORS_FIELD or self._factors is None else self._factors
+            factors = tuple(drawn[column] for column in columns) if drawn else ()
+            resolved.append(
+                TermColumns(term, as_slice(columns), start, stop, as_slice(minus), frame, picked, factors)
+            )
             start = stop
         if start == 0:
             raise TaskError(f"{self._owner} has an empty list of terms.")
@@ -209,6 +229,8 @@ class TermResolver:
 
     def columns(self, term: Term) -> np.ndarray:
         """Return the flat columns of the term's field that it reads."""
+        if term.field == FACTORS_FIELD:
+            return self._factor_columns(term)
         if (term.field == "time") != (term.period_s is not None) or not (term.period_s or 1.0) > 0:
             raise TaskError(f"{self._owner}: the time is told by a clock with a period above 0.", ("field",))
         if term.field not in FIELDS:
@@ -237,6 +259,32 @@ class TermResolver:
             has = {0: "none", 1: "one, number 0"}.get(count, f"{count}, from 0 to {count - 1}")
             raise TaskError(f"{self._owner}: {whose} has no number {missing[0]}: it has {has}.", ("columns",))
         return columns[list(term.columns)]
+
+    def _factor_columns(self, term: Term) -> np.ndarray:
+        """Return which factors a term reads: those that its object names, by kind or by pattern too."""
+        pattern, names = term.object or "", [name for name, _ in self._factors or ()]
+        if self._factors is None or term != Term(
+            FACTORS_FIELD, term.object, unit=term.unit, sensor=term.sensor
+        ):
+            raise TaskError(
+                f"{self._owner}: factors are read by terms of an observation alone, as they were drawn."
+            )
+        if not names:
+            raise TaskError(
+                f"{self._owner}: training draws no factors: say in `randomize` what varies.", ("factors",)
+            )
+        chosen = [
+            index
+            for index, name in enumerate(names)
+            if pattern in (name, name.partition(":")[0]) or fnmatch.fnmatchcase(name, pattern)
+        ]
+        if not chosen:
+            hint = nearest_hint(pattern, names)
+            raise TaskError(
+                f"{self._owner}: training draws no factor {pattern!r}; {hint}valid: {', '.join(names)}.",
+                ("factors",),
+            )
+        return np.array(chosen)
 
     def _read_one_number(self, term: Term) -> str:
         """Return how a page reads one number of an object, where the term's object is such as ``root[2]``."""
@@ -373,6 +421,11 @@ def describe_elements(model: mujoco.MjModel, columns: TermColumns) -> list[dict[
     term, found = columns.term, []
     if term.period_s is not None:
         return [{"name": f"{label_of(term)}[{number}]", "unit": "1"} for number in range(2)]
+    if columns.factors:
+        return [
+            {"name": f"{FACTORS_FIELD}:{name}[0]", "unit": term.unit or unit}
+            for name, unit in columns.factors
+        ]
     names = object_names(model, FIELDS[term.field].kind)
     for number, owner, offset, _ in _numbers(model, columns):
         own, place = term, number
@@ -390,7 +443,7 @@ def earlier_names(model: mujoco.MjModel, columns: TermColumns) -> list[str]:
     ``qpos[2] root[2]``, and ``qpos[9]`` for an object without a name.
     """
     term, found = columns.term, []
-    if term.period_s is not None:
+    if term.period_s is not None or columns.factors:
         return [element["name"] for element in describe_elements(model, columns)]
     for number, owner, offset, size in _numbers(model, columns):
         name = f"{label_of(term)}[{number}]"

@@ -74,6 +74,13 @@ class _Drawn(NamedTuple):
     columns: slice
     write: Writer
 
+    def first_columns(self) -> Iterator[tuple[int, int]]:
+        """Yield each object's id and the column of its first number."""
+        numbers = len(FACTORS[self.factor.name].numbers)
+        alike = self.columns.stop - self.columns.start == numbers  # one draw for all
+        for index, id in enumerate(self.ids.tolist()):
+            yield id, self.columns.start + (0 if alike else numbers * index)
+
 
 class _Pushed(NamedTuple):
     """A push with the joint velocities that it changes, and how many of it an episode has at most."""
@@ -93,6 +100,7 @@ class VariedModel:
         fields: the fields of `mujoco.MjModel` that vary, ``opt.gravity`` among them, and where a row of
             `sample` holds them.
         pushed_dofs: the joint velocities that pushes change, (pushed,) int.
+        told: the columns of a row that observations read as factors: those of `observed`.
         width: of a row.
 
     Args:
@@ -102,6 +110,8 @@ class VariedModel:
         owner: how errors begin.
         control_dt_s: seconds of a control step.
         episode_steps: control steps of an episode.
+        observed: what varies in training, whose factors observations read. A row ends with these as they are
+            here, be they drawn otherwise, for other objects, or not at all; None: they are its own.
 
     Raises:
         TaskError: an object that is not there or cannot vary so, or bounds that the model cannot have.
@@ -116,8 +126,9 @@ class VariedModel:
         *,
         control_dt_s: float,
         episode_steps: int,
+        observed: VariedModel | None = None,
     ) -> None:
-        self._made_with = (model, build_spec, varies, owner, control_dt_s, episode_steps)
+        self._made_with = (model, build_spec, varies, owner, control_dt_s, episode_steps, observed)
         self._base, self._owner, self._control_dt_s = model, owner, control_dt_s
         self._drawn = list(self._resolve([each for each in varies if isinstance(each, Factor)]))
         pushes = [each for each in varies if isinstance(each, Push)]
@@ -130,7 +141,13 @@ class VariedModel:
         self.fields = self._lay_out()
         first = max([len(self.factor_names), *(field.columns.stop for field in self.fields.values())])
         self._pushes = slice(first, first + self._push_count * (1 + len(self.pushed_dofs)))
-        self.width = self._pushes.stop
+        self._observed, self.told = None, slice(0, len(self.factor_names))
+        if observed is not None and [each.factor for each in observed._drawn] != [
+            each.factor for each in self._drawn
+        ]:
+            self._observed = self._as_told(observed)
+            self.told = slice(self._pushes.stop, self._pushes.stop + len(observed.factor_names))
+        self.width = max(self._pushes.stop, self.told.stop)
         self._nominal = np.zeros(self.width)
         for name, field in self._written:
             self._nominal[field.columns] = _own(self.model, name).ravel()
@@ -141,15 +158,16 @@ class VariedModel:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Become what `__getstate__` was told of."""
-        *arguments, control_dt_s, episode_steps = state
-        self.__init__(*arguments, control_dt_s=control_dt_s, episode_steps=episode_steps)
+        *arguments, control_dt_s, episode_steps, observed = state
+        self.__init__(*arguments, control_dt_s=control_dt_s, episode_steps=episode_steps, observed=observed)
 
     # -- draws ------------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Return what is drawn for the episodes of some worlds, (count, width), float64.
 
-        A row holds the factors, in the order of `factor_names`; then the model's `fields`; then the pushes.
+        A row holds the factors, in the order of `factor_names`; then the model's `fields`; then the pushes;
+        then the factors that are told, where these are others.
         """
         return self.completed(self.sample_alone(rng, count))
 
@@ -166,6 +184,9 @@ class VariedModel:
         factors = rows[:, : len(self.factor_names)]
         fields = {name: rows[:, columns].reshape(-1, *shape) for name, (columns, shape) in self._written}
         self._write(fields, factors)
+        if self._observed is not None:
+            weights, alone = self._observed
+            rows[:, self.told] = factors @ weights + alone
         if self._derived:
             self._derive(fields, {name: rows[:, columns] for name, (columns, _) in self._derived})
         return rows
@@ -212,6 +233,44 @@ class VariedModel:
             speed = rng.uniform(*push.speed, (count, most, 1))
             kicks[:, own, np.searchsorted(self.pushed_dofs, dofs)] = speed * towards
             first += most
+
+    def _as_told(self, observed: VariedModel) -> tuple[np.ndarray, np.ndarray]:
+        """Return what gives the factors of `observed`: ``factors @ weights + alone``.
+
+        An object's number is what is drawn for it here, in the way that `observed` draws it, and the model's
+        own where nothing is. Where objects of one number have several, it is their mean.
+
+        Returns:
+            weights (factors, factors of `observed`) and alone (factors of `observed`,).
+        """
+        own: dict[tuple[str, int], tuple[_Drawn, int]] = {}
+        for each in self._drawn:
+            own |= {(each.factor.name, int(id)): (each, column) for id, column in each.first_columns()}
+        shape = len(self.factor_names), len(observed.factor_names)
+        weights, alone, objects = np.zeros(shape), np.zeros(shape[1]), np.zeros(shape[1])
+        for told in observed._drawn:
+            name, kind = told.factor.name, FACTORS[told.factor.name]
+            for id, first in told.first_columns():
+                usual = 1.0 if kind.relative else 0.0
+                in_model = _own_number(self._base, name, int(id)) if kind.absolute else usual
+                here, column = own.get((name, int(id)), (None, 0))
+                for number in range(len(kind.numbers)):
+                    objects[first + number] += 1
+                    if here is None:
+                        alone[first + number] += usual if told.factor.relative else in_model
+                        continue
+                    by = 1.0
+                    if told.factor.relative and not here.factor.relative:
+                        if in_model == 0:
+                            raise TaskError(
+                                f"{self._owner}: {name} is 0 in the model, and cannot be observed as a share "
+                                "of that: where training draws it too, say `relative: false`."
+                            )
+                        by = 1.0 / in_model
+                    elif here.factor.relative and not told.factor.relative:
+                        by = in_model
+                    weights[column + number, first + number] += by
+        return weights / objects, alone / objects
 
     # -- fields of the model ----------------------------------------------------------------------
 
@@ -373,6 +432,24 @@ class VariedModel:
             for name in objects:
                 found += [":".join(filter(None, (factor.name, name, number))) for number in kind.numbers]
         return found
+
+    @property
+    def factor_elements(self) -> list[tuple[str, str]]:
+        """Name and unit of what is drawn; ``1`` for what multiplies the model's own number.
+
+        It is empty where objects that share a number differ in it, as joints that slide and that turn do.
+        """
+        found = []
+        for each in self._drawn:
+            kind, units = FACTORS[each.factor.name], dict[int, set[str]]()
+            for id, column in each.first_columns():
+                unit = "1" if kind.relative and each.factor.relative else kind.unit
+                linear, _, turning = unit.partition(" or ")
+                slides = kind.objects == "joints" and self._base.jnt_type[id] == _JOINT.mjJNT_SLIDE
+                units.setdefault(column, set()).add(linear if slides or not turning else turning)
+            for those in units.values():
+                found += [those.pop() if len(those) == 1 else ""] * len(kind.numbers)
+        return list(zip(self.factor_names, found, strict=True))
 
     def _resolve_push(self, index: int, push: Push, episode_steps: int) -> _Pushed:
         place, model = ("push", index), self._base
@@ -617,6 +694,18 @@ def _dofs(model: mujoco.MjModel, joint: int) -> np.ndarray:
     first = int(model.jnt_dofadr[joint])
     size = {int(_JOINT.mjJNT_FREE): 6, int(_JOINT.mjJNT_BALL): 3}.get(int(model.jnt_type[joint]), 1)
     return np.arange(first, first + size)
+
+
+def _own_number(model: mujoco.MjModel, factor: str, index: int) -> float:
+    """Return what an object of the model has where a draw may take its place."""
+    match factor:
+        case "mass":
+            return float(model.body_mass[index])
+        case "friction":
+            return float(model.geom_friction[index, 0])
+        case "gain":
+            return float(model.actuator_gainprm[index, 0])
+    return float(getattr(model, f"dof_{factor}")[_dofs(model, index)[0]])
 
 
 def _limited_joint(model: mujoco.MjModel, actuator: int) -> int | None:

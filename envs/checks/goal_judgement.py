@@ -12,7 +12,13 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mujoco_log import quiet_mujoco
 from thousandfold.envs.object_names import as_written, find_object, object_name
 from thousandfold.envs.task import TaskError, Term
-from thousandfold.envs.term_columns import TermColumns, TermResolver, label_of, quaternion_columns
+from thousandfold.envs.term_columns import (
+    FACTORS_FIELD,
+    TermColumns,
+    TermResolver,
+    label_of,
+    quaternion_columns,
+)
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _MORE_THAN_POSITIONS = "the goal is more than a matter of positions"
@@ -128,6 +134,8 @@ def _quaternions(
     """Yield where terms that read quaternions stand, their columns, and which of the part's numbers it is."""
     resolver, first = TermResolver(task.model, f"Task {task.name!r}"), 0
     for index, term in enumerate(terms):
+        if term.field == FACTORS_FIELD:
+            continue
         (columns,) = resolver.resolve((term,))
         found = quaternion_columns(task.model, term.field)[columns.source]
         if term.minus is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.object_names import object_names
 from thousandfold.envs.task import Term
-from thousandfold.envs.term_columns import FIELDS, TermResolver, label_of
+from thousandfold.envs.term_columns import FACTORS_FIELD, FIELDS, TermResolver, label_of
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
 _SENSOR = mujoco.mjtSensor
@@ -21,18 +21,33 @@ _TRACKER = "on a robot that takes a tracker outside of it, such as motion captur
 
 def judge_senses(task: CompiledTask) -> list[str]:
     """Return a line for each thing that looks wrong, with its place on the page of a user's task."""
-    return [*_judge_readings(task), *_judge_late_controls(task)]
+    return [*_judge_readings(task), *_judge_factors(task), *_judge_late_controls(task)]
 
 
 def _judge_readings(task: CompiledTask) -> Iterator[str]:
     """Yield a line for each term of the student's observation that no sensor of a robot gives."""
     resolver = TermResolver(task.model, f"Task {task.name!r}")
     for index, term in enumerate(task.spec.student_observation or ()):
+        if term.field == FACTORS_FIELD:
+            place = task_place(task.spec.file, ("student_observation", index))
+            yield f"{place}: {label_of(term)} is what no sensor gives a student: the simulator draws it."
+            continue
         (columns,) = resolver.resolve((term,))
         read = np.arange(FIELDS[term.field].width(task.model))[columns.source]
         if reason := _not_sensed(task.model, term, read):
             place = task_place(task.spec.file, ("student_observation", index))
             yield f"{place}: {label_of(term)} is what no sensor gives a student: {reason}."
+
+
+def _judge_factors(task: CompiledTask) -> Iterator[str]:
+    """Yield a line for each factor that is observed where students have no senses of their own."""
+    for index, term in enumerate(task.spec.observation):
+        if term.field == FACTORS_FIELD and task.student_view is task:
+            place = task_place(task.spec.file, ("observation", index))
+            yield (
+                f"{place}: {label_of(term)} is what the simulator draws, and no robot can give a policy: "
+                "leave it to a teacher, and give students a student_observation without it."
+            )
 
 
 def _not_sensed(model: mujoco.MjModel, term: Term, read: np.ndarray) -> str:

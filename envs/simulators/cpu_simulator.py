@@ -18,7 +18,7 @@ from thousandfold.envs.simulators.simulator import (
     StepResult,
     checked_state,
 )
-from thousandfold.envs.term_columns import FIELDS
+from thousandfold.envs.term_columns import FACTORS_FIELD, FIELDS
 from thousandfold.envs.varied_model import VariedModel
 from thousandfold.ground.machine import usable_cpus
 
@@ -80,7 +80,8 @@ class CpuSimulator(Simulator):
         # Written to the rows of worlds that are reset, for which no thread need be woken.
         self._start_state = task.start_state(distribution)
         self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
-        self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in self.fields}
+        bound = [name for name in self.fields if name != FACTORS_FIELD]
+        self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in bound}
         self._sent = self._ctrl
         if self._pending is not None:  # what was sent last is what the task reads and builds on
             self._fields["ctrl"] = self._sent = self._pending.newest
@@ -91,6 +92,8 @@ class CpuSimulator(Simulator):
         ]
         if self.varied is not None:
             self._push_steps = self.varied.push_steps(self._draws)
+            if FACTORS_FIELD in self.fields:
+                self._fields[FACTORS_FIELD] = self._draws[:, self.varied.told]
         self._disableflags: np.ndarray | None = None
         if self._kinematics is not None and self.varied is not None and self.varied.fields:
             self._disableflags = self._batch.expand("opt.disableflags")

@@ -29,6 +29,7 @@ from thousandfold.envs.simulators.warp_contacts import match_contacts  # noqa: E
 from thousandfold.envs.simulators.warp_sizes import WarpSizes, warm_up_sizes  # noqa: E402
 from thousandfold.envs.start_states import STATE  # noqa: E402
 from thousandfold.envs.task import TaskError  # noqa: E402
+from thousandfold.envs.term_columns import FACTORS_FIELD  # noqa: E402
 from thousandfold.envs.varied_model import VariedModel  # noqa: E402
 
 Array = torch.Tensor | np.ndarray
@@ -194,7 +195,8 @@ class WarpSimulator(Simulator):
         )
         start = self.task.start_state(self.distribution).astype(np.float32)
         self._start_state = wp.array(np.tile(start, (worlds, 1)), dtype=float, device=str(device))
-        self._fields = {name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in self.fields}
+        bound = [name for name in self.fields if name != FACTORS_FIELD]
+        self._fields = {name: wp.to_torch(getattr(self._data, name)).view(worlds, -1) for name in bound}
         self._sent = self._ctrl
         if self._pending is not None:  # what was sent last is what the task reads and builds on
             self._fields["ctrl"] = self._sent = self._pending.newest
@@ -208,6 +210,8 @@ class WarpSimulator(Simulator):
         self._draws = torch.zeros(worlds, 0 if self.varied is None else self.varied.width, device=device)
         if self.varied is not None:
             self._pushed_dofs = torch.from_numpy(self.varied.pushed_dofs).to(device)
+            if FACTORS_FIELD in self.fields:
+                self._fields[FACTORS_FIELD] = self._draws[:, self.varied.told]
 
     @property
     def diverged_count(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import Field
@@ -69,6 +69,8 @@ class PoseEntry(_Section):
 class TermEntry(_Section):
     """One reading of a MuJoCo data field, or of an orientation; see `envs.task.Term`."""
 
+    in_place_of_field: ClassVar[tuple[str, ...]] = ("orientation", "up", "clock")
+
     field: str | None = None
     orientation: PoseEntry | None = None
     up: PoseEntry | None = None
@@ -82,17 +84,21 @@ class TermEntry(_Section):
 
     @pydantic.model_validator(mode="after")
     def _is_one(self) -> TermEntry:
-        if sum(each is not None for each in (self.field, self.orientation, self.up, self.clock)) != 1:
-            raise ValueError("'field' must be given, or orientation, up or clock in its place")
+        others = self.in_place_of_field
+        given = [name for name in ("field", *others) if getattr(self, name) is not None]
+        if len(given) != 1:
+            listed = f"{', '.join(others[:-1])} or {others[-1]}"
+            raise ValueError(f"'field' must be given, or {listed} in its place")
+        if self.field == "factors":
+            raise ValueError('factors are read with `factors: "*"`, without a field')
         if self.field is not None:
             return self
         beside = self.model_fields_set & {"object", "columns", "transform", "minus"}
-        if self.up is not None or self.clock is not None:
+        if self.orientation is None:
             beside |= self.model_fields_set & {"frame"}
         if beside:
             key = {"frame": "in"}.get(name := sorted(beside)[0], name)
-            other = "orientation" if self.orientation else "up" if self.up else "clock"
-            raise ValueError(f"{key} goes with a field, not with {other}")
+            raise ValueError(f"{key} goes with a field, not with {given[0]}")
         return self
 
 
@@ -121,8 +127,11 @@ _SENSED = ("noise", "noise_kind", "bias", "quantum", "delay", "dropout", "histor
 
 
 class SensedEntry(TermEntry):
-    """A reading as it is sensed; see `envs.task.Sensor`."""
+    """A reading as it is sensed, or what was drawn; see `envs.task.Sensor` and `envs.randomization`."""
 
+    in_place_of_field: ClassVar[tuple[str, ...]] = (*TermEntry.in_place_of_field, "factors")
+
+    factors: ObjectName = None
     noise: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
     noise_kind: Literal["normal", "uniform"] = "normal"
     bias: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
@@ -566,6 +575,8 @@ def _explanations(error: pydantic.ValidationError, page: Page) -> list[str]:
             hint = f"did you mean {nearest!r}?" if nearest else f"valid: {', '.join(valid)}."
             if place[-1] in _SENSED:
                 hint = "terms of observation and student_observation alone are sensed."
+            if place[-1] == "factors":
+                hint = "terms of observation and student_observation alone read factors."
             unknown.append(page.error(place, f"unknown key; {hint}"))
         elif detail["type"] == "missing":
             missing.append(place)

@@ -55,7 +55,7 @@ from thousandfold.envs.task import (
     clock,
     with_nominal,
 )
-from thousandfold.envs.term_columns import TermColumns, TermResolver, is_orientation
+from thousandfold.envs.term_columns import FACTORS_FIELD, TermColumns, TermResolver, is_orientation
 from thousandfold.envs.user_tasks import user_schema as schema
 from thousandfold.envs.user_tasks.model_xml import require_modest, with_place
 from thousandfold.envs.user_tasks.task_yaml import Location, Page, read_page, shown
@@ -288,6 +288,8 @@ def _term(entry: schema.TermEntry) -> Term:
         if pose is not None:
             field = {"body": "xmat", "site": "site_xmat", "geom": "geom_xmat"}[pose.kind]
             return Term(field, pose.object, columns, unit=entry.unit, frame=entry.frame, sensor=sensor)
+    if isinstance(entry, schema.SensedEntry) and entry.factors is not None:
+        return Term(FACTORS_FIELD, entry.factors, unit=entry.unit, sensor=sensor)
     assert entry.field is not None
     minus = None if entry.minus is None else _term(entry.minus)
     default = "identity" if minus is None else "difference"
@@ -602,15 +604,28 @@ def _checks(
 ) -> Iterator[tuple[Location, Callable[[], Any]]]:
     """Yield the entries that must suit the model, each with what raises TaskError where it does not."""
     yield ("model",), partial(require_whole_state, model, _OWNER)
-    resolver = TermResolver(model, _OWNER)
     student = task.student_observation or ()
+    varied = partial(
+        VariedModel, model, task.build_spec, owner=_OWNER, control_dt_s=task.control_dt_s,
+        episode_steps=task.episode_steps,
+    )  # fmt: skip
+    observed = factors = None
+    for name in ("training", "evaluation"):
+        own: schema.EpisodesEntry = getattr(entry, name)
+        place, varies = (*_section(name, own.randomize), "randomize"), task.distributions[name].varies
+        yield place, partial(varied, varies=varies, observed=observed)
+        if observed is None and any(each.field == FACTORS_FIELD for each in (*task.observation, *student)):
+            observed = varied(varies=varies)
+            factors = observed.factor_elements
+    resolver, observer = TermResolver(model, _OWNER), TermResolver(model, _OWNER, factors)
     parts = (("observation", task.observation), ("student_observation", student))
     for key, terms in (*parts, ("achieved_goal", task.achieved_goal)):
         for index, term in enumerate(terms):
-            yield (key, index), partial(resolver.resolve, (term,))
+            reader = resolver if key == "achieved_goal" else observer
+            yield (key, index), partial(reader.resolve, (term,))
     for key, terms in parts:
         if terms:
-            yield (), partial(require_told_apart, model, resolver.resolve(terms), key, _OWNER)
+            yield (), partial(require_told_apart, model, observer.resolve(terms), key, _OWNER)
     for index, end in enumerate(task.early_end):
         yield ("early_end", index, "term"), partial(resolver.resolve, (end.term,))
     yield ("action",), partial(_require_controls, page, entry, model, task)
@@ -623,10 +638,6 @@ def _checks(
         episodes = task.distributions[name]
         yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
         yield (*_section(name, own.goal), "goal"), partial(_require_goals, model, task, name, goal)
-        yield (*_section(name, own.randomize), "randomize"), partial(
-            VariedModel, model, task.build_spec, episodes.varies, _OWNER,
-            control_dt_s=task.control_dt_s, episode_steps=task.episode_steps,
-        )  # fmt: skip
 
 
 def _require_goals(model: mujoco.MjModel, task: GoalTask, name: str, goal: Sequence[TermColumns]) -> None:

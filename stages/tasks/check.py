@@ -21,6 +21,7 @@ from thousandfold.envs.checks.task_judgement import judge_task
 from thousandfold.envs.checks.variation_judgement import judge_variations
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
+from thousandfold.envs.term_columns import FACTORS_FIELD
 from thousandfold.envs.user_tasks.task_yaml import shown
 from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import write_atomic
@@ -112,9 +113,11 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
     ]
     own = {"student_observation": student} if task.student_view is not task else {}
     varies = {
-        name: varied.describe()
+        name: rows
         for name in ("training", "evaluation", "randomized")
-        if name in task.spec.distributions and (varied := task.varied_model(name)) is not None
+        if name in task.spec.distributions
+        and (varied := task.varied_model(name)) is not None
+        and (rows := varied.describe())
     }
     return {"observation": observation, **own, "goal": goal, "action": action, "varies": varies}
 
@@ -165,6 +168,10 @@ def _print(console: Console, task: CompiledTask, report: dict[str, Any]) -> None
         title = f"What varies from episode to episode in {' and '.join(alike)}"
         columns = [column for column in rows[0] if column not in ("names", "numbers")]
         console.table(title, columns, [[row[column] for column in columns] for row in rows])
+    if task.student_view is not task and any(term.field == FACTORS_FIELD for term in described.observation):
+        console.say(
+            "The teacher observes factors, which no robot can give it: export its student, not the teacher."
+        )
     low, high = report["random_success_interval"]
     console.say(
         f"A random policy meets {report['random_success']:.1%} of the goals of {report['episodes']} episodes "

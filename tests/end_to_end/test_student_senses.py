@@ -1,4 +1,7 @@
-"""A student with senses of its own goes through the whole chain, beside a teacher that sees everything."""
+"""A student with senses of its own goes through the whole chain, beside a teacher that sees everything.
+
+What only the simulator knows, the factors that are drawn for an episode, is part of that.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ SENSED = """student_observation:
   - {field: ctrl, object: lift, history: 2}
 action: {actuators: "*", kind: delta, max_rate: 3}
 action_delay: {low: 0, high: 2}
+randomize: {mass: {low: 0.7, high: 1.3}, joint_zero: {low: -0.02, high: 0.02, joints: elbow}}
 """
+FACTORS = ["factors:mass[0]", "factors:joint_zero:elbow[0]"]
 SEEN = [f"qpos:{joint}[0]{age}" for age in ("", "@-1", "@-2") for joint in ("shoulder", "elbow")]
 SEEN += ["ctrl:lift[0]", "ctrl:lift[0]@-1", "ctrl:bend[0]"]
 
@@ -44,7 +49,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("THOUSANDFOLD_WORKSPACE", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
-        page = write(home, changed(PAGE, "episode_steps: 30", "episode_steps: 12") + SENSED)
+        page = changed(PAGE, "episode_steps: 30", "episode_steps: 12")
+        page = changed(page, "    object: fingertip\n", '    object: fingertip\n  - {factors: "*"}\n')
+        page = write(home, page + SENSED)
         invoke(workspace, "train-teacher", *SMOKE, "--task", str(page))
         invoke(workspace, "generate-dataset", *SMOKE)
         rounds = ("dagger_rounds=1", "dagger_episodes=8", "dagger_updates=2", "objective=critic")
@@ -59,19 +66,22 @@ def newest(workspace: Path, kind: str) -> Artifact:
 
 def test_rows_carry_what_both_see(workspace: Path) -> None:
     data = load_goal_dataset(newest(workspace, "dataset").path)
-    assert data.observation.shape[1] == 7 and data.seen_by_student.shape[1] == 9
+    assert data.observation.shape[1] == 9 and data.seen_by_student.shape[1] == 9
     first = np.flatnonzero(np.diff(data.episode, prepend=-1))
     seen, true = data.seen_by_student, data.observation
     np.testing.assert_array_equal(seen[first, 2:4], seen[first, 0:2])  # all before is the first reading
     inner = np.setdiff1d(np.arange(len(true)), np.concatenate([first, first + 1]))
     np.testing.assert_array_equal(seen[inner, 2:4], seen[inner - 1, 0:2])
+    mass, zero = data.observation[:, 5:7].T
+    assert ((mass >= 0.7) & (mass <= 1.3) & (np.abs(zero) <= 0.02)).all()
+    assert len(np.unique(mass)) == len(np.unique(zero)) == len(first)  # drawn once an episode
     off = seen[inner, 0:2] - true[inner - 1, :2]  # a step late, and noisy
     assert off.std() == pytest.approx(0.01, rel=0.2)
 
 
 def test_a_student_is_of_its_own_senses(workspace: Path) -> None:
     student, teacher = (load_actor(newest(workspace, kind)) for kind in ("student", "teacher"))
-    assert (teacher.task.observation_dim, student.task.observation_dim) == (7, 9)
+    assert (teacher.task.observation_dim, student.task.observation_dim) == (9, 9)
     assert [each["name"] for each in student.task.describe("observation")] == SEEN
     results = newest(workspace, "student").manifest.results
     assert results["rounds"][0]["labels"] > 0 and results["episodes"] > 0
@@ -83,6 +93,7 @@ def test_the_file_names_past_readings_and_older_runners_refuse_it(workspace: Pat
     assert [element.name for element in student.inputs.observation] == SEEN
     assert (student.format_version, teacher.format_version) == (4, 3)
     assert student.inputs.observation[0].unit == "rad"
+    assert [each.name for each in teacher.inputs.observation if each.name.startswith("factors:")] == FACTORS
 
 
 def test_it_is_verified_evaluated_and_run_by_what_remembers(workspace: Path) -> None:
@@ -100,7 +111,7 @@ def test_it_is_verified_evaluated_and_run_by_what_remembers(workspace: Path) -> 
 
 def test_episodes_from_elsewhere_have_no_such_senses(workspace: Path, tmp_path: Path) -> None:
     path = tmp_path / "others.npz"
-    np.savez(path, observations=np.zeros((4, 7)), actions=np.zeros((4, 2)), terminals=np.zeros(4))
+    np.savez(path, observations=np.zeros((4, 9)), actions=np.zeros((4, 2)), terminals=np.zeros(4))
     result = CliRunner().invoke(
         cli,
         ["--workspace", str(workspace), "dataset", "import", str(path), *SMOKE, "--goal-columns", "2,3,4"],
