@@ -44,6 +44,7 @@ _LEVELS: Mapping[str, tuple[float, ...]] = {
 _VARIED_TOGETHER = ("mass", "friction", "gain")
 _NOISE_TOGETHER, _DELAY_TOGETHER = 0.01, 2
 _EPISODE_STREAM, _NOISE_STREAM = 58, 59
+_KNOWN = ("ctrl:", "clock:", "factors:")  # how numbers begin that no sensor tells
 _LABELS: Mapping[str, str] = {
     NOISE: "noise of each sensor, share of its range",
     DELAY: "delay of actions, control steps",
@@ -275,9 +276,9 @@ class _Ranges:
 
 
 def _noisy(task: CompiledTask, policy: Policy, ranges: _Ranges, share: float, seed: int) -> Policy:
-    """Return the policy on noisy observations; what was sent last is known exactly."""
+    """Return the policy on noisy observations; what no sensor tells, as what was sent, is known exactly."""
     names = [element["name"] for element in task.describe("observation")]
-    sensed = np.array([not name.startswith("ctrl:") for name in names])
+    sensed = np.array([not name.startswith(_KNOWN) for name in names])
     std = (share * sensed * (ranges.high - ranges.low)).astype(np.float32)
     rng = np.random.Generator(np.random.PCG64(seed_sequence(seed, _NOISE_STREAM)))
 
