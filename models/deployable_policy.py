@@ -47,7 +47,7 @@ class Normalizer(nn.Module):
 
 
 class Dither(nn.Module):
-    """A swing of every action with a clock, so that nothing stands still in balance, as legs do at their stops.
+    """A swing of every action with a clock, so that nothing stays in balance, as legs do at their stops.
 
     Action i swings by share · std · √2 sin(2π t / T + i · 2.4), whose mean square is that of as much noise.
     Neighbours are a golden angle apart, so that all actions together point nowhere.

@@ -123,8 +123,8 @@ class LearnerSettings(StageSettings):
         default=0.0,
         ge=0,
         le=2,
-        description="share of its own standard deviation by which the teacher's action swings with the clock, so "
-        "that nothing stands still in balance; 0: not at all",
+        description="share of its own standard deviation by which the teacher's action swings with the "
+        "clock, so that nothing stands still in balance; 0: not at all",
     )
     average_decay: float = pydantic.Field(
         default=0.0,
