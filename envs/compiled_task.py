@@ -23,7 +23,7 @@ from thousandfold.envs.randomization import Variation
 from thousandfold.envs.reachable_goals import achieved_goal, require_drawable
 from thousandfold.envs.senses import require_told_apart, senses_of
 from thousandfold.envs.start_states import STATE, StartStates, require_whole_state
-from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError
+from thousandfold.envs.task import EpisodeDistribution, GoalTask, SuccessRegion, TaskError, clock
 from thousandfold.envs.term_columns import (
     FACTORS_FIELD,
     FIELDS,
@@ -32,6 +32,7 @@ from thousandfold.envs.term_columns import (
     describe_elements,
     earlier_names,
     is_orientation,
+    label_of,
     leave_bounds,
     read_terms,
 )
@@ -114,7 +115,7 @@ class CompiledTask:
         """Return what draws the starts of each distribution, whose goals must fit."""
         owner = f"Task {self.name!r}"
         starts = {
-            name: StartStates(self.model, distribution.starts, owner)
+            name: StartStates(self.model, distribution.starts, owner, self.spec.has_clock)
             for name, distribution in self.spec.distributions.items()
         }
         self._episodes = {
@@ -451,7 +452,7 @@ class CompiledTask:
     def clock_columns(self) -> list[int]:
         """Return which numbers of an observation are cos and sin of the clock that the task was given."""
         seen = [element["name"] for element in self.describe("observation")]
-        name = f"clock:{self.spec.changes['clock_s']:g}"
+        name = label_of(clock(self.spec.changes["clock_s"]))
         return [seen.index(f"{name}[{number}]") for number in range(2)]
 
     def last_controls(self) -> list[int]:

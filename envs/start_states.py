@@ -38,13 +38,14 @@ class StartStates:
         model: the compiled model.
         reset: the description.
         owner: how errors begin.
+        has_clock: whether a clock is observed, which tells the time since the start.
 
     Raises:
-        TaskError: a joint or keyframe that the model does not have, or draws that do not fit the joints or
-            give a quaternion of length 0.
+        TaskError: a joint or keyframe that the model does not have, a keyframe that a clock cannot begin at,
+            or draws that do not fit the joints or give a quaternion of length 0.
     """
 
-    def __init__(self, model: mujoco.MjModel, reset: Reset, owner: str) -> None:
+    def __init__(self, model: mujoco.MjModel, reset: Reset, owner: str, has_clock: bool = False) -> None:
         self._model, self._reset, self._owner = model, reset, owner
         self._resolver = TermResolver(model, owner)
         data = mujoco.MjData(model)
@@ -54,6 +55,12 @@ class StartStates:
             except TaskError as error:
                 raise error.within("keyframe") from None
             mujoco.mj_resetDataKeyframe(model, data, key)
+        if has_clock and data.time:
+            raise TaskError(
+                f"{owner}: keyframe {reset.keyframe!r} begins at time {data.time:g}, and a clock at 0: leave "
+                "out the keyframe's time.",
+                ("keyframe",),
+            )
         self._qpos, self._qvel = data.qpos.copy(), data.qvel.copy()
         self.base = np.empty(mujoco.mj_stateSize(model, STATE))
         mujoco.mj_getState(model, data, self.base, STATE)

@@ -410,10 +410,12 @@ class GoalTask:
                 if term.sensor is None:
                     continue
                 delays.append(((part, index, "delay"), term.sensor.delay[1]))
-                if term.field == "ctrl" and not term.sensor.is_exact:
+                if term.field in ("ctrl", "time") and not term.sensor.is_exact:
+                    known = "ctrl is what was sent, which whoever sends it"
+                    if term.field == "time":
+                        known = "a clock is what whoever runs the policy"
                     raise TaskError(
-                        f"{owner}: ctrl is what was sent, which whoever sends it knows exactly: it may have "
-                        "a history, and no noise or delay.",
+                        f"{owner}: {known} knows exactly: it may have a history, and no noise or delay.",
                         (part, index),
                     )
         for entry, steps in delays:
@@ -433,6 +435,11 @@ class GoalTask:
     def reference(self) -> str:
         """What finds the task again: the name of a built-in one, the file of a user's."""
         return self.file or self.name
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether a teacher or a student observes a clock."""
+        return any(term.field == "time" for term in (*self.observation, *(self.student_observation or ())))
 
     def changed(
         self,

@@ -231,7 +231,8 @@ class TermResolver:
         """Return the flat columns of the term's field that it reads."""
         if term.field == FACTORS_FIELD:
             return self._factor_columns(term)
-        if (term.field == "time") != (term.period_s is not None) or not (term.period_s or 1.0) > 0:
+        period = 1.0 if term.period_s is None else term.period_s
+        if (term.field == "time") != (term.period_s is not None) or not 0 < period < math.inf:
             raise TaskError(f"{self._owner}: the time is told by a clock with a period above 0.", ("field",))
         if term.field not in FIELDS:
             hint = nearest_hint(term.field, FIELDS)
@@ -350,8 +351,8 @@ def is_orientation(term: Term) -> bool:
 
 def label_of(term: Term) -> str:
     """Return a term as people write it: ``cos(qpos:hinge)``, ``clock:0.25``."""
-    if term.period_s is not None:
-        return f"clock:{term.period_s:g}"
+    if term.period_s is not None:  # with every digit: a robot's clock knows it from the name alone
+        return f"clock:{np.format_float_positional(term.period_s, trim='-')}"
     name = f"{term.field}:{term.object}" if term.object else term.field
     if term.frame is not None:
         return f"({label_of(replace(term, frame=None))} in {term.frame})"

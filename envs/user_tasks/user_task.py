@@ -636,7 +636,8 @@ def _checks(
     for name in ("training", "evaluation"):
         own: schema.EpisodesEntry = getattr(entry, name)
         episodes = task.distributions[name]
-        yield (*_section(name, own.reset), "reset"), partial(StartStates, model, episodes.starts, _OWNER)
+        starts = partial(StartStates, model, episodes.starts, _OWNER, task.has_clock)
+        yield (*_section(name, own.reset), "reset"), starts
         yield (*_section(name, own.goal), "goal"), partial(_require_goals, model, task, name, goal)
 
 

@@ -55,7 +55,9 @@ class ClosedLoop:
         seconds: float | None = None,
         clock: Clock = time,
     ) -> None:
-        self._runner, self._simulator, self._viewer = PolicyRunner(policy), simulator, viewer
+        self._actuators = [element.name for element in policy.metadata.outputs.control]
+        self._runner = PolicyRunner(policy, dict.fromkeys(self._actuators, 0.0))
+        self._simulator, self._viewer = simulator, viewer
         self._ticks, self._clock = None if rate_hz is None else Ticks(rate_hz, clock=clock), clock
         self._keys = [] if keys is None else keys
         self._seconds, self._next_frame_ns = seconds, 0
@@ -63,14 +65,9 @@ class ClosedLoop:
         self._began_ns: int | None = None
         self._intervals = self._span_ns = 0
         self._begins = True
-        # As on a robot the policy is given the newest readings alone, and remembers the others.
+        # As on a robot the runner is given the newest readings alone, and keeps all else.
         seen = [element.name for element in policy.metadata.inputs.observation]
         self._readings = np.array([seen.index(name) for name in self._runner.readings], np.int64)
-        self._told = {
-            index: seen.index(f"ctrl:{element.name}[0]")
-            for index, element in enumerate(policy.metadata.outputs.control)
-            if element.name in self._runner.told
-        }
         elements = [*policy.metadata.inputs.observation, *policy.metadata.inputs.goal]
         self._names = [element.name for element in elements]
         self._low = np.array([element.limit_low for element in elements], np.float32)
@@ -93,9 +90,8 @@ class ClosedLoop:
             NonFiniteError: a number is NaN or infinite.
         """
         if self._begins:
-            control = np.zeros(len(self._runner.policy.metadata.outputs.control), np.float32)
-            control[list(self._told)] = observation[0, list(self._told.values())]
-            self._runner.reset(control if self._told else None)
+            held = self._simulator.world_data(0).ctrl.tolist()
+            self._runner.reset(dict(zip(self._actuators, held, strict=True)))
             self._begins = False
         now, ticks = self._clock.perf_counter_ns, self._ticks
         self._end_if_asked(now())
@@ -110,10 +106,11 @@ class ClosedLoop:
             self._intervals += 1
             self._span_ns += began - self._began_ns
         self._began_ns = began
-        action, _, held = self._runner.step(observation[0, self._readings], goal[0])
+        action = self._runner.step(observation[0, self._readings], goal[0]).action
         ended = now()
-        if held is not None:
-            raise NonFiniteError(held)
+        if action is None:
+            self._runner.policy.run(observation, goal)  # says which number it was
+            raise NonFiniteError(f"The control of {self._runner.policy.path} is NaN or infinite.")
         self._latency_ns.append(ended - began)
         if ticks is not None:
             ticks.ready(ended)

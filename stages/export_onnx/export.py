@@ -34,8 +34,6 @@ from thousandfold.stages.networks import TrainedActor
 from thousandfold.stages.policy_file.controls import describe_controls
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet, golden_error
 from thousandfold.stages.policy_file.metadata import (
-    METADATA_VERSION,
-    PAST_VERSION,
     Element,
     Evaluation,
     InputElement,
@@ -46,7 +44,7 @@ from thousandfold.stages.policy_file.metadata import (
     PolicyMetadata,
     Precision,
     RobustnessLevel,
-    past_reading,
+    format_of,
     shortest,
 )
 from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
@@ -173,7 +171,6 @@ class Export:
                 )
                 for named, ends in zip(task.describe(terms), ranges, strict=True)
             )
-        newest_alone = all(past_reading(element.name)[1] == 0 for element in inputs["observation"])
         outputs = Outputs(
             action=tuple(Element(name=name, unit="1", low=-1.0, high=1.0) for name in task.control.actions),
             control=describe_controls(task),
@@ -191,7 +188,7 @@ class Export:
         )
         parents = {**source.manifest.parents, source.kind: source.parent_entry()}
         return PolicyMetadata(
-            format_version=METADATA_VERSION if newest_alone else PAST_VERSION,
+            format_version=format_of(element.name for element in inputs["observation"]),
             role="student" if source.kind == "student" else "teacher",
             task=task.name,
             model_sha256=model_sha256(task.model),

@@ -7,7 +7,9 @@ from these classes.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +21,9 @@ from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN
 
 METADATA_VERSION = 3
 PAST_VERSION = 4
-"""the same with past readings among the inputs, which a runner has to remember"""
+"""the same with past readings or a clock among the inputs, which a runner has to keep"""
 _PAST = re.compile(r"(?P<newest>.+)@-(?P<age>[1-9]\d{0,5})")
+_CLOCK = re.compile(r"clock:(?P<period>\d+(\.\d+)?(e[+-]?\d+)?)\[(?P<number>[01])\]", re.ASCII)
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -38,6 +41,22 @@ def past_reading(name: str) -> tuple[str, int]:
     """
     match = _PAST.fullmatch(name)
     return (name, 0) if match is None else (match["newest"], int(match["age"]))
+
+
+def clock_reading(newest: str) -> tuple[float, int] | None:
+    """Return what a clock's number tells: its period in seconds, and 0 for cos, 1 for sin; None: no clock's.
+
+    Args:
+        newest: the name, as of `past_reading`: ``clock:0.25[1]`` is sin of 2π t / 0.25.
+    """
+    match = _CLOCK.fullmatch(newest)
+    return None if match is None else (float(match["period"]), int(match["number"]))
+
+
+def format_of(names: Iterable[str]) -> Literal[3, 4]:
+    """Return the format of a file whose observation has these names."""
+    kept = (age or clock_reading(newest) for newest, age in map(past_reading, names))
+    return PAST_VERSION if any(kept) else METADATA_VERSION
 
 
 class Described(pydantic.BaseModel):
@@ -180,7 +199,7 @@ class PolicyMetadata(Described):
     """Everything a deployer must know of a policy file."""
 
     format_version: Literal[3, 4]
-    """Of this description, 4 where past readings are among the inputs; another number is another contract."""
+    """Of this description, 4 with past readings or a clock among the inputs; another is another contract."""
     role: Literal["student", "teacher"]
     """What was exported."""
     task: str
@@ -192,7 +211,7 @@ class PolicyMetadata(Described):
     task_sha256: str | None = None
     """SHA-256 of a user's task and its files; null for a built-in one."""
     task_changes: dict[str, Any] = {}
-    """What was changed of the task for this policy: `episode_steps`, `evaluation`."""
+    """What was changed of the task for this policy: `episode_steps`, `evaluation`, `clock_s`."""
     control_dt_s: float = pydantic.Field(ge=1e-5, le=3600)
     """Seconds between two actions."""
     episode_steps: int = pydantic.Field(ge=1, le=10_000_000)
@@ -225,10 +244,14 @@ class PolicyMetadata(Described):
     """Versions of what wrote the file, by package."""
 
     @pydantic.model_validator(mode="after")
-    def _past_readings_fit(self) -> PolicyMetadata:
+    def _kept_inputs_fit(self) -> PolicyMetadata:
         names = {element.name for element in self.inputs.observation}
         for name in names:
             newest, age = past_reading(name)
+            clock = clock_reading(newest)
+            if clock is not None and not (self.format_version == PAST_VERSION and 0 < clock[0] < math.inf):
+                wanted = f"format {PAST_VERSION} and a period above 0"
+                raise ValueError(f"{name!r} is a clock's, which takes {wanted}")
             if age and (self.format_version != PAST_VERSION or newest not in names):
                 wanted = f"format {PAST_VERSION} and the newest among the inputs"
                 raise ValueError(f"{name!r} is a past reading, which takes {wanted}")

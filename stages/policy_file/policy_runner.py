@@ -1,127 +1,178 @@
-"""A policy that remembers for itself what its inputs tell of before: past readings, and what was sent last.
+"""A policy in its control loop: keeps past readings, time and what was sent, clamps what it sends, or holds.
 
-docs/policy-format.md says how ("What was sent last" and "Past readings"). Needs neither torch nor mlflow.
+docs/policy-format.md says what a runner must do; those of examples/deploy do the same. Needs neither torch
+nor mlflow.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from thousandfold.ground.errors import NonFiniteError
-from thousandfold.stages.policy_file.metadata import past_reading
+from thousandfold.stages.policy_file.metadata import clock_reading, past_reading
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
+Status = Literal["ok", "late", "not_finite"]
 
-class RunnerOutputs(NamedTuple):
+
+class RunnerStep(NamedTuple):
     """What a runner returns."""
 
-    action: np.ndarray
-    """(action_dim,) in [−1, 1]; where `control` is held the last one, NaN before there was one"""
-    control: np.ndarray
-    """(num_actuators,) in actuator units, to be sent"""
-    held: str | None
-    """why `control` is what was sent last, in place of the policy's; None: it is the policy's"""
+    control: np.ndarray | None
+    """(num_actuators,) in actuator units, to be sent; None where nothing was safe to send yet"""
+    status: Status
+    """``ok``, or why `control` is what was sent last"""
+    action: np.ndarray | None
+    """(action_dim,) in [−1, 1], which `control` was made of; None where that is held"""
 
 
 class PolicyRunner:
     """A policy in one world, called once a control step with the newest readings alone.
 
-    Where an input is NaN or infinite, what was sent last is held, and `held` says why. Among past readings
-    the last one that was a number stands in its place.
-
     Args:
         policy: the file.
+        start: as of `reset`.
 
     Attributes:
         readings: names of the numbers that `step` takes, in order.
-        told: names of the actuators whose last control is among the inputs.
-        sent: what was sent last, (num_actuators,); to be replaced where something else had the last word.
-            None before the first step, where `reset` was not told.
+        held: how many steps in a row held the last control.
+
+    Raises:
+        ValueError: as of `reset`.
     """
 
-    def __init__(self, policy: OnnxPolicy) -> None:
-        self.policy = policy
-        inputs = [past_reading(element.name) for element in policy.metadata.inputs.observation]
-        controls = {f"ctrl:{each.name}[0]": each.name for each in policy.metadata.outputs.control}
-        newest = list(dict.fromkeys(name for name, _ in inputs))
-        self.readings = tuple(name for name in newest if name not in controls)
-        self.told = tuple(controls[name] for name in newest if name in controls)
-        columns = [*self.readings, *(name for name in newest if name in controls)]
-        names = list(controls.values())
-        self._actuators = np.array([names.index(name) for name in self.told], np.int64)
-        self._memory = np.zeros((1 + max(age for _, age in inputs), len(columns)), np.float32)
-        self._source = np.array([age * len(columns) + columns.index(name) for name, age in inputs])
-        self.sent: np.ndarray | None = None
-        self._action: np.ndarray | None = None
-        self._begins = True
+    def __init__(self, policy: OnnxPolicy, start: Mapping[str, float] | None = None) -> None:
+        self.policy, metadata = policy, policy.metadata
+        self._controls = metadata.outputs.control
+        ends = np.array([(each.low, each.high) for each in self._controls], np.float32)
+        self._low, self._high = ends.min(1), ends.max(1)
+        rates = [math.inf if each.max_rate is None else each.max_rate for each in self._controls]
+        self._most = np.array(rates, np.float32) * np.float32(metadata.control_dt_s)
+        self._has_rates, self._zeros = min(rates) < math.inf, np.zeros(len(rates), np.float32)
+        inputs = [past_reading(element.name) for element in metadata.inputs.observation]
+        sent = [f"ctrl:{each.name}[0]" for each in self._controls]
+        clocks = {name: clock for name, _ in inputs if (clock := clock_reading(name)) is not None}
+        self.readings = tuple(
+            name for name, age in inputs if age == 0 and name not in sent and name not in clocks
+        )
+        # A step is a row: its readings, what was sent before it, its time. Each input is a number of a row.
+        columns = {name: column for column, name in enumerate((*self.readings, *sent, *clocks))}
+        rows = 1 + max(age for _, age in inputs)  # the newest first
+        self._past = np.zeros((rows, len(columns)), np.float32)
+        self._source = np.array([age * len(columns) + columns[name] for name, age in inputs])
+        self._turn = np.array([2 * math.pi * metadata.control_dt_s / period for period, _ in clocks.values()])
+        self._shift = np.array([number * math.pi / 2 for _, number in clocks.values()])  # sin is cos later
+        told = {name for name, _ in inputs}
+        self._remembered = [name in told or rate < math.inf for name, rate in zip(sent, rates, strict=True)]
+        self.reset(start)
 
-    def reset(self, control: np.ndarray | None = None) -> None:
-        """Begin an episode: the next readings count as all that came before.
+    def reset(self, start: Mapping[str, float] | None = None) -> None:
+        """Begin an episode: the first readings count as all that came before.
 
         Args:
-            control: (num_actuators,), what counts as sent last: of a position servo where its joint stands,
-                within the ends of its control, of another actuator what it holds. It must be given where
-                `told` names an actuator.
+            start: by actuator, what counts as sent before the first step: of a position servo where it
+                stands, which the first readings tell where they have its joint; of another actuator what it
+                holds, which the file knows as a rule.
 
         Raises:
-            ValueError: it is missing, or of another shape.
+            ValueError: one that the policy builds on is neither given nor known, there is no such actuator,
+                or a start is NaN or infinite.
         """
-        size = len(self.policy.metadata.outputs.control)
-        if control is None and self.told:
-            told = ", ".join(self.told)
-            raise ValueError(
-                f"what counts as sent last must be given, {size} numbers: the policy reads {told}"
-            )
-        if control is not None and np.shape(control) != (size,):
-            raise ValueError(f"what counts as sent last has shape {np.shape(control)}, not ({size},)")
-        self.sent = None if control is None else np.array(control, np.float32)
-        self._action, self._begins = None, True
+        start = start or {}
+        if unknown := start.keys() - {each.name for each in self._controls}:
+            raise ValueError(f"there is no actuator {min(unknown)}")
+        self._start, self._joints = np.zeros(len(self._controls), np.float32), list[tuple[int, int, float]]()
+        for place, each in enumerate(self._controls):
+            joint = f"qpos:{each.joint}[0]"
+            if each.name in start:
+                self._start[place] = start[each.name]
+            elif joint in self.readings:
+                gear = 1.0 if each.gear is None else each.gear
+                self._joints.append((place, self.readings.index(joint), gear))
+            elif each.kp is None and each.start is not None:  # no servo, which would jump
+                self._start[place] = each.start
+            elif self._remembered[place]:
+                raise ValueError(f"give the start of actuator {each.name}: where it stands")
+        if not np.isfinite(self._start).all():
+            raise ValueError("a start is NaN or infinite")
+        self._sent: np.ndarray | None = None
+        self.held = self._steps = 0
 
-    def step(self, readings: np.ndarray, goal: np.ndarray) -> RunnerOutputs:
+    def step(
+        self, readings: np.ndarray | Sequence[float] | None, goal: np.ndarray | Sequence[float] | None
+    ) -> RunnerStep:
         """Return what to send, which counts as sent.
 
         Args:
-            readings: (len(self.readings),), the newest.
-            goal: (goal_dim,).
+            readings: (len(self.readings),), the newest; None: they are late.
+            goal: (goal_dim,); None: it is late.
 
         Raises:
-            ValueError: another shape, or `reset` was not called and had to be told what was sent.
-            NonFiniteError: a number is NaN or infinite, and nothing was sent that could be held.
+            ValueError: another shape.
         """
-        count, memory = len(self.readings), self._memory
-        if np.shape(readings) != (count,):
-            raise ValueError(f"readings have shape {np.shape(readings)}, not ({count},)")
-        newest = np.empty(memory.shape[1], np.float32)
-        newest[:count] = readings
-        if self.told:
-            if self.sent is None:
-                raise ValueError("call reset before the first step, with what counts as sent last")
-            newest[count:] = self.sent[self._actuators]
-        observation = self._pushed(newest)
-        try:
-            action, control = self.policy.step(observation, goal)
-            held = None
-        except NonFiniteError as error:
-            if self.sent is None:
-                raise
-            action, control, held = self._action, self.sent, f"{error} What was sent last is held."
-            if action is None:
-                action = np.full(len(self.policy.metadata.outputs.action), np.nan, np.float32)
-        self.sent, self._action = np.array(control), action
-        return RunnerOutputs(action, np.array(control), held)
-
-    def _pushed(self, newest: np.ndarray) -> np.ndarray:
-        """Take the newest readings and controls; return the observation, as it is, numbers or none."""
-        memory = self._memory
-        if self._begins:
-            memory[:] = newest
-            self._begins = not np.isfinite(newest).all()  # all before are the first that are numbers
+        status: Status = "late"
+        if readings is None or goal is None:
+            self._remember(None)
         else:
-            memory[1:] = memory[:-1]
-            memory[0] = newest
-        observation = memory.reshape(-1)[self._source]
-        if not self._begins and len(memory) > 1:
-            memory[0] = np.where(np.isfinite(newest), newest, memory[1])
-        return observation
+            fresh, wanted = _as_float32(readings), _as_float32(goal)
+            if fresh.shape != (size := (len(self.readings),)):
+                raise ValueError(f"readings have shape {fresh.shape}, not {size}")
+            if wanted.shape != (size := (len(self.policy.metadata.inputs.goal),)):
+                raise ValueError(f"goal has shape {wanted.shape}, not {size}")
+            sent, past = self._remember(fresh), self._past
+            try:
+                action, control = self.policy.step(past.reshape(-1)[self._source], wanted)
+            except NonFiniteError:
+                if len(past) > 1:  # the last good readings count once more
+                    past[0, : len(fresh)] = past[1, : len(fresh)]
+            else:
+                # A product with zeros is a number where all are; it is quicker than a look at each.
+                if math.isfinite(control.dot(self._zeros)):
+                    if self._has_rates:
+                        control = np.minimum(np.maximum(control, sent - self._most), sent + self._most)
+                    self._sent, self.held = np.minimum(np.maximum(control, self._low), self._high), 0
+                    return RunnerStep(self._sent.copy(), "ok", action)
+            status = "not_finite"
+        self.held += 1
+        return RunnerStep(None if self._sent is None else self._sent.copy(), status, None)
+
+    def _remember(self, fresh: np.ndarray | None) -> np.ndarray:
+        """Put a step before those of the past; return what was sent before it.
+
+        Args:
+            fresh: (len(self.readings),) float32; None: the last ones count once more.
+        """
+        sent, past, after = self._sent, self._past, len(self.readings)
+        if sent is not None:
+            self._steps += 1
+            if len(past) > 1:
+                past[1:] = past[:-1]
+            newest = past[0]
+            if fresh is not None:
+                newest[:after] = fresh
+            newest[after : after + len(sent)] = sent
+            if len(self._turn):
+                newest[after + len(sent) :] = self._clocks()
+            return sent
+        sent, self._steps = self._start.copy(), 0
+        if fresh is not None:  # as if it had stood there for ever
+            for place, reading, gear in self._joints:
+                sent[place] = gear * fresh[reading]
+            sent = sent.clip(self._low, self._high)
+            past[:] = np.concatenate((fresh, sent, self._clocks()))
+        return sent
+
+    def _clocks(self) -> np.ndarray:
+        """Return what the clocks among the inputs tell now, in order."""
+        return np.cos(self._steps * self._turn - self._shift)
+
+
+def _as_float32(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+        return values
+    with np.errstate(over="ignore"):  # too large for float32 is infinite
+        return np.asarray(values, np.float32)

@@ -17,8 +17,9 @@ from tests.envs.user_tasks.user_pages import PAGE, changed, write
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.cli import cli
 from thousandfold.replay.goal_dataset import load_goal_dataset
+from thousandfold.stages.closed_loop.paced_world import ClosedLoop
 from thousandfold.stages.networks import load_actor
-from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
+from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy, PolicyOutputs
 
 pytest.importorskip("torch", reason="torch comes with the extra `train`")
 
@@ -28,13 +29,15 @@ SMOKE = ("--preset", "smoke", "--device", "cpu")
 SENSED = """student_observation:
   - {field: qpos, noise: 0.01, delay: 1, history: 3}
   - {field: ctrl, object: lift, history: 2}
+  - {clock: 0.35, history: 2}
 action: {actuators: "*", kind: delta, max_rate: 3}
 action_delay: {low: 0, high: 2}
 randomize: {mass: {low: 0.7, high: 1.3}, joint_zero: {low: -0.02, high: 0.02, joints: elbow}}
 """
 FACTORS = ["factors:mass[0]", "factors:joint_zero:elbow[0]"]
 SEEN = [f"qpos:{joint}[0]{age}" for age in ("", "@-1", "@-2") for joint in ("shoulder", "elbow")]
-SEEN += ["ctrl:lift[0]", "ctrl:lift[0]@-1", "ctrl:bend[0]"]
+SEEN += ["ctrl:lift[0]", "ctrl:lift[0]@-1"]
+SEEN += [f"clock:0.35[{number}]{age}" for age in ("", "@-1") for number in range(2)] + ["ctrl:bend[0]"]
 
 
 def invoke(workspace: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def newest(workspace: Path, kind: str) -> Artifact:
 
 def test_rows_carry_what_both_see(workspace: Path) -> None:
     data = load_goal_dataset(newest(workspace, "dataset").path)
-    assert data.observation.shape[1] == 9 and data.seen_by_student.shape[1] == 9
+    assert data.observation.shape[1] == 9 and data.seen_by_student.shape[1] == len(SEEN)
     first = np.flatnonzero(np.diff(data.episode, prepend=-1))
     seen, true = data.seen_by_student, data.observation
     np.testing.assert_array_equal(seen[first, 2:4], seen[first, 0:2])  # all before is the first reading
@@ -81,7 +84,7 @@ def test_rows_carry_what_both_see(workspace: Path) -> None:
 
 def test_a_student_is_of_its_own_senses(workspace: Path) -> None:
     student, teacher = (load_actor(newest(workspace, kind)) for kind in ("student", "teacher"))
-    assert (teacher.task.observation_dim, student.task.observation_dim) == (9, 9)
+    assert (teacher.task.observation_dim, student.task.observation_dim) == (9, len(SEEN))
     assert [each["name"] for each in student.task.describe("observation")] == SEEN
     results = newest(workspace, "student").manifest.results
     assert results["rounds"][0]["labels"] > 0 and results["episodes"] > 0
@@ -96,17 +99,33 @@ def test_the_file_names_past_readings_and_older_runners_refuse_it(workspace: Pat
     assert [each.name for each in teacher.inputs.observation if each.name.startswith("factors:")] == FACTORS
 
 
-def test_it_is_verified_evaluated_and_run_by_what_remembers(workspace: Path) -> None:
+def test_it_is_verified_evaluated_and_run_by_what_remembers(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = newest(workspace, "policy")
     found = invoke(workspace, "policy", "verify", "--episodes", "16", code=0)
     assert found["passed"]
     invoke(workspace, "evaluate", *SMOKE)
     evaluation = newest(workspace, "evaluation").manifest
     assert evaluation.parents["policy"].name == policy.name
+    shown, given = list[np.ndarray](), list[np.ndarray]()
+    act, step = ClosedLoop.__call__, OnnxPolicy.step
+
+    def note_shown(loop: ClosedLoop, observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        shown.append(observation[0].copy())
+        return act(loop, observation, goal)
+
+    def note_given(policy: OnnxPolicy, observation: np.ndarray, goal: np.ndarray) -> PolicyOutputs:
+        given.append(observation.copy())
+        return step(policy, observation, goal)
+
+    monkeypatch.setattr(ClosedLoop, "__call__", note_shown)
+    monkeypatch.setattr(OnnxPolicy, "step", note_given)
     ran = invoke(
         workspace, "run-policy", "--policy", str(policy.file(POLICY_FILE)), "--fast", "--episodes", "2"
     )
     assert (ran["episodes"], ran["steps"]) == (2, 24)
+    np.testing.assert_allclose(given, shown, atol=1e-5)  # what the runner kept is what was simulated
 
 
 def test_episodes_from_elsewhere_have_no_such_senses(workspace: Path, tmp_path: Path) -> None:

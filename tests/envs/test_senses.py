@@ -261,6 +261,11 @@ def test_environments_show_what_either_sees() -> None:
             "observation[0].noise_kind: must be 'normal' or 'uniform'",
         ),
         ("[{field: ctrl, noise: 1}]", "", "observation[0]: ctrl is what was sent"),
+        (
+            "[{field: qpos}, {clock: 0.3, delay: 1}]",
+            "",
+            "observation[1]: a clock is what whoever runs the policy",
+        ),
         ("[{field: qpos}]", "action_delay: 99\n", "action_delay: action_delay of 99 control steps is longer"),
         (
             "[{field: qpos}]",

@@ -96,7 +96,7 @@ def check_damaged(folder: Path, *runner: str | Path) -> None:
 class TestPython:
     def test_it_is_short_and_needs_no_package_but_two(self) -> None:
         text = RUNNER.read_text()
-        assert len(text.splitlines()) <= 180
+        assert len(text.splitlines()) <= 190
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {
             node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes

@@ -1,4 +1,4 @@
-"""The runners' control loop: history, what was sent last, holding and clamping, alike in three languages."""
+"""The runners' control loop: history, time, what was sent last, holding and clamping, alike in all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -30,6 +31,8 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.stages.policy_file.controls import describe_controls
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet
 from thousandfold.stages.policy_file.onnx_bytes import split_model
+from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.policy_runner import PolicyRunner
 
 DT, STEPS = 0.1, 200
 BEND = 'größe "1"'
@@ -44,9 +47,15 @@ CONTROLS: list[dict[str, Any]] = [
 ]
 READINGS = ["qpos:lift[0]", "qpos:bend[0]", "sensordata:gyro[0]"]
 SENT = [f"ctrl:{control['name']}[0]" for control in CONTROLS]
+CLOCKS = {
+    "clock:0.35[0]": (0.35, math.cos),
+    "clock:0.35[1]": (0.35, math.sin),
+    "clock:2.5[1]": (2.5, math.sin),
+}
 INPUTS = [
-    "qpos:bend[0]@-1", READINGS[0], "ctrl:lift[0]@-2", READINGS[1], SENT[0], SENT[1], READINGS[2],
-    "sensordata:gyro[0]@-3", SENT[2], SENT[3], f"{SENT[1]}@-1", "qpos:lift[0]@-2",
+    "qpos:bend[0]@-1", READINGS[0], "clock:0.35[0]", "ctrl:lift[0]@-2", READINGS[1], SENT[0], SENT[1],
+    "clock:2.5[1]", READINGS[2], "sensordata:gyro[0]@-3", SENT[2], SENT[3], f"{SENT[1]}@-1",
+    "clock:0.35[1]@-2", "qpos:lift[0]@-2", "clock:0.35[1]",
 ]  # fmt: skip
 GOALS = 2
 OK, LATE, NOT_FINITE = "ok", "late", "not_finite"
@@ -69,7 +78,7 @@ def computed(observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def write_sequence_policy(path: Path, **changes: Any) -> Path:
-    """Write a policy with history and increments, whose controls leave their limits unless clamped."""
+    """Write a policy with history, clocks and increments, whose controls leave their limits if unclamped."""
     constants = {"weight": WEIGHT, "last": LAST, "reach": REACH}
     nodes = [
         helper.make_node("Concat", ["observation", "goal"], ["state"], axis=1),
@@ -83,19 +92,21 @@ def write_sequence_policy(path: Path, **changes: Any) -> Path:
         name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
         for name, size in sizes.items()
     }
-    made = helper.make_graph(
+    graph = helper.make_graph(
         nodes,
         "policy",
         [ports["observation"], ports["goal"]],
         [ports["action"], ports["control"]],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = split_model(model.SerializeToString())
     ends = {"unit": "", "low": -1.0, "high": 1.0}
     limits = ends | {"limit_low": -3.0, "limit_high": 3.0}
     description = metadata(
         format_version=4,
         control_dt_s=DT,
+        graph_sha256=made.graph_sha256,
         inputs={
             "observation": [{"name": name} | limits for name in INPUTS],
             "goal": [{"name": f"goal[{place}]"} | limits for place in range(GOALS)],
@@ -109,7 +120,7 @@ def write_sequence_policy(path: Path, **changes: Any) -> Path:
     observation, goal = rows[:, : len(INPUTS)], rows[:, len(INPUTS) :]
     golden = GoldenSet.of(GoldenArrays(observation, goal, *computed(observation, goal)), TOLERANCE)
     text = json.dumps(description | changes)
-    path.write_bytes(split_model(model.SerializeToString()).sealed(text, golden.model_dump_json()).joined())
+    path.write_bytes(made.sealed(text, golden.model_dump_json()).joined())
     return path
 
 
@@ -165,10 +176,14 @@ def sequence() -> list[Tick]:
             observation = []
             for name in INPUTS:
                 newest, _, age = name.partition("@-")
-                log, place = (
-                    (seen, READINGS.index(newest)) if newest in READINGS else (sent, SENT.index(newest))
-                )
-                observation.append(log[max(len(log) - 1 - int(age or 0), 0)][place])
+                then = max(len(seen) - 1 - int(age or 0), 0)  # steps since the first good one
+                if newest in CLOCKS:
+                    period, tells = CLOCKS[newest]
+                    observation.append(tells(2 * math.pi * then * DT / period))
+                elif newest in READINGS:
+                    observation.append(seen[then][READINGS.index(newest)])
+                else:
+                    observation.append(sent[then][SENT.index(newest)])
             control = computed(np.array([observation]), np.array([wanted]))[1][0]
             control = control.clip(sent[-1] - most, sent[-1] + most).clip(*ends.T)
             sent.append(control)
@@ -201,44 +216,50 @@ def runner_module() -> dict[str, Any]:
     return runpy.run_path(str(RUNNER))
 
 
-def opened(module: dict[str, Any], path: Path, start: dict[str, float] | None = None) -> Any:
-    return module["PolicyRunner"](module["Policy"](str(path)), start)
+@pytest.fixture(params=["product", "example"])
+def opened(
+    request: pytest.FixtureRequest, runner_module: dict[str, Any], tmp_path: Path
+) -> Callable[..., Any]:
+    """Return what opens the sequence's policy with a start, in a runner of either."""
+    path = write_sequence_policy(tmp_path / "policy.onnx")
+    if request.param == "product":
+        return lambda start=None: PolicyRunner(OnnxPolicy(path), start)
+    return lambda start=None: runner_module["PolicyRunner"](runner_module["Policy"](str(path)), start)
 
 
 class TestPython:
-    def test_the_sequence(self, runner_module: dict[str, Any], tmp_path: Path) -> None:
-        runner = opened(runner_module, write_sequence_policy(tmp_path / "p.onnx"), RESETS[0])
-        assert runner.readings == READINGS
+    def test_the_sequence(self, opened: Callable[..., Any]) -> None:
+        runner = opened(RESETS[0])
+        assert list(runner.readings) == READINGS
         for step, tick in enumerate(sequence()):
             if step in RESETS:
                 runner.reset(RESETS[step])
-            control, status = runner.step(tick.readings, tick.goal)
-            assert (status, runner.held) == (tick.status, tick.held), step
+            found = runner.step(tick.readings, tick.goal)
+            assert (found.status, runner.held) == (tick.status, tick.held), step
             if tick.control is None:
-                assert control is None
+                assert found.control is None
             else:
-                np.testing.assert_allclose(control, tick.control, rtol=0, atol=1e-5, err_msg=str(step))
+                np.testing.assert_allclose(found.control, tick.control, rtol=0, atol=1e-5, err_msg=str(step))
+
+    def test_a_start_that_nobody_knows_is_asked_for(self, opened: Callable[..., Any]) -> None:
+        with pytest.raises(ValueError, match="give the start of actuator far: where it stands"):
+            opened()
+        with pytest.raises(ValueError, match="there is no actuator near"):
+            opened({"near": 0.0, "far": 0.0})
+        with pytest.raises(ValueError, match="a start is NaN or infinite"):
+            opened({"far": math.nan})
+
+    def test_a_wrong_size(self, opened: Callable[..., Any]) -> None:
+        runner = opened({"far": 0.0})
+        with pytest.raises(ValueError, match=r"readings have shape \(2,\), not \(3,\)"):
+            runner.step([0.0, 0.0], [0.0, 0.0])
+        with pytest.raises(ValueError, match=r"goal has shape \(1,\), not \(2,\)"):
+            runner.step([0.0, 0.0, 0.0], [0.0])
 
     def test_the_golden_rows_of_a_file_with_history(self, tmp_path: Path) -> None:
         path = write_sequence_policy(tmp_path / "p.onnx")
         rows, error, _ = golden_figures(succeeded(sys.executable, RUNNER, path))
         assert rows == 16 and error < 1e-6
-
-    def test_a_start_that_nobody_knows_is_asked_for(
-        self, runner_module: dict[str, Any], tmp_path: Path
-    ) -> None:
-        path = write_sequence_policy(tmp_path / "p.onnx")
-        with pytest.raises(ValueError, match="give the start of actuator far: where it stands"):
-            opened(runner_module, path)
-        with pytest.raises(ValueError, match="there is no actuator near"):
-            opened(runner_module, path, {"near": 0.0, "far": 0.0})
-        with pytest.raises(ValueError, match="a start is NaN or infinite"):
-            opened(runner_module, path, {"far": math.nan})
-
-    def test_a_wrong_number_of_readings(self, runner_module: dict[str, Any], tmp_path: Path) -> None:
-        runner = opened(runner_module, write_sequence_policy(tmp_path / "p.onnx"), {"far": 0.0})
-        with pytest.raises(ValueError, match=r"readings have shape \(2,\), not \(3,\)"):
-            runner.step([0.0, 0.0], [0.0, 0.0])
 
     def test_history_without_its_newest_reading_and_later_formats_are_refused(
         self, runner_module: dict[str, Any], tmp_path: Path
@@ -257,7 +278,7 @@ PAGE = """\
 name: crane
 model: crane.xml
 control_dt_s: 0.05
-observation: [{field: qpos}, {field: qvel}]
+observation: [{field: qpos}, {clock: 0.3, history: 3}, {field: qvel, history: 2}]
 achieved_goal: [{field: qpos, object: slide}]
 goal: {box: {low: [-1], high: [1]}}
 success: {radius: 0.2}
@@ -281,7 +302,8 @@ def test_a_runner_sees_what_the_policy_saw_in_training(runner_module: dict[str, 
     (tmp_path / "crane.xml").write_text(MODEL)
     (tmp_path / "crane.yaml").write_text(PAGE)
     task = compile_task(str(tmp_path / "crane.yaml"))
-    names = task.describe("observation")
+    inputs = task.describe("observation")
+    names = [element["name"] for element in inputs]
     given, acted, rng = list[np.ndarray](), list[np.ndarray](), np.random.default_rng(0)
 
     class Policy:
@@ -289,7 +311,7 @@ def test_a_runner_sees_what_the_policy_saw_in_training(runner_module: dict[str, 
 
         metadata: ClassVar = {
             "control_dt_s": task.spec.control_dt_s,
-            "inputs": {"observation": names},
+            "inputs": {"observation": inputs},
             "outputs": {"control": [control.model_dump() for control in describe_controls(task)]},
         }
 
@@ -298,15 +320,15 @@ def test_a_runner_sees_what_the_policy_saw_in_training(runner_module: dict[str, 
             acted.append(rng.uniform(-1, 1, 2).astype(np.float32))
             return acted[-1], task.control(acted[-1][None], observation[None, -2:])[0]
 
-    assert [element["name"] for element in names[-2:]] == ["ctrl:lift[0]", "ctrl:fan[0]"]
+    assert names[-2:] == ["ctrl:lift[0]", "ctrl:fan[0]"]
     simulator = CpuSimulator(task, 1, seed=np.random.SeedSequence(1), num_threads=1)
     for _ in range(3):
         simulator.reset()
         runner = runner_module["PolicyRunner"](Policy())  # both starts are known, one of them measured
         for _ in range(10):
             seen = np.array(simulator.observation[0])
-            control, status = runner.step(seen[:-2], [0.0])
-            np.testing.assert_allclose(given[-1], seen, rtol=1e-6)
+            control, status = runner.step(seen[[names.index(name) for name in runner.readings]], [0.0])
+            np.testing.assert_allclose(given[-1], seen, rtol=1e-6, atol=1e-6)
             assert status == "ok" and control is not None
             simulator.step(acted[-1][None])
 

@@ -13,6 +13,7 @@ import torch
 
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.envs.task import TaskError
 from thousandfold.ground.errors import SettingsError
 from thousandfold.models.deployable_policy import Dither, InputLimits, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
@@ -87,8 +88,8 @@ def test_a_teachers_file_swings_as_the_teacher_does() -> None:
 
 def test_a_page_may_have_a_clock_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "slide.xml").write_text(
-        "<mujoco><worldbody><body><joint name='x' type='slide'/><geom size='0.1'/></body></worldbody>"
-        "<actuator><motor name='x' joint='x' ctrlrange='-1 1'/></actuator></mujoco>"
+        "<mujoco><worldbody><body><joint name='x' type='slide' range='-1 1'/><geom size='0.1'/></body>"
+        "</worldbody><actuator><motor name='x' joint='x' ctrlrange='-1 1'/></actuator></mujoco>"
     )
     (tmp_path / "slide.yaml").write_text(
         "name: slide\nmodel: slide.xml\ncontrol_dt_s: 0.1\nobservation: [{field: qpos}, {clock: 0.6}]\n"
@@ -100,6 +101,40 @@ def test_a_page_may_have_a_clock_of_its_own(tmp_path: Path) -> None:
         "clock:0.6[0]",
         "clock:0.6[1]",
     ]
+
+
+def test_a_clocks_name_tells_its_period_in_full() -> None:
+    task = compile_task("point_u_maze", {"clock_s": 1 / 3})
+    assert task.describe("observation")[-1]["name"] == "clock:0.3333333333333333[1]"
+    assert task.clock_columns() == [4, 5]
+    assert compile_task("point_u_maze", {"clock_s": 2.0}).describe("observation")[-1]["name"] == "clock:2[1]"
+    for period_s in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(TaskError, match="a clock with a period above 0"):
+            compile_task("point_u_maze", {"clock_s": period_s})
+
+
+def test_a_clock_takes_a_keyframe_that_begins_at_0(tmp_path: Path) -> None:
+    (tmp_path / "slide.xml").write_text(
+        "<mujoco><worldbody><body><joint name='x' type='slide'/><geom size='0.1'/></body></worldbody>"
+        "<actuator><motor joint='x' ctrlrange='-1 1'/></actuator>"
+        "<keyframe><key name='home' time='5' qpos='0'/></keyframe></mujoco>"
+    )
+    (tmp_path / "slide.yaml").write_text(
+        "name: slide\nmodel: slide.xml\ncontrol_dt_s: 0.1\nobservation: {field: qpos}\n"
+        "achieved_goal: {field: qpos}\ngoal: {box: {low: [-1], high: [1]}}\nsuccess: {radius: 0.1}\n"
+        "reset: {keyframe: home}\n"
+    )
+    page = tmp_path / "slide.yaml"
+    compile_task(str(page))
+    with pytest.raises(TaskError, match="keyframe 'home' begins at time 5, and a clock at 0: leave out"):
+        compile_task(str(page), {"clock_s": 0.5})
+    page.write_text(
+        page.read_text().replace("{field: qpos}\nachieved", "[{field: qpos}, {clock: 0.5}]\nachieved")
+    )
+    with pytest.raises(
+        TaskError, match=r"slide\.yaml, line 8, reset\.keyframe: keyframe 'home' begins at time 5"
+    ):
+        compile_task(str(page))
 
 
 def test_a_dither_needs_a_clock() -> None:

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int kOldest = 3, kNewest = 4;  // 4 has inputs of earlier steps, which PolicyRunner fills in
+constexpr int kOldest = 3, kNewest = 4;  // 4 has earlier readings or a clock, which PolicyRunner fills in
 
 // Returns the golden rows of an input or output.
 std::vector<std::vector<float>> rows(const Json& golden, const std::string& key) {

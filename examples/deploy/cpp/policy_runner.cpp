@@ -9,6 +9,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+constexpr double kTurn = 6.283185307179586;
 
 // Returns where a name stands last in a list; -1 where it does not.
 std::ptrdiff_t place_of(const std::string& name, const std::vector<std::string>& names) {
@@ -24,6 +25,15 @@ std::size_t age_of(const std::string& name) {
     return digits.find_first_not_of("0123456789") == std::string::npos ? std::stoul(digits) : 0;
 }
 
+// Returns the period of a clock among the inputs, such as 0.25 of `clock:0.25[1]`; 0 where it is no clock's.
+double period_of(const std::string& name) {
+    if (name.size() < 10 || name.rfind("clock:", 0) != 0) return 0.0;
+    const std::string end = name.substr(name.size() - 3);
+    const std::string period = name.substr(6, name.size() - 9);
+    if ((end != "[0]" && end != "[1]") || period.find_first_not_of("0123456789.e+-") != std::string::npos) return 0.0;
+    return parse_json(period).number("clock");  // whatever the locale
+}
+
 bool is_finite(const float* begin, const float* end) {
     return std::all_of(begin, end, [](float value) { return std::isfinite(value); });
 }
@@ -32,7 +42,7 @@ bool is_finite(const float* begin, const float* end) {
 
 PolicyRunner::PolicyRunner(Policy& policy, const Start& start) : policy_(policy) {
     const Json& outputs = policy.metadata().at("outputs").at("control");
-    std::vector<std::string> sent, newest;
+    std::vector<std::string> sent, newest, clocks;
     for (const Json& control : outputs.items) sent.push_back("ctrl:" + control.at("name").text("name") + "[0]");
     std::size_t rows = 1;
     for (const Json& input : policy.metadata().at("inputs").at("observation").items) {
@@ -41,10 +51,18 @@ PolicyRunner::PolicyRunner(Policy& policy, const Start& start) : policy_(policy)
         newest.push_back(age > 0 ? name.substr(0, name.rfind("@-")) : name);
         inputs_.push_back({age, 0});
         rows = std::max(rows, age + 1);
-        if (age == 0 && place_of(name, sent) < 0) readings_.push_back(name);
+        if (age > 0 || place_of(name, sent) >= 0) continue;
+        if (const double period = period_of(name); period > 0.0) {
+            const double shift = name[name.size() - 2] == '1' ? kTurn / 4 : 0.0;
+            clocks_.push_back({kTurn * policy.control_dt_s() / period, shift});
+            clocks.push_back(name);
+        } else {
+            readings_.push_back(name);
+        }
     }
     std::vector<std::string> columns = readings_;
     columns.insert(columns.end(), sent.begin(), sent.end());
+    columns.insert(columns.end(), clocks.begin(), clocks.end());
     for (std::size_t place = 0; place < inputs_.size(); ++place) {
         const std::ptrdiff_t column = place_of(newest[place], columns);
         if (column < 0) {
@@ -94,7 +112,15 @@ void PolicyRunner::reset(const Start& start) {
         }
     }
     has_sent_ = false;
-    held_ = 0;
+    held_ = steps_ = 0;
+}
+
+void PolicyRunner::set_kept(std::vector<float>& row) const {
+    const auto after_readings = row.begin() + static_cast<std::ptrdiff_t>(readings_.size());
+    const auto after_sent = std::copy(sent_.begin(), sent_.end(), after_readings);
+    std::transform(clocks_.begin(), clocks_.end(), after_sent, [&](const Clock& clock) {
+        return static_cast<float>(std::cos(static_cast<double>(steps_) * clock.turn - clock.shift));
+    });
 }
 
 PolicyRunner::Status PolicyRunner::step(const std::vector<float>* readings, const std::vector<float>* goal) {
@@ -108,7 +134,6 @@ PolicyRunner::Status PolicyRunner::step(const std::vector<float>* readings, cons
                             is_finite(goal->data(), goal->data() + goal->size());
         status = finite ? Status::ok : Status::not_finite;
     }
-    const auto after_readings = static_cast<std::ptrdiff_t>(readings_.size());
     if (!has_sent_ && status == Status::ok) {  // as if it had stood there for ever
         sent_.resize(controls_.size());
         std::transform(controls_.begin(), controls_.end(), sent_.begin(), [&](const Control& control) {
@@ -116,9 +141,10 @@ PolicyRunner::Status PolicyRunner::step(const std::vector<float>* readings, cons
             const float stands = is_told ? control.gear * (*readings)[control.reading] : control.begin;
             return std::clamp(stands, control.low, control.high);
         });
+        steps_ = 0;
         for (std::vector<float>& row : past_) {
             std::copy(readings->begin(), readings->end(), row.begin());
-            std::copy(sent_.begin(), sent_.end(), row.begin() + after_readings);
+            set_kept(row);
         }
     } else if (has_sent_) {
         newest_ = (newest_ + past_.size() - 1) % past_.size();
@@ -126,9 +152,10 @@ PolicyRunner::Status PolicyRunner::step(const std::vector<float>* readings, cons
         if (status == Status::ok) {
             std::copy(readings->begin(), readings->end(), row.begin());
         } else if (past_.size() > 1) {  // the last readings count once more
-            std::copy_n(past(1).begin(), after_readings, row.begin());
+            std::copy_n(past(1).begin(), readings_.size(), row.begin());
         }
-        std::copy(sent_.begin(), sent_.end(), row.begin() + after_readings);
+        ++steps_;
+        set_kept(row);
     }
     if (status == Status::ok) {
         std::transform(inputs_.begin(), inputs_.end(), observation_.begin(),

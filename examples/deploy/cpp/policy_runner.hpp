@@ -1,4 +1,4 @@
-// A policy in its control loop: keeps past readings and what was sent, clamps what it sends, or holds.
+// A policy in its control loop: keeps past readings, time and what was sent, clamps what it sends, or holds.
 #pragma once
 
 #include <cstddef>
@@ -46,16 +46,22 @@ private:
     struct Place {
         std::size_t age, column;
     };
+    struct Clock {
+        double turn, shift;  // by how much it turns in a step; sin is cos later
+    };
 
     std::vector<float>& past(std::size_t age) { return past_[(newest_ + age) % past_.size()]; }
+    // Puts what was sent and the time into a row, after its readings.
+    void set_kept(std::vector<float>& row) const;
 
     Policy& policy_;
     std::vector<std::string> readings_;
     std::vector<Control> controls_;
+    std::vector<Clock> clocks_;
     std::vector<Place> inputs_;  // where each number of an observation is
-    // A row a step: its readings, and what was sent before it. A ring, `newest_` is where the newest row is.
+    // A row a step: its readings, what was sent before it, its time. A ring, `newest_` is where the newest row is.
     std::vector<std::vector<float>> past_;
-    std::size_t newest_ = 0, held_ = 0;
+    std::size_t newest_ = 0, held_ = 0, steps_ = 0;
     bool has_sent_ = false;
     std::vector<float> observation_, sent_;
     const std::vector<float> nothing_;

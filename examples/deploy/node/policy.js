@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 import { readMetadata } from "./policy_metadata.js";
 
-const FORMAT_VERSIONS = [3, 4]; // 4 has inputs of earlier steps, which PolicyRunner fills in
+const FORMAT_VERSIONS = [3, 4]; // 4 has earlier readings or a clock, which PolicyRunner fills in
 
 export class Policy {
   /** Open a file; rejects where it is truncated or no policy file of this format. */

@@ -1,4 +1,4 @@
-// A policy in its control loop: keeps past readings and what was sent, clamps what it sends, or holds.
+// A policy in its control loop: keeps past readings, time and what was sent, clamps what it sends, or holds.
 
 export class PolicyRunner {
   /**
@@ -20,9 +20,18 @@ export class PolicyRunner {
       const [, newest, age] = /^(.+)@-([1-9]\d*)$/s.exec(name) ?? [null, name, 0];
       return { newest, age: Number(age) };
     });
-    this.readings = found.filter(({ newest, age }) => age === 0 && !sent.includes(newest)).map(({ newest }) => newest);
-    // A step is a row: its readings, and what was sent before it. Each input is a number of such a row.
-    const columns = [...this.readings, ...sent];
+    this.clocks = [];
+    this.readings = [];
+    for (const { newest } of found.filter(({ newest, age }) => age === 0 && !sent.includes(newest))) {
+      const [, period, number] = /^clock:([0-9.e+-]+)\[([01])\]$/.exec(newest) ?? [];
+      if (period === undefined) {
+        this.readings.push(newest);
+      } else { // sin is cos later
+        this.clocks.push({ input: newest, turn: (2 * Math.PI * dt) / period, shift: (number * Math.PI) / 2 });
+      }
+    }
+    // A step is a row: its readings, what was sent before it, its time. Each input is a number of a row.
+    const columns = [...this.readings, ...sent, ...this.clocks.map(({ input }) => input)];
     this.places = found.map(({ newest, age }) => ({ age, column: columns.lastIndexOf(newest) }));
     const lacking = found.find(({ newest }) => !columns.includes(newest));
     if (lacking) throw new Error(`the policy takes earlier readings of ${lacking.newest}, but not the newest`);
@@ -61,6 +70,7 @@ export class PolicyRunner {
     }
     this.sent = null;
     this.held = 0;
+    this.steps = 0;
   }
 
   /**
@@ -84,14 +94,16 @@ export class PolicyRunner {
     if (sent === null && status === "ok") { // as if it had stood there for ever
       sent = Float32Array.from(this.controls, ({ begin, reading, gear, low, high }) =>
         clamp(reading < 0 ? begin : gear * fresh[reading], low, high));
+      this.steps = 0;
       for (const row of this.past) {
         row.set(fresh);
-        row.set(sent, fresh.length);
+        this.setKept(row, sent);
       }
     } else if (sent !== null) {
       const [newest, oldest] = [this.past[0], this.past.pop()];
       oldest.set(newest);
-      oldest.set(sent, this.readings.length);
+      this.steps += 1;
+      this.setKept(oldest, sent);
       if (status === "ok") oldest.set(fresh);
       this.past.unshift(oldest);
     }
@@ -108,6 +120,14 @@ export class PolicyRunner {
     }
     this.held += 1;
     return { control: this.sent && this.sent.slice(), status };
+  }
+
+  /** Put what was sent and the time into a row, after its readings. */
+  setKept(row, sent) {
+    row.set(sent, this.readings.length);
+    this.clocks.forEach(({ turn, shift }, place) => {
+      row[this.readings.length + sent.length + place] = Math.cos(this.steps * turn - shift);
+    });
   }
 }
 

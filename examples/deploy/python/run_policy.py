@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-FORMAT_VERSIONS = (3, 4)  # 4 has inputs of earlier steps, which `PolicyRunner` fills in
+FORMAT_VERSIONS = (3, 4)  # 4 has earlier readings or a clock, which `PolicyRunner` fills in
 
 
 class Policy:
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 
 class PolicyRunner:
-    """A policy in its control loop: keeps past readings and what was sent, clamps what it sends, or holds.
+    """A policy in its control loop: keeps past readings, time and what was sent, clamps controls, or holds.
 
     `readings` names what `step` takes, in order; `held` counts the steps in a row that held the last control.
     """
@@ -65,19 +65,21 @@ class PolicyRunner:
         ends = np.array([(control["low"], control["high"]) for control in self._controls], np.float32)
         self._low, self._high = ends.min(1), ends.max(1)
         rates = np.array([control.get("max_rate") for control in self._controls], np.float32)  # None is NaN
-        self._most = np.where(
-            np.isnan(rates), np.float32(np.inf), rates * np.float32(metadata["control_dt_s"])
-        )
+        dt = metadata["control_dt_s"]
+        self._most = np.where(np.isnan(rates), np.float32(np.inf), rates * np.float32(dt))
         names = [element["name"] for element in metadata["inputs"]["observation"]]
         found = [re.fullmatch(r"(?s)(.+)@-([1-9][0-9]*)", name) for name in names]
         self._ages = np.array([int(match[2]) if match else 0 for match in found])
         newest = [match[1] if match else name for match, name in zip(found, names, strict=True)]
         sent = [f"ctrl:{control['name']}[0]" for control in self._controls]
-        self.readings = [
-            name for name, age in zip(newest, self._ages, strict=True) if not age and name not in sent
-        ]
-        # A step is a row: its readings, and what was sent before it. Each input is a number of such a row.
-        columns = {name: column for column, name in enumerate([*self.readings, *sent])}
+        current = [name for name, age in zip(newest, self._ages, strict=True) if not age]
+        clocks = {name: re.fullmatch(r"clock:([0-9.e+-]+)\[([01])\]", name) for name in current}
+        self.readings = [name for name in current if name not in sent and not clocks[name]]
+        told = {name: (float(match[1]), int(match[2])) for name, match in clocks.items() if match}
+        self._turn = np.array([2 * np.pi * dt / period for period, _ in told.values()])
+        self._shift = np.array([number * np.pi / 2 for _, number in told.values()])  # sin is cos later
+        # A step is a row: its readings, what was sent before it, its time. Each input is a number of a row.
+        columns = {name: column for column, name in enumerate([*self.readings, *sent, *told])}
         if lacking := set(newest) - set(columns):
             raise ValueError(f"the policy takes earlier readings of {min(lacking)}, but not the newest")
         self._columns = np.array([columns[name] for name in newest])
@@ -109,7 +111,7 @@ class PolicyRunner:
                 raise ValueError(f"give the start of actuator {name}: where it stands")
         if not np.isfinite(self._start).all():
             raise ValueError("a start is NaN or infinite")
-        self._sent, self.held = None, 0
+        self._sent, self.held, self._steps = None, 0, 0
 
     def step(self, readings: np.ndarray | None, goal: np.ndarray | None) -> Step:
         """Return what to send for the newest readings and a goal; None is one that is late."""
@@ -125,11 +127,12 @@ class PolicyRunner:
             sent = self._start.copy()
             for place, reading, gear in self._joints:
                 sent[place] = gear * fresh[reading]
-            sent = sent.clip(self._low, self._high)
-            self._past[:] = np.concatenate([fresh, sent])
+            sent, self._steps = sent.clip(self._low, self._high), 0
+            self._past[:] = np.concatenate([fresh, sent, self._clocks()])
         elif sent is not None:
+            self._steps += 1
             self._past[1:] = self._past[:-1]
-            self._past[0, count:] = sent
+            self._past[0, count:] = np.concatenate([sent, self._clocks()])
             if status == "ok":
                 self._past[0, :count] = fresh
         if status == "ok":
@@ -141,6 +144,9 @@ class PolicyRunner:
             status = "not_finite"
         self.held += 1
         return Step(None if self._sent is None else self._sent.copy(), status)
+
+    def _clocks(self) -> np.ndarray:
+        return np.cos(self._steps * self._turn - self._shift)
 
 
 def golden_error(policy: Policy) -> float:
