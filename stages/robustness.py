@@ -316,7 +316,7 @@ def _drawn_together(task: CompiledTask, share: float) -> Iterator[Factor]:
 
 def _trained_bounds(task: CompiledTask) -> dict[str, tuple[float, float]]:
     """Return what training varied: bounds by factor, the widest where there are several of one name."""
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, tuple[float, float]] = {DELAY: task.spec.action_delay}
     for factor in task.spec.distribution("training").varies:
         if isinstance(factor, Factor):
             low, high = factor.bounds

@@ -77,8 +77,15 @@ def test_what_the_motor_cannot_carry_is_not_reached(tmp_path: Path) -> None:
 
 
 def test_levels_tell_how_far_training_went(tmp_path: Path) -> None:
-    page = hoist(tmp_path, "randomize: {mass: {low: 0.8, high: 1.2}, joint_zero: {low: -0.02, high: 0.02}}\n")
+    page = hoist(
+        tmp_path,
+        "randomize: {mass: {low: 0.8, high: 1.2}, joint_zero: {low: -0.02, high: 0.02}}\n"
+        "action_delay: {low: 0, high: 2}\n",
+    )
     levels = levels_of(compile_task(page))
+    assert [level[1:] for level in levels if level[0] == "action_delay"] == [
+        (1, True), (2, True), (3, False), (4, False),
+    ]  # fmt: skip
     assert [value for factor, value, trained in levels if factor == "mass" and trained] == [0.85, 1.15]
     assert [level for level in levels if level[0] == "joint_zero"] == [
         ("joint_zero", pytest.approx(-0.04), False),

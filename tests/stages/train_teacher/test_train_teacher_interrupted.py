@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.envs.user_tasks.user_pages import PAGE, changed, write
 from tests.stages.stage_process import start, wait_for_checkpoint
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import (
@@ -35,6 +36,12 @@ from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
+VARIED = """action: {actuators: "*", kind: delta, max_rate: 3}
+action_delay: {low: 0, high: 2}
+student_observation: {field: qpos, noise: 0.01, history: 3}
+randomize: {mass: {low: 0.7, high: 1.3}, joint_zero: {low: -0.02, high: 0.02, joints: elbow}}
+"""
+
 
 def run_interrupted(
     settings: TrainTeacherSettings, root: Path, interruptions: list[tuple[str, int]]
@@ -53,7 +60,7 @@ def run_interrupted(
                 if not begun:
                     return train_teacher.run(settings, context), begun
                 found, artifact = train_teacher.find_resumable(context.workspace, None)
-                assert found == settings
+                assert change(found, task=settings.task) == settings  # a page is trained on from its copy
                 return train_teacher.run(found, context, artifact), begun
             except (StoppedByUser, Killed):
                 continue
@@ -113,6 +120,15 @@ def test_that_holds_for_other_settings_too(
     settings = change(**values)
     artifact, begun = run_interrupted(settings, tmp_path, [("stop", 2), ("kill", 5)])
     assert len(begun) == 3 and begun[1] == 2 and begun[2] <= 7
+    assert_same_run(artifact, unbroken(settings))
+
+
+def test_that_holds_where_worlds_vary_and_senses_are_noisy(unbroken: Callable[..., Artifact], tmp_path: Path):
+    page = changed(PAGE, "    object: fingertip\n", '    object: fingertip\n  - {factors: "*"}\n')
+    page = changed(page, "{field: qpos, unit: rad}", "{field: qpos, noise: 0.01, delay: {low: 0, high: 2}}")
+    settings = change(task=str(write(tmp_path, page + VARIED)), env_steps=4 * 30 * 6)
+    artifact, begun = run_interrupted(settings, tmp_path / "broken", [("stop", 1), ("kill", 2)])
+    assert begun == [0, 1, 2]
     assert_same_run(artifact, unbroken(settings))
 
 
