@@ -203,7 +203,9 @@ class CompiledTask:
         """Return the same model under a task that differs in its episodes alone."""
         changed = copy.copy(self)
         changed.spec = task
-        changed._starts = changed._start_states()
+        kept = {name: (each.starts, each.goals) for name, each in self.spec.distributions.items()}
+        if kept != {name: (each.starts, each.goals) for name, each in task.distributions.items()}:
+            changed._starts = changed._start_states()
         changed._varied = changed._varied_models()
         changed.student_view = changed
         if (view := self.student_view) is not self:

@@ -241,6 +241,7 @@ def require_drawable(
         resolver.resolve(task.achieved_goal),
         [(end, resolver.resolve((end.term,))) for end in task.early_end],
         owner,
-        name,
+        # Whatever is evaluated draws from one pool: a seed has the same goals there, whatever varies.
+        "training" if name == "training" else "evaluation",
     )
     return replace(episodes, goals=states)

@@ -21,6 +21,9 @@ from thousandfold.ground.errors import UserError, nearest_name
 MOST_EPISODE_STEPS = 1_000_000
 """control steps of an episode, five hours and a half at 50 Hz: whole episodes are held in memory"""
 
+LONGEST_CLOCK_S = 3600.0
+"""seconds of a clock's turn"""
+
 MOST_HISTORY = 1000
 """readings of a term that an observation may show"""
 
@@ -388,7 +391,20 @@ class GoalTask:
                 f"Task {self.name!r}: resample_every {self.resample_every} must be more than the hold_steps "
                 f"{self.hold_steps}: no goal could be held."
             )
+        self._require_clocks_show()
         self._require_senses_fit()
+
+    def _require_clocks_show(self) -> None:
+        """Raise TaskError where control steps cannot show how a clock turns."""
+        least = 2 * self.control_dt_s
+        for part in ("observation", "student_observation"):
+            for index, term in enumerate(getattr(self, part) or ()):
+                if term.period_s is not None and not least <= term.period_s <= LONGEST_CLOCK_S:
+                    raise TaskError(
+                        f"Task {self.name!r}: a clock turns in at least two control steps, {least:g} s, and "
+                        f"at most {LONGEST_CLOCK_S:g} s, not in {term.period_s:g} s.",
+                        (part, index, "clock"),
+                    )
 
     def _require_senses_fit(self) -> None:
         """Raise TaskError where a delay is longer than an episode, or what is no observation is sensed."""
@@ -469,6 +485,8 @@ class GoalTask:
             distributions = {**self.distributions, "evaluation": self.distribution(evaluation)}
             task = replace(task, distributions=distributions)
         if clock_s not in (None, self.changes.get("clock_s")):
+            if "clock_s" in changes:
+                raise TaskError(f"Task {self.name!r} has a clock of {changes['clock_s']:g} s already.")
             changes["clock_s"], told = clock_s, clock(clock_s)
             seen = task.student_observation
             task = replace(

@@ -56,6 +56,7 @@ STUDENT_OBSERVATION = "student_observation"
 """the one column that a dataset may lack; its metadata says by this key how many numbers it has"""
 SUCCESS = ("infos/is_success", 1)
 HOLD_STEPS = "options/hold_steps"
+SUCCEEDED = "options/succeeded"
 """an episode's attribute: states in a row that make it a success; 1 where there is none"""
 
 _SHARD = re.compile(r"shard_(\d{5,})-v0")

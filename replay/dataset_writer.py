@@ -31,6 +31,7 @@ from thousandfold.replay.dataset_layout import (
     NAMESPACE,
     ROWS_NAME,
     STUDENT_OBSERVATION,
+    SUCCEEDED,
     SUCCESS,
     TEMPORARY_PREFIX,
     dataset_id,
@@ -260,6 +261,8 @@ def _write_rows(path: Path, episodes: Iterable[GoalEpisode]) -> DatasetStatistic
             group.attrs["options/action_noise"] = episode.action_noise
             if episode.hold_steps > 1:
                 group.attrs[HOLD_STEPS] = episode.hold_steps
+                if episode.desired_goal.ndim == 2:  # what the rows alone do not tell
+                    group.attrs[SUCCEEDED] = episode.succeeded
             for place, column in _columns_of(episode).items():
                 group.create_dataset(place, data=column)
             statistics.add(episode)

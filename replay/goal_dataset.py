@@ -23,6 +23,7 @@ from thousandfold.replay.dataset_layout import (
     NAMESPACE,
     ROWS_NAME,
     STUDENT_OBSERVATION,
+    SUCCEEDED,
     SUCCESS,
     dataset_id,
     file_sha256,
@@ -220,6 +221,9 @@ def _read(file: h5py.File, metadata: dict[str, Any]) -> GoalDataset:
     for index in np.flatnonzero((np.array(holds) > 1) | several).tolist():
         rows = slice(first[index] + 1, stops[index])
         succeeded[index] = every_goal_held(success[rows], commanded[rows], holds[index])
+    for index in range(episodes):
+        if (told := file[f"episode_{index}"].attrs.get(SUCCEEDED)) is not None:
+            succeeded[index] = bool(told)
     return GoalDataset(
         **_no_alternatives(columns) | columns,
         episode=np.repeat(np.arange(episodes), lengths),

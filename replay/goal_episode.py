@@ -63,7 +63,12 @@ class GoalEpisode:
 
     @property
     def succeeded(self) -> bool:
-        """Whether actions led into the success region of every goal, and held it for long enough."""
+        """Whether actions led into the success region of every goal, and held it for long enough.
+
+        An episode of several goals that ends early is none: who falls holds no goal that would have come.
+        """
+        if self.desired_goal.ndim == 2 and self.terminated:
+            return False
         goals = self.desired_goal[1:] if self.desired_goal.ndim == 2 else self.desired_goal
         return every_goal_held(self.success[1:], goals, self.hold_steps)
 

@@ -66,7 +66,7 @@ class Episodes:
         final_distance: (episodes,) distance to the goal after the last step.
         closest_distance: (episodes,) smallest distance to the goal of the step after any step.
         start: (episodes, goal_dim) what was achieved at the start.
-        goal: (episodes, goal_dim) what was commanded, at the end.
+        goal: (episodes, goal_dim) what was commanded, at the start.
         unstable: (episodes,) bool, the physics diverged; such an episode counts as a failure.
         paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
         other_radii: further radii that successes are counted for, by name.
@@ -219,7 +219,8 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     start, goal = simulator.achieved_goal.copy(), simulator.desired_goal.copy()
     distance, closest = task.goal_distance(start, goal), np.full(worlds, np.inf)
     at_goal, length, unstable = np.zeros(worlds), np.zeros(worlds, np.int64), np.zeros(worlds, bool)
-    held = HeldGoals(goal, task.spec.hold_steps)
+    held, last = HeldGoals(goal, task.spec.hold_steps), goal.copy()
+    cut = np.zeros(worlds, bool)
     trace = [start[:num_paths]]
     for step in steps(simulator, policy):
         unstable |= step.unstable
@@ -228,14 +229,16 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
         there = counted & step.result.success
         at_goal += there
         held.add(there, counted, simulator.desired_goal)
-        goal = np.where(counted[:, None], simulator.desired_goal, goal)
-        reached = task.goal_distance(simulator.achieved_goal, goal)
+        last = np.where(counted[:, None], simulator.desired_goal, last)
+        reached = task.goal_distance(simulator.achieved_goal, last)
+        if task.later_goals:  # who falls holds no goal that would have come
+            cut |= step.running & step.result.terminated
         distance = np.where(counted, reached, distance)
         closest = np.where(counted, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
-        success=held.all_held & ~unstable,
+        success=held.all_held & ~unstable & ~cut,
         touched=(at_goal > 0) & ~unstable,
         at_end=(held.run > 0) & ~unstable,
         time_at_goal=np.where(unstable, 0.0, 1000.0 * at_goal / task.spec.episode_steps),

@@ -16,12 +16,12 @@ import numpy as np
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.randomization import FACTORS, Factor
 from thousandfold.envs.task import TaskError
-from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import write_json_atomic
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Console, figure
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.episodes import Episodes, Policy, run_episodes, wilson_interval
+from thousandfold.stages.policy_file.metadata import past_reading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,20 +104,18 @@ def levels_of(task: CompiledTask) -> list[tuple[str, float, bool]]:
 
 def measure_robustness(
     policy: Policy, task: CompiledTask, episodes: int, seed: int, console: Console
-) -> list[Level]:
+) -> list[Level] | None:
     """Measure and print success on the model as it is and at every level, over the same starts and goals.
 
-    A factor that the model does not have, such as the friction of a robot that touches nothing, is left out.
+    A factor that changes nothing, such as the friction of a robot that touches nothing, is left out. None is
+    returned, and said, where no goal is reached on the model as it is: nothing could be lost.
 
     Args:
-        policy, task: the policy, and the task as it sees it: its own senses are noisy and late beside what is
-            varied here.
+        policy, task: the policy, and the task as it sees it: its own senses are noisy beside what is varied
+            here, and a delay that is varied takes the place of the task's own.
         episodes: of each level.
         seed: of starts, goals and noise.
         console: shows how far it is, then the table.
-
-    Raises:
-        UserError: no goal is reached on the model as it is, so that nothing can be lost.
     """
     planned = levels_of(task)
     with console.progress("robustness", len(planned), unit="levels") as bar:
@@ -125,10 +123,11 @@ def measure_robustness(
         for level in measured_levels(policy, task, planned, episodes, seed):
             levels.append(level)
             if level.factor == NOMINAL and level.successes == 0:
-                raise UserError(
-                    "No goal is reached on the model as it is, so that no factor can cost success: a "
-                    "robustness card needs a policy that reaches some."
+                console.warn(
+                    "No robustness card: no goal is reached on the model as it is, so that nothing can be "
+                    "lost."
                 )
+                return None
             bar.update(len(levels) - 1, factor=level.factor)
     rows = [
         (
@@ -281,10 +280,20 @@ def _noisy(task: CompiledTask, policy: Policy, ranges: _Ranges, share: float, se
     sensed = np.array([not name.startswith(_KNOWN) for name in names])
     std = (share * sensed * (ranges.high - ranges.low)).astype(np.float32)
     rng = np.random.Generator(np.random.PCG64(seed_sequence(seed, _NOISE_STREAM)))
+    # A reading keeps its noise as it grows older: x[0]@-2 has that which x[0] had two steps before.
+    readings = [past_reading(name) for name in names]
+    ages, newest = [age for _, age in readings], [names.index(name) for name, _ in readings]
+    before: list[np.ndarray] = []
 
     def act(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        noise = rng.standard_normal(observation.shape, np.float32)
-        return policy(observation + std * noise, goal)
+        if before and len(before[0]) != len(observation):
+            before.clear()
+        before.insert(0, rng.standard_normal(observation.shape, np.float32))
+        del before[max(ages) + 1 :]
+        noise = [
+            before[min(age, len(before) - 1)][:, column] for age, column in zip(ages, newest, strict=True)
+        ]
+        return policy(observation + std * np.stack(noise, 1), goal)
 
     return act
 

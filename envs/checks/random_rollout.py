@@ -82,6 +82,7 @@ def roll_out(
     rng, result = np.random.default_rng(seed), _at_start(simulator)
     before = np.array(simulator.achieved_goal)
     running, held = np.ones(worlds, bool), HeldGoals(simulator.desired_goal, task.spec.hold_steps)
+    fallen = np.zeros(worlds, bool)
     last = min(steps or task.spec.episode_steps, task.spec.episode_steps)
     result.whole = last == task.spec.episode_steps
     for step in range(last):
@@ -94,7 +95,8 @@ def roll_out(
         result.unstable = result.unstable | (running & outcome.unstable)
         running = running & ~outcome.unstable
         held.add(outcome.success, running, simulator.desired_goal)
-        result.reached = held.all_held
+        fallen |= running & outcome.terminated & bool(task.later_goals)
+        result.reached = held.all_held & ~fallen
         _widen(result, simulator, running)
         if running.any():
             moved = np.abs(simulator.achieved_goal - before)[running]

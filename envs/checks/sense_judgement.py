@@ -68,12 +68,13 @@ def _not_sensed(model: mujoco.MjModel, term: Term, read: np.ndarray) -> str:
             what = "where a free body is" if term.field == "qpos" else "how fast a free body travels"
             return f"{what}; {_TRACKER}; `object` and `columns` leave it out"
         return ""
-    if term.field in ("xpos", "xquat", "site_xpos"):
+    if term.field in ("xpos", "xquat", "site_xpos", "geom_xpos"):
         if term.minus is not None and term.minus.field == term.field:
             return ""  # how two things lie to one another a camera on board may tell
         size = 4 if term.field == "xquat" else 3
         owners = np.unique(read // size)
-        bodies = model.site_bodyid[owners] if term.field == "site_xpos" else owners
+        of = {"site_xpos": model.site_bodyid, "geom_xpos": model.geom_bodyid}
+        bodies = of[term.field][owners] if term.field in of else owners
         if term.field != "xquat" and floating[bodies].any():
             return f"the place in the world of what is on a free joint; {_TRACKER}"
         return ""

@@ -69,12 +69,11 @@ class PoseEntry(_Section):
 class TermEntry(_Section):
     """One reading of a MuJoCo data field, or of an orientation; see `envs.task.Term`."""
 
-    in_place_of_field: ClassVar[tuple[str, ...]] = ("orientation", "up", "clock")
+    in_place_of_field: ClassVar[tuple[str, ...]] = ("orientation", "up")
 
     field: str | None = None
     orientation: PoseEntry | None = None
     up: PoseEntry | None = None
-    clock: float | None = Field(default=None, gt=0)
     object: ObjectName = None
     columns: Annotated[list[Whole], Field(min_length=1)] | None = None
     transform: Literal["identity", "cos", "sin", "difference"] | None = None
@@ -129,8 +128,9 @@ _SENSED = ("noise", "noise_kind", "bias", "quantum", "delay", "dropout", "histor
 class SensedEntry(TermEntry):
     """A reading as it is sensed, or what was drawn; see `envs.task.Sensor` and `envs.randomization`."""
 
-    in_place_of_field: ClassVar[tuple[str, ...]] = (*TermEntry.in_place_of_field, "factors")
+    in_place_of_field: ClassVar[tuple[str, ...]] = (*TermEntry.in_place_of_field, "clock", "factors")
 
+    clock: float | None = Field(default=None, gt=0)
     factors: ObjectName = None
     noise: float = Field(default=0.0, ge=0, le=_LARGEST_NOISE)
     noise_kind: Literal["normal", "uniform"] = "normal"

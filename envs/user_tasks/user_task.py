@@ -282,7 +282,7 @@ def _require_scene_fits(page: Page, compiled: CompiledTask) -> None:
 
 def _term(entry: schema.TermEntry) -> Term:
     sensor = _sensor(entry) if isinstance(entry, schema.SensedEntry) else None
-    if entry.clock is not None:
+    if isinstance(entry, schema.SensedEntry) and entry.clock is not None:
         return replace(clock(entry.clock), sensor=sensor)
     for pose, columns in ((entry.orientation, ORIENTATION_COLUMNS), (entry.up, UP_COLUMNS)):
         if pose is not None:

@@ -63,8 +63,9 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
                 levels = robustness.measure_robustness(
                     policy, task, settings.robustness_episodes, settings.seed, context.console
                 )
-                results["robustness"] = robustness.first_failures(levels)
-                robustness.keep(work.artifact, levels, f"{source.name}, {task.name}")
+                if levels is not None:
+                    results["robustness"] = robustness.first_failures(levels)
+                    robustness.keep(work.artifact, levels, f"{source.name}, {task.name}")
         except ModuleNotFoundError:
             context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
         work.artifact.complete(results)

@@ -73,6 +73,7 @@ class RecordedEpisode:
         unstable: the physics diverged; the state that it led to is left out.
         hold_steps: states in a row at a goal that make it a success.
         shape: of the episode's model, as `world_shape` returns it; None: the task's.
+        cut: it ended early, where several goals were to be commanded.
     """
 
     qpos: np.ndarray
@@ -82,6 +83,7 @@ class RecordedEpisode:
     unstable: bool
     hold_steps: int = 1
     shape: Shape | None = None
+    cut: bool = False
 
     @property
     def goals(self) -> np.ndarray:
@@ -92,7 +94,7 @@ class RecordedEpisode:
     def success(self) -> bool:
         """Whether every goal was held for long enough and the physics never diverged."""
         held = every_goal_held(self.at_goal[1:], self.goals[1:], self.hold_steps)
-        return held and not self.unstable
+        return held and not self.unstable and not self.cut
 
 
 def record_episodes(
@@ -107,7 +109,7 @@ def record_episodes(
     """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn."""
     simulator = CpuSimulator(task, episodes, seed=seed, distribution=distribution)
     rows: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(episodes)]
-    unstable = np.zeros(episodes, bool)
+    unstable, cut = np.zeros((2, episodes), bool)
 
     def keep(worlds: np.ndarray) -> None:
         for world in np.flatnonzero(worlds).tolist():
@@ -118,13 +120,14 @@ def record_episodes(
     keep(~unstable)
     for step in itertools.islice(steps(simulator, policy), max_steps):
         unstable |= step.unstable
+        cut |= step.running & step.result.terminated & bool(task.later_goals)
         keep(step.running & ~step.unstable)
     found = []
-    for kept, diverged, shape in zip(rows, unstable.tolist(), shapes, strict=True):
+    for kept, diverged, shape, fell in zip(rows, unstable.tolist(), shapes, cut.tolist(), strict=True):
         qpos, achieved, goal = (np.stack(column) for column in zip(*kept, strict=True))
         at_goal = task.is_success(achieved, goal)
         held = task.spec.hold_steps
-        found.append(RecordedEpisode(qpos, achieved, goal, at_goal, diverged, held, shape))
+        found.append(RecordedEpisode(qpos, achieved, goal, at_goal, diverged, held, shape, fell))
     return found
 
 

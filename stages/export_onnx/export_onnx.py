@@ -160,9 +160,10 @@ def run(
                 card = robustness.measure_robustness(
                     policy, trained.task, settings.robustness_episodes, seed, console
                 )
-                levels = [RobustnessLevel.model_validate(level.record()) for level in card]
-                robustness.keep(artifact, card, f"{artifact.name}, {trained.task.name}")
-                summary["robustness"] = robustness.first_failures(card)
+                if card is not None:
+                    levels = [RobustnessLevel.model_validate(level.record()) for level in card]
+                    robustness.keep(artifact, card, f"{artifact.name}, {trained.task.name}")
+                    summary["robustness"] = robustness.first_failures(card)
             evaluation = Evaluation.model_validate(summary | {"runtime": "onnxruntime"})
             export.finish(evaluation, export.error.allowed, levels)
         results = summary | {

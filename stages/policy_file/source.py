@@ -8,6 +8,7 @@ from pathlib import Path
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.envs.registry import compile_task, task_names
+from thousandfold.envs.task import CHANGES, LONGEST_CLOCK_S
 from thousandfold.envs.user_tasks.task_copy import PAGE_NAME
 from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifact_task import TASK_FOLDER
@@ -129,8 +130,10 @@ def find_task(metadata: PolicyMetadata, place: PolicyPlace, given: str | None = 
             f"that describes it with --task{was}."
         )
     changes = metadata.task_changes | {"episode_steps": metadata.episode_steps}
-    evaluation = changes.get("evaluation")
-    if not changes.keys() <= {"episode_steps", "evaluation"} or not isinstance(evaluation, str | None):
+    evaluation, clock_s = changes.get("evaluation"), changes.get("clock_s")
+    is_number = isinstance(clock_s, int | float) and not isinstance(clock_s, bool)
+    is_clock = clock_s is None or (is_number and 0 < clock_s <= LONGEST_CLOCK_S)
+    if not changes.keys() <= set(CHANGES) or not isinstance(evaluation, str | None) or not is_clock:
         told = printable(", ".join(metadata.task_changes), newlines=False)[:80]
         raise UserError(
             f"{place.name} was made with changes of its task that this version does not know "

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import pydantic
 
 from thousandfold.envs.registry import compile_task, get_task
-from thousandfold.envs.task import MOST_EPISODE_STEPS
+from thousandfold.envs.task import LONGEST_CLOCK_S, MOST_EPISODE_STEPS
 from thousandfold.models.block_stack import Precision
 from thousandfold.models.contrastive_critic import Energy, InfoNCE
 from thousandfold.models.residual_mlp import Activation, NetworkShape, ResidualScale
@@ -265,7 +265,7 @@ class TrainTeacherSettings(LearnerSettings):
     clock_s: float | None = pydantic.Field(
         default=None,
         gt=0,
-        le=3600,
+        le=LONGEST_CLOCK_S,
         description="period of a clock that teacher and student observe beside the state; null: none",
     )
     env_steps: int = pydantic.Field(

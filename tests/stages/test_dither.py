@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.stages.policy_file.handmade_policy import metadata
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import TaskError
-from thousandfold.ground.errors import SettingsError
+from thousandfold.ground.errors import SettingsError, UserError
 from thousandfold.models.deployable_policy import Dither, InputLimits, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.onnx_graph import to_onnx
@@ -22,6 +24,8 @@ from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.networks import TrainedActor
 from thousandfold.stages.policy_file.graph import OPERATORS
+from thousandfold.stages.policy_file.metadata import parse_metadata
+from thousandfold.stages.policy_file.source import PolicyPlace, find_task
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
 PERIOD_S = 0.4
@@ -109,7 +113,7 @@ def test_a_clocks_name_tells_its_period_in_full() -> None:
     assert task.clock_columns() == [4, 5]
     assert compile_task("point_u_maze", {"clock_s": 2.0}).describe("observation")[-1]["name"] == "clock:2[1]"
     for period_s in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(TaskError, match="a clock with a period above 0"):
+        with pytest.raises(TaskError, match="a clock turns in at least two control steps"):
             compile_task("point_u_maze", {"clock_s": period_s})
 
 
@@ -140,3 +144,25 @@ def test_a_clock_takes_a_keyframe_that_begins_at_0(tmp_path: Path) -> None:
 def test_a_dither_needs_a_clock() -> None:
     with pytest.raises(SettingsError, match=r"dither 0.5 wants a clock to swing with: set clock_s=0.25"):
         resolve_settings(TrainTeacherSettings, "train_teacher", overrides=["dither=0.5"])
+
+
+def test_a_clock_shows_in_control_steps_and_there_is_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        TaskError, match=r"a clock turns in at least two control steps, 0.2 s, .* not in 0.15 s"
+    ):
+        compile_task("point_u_maze", {"clock_s": 0.15})
+    task = compile_task("point_u_maze", {"clock_s": 0.4})
+    assert task.changed(clock_s=0.4) is task
+    with pytest.raises(TaskError, match=r"has a clock of 0.4 s already"):
+        task.changed(clock_s=0.6)
+
+
+def test_a_policy_with_a_clock_finds_its_task_again() -> None:
+    described = metadata(task_changes={"clock_s": 0.4})
+    place = PolicyPlace(Path("policy.onnx"), "policy.onnx", None)
+    parsed = parse_metadata(json.dumps(described), place.path)
+    assert find_task(parsed, place).spec.changes["clock_s"] == 0.4
+    for wrong in ("x", True, -1, 1e9):
+        described = metadata(task_changes={"clock_s": wrong})
+        with pytest.raises(UserError, match=r"that this version does not know \(clock_s\)"):
+            find_task(parse_metadata(json.dumps(described), place.path), place)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from thousandfold.envs.registry import compile_task
-from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.console import Console
 from thousandfold.stages.robustness import (
     DELAY,
@@ -21,6 +20,7 @@ from thousandfold.stages.robustness import (
     first_failures,
     levels_of,
     measure_robustness,
+    measured_levels,
 )
 
 MODEL = """
@@ -110,9 +110,28 @@ def test_the_same_seed_gives_the_same_card(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_a_policy_that_reaches_nothing_has_no_card(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No goal is reached on the model as it is"):
-        measure_robustness(fall, compile_task(hoist(tmp_path)), 8, 0, Console())
+def test_a_policy_that_reaches_nothing_has_no_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure_robustness(fall, compile_task(hoist(tmp_path)), 8, 0, Console()) is None
+    assert "no goal is reached on the model as it is" in capsys.readouterr().err
+
+
+def test_noise_grows_old_with_its_reading(tmp_path: Path) -> None:
+    page = hoist(tmp_path).replace(".yaml", "_past.yaml")
+    text = Path(hoist(tmp_path)).read_text()
+    Path(page).write_text(text.replace("[{field: qpos}, ", "[{field: qpos, history: 3}, "))
+    seen: list[np.ndarray] = []
+
+    def act(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        seen.append(observation.copy())
+        return lift(observation[:, [0, 3]], goal)
+
+    planned = [(NOISE, 0.05, False)]
+    list(measured_levels(act, compile_task(page), planned, 4, 0))
+    rows = np.stack(seen[-100:])  # of the noisy level
+    np.testing.assert_allclose(rows[2:, :, 2], rows[:-2, :, 0], atol=1e-6)
+    assert np.abs(np.diff(rows[:, :, 0], n=2, axis=0)).max() > 0.01
 
 
 def test_the_first_failure_is_the_one_nearest_the_model(tmp_path: Path) -> None:
