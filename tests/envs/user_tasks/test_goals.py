@@ -56,7 +56,8 @@ POSE = """achieved_goal:
 goal: [{box: {low: [0.2, 0, 0.1], high: [0.3, 0, 0.3]}}, {orientation: {within: 0.3}}]
 success: {radius: 0.02, angle: 0.1}
 """
-EXAMPLES = re.findall(r"```yaml\n(.*?)```", DOCS.partition("### Orientations\n")[2], re.DOTALL)
+GOALS = DOCS.partition("### Orientations\n")[2].partition("\n## ")[0]
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", GOALS, re.DOTALL)
 
 (TWO_OBJECTS,) = [each for each in EXAMPLES if "cube_b" in each]
 VELOCITY, CHANGING = [each for each in EXAMPLES if "qvel" in each]
