@@ -12,7 +12,8 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
-from thousandfold.envs.task import TaskError
+from thousandfold.envs.task import EarlyEnd, TaskError, Term
+from thousandfold.stages.closed_loop.render import record_episodes
 from thousandfold.stages.episodes import run_round
 
 STEPS = 6
@@ -62,8 +63,24 @@ def test_of_goals_that_change_every_one_must_be_held() -> None:
     simulator = Scripted(CompiledTask(task), len(THERE) + 1, num_threads=1)
     first = simulator.desired_goal.copy()
     found = run_round(simulator, lambda observation, goal: np.zeros((len(goal), 2)))
+    last = simulator.desired_goal
     assert found.success.astype(int).tolist() == [0, 0, 1, 0, 0, 0]
     assert found.touched.astype(int).tolist() == [0, 1, 1, 1, 1, 0]
-    assert (found.goal != first).any(1).all()
-    away = np.linalg.norm(found.start - found.goal, axis=1)
+    assert (found.goal == first).all() and (last != first).any(1).all(), "what is told is the start's"
+    away = np.linalg.norm(found.start - last, axis=1)
     assert found.final_distance == pytest.approx(away, abs=1e-5), "they stood still"
+
+
+def test_who_falls_before_the_last_goal_has_not_held_it() -> None:
+    """Every world is at its first goal, and ends at its second step, before another one is commanded."""
+    too_fast = EarlyEnd(Term("qvel"), low=-0.5, high=0.5)
+    spec = dataclasses.replace(get_task("point_u_maze"), episode_steps=STEPS, early_end=(too_fast,))
+    push = np.ones((2, 2), np.float32)
+    for resample_every, expected in ((3, 0.0), (0, 1.0)):
+        task = CompiledTask(dataclasses.replace(spec, resample_every=resample_every))
+        simulator = CpuSimulator(task, 2, num_threads=1)
+        simulator.set_goal(simulator.achieved_goal.copy())
+        found = run_round(simulator, lambda observation, goal: push)
+        assert found.touched.all() and found.success.mean() == expected
+        (recorded,) = record_episodes(task, lambda o, g: push[:1], episodes=1, seed=0)
+        assert recorded.cut == bool(resample_every) and len(recorded.at_goal) < STEPS
