@@ -120,10 +120,10 @@ def _open(
 
     stack.enter_context(torch_runtimes.one_thread())
     found.steps[TORCH] = torch_runtimes.torch_step(module)
-    if module.actor.dither is None:
+    try:
         found.steps[NUMPY] = torch_runtimes.numpy_policy(module).step
-    else:
-        found.left_out[NUMPY] = "a teacher whose actions swing with a clock has no NumPy form"
+    except ValueError as error:
+        found.left_out[NUMPY] = str(error)
     if not inductor:
         found.left_out[INDUCTOR] = "not asked for (--set aot_inductor=true compiles it, half a minute)"
     elif not any(map(shutil.which, ("g++", "clang++", "c++"))):

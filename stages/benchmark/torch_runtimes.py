@@ -106,7 +106,13 @@ class _TracedStack(nn.Module):
 
 
 def numpy_policy(module: DeployablePolicy) -> NumpyPolicy:
-    """Return the same policy in NumPy."""
+    """Return the same policy in NumPy.
+
+    Raises:
+        ValueError: it is that of a teacher whose actions swing with a clock.
+    """
+    if module.actor.dither is not None:
+        raise ValueError("a teacher whose actions swing with a clock has no NumPy form")
     actor = module.actor.actor
     trunk = actor.trunk
     norm, eps = _layer_norm(trunk.final_norm)
