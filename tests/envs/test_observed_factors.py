@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,7 +166,7 @@ def test_what_cannot_read_them_is_refused(changes: dict, reason: str) -> None:
 def test_environments_show_them_and_are_copied_with_them(task: CompiledTask) -> None:
     env = GoalEnv(task=task)
     one, _ = env.reset(seed=4)
-    again, _ = pickle.loads(pickle.dumps(env)).reset(seed=4)
+    again, _ = copy.deepcopy(env).reset(seed=4)
     assert np.array_equal(one["observation"], again["observation"])
     assert 0.7 <= one["observation"][-3] <= 1.3
     several = GoalVectorEnv(3, task=task)

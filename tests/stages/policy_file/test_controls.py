@@ -109,7 +109,10 @@ def exported(task: CompiledTask, *, as_before: bool = False) -> tuple[PolicyMeta
 @pytest.mark.parametrize("as_before", [False, True])
 def test_a_task_whose_actions_are_as_they_were_passes(as_before: bool, tmp_path: Path) -> None:
     task = crane(tmp_path)
-    require_same_controls(*exported(task, as_before=as_before), task, "p.onnx")
+    described, rows = exported(task, as_before=as_before)
+    require_same_controls(described, rows, task, "p.onnx")  # raises where they differ
+    assert [each.unit == "actuator" for each in described.outputs.control].count(True) >= as_before
+    assert len(described.outputs.control) == task.model.nu
 
 
 @pytest.mark.parametrize("as_before", [False, True])
