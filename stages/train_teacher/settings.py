@@ -253,6 +253,13 @@ class TrainTeacherSettings(LearnerSettings):
     training_distribution: str = pydantic.Field(
         default="training", description="where training episodes start and aim"
     )
+    goal_exchange: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="chance of each control step that a world in training takes over another one's goal, so "
+        "that an action does not tell where its episode ends; 0: an episode keeps its goal",
+    )
     evaluation_distribution: str = pydantic.Field(
         default="evaluation", description="where evaluated episodes start and aim, the student's later too"
     )

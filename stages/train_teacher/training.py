@@ -164,7 +164,13 @@ class TeacherTraining:
 
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
-        own = collect(self.simulator, self.buffer, self.settings.unroll_steps, self.operations.act)
+        own = collect(
+            self.simulator,
+            self.buffer,
+            self.settings.unroll_steps,
+            self.operations.act,
+            self.exchange_goals if self.settings.goal_exchange else lambda: None,
+        )
         commanded = torch.as_tensor(self.simulator.desired_goal, device=self.buffer.device)
         self.learner.see(*self.buffer.newest(self.settings.unroll_steps), commanded)
         statistics = own.over(self.ranks)
@@ -173,6 +179,19 @@ class TeacherTraining:
         self.progress.unstable += statistics.unstable
         self.progress.overflowed += statistics.overflowed
         return statistics
+
+    def exchange_goals(self) -> None:
+        """Let some worlds take over the goal that is commanded in another, as `goal_exchange` says.
+
+        Where an episode keeps its goal, an action tells which one was commanded, hence where the episode
+        ends, whatever the action itself brings about (docs/algorithm.md).
+        """
+        simulator, worlds = self.simulator, self.simulator.num_worlds
+        random = {"generator": self.generator, "device": self.generator.device}
+        other = torch.randint(worlds, (worlds,), **random)
+        chosen = torch.rand(worlds, **random) < self.settings.goal_exchange
+        goals = torch.as_tensor(simulator.desired_goal, device=self.generator.device)
+        simulator.set_goal(goals[other], chosen)
 
     def relabel(self) -> Iterator[TransitionBatch]:
         """Yield the unroll's batches of transitions with hindsight goals, once there is enough memory."""
@@ -423,7 +442,11 @@ class RolloutStatistics:
 
 
 def collect(
-    simulator: Simulator, buffer: TrajectoryBuffer, steps: int, act: Callable[[Tensor, Tensor], Tensor]
+    simulator: Simulator,
+    buffer: TrajectoryBuffer,
+    steps: int,
+    act: Callable[[Tensor, Tensor], Tensor],
+    command: Callable[[], object] = lambda: None,
 ) -> RolloutStatistics:
     """Step every world `steps` times with sampled actions, store the rows, reset what ends.
 
@@ -432,11 +455,13 @@ def collect(
 
     Args:
         act: maps observations and goals to actions, (num_worlds, …) each.
+        command: called before each step; may command other goals.
     """
     overflowed = simulator.overflow_count
     counts = torch.zeros(3, dtype=torch.int64, device=buffer.device)
     with simulator.unroll(steps):
         for _ in range(steps):
+            command()
             _step(simulator, buffer, act, counts)
     successes, episodes, unstable = counts.tolist()
     overflowed = simulator.overflow_count - overflowed

@@ -27,6 +27,7 @@ TINY_TEACHER = TrainTeacherSettings(
     checkpoint_every=2,
     average_decay=0.5,
     actor_goals="mixed",
+    goal_exchange=0.1,
     device="cpu",
     threads=1,
 )

@@ -17,6 +17,7 @@ from tests.stages.train_teacher.teacher_runs import (
     change,
     interrupt_after,
 )
+from thousandfold.envs.registry import compile_task
 from thousandfold.ground.errors import StoppedByUser, UserError
 from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
@@ -28,6 +29,36 @@ from thousandfold.stages.train_teacher import training as teacher_training
 from thousandfold.stages.train_teacher.training import TeacherTraining
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+# -- what is commanded while it explores -------------------------------------------------------------
+
+
+def goals_before_and_after(goal_exchange: float, unroll_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is commanded in 400 worlds before and after an unroll, (400, 2) each."""
+    changes = {"num_worlds": 400, "unroll_steps": unroll_steps, "goal_exchange": goal_exchange}
+    settings = TINY_TEACHER.model_copy(update=changes)
+    training = TeacherTraining(settings, compile_task(settings.task), "cpu")
+    before = training.simulator.desired_goal.copy()
+    training.collect()
+    return before, training.simulator.desired_goal.copy()
+
+
+def test_an_episode_keeps_its_goal_where_none_are_exchanged():
+    before, after = goals_before_and_after(0.0, 20)
+    assert np.array_equal(before, after)
+
+
+def test_the_chance_of_another_goal_is_that_of_each_step():
+    before, after = goals_before_and_after(0.25, 1)
+    assert 0.2 < (before != after).any(1).mean() < 0.3
+    before, after = goals_before_and_after(0.25, 3)
+    assert 0.53 < (before != after).any(1).mean() < 0.63  # 1 - 0.75 ** 3 = 0.58
+
+
+def test_worlds_take_over_goals_that_are_commanded_in_others():
+    before, after = goals_before_and_after(1.0, 1)
+    assert {tuple(goal) for goal in after.tolist()} <= {tuple(goal) for goal in before.tolist()}
 
 
 # -- early stop and what is kept --------------------------------------------------------------------
