@@ -276,7 +276,8 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     rate, square = successes / trials, z**2
     centre = (rate + square / (2 * trials)) / (1 + square / trials)
     half = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = max(0.0, centre - half) if successes else 0.0  # which rounding may miss
+    return low, min(1.0, centre + half) if successes < trials else 1.0
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
