@@ -119,6 +119,12 @@ class ControlMap:
             for index in np.flatnonzero(self.stateful).tolist()
             if (servo := servo_joint(model, index)) is not None
         }
+        filters = (mujoco.mjtDyn.mjDYN_FILTER, mujoco.mjtDyn.mjDYN_FILTEREXACT)
+        self._filters = {
+            int(model.actuator_actadr[index] + model.actuator_actnum[index]) - 1: index
+            for index in self._servos
+            if mujoco.mjtDyn(model.actuator_dyntype[index]) in filters
+        }
         self._placed: dict[Any, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,6 +182,23 @@ class ControlMap:
             columns[index] = servo.gear * qpos[:, servo.column]
         within = xp.stack(columns, -1).clip(placed["least"], placed["most"])
         return xp.where(placed["stateful"], within, ctrl)
+
+    def start_activation(self, act: Any, ctrl: Any, xp: Any = np) -> Any:
+        """Return the activations before an episode's first action, (num_worlds, na).
+
+        The filter of a position servo has settled at what counts as sent last, where that is remembered.
+
+        Args:
+            act: (num_worlds, na), the base state's activations.
+            ctrl: (num_worlds, nu), as `start` returned them.
+            xp: the module of both, `numpy` or `torch`.
+        """
+        if not self._filters:
+            return act
+        columns = [act[:, place] for place in range(act.shape[1])]
+        for place, index in self._filters.items():
+            columns[place] = ctrl[:, index]
+        return xp.stack(columns, -1)
 
     def __call__(self, action: Any, last: Any = None, xp: Any = np) -> Any:
         """Map actions in [−1, 1] (clipped), (num_worlds, action_dim), to controls, (num_worlds, nu).

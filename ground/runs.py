@@ -30,6 +30,7 @@ class HeldGoals:
 
     Attributes:
         run: (episodes,) int, steps in a row that each has been within its goal's region up to now.
+        commanded: (episodes,) int, how many goals each was given so far; the same goal twice in a row is one.
 
     Args:
         goals: (episodes, goal_dim), those that are commanded at the start.
@@ -38,8 +39,8 @@ class HeldGoals:
 
     def __init__(self, goals: np.ndarray, hold_steps: int) -> None:
         self._goals, self._hold_steps = goals.copy(), hold_steps
-        self.run = np.zeros(len(goals), np.int64)
-        self._held, self._missed = np.zeros((2, len(goals)), bool)
+        self.run, self.commanded = np.zeros(len(goals), np.int64), np.ones(len(goals), np.int64)
+        self._held, self._held_before = np.zeros(len(goals), bool), np.zeros(len(goals), np.int64)
 
     def add(self, success: np.ndarray, counted: np.ndarray, goals: np.ndarray) -> None:
         """Take one step into account.
@@ -50,7 +51,8 @@ class HeldGoals:
             goals: (episodes, goal_dim), the step's.
         """
         changed = counted & (goals != self._goals).any(1)
-        self._missed |= changed & ~self._held
+        self.commanded += changed
+        self._held_before += changed & self._held
         self._held &= ~changed
         self._goals = np.where(counted[:, None], goals, self._goals)
         self.run = np.where(changed, 0, self.run)
@@ -58,6 +60,11 @@ class HeldGoals:
         self._held |= self.run >= self._hold_steps
 
     @property
+    def held(self) -> np.ndarray:
+        """How many of the commanded goals each has held so far, (episodes,) int."""
+        return self._held_before + self._held
+
+    @property
     def all_held(self) -> np.ndarray:
         """(episodes,) bool."""
-        return self._held & ~self._missed
+        return self.held == self.commanded

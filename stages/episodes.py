@@ -70,6 +70,8 @@ class Episodes:
         unstable: (episodes,) bool, the physics diverged; such an episode counts as a failure.
         paths: achieved goals of the first episodes, one (steps + 1, goal_dim) each.
         other_radii: further radii that successes are counted for, by name.
+        goals_held: (episodes,) share of the episode's goals that were held, each within its own time; those
+            that an early end kept from coming were not. None where every episode has one goal.
     """
 
     success: np.ndarray
@@ -83,17 +85,22 @@ class Episodes:
     at_end: np.ndarray
     paths: list[np.ndarray] = field(default_factory=list)
     other_radii: Mapping[str, float] = field(default_factory=dict)
+    goals_held: np.ndarray | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return success and final distance with 95 % intervals, time at goal and the episode count.
 
-        ``success_easy`` and the like count episodes that came within the task's other radii.
+        ``success_easy`` and the like count episodes that came within the task's other radii; ``goals_held``
+        is the share of the commanded goals, where episodes have several.
         """
         low, high = wilson_interval(int(self.success.sum()), len(self.success))
-        others = {
+        others: dict[str, Any] = {
             f"success_{name}": float(((self.closest_distance < radius) & ~self.unstable).mean())
             for name, radius in self.other_radii.items()
         }
+        if self.goals_held is not None:
+            others["goals_held"] = float(self.goals_held.mean())
+            others["goals_held_interval"] = list(mean_interval(self.goals_held))
         return others | {
             "episodes": len(self.success),
             "success": float(self.success.mean()),
@@ -173,7 +180,9 @@ def join_rounds(rounds: list[Episodes], task: CompiledTask, episodes: int, num_p
     """Return the first episodes of several rounds, in order, with the paths of the first of them."""
     joined = {name: np.concatenate([getattr(part, name) for part in rounds])[:episodes] for name in _OUTCOMES}
     paths = [path for part in rounds for path in part.paths][: min(num_paths, episodes)]
-    return Episodes(**joined, paths=paths, other_radii=task.spec.other_radii)
+    shares = [part.goals_held for part in rounds if part.goals_held is not None]
+    held = np.concatenate(shares)[:episodes] if len(shares) == len(rounds) else None
+    return Episodes(**joined, paths=paths, other_radii=task.spec.other_radii, goals_held=held)
 
 
 class ControlStep(NamedTuple):
@@ -220,7 +229,8 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
     distance, closest = task.goal_distance(start, goal), np.full(worlds, np.inf)
     at_goal, length, unstable = np.zeros(worlds), np.zeros(worlds, np.int64), np.zeros(worlds, bool)
     held, last = HeldGoals(goal, task.spec.hold_steps), goal.copy()
-    cut = np.zeros(worlds, bool)
+    cut, goals_held = np.zeros(worlds, bool), None
+    is_steered = ~np.isnan(simulator.later_goals).any(1)  # not told by hand what to do throughout
     trace = [start[:num_paths]]
     for step in steps(simulator, policy):
         unstable |= step.unstable
@@ -236,6 +246,10 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
         distance = np.where(counted, reached, distance)
         closest = np.where(counted, np.minimum(closest, reached), closest)
         trace.append(simulator.achieved_goal[:num_paths].copy())
+    if task.later_goals:
+        came = (length - 1) // task.spec.resample_every  # none comes with the state that ends an episode
+        never_came = np.where(is_steered, (task.later_goals - came).clip(0), 0)
+        goals_held = np.where(unstable, 0.0, held.held / (held.commanded + never_came))
     paths = [np.stack([row[i] for row in trace])[: length[i] + 1] for i in range(min(num_paths, len(start)))]
     return Episodes(
         success=held.all_held & ~unstable & ~cut,
@@ -248,6 +262,7 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
         goal=goal,
         paths=paths,
         unstable=unstable,
+        goals_held=goals_held,
     )
 
 
@@ -261,7 +276,8 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     rate, square = successes / trials, z**2
     centre = (rate + square / (2 * trials)) / (1 + square / trials)
     half = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = max(0.0, centre - half) if successes else 0.0  # which rounding may miss
+    return low, min(1.0, centre + half) if successes < trials else 1.0
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

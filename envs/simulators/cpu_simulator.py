@@ -79,7 +79,8 @@ class CpuSimulator(Simulator):
         self._batch = mujoco_batch.Batch(model, num_worlds, num_threads or usable_cpus())
         # Written to the rows of worlds that are reset, for which no thread need be woken.
         self._start_state = task.start_state(distribution)
-        self._qpos, self._qvel, self._ctrl = (self._batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        names = ("qpos", "qvel", "act", "ctrl")
+        self._qpos, self._qvel, self._act, self._ctrl = (self._batch.bind(name) for name in names)
         bound = [name for name in self.fields if name != FACTORS_FIELD]
         self._fields = {name: self._batch.bind(name).reshape(num_worlds, -1) for name in bound}
         self._sent = self._ctrl
@@ -118,6 +119,7 @@ class CpuSimulator(Simulator):
         self._batch.state[ids] = self._start_state
         self._qpos[ids], self._qvel[ids] = qpos, qvel
         self._ctrl[ids] = self.task.control.start(self._ctrl[ids], qpos)
+        self._act[ids] = self.task.control.start_activation(self._act[ids], self._ctrl[ids])
         if self.varied is not None:
             self._draws[ids] = self._stream.take(len(ids))
             self._write_models(ids)
@@ -232,6 +234,7 @@ class CpuSimulator(Simulator):
         self._batch.state[:] = self._start_state
         self._qpos[:], self._qvel[:] = qpos, qvel
         self._ctrl[:] = self.task.control.start(self._ctrl, self._qpos)
+        self._act[:] = self.task.control.start_activation(self._act, self._ctrl)
         self._quarantined[:] = False
         self._refresh(np.arange(self.num_worlds))
 

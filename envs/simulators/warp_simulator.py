@@ -189,8 +189,8 @@ class WarpSimulator(Simulator):
 
     def _make_arrays(self) -> None:
         worlds, device = self.num_worlds, self.device
-        names = ("qpos", "qvel", "qacc", "ctrl", "overflow")
-        self._qpos, self._qvel, self._qacc, self._ctrl, self._overflow = (
+        names = ("qpos", "qvel", "qacc", "act", "ctrl", "overflow")
+        self._qpos, self._qvel, self._qacc, self._act, self._ctrl, self._overflow = (
             wp.to_torch(getattr(self._data, name)) for name in names
         )
         start = self.task.start_state(self.distribution).astype(np.float32)
@@ -290,6 +290,8 @@ class WarpSimulator(Simulator):
         self._write_models()
         start = self.task.control.start(self._ctrl, self._qpos, xp=torch)
         self._ctrl.copy_(torch.where(chosen, start, self._ctrl))
+        settled = self.task.control.start_activation(self._act, self._ctrl, xp=torch)
+        self._act.copy_(torch.where(chosen, settled, self._act))
         if self._pending is not None:
             self._pending.begin(self._ctrl, self._reset_mask)
         self.episode_step.masked_fill_(self._reset_mask, 0)
@@ -348,6 +350,7 @@ class WarpSimulator(Simulator):
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
         self._ctrl.copy_(self.task.control.start(self._ctrl, self._qpos, xp=torch))
+        self._act.copy_(self.task.control.start_activation(self._act, self._ctrl, xp=torch))
         if self._pending is not None:
             self._pending.begin(self._ctrl, self._reset_mask)
         self._quarantined.zero_()

@@ -73,8 +73,9 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         work.run.log_metrics(numbers, step=0)
         work.log_files("rollouts.png", *robustness.FILES, "manifest.json")
         low, high = results["success_interval"]
+        goals = f"{results['goals_held']:.3f} of all goals were held, " if "goals_held" in results else ""
         context.console.say(
-            f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}]; "
+            f"{source.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}]; {goals}"
             f"{results['touched']:.3f} touched the goal, {results['at_goal_at_end']:.3f} were there at the "
             f"end; time at goal {results['time_at_goal']:.0f} of 1000 steps, over {settings.episodes} "
             "episodes."

@@ -222,8 +222,9 @@ def _show(results: dict[str, Any], console: Console) -> None:
     }[results["ended_by"]]
     if results["episodes"]:
         low, high = results["success_interval"]
+        goals = f"{results['goals_held']:.3f} of all goals held, " if "goals_held" in results else ""
         console.say(
-            f"Success {results['success']:.3f} [{low:.3f}, {high:.3f}], time at goal "
+            f"Success {results['success']:.3f} [{low:.3f}, {high:.3f}], {goals}time at goal "
             f"{results['time_at_goal']:.0f} of 1000 steps, over {results['episodes']} episodes{ended}."
         )
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,8 @@ def _find_bad(
         problem = episode.problem if isinstance(episode, BadEpisode) else _problem(episode, task)
         if problem is not None:
             bad[episode.name] = problem
-        elif isinstance(episode, ForeignEpisode) and not _parts(episode):
-            is_short = len(episode.observation) < 2
-            why = "it has no action whose outcome is known" if is_short else "its goal changes in every row"
-            empty[episode.name] = why
+        elif isinstance(episode, ForeignEpisode) and not len(episode.action):
+            empty[episode.name] = "it has no action whose outcome is known"
         else:
             good += 1
     count = len(bad) + len(empty) + good
@@ -230,29 +228,21 @@ def _commanded(
     settings: ImportDatasetSettings,
     tally: ClipTally,
 ) -> Iterator[GoalEpisode]:
-    """Yield the episodes without labels, each with one goal throughout and actions within [−1, 1].
+    """Yield the episodes without labels, with actions within [−1, 1].
 
-    Where the goal changed under way, an episode ends before the change. Where none is known, it is what the
-    episode achieves at one of its later states, each as likely.
+    Where no goal is known, it is what the episode achieves at one of its later states, each as likely.
     """
     rng = np.random.default_rng(seed_sequence(settings.seed, _COMMAND_STREAM))
     for episode in foreign.episodes():
         if episode.name in bad or isinstance(episode, BadEpisode):
             continue
-        desired, last = episode.desired_goal, len(episode.action)
-        if desired is None:
-            goal = episode.achieved_goal[rng.integers(1, last + 1)]
-            desired = np.tile(goal, (last + 1, 1))
-        for rows in _parts(episode):
-            part = _part(episode, desired[rows.start], rows, task, rows.stop == last + 1)
-            yield dataclasses.replace(part, action=tally.clip(part.action))
-
-
-def _parts(episode: ForeignEpisode) -> list[slice]:
-    """Return the rows, two at least, in which one goal was commanded; all of them where none is known."""
-    desired, rows = episode.desired_goal, len(episode.observation)
-    changes = [] if desired is None else (np.flatnonzero((desired[1:] != desired[:-1]).any(1)) + 1).tolist()
-    return [slice(start, stop) for start, stop in pairwise([0, *changes, rows]) if stop - start > 1]
+        goal = episode.desired_goal
+        if goal is None:
+            goal = episode.achieved_goal[rng.integers(1, len(episode.action) + 1)]
+        elif (goal == goal[0]).all():
+            goal = goal[0]
+        unlabelled = _unlabelled(episode, goal, task)
+        yield dataclasses.replace(unlabelled, action=tally.clip(unlabelled.action))
 
 
 def _problem(episode: ForeignEpisode, task: CompiledTask) -> str | None:
@@ -278,26 +268,24 @@ def _problem(episode: ForeignEpisode, task: CompiledTask) -> str | None:
     return None
 
 
-def _part(
-    episode: ForeignEpisode, goal: np.ndarray, rows: slice, task: CompiledTask, is_end: bool
-) -> GoalEpisode:
-    """Return the part of an episode in which one goal was commanded, without labels."""
-    achieved = episode.achieved_goal[rows]
+def _unlabelled(episode: ForeignEpisode, goal: np.ndarray, task: CompiledTask) -> GoalEpisode:
+    """Return an episode with one goal, (goal_dim,), or with one a state, (T + 1, goal_dim)."""
+    achieved = episode.achieved_goal
     count, actions = len(achieved), task.action_dim
     none = np.zeros((count, 0, actions), np.float32)
     return GoalEpisode(
-        observation=episode.observation[rows],
+        observation=episode.observation,
         achieved_goal=achieved,
         desired_goal=goal,
-        action=episode.action[rows.start : rows.stop - 1],
+        action=episode.action,
         teacher_mean=np.zeros((count, actions), np.float32),
         teacher_log_std=np.zeros((count, actions), np.float32),
         alternative_goal=np.zeros((count, 0, task.goal_dim), np.float32),
         alternative_mean=none,
         alternative_log_std=none,
-        success=task.is_success(achieved, goal[None]),
-        terminated=episode.terminated and is_end,
-        truncated=not (episode.terminated and is_end),
+        success=task.is_success(achieved, np.broadcast_to(goal, achieved.shape)),
+        terminated=episode.terminated,
+        truncated=not episode.terminated,
         distribution=DISTRIBUTION,
         action_noise=float("nan"),
         hold_steps=task.spec.hold_steps,
@@ -310,8 +298,9 @@ def _labelled(
     """Return the episodes of a shard with the teacher's labels for the commanded and for other goals."""
     labels.reseed(torch_seed(settings.seed, _SAMPLE_STREAM, number))
     lengths = [len(episode.observation) for episode in episodes]
-    goals = np.repeat([episode.desired_goal for episode in episodes], lengths, axis=0)
-    _, mean, log_std = labels(np.concatenate([episode.observation for episode in episodes]), goals)
+    goals = [np.broadcast_to(episode.desired_goal, episode.achieved_goal.shape) for episode in episodes]
+    observations = np.concatenate([episode.observation for episode in episodes])
+    _, mean, log_std = labels(observations, np.concatenate(goals))
     stops = np.cumsum(lengths)[:-1]
     labelled = [
         dataclasses.replace(episode, teacher_mean=own_mean, teacher_log_std=own_log_std)

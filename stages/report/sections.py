@@ -47,6 +47,7 @@ from thousandfold.stages.robustness import KEPT, NOMINAL, ROBUSTNESS_FILE, ROBUS
 
 _TEACHER_CURVES = {
     "success": "success",
+    "goals_held": "share of the goals that were held",
     "time_at_goal": "steps at the goal per 1000",
     "final_distance": "final distance to the goal",
     "info_nce": "InfoNCE loss",
@@ -61,7 +62,7 @@ _STUDENT_CURVES = {
     "kl": "divergence from the teacher",
     "action_mse": "squared error of the action",
 }
-_FRACTIONS = ("success", "categorical_accuracy")
+_FRACTIONS = ("success", "goals_held", "categorical_accuracy")
 _PERFORMERS = {"teacher": "teacher", "student": "student", "policy": "ONNX file"}
 
 
@@ -232,12 +233,22 @@ def retention_section(sources: Sources) -> Section:
         counted = f"{label} ({results['episodes']:,})" if "episodes" in results else label
         ends, is_student = (interval[0], interval[1]), "teacher" not in label
         rows.append(Range(counted, measured(results, "success"), results["success"], ends, None, is_student))
+    held = [
+        (
+            f"Goals held, {label}",
+            measured(artifact.manifest.results, "goals_held"),
+            "of several an episode",
+        )
+        for label, artifact in performers
+        if "goals_held" in artifact.manifest.results
+    ]
     caption = "Share of fresh episodes that reach their goal; in brackets how many, each network its own."
     chart = range_chart(rows, "success, 95 % interval", top_value=1.0) if rows else None
     figures = Figures([Figure("chart", chart, "", caption)]) if chart else None
     if student is None:
         blocks.append(Note("No student in this report: `pipeline distill` makes one."))
         blocks += [figures] if figures else []
+        blocks += [Facts(held)] if held else []
     else:
         results = student.manifest.results
         note = f"of the teacher’s success, {figure(results.get('episodes'))} paired episodes"
@@ -250,6 +261,7 @@ def retention_section(sources: Sources) -> Section:
         if "lost_episodes" in results and "gained_episodes" in results:
             changed = f"{results['lost_episodes']:,} lost, {results['gained_episodes']:,} gained"
             facts.append(("Episodes", changed, "that one of the two reaches and the other does not"))
+        facts += held
         blocks.append(Split(Facts(facts), figures) if figures else Facts(facts))
     blocks += _frontier_blocks(sources)
     return Section("retention", "What the student kept", "", blocks)

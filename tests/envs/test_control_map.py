@@ -141,6 +141,30 @@ def test_what_is_sent_never_moves_faster_and_starts_where_the_joints_are(make: M
 
 
 @pytest.mark.parametrize("make", EVERY_SIMULATOR)
+def test_the_filter_of_a_servo_has_settled_where_its_joint_starts(make: MakeSimulator) -> None:
+    """Nothing pulls at the arm, so that it stands still until the policy moves it."""
+    model = changed(ARM, '<option timestep="0.01"/>', '<option timestep="0.01" gravity="0 0 0"/>')
+    model = changed(model, 'joint="elbow" kp="10"', 'joint="elbow" kp="10" timeconst="0.1"')
+    page = changed(PAGE, "{keyframe: home}", "{keyframe: home, qpos_noise: 0.2}")
+    page = changed(page, "achieved_goal", "  - {field: act}\nachieved_goal")
+    simulator = make(compiled('{actuators: "*", kind: delta, max_rate: 1.5}', model, page), seed=3)
+    begun = numpy(simulator.observation)
+    assert np.ptp(begun[:, 1]) > 0.05
+    np.testing.assert_allclose(begun[:, 5], begun[:, 1], atol=1e-6)
+    for _ in range(5):
+        simulator.step(np.zeros((4, 2), np.float32))
+    np.testing.assert_allclose(numpy(simulator.observation)[:, :2], begun[:, :2], atol=1e-5)
+    moved = numpy(simulator.observation)
+    simulator.step(np.ones((4, 2), np.float32))
+    assert (numpy(simulator.observation)[:, 5] < moved[:, 5] + 1.5 * DT * 0.6).all(), "at the filter's pace"
+    stepped = numpy(simulator.observation)
+    simulator.reset(mask(simulator, 1))
+    np.testing.assert_allclose(numpy(simulator.observation)[[0, 2, 3], 5], stepped[[0, 2, 3], 5], atol=1e-6)
+    simulator.set_state(np.tile([0.1, 0.3], (4, 1)), np.zeros((4, 2)))
+    np.testing.assert_allclose(numpy(simulator.observation)[:, 5], 0.3, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", EVERY_SIMULATOR)
 def test_a_saved_simulator_remembers_what_was_sent(make: MakeSimulator) -> None:
     task = compiled('{actuators: "*", kind: delta, max_rate: 1.5}')
     simulator, other = make(task), make(task, seed=9)

@@ -33,3 +33,12 @@ def test_every_goal_must_be_held(goals: str, success: str, hold_steps: int, expe
     for one, row in zip(there, rows, strict=True):
         running.add(np.array([one, True]), np.array([True, False]), np.stack([row, row]))
     assert running.all_held.tolist() == [expected, False]
+
+
+def test_goals_that_were_held_are_counted() -> None:
+    running = HeldGoals(np.zeros((2, 1)), hold_steps=2)
+    for goal, there in ((0, "11"), (0, "10"), (1, "11"), (1, "01"), (2, "11"), (2, "11")):
+        success = np.array([each == "1" for each in there])
+        running.add(success, np.ones(2, bool), np.full((2, 1), float(goal)))
+    assert running.commanded.tolist() == [3, 3]
+    assert running.held.tolist() == [2, 2] and not running.all_held.any()

@@ -14,7 +14,7 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
 from thousandfold.envs.task import EarlyEnd, TaskError, Term
 from thousandfold.stages.closed_loop.render import record_episodes
-from thousandfold.stages.episodes import run_round
+from thousandfold.stages.episodes import run_episodes, run_round
 
 STEPS = 6
 THERE = {"never": "000000", "once": "010000", "twice": "011011", "three": "001110", "to the end": "000111"}
@@ -66,6 +66,10 @@ def test_of_goals_that_change_every_one_must_be_held() -> None:
     last = simulator.desired_goal
     assert found.success.astype(int).tolist() == [0, 0, 1, 0, 0, 0]
     assert found.touched.astype(int).tolist() == [0, 1, 1, 1, 1, 0]
+    assert found.goals_held is not None and found.goals_held.tolist() == [0, 0.5, 1, 0.5, 0.5, 0]
+    assert found.summary()["goals_held"] == pytest.approx(2.5 / 6)
+    low, high = found.summary()["goals_held_interval"]
+    assert 0 <= low < 2.5 / 6 < high <= 1
     assert (found.goal == first).all() and (last != first).any(1).all(), "what is told is the start's"
     away = np.linalg.norm(found.start - last, axis=1)
     assert found.final_distance == pytest.approx(away, abs=1e-5), "they stood still"
@@ -82,5 +86,35 @@ def test_who_falls_before_the_last_goal_has_not_held_it() -> None:
         simulator.set_goal(simulator.achieved_goal.copy())
         found = run_round(simulator, lambda observation, goal: push)
         assert found.touched.all() and found.success.mean() == expected
+        by_hand = 1.0 if resample_every else None  # one goal for the whole episode
+        assert found.summary().get("goals_held") == by_hand
         (recorded,) = record_episodes(task, lambda o, g: push[:1], episodes=1, seed=0)
         assert recorded.cut == bool(resample_every) and len(recorded.at_goal) < STEPS
+
+
+def test_goals_that_an_early_end_keeps_from_coming_are_not_held() -> None:
+    """Every world holds its first goal of three and ends at its second step."""
+    too_fast = EarlyEnd(Term("qvel"), low=-0.5, high=0.5)
+    spec = dataclasses.replace(get_task("point_u_maze"), early_end=(too_fast,), resample_every=2)
+    task = CompiledTask(dataclasses.replace(spec, episode_steps=STEPS))
+    simulator = CpuSimulator(task, 2, num_threads=1)
+    simulator.desired_goal[:] = simulator.achieved_goal
+    found = run_round(simulator, lambda observation, goal: np.ones((2, 2), np.float32))
+    assert found.goals_held == pytest.approx(1 / 3)
+
+
+def test_goals_held_are_those_of_all_rounds_and_episodes_of_one_goal_have_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("thousandfold.stages.episodes.MAX_WORLDS", 4)
+    spec = dataclasses.replace(get_task("point_u_maze"), episode_steps=40)
+
+    def towards(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        return np.clip(5 * (goal - observation[:, :2]), -1, 1)
+
+    task = CompiledTask(dataclasses.replace(spec, resample_every=20))
+    found = run_episodes(task, towards, episodes=10, seed=0, distribution="training")
+    assert found.goals_held is not None and set(found.goals_held.tolist()) <= {0, 0.5, 1}
+    assert ((found.goals_held == 1) == found.success).all() and 0 < found.goals_held.mean() < 1
+    single = run_episodes(CompiledTask(spec), towards, episodes=10, seed=0)
+    assert single.goals_held is None and "goals_held" not in single.summary()

@@ -1,14 +1,17 @@
 """Closed-loop episodes and their statistics."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.stages.tiny_runs import make_context
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.task import EarlyEnd, Term
+from thousandfold.stages.closed_loop import evaluate
 from thousandfold.stages.episodes import (
     EpisodeStream,
     mean_interval,
@@ -33,8 +36,8 @@ def still(observation, goal):
 def test_wilson_interval_by_hand():
     low, high = wilson_interval(8, 10)
     assert (low, high) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+    for trials in (10, 64, 256):
+        assert wilson_interval(0, trials)[0] == 0.0 and wilson_interval(trials, trials)[1] == 1.0
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
@@ -200,3 +203,18 @@ def test_the_interval_of_retention_is_that_of_resampled_episodes(discrete, monke
         rows = rng.integers(count, size=count)
         ratios.append(student[rows].sum() / teacher[rows].sum())
     assert measured["interval"] == pytest.approx(np.percentile(ratios, [2.5, 97.5]).tolist(), abs=0.004)
+
+
+def test_where_goals_change_an_evaluation_says_which_share_was_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    task = CompiledTask(dataclasses.replace(get_task("point_u_maze"), episode_steps=40, resample_every=20))
+    monkeypatch.setattr(evaluate, "load_policy", lambda *_: (task, towards_goal))
+    context = make_context(tmp_path)
+    source = context.workspace.create("teacher", task="point_u_maze", settings={})
+    source.complete({})
+    settings = evaluate.EvaluateSettings(episodes=16, num_paths=0, distribution="training")
+    results = evaluate.run(settings, context, source).manifest.results
+    low, high = results["goals_held_interval"]
+    assert results["success"] < results["goals_held"] and low <= results["goals_held"] <= high
+    assert f"; {results['goals_held']:.3f} of all goals were held, " in capsys.readouterr().out

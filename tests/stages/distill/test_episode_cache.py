@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.stages.tiny_runs import make_context
-from thousandfold.envs.registry import compile_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import save_tensors
@@ -111,6 +112,14 @@ def test_without_a_cache_episodes_are_run_each_time(
     uncached = replace(context, episode_cache=None)
     assert [run(8, within=uncached)[1] for _ in range(2)] == [30, 30]
     assert not (tmp_path / "episodes").exists()
+
+
+def test_how_many_goals_were_held_is_kept_too(tmp_path: Path) -> None:
+    task = CompiledTask(replace(get_task("point_u_maze"), episode_steps=30, resample_every=10))
+    expected = EpisodeStream(task, Straight(), seed=0, distribution="training").first(8)
+    write_episodes(tmp_path / "one.safetensors", expected)
+    assert read_episodes(tmp_path / "one.safetensors").summary() == expected.summary()
+    assert "goals_held" in expected.summary()
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:

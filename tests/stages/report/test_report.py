@@ -133,7 +133,9 @@ def test_video_strip_frontier_and_evaluation_are_shown_where_there_are_some(
 ) -> None:
     files = {"episodes.mp4": b"a video", "strip.png": png(300, 40)}
     chain.add("rendering", ("policy",), {"episodes": 3, "reached": 2}, files)
-    chain.add("evaluation", ("policy",), {"episodes": 64, "success": 0.75, "success_interval": [0.63, 0.84]})
+    again = {"episodes": 64, "success": 0.75, "success_interval": [0.63, 0.84]}
+    again |= {"goals_held": 0.9, "goals_held_interval": [0.86, 0.93]}
+    chain.add("evaluation", ("policy",), again)
     student = {"parameters": 420, "on_front": True, "p50_us": 5.8, "p99_us": 6.2}
     rows = [RETAINED | student | {"depth": 1, "width": 32}, RETAINED | student | {"depth": 4, "width": 64}]
     teacher = {"depth": 16, "width": 128, "p99_us": 51.4, "success": 0.989}
@@ -146,6 +148,7 @@ def test_video_strip_frontier_and_evaluation_are_shown_where_there_are_some(
     assert "retention against p99 of 2 students; on the front: 1 × 32, 4 × 64" in page
     assert "1 × 32 retention 1.003 [0.998, 1.008] p99 6.2 µs, 420 parameters" in read.text
     assert "ONNX file again (64)" in read.text and "0.750 [0.630, 0.840]" in read.text
+    assert "Goals held, ONNX file again 0.900 [0.860, 0.930] of several an episode" in read.text
     assert page.count("this report’s student</title>") == 1  # 4 × 64
 
 
