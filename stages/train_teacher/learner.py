@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,6 @@ from thousandfold.models.contrastive_critic import (
     alpha_loss,
     contrastive_loss,
     paired_energy,
-    pairwise_energy,
 )
 from thousandfold.models.deployable_policy import Dither, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor, sample_action
@@ -33,7 +33,7 @@ from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.trajectory_buffer import TransitionBatch
 from thousandfold.stages.networks import goals_are_relative
-from thousandfold.stages.train_teacher.global_negatives import global_contrastive_loss
+from thousandfold.stages.train_teacher.global_negatives import gather_rows
 from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 _INITIALISATION_STREAM = 1
@@ -210,14 +210,12 @@ class ContrastiveLearner:
         The positive of a row that is lost is the embedding of no goal. So what leads to early ends is far
         from every goal: the optimum gains log(1 − P(lost | s, a)), and its p(g | s, a) is of the other rows.
         """
-        settings, ranks, no_goal = self.settings, self.ranks, self.critic.no_goal
-        energy, variant = settings.energy, settings.info_nce
+        settings, ranks = self.settings, self.ranks
+        given = state_action, goal, settings.energy, settings.info_nce, self.critic.no_goal, lost
         if settings.global_negatives and ranks.size > 1:
-            return global_contrastive_loss(
-                state_action, goal, energy=energy, variant=variant, ranks=ranks, no_goal=no_goal, lost=lost
-            )
-        columns = goal if no_goal is None else torch.cat([goal, no_goal[None]])
-        return contrastive_loss(pairwise_energy(state_action, columns, energy), variant, lost)
+            gather = partial(gather_rows, ranks=ranks)
+            return contrastive_loss(*given, gather=gather, first=ranks.rank * len(goal))
+        return contrastive_loss(*given)
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""
