@@ -85,7 +85,8 @@ class ContrastiveCritic(nn.Module):
         states = torch.cat([observation, observation])
         inputs = torch.cat([states, torch.cat([proposed, taken])], dim=-1)
         embedding = self.state_action_encoder(inputs, frozen_rows=len(proposed))
-        return embedding[: len(proposed)], embedding[len(proposed) :]
+        of_proposed, of_taken = embedding.split([len(proposed), len(taken)])
+        return of_proposed, of_taken
 
     def encode_goal(self, goal: Tensor) -> Tensor:
         """Return ψ(g), (batch, 64)."""

@@ -33,7 +33,7 @@ _ALL_GRADIENTS = [True, True, True]
 
 
 class Layer(NamedTuple):
-    """The parameters of a layer: its Dense's, (width, width) and (width,), its LayerNorm's, (width,) each."""
+    """The parameters of a layer: its Dense's, (width, inputs) and (width,); its LayerNorm's, (width,)."""
 
     weight: Tensor
     bias: Tensor
