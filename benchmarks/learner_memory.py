@@ -47,7 +47,7 @@ def measure(settings: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from thousandfold.envs.compiled_task import CompiledTask
-    from thousandfold.models.norm_swish import LANES
+    from thousandfold.models.compiled_kernels import LANES
     from thousandfold.models.residual_mlp import parameter_count
     from thousandfold.replay.trajectory_buffer import TransitionBatch
     from thousandfold.stages.train_teacher.learner import ContrastiveLearner

@@ -95,19 +95,13 @@ class BlockStack(nn.Module):
         parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
         if torch.is_grad_enabled():
             rounded = self._rounded_weight()
-            norm = self._norm_swish(self.weight if rounded is None else rounded)
+            norm = _norm_swish(self.weight if rounded is None else rounded, self.bias)
             plan = _Plan(self.scale, norm, frozen_rows, self.compute.checkpoint, rounded)
             return _Stack.apply(hidden, *parameters, plan)
-        norm = self._norm_swish(self.weight)
+        norm = _norm_swish(self.weight, self.bias)
         for block in _blocks(*parameters):
             hidden, _ = block.forward(hidden, self.scale, norm)
         return hidden
-
-    def _norm_swish(self, kernels: Tensor) -> NormSwish:
-        """Return what computes LayerNorm and Swish in the precision and on the device of the kernels."""
-        # A stack that was made another precision as a whole has biases that the compiled one cannot read.
-        exact = self.bias.dtype == torch.float32
-        return norm_swish(kernels.device, kernels.dtype, self.weight.shape[-1]) if exact else TORCH_NORM_SWISH
 
     @torch.no_grad()
     def _rounded_weight(self) -> Tensor | None:
@@ -123,12 +117,59 @@ class BlockStack(nn.Module):
 
         For looking inside; no gradient.
         """
-        states, norm = [hidden], self._norm_swish(self.weight)
+        states, norm = [hidden], _norm_swish(self.weight, self.bias)
         with torch.no_grad():
             parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
             for block in _blocks(*parameters):
                 states.append(block.forward(states[-1], self.scale, norm)[0])
         return states
+
+
+def _norm_swish(kernels: Tensor, bias: Tensor) -> NormSwish:
+    """Return what computes LayerNorm and Swish in the precision and on the device of the kernels."""
+    # A network that was made another precision as a whole has biases that the compiled one cannot read.
+    exact = bias.dtype == torch.float32
+    return norm_swish(kernels.device, kernels.dtype, bias.shape[-1]) if exact else TORCH_NORM_SWISH
+
+
+def dense_norm_swish(inputs: Tensor, layer: Layer, frozen_rows: int = 0) -> Tensor:
+    """Return one layer's Swish(LayerNorm(Dense(inputs))): (batch, inputs) to (batch, width).
+
+    Args:
+        inputs: what the layer is given.
+        layer: its parameters.
+        frozen_rows: so many leading rows pass their gradient on to `inputs` and give none to the parameters.
+    """
+    norm = _norm_swish(layer.weight, layer.bias)
+    return _Layer.apply(inputs, *layer, norm, frozen_rows)
+
+
+class _Layer(torch.autograd.Function):
+    """A layer as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, *arguments: Any) -> Tensor:
+        *parameters, norm, frozen_rows = arguments
+        outputs, ctx.kept = norm.forward(inputs, Layer(*parameters))
+        ctx.save_for_backward(inputs, *parameters)
+        ctx.norm, ctx.frozen_rows = norm, frozen_rows
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+        gradient, (inputs, *parameters) = output_gradients[0].contiguous(), ctx.saved_tensors
+        layer, norm, frozen = Layer(*parameters), ctx.norm, ctx.frozen_rows
+        linear, sums = norm.backward(gradient, ctx.kept, layer, frozen, torch.empty_like(gradient))
+        before = None
+        if ctx.needs_input_grad[0]:
+            before = norm.products.input_gradient(linear, layer.weight, torch.empty_like(inputs))
+        if sums is None:
+            return before, *(None,) * 6
+        weight = torch.empty_like(layer.weight)
+        norm.products.weight_gradient(linear[frozen:], inputs[frozen:], weight)
+        norm_weight, norm_bias, bias = (each[0] for each in norm.collect([sums]))
+        return before, weight, bias, norm_weight, norm_bias, None, None
 
 
 class _Plan(NamedTuple):

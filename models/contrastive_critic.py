@@ -6,14 +6,15 @@ Losses are pure: tensors in, (loss, metrics) out. Source: arXiv 2503.14858 and E
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from thousandfold.models.block_stack import Compute
+from thousandfold.models.compiled_info_nce import info_nce_kernels
 from thousandfold.models.residual_mlp import NetworkShape, ResidualMLP, apply_rows, dense
 
 EMBEDDING_DIM = 64
@@ -84,7 +85,8 @@ class ContrastiveCritic(nn.Module):
         states = torch.cat([observation, observation])
         inputs = torch.cat([states, torch.cat([proposed, taken])], dim=-1)
         embedding = self.state_action_encoder(inputs, frozen_rows=len(proposed))
-        return embedding[: len(proposed)], embedding[len(proposed) :]
+        of_proposed, of_taken = embedding.split([len(proposed), len(taken)])
+        return of_proposed, of_taken
 
     def encode_goal(self, goal: Tensor) -> Tensor:
         """Return ψ(g), (batch, 64)."""
@@ -150,60 +152,92 @@ def paired_energy(state_action: Tensor, goal: Tensor, energy: Energy) -> Tensor:
     return -torch.linalg.vector_norm(state_action - goal, dim=-1)
 
 
-def contrastive_loss(
-    logits: Tensor, variant: InfoNCE = "forward", lost: Tensor | None = None
-) -> tuple[Tensor, Metrics]:
-    """Return InfoNCE with the positives on the diagonal, plus 0.1 · mean(logsumexp²).
+class Contrast(NamedTuple):
+    """What the energies of each row say of the column that is its positive; (rows,) each."""
+
+    positive: Tensor
+    """the energy of the row's positive"""
+    logsumexp: Tensor
+    """of the row's energies"""
+    not_below: Tensor
+    """how many energies are as high as the positive's, itself among them; without a gradient"""
+    total: Tensor
+    """the sum of the row's energies; without a gradient"""
+
+
+def contrast(rows: Tensor, columns: Tensor, energy: Energy, first: int = 0) -> Contrast:
+    """Contrast the embeddings of rows (rows, 64) with those of columns (columns, 64).
 
     Args:
-        logits: energies (batch, batch); row i is a state and action, column j a goal. With `lost` one more
-            column, that of reaching no goal.
-        variant: ``forward`` classifies the goal of each row, ``backward`` the row of each goal,
-            ``symmetric`` takes the mean of both.
-        lost: (batch,) bool, rows whose positive is the last column; ``forward`` alone has it.
+        rows, columns: φ and ψ, or ψ and φ.
+        energy: of a pair.
+        first: column of the first row's positive; that of row i is column first + i.
+    """
+    kernels = info_nce_kernels(rows.device, rows.dtype, rows.shape[1]) if energy == "norm" else None
+    if kernels is not None:
+        return Contrast(*kernels(rows, columns, first))
+    energies = pairwise_energy(rows, columns, energy)
+    positive = energies.diagonal(first)
+    # torch has one kernel for the logarithm of the softmax, and several for logsumexp.
+    logsumexp = positive - energies.log_softmax(1).diagonal(first)
+    constant = energies.detach()
+    not_below = (constant >= positive.detach().unsqueeze(1)).sum(1)
+    return Contrast(positive, logsumexp, not_below, constant.sum(1))
+
+
+def contrastive_loss(
+    state_action: Tensor,
+    goal: Tensor,
+    energy: Energy = "norm",
+    variant: InfoNCE = "forward",
+    no_goal: Tensor | None = None,
+    lost: Tensor | None = None,
+    gather: Callable[[Tensor], Tensor] = lambda own: own,
+    first: int = 0,
+) -> tuple[Tensor, Metrics]:
+    """Return InfoNCE, whose positives are a row's own goal, plus 0.1 · mean(logsumexp²).
+
+    Args:
+        state_action, goal: φ and ψ of the same transitions, (batch, 64) each.
+        energy: of a pair.
+        variant: ``forward`` classifies the goal of each state and action among all goals, ``backward`` the
+            state and action of each goal, ``symmetric`` takes the mean of both.
+        no_goal: embedding (64,) of reaching no goal, one more to classify; ``forward`` alone has it.
+        lost: (batch,) bool, rows whose positive is no goal.
+        gather: returns what a batch is contrasted with, of which it is a part: all ranks' rows for its own.
+        first: where in that the batch begins.
 
     Returns:
-        The loss and its metrics: accuracy, positive and negative logit, logsumexp (each a scalar tensor).
+        The loss and its metrics, each a scalar tensor: InfoNCE; of states and actions with goals alone the
+        accuracy, positive and negative logit and logsumexp.
     """
-    sides = {"forward": (logits,), "backward": (logits.T,), "symmetric": (logits, logits.T)}[variant]
-    loss, info_nce = penalised_info_nce(sides, lost=lost)
-    goals = logits.detach() if lost is None else logits.detach()[:, :-1]
-    return loss, contrastive_metrics(goals, info_nce.detach())
-
-
-def penalised_info_nce(
-    sides: Sequence[Tensor], first: int = 0, lost: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the penalised loss and InfoNCE alone, each the mean over `sides`.
-
-    Args:
-        sides: energies (rows, columns) to classify the columns of; row i's positive is column first + i.
-        first: column of the first row's positive.
-        lost: (rows,) bool, rows whose positive is the last column instead; None: none.
-    """
+    goals = gather(goal)
+    sides = [] if variant == "backward" else [contrast(state_action, goals, energy, first)]
+    if variant != "forward":
+        sides.append(contrast(goal, gather(state_action), energy, first))
     losses, penalties = [], []
-    for logits in sides:
-        # torch has one kernel for the logarithm of the softmax, and several for logsumexp.
-        log_softmax = logits.log_softmax(1)
-        own = log_softmax.diagonal(first)
-        losses.append(-(own if lost is None else torch.where(lost, log_softmax[:, -1], own)).mean())
-        penalties.append((logits.diagonal(first) - own).square().mean())
+    for positive, logsumexp, _, _ in sides:
+        if no_goal is not None and lost is not None:
+            nowhere = paired_energy(state_action, no_goal, energy)
+            positive = torch.where(lost, nowhere, positive)
+            logsumexp = torch.logaddexp(logsumexp, nowhere)
+        losses.append((logsumexp - positive).mean())
+        penalties.append(logsumexp.square().mean())
     info_nce = torch.stack(losses).mean()
-    return info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean(), info_nce
+    loss = info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean()
+    with torch.no_grad():
+        # What is reported is about the goal of each state and action with every variant.
+        reported = contrast(state_action, goals, energy, first) if variant == "backward" else sides[0]
+        return loss, {"info_nce": info_nce.detach()} | _contrast_metrics(reported, len(goals))
 
 
-@torch.no_grad()
-def contrastive_metrics(logits: Tensor, info_nce: Tensor, first: int = 0) -> Metrics:
-    """Return the metrics of energies (rows, columns) whose first row has its positive in column `first`."""
-    rows, columns = logits.shape
-    positives = logits.diagonal(first)
-    positive = positives.mean()
+def _contrast_metrics(contrast: Contrast, columns: int) -> Metrics:
+    positive, rows = contrast.positive.mean(), len(contrast.positive)
     return {
-        "info_nce": info_nce,
-        "categorical_accuracy": ((logits >= positives.unsqueeze(1)).sum(1) == 1).float().mean(),
+        "categorical_accuracy": (contrast.not_below == 1).float().mean(),
         "positive_logit": positive,
-        "negative_logit": (logits.sum() - positive * rows) / max(rows * (columns - 1), 1),
-        "logsumexp": (positives - logits.log_softmax(1).diagonal(first)).mean(),
+        "negative_logit": (contrast.total.sum() - positive * rows) / max(rows * (columns - 1), 1),
+        "logsumexp": contrast.logsumexp.mean(),
     }
 
 

@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from thousandfold.models.dense_products import TORCH_PRODUCTS, DenseProducts
 
 LAYER_NORM_EPS = 1e-6
-LANES = 16
-"""numbers that a compiled kernel computes at a time: a vector of AVX-512, two of AVX2, four of NEON"""
 
 # Bound once: looking an operator up takes as long as a small one runs.
 _swish_backward = torch.ops.aten.silu_backward.grad_input
@@ -35,7 +33,7 @@ _ALL_GRADIENTS = [True, True, True]
 
 
 class Layer(NamedTuple):
-    """The parameters of a layer: its Dense's, (width, width) and (width,), its LayerNorm's, (width,) each."""
+    """The parameters of a layer: its Dense's, (width, inputs) and (width,); its LayerNorm's, (width,)."""
 
     weight: Tensor
     bias: Tensor

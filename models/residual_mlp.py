@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack, Compute
-from thousandfold.models.norm_swish import LAYER_NORM_EPS
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack, Compute, dense_norm_swish
+from thousandfold.models.norm_swish import LAYER_NORM_EPS, Layer
 
 Kind = Literal["residual", "plain"]
 Activation = Literal["swish", "relu"]
@@ -129,12 +129,16 @@ class ResidualMLP(nn.Module):
             frozen_rows: so many leading rows pass their gradient on to `inputs` and give none to the
                 parameters.
         """
-        hidden = apply_rows(self.stem, inputs, frozen_rows)
         if isinstance(self.body, BlockStack):
-            hidden = self.body(hidden, frozen_rows)
+            hidden = self.body(dense_norm_swish(inputs, self._stem_layer(), frozen_rows), frozen_rows)
         else:
-            hidden = apply_rows(self.body, hidden, frozen_rows)
+            hidden = apply_rows(self.body, apply_rows(self.stem, inputs, frozen_rows), frozen_rows)
         return apply_rows(self.final_norm, hidden, frozen_rows)
+
+    def _stem_layer(self) -> Layer:
+        linear, norm = self.stem[0], self.stem[1]
+        assert isinstance(linear, nn.Linear) and isinstance(norm, nn.LayerNorm)
+        return Layer(linear.weight, linear.bias, norm.weight, norm.bias)
 
     def gradient_by_block(self) -> Tensor:
         """Return the gradient's norm of each block's kernels, (blocks,), or of each layer's of a plain stack.
@@ -157,9 +161,17 @@ def apply_rows(module: nn.Module, inputs: Tensor, frozen_rows: int) -> Tensor:
     """Return module(inputs), whose parameters take no gradient from the first `frozen_rows` rows."""
     if not frozen_rows:
         return module(inputs)
-    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    frozen = torch.func.functional_call(module, constants, inputs[:frozen_rows])
-    return torch.cat([frozen, module(inputs[frozen_rows:])]) if frozen_rows < len(inputs) else frozen
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # The gradient of a split is one matrix, those of two slices are added.
+    frozen, learning = inputs.split([frozen_rows, len(inputs) - frozen_rows])
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        outputs = module(frozen)
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+    return torch.cat([outputs, module(learning)]) if len(learning) else outputs
 
 
 @torch.no_grad()

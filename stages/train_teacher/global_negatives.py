@@ -17,14 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thousandfold.models.contrastive_critic import (
-    Energy,
-    InfoNCE,
-    Metrics,
-    contrastive_metrics,
-    pairwise_energy,
-    penalised_info_nce,
-)
 from thousandfold.pipeline.distributed import Ranks
 
 
@@ -50,36 +42,3 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
     gathered = _GatherRows.apply(rows, ranks)
     assert isinstance(gathered, Tensor)
     return gathered
-
-
-def global_contrastive_loss(
-    state_action: Tensor,
-    goal: Tensor,
-    energy: Energy,
-    variant: InfoNCE,
-    ranks: Ranks,
-    no_goal: Tensor | None = None,
-    lost: Tensor | None = None,
-) -> tuple[Tensor, Metrics]:
-    """Return this rank's part of `contrastive_loss` over the whole batch, and the metrics of its rows.
-
-    Args:
-        state_action, goal: φ and ψ of this rank's transitions, (b, 64); every rank has b.
-        energy: the energy of a pair.
-        variant: of InfoNCE; ``backward`` contrasts this rank's goals with every rank's states and actions.
-        ranks: the processes that share the batch; all must call this together.
-        no_goal, lost: embedding (64,) of no goal, and (b,) bool, which rows reach none; ``forward`` alone.
-    """
-    first = ranks.rank * len(goal)
-    sides = []
-    if variant in ("forward", "symmetric"):
-        columns = gather_rows(goal, ranks)
-        columns = columns if no_goal is None else torch.cat([columns, no_goal[None]])
-        sides.append(pairwise_energy(state_action, columns, energy))
-    if variant in ("backward", "symmetric"):
-        sides.append(pairwise_energy(gather_rows(state_action, ranks), goal, energy).T)
-    loss, info_nce = penalised_info_nce(sides, first, lost)
-    rows = sides[0].detach() if no_goal is None else sides[0].detach()[:, :-1]
-    if variant == "backward":  # what is reported is about the goal of each state and action all the same
-        rows = pairwise_energy(state_action.detach(), ranks.gather(goal).flatten(0, 1), energy)
-    return loss, contrastive_metrics(rows, info_nce.detach(), first)

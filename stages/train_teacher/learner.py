@@ -6,7 +6,8 @@ Source: arXiv 2503.14858. An update trains the actor and α against the critic a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,6 @@ from thousandfold.models.contrastive_critic import (
     alpha_loss,
     contrastive_loss,
     paired_energy,
-    pairwise_energy,
 )
 from thousandfold.models.deployable_policy import Dither, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor, sample_action
@@ -33,7 +33,7 @@ from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.trajectory_buffer import TransitionBatch
 from thousandfold.stages.networks import goals_are_relative
-from thousandfold.stages.train_teacher.global_negatives import global_contrastive_loss
+from thousandfold.stages.train_teacher.global_negatives import gather_rows
 from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 _INITIALISATION_STREAM = 1
@@ -77,11 +77,16 @@ class ContrastiveLearner:
         if settings.dither:
             self._dither = Dither(settings.dither, task.clock_columns(), task.action_dim).to(self.device)
         self.updates = torch.zeros((), device=self.device)
-        learned = {
-            "actor": self.actor.parameters(),
-            "critic": self.critic.parameters(),
+        # Listed once: looking through a network's modules takes as long as a layer.
+        self._learned: dict[str, list[Tensor]] = {
+            "actor": list(self.actor.parameters()),
+            "critic": list(self.critic.parameters()),
             "alpha": [self.log_alpha],
         }
+        self._networks: dict[str, list[Tensor]] = {
+            name: list(network.parameters()) for name, network in self.critic.networks.items()
+        }
+        self._average: list[Tensor] = list(self.averaged_actor.parameters())
         self._optimizers = {
             # The rate is a tensor, so that the warm-up can change it where it lies.
             name: torch.optim.Adam(
@@ -89,7 +94,7 @@ class ContrastiveLearner:
                 lr=torch.tensor(getattr(settings, f"{name}_learning_rate"), device=self.device),
                 fused=True,
             )
-            for name, parameters in learned.items()
+            for name, parameters in self._learned.items()
         }
 
     def _make_critic(self, dims: tuple[int, int, int], compute: Compute) -> Any:
@@ -210,27 +215,24 @@ class ContrastiveLearner:
         The positive of a row that is lost is the embedding of no goal. So what leads to early ends is far
         from every goal: the optimum gains log(1 − P(lost | s, a)), and its p(g | s, a) is of the other rows.
         """
-        settings, ranks, no_goal = self.settings, self.ranks, self.critic.no_goal
-        energy, variant = settings.energy, settings.info_nce
+        settings, ranks = self.settings, self.ranks
+        given = state_action, goal, settings.energy, settings.info_nce, self.critic.no_goal, lost
         if settings.global_negatives and ranks.size > 1:
-            return global_contrastive_loss(
-                state_action, goal, energy=energy, variant=variant, ranks=ranks, no_goal=no_goal, lost=lost
-            )
-        columns = goal if no_goal is None else torch.cat([goal, no_goal[None]])
-        return contrastive_loss(pairwise_energy(state_action, columns, energy), variant, lost)
+            gather = partial(gather_rows, ranks=ranks)
+            return contrastive_loss(*given, gather=gather, first=ranks.rank * len(goal))
+        return contrastive_loss(*given)
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""
-        parameters = [*self.actor.parameters(), *self.critic.parameters(), self.log_alpha]
-        self.ranks.average_([p.grad for p in parameters if p.grad is not None])
+        every = [parameter for parameters in self._learned.values() for parameter in parameters]
+        self.ranks.average_([p.grad for p in every if p.grad is not None])
 
     @torch.no_grad()
     def _step(self) -> dict[str, Tensor]:
         """Step every optimiser and move the average; return the gradients' norms, before clipping."""
         settings = self.settings
-        norms = {f"{name}_gradient_norm": _gradient_norm(each) for name, each in self.critic.networks.items()}
-        norms["critic_gradient_norm"] = _gradient_norm(self.critic)
-        norms["actor_gradient_norm"] = _gradient_norm(self.actor)
+        parts = self._networks | {name: self._learned[name] for name in ("critic", "actor")}
+        norms = {f"{name}_gradient_norm": _gradient_norm(each) for name, each in parts.items()}
         self.updates += 1
         for name, optimizer in self._optimizers.items():
             if settings.warmup_updates:
@@ -243,9 +245,7 @@ class ContrastiveLearner:
                 optimizer.grad_scale = excess.clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
         if self.averaged_actor is not self.actor:
-            average: list[Tensor] = list(self.averaged_actor.parameters())
-            current: list[Tensor] = list(self.actor.parameters())
-            self._move_average(average, current, None)
+            self._move_average(self._average, self._learned["actor"], None)
         return norms
 
     def _goal_order(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -338,9 +338,9 @@ class ContrastiveLearner:
             load_moments(optimizer, strip_prefix(state, f"optimizer.{name}."))
 
 
-def _gradient_norm(module: nn.Module) -> Tensor:
-    """Return the norm of a module's gradient."""
-    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+def _gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the norm of the gradient of all of them together."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def copy_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:

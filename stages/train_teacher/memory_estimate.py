@@ -13,6 +13,7 @@ import torch
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import SettingsError
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
+from thousandfold.models.compiled_info_nce import info_nce_kernels
 from thousandfold.models.compiled_norm_swish import is_compiled
 from thousandfold.models.contrastive_critic import EMBEDDING_DIM
 from thousandfold.models.residual_mlp import NetworkShape
@@ -27,8 +28,10 @@ _FLOAT = 4
 _ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
 # Weights, gradient, two moments, a finalist, and a checkpoint's copies; the actor has an average too.
 _ACTOR_COPIES, _CRITIC_COPIES = 10, 8
-# Bytes at the peak of InfoNCE for each pair of a batch, measured: distances are worked out in float64.
-_PAIR_BYTES = {"norm": 26, "squared": 30, "dot": 16, "cosine": 17}
+# Bytes of InfoNCE for each pair of a batch, measured: at the peak, and what the other side of ``symmetric``
+# keeps meanwhile. torch works distances out in float64.
+_PAIR_BYTES = {"norm": (26, 8), "squared": (30, 16), "dot": (16, 8), "cosine": (17, 8)}
+_COMPILED_PAIR_BYTES = 5, 4
 # Weights, gradient, two moments, average, the kept best and a checkpoint's copies of a student; a dataset as
 # it is read, joined, and split in training and validation.
 _STUDENT_COPIES, _DATASET_COPIES = 8, 3
@@ -111,16 +114,16 @@ def _activations(batches: int, shape: NetworkShape, settings: LearnerSettings, d
     return layers * layer + shape.num_blocks * beside
 
 
-def logits_estimate(settings: LearnerSettings, ranks: int = 1) -> int:
+def logits_estimate(settings: LearnerSettings, device: str, ranks: int = 1) -> int:
     """Return the bytes of InfoNCE at its peak, which grow as the square of a rank's batch."""
     if settings.critic != "contrastive":
         return 0
     rows = math.ceil(settings.batch_size / ranks)
     pairs = rows * (settings.batch_size if settings.global_negatives else rows)
-    both = settings.info_nce == "symmetric"
-    if both and settings.global_negatives:
-        return 2 * _PAIR_BYTES[settings.energy] * pairs
-    return (_PAIR_BYTES[settings.energy] + _FLOAT * both) * pairs
+    kernels = info_nce_kernels(torch.device(device), torch.float32, EMBEDDING_DIM)
+    compiled = settings.energy == "norm" and kernels is not None
+    most, kept = _COMPILED_PAIR_BYTES if compiled else _PAIR_BYTES[settings.energy]
+    return (most + kept * (settings.info_nce == "symmetric")) * pairs
 
 
 def estimate_memory(
@@ -150,7 +153,7 @@ def estimate_memory(
         parameters,
         activation_estimate(settings, device) // ranks,
         replay // ranks,
-        logits_estimate(settings, ranks),
+        logits_estimate(settings, device, ranks),
         worlds // ranks,
     )
 

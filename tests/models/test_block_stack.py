@@ -100,7 +100,7 @@ def test_frozen_rows_pass_gradients_on_and_teach_nothing(scale, checkpoint):
     alone = inputs.detach()[2:]
     expected = torch.autograd.grad((network(alone) * weights[2:]).sum(), parameters)
     for a, b in zip(got[1:], expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
     whole = torch.autograd.grad((network(inputs) * weights).sum(), [inputs])[0]
     torch.testing.assert_close(got[0], whole, rtol=1e-4, atol=1e-5)
     assert got[0][:2].abs().sum() > 0

@@ -50,6 +50,11 @@ def test_norm_energy_has_a_finite_gradient_at_distance_zero():
         assert torch.equal(phi.grad, torch.zeros(2, 3))
 
 
+def embeddings(logits, goals=None):
+    """Embeddings and an energy that give these logits."""
+    return logits, torch.eye(goals or logits.shape[1], logits.shape[1], dtype=logits.dtype), "dot"
+
+
 def test_info_nce_by_hand():
     logits = torch.tensor([[2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
     rows = [math.log(math.exp(2) + 1), math.log(math.exp(1) + math.exp(3))]
@@ -63,9 +68,9 @@ def test_info_nce_by_hand():
         "symmetric": (forward + backward) / 2 + 0.1 * (row_penalty + column_penalty) / 2,
     }
     for variant, value in expected.items():
-        loss, metrics = contrastive_loss(logits, variant)
+        loss, metrics = contrastive_loss(*embeddings(logits), variant)
         assert loss.item() == pytest.approx(value)
-    _, metrics = contrastive_loss(logits, "forward")
+    _, metrics = contrastive_loss(*embeddings(logits))
     assert metrics["info_nce"].item() == pytest.approx(forward)
     assert metrics["positive_logit"].item() == pytest.approx(2.5)
     assert metrics["negative_logit"].item() == pytest.approx(0.5)
@@ -76,19 +81,24 @@ def test_info_nce_by_hand():
 def test_a_lost_row_has_no_goal_for_its_positive():
     logits = torch.tensor([[2.0, 0.0, 1.0], [1.0, 3.0, 0.5]], dtype=torch.float64)
     totals = [math.log(sum(map(math.exp, row))) for row in logits.tolist()]
-    loss, metrics = contrastive_loss(logits, lost=torch.tensor([False, True]))
+    no_goal = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    loss, metrics = contrastive_loss(
+        *embeddings(logits, goals=2), no_goal=no_goal, lost=torch.tensor([False, True])
+    )
     info_nce = (totals[0] - 2.0 + totals[1] - 0.5) / 2
     assert metrics["info_nce"].item() == pytest.approx(info_nce)
     assert loss.item() == pytest.approx(info_nce + 0.1 * sum(total**2 for total in totals) / 2)
     assert metrics["positive_logit"].item() == pytest.approx(2.5)  # of goals alone
-    free = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, lost=torch.arange(5) % 2 == 0)[0], free)
+    free = [torch.randn(size, 6, dtype=torch.float64, requires_grad=True) for size in (5, 5, 1)]
+    assert torch.autograd.gradcheck(
+        lambda a, b, c: contrastive_loss(a, b, no_goal=c[0], lost=torch.arange(5) % 2 == 0)[0], free
+    )
 
 
 def test_accuracy_counts_rows_whose_own_goal_scores_highest():
-    _, metrics = contrastive_loss(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    _, metrics = contrastive_loss(*embeddings(torch.tensor([[0.0, 1.0], [0.0, 1.0]])))
     assert metrics["categorical_accuracy"].item() == 0.5
-    _, metrics = contrastive_loss(torch.zeros(4, 4))  # a critic that tells nothing apart
+    _, metrics = contrastive_loss(*embeddings(torch.zeros(4, 4)))  # a critic that tells nothing apart
     assert metrics["categorical_accuracy"].item() == 0.0
 
 
@@ -96,7 +106,7 @@ def test_accuracy_counts_rows_whose_own_goal_scores_highest():
 def test_contrastive_gradient_agrees_with_finite_differences(variant):
     torch.manual_seed(0)
     logits = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, variant)[0], logits)
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(*embeddings(x), variant)[0], logits)
 
 
 def test_actor_and_alpha_losses_by_hand():

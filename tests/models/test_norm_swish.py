@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from thousandfold.models import compiled_norm_swish
+from thousandfold.models import compiled_kernels, compiled_norm_swish
+from thousandfold.models.compiled_kernels import LANES
 from thousandfold.models.compiled_norm_swish import CompiledNormSwish, norm_swish
-from thousandfold.models.norm_swish import LANES, LAYER_NORM_EPS, TORCH_NORM_SWISH, Layer, TorchNormSwish
+from thousandfold.models.norm_swish import LAYER_NORM_EPS, TORCH_NORM_SWISH, Layer, TorchNormSwish
 
 ROWS = 11
 CPU = torch.device("cpu")
@@ -180,11 +181,11 @@ def test_what_cannot_be_compiled_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
     not list((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")), reason="torch brings no libgomp"
 )
 def test_torchs_own_threads_are_found():
-    assert compiled_norm_swish._openmp() is not None
+    assert compiled_kernels._openmp() is not None
 
 
 def test_one_thread_does_not_take_over_from_many(monkeypatch: pytest.MonkeyPatch, threads: int):
-    monkeypatch.setattr(compiled_norm_swish, "_openmp", lambda: None)
+    monkeypatch.setattr(compiled_kernels, "_openmp", lambda: None)
     assert compiled_norm_swish.is_compiled(CPU, torch.float32, LANES) == (threads == 1)
 
 
@@ -210,7 +211,7 @@ def test_torchs_kernels_give_float32_sums_of_rounded_rows():
 
 
 def test_without_torchs_openmp_a_kernel_runs_in_one_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compiled_norm_swish, "_openmp", lambda: None)
+    monkeypatch.setattr(compiled_kernels, "_openmp", lambda: None)
     inputs, gradient, layer = make(32)
     outputs, before, sums = both_passes(CompiledNormSwish(32, rounded=False), inputs, gradient, layer, 4)
     expected = reference(inputs, gradient, layer, 4)

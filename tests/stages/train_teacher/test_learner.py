@@ -72,7 +72,7 @@ def test_update_is_the_published_formulation_written_out(settings):
             optimizer.step()
         phi, psi = critic.encode_state_action(batch.observation, batch.action), critic.encode_goal(judged)
         optimizers[2].zero_grad()
-        contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
+        contrastive_loss(phi, psi)[0].backward()
         optimizers[2].step()
     for ours, reference in ((learner.actor, actor), (learner.critic, critic)):
         for a, b in zip(unroll_blocks(ours).parameters(), reference.parameters(), strict=True):
@@ -216,7 +216,7 @@ def test_gradient_norms_are_those_of_the_losses():
         reference.encode_state_action(batch.observation, batch.action),
         reference.encode_goal(batch.goal),
     )
-    contrastive_loss(pairwise_energy(phi, psi, "norm"))[0].backward()
+    contrastive_loss(phi, psi)[0].backward()
     norm = torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
     torch.testing.assert_close(metrics["critic_gradient_norm"], norm)
     encoders = [metrics[f"{name}_encoder_gradient_norm"] for name in ("state_action", "goal")]

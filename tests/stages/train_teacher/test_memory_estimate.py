@@ -10,7 +10,8 @@ import torch
 
 from thousandfold.envs.registry import compile_task
 from thousandfold.ground.errors import SettingsError
-from thousandfold.models.contrastive_critic import ContrastiveCritic, contrastive_loss, pairwise_energy
+from thousandfold.models import compiled_info_nce
+from thousandfold.models.contrastive_critic import ContrastiveCritic, contrastive_loss
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.residual_mlp import parameter_count
 from thousandfold.models.value_critic import ValueCritic
@@ -65,7 +66,7 @@ def test_a_critic_of_temporal_differences_is_two_networks_and_their_slow_copies(
     assert critic_estimate(TASK, settings) == critic
     actor = parameter_count(GoalActor(4, 2, 2, settings.actor_shape))
     assert estimate_memory(TASK, settings, "cpu").parameters == 4 * (14 * actor + 14 * critic)
-    assert logits_estimate(settings) == 0
+    assert logits_estimate(settings, "cpu") == 0
 
 
 @pytest.mark.parametrize(("device", "width", "matrices"), [("cpu", 16, 2), ("cpu", 8, 3), ("cuda", 16, 3)])
@@ -141,10 +142,14 @@ def test_where_nothing_fits_other_settings_are_named(monkeypatch):
 
 @pytest.mark.parametrize("energy", ["norm", "squared", "dot", "cosine"])
 @pytest.mark.parametrize("variant", ["forward", "symmetric"])
-def test_pairs_of_a_batch_are_counted_as_torch_allocates_them(energy, variant):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pairs_of_a_batch_are_counted_as_torch_allocates_them(energy, variant, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(compiled_info_nce, "_compiled", lambda dim: None)
+
     def energies_and_gradients(rows):
         batch = [torch.randn(rows, 64, requires_grad=True) for _ in range(2)]
-        loss, _ = contrastive_loss(pairwise_energy(*batch, energy), variant)
+        loss, _ = contrastive_loss(*batch, energy, variant)
         loss.backward()
 
     rows = 1024
@@ -156,17 +161,18 @@ def test_pairs_of_a_batch_are_counted_as_torch_allocates_them(energy, variant):
             held += event.nbytes()
             most = max(most, held)
     settings = make(batch_size=rows, energy=energy, info_nce=variant)
-    assert 0.7 < most / logits_estimate(settings) < 1.1
+    assert 0.7 < most / logits_estimate(settings, "cpu") < 1.1
 
 
 def test_pairs_grow_as_the_square_of_a_ranks_batch():
-    small, large = (logits_estimate(make(batch_size=size)) for size in (256, 1024))
+    small, large = (logits_estimate(make(batch_size=size), "cpu") for size in (256, 1024))
     assert large == 16 * small
-    assert logits_estimate(make(batch_size=1024), ranks=4) == small
-    assert logits_estimate(make(batch_size=1024, global_negatives=True), ranks=4) == 4 * small
+    assert logits_estimate(make(batch_size=1024), "cpu", ranks=4) == small
+    assert logits_estimate(make(batch_size=1024, global_negatives=True), "cpu", ranks=4) == 4 * small
 
 
 def test_a_batch_whose_pairs_do_not_fit_is_refused_with_one_that_does(monkeypatch):
+    monkeypatch.setattr(compiled_info_nce, "_compiled", lambda dim: None)
     monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 20 * GIB)
     with pytest.raises(SettingsError) as caught:
         require_memory(TASK, make(batch_size=100_000, replay_rows_per_world=1000), "cpu")
