@@ -42,6 +42,8 @@ class CompiledInfoNCE:
             The energy of the row's positive; the logarithm of the sum of its energies' exponentials; how many
             energies are not below the positive's; the sum of its energies.
         """
+        if rows.shape[1] != columns.shape[1] or not 0 <= first <= len(columns) - len(rows):
+            raise ValueError(f"no positives from column {first} on for {rows.shape} and {columns.shape}")
         return _Contrast.apply(rows, columns, first, self)
 
 
@@ -86,19 +88,18 @@ class _Contrast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         rows, columns, logsumexp = ctx.saved_tensors
-        weights, count = ctx.energies, parts()
+        weights = ctx.energies
         if weights is None:
             raise RuntimeError("a second backward pass: the first has overwritten the energies")
         ctx.energies = None
-        row_sums, column_sums = rows.new_empty(len(rows), 1), rows.new_empty(count, weights.shape[1])
         of_positive, of_logsumexp = (each.contiguous() for each in gradients[:2])
-        given = (weights, logsumexp, of_positive, of_logsumexp, row_sums, column_sums)
-        addresses = [each.data_ptr() for each in given]
-        ctx.kernels.backward(count, len(rows), weights.shape[1], ctx.first, *addresses)
-        weights, of_columns = weights[:, : len(columns)], column_sums.sum(0)[: len(columns), None]
+        addresses = [each.data_ptr() for each in (weights, logsumexp, of_positive, of_logsumexp)]
+        ctx.kernels.backward(parts(), len(rows), weights.shape[1], ctx.first, *addresses)
+        weights = weights[:, : len(columns)]
+        # Sums of the weights as stored: with others the two terms would not cancel where a pair is near.
         return (
-            torch.addmm(row_sums * rows, weights, columns, alpha=-1),
-            torch.addmm(of_columns * columns, weights.t(), rows, alpha=-1),
+            torch.addmm(weights.sum(1, keepdim=True) * rows, weights, columns, alpha=-1),
+            torch.addmm(weights.sum(0).unsqueeze(1) * columns, weights.t(), rows, alpha=-1),
             None,
             None,
         )

@@ -78,40 +78,28 @@ def _write_statistics(code: Writer, energies: Floats, statistics: Floats, row: i
 
 
 def _write_backward(code: Writer) -> None:
-    """Arguments: rows, stride, first; addresses of energies, of logarithms and two gradients, of two sums.
+    """Arguments: rows, stride, first; addresses of energies, of logarithms and two gradients.
 
     The logarithms of the rows' sums of exponentials, and the gradients with respect to the rows' positives
     and to the logarithms, are (rows,). Each energy gives way to the gradient with respect to it, divided by
-    it, and 0 where it is 0. The sums of these are written: over columns (rows,), over rows (parts, stride).
+    it, and 0 where it is 0.
     """
     builder = code.builder
     rows, stride, first = (code.argument(index) for index in (2, 3, 4))
-    energies, logarithms, of_positive, of_logarithm, row_sums, column_sums = (
-        code.floats_at(index) for index in (5, 6, 7, 8, 9, 10)
-    )
+    energies, logarithms, of_positive, of_logarithm = (code.floats_at(index) for index in (5, 6, 7, 8))
     zero = code.constant(0.0)
 
     def divided(gradient: Vector, energy: Vector) -> Vector:
         return code.select(energy, "==", zero, zero, gradient / energy)
 
-    with code.parts() as part:
-        sums = builder.mul(part, stride)
+    with code.parts() as part, code.share(part, code.integer(0), rows) as row:
+        begin, own = builder.mul(row, stride), builder.add(first, row)
+        logarithm, factor = code.splat(logarithms.load_one(row)), code.splat(of_logarithm.load_one(row))
+        positive = code.splat(energies.load_one(builder.add(begin, own)))
+        beside = code.first(divided(code.splat(of_positive.load_one(row)), positive))
         with code.vectors(stride) as column:
-            column_sums.store(zero, builder.add(sums, column))
-        with code.share(part, code.integer(0), rows) as row:
-            begin, own = builder.mul(row, stride), builder.add(first, row)
-            logarithm, factor = code.splat(logarithms.load_one(row)), code.splat(of_logarithm.load_one(row))
-            positive = code.splat(energies.load_one(builder.add(begin, own)))
-            beside = code.first(divided(code.splat(of_positive.load_one(row)), positive))
-            total = code.accumulator()
-            with code.vectors(stride) as column:
-                place = builder.add(begin, column)
-                energy = energies.load(place)
-                weight = divided(factor * code.exp(energy - logarithm), energy)
-                energies.store(weight, place)
-                column_sums.add(weight, builder.add(sums, column))
-                total.add(weight)
-            energies.add_one(beside, builder.add(begin, own))
-            column_sums.add_one(beside, builder.add(sums, own))
-            row_sums.store_one(builder.fadd(total.sum(), beside), row)
+            place = builder.add(begin, column)
+            energy = energies.load(place)
+            energies.store(divided(factor * code.exp(energy - logarithm), energy), place)
+        energies.add_one(beside, builder.add(begin, own))
     builder.ret_void()

@@ -82,8 +82,10 @@ class CommonOptions:
         if self.preset is not None:
             raise SettingsError("--resume goes on with the run's own settings: leave --preset out.")
         given = {"seed": self.seed, "device": self.device, **flags}
-        values = dump_settings(stored) | {key: value for key, value in given.items() if value is not None}
-        settings = resolve_settings(type(stored), section, overrides=self.overrides, flags=values)
+        values = dump_settings(stored)
+        settings = resolve_settings(
+            type(stored), section, values=values, overrides=self.overrides, flags=given
+        )
         before, after = dump_settings(stored), dump_settings(settings)
         fixed = [key for key in after if after[key] != before[key] and key not in changeable]
         if fixed:

@@ -158,15 +158,17 @@ def resolve_settings(
     section: str,
     *,
     preset: str | None = None,
+    values: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Build a stage's settings: defaults < preset < flags < overrides.
+    """Build a stage's settings: defaults < preset < values < flags < overrides.
 
     Args:
         cls: The stage's settings class.
         section: The stage's name in presets, such as `train_teacher`.
         preset: Name of a preset, or None for the defaults.
+        values: Settings of a page, or those that a run was made with; None is a value like any other.
         overrides: `key=value` pairs; the value is read as YAML, so `1e-4` is a number and `[1, 2]` a list.
         flags: Values of command-line flags; None means that the flag was not given.
 
@@ -174,11 +176,12 @@ def resolve_settings(
         SettingsError: One line with every unknown key (and the nearest valid one) and every value out of
             bounds (and what is allowed).
     """
-    values = dict(load_preset(preset).get(section, {})) if preset else {}
-    values.update({key: value for key, value in (flags or {}).items() if value is not None})
-    values.update(parse_override(override) for override in overrides)
+    merged = dict(load_preset(preset).get(section, {})) if preset else {}
+    merged.update(values or {})
+    merged.update({key: value for key, value in (flags or {}).items() if value is not None})
+    merged.update(parse_override(override) for override in overrides)
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(merged)
     except pydantic.ValidationError as error:
         problems = "; ".join(_explain(cls, detail) for detail in error.errors(include_url=False))
         raise SettingsError(f"{section}: {problems}") from None

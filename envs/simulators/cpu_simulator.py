@@ -225,7 +225,7 @@ class CpuSimulator(Simulator):
 
     def set_goal(self, goal: np.ndarray, worlds: np.ndarray | None = None) -> None:
         """Command goals in the worlds of the mask; see `Simulator.set_goal`."""
-        chosen = slice(None) if worlds is None else np.asarray(worlds)
+        chosen = slice(None) if worlds is None else worlds
         self.desired_goal[chosen] = np.broadcast_to(goal, self.desired_goal.shape)[chosen]
         self.later_goals[chosen] = np.nan
 

@@ -76,7 +76,7 @@ def cell_settings(plan: FrontierPlan, cell: Cell) -> Any:
     """Return the settings that a cell is distilled with. Raises SettingsError where it can have none."""
     own = {"student_depth": cell.depth, "student_width": cell.width}
     own["threads"] = plan.distill["threads"] or cpu_share(plan.jobs or usable_cpus())
-    return resolve_settings(_classes()["distill"], "distill", flags=plan.distill | own)
+    return resolve_settings(_classes()["distill"], "distill", values=plan.distill | own)
 
 
 def run(

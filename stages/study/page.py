@@ -176,8 +176,8 @@ def resolve_plan(
                     TrainTeacherSettings,
                     "train_teacher",
                     preset=preset,
+                    values=values | {"task": task, "seed": page.seeds[0]},
                     overrides=overrides,
-                    flags=values | {"task": task, "seed": page.seeds[0]},
                 )
             except SettingsError as error:
                 raise SettingsError(f"arm {arm}: {error}") from None

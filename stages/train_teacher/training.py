@@ -169,7 +169,7 @@ class TeacherTraining:
             self.buffer,
             self.settings.unroll_steps,
             self.operations.act,
-            self.exchange_goals if self.settings.goal_exchange else lambda: None,
+            self.exchange_goals,
         )
         commanded = torch.as_tensor(self.simulator.desired_goal, device=self.buffer.device)
         self.learner.see(*self.buffer.newest(self.settings.unroll_steps), commanded)
@@ -186,12 +186,15 @@ class TeacherTraining:
         Where an episode keeps its goal, an action tells which one was commanded, hence where the episode
         ends, whatever the action itself brings about (docs/algorithm.md).
         """
-        simulator, worlds = self.simulator, self.simulator.num_worlds
+        if not self.settings.goal_exchange:
+            return
+        commanded, worlds = self.simulator.desired_goal, self.simulator.num_worlds
         random = {"generator": self.generator, "device": self.generator.device}
         other = torch.randint(worlds, (worlds,), **random)
         chosen = torch.rand(worlds, **random) < self.settings.goal_exchange
-        goals = torch.as_tensor(simulator.desired_goal, device=self.generator.device)
-        simulator.set_goal(goals[other], chosen)
+        goals = torch.as_tensor(commanded, device=self.generator.device)
+        # Not by `set_goal`, which ends what the task itself commands later.
+        commanded[:] = torch.where(chosen[:, None], goals[other], goals)
 
     def relabel(self) -> Iterator[TransitionBatch]:
         """Yield the unroll's batches of transitions with hindsight goals, once there is enough memory."""

@@ -66,6 +66,21 @@ def test_near_and_far_pairs_agree_with_float64(spread: float):
     assert_agrees_with_float64(make(40, spread=spread))
 
 
+@pytest.mark.parametrize(("distance", "error"), [(1e-1, 1e-5), (1e-2, 1e-4), (1e-3, 1e-3)])
+def test_positives_near_each_other_and_far_from_the_rest_keep_their_gradient(distance: float, error: float):
+    rows = torch.randn(256, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
+    columns = rows + distance * torch.randn(256, EMBEDDING_DIM, generator=torch.Generator().manual_seed(1))
+    found = torch.cat(loss_and_gradients([rows, columns])[2]).double()
+    expected = torch.cat(loss_and_gradients([rows.double(), columns.double()])[2])
+    assert (found - expected).norm() < error * expected.norm()
+
+
+def test_positives_that_there_are_not_are_refused():
+    rows, columns = make(20)
+    with pytest.raises(ValueError, match="no positives from column 1 on"):
+        contrast(rows, columns, "norm", first=1)
+
+
 def test_rows_of_a_part_are_contrasted_with_all_columns(threads: int):
     rows, columns = make(20, 50)
     moved = columns.roll(13, 0)

@@ -66,6 +66,11 @@ class TestResumedSettings:
     def test_without_changes_they_are_the_runs_own(self) -> None:
         assert self.resolve(options(), depth=None) == self.STORED
 
+    def test_null_stays_null_where_the_default_is_a_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stored = self.STORED.model_copy(update={"depth": 128, "max_gradient_norm": None})
+        monkeypatch.setattr(self, "STORED", stored)
+        assert self.resolve(options()).max_gradient_norm is None
+
     def test_the_same_value_may_be_given_again(self) -> None:
         assert self.resolve(options(seed=0, overrides=("max_gradient_norm=10",)), depth=64) == self.STORED
 

@@ -54,6 +54,13 @@ def test_a_scale_goes_before_the_page_and_set_before_all(tmp_path: Path) -> None
     assert (large.width, large.depth, large.env_steps) == (256, 16, 1_300_000)
 
 
+def test_null_is_a_value_that_goes_before_the_presets(tmp_path: Path) -> None:
+    page = {"preset": "quickstart", "settings": {"target_success": None}}
+    made = plan(tmp_path, **page, arms={"D4": {"depth": 4}, "D8": {"depth": 8, "target_success": 0.5}})
+    found = [cell_settings(made, Cell("reacher", arm, 1)).target_success for arm in ("D4", "D8")]
+    assert found == [None, 0.5]
+
+
 def test_a_users_task_goes_by_its_files_name(tmp_path: Path) -> None:
     task = ROOT / "examples" / "submarine" / "submarine.yaml"
     claim = "D8 reaches more than D4 of success at the end on submarine"

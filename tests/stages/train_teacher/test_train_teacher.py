@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -17,15 +18,18 @@ from tests.stages.train_teacher.teacher_runs import (
     change,
     interrupt_after,
 )
-from thousandfold.envs.registry import compile_task
+from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.ground.errors import StoppedByUser, UserError
 from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
+from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.episodes import Episodes, run_episodes
 from thousandfold.stages.networks import NETWORK_FILE, load_actor, torch_policy
 from thousandfold.stages.random_baseline import no_better_than_random
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher import training as teacher_training
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 from thousandfold.stages.train_teacher.training import TeacherTraining
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -59,6 +63,32 @@ def test_the_chance_of_another_goal_is_that_of_each_step():
 def test_worlds_take_over_goals_that_are_commanded_in_others():
     before, after = goals_before_and_after(1.0, 1)
     assert {tuple(goal) for goal in after.tolist()} <= {tuple(goal) for goal in before.tolist()}
+
+
+def test_a_goal_that_the_task_commands_later_still_comes():
+    settings = TINY_TEACHER.model_copy(update={"num_worlds": 64, "unroll_steps": 19, "goal_exchange": 0.3})
+    task = CompiledTask(dataclasses.replace(get_task(settings.task), resample_every=20))
+    training = TeacherTraining(settings, task, "cpu")
+    later = training.simulator.later_goals[:, :2].copy()
+    training.collect()
+    training.simulator.step(np.zeros((64, 2), np.float32))
+    assert np.array_equal(training.simulator.desired_goal, later)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("cpu", 0),
+        ("cpu/ant", 0),
+        ("cpu/mazes", 0.03),
+        ("quickstart", 0.03),
+        ("paper", 0),
+        ("thousand-layers", 0),
+    ],
+)
+def test_goals_are_exchanged_where_it_was_measured(preset: str, expected: float):
+    settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset=preset)
+    assert settings.goal_exchange == expected
 
 
 # -- early stop and what is kept --------------------------------------------------------------------
