@@ -162,14 +162,14 @@ def require_memory(
 
     Args:
         task, settings: what is to be trained.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or, of several ranks, this one's own ``cuda:<index>``.
         processes: ranks on this machine that share its memory; on CUDA each has its own device.
         ranks: all ranks.
 
     Raises:
         SettingsError: what is needed, what is free, and what would fit.
     """
-    free = free_bytes(device) // (1 if device == "cuda" else processes)
+    free = free_bytes(device) // (processes if device == "cpu" else 1)
     needed = estimate_memory(task, settings, device, ranks)
     if needed.total <= free:
         return
@@ -302,11 +302,11 @@ def free_bytes(
     """Return the free memory of the training device: CUDA's, or the machine's within this process's limit.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         meminfo, group: where Linux tells the machine's memory and the process's share of it.
     """
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    if device != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
     if not meminfo.exists():  # not Linux: what of all memory is free is not said
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
