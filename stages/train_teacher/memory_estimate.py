@@ -25,8 +25,8 @@ from thousandfold.stages.train_teacher.settings import DEPTHS, LearnerSettings, 
 _PROCESS_BYTES = 700 * 2**20
 _FLOAT = 4
 _ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
-# Weights, gradient, two moments, a finalist, and a checkpoint's copies; the actor has an average too.
-_ACTOR_COPIES, _CRITIC_COPIES = 10, 8
+_LEARNT_COPIES = 4  # weights, gradient and two moments
+_HOST_COPIES = 4  # a finalist, and a checkpoint's of weights and moments
 # Bytes at the peak of InfoNCE for each pair of a batch, measured: distances are worked out in float64.
 _PAIR_BYTES = {"norm": 26, "squared": 30, "dot": 16, "cosine": 17}
 # Weights, gradient, two moments, average, the kept best and a checkpoint's copies of a student; a dataset as
@@ -138,10 +138,11 @@ def estimate_memory(
     actor = parameter_estimate(observation + goal, 2 * action, settings.actor_shape)
     critic = critic_estimate(task, settings)
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
-    slow = 2 if settings.critic == "temporal_difference" else 0  # the slow copy, and a checkpoint's of it
-    parameters = _FLOAT * (_ACTOR_COPIES * actor + (_CRITIC_COPIES + slow) * critic) + rounded
-    if device == "cpu":  # where the finalists lie, once more while a checkpoint is written
-        parameters += 2 * _FLOAT * (settings.finalists - 1) * (actor + critic)
+    followers = actor * bool(settings.average_decay) + critic * (settings.critic == "temporal_difference")
+    parameters = _FLOAT * (_LEARNT_COPIES * (actor + critic) + followers) + rounded
+    if device == "cpu":  # where the copies lie, and further finalists once more while a checkpoint is written
+        copies = _HOST_COPIES + 2 * (settings.finalists - 1)
+        parameters += _FLOAT * (copies * (actor + critic) + followers)
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
     state = 2 * mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION)

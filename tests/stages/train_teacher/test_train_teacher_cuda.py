@@ -25,7 +25,7 @@ class Begun(Exception):
 
 @pytest.fixture
 def asked(pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What CUDA is asked and told, in order, on a machine with two devices of which one has no memory left."""
+    """What CUDA is asked and told, in order, on a machine with two devices of which the first is full."""
     pretend()
     calls: list[Any] = []
     current = [0]
