@@ -7,9 +7,11 @@ DEMO   := demo
 # The C++ runner of examples/deploy is built against this wheel's headers and libraries.
 OPENVINO := build/openvino
 OPENVINO_VERSION := 2026.4.1
+# Few models, for Warp compiles kernels for each.
+QUICK_CUDA_TESTS := tests/envs/simulators/test_warp_simulator.py tests/stages/train_teacher/test_cuda_graphs.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark-setup demo test test-all test-cuda check format clean
+.PHONY: help setup benchmark-setup demo test test-all test-cuda test-cuda-quick check format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
@@ -51,9 +53,15 @@ test-all: setup $(OPENVINO)/.$(OPENVINO_VERSION)  ## Run every test that needs n
 	@echo "test-all: every test but those that need CUDA"
 	@$(BIN)/python -m pytest -q -m "not cuda" -rs -n 2 --dist loadfile
 
-test-cuda: setup  ## Run the tests that need a CUDA device (each says why where it is skipped)
+test-cuda: setup  ## Run the tests that need a CUDA device; fails where driver, torch or Warp sees none
 	@echo "test-cuda: the tests that need a CUDA device"
+	@$(BIN)/python -m thousandfold.pipeline.cuda
 	@$(BIN)/python -m pytest -q -m cuda -rs
+
+test-cuda-quick: setup  ## Of these the telling ones: the simulator, the captured learner, one training
+	@echo "test-cuda-quick: the simulator and the captured learner; the first time Warp compiles for minutes"
+	@$(BIN)/python -m thousandfold.pipeline.cuda
+	@$(BIN)/python -m pytest -q -m cuda -rs $(QUICK_CUDA_TESTS)
 
 check: setup  ## Check style, formatting, types and who imports whom
 	@echo "check: ruff, pyright, import directions"

@@ -13,10 +13,15 @@ def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def host_copy(tensor: Tensor) -> Tensor:
+    """Return a copy in the host's memory: what is to be kept takes no room on the training device."""
+    return tensor.detach().to("cpu", copy=True)
+
+
 def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return copies of an optimiser's moments as ``<number of the parameter>.<name>``."""
+    """Return copies of an optimiser's moments on the host as ``<number of the parameter>.<name>``."""
     return {
-        f"{index}.{name}": value.clone()
+        f"{index}.{name}": host_copy(value)
         for index, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }

@@ -112,6 +112,8 @@ class Manifest:
     git: dict[str, Any] = field(default_factory=dict)
     """`commit` and `dirty` of the code's repository; both None outside one."""
     platform: str = ""
+    device: dict[str, Any] = field(default_factory=dict)
+    """What it was computed on, and on CUDA its driver, of what version; empty where none is recorded."""
     tracking: dict[str, Any] = field(default_factory=dict)
     """`run_id` and `chain_run_id` in the tracking store."""
     selectable: bool = True

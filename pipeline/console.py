@@ -56,6 +56,7 @@ class Console:
         self._json_output = json_output and not silent
         self._interval_s = interval_s
         self._silent = silent
+        self._warned: set[str] = set()
         self._human = rich.console.Console(
             stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=silent
         )
@@ -83,10 +84,11 @@ class Console:
         """Print text as it is, without wrapping; control characters are escaped."""
         self._human.print(printable(text))
 
-    def warn(self, text: str) -> None:
-        """Print a warning to stderr."""
-        if self._silent:
+    def warn(self, text: str, *, once: bool = False) -> None:
+        """Print a warning to stderr; with `once`, not again what was warned of before."""
+        if self._silent or (once and text in self._warned):
             return
+        self._warned.add(text)
         # Named, because under a bar rich replaces sys.stderr, which click's err=True would bypass.
         click.secho(f"Warning: {printable(text)}", fg="yellow", file=sys.stderr)
 

@@ -23,6 +23,7 @@ from thousandfold.ground.files import folder_lock
 from thousandfold.ground.machine import usable_cpus
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
+from thousandfold.pipeline.cuda import cuda_problem, describe_device, has_driver_files
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.settings import StageSettings, dump_settings
 from thousandfold.pipeline.stopping import StopRequest
@@ -184,6 +185,10 @@ class StageWork:
     artifact: Artifact
     run: StageRun
 
+    def note_device(self, device: str) -> None:
+        """Write to the manifest what the stage computes on; `device` is resolved."""
+        self.artifact.update(device=describe_device(device))
+
     def log_files(self, *names: str) -> None:
         """Send files of the artifact to the tracking store, where they exist."""
         for name in names:
@@ -215,15 +220,25 @@ def _record_failure(artifact: Artifact, error: BaseException) -> None:
             artifact.fail(str(error) or type(error).__name__)
 
 
-def resolve_device(name: str) -> str:
-    """Return ``cpu`` or ``cuda`` for a device setting; raise SettingsError where there is no CUDA."""
-    import torch
+def resolve_device(name: str, console: Console) -> str:
+    """Return ``cpu`` or ``cuda`` for a device setting.
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device cuda: torch sees no CUDA device here; use --device cpu or --device auto.")
-    return name
+    Warns where ``auto`` becomes the CPU on a machine with an NVIDIA driver.
+
+    Raises:
+        SettingsError: ``cuda`` is asked for, and the driver, torch or Warp is missing or does not fit; says
+            what would.
+    """
+    if name == "cpu":
+        return name
+    problem = cuda_problem()
+    if problem is None:
+        return "cuda"
+    if name == "cuda":
+        raise SettingsError(f"device cuda: {problem}; or use --device cpu.")
+    if has_driver_files():
+        console.warn(f"The CPU computes, not the GPU: {problem}. --device cpu silences this.", once=True)
+    return "cpu"
 
 
 def require_precision(precision: str, device: str) -> None:
@@ -232,14 +247,14 @@ def require_precision(precision: str, device: str) -> None:
 
     if precision != "bfloat16":
         return
-    if device == "cuda":
+    if device != "cpu":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         able = torch.cpu.get_capabilities()
         supported = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
     if not supported:
         raise SettingsError(
-            f"precision bfloat16: this {'CUDA device' if device == 'cuda' else 'processor'} has no "
+            f"precision bfloat16: this {'processor' if device == 'cpu' else 'CUDA device'} has no "
             "instructions for it and would be slower than in float32; use precision=float32."
         )
 

@@ -7,8 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +15,7 @@ import click
 from thousandfold.ground.errors import MissingArtifactError, SettingsError, UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, error_boundary
+from thousandfold.pipeline.cuda import cuda_problem, has_driver_files
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import (
@@ -29,8 +29,6 @@ from thousandfold.pipeline.settings import (
 from thousandfold.pipeline.stopping import interruptible
 from thousandfold.pipeline.tracking import NullTracker, open_tracker
 
-# What the NVIDIA driver, native and under WSL, puts into the file system: a look that costs nothing.
-_CUDA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 Settings = TypeVar("Settings", bound=StageSettings)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -115,7 +113,7 @@ def default_preset(device: str | None, task: str | None = None) -> tuple[str, st
         task: what a teacher is trained for, by name or file; None for any other stage.
     """
     if _has_cuda(device):
-        return "thousand-layers", "the default with a CUDA device"
+        return "quickstart", "the default with a CUDA device"
     if task is not None:
         from thousandfold.envs.registry import get_task  # MuJoCo is not imported for a look at help
 
@@ -124,14 +122,10 @@ def default_preset(device: str | None, task: str | None = None) -> tuple[str, st
     return "cpu", "the default on the CPU"
 
 
-@cache
 def _has_cuda(device: str | None) -> bool:
-    driver = device != "cpu" and any(path.exists() for path in _CUDA_DEVICES)
-    if driver and importlib.util.find_spec("torch") is not None:  # else torch need not be imported to know
-        import torch
-
-        return torch.cuda.is_available()
-    return False
+    if device == "cpu" or not has_driver_files():  # then torch need not be imported to know
+        return False
+    return importlib.util.find_spec("torch") is not None and cuda_problem() is None
 
 
 def json_option(command: Command) -> Command:
@@ -191,7 +185,7 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
     options = (
         click.option(
             "--preset",
-            help="Preset of settings; `pipeline presets` lists them [cpu; with CUDA thousand-layers].",
+            help="Preset of settings; `pipeline presets` lists them [cpu; with CUDA quickstart].",
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
         click.option("--seed", type=int, help="Seed of all randomness."),

@@ -7,11 +7,17 @@ from thousandfold.envs.model_hash import model_sha256
 from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.console import Console
 from thousandfold.stages.episodes import Policy
 
 
 def load_policy(
-    source: Artifact, device: str, teacher_samples: int = 1, seed: int = 0, sample_scale: float = 1.0
+    source: Artifact,
+    device: str,
+    console: Console,
+    teacher_samples: int = 1,
+    seed: int = 0,
+    sample_scale: float = 1.0,
 ) -> tuple[CompiledTask, Policy]:
     """Return policy and task, as it sees it, of a policy's, a student's or a teacher's artifact.
 
@@ -19,7 +25,8 @@ def load_policy(
 
     Args:
         source: the artifact.
-        device: where a network runs.
+        device: where a network runs, as the setting says.
+        console: told where that is not the GPU of a machine that has one.
         teacher_samples: actions that a teacher's critic chooses from; 1: the mean.
         seed: of their draws.
         sample_scale: times the teacher's standard deviation is what they are drawn with.
@@ -40,7 +47,7 @@ def load_policy(
     from thousandfold.pipeline.runtime import resolve_device
     from thousandfold.stages.networks import load_actor, torch_policy
 
-    trained, place = load_actor(source), resolve_device(device)
+    trained, place = load_actor(source), resolve_device(device, console)
     if teacher_samples > 1:
         from thousandfold.stages.networks import best_action_policy, load_critic
 

@@ -171,7 +171,7 @@ def train_teacher(
         on_evaluation: called with the figures of each evaluation within the training.
         workspace: None: that of the artifact that a stage is given, else THOUSANDFOLD_WORKSPACE, or the
             current folder.
-        preset: None: cpu; with a CUDA device thousand-layers.
+        preset: None: cpu; with a CUDA device quickstart.
         settings: as `pipeline train-teacher --set` takes them.
 
     Raises:

@@ -40,7 +40,12 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         UserError: the task has no such distribution, or the file is damaged.
     """
     task, policy = load_policy(
-        source, settings.device, settings.teacher_samples, settings.seed, settings.sample_scale
+        source,
+        settings.device,
+        context.console,
+        settings.teacher_samples,
+        settings.seed,
+        settings.sample_scale,
     )
     task.spec.distribution(settings.distribution)
     parents = {source.kind: source}

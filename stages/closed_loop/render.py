@@ -243,7 +243,7 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
     Raises:
         UserError: there is no OpenGL or no FFmpeg, the task has no such distribution, or a file is damaged.
     """
-    task, policy = load_policy(source, settings.device)
+    task, policy = load_policy(source, settings.device, context.console)
     task.spec.distribution(settings.distribution)
     try:
         imageio_ffmpeg.get_ffmpeg_exe()

@@ -131,7 +131,7 @@ def run(
     """
     ranks = context.ranks
     set_up_torch(settings.threads, ranks.local_size)
-    device = ranks.place(resolve_device(settings.device))
+    device = ranks.place(resolve_device(settings.device, context.console))
     rollout, trial = _prepare(settings, context, teacher, device, is_new=resumed is None)
     with (
         ranks.connect(device),
@@ -152,6 +152,7 @@ def run(
         started = time.perf_counter()
         if ranks.leads:
             keep_task(rollout.task, work.artifact, context.console)
+            work.note_device(device)
             on_start(work.artifact)
             remove_leftovers(work.artifact.file(MINARI_FOLDER))
             _announce(rollout, settings, teacher, resumed, context)

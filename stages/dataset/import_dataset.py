@@ -123,12 +123,14 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
         context.console.say(f"{source}: {note}")
     for warning in foreign.warnings:
         context.console.warn(f"{source}: {warning}")
-    labels, trial = _teacher_labels(settings, context, teacher, trained)
+    device = resolve_device(settings.device, context.console)
+    labels, trial = _teacher_labels(settings, context, teacher, trained, device)
     parents = {"teacher": teacher}
     with context.stage(
         "dataset", "dataset import", task=task.name, settings=settings, parents=parents
     ) as work:
         keep_task(task, work.artifact, context.console)
+        work.note_device(device)
         metadata = _metadata(settings, task, teacher, work.artifact, source)
         metadata["imported"]["skipped_episodes"] = bad
         coming = _commanded(foreign, bad, task, settings, tally)
@@ -155,10 +157,14 @@ def _warn_of_clipping(tally: ClipTally, task: CompiledTask, context: StageContex
 
 
 def _teacher_labels(
-    settings: ImportDatasetSettings, context: StageContext, teacher: Artifact, trained: TrainedActor
+    settings: ImportDatasetSettings,
+    context: StageContext,
+    teacher: Artifact,
+    trained: TrainedActor,
+    device: str,
 ) -> tuple[TeacherLabels, dict[str, Any]]:
     """Return what labels, and what came of its trial where the settings ask for one."""
-    device, critic, trial = resolve_device(settings.device), None, {}
+    critic, trial = None, {}
     if settings.teacher_samples > 1:
         critic = load_critic(teacher)
         trial["label_trial"] = require_strength(trained, critic, settings, device, context.console)

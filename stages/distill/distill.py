@@ -104,7 +104,7 @@ def run(
         _require_more(settings, resumed)
     resumed, continued = to_go_on_with(resumed, context.workspace)
     trained = load_actor(teacher)
-    device = resolve_device(settings.device)
+    device = resolve_device(settings.device, context.console)
     require_student_memory(settings, trained, dataset, device)
     data = _load_dataset(dataset, teacher, settings, context)
     set_up_torch(settings.threads)
@@ -120,6 +120,7 @@ def run(
     ) as work:
         on_start(work.artifact)
         keep_task(trained.task, work.artifact, context.console)
+        work.note_device(device)
         if not work.checkpoint.exists:
             _require_reproduction(trained, teacher, settings, context)
             _take_rounds(work.artifact, continued)

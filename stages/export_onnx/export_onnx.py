@@ -103,7 +103,7 @@ def run(
         UserError: the file does not do what the network does, or the artifacts do not belong together.
     """
     console, seed = context.console, settings.seed
-    trained = load_actor(source)
+    trained, device = load_actor(source), resolve_device(settings.device, console)
     if source.kind == "student" and settings.include_teacher:
         teacher = _parent(source, "teacher", teacher, context)
     else:
@@ -121,6 +121,7 @@ def run(
     ) as work:
         artifact = work.artifact
         keep_task(trained.task, artifact, console)
+        work.note_device(device)
         if trained.on_another_model:
             console.warn(
                 f"{source.name} was trained on another model of task {trained.task.name!r}, by an earlier "
@@ -135,7 +136,7 @@ def run(
                 episodes=settings.closed_loop_episodes,
                 num_states=settings.gate_states,
                 seed=seed,
-                device=resolve_device(settings.device),
+                device=device,
             )
             if dataset is not None:
                 states = add_dataset_states(

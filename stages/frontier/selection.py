@@ -157,7 +157,7 @@ def _run_fresh(
     from thousandfold.stages.networks import load_actor, torch_policy
 
     settings = DistillSettings(**student.manifest.settings)
-    device, seed = resolve_device(settings.device), [settings.seed, _FRESH_STREAM, choice]
+    device, seed = resolve_device(settings.device, context.console), [settings.seed, _FRESH_STREAM, choice]
 
     def stream(artifact: Artifact) -> EpisodeStream:
         trained = load_actor(artifact)

@@ -28,7 +28,7 @@ from thousandfold.models.deployable_policy import Dither, NormalizedActor
 from thousandfold.models.goal_actor import GoalActor, sample_action
 from thousandfold.models.residual_mlp import centre_kernels, parameter_count, spread_first_biases
 from thousandfold.models.running_normalizer import RunningNormalizer
-from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
+from thousandfold.models.tensor_state import host_copy, load_moments, moments_of, strip_prefix
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.trajectory_buffer import TransitionBatch
@@ -295,11 +295,14 @@ class ContrastiveLearner:
         }
 
     def weights(self, candidate: NormalizedActor) -> dict[str, Tensor]:
-        """Return copies of what a teacher is made of: a candidate's actor, the critic, the normalisers."""
+        """Return copies on the host of what a teacher is made of: an actor, the critic, the normalisers."""
         weights = copy_of({"actor": candidate.actor, "critic": self.critic})
         if self.settings.normalize_inputs:
             for name, normalizer in self._normalizers.items():
-                weights |= {f"{name}.mean": normalizer.mean.clone(), f"{name}.std": normalizer.std.clone()}
+                weights |= {
+                    f"{name}.mean": host_copy(normalizer.mean),
+                    f"{name}.std": host_copy(normalizer.std),
+                }
         return weights
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> NormalizedActor:
@@ -311,13 +314,15 @@ class ContrastiveLearner:
         return kept
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return networks, temperature and optimiser moments as flat tensors."""
-        networks = {"actor": self.actor, "averaged_actor": self.averaged_actor, "critic": self.critic}
+        """Return copies of networks, temperature and optimiser moments as flat tensors on the host."""
+        networks = {"actor": self.actor, "critic": self.critic}
+        if self.averaged_actor is not self.actor:
+            networks["averaged_actor"] = self.averaged_actor
         if self.settings.normalize_inputs:
             networks |= self._normalizers
         state = copy_of(networks) | {
-            "log_alpha": self.log_alpha.detach().clone(),
-            "updates": self.updates.clone(),
+            "log_alpha": host_copy(self.log_alpha),
+            "updates": host_copy(self.updates),
         }
         for name, optimizer in self._optimizers.items():
             state |= {f"optimizer.{name}.{key}": value for key, value in moments_of(optimizer).items()}
@@ -326,7 +331,8 @@ class ContrastiveLearner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in the tensors that are there: a captured update goes on."""
         self.actor.load_state_dict(strip_prefix(state, "actor."))
-        self.averaged_actor.load_state_dict(strip_prefix(state, "averaged_actor."))
+        if self.averaged_actor is not self.actor:
+            self.averaged_actor.load_state_dict(strip_prefix(state, "averaged_actor."))
         self.critic.load_state_dict(strip_prefix(state, "critic."))
         if self.settings.normalize_inputs:
             for name, normalizer in self._normalizers.items():
@@ -344,9 +350,9 @@ def _gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def copy_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return copies of the networks' tensors, by network and name."""
+    """Return copies of the networks' tensors on the host, by network and name."""
     return {
-        f"{name}.{key}": value.detach().clone()
+        f"{name}.{key}": host_copy(value)
         for name, network in networks.items()
         for key, value in network.state_dict().items()
     }

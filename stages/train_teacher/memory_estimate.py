@@ -26,8 +26,8 @@ from thousandfold.stages.train_teacher.settings import DEPTHS, LearnerSettings, 
 _PROCESS_BYTES = 700 * 2**20
 _FLOAT = 4
 _ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
-# Weights, gradient, two moments, a finalist, and a checkpoint's copies; the actor has an average too.
-_ACTOR_COPIES, _CRITIC_COPIES = 10, 8
+_LEARNT_COPIES = 4  # weights, gradient and two moments
+_HOST_COPIES = 4  # a finalist, and a checkpoint's of weights and moments
 # Bytes of InfoNCE for each pair of a batch, measured: at the peak, and what the other side of ``symmetric``
 # keeps meanwhile. torch works distances out in float64.
 _PAIR_BYTES = {"norm": (26, 8), "squared": (30, 16), "dot": (16, 8), "cosine": (17, 8)}
@@ -141,10 +141,11 @@ def estimate_memory(
     actor = parameter_estimate(observation + goal, 2 * action, settings.actor_shape)
     critic = critic_estimate(task, settings)
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
-    slow = 2 if settings.critic == "temporal_difference" else 0  # the slow copy, and a checkpoint's of it
-    parameters = _FLOAT * (_ACTOR_COPIES * actor + (_CRITIC_COPIES + slow) * critic) + rounded
-    if device == "cpu":  # where the finalists lie, once more while a checkpoint is written
-        parameters += 2 * _FLOAT * (settings.finalists - 1) * (actor + critic)
+    followers = actor * bool(settings.average_decay) + critic * (settings.critic == "temporal_difference")
+    parameters = _FLOAT * (_LEARNT_COPIES * (actor + critic) + followers) + rounded
+    if device == "cpu":  # where the copies lie, and further finalists once more while a checkpoint is written
+        copies = _HOST_COPIES + 2 * (settings.finalists - 1)
+        parameters += _FLOAT * (copies * (actor + critic) + followers)
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
     state = 2 * mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -165,14 +166,14 @@ def require_memory(
 
     Args:
         task, settings: what is to be trained.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or, of several ranks, this one's own ``cuda:<index>``.
         processes: ranks on this machine that share its memory; on CUDA each has its own device.
         ranks: all ranks.
 
     Raises:
         SettingsError: what is needed, what is free, and what would fit.
     """
-    free = free_bytes(device) // (1 if device == "cuda" else processes)
+    free = free_bytes(device) // (processes if device == "cpu" else 1)
     needed = estimate_memory(task, settings, device, ranks)
     if needed.total <= free:
         return
@@ -305,11 +306,11 @@ def free_bytes(
     """Return the free memory of the training device: CUDA's, or the machine's within this process's limit.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         meminfo, group: where Linux tells the machine's memory and the process's share of it.
     """
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    if device != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
     if not meminfo.exists():  # not Linux: what of all memory is free is not said
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())

@@ -17,7 +17,7 @@ from thousandfold.pipeline.artifact_task import (
     warn_of_what_looks_wrong,
 )
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.distributed import Ranks
+from thousandfold.pipeline.cuda import kernel_cache
 from thousandfold.pipeline.pictures import draw_gradient_map, draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
@@ -80,7 +80,7 @@ def run(
             _require_more(settings, resumed)
     resumed, continued = to_go_on_with(resumed, context.workspace)
     is_new = resumed is None and continued is None
-    training = _prepare(settings, ranks, is_new=is_new)
+    training = _prepare(settings, context, is_new=is_new)
     task = training.task
     with (
         ranks.connect(training.device),
@@ -98,6 +98,7 @@ def run(
     ):
         if ranks.leads:
             keep_task(task, work.artifact, context.console)
+            work.note_device(training.device)
             warn_of_changed_task(work.artifact, context.console)
             if is_new:
                 warn_of_what_looks_wrong(task, settings.training_distribution, context.console)
@@ -119,17 +120,24 @@ def _require_more(settings: TrainTeacherSettings, completed: Artifact) -> None:
         )
 
 
-def _prepare(settings: TrainTeacherSettings, ranks: Ranks, *, is_new: bool) -> TeacherTraining:
+def _prepare(settings: TrainTeacherSettings, context: StageContext, *, is_new: bool) -> TeacherTraining:
     """Return the training at its start, once the machine has what it needs."""
+    ranks = context.ranks
     task = compile_task(settings.task, settings.task_changes)
     if is_new:
         require_comparable_goals(task)
         require_episodes(task, settings.training_distribution)
-    device = resolve_device(settings.device)
+    # Placed before anything is asked of a device: each question opens the one that is current.
+    device = ranks.place(resolve_device(settings.device, context.console))
     set_up_torch(settings.threads, ranks.local_size)
     require_precision(settings.precision, device)
     require_memory(task, settings, device, ranks.local_size, ranks.size)
-    return TeacherTraining(settings, task, ranks.place(device), ranks)
+    if device != "cpu":
+        context.console.say(
+            f"Warp compiles the kernels of {task.name}'s physics where its cache, {kernel_cache()}, lacks "
+            "them: the first time for minutes, without a word."
+        )
+    return TeacherTraining(settings, task, device, ranks)
 
 
 def _own_task(teacher: Artifact) -> dict[str, str]:

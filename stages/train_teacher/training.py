@@ -289,8 +289,7 @@ class TeacherTraining:
         place = sum(score >= scores[chosen] for score in progress.scores)
         if place < places:
             progress.scores.insert(place, scores[chosen])
-            weights = self.learner.weights(candidates[chosen])
-            self.finalists.insert(place, {name: value.cpu() for name, value in weights.items()})
+            self.finalists.insert(place, self.learner.weights(candidates[chosen]))
         del progress.scores[places:], self.finalists[places:]
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target

@@ -18,7 +18,6 @@ from thousandfold.pipeline.runtime import (
     cpu_share,
     require_finite,
     require_precision,
-    resolve_device,
     seed_sequence,
     torch_seed,
 )
@@ -30,18 +29,6 @@ def test_cpus_are_shared_evenly_at_least_one_each(
 ):
     monkeypatch.setattr(runtime, "usable_cpus", lambda: 5)
     assert cpu_share(processes) == share
-
-
-@pytest.mark.parametrize("available", [False, True])
-def test_device_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, available: bool):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert resolve_device("auto") == ("cuda" if available else "cpu")
-    assert resolve_device("cpu") == "cpu"
-    if available:
-        assert resolve_device("cuda") == "cuda"
-    else:
-        with pytest.raises(SettingsError, match="no CUDA device here; use --device cpu"):
-            resolve_device("cuda")
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])

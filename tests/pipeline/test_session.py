@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.pipeline.pretended_cuda import Pretend, pretend
 from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, SettingsError
-from thousandfold.pipeline import session
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.session import CommonOptions, Session, default_preset, describe
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+
+__all__ = ["pretend"]
 
 
 def options(**changes: object) -> CommonOptions:
@@ -159,40 +161,26 @@ def test_a_description_holds_what_a_script_needs(tmp_path: Path) -> None:
     assert Path(found["files"]["data.txt"]).read_text(encoding="utf-8") == teacher.name
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool, bool], None]]:
-    """Pretend that a driver is installed, and that torch sees a device; the choice is made anew."""
-    import torch
-
-    def pretend(driver: bool, device: bool) -> None:
-        (tmp_path / "nvidiactl").touch() if driver else None
-        monkeypatch.setattr(session, "_CUDA_DEVICES", (tmp_path / "nvidiactl",))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
-        session._has_cuda.cache_clear()
-
-    yield pretend
-    session._has_cuda.cache_clear()
-
-
 @pytest.mark.parametrize(
-    ("driver", "device", "asked", "preset", "why"),
+    ("machine", "asked", "preset", "why"),
     [
-        (True, True, None, "thousand-layers", "the default with a CUDA device"),
-        (True, True, "cuda", "thousand-layers", "the default with a CUDA device"),
-        (True, True, "cpu", "cpu", "the default on the CPU"),
-        (True, False, None, "cpu", "the default on the CPU"),
-        (False, True, None, "cpu", "the default on the CPU"),
+        ({}, None, "quickstart", "the default with a CUDA device"),
+        ({}, "cuda", "quickstart", "the default with a CUDA device"),
+        ({}, "cpu", "cpu", "the default on the CPU"),
+        ({"torch_sees": False}, None, "cpu", "the default on the CPU"),
+        ({"warp_sees": False}, None, "cpu", "the default on the CPU"),
+        ({"driver": None}, None, "cpu", "the default on the CPU"),
     ],
 )
-def test_the_default_preset_is_the_deep_one_where_there_is_cuda(
-    machine, driver: bool, device: bool, asked: str | None, preset: str, why: str
+def test_the_default_preset_is_another_where_there_is_cuda(
+    pretend: Pretend, machine: dict[str, Any], asked: str | None, preset: str, why: str
 ) -> None:
-    machine(driver, device)
+    pretend(**machine)
     assert default_preset(asked) == (preset, why)
     flags = {"task": "reacher"}
     common = CommonOptions(None, (), None, asked, False)
     settings = common.resolve(TrainTeacherSettings, "train_teacher", flags)
-    assert settings.depth == {"thousand-layers": 1024, "cpu": 4}[preset]
+    assert settings.depth == {"quickstart": 16, "cpu": 4}[preset]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from thousandfold.ground.errors import SettingsError
+from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.closed_loop import evaluate
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
@@ -49,7 +50,7 @@ def test_later_stages_keep_what_the_teacher_changed(tmp_path: Path) -> None:
         assert artifact.manifest.task_changes == CHANGES
     for artifact in (teacher, student):
         assert load_actor(artifact).task.spec.changes == CHANGES
-    assert load_policy(policy, "cpu")[0].spec.episode_steps == 40
+    assert load_policy(policy, "cpu", Console())[0].spec.episode_steps == 40
     assert OnnxPolicy(policy.file(POLICY_FILE)).metadata.episode_steps == 40
 
 

@@ -207,6 +207,7 @@ def test_the_artifact_knows_its_teacher_and_is_whole(
 ):
     dataset.verify()
     assert dataset.kind == "dataset" and dataset.manifest.task == "point_u_maze"
+    assert dataset.manifest.device == {"device": "cpu"}
     assert dataset.manifest.parents["teacher"].hash == teacher.manifest.hash
     own = data.metadata["thousandfold"]
     assert own["teacher"] == {"name": teacher.name, "hash": teacher.manifest.hash}

@@ -84,6 +84,7 @@ def test_the_student_is_an_artifact_of_its_parents(student: Artifact, teacher: A
     parents = {role: parent.hash for role, parent in student.manifest.parents.items()}
     assert parents == {"teacher": teacher.manifest.hash, "dataset": dataset.manifest.hash}
     assert student.kind == "student" and student.manifest.task == TASK_NAME
+    assert student.manifest.device == {"device": "cpu"}
 
 
 def test_the_normalisers_are_those_of_the_dataset(student: Artifact, dataset: Artifact):

@@ -70,6 +70,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 def test_the_policy_is_complete_and_records_what_was_checked(chain: Chain):
     manifest, results = chain.policy.manifest, chain.policy.manifest.results
     assert manifest.status == "completed" and manifest.selectable
+    assert manifest.device == {"device": "cpu"}
     chain.policy.verify()
     assert set(manifest.files) == {POLICY_FILE, TEACHER_FILE}
     assert {role: parent.name for role, parent in manifest.parents.items()} == {

@@ -125,7 +125,7 @@ class TestBadInput:
         write_policy(artifact.file("policy.onnx"), json.dumps(metadata(model_sha256="0" * 64)))
         artifact.complete({})
         with pytest.raises(UserError, match="was made for another model of task 'point_u_maze'"):
-            load_policy(artifact, "cpu")
+            load_policy(artifact, "cpu", Console())
 
 
 @pytest.fixture(scope="module")

@@ -356,12 +356,33 @@ def test_what_is_kept_acts_as_the_candidate_did():
     assert torch.equal(found.mean, expected.mean) and torch.equal(found.log_std, expected.log_std)
 
 
-def test_state_dict_continues_bit_for_bit():
-    generator = torch.Generator().manual_seed(0)
+def test_an_actor_that_is_not_averaged_is_saved_once_and_read_where_it_was_saved_twice():
+    learner, other = make_learner(), make_learner(seed=9)
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    state = learner.state_dict()
+    assert not [name for name in state if name.startswith("averaged_actor.")]
+    twice = {f"averaged_{name}": value + 1 for name, value in state.items() if name.startswith("actor.")}
+    other.load_state_dict(state | twice)
+    assert other.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_state_dict_is_a_copy():
     learner = make_learner(average_decay=0.5)
+    learner.update(make_batch(), torch.Generator().manual_seed(0))
+    state = learner.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    learner.update(make_batch(), torch.Generator().manual_seed(1))
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("average_decay", [0.0, 0.5])
+def test_state_dict_continues_bit_for_bit(average_decay: float):
+    generator = torch.Generator().manual_seed(0)
+    learner = make_learner(average_decay=average_decay)
     for seed in range(3):
         learner.update(make_batch(seed=seed), generator)
-    other = make_learner(average_decay=0.5, seed=9)
+    other = make_learner(average_decay=average_decay, seed=9)
     other.load_state_dict(learner.state_dict())
     other_generator = torch.Generator()
     other_generator.set_state(generator.get_state())

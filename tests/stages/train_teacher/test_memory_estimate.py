@@ -65,7 +65,7 @@ def test_a_critic_of_temporal_differences_is_two_networks_and_their_slow_copies(
     critic = parameter_count(ValueCritic(4, 2, 2, settings.critic_shape))
     assert critic_estimate(TASK, settings) == critic
     actor = parameter_count(GoalActor(4, 2, 2, settings.actor_shape))
-    assert estimate_memory(TASK, settings, "cpu").parameters == 4 * (14 * actor + 14 * critic)
+    assert estimate_memory(TASK, settings, "cpu").parameters == 4 * (12 * actor + 14 * critic)
     assert logits_estimate(settings, "cpu") == 0
 
 
@@ -98,6 +98,16 @@ def test_ranks_share_worlds_and_batch_and_not_the_networks():
     one, four = (estimate_memory(TASK, make(), "cpu", ranks) for ranks in (1, 4))
     assert (four.activations, four.replay) == (one.activations // 4, one.replay // 4)
     assert four.parameters == one.parameters
+
+
+def test_on_cuda_copies_lie_in_the_hosts_memory():
+    actor, critic = GoalActor(4, 2, 2, make().actor_shape), ContrastiveCritic(4, 2, 2, make().critic_shape)
+    each = parameter_count(actor), parameter_count(critic)
+    assert estimate_memory(TASK, make(), "cuda").parameters == 4 * 4 * sum(each)
+    averaging = make(average_decay=0.5)
+    for device, averages in (("cuda", 1), ("cpu", 2)):
+        plain, average = (estimate_memory(TASK, one, device).parameters for one in (make(), averaging))
+        assert average - plain == 4 * averages * each[0]
 
 
 def test_rounded_kernels_are_counted():

@@ -252,6 +252,7 @@ def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
         monkeypatch.setattr(train_teacher, name, draw)
     artifact = train_teacher.run(TINY_TEACHER, context)
     artifact.verify()
+    assert artifact.manifest.device == {"device": "cpu"}
     assert set(artifact.manifest.files) == {
         NETWORK_FILE, "learning_curve.png", "rollouts.png", "gradients.png", "history.json"
     }  # fmt: skip
