@@ -112,13 +112,17 @@ def default_preset(device: str | None, task: str | None = None) -> tuple[str, st
         device: the --device option.
         task: what a teacher is trained for, by name or file; None for any other stage.
     """
-    if _has_cuda(device):
-        return "quickstart", "the default with a CUDA device"
+    has_cuda, has_walls = _has_cuda(device), False
     if task is not None:
         from thousandfold.envs.registry import get_task  # MuJoCo is not imported for a look at help
 
-        if get_task(task).maze is not None:
-            return "cpu/mazes", "the default on the CPU for a task with walls"
+        has_walls = get_task(task).maze is not None
+    if has_cuda:
+        # No preset has run on CUDA yet; quickstart is for mazes.
+        walls = " for a task with walls" if has_walls else ""
+        return "quickstart" if has_walls else "cpu", f"the default with a CUDA device{walls}"
+    if has_walls:
+        return "cpu/mazes", "the default on the CPU for a task with walls"
     return "cpu", "the default on the CPU"
 
 
@@ -185,7 +189,7 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
     options = (
         click.option(
             "--preset",
-            help="Preset of settings; `pipeline presets` lists them [cpu; with CUDA quickstart].",
+            help="Preset of settings; `pipeline presets` lists them [cpu; cpu/mazes for a task with walls, with CUDA quickstart].",
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
         click.option("--seed", type=int, help="Seed of all randomness."),

@@ -162,25 +162,29 @@ def test_a_description_holds_what_a_script_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "asked", "preset", "why"),
+    ("machine", "asked", "where"),
     [
-        ({}, None, "quickstart", "the default with a CUDA device"),
-        ({}, "cuda", "quickstart", "the default with a CUDA device"),
-        ({}, "cpu", "cpu", "the default on the CPU"),
-        ({"torch_sees": False}, None, "cpu", "the default on the CPU"),
-        ({"warp_sees": False}, None, "cpu", "the default on the CPU"),
-        ({"driver": None}, None, "cpu", "the default on the CPU"),
+        ({}, None, "with a CUDA device"),
+        ({}, "cuda", "with a CUDA device"),
+        ({}, "cpu", "on the CPU"),
+        ({"torch_sees": False}, None, "on the CPU"),
+        ({"warp_sees": False}, None, "on the CPU"),
+        ({"driver": None}, None, "on the CPU"),
     ],
 )
-def test_the_default_preset_is_another_where_there_is_cuda(
-    pretend: Pretend, machine: dict[str, Any], asked: str | None, preset: str, why: str
+def test_the_default_preset_is_another_in_mazes_where_there_is_cuda(
+    pretend: Pretend, machine: dict[str, Any], asked: str | None, where: str
 ) -> None:
     pretend(**machine)
-    assert default_preset(asked) == (preset, why)
-    flags = {"task": "reacher"}
+    assert default_preset(asked) == default_preset(asked, "reacher") == ("cpu", f"the default {where}")
+    of_mazes = {"with a CUDA device": "quickstart", "on the CPU": "cpu/mazes"}[where]
+    assert default_preset(asked, "point_u_maze") == (of_mazes, f"the default {where} for a task with walls")
     common = CommonOptions(None, (), None, asked, False)
-    settings = common.resolve(TrainTeacherSettings, "train_teacher", flags)
-    assert settings.depth == {"quickstart": 16, "cpu": 4}[preset]
+    depths = [
+        common.resolve(TrainTeacherSettings, "train_teacher", {"task": task}).depth
+        for task in ("reacher", "point_u_maze")
+    ]
+    assert depths == [4, {"quickstart": 16, "cpu/mazes": 4}[of_mazes]]
 
 
 @pytest.mark.parametrize(
