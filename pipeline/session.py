@@ -189,7 +189,8 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
     options = (
         click.option(
             "--preset",
-            help="Preset of settings; `pipeline presets` lists them [cpu; cpu/mazes for a task with walls, with CUDA quickstart].",
+            help="Preset of settings; `pipeline presets` lists them [cpu; in mazes cpu/mazes, or quickstart "
+            "with CUDA].",
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
         click.option("--seed", type=int, help="Seed of all randomness."),
