@@ -10,14 +10,6 @@ from thousandfold.models.contrastive_critic import EMBEDDING_DIM, contrast, cont
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def make(rows: int, columns: int | None = None, spread: float = 1.0) -> list[torch.Tensor]:
     """Embeddings of rows, and of columns of which the first are not far from them."""
     generator = torch.Generator().manual_seed(rows)

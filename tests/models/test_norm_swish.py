@@ -14,14 +14,6 @@ ROWS = 11
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def make(width: int, rows: int = ROWS, dtype: torch.dtype = torch.float32):
     """A matrix of rows with means and spreads of their own, a gradient, and a layer.
 
