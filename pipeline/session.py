@@ -112,18 +112,15 @@ def default_preset(device: str | None, task: str | None = None) -> tuple[str, st
         device: the --device option.
         task: what a teacher is trained for, by name or file; None for any other stage.
     """
-    has_cuda, has_walls = _has_cuda(device), False
+    where, of_mazes = "on the CPU", "cpu/mazes"
+    if _has_cuda(device):
+        where, of_mazes = "with a CUDA device", "quickstart"  # no preset has run there yet
     if task is not None:
         from thousandfold.envs.registry import get_task  # MuJoCo is not imported for a look at help
 
-        has_walls = get_task(task).maze is not None
-    if has_cuda:
-        # No preset has run on CUDA yet; quickstart is for mazes.
-        walls = " for a task with walls" if has_walls else ""
-        return "quickstart" if has_walls else "cpu", f"the default with a CUDA device{walls}"
-    if has_walls:
-        return "cpu/mazes", "the default on the CPU for a task with walls"
-    return "cpu", "the default on the CPU"
+        if get_task(task).maze is not None:
+            return of_mazes, f"the default {where} for a task with walls"
+    return "cpu", f"the default {where}"
 
 
 def _has_cuda(device: str | None) -> bool:
