@@ -78,7 +78,7 @@ def test_a_goal_that_the_task_commands_later_still_comes():
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("cpu", 0),
+        ("cpu", 0.03),
         ("cpu/ant", 0),
         ("cpu/mazes", 0.03),
         ("quickstart", 0.03),
