@@ -81,6 +81,7 @@ def test_a_goal_that_the_task_commands_later_still_comes():
         ("cpu", 0.03),
         ("cpu/ant", 0),
         ("cpu/mazes", 0.03),
+        ("cpu/poses", 0),
         ("quickstart", 0.03),
         ("paper", 0),
         ("thousand-layers", 0),
