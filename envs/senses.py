@@ -297,6 +297,9 @@ def _push(ring: Any, newest: Any) -> None:
 class Draws:
     """A random stream on a device; `begin` begins another one.
 
+    Attributes:
+        rng: the generator of the moment, of `numpy`; of `torch` the same one throughout.
+
     Args:
         seed: of the simulator; its own generator is left alone.
         index: which of a simulator's streams it is.
@@ -306,7 +309,7 @@ class Draws:
 
     def __init__(self, seed: int | np.random.SeedSequence, index: int, *, xp: Any, device: Any) -> None:
         self._xp, self._device, self._index = xp, device, index
-        self._rng: Any = None if xp is np else xp.Generator(device)
+        self.rng: Any = None if xp is np else xp.Generator(device)
         self.seed(seed)
 
     def seed(self, seed: int | np.random.SeedSequence) -> None:
@@ -324,31 +327,31 @@ class Draws:
     def _place(self) -> None:
         stream = np.random.SeedSequence([*map(int, self._words), self._begun])
         if self._xp is np:
-            self._rng = np.random.Generator(np.random.PCG64(stream))
+            self.rng = np.random.Generator(np.random.PCG64(stream))
         else:  # torch takes 63 bits
-            self._rng.manual_seed(int(stream.generate_state(1, np.uint64)[0]) >> 1)
+            self.rng.manual_seed(int(stream.generate_state(1, np.uint64)[0]) >> 1)
 
     def normal(self, *shape: int) -> Any:
         """Return standard normal numbers, float32."""
         if self._xp is np:
-            return self._rng.standard_normal(shape, np.float32)
-        return self._xp.randn(shape, generator=self._rng, device=self._device)
+            return self.rng.standard_normal(shape, np.float32)
+        return self._xp.randn(shape, generator=self.rng, device=self._device)
 
     def uniform(self, *shape: int) -> Any:
         """Return numbers uniform in [0, 1), float32."""
         if self._xp is np:
-            return self._rng.random(shape, np.float32)
-        return self._xp.rand(shape, generator=self._rng, device=self._device)
+            return self.rng.random(shape, np.float32)
+        return self._xp.rand(shape, generator=self.rng, device=self._device)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that the next draw depends on."""
-        generator = pack_generator(self._rng) if self._xp is np else self._rng.get_state().numpy().copy()
+        generator = pack_generator(self.rng) if self._xp is np else self.rng.get_state().numpy().copy()
         return {"stream": np.array([*self._words, self._begun], np.uint64), "generator": generator}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Restore what `state` returned."""
         self._words, self._begun = np.array(state["stream"][:4], np.uint64), int(state["stream"][4])
         if self._xp is np:
-            self._rng = unpack_generator(state["generator"])
+            self.rng = unpack_generator(state["generator"])
         else:
-            self._rng.set_state(self._xp.from_numpy(np.array(state["generator"], np.uint8)))
+            self.rng.set_state(self._xp.from_numpy(np.array(state["generator"], np.uint8)))

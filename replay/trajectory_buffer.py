@@ -12,7 +12,7 @@ it has finished, is still running, or lost its beginning to newer rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from thousandfold.replay.hindsight import beyond_the_end, truncated_geometric
 # Rejecting rows that are no start needs few rounds; this bound only stops a loop on a memory without any.
 # It is high because a large batch must be complete also where only a few rows in a hundred are a start.
 _MAX_ROUNDS = 1000
-# Where asking whether a round was enough would wait for the device, all of so few are drawn. At most half the
-# rows of whole episodes are no start, one in a hundred where episodes have a hundred rows.
+# Where asking whether a round was enough would wait for the device, so few more are drawn at once. At most
+# half the rows of whole episodes are no start, one in a hundred where episodes have a hundred rows.
 _FIXED_ROUNDS = 3
 _NO_TRANSITION = "the replay memory holds no transition yet: collect at least two steps first"
 
@@ -50,12 +50,24 @@ class TransitionBatch:
     ended_early: Tensor | None = None
     """(batch,) bool: the episode ended one step later before its time, where it was asked for"""
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return what there is, by name."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def part(self, rows: slice) -> TransitionBatch:
+        """Return some of the transitions, where they lie."""
+        return TransitionBatch(**{name: column[rows] for name, column in self.columns().items()})
+
 
 class TrajectoryBuffer:
     """A ring of `capacity` rows for each of `num_worlds` worlds.
 
     Away from the CPU neither writing nor sampling waits for the device. Rows and counters never move in
-    memory, so that sampling can be captured in a CUDA graph.
+    memory, so that both can be captured in a CUDA graph.
+
+    Attributes:
+        reads_are_free: whether asking for a number waits for nothing, as on the CPU.
 
     Args:
         num_worlds, capacity: worlds, and rows kept of each.
@@ -92,7 +104,7 @@ class TrajectoryBuffer:
         self._episode = torch.zeros(num_worlds, **per_world)
         self._episode_first = torch.zeros(num_worlds, **per_world)
         self._unsaved_from = torch.zeros(num_worlds, **per_world)
-        self._reads_are_free = self.device.type == "cpu"  # reading a number waits for nothing
+        self.reads_are_free = self.device.type == "cpu"
 
     @property
     def rows_per_world(self) -> int:
@@ -158,7 +170,7 @@ class TrajectoryBuffer:
 
     def known_empty(self, mask: Tensor) -> bool:
         """Tell whether nothing is in a mask; False where asking would wait for the device."""
-        return self._reads_are_free and not bool(mask.any())
+        return self.reads_are_free and not bool(mask.any())
 
     def newest(self, rows: int) -> tuple[Tensor, Tensor]:
         """Return observations and achieved goals of the last rows of every world, at most so many of each."""
@@ -183,8 +195,9 @@ class TrajectoryBuffer:
         """Draw transitions uniformly, each with a goal k steps ahead, probability ∝ discount^k.
 
         Rows are drawn over all worlds alike; those without a later row in their episode are redrawn. Away
-        from the CPU a few rows of a batch may be repeated, each time with another goal, and a memory without
-        transitions goes unnoticed: call `require_transitions` before.
+        from the CPU a few rows may be repeated, each time with another goal, and a memory without transitions
+        goes unnoticed: call `require_transitions` before. There it takes as many operations for an unroll's
+        batches at once as for one of them.
 
         Args:
             batch_size, discount, generator: as above.
@@ -195,24 +208,28 @@ class TrajectoryBuffer:
             ValueError: on the CPU, no row has a later one in its episode.
         """
         ids, row, remaining = self._draw_starts(batch_size, generator)
+        ring = ids * self.capacity
+
+        def slot(number: Tensor) -> Tensor:
+            return ring + number % self.capacity
+
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator, device=self.device)
         beyond = None
         if lost:
-            early = self._columns["early_end"][self._slot(ids, row + remaining)]
+            early = self._columns["early_end"][slot(row + remaining)]
             beyond, uniform = beyond_the_end(uniform, remaining, discount, early)
         goal_row = row + truncated_geometric(uniform, remaining, discount)
-        slot = self._slot(ids, row)
-        achieved = self._columns["achieved_goal"]
+        here, achieved = slot(row), self._columns["achieved_goal"]
         batch = TransitionBatch(
-            self._columns["observation"][slot],
-            self._columns["action"][slot],
-            achieved[self._slot(ids, goal_row)],
-            achieved[slot],
+            self._columns["observation"][here],
+            self._columns["action"][here],
+            achieved[slot(goal_row)],
+            achieved[here],
             beyond,
         )
         if not next_rows:
             return batch
-        following = self._slot(ids, row + 1)
+        following = slot(row + 1)
         return replace(
             batch,
             next_observation=self._columns["observation"][following],
@@ -231,27 +248,24 @@ class TrajectoryBuffer:
         if not bool(starts.any()):
             raise ValueError(_NO_TRANSITION)
 
-    def _draw_starts(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw_starts(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return what `_draw_rows` does, of rows that have a later one in their episode."""
+        if not self.reads_are_free:
+            rounds = 1 + _FIXED_ROUNDS
+            drawn = torch.stack(self._draw_rows(rounds * count, generator)).view(3, rounds, count)
+            first = (drawn[2] >= 1).byte().argmax(0)
+            rows = drawn.gather(1, first.expand(3, 1, count)).squeeze(1)
+            return rows[:, _last_good(rows[2] >= 1)].unbind()
         rows = self._draw_rows(count, generator)
-        for _ in range(_MAX_ROUNDS if self._reads_are_free else _FIXED_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             bad = rows[2] < 1
-            if self.known_empty(bad):
-                break
-            ids, row, remaining = self._draw_rows(count, generator)
-            rows = (
-                torch.where(bad, ids, rows[0]),
-                torch.where(bad, row, rows[1]),
-                torch.where(bad, remaining, rows[2]),
-            )
-        if not self._reads_are_free:
-            source = _last_good(rows[2] >= 1)
-            return rows[0][source], rows[1][source], rows[2][source]
-        if (rows[2] < 1).any():
-            raise ValueError(_NO_TRANSITION)
-        return rows
+            if not bad.any():
+                return rows
+            again = self._draw_rows(count, generator)
+            rows = tuple(torch.where(bad, new, old) for new, old in zip(again, rows, strict=True))
+        raise ValueError(_NO_TRANSITION)
 
-    def _draw_rows(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw_rows(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return worlds, absolute rows, and how many later rows the episode of each has, (count,)."""
         held = self._count - self._oldest
         stops = held.cumsum(0)
@@ -262,7 +276,7 @@ class TrajectoryBuffer:
         row = (self._oldest + held - stops)[ids] + place
         episode = self._columns["episode"][self._slot(ids, row)]
         remaining = self._episode_last[self._slot(ids, episode)] - row
-        return ids, row, torch.where(place < stops[-1], remaining, 0)
+        return ids, row, remaining * (place < stops[-1])
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -275,11 +289,11 @@ class TrajectoryBuffer:
 
     def mark_saved(self) -> None:
         """Note that everything up to now lies in a segment."""
-        self._unsaved_from = self._count.clone()
+        self._unsaved_from.copy_(self._count)
 
     def mark_unsaved(self) -> None:
         """Note that nothing lies in a segment: the next one holds every row."""
-        self._unsaved_from = self._oldest.clone()
+        self._unsaved_from.copy_(self._oldest)
 
     def load_segment(self, segment: dict[str, Tensor]) -> None:
         """Write a segment back; segments go in the order in which they were made."""
@@ -304,7 +318,7 @@ class TrajectoryBuffer:
             if value.shape != (self.num_worlds,):
                 raise ValueError(f"counters {name!r} of shape {tuple(value.shape)}, not ({self.num_worlds},)")
             getattr(self, f"_{name}").copy_(value)  # where they lie: a captured graph reads them there
-        self._unsaved_from = self._count.clone()
+        self._unsaved_from.copy_(self._count)
         held = self._count - self._oldest
         slot, ids = self._slots(self._oldest, held), self._worlds.repeat_interleave(held)
         row = self._oldest.repeat_interleave(held) + _ranges(held)

@@ -33,6 +33,7 @@ from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors, save_tensors
 from thousandfold.pipeline.runtime import torch_seed
+from thousandfold.stages.captured_call import CudaRecorder, captured_by_rows
 from thousandfold.stages.episodes import Policy
 
 NETWORK_FILE = "network.safetensors"
@@ -194,13 +195,24 @@ def _critic_shape(header: dict[str, Any]) -> dict[str, Any]:
     return header.get("critic_shape", header["shape"])
 
 
-def torch_policy(actor: torch.nn.Module, device: str = "cpu") -> Policy:
-    """Return the policy tanh(mean) of a module that maps observation and goal to a Gaussian."""
+def torch_policy(actor: torch.nn.Module, device: str = "cpu", capture: bool = True) -> Policy:
+    """Return the policy tanh(mean) of a module that maps observation and goal to a Gaussian.
+
+    Args:
+        actor: the module, on the device.
+        device: where it acts.
+        capture: let it act as a CUDA graph where the device is CUDA.
+    """
 
     @torch.no_grad()
+    def act(observation: Tensor, goal: Tensor) -> Tensor:
+        return torch.tanh(actor(observation, goal).mean)
+
+    call = captured_by_rows(act, CudaRecorder(device)) if capture and device.startswith("cuda") else act
+
     def policy(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
         inputs = (torch.as_tensor(array, device=device) for array in (observation, goal))
-        return torch.tanh(actor(*inputs).mean).cpu().numpy()
+        return call(*inputs).cpu().numpy()
 
     return policy
 

@@ -184,6 +184,11 @@ class Simulator(ABC):
             draws.seed(seed)
 
     @property
+    def device_generators(self) -> list[Any]:
+        """What steps and resets draw from on the device, as a recording of them has to know."""
+        return [draws.rng for draws in self._streams]
+
+    @property
     def rng(self) -> np.random.Generator:
         """The generator that resets draw starts and goals from.
 

@@ -31,6 +31,7 @@ from thousandfold.envs.start_states import STATE  # noqa: E402
 from thousandfold.envs.task import TaskError  # noqa: E402
 from thousandfold.envs.term_columns import FACTORS_FIELD  # noqa: E402
 from thousandfold.envs.varied_model import VariedModel  # noqa: E402
+from thousandfold.ground.between_graphs import launch_between_graphs  # noqa: E402
 
 Array = torch.Tensor | np.ndarray
 
@@ -49,7 +50,10 @@ _SHORTEST_EPISODE = 4  # steps that episodes which can end early are taken to la
 
 
 class StartPool:
-    """Starts (size, width) drawn in advance, on the device: resets take them one by one without waiting."""
+    """Starts (size, width) drawn in advance, on the device: resets take them one by one without waiting.
+
+    Nothing of it moves in memory, so that resets can be recorded.
+    """
 
     def __init__(self, starts: torch.Tensor) -> None:
         self._starts = starts
@@ -67,6 +71,11 @@ class StartPool:
         self._taken += worlds.sum()
         return self._starts[place]
 
+    def refill(self, starts: torch.Tensor) -> None:
+        """Put as many other starts in the place of these."""
+        self._starts.copy_(starts)
+        self._taken.zero_()
+
     @property
     def reused(self) -> int:
         """How many starts were taken that had been taken before; waits for the device."""
@@ -76,8 +85,10 @@ class StartPool:
 class WarpSimulator(Simulator):
     """Worlds of one task on MuJoCo Warp; every array is a torch tensor on `device`.
 
-    What goes in may be NumPy's too. A control step is one recorded graph of kernels, which is replayed, on
-    CUDA on torch's current stream, and so is a reset; inside `unroll` neither waits for the device.
+    What goes in may be NumPy's too. The physics of a control step is one recorded graph of kernels, which is
+    replayed, on CUDA on torch's current stream, and so is that of a reset; inside `unroll` neither waits for
+    the device. A recording of torch's leaves these graphs as they are (`ground.between_graphs`). Unrolls of
+    one length take their starts from one place in memory.
 
     Attributes:
         sizes: the room made for contacts and constraints.
@@ -125,11 +136,12 @@ class WarpSimulator(Simulator):
         self._make_arrays()
         self.reused_starts = 0
         self._pool: StartPool | None = None
-        replayable = self._replayable if record else lambda launches: launches
-        self._launch_step = replayable(self._control_step)
-        self._launch_reset = replayable(self._reset_data)
+        self._last_pool: StartPool | None = None
+        launcher = partial(self._launcher, record=record)
+        self._launch_step = launcher(self._control_step)
+        self._launch_reset = launcher(self._reset_data)
         derives = self.needs_derived_fields
-        self._launch_refresh = replayable(self._compute_fresh_fields) if derives else lambda: None
+        self._launch_refresh = launcher(self._compute_fresh_fields) if derives else lambda: None
         self.reset()
 
     def _make_worlds(self, nconmax: int | None, njmax: int | None, deterministic: bool) -> None:
@@ -230,7 +242,12 @@ class WarpSimulator(Simulator):
         Where more worlds are reset than starts were drawn, the first starts are used again; `reused_starts`
         counts them. Waits for the device at the end.
         """
-        self._pool = pool = StartPool(self._draw(self._pool_size(steps)))
+        starts, pool = self._draw(self._pool_size(steps)), self._last_pool
+        if pool is None or len(pool) != len(starts):
+            pool = StartPool(starts)
+        else:
+            pool.refill(starts)
+        self._pool = self._last_pool = pool
         try:
             yield
             self.reused_starts += pool.reused
@@ -281,8 +298,7 @@ class WarpSimulator(Simulator):
     def _restart(self, starts: torch.Tensor) -> None:
         """Put the worlds of the reset mask into their rows of `starts`, and leave the others alone."""
         chosen = self._reset_mask[:, None]
-        with self._on_device():
-            self._launch_reset()
+        self._launch_reset()
         targets = (self._qpos, self._qvel, self.desired_goal, self.later_goals, self._draws)
         parts = starts.split([target.shape[1] for target in targets], dim=1)
         for target, part in zip(targets, parts, strict=True):
@@ -296,8 +312,7 @@ class WarpSimulator(Simulator):
             self._pending.begin(self._ctrl, self._reset_mask)
         self.episode_step.masked_fill_(self._reset_mask, 0)
         self._quarantined.masked_fill_(self._reset_mask, False)
-        with self._on_device():
-            self._launch_refresh()
+        self._launch_refresh()
         self._read(self._quarantined, self._reset_mask, begun=self._reset_mask)
         goal = self.task.goals_from(self.distribution, self.desired_goal, self.achieved_goal, xp=torch)
         if goal is not self.desired_goal:
@@ -318,8 +333,7 @@ class WarpSimulator(Simulator):
             kicks = self.varied.kicks(self._draws, self.episode_step, xp=torch)
             self._qvel.index_add_(1, self._pushed_dofs, kicks)
         self._overflow.zero_()
-        with self._on_device():
-            self._launch_step()
+        self._launch_step()
         self.episode_step += 1
         self._quarantine()
         unstable = self._quarantined.clone()
@@ -345,8 +359,7 @@ class WarpSimulator(Simulator):
     def set_state(self, qpos: Array, qvel: Array) -> None:
         """Put every world into a state; see `Simulator.set_state`."""
         self._reset_mask.fill_(True)
-        with self._on_device():
-            self._launch_reset()
+        self._launch_reset()
         self._qpos.copy_(torch.as_tensor(qpos))
         self._qvel.copy_(torch.as_tensor(qvel))
         self._ctrl.copy_(self.task.control.start(self._ctrl, self._qpos, xp=torch))
@@ -434,11 +447,20 @@ class WarpSimulator(Simulator):
         mujoco_warp.reset_data(self._model, self._data, worlds)
         mujoco_warp.set_state(self._model, self._data, cast(Any, self._start_state), STATE, worlds)
 
-    def _replayable(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Return what does the same launches as one graph, which saves launching them one by one.
+    def _launcher(self, launches: Callable[[], None], record: bool) -> Callable[[], None]:
+        """Return what does launches on the device, recorded as one graph, which saves doing them one by one.
 
         To record them it runs them once: reset every world afterwards.
         """
+
+        def launch() -> None:
+            with self._on_device():
+                replay()
+
+        replay = self._replay_of(launches) if record else launches
+        return partial(launch_between_graphs, launch)
+
+    def _replay_of(self, launches: Callable[[], None]) -> Callable[[], None]:
         with self._on_device():
             launches()  # loads the kernels: older drivers load none during a capture
         device = str(self.device)
@@ -453,8 +475,7 @@ class WarpSimulator(Simulator):
         return partial(wp.capture_launch, capture.graph)
 
     def _refresh(self) -> None:
-        with self._on_device():
-            self._launch_refresh()
+        self._launch_refresh()
         begun = torch.ones_like(self._quarantined)
         self._read(self._quarantined | ~_in_bounds(self._qpos, self._qvel), begun=begun)
 

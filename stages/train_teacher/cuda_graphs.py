@@ -1,112 +1,30 @@
-"""Drawing a batch, learning from it and acting, as they are or as CUDA graphs: recorded, then replayed.
-
-An update of a thousand layers is tens of thousands of small kernels. Launching them one by one takes the host
-longer than the device needs to run them; a graph launches them all at once.
-"""
+"""Drawing batches and learning from them, as they are or as CUDA graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from thousandfold.stages.captured_call import CapturedCall, CudaRecorder
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
-Result = TypeVar("Result")
-
-# Calls before a recording: they load kernels and allocate moments and workspaces, which a recording cannot.
-_CALLS_BEFORE = 3
-
-
-class CudaRecorder:
-    """Runs functions on a stream of its own and records them there: torch's default stream has no captures.
-
-    Args:
-        device: ``cuda`` or ``cuda:<index>``.
-        generator: what the functions draw from; a replay draws what a call would have drawn.
-    """
-
-    def __init__(self, device: str, generator: torch.Generator) -> None:
-        self._stream, self._generator = torch.cuda.Stream(device), generator
-
-    def run(self, function: Callable[[], Result]) -> Result:
-        """Return what a function returns, run after what is in the current stream and before what follows."""
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = function()
-        current.wait_stream(self._stream)
-        return result
-
-    def record(self, function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """Return what a function returns, still to be filled in, and what fills it in: the replay."""
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._generator)
-        with torch.cuda.graph(graph, stream=self._stream):
-            result = function()
-        return result, graph.replay
-
-
-class CapturedCall(Generic[Result]):
-    """A function of tensors that runs as it is a few times and from then on as a CUDA graph.
-
-    A graph reads its arguments where they lay when it was recorded, and so it does everything else that the
-    function reads or changes. What it returns is overwritten by the next call.
-
-    Args:
-        function: does the same whatever the numbers in its tensors are.
-        recorder: records it.
-        prepare: called before the recording.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Result],
-        recorder: CudaRecorder,
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._function, self._recorder, self._prepare = function, recorder, prepare
-        self._calls = 0
-        self._arguments: tuple[Tensor, ...] = ()
-        self._replay: Callable[[], None] | None = None
-        self._result: Result | None = None
-
-    def __call__(self, *arguments: Tensor) -> Result:
-        """Return what the function returns for these arguments.
-
-        Raises:
-            ValueError: they lie elsewhere than those of the recording.
-        """
-        call = partial(self._function, *arguments)
-        if self._calls < _CALLS_BEFORE:
-            self._calls += 1
-            return self._recorder.run(call)
-        if self._replay is None:
-            self._prepare()
-            self._arguments = arguments
-            self._result, self._replay = self._recorder.record(call)
-        if _places(arguments) != _places(self._arguments):
-            raise ValueError("a captured call was given tensors that lie elsewhere than when it was recorded")
-        self._replay()
-        return self._result  # pyright: ignore[reportReturnType]
-
-
-def _places(tensors: tuple[Tensor, ...]) -> list[Any]:
-    return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
+# On a device: drawing them takes as many operations as drawing one. More would only take memory.
+_BATCHES_AT_ONCE = 64
 
 
 class PlainUpdate:
-    """What a training does over and over: draw a batch, learn from it, and act.
+    """What a training does over and over: draw batches and learn from them.
 
     Args:
         learner, buffer: what learns, and what from.
         batch_size: transitions of an update.
-        generator: of batches, updates and actions.
+        count: updates of an unroll.
+        generator: of batches and updates.
     """
 
     def __init__(
@@ -114,31 +32,46 @@ class PlainUpdate:
         learner: ContrastiveLearner,
         buffer: TrajectoryBuffer,
         batch_size: int,
+        count: int,
         generator: torch.Generator,
     ) -> None:
-        self._learner, self._generator = learner, generator
-        self.sample: Callable[[], TransitionBatch] = partial(
+        self._learner, self._generator, self._batch_size, self._count = learner, generator, batch_size, count
+        draws = count if buffer.reads_are_free else math.ceil(count / _BATCHES_AT_ONCE)
+        self._at_once = math.ceil(count / draws)
+        self._draw: Callable[[], TransitionBatch] = partial(
             buffer.sample,
-            batch_size,
+            self._at_once * batch_size,
             learner.settings.discount,
             generator,
             next_rows=learner.settings.critic == "temporal_difference",
             lost=learner.settings.learns_lost_futures,
         )
-        """Returns a batch, as `TrajectoryBuffer.sample` does."""
-        self.act: Callable[[Tensor, Tensor], Tensor] = partial(learner.act, generator=generator)
-        """Returns sampled actions (batch, action_dim) for observations and goals."""
+
+    def batches(self) -> Iterator[TransitionBatch]:
+        """Yield an unroll's batches, as `TrajectoryBuffer.sample` draws them.
+
+        Several are drawn at once where that saves operations: the memory must not change meanwhile.
+        """
+        for left in range(self._count, 0, -self._at_once):
+            drawn = self._draw()
+            for index in range(min(left, self._at_once)):
+                yield self._handed_out(
+                    drawn.part(slice(index * self._batch_size, (index + 1) * self._batch_size))
+                )
+
+    def _handed_out(self, batch: TransitionBatch) -> TransitionBatch:
+        return batch
 
     def update(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """Take an update with the last batch of `sample`; return metrics."""
+        """Take an update with the last of the batches; return metrics."""
         return self._learner.update(batch, self._generator)
 
 
 class CapturedUpdate(PlainUpdate):
-    """The same as CUDA graphs; what a call returns is overwritten by the next one.
+    """The same as CUDA graphs; what a call returns is overwritten by the next one, and so is a batch.
 
     Args:
-        learner, buffer, batch_size, generator: as of `PlainUpdate`.
+        learner, buffer, batch_size, count, generator: as of `PlainUpdate`.
         recorder: records the calls.
     """
 
@@ -147,23 +80,34 @@ class CapturedUpdate(PlainUpdate):
         learner: ContrastiveLearner,
         buffer: TrajectoryBuffer,
         batch_size: int,
+        count: int,
         generator: torch.Generator,
         recorder: CudaRecorder,
     ) -> None:
-        super().__init__(learner, buffer, batch_size, generator)
-        self.sample = CapturedCall(self.sample, recorder)
-        self.act = CapturedCall(self.act, recorder)
+        super().__init__(learner, buffer, batch_size, count, generator)
+        self._draw = CapturedCall(self._draw, recorder)
+        self._batch: TransitionBatch | None = None
 
-        self._names: tuple[str, ...] = ()
-
-        def learn(*tensors: Tensor) -> dict[str, Tensor]:
-            return learner.update(TransitionBatch(**dict(zip(self._names, tensors, strict=True))), generator)
+        def learn() -> dict[str, Tensor]:
+            assert self._batch is not None
+            return learner.update(self._batch, generator)
 
         self._learn = CapturedCall(learn, recorder, learner.prepare_capture)
 
+    def _handed_out(self, batch: TransitionBatch) -> TransitionBatch:
+        """Copy a batch to where the recorded update reads it."""
+        given = batch.columns()
+        if self._batch is None:
+            self._batch = TransitionBatch(**{name: torch.empty_like(each) for name, each in given.items()})
+        into = self._batch.columns()
+        for dtype in (torch.float32, torch.bool):
+            names = [name for name, column in given.items() if column.dtype == dtype]
+            if names:
+                torch._foreach_copy_([into[name] for name in names], [given[name] for name in names])  # pyright: ignore[reportPrivateImportUsage]
+        return self._batch
+
     def update(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """Take an update with the last batch of `sample`; return metrics."""
-        columns = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        given = {name: tensor for name, tensor in columns.items() if tensor is not None}
-        self._names = tuple(given)
-        return self._learn(*given.values())
+        """Take an update with the last of the batches; return metrics. Raises ValueError for another one."""
+        if batch is not self._batch:
+            raise ValueError("a captured update takes the batch that was handed out last")
+        return self._learn() if self._learner.can_be_captured else super().update(batch)

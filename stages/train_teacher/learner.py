@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.between_graphs import launch_between_graphs
 from thousandfold.models.block_stack import Compute
 from thousandfold.models.contrastive_critic import (
     ContrastiveCritic,
@@ -148,7 +149,8 @@ class ContrastiveLearner:
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._average_gradients()
+        if self.ranks.size > 1:
+            launch_between_graphs(self._average_gradients)
         return metrics | self._step()
 
     def loss(self, batch: TransitionBatch, order: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -262,6 +264,11 @@ class ContrastiveLearner:
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, device=self.device)
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether CUDA graphs can hold an update: not where ranks exchange goals in the midst of it."""
+        return not (self.settings.global_negatives and self.ranks.size > 1)
 
     def prepare_capture(self) -> None:
         """Get ready for an update to be captured in a CUDA graph, which then has gradients of its own."""

@@ -317,7 +317,7 @@ class TrainTeacherSettings(LearnerSettings):
         default=4, ge=1, le=10**9, description="unrolls between checkpoints"
     )
     cuda_graph: bool = pydantic.Field(
-        default=True, description="capture the update on CUDA, with one rank; off for debugging"
+        default=True, description="capture control steps, batches and updates on CUDA; off for debugging"
     )
     deterministic: bool = pydantic.Field(
         default=False, description="let physics on CUDA add up in a fixed order, which is slower"

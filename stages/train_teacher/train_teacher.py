@@ -161,8 +161,8 @@ def _announce(context: StageContext, training: TeacherTraining) -> None:
         f"actor {counts['actor_parameters']:,} and critic {counts['critic_parameters']:,} parameters; "
         f"task {training.task.name}, {settings.num_worlds} worlds on {training.device}{together}."
     )
-    if context.ranks.size > 1 and settings.cuda_graph and training.device.startswith("cuda"):
-        context.console.say("Updates run without CUDA graphs, which are for one rank.")
+    if training.captures and not training.learner.can_be_captured:
+        context.console.say("Updates run without CUDA graphs, which cannot hold global_negatives.")
 
 
 def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -> Artifact:
@@ -176,7 +176,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
         )
     seed, count = seed_sequence(settings.seed, _FINAL_STREAM), settings.final_episodes
     weights = training.choose()
-    policy = torch_policy(training.learner.load_weights(weights), training.device)
+    policy = torch_policy(training.learner.load_weights(weights), training.device, settings.cuda_graph)
     episodes = run_episodes(task, policy, episodes=count, seed=seed, num_paths=32)
     chance = measure_random(
         task,

@@ -26,10 +26,11 @@ from thousandfold.pipeline.resume import ResumableWork
 from thousandfold.pipeline.runtime import cpu_share, require_finite, seed_sequence, torch_seed
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from thousandfold.stages.captured_call import CapturedCall, CudaRecorder
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy
 from thousandfold.stages.random_baseline import measure_random, no_better_than_random
-from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, CudaRecorder, PlainUpdate
+from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, PlainUpdate
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
@@ -125,11 +126,14 @@ class TeacherTraining:
         self.finalists: list[dict[str, Tensor]] = []
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
-        parts = self.learner, self.buffer, batch_size, self.generator
+        parts = self.learner, self.buffer, batch_size, settings.updates_per_unroll, self.generator
         if self.captures:
-            self.operations = CapturedUpdate(*parts, CudaRecorder(device, self.generator))
+            recorder = CudaRecorder(device, [self.generator, *self.simulator.device_generators])
+            self.updates, capture = CapturedUpdate(*parts, recorder), partial(CapturedCall, recorder=recorder)
         else:
-            self.operations = PlainUpdate(*parts)
+            self.updates, capture = PlainUpdate(*parts), None
+        act = partial(self.learner.act, generator=self.generator)
+        self.rollout = Rollout(self.simulator, self.buffer, act, self.exchange_goals, capture)
 
     def _make_buffer(self, num_worlds: int, device: str) -> TrajectoryBuffer:
         return TrajectoryBuffer(
@@ -143,11 +147,8 @@ class TeacherTraining:
 
     @property
     def captures(self) -> bool:
-        """Whether batches, updates and actions run as CUDA graphs.
-
-        Not with several ranks: NCCL watches its work from a thread of its own, which breaks a capture.
-        """
-        return self.settings.cuda_graph and self.device.startswith("cuda") and self.ranks.size == 1
+        """Whether control steps, batches and updates run as CUDA graphs."""
+        return self.settings.cuda_graph and self.device.startswith("cuda")
 
     @property
     def position(self) -> str:
@@ -164,13 +165,7 @@ class TeacherTraining:
 
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
-        own = collect(
-            self.simulator,
-            self.buffer,
-            self.settings.unroll_steps,
-            self.operations.act,
-            self.exchange_goals,
-        )
+        own = self.rollout.collect(self.settings.unroll_steps)
         commanded = torch.as_tensor(self.simulator.desired_goal, device=self.buffer.device)
         self.learner.see(*self.buffer.newest(self.settings.unroll_steps), commanded)
         statistics = own.over(self.ranks)
@@ -201,12 +196,11 @@ class TeacherTraining:
         if not self.ranks.every(self.buffer.rows_per_world >= self.settings.min_rows_per_world):
             return
         self.buffer.require_transitions()
-        for _ in range(self.settings.updates_per_unroll):
-            yield self.operations.sample()
+        yield from self.updates.batches()
 
     def update(self, batch: TransitionBatch) -> None:
         """Take one gradient step with each network and remember its metrics."""
-        metrics = self.operations.update(batch)
+        metrics = self.updates.update(batch)
         if not self._metric_sums:
             self._metric_sums = {name: torch.zeros_like(value) for name, value in metrics.items()}
         sums = list(self._metric_sums.values())
@@ -272,7 +266,7 @@ class TeacherTraining:
 
         def run(candidate: NormalizedActor) -> dict[str, Any]:
             seed = seed_sequence(settings.seed, _EVALUATION_STREAM, self.progress.unrolls)
-            policy = torch_policy(candidate, self.device)
+            policy = torch_policy(candidate, self.device, self.settings.cuda_graph)
             return run_episodes(self.task, policy, episodes=settings.evaluation_episodes, seed=seed).summary()
 
         summaries = self.ranks.from_leader(lambda: list(map(run, candidates)))
@@ -305,7 +299,7 @@ class TeacherTraining:
             return self.finalists[0]
         seed, scores = seed_sequence(self.settings.seed, _CHOICE_STREAM), []
         for weights in self.finalists:
-            policy = torch_policy(self.learner.load_weights(weights), self.device)
+            policy = torch_policy(self.learner.load_weights(weights), self.device, self.settings.cuda_graph)
             found = run_episodes(
                 self.task, policy, episodes=self.settings.final_episodes, seed=seed
             ).summary()
@@ -443,55 +437,63 @@ class RolloutStatistics:
         return RolloutStatistics(*ranks.gather(torch.tensor(astuple(self))).sum(0).tolist())
 
 
-def collect(
-    simulator: Simulator,
-    buffer: TrajectoryBuffer,
-    steps: int,
-    act: Callable[[Tensor, Tensor], Tensor],
-    command: Callable[[], object] = lambda: None,
-) -> RolloutStatistics:
-    """Step every world `steps` times with sampled actions, store the rows, reset what ends.
+class Rollout:
+    """Lets every world act, stores the rows, and resets what ends.
 
     Away from the CPU no step waits for the device: masks are applied whether or not a world is in them, and
     what happened is counted there and read once.
 
     Args:
+        simulator, buffer: where the worlds are, and where their rows go.
         act: maps observations and goals to actions, (num_worlds, …) each.
         command: called before each step; may command other goals.
+        capture: makes a call one that is recorded and replayed; None: steps are taken as they are.
     """
-    overflowed = simulator.overflow_count
-    counts = torch.zeros(3, dtype=torch.int64, device=buffer.device)
-    with simulator.unroll(steps):
-        for _ in range(steps):
-            command()
-            _step(simulator, buffer, act, counts)
-    successes, episodes, unstable = counts.tolist()
-    overflowed = simulator.overflow_count - overflowed
-    return RolloutStatistics(steps * simulator.num_worlds, successes, episodes, unstable, overflowed)
 
+    def __init__(
+        self,
+        simulator: Simulator,
+        buffer: TrajectoryBuffer,
+        act: Callable[[Tensor, Tensor], Tensor],
+        command: Callable[[], object] = lambda: None,
+        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+    ) -> None:
+        self._simulator, self._buffer, self._act, self._command = simulator, buffer, act, command
+        # Successes, episodes that ended, unstable ones.
+        self._counts = torch.zeros(3, dtype=torch.int64, device=buffer.device)
+        self.step = self._step if capture is None else capture(self._step)
+        """Takes one control step, within an unroll of the simulator."""
 
-def _step(
-    simulator: Simulator,
-    buffer: TrajectoryBuffer,
-    act: Callable[[Tensor, Tensor], Tensor],
-    counts: Tensor,
-) -> None:
-    """Take one control step; add successes, episodes that ended and unstable ones to `counts`, (3,)."""
-    tensor = partial(torch.as_tensor, device=counts.device)
-    observation = tensor(simulator.observation)
-    action = act(observation, tensor(simulator.desired_goal))
-    buffer.add(observation, action, tensor(simulator.achieved_goal))
-    result = simulator.step(action)
-    unstable = tensor(result.unstable)
-    early = tensor(result.terminated) & ~unstable
-    ended = early | (tensor(result.truncated) & ~unstable)
-    counts += torch.stack([tensor(result.success).sum(), ended.sum(), unstable.sum()])
-    over = ended | unstable
-    if buffer.known_empty(over):
-        return
-    buffer.end_episodes(ended, tensor(simulator.observation), tensor(simulator.achieved_goal), early)
-    buffer.drop_episodes(unstable)
-    simulator.reset(over)
+    def collect(self, steps: int) -> RolloutStatistics:
+        """Take so many control steps with every world; return what happened."""
+        simulator = self._simulator
+        overflowed = simulator.overflow_count
+        self._counts.zero_()
+        with simulator.unroll(steps):
+            for _ in range(steps):
+                self.step()
+        successes, episodes, unstable = self._counts.tolist()
+        overflowed = simulator.overflow_count - overflowed
+        return RolloutStatistics(steps * simulator.num_worlds, successes, episodes, unstable, overflowed)
+
+    def _step(self) -> None:
+        simulator, buffer = self._simulator, self._buffer
+        self._command()
+        tensor = partial(torch.as_tensor, device=buffer.device)
+        observation = tensor(simulator.observation)
+        action = self._act(observation, tensor(simulator.desired_goal))
+        buffer.add(observation, action, tensor(simulator.achieved_goal))
+        result = simulator.step(action)
+        unstable = tensor(result.unstable)
+        early = tensor(result.terminated) & ~unstable
+        ended = early | (tensor(result.truncated) & ~unstable)
+        self._counts += torch.stack([tensor(result.success).sum(), ended.sum(), unstable.sum()])
+        over = ended | unstable
+        if buffer.known_empty(over):
+            return
+        buffer.end_episodes(ended, tensor(simulator.observation), tensor(simulator.achieved_goal), early)
+        buffer.drop_episodes(unstable)
+        simulator.reset(over)
 
 
 @dataclass

@@ -53,7 +53,7 @@ class Recorder:
 
     def __init__(self, num_worlds: int, capacity: int, asks: bool = True) -> None:
         self.buffer = make_buffer(num_worlds, capacity)
-        self.buffer._reads_are_free = asks
+        self.buffer.reads_are_free = asks
         self.worlds = [World() for _ in range(num_worlds)]
         self.serial = 0
 
@@ -281,16 +281,18 @@ def test_goals_lie_ahead_with_the_frequencies_of_the_discount(discount: float, a
 
 
 def places(buffer: TrajectoryBuffer) -> dict[str, int]:
-    """Return where everything lies that sampling reads."""
-    names = ("count", "oldest", "episode", "episode_last", "worlds")
+    """Return where everything lies that writing and sampling read."""
+    names = ("count", "oldest", "episode", "episode_first", "episode_last", "unsaved_from", "worlds")
     tensors = buffer._columns | {f"_{name}": getattr(buffer, f"_{name}") for name in names}
     return {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
 
-def test_nothing_that_sampling_reads_ever_moves():
+def test_nothing_that_is_read_ever_moves():
     recorder = Recorder(2, 6)
     before = places(recorder.buffer)
     recorder.play([("add", [True, True]), ("end", [True, False]), ("drop", [False, True])] * 8)
+    recorder.buffer.mark_unsaved()
+    recorder.buffer.mark_saved()
     recorder.buffer.load_segment(recorder.buffer.unsaved_segment())
     recorder.buffer.load_counters(recorder.buffer.counters())
     assert places(recorder.buffer) == before

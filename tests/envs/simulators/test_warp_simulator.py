@@ -6,6 +6,8 @@ Warp records and replays launches on the CPU too, which is how most of this is t
 from __future__ import annotations
 
 import dataclasses
+import operator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,13 @@ torch = pytest.importorskip("torch", reason="torch comes with the extra `train`"
 pytest.importorskip("mujoco_warp", reason="MuJoCo Warp comes with the extra `train`")
 
 from tests.envs.any_simulator import WORLDS, numpy  # noqa: E402
-from tests.stages.train_teacher.recording import NeverWaits, WouldWait  # noqa: E402
+from tests.stages.train_teacher.recording import NeverWaits, ReplayRecorder, WouldWait  # noqa: E402
 from thousandfold.envs.compiled_task import CompiledTask  # noqa: E402
 from thousandfold.envs.registry import get_task  # noqa: E402
 from thousandfold.envs.simulators.warp_simulator import WarpSimulator  # noqa: E402
-from thousandfold.envs.task import EarlyEnd, Term  # noqa: E402
+from thousandfold.envs.task import EarlyEnd, Sensor, Term  # noqa: E402
 from thousandfold.envs.tasks.point import build_spec  # noqa: E402
+from thousandfold.stages.captured_call import CapturedCall, CudaRecorder  # noqa: E402
 
 OPEN = " ".join("." * 9 for _ in range(9))  # rows of a layout without walls
 
@@ -65,6 +68,47 @@ def test_replayed_launches_do_what_launches_one_by_one_do(kinds: str, task: Comp
     played = task if kinds == "state alone" else derived_task()
     for one, other in zip(play(make(played)), play(make(played, record=False)), strict=True):
         assert np.array_equal(one, other)
+
+
+def sensed_task() -> CompiledTask:
+    """Return a task without contacts, with senses, delays and early ends."""
+    sensor = Sensor(noise=0.1, bias=0.2, delay=(0, 2), dropout=0.2, history=2)
+    return changed(
+        observation=(Term("qpos", sensor=sensor), Term("qvel")),
+        action_delay=(0, 2),
+        early_end=(EarlyEnd(Term("qvel"), -0.1, 0.1),),
+        episode_steps=9,
+        build_spec=lambda: build_spec(OPEN),
+    )
+
+
+@pytest.mark.parametrize("make_recorder", [ReplayRecorder, pytest.param("cuda:0", marks=pytest.mark.cuda)])
+def test_recorded_control_steps_with_resets_are_the_control_steps(make_recorder: Any) -> None:
+    """Recorded by torch, with Warp's launches between; in the second unroll they are replays alone."""
+    device = "cpu" if make_recorder is ReplayRecorder else make_recorder
+    plain, recorded = (make(sensed_task(), device, deterministic=True) for _ in range(2))
+    recorder: Any = ReplayRecorder() if device == "cpu" else CudaRecorder(device, recorded.device_generators)
+
+    def step(simulator: WarpSimulator, action: torch.Tensor) -> None:
+        result = simulator.step(action)
+        simulator.reset(result.terminated | result.truncated | result.unstable)
+
+    calls = partial(step, plain), CapturedCall(partial(step, recorded), recorder)
+    action, ends = torch.zeros(WORLDS, 2, device=device), 0
+    for _ in range(2):
+        with plain.unroll(12), recorded.unroll(12):
+            for _ in range(12):
+                action.copy_(torch.rand(WORLDS, 2) * 2 - 1)
+                for call in calls:
+                    call(action)
+                ends += int((plain.episode_step == 0).sum())
+                for name in plain.shown:
+                    assert torch.equal(getattr(plain, name), getattr(recorded, name)), name
+    assert ends > 2 * WORLDS
+    generators = recorded.device_generators
+    recorded.reset()
+    assert len(generators) == 2
+    assert all(map(operator.is_, generators, recorded.device_generators))
 
 
 @pytest.mark.cuda

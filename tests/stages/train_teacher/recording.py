@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from thousandfold.ground.between_graphs import Launch, recording
 
 _WAITING = (
     "_local_scalar_dense", "is_nonzero", "item", "nonzero", "nonzero_numpy", "masked_select", "equal",
@@ -38,31 +41,48 @@ class Recording(NeverWaits):
     """Notes every operation with its tensors. A replay does them again and writes into the same tensors.
 
     As with a CUDA graph, what Python did in between is fixed: which tensors there are, and where they lie.
+    What is launched between graphs is done again as it is.
+
+    Attributes:
+        launches: what the host launches for a replay: graphs, and what stands between them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._operations: list[tuple[Any, Any, dict[str, Any], Any]] = []
+        self._operations: list[Callable[[], object]] = []
         self._recorded_now = True
+        self.launches = 1
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         if func.namespace == "aten":
-            self._operations.append((func, args, kwargs, result))
+            self._operations.append(partial(_repeat, func, args, kwargs, result))
         return result
+
+    def interrupt(self, launch: Launch) -> None:
+        """Do at once what stands between two graphs, unrecorded, and again at this place of a replay."""
+        self.launches += 2
+        self._operations.append(launch)
+        with _disable_current_modes():
+            launch()
 
     def replay(self) -> None:
         if self._recorded_now:  # a CUDA graph computes nothing while it is recorded; this did
             self._recorded_now = False
             return
         with torch.no_grad():
-            for func, args, kwargs, result in self._operations:
-                again = func(*args, **kwargs)
-                returns = func._schema.returns
-                old, new = ((result,), (again,)) if len(returns) == 1 else (result or (), again or ())
-                for spec, before, after in zip(returns, old, new, strict=True):
-                    if spec.alias_info is None:
-                        _overwrite(before, after)
+            for operation in self._operations:
+                operation()
+
+
+def _repeat(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+    """Do an operation again and write what it returns into what it returned first."""
+    again = func(*args, **kwargs)
+    returns = func._schema.returns
+    old, new = ((result,), (again,)) if len(returns) == 1 else (result or (), again or ())
+    for spec, before, after in zip(returns, old, new, strict=True):
+        if spec.alias_info is None:
+            _overwrite(before, after)
 
 
 def _overwrite(before: Any, after: Any) -> None:
@@ -77,16 +97,23 @@ def _tensors(returned: Any) -> list[torch.Tensor]:
 
 
 class ReplayRecorder:
-    """Stands for `CudaRecorder` on the CPU."""
+    """Stands for `CudaRecorder` on the CPU.
+
+    Attributes:
+        recorded: how many functions were recorded.
+        launches: of a replay of each, as of `Recording`.
+    """
 
     def __init__(self, *_: Any) -> None:
         self.recorded = 0
+        self.launches: list[int] = []
 
     def run(self, function: Callable[[], Any]) -> Any:
         return function()
 
     def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.recorded += 1
-        with Recording() as recording:
+        with Recording() as operations, recording(operations.interrupt):
             result = function()
-        return result, recording.replay
+        self.launches.append(operations.launches)
+        return result, operations.replay

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
+from tests.stages.train_teacher.counting import operators
 from tests.stages.train_teacher.recording import NeverWaits, ReplayRecorder, WouldWait
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.simulator import Simulator
@@ -19,15 +21,11 @@ from thousandfold.models import compiled_info_nce, compiled_norm_swish
 from thousandfold.models.block_stack import BlockStack
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
-from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
+from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
+from thousandfold.stages.captured_call import CapturedCall, CudaRecorder, captured_by_rows
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher import training as teacher_training
-from thousandfold.stages.train_teacher.cuda_graphs import (
-    CapturedCall,
-    CapturedUpdate,
-    CudaRecorder,
-    PlainUpdate,
-)
+from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, PlainUpdate
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.settings import LearnerSettings, TrainTeacherSettings
 from thousandfold.stages.train_teacher.training import TeacherTraining
@@ -59,18 +57,27 @@ class Learning:
     Args:
         make_recorder: makes what records the calls; None: they are called as they are.
         device: where all lies; on the CPU too, sampling draws as it does on a device.
+        ranks: of the learner.
+        batches: how many are drawn at once.
     """
 
-    def __init__(self, make_recorder: Any = None, device: str = "cpu", **settings: Any) -> None:
-        self.learner = ContrastiveLearner(TASK, LearnerSettings(**(SMALL | settings)), device)
+    def __init__(
+        self,
+        make_recorder: Any = None,
+        device: str = "cpu",
+        ranks: Ranks | None = None,
+        batches: int = 2,
+        **settings: Any,
+    ) -> None:
+        self.learner = ContrastiveLearner(TASK, LearnerSettings(**(SMALL | settings)), device, ranks)
         self.buffer = TrajectoryBuffer(WORLDS, 40, observation_dim=4, goal_dim=2, action_dim=2, device=device)
-        self.buffer._reads_are_free = False
+        self.buffer.reads_are_free = False
         self.generator = torch.Generator(device).manual_seed(1)
         self._rows = torch.Generator().manual_seed(2)
-        self.recorder = make_recorder and make_recorder(device, self.generator)
-        parts = self.learner, self.buffer, 12, self.generator
-        self._operations = CapturedUpdate(*parts, self.recorder) if self.recorder else PlainUpdate(*parts)
-        self.act = self._operations.act
+        self.recorder = make_recorder and make_recorder(device, [self.generator])
+        parts = self.learner, self.buffer, 12, batches, self.generator
+        self.updates = CapturedUpdate(*parts, self.recorder) if self.recorder else PlainUpdate(*parts)
+        self._batches: Iterator[TransitionBatch] = iter(())
         self.collect(30)
 
     def collect(self, steps: int) -> None:
@@ -86,14 +93,18 @@ class Learning:
 
     def update(self) -> dict[str, torch.Tensor]:
         """Return copies of an update's metrics."""
-        metrics = self._operations.update(self._operations.sample())
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = self.updates.batches()
+            batch = next(self._batches)
+        metrics = self.updates.update(batch)
         return {name: value.clone() for name, value in metrics.items()}
 
     def run(self, updates: int) -> list[dict[str, torch.Tensor]]:
         """Return the metrics of updates, with rows written in between."""
         metrics = []
         for index in range(updates):
-            if index % 4 == 3:
+            if index % 4 == 2:
                 self.collect(5)
             metrics.append(self.update())
         return metrics
@@ -113,7 +124,7 @@ def test_neither_sampling_nor_updating_waits_for_the_device(settings: dict[str, 
     learning.update()
     with NeverWaits():
         metrics = learning.run(2)
-        action = learning.act(torch.zeros(WORLDS, 4), torch.zeros(WORLDS, 2))
+        action = learning.learner.act(torch.zeros(WORLDS, 4), torch.zeros(WORLDS, 2), learning.generator)
     assert action.shape == (WORLDS, 2)
     assert all(value.isfinite() for update in metrics for value in update.values())
 
@@ -129,9 +140,9 @@ def test_what_waits_is_noticed():
         with pytest.raises(WouldWait), NeverWaits():
             waiting()
     learning = Learning()
-    learning.buffer._reads_are_free = True
+    learning.buffer.reads_are_free = True
     with pytest.raises(WouldWait), NeverWaits():
-        learning.update()
+        learning.buffer.sample(12, 0.9, learning.generator)
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -141,7 +152,7 @@ def test_replayed_updates_are_the_updates_bit_for_bit(settings: dict[str, Any]):
         assert_equal(one, other)
     assert_equal(captured.learner.state_dict(), eager.learner.state_dict())
     assert torch.equal(captured.generator.get_state(), eager.generator.get_state())
-    assert captured.recorder.recorded == 2
+    assert captured.recorder.launches == [1, 1]
     blocks = captured.learner.gradient_by_block()
     assert_equal(blocks, eager.learner.gradient_by_block())
     assert len(blocks) == 3 and isinstance(captured.learner.actor.trunk.body, BlockStack)
@@ -149,18 +160,21 @@ def test_replayed_updates_are_the_updates_bit_for_bit(settings: dict[str, Any]):
 
 def test_replayed_actions_follow_the_weights_and_what_is_seen():
     captured, eager = Learning(ReplayRecorder), Learning()
+    acts: list[Any] = [
+        partial(learning.learner.act, generator=learning.generator) for learning in (captured, eager)
+    ]
+    acts[0] = recorded(acts[0])
     observation, goal = torch.zeros(WORLDS, 4), torch.zeros(WORLDS, 2)
     for index in range(9):
         observation.fill_(index)
         goal.fill_(-index)
-        actions = [learning.act(observation, goal).clone() for learning in (captured, eager)]
-        assert torch.equal(*actions)
+        assert torch.equal(*[act(observation, goal).clone() for act in acts])
         for learning in (captured, eager):
             learning.update()
 
 
 def test_a_state_loaded_after_the_recording_goes_on_as_it_did():
-    learning = Learning(ReplayRecorder, warmup_updates=20, average_decay=0.5)
+    learning = Learning(ReplayRecorder, warmup_updates=20, average_decay=0.5, batches=1)
     learning.run(8)
     saved, generator = learning.learner.state_dict(), learning.generator.get_state()
     before = [learning.update() for _ in range(3)]
@@ -172,9 +186,76 @@ def test_a_state_loaded_after_the_recording_goes_on_as_it_did():
     assert_equal(ended, learning.learner.state_dict())
 
 
+class OfTwo(Ranks):
+    """The first of two ranks. The other one, which is made up, has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2, 0, 2)
+        self.exchanges = 0
+
+    def average_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Halve what there is, outside of all recordings."""
+        assert not _get_current_dispatch_mode_stack()
+        self.exchanges += 1
+        for tensor in tensors:
+            tensor.mul_(0.5)
+
+
+def test_with_several_ranks_the_exchange_stands_between_the_graphs_of_an_update():
+    one_of_two, other_of_two = OfTwo(), OfTwo()
+    captured, eager = Learning(ReplayRecorder, ranks=one_of_two), Learning(ranks=other_of_two)
+    for one, other in zip(captured.run(9), eager.run(9), strict=True):
+        assert_equal(one, other)
+    assert_equal(captured.learner.state_dict(), eager.learner.state_dict())
+    assert captured.recorder.launches == [3, 1]  # the update, with the exchange between two graphs; a draw
+    assert one_of_two.exchanges == other_of_two.exchanges == 9
+
+
+def test_goals_that_ranks_exchange_in_the_midst_of_an_update_keep_it_out_of_graphs():
+    alone, together = Learning(global_negatives=True), Learning(ranks=OfTwo(), global_negatives=True)
+    assert alone.learner.can_be_captured and not together.learner.can_be_captured
+    assert Learning(ranks=OfTwo()).learner.can_be_captured
+
+
+def test_a_captured_update_takes_no_batch_but_the_last():
+    learning = Learning(ReplayRecorder)
+    batch = next(learning.updates.batches())
+    learning.updates.update(batch)
+    with pytest.raises(ValueError, match="handed out last"):
+        learning.updates.update(batch.part(slice(0, 12)))
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 65, 130])
+def test_an_unroll_has_as_many_batches_as_it_takes_updates(count: int):
+    """However many are drawn at once; each is of its own rows."""
+    for make_recorder in (None, ReplayRecorder):
+        batches = [batch.columns() for batch in Learning(make_recorder, batches=count).updates.batches()]
+        assert len(batches) == count
+        assert all(len(column) == 12 for batch in batches for column in batch.values())
+
+
+def test_batches_drawn_at_once_are_the_rows_of_one_draw_in_turn():
+    learning, other = Learning(batches=3), Learning()
+    drawn = other.buffer.sample(36, other.learner.settings.discount, other.generator)
+    found = [batch.columns() for batch in learning.updates.batches()]
+    for name, column in drawn.columns().items():
+        assert torch.equal(torch.cat([batch[name] for batch in found]), column)
+
+
+@pytest.mark.parametrize("settings", [{}, {"early_ends": "lost", "critic_goals": "relative"}], ids=str)
+def test_a_batch_costs_four_operators_at_most(settings: dict[str, Any]):
+    """Each counts that runs on the device: those of the draw, shared by the unroll's batches, and the copies.
+
+    Counted in a call that is not recorded yet, which runs what the graph will hold; 48 is the default of
+    `updates_per_unroll`.
+    """
+    learning = Learning(ReplayRecorder, batches=48, **settings)
+    assert 48 < operators(lambda: list(learning.updates.batches())).total() <= 4 * 48
+
+
 def test_a_state_of_before_the_first_update_is_loaded_as_such():
     fresh = Learning().learner.state_dict()
-    learning, other = Learning(), Learning()
+    learning, other = Learning(batches=1), Learning(batches=1)
     learning.run(2)
     learning.learner.load_state_dict(fresh)
     learning.generator.manual_seed(7)
@@ -211,6 +292,15 @@ def test_arguments_that_lie_elsewhere_are_refused():
             call(other)
 
 
+def test_arguments_may_lie_anywhere_where_each_number_of_rows_has_its_own_recording():
+    recorder = ReplayRecorder()
+    call = captured_by_rows(lambda x, y: x + y, cast(CudaRecorder, recorder))
+    for value in range(6):
+        for rows in (1, 3):
+            assert call(torch.full((rows,), value), torch.ones(rows)).tolist() == [value + 1.0] * rows
+    assert recorder.recorded == 2
+
+
 # -- a whole training -------------------------------------------------------------------------------
 
 
@@ -221,7 +311,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPat
 
     def make(training: TeacherTraining, num_worlds: int, device: str) -> TrajectoryBuffer:
         buffer = make_buffer(training, num_worlds, device)
-        buffer._reads_are_free = False
+        buffer.reads_are_free = False
         return buffer
 
     monkeypatch.setattr(TeacherTraining, "_make_buffer", make)
@@ -254,17 +344,9 @@ def assert_same_training(one: TeacherTraining, other: TeacherTraining, **toleran
     assert means == pytest.approx(same, rel=tolerance.get("rtol", 0), abs=tolerance.get("atol", 0))
 
 
-def test_a_training_of_replays_is_the_training_bit_for_bit(as_on_a_device: pytest.MonkeyPatch):
-    eager = train(TINY_TEACHER, 9)
-    as_on_a_device.setattr(teacher_training, "CudaRecorder", ReplayRecorder)
-    as_on_a_device.setattr(TeacherTraining, "captures", True)
-    assert_same_training(train(TINY_TEACHER, 9), eager)
-
-
-@pytest.mark.slow
-def test_a_training_on_warp_goes_on_bit_for_bit_from_a_checkpoint(
-    as_on_a_device: pytest.MonkeyPatch, tmp_path: Path
-):
+@pytest.fixture
+def on_warp(as_on_a_device: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Collect as on a device from MuJoCo Warp's worlds, on its CPU device."""
     warp_simulator = pytest.importorskip(
         "thousandfold.envs.simulators.warp_simulator", reason="needs MuJoCo Warp"
     )
@@ -273,6 +355,33 @@ def test_a_training_on_warp_goes_on_bit_for_bit_from_a_checkpoint(
         return warp_simulator.WarpSimulator(*arguments, **settings)
 
     as_on_a_device.setattr(teacher_training, "make_simulator", make)
+    return as_on_a_device
+
+
+def test_a_training_of_replays_is_the_training_bit_for_bit(on_warp: pytest.MonkeyPatch):
+    """Control steps, batches and updates; the last unrolls are replays alone, and episodes end in them.
+
+    What is counted are the host's launches, acting included: a graph counts as one, of torch's or of MuJoCo
+    Warp's, however many kernels it holds.
+    """
+    eager = train(TINY_TEACHER, 9)
+    recorders: list[ReplayRecorder] = []
+
+    def make_recorder(*arguments: Any) -> ReplayRecorder:
+        recorders.append(ReplayRecorder(*arguments))
+        return recorders[-1]
+
+    on_warp.setattr(teacher_training, "CudaRecorder", make_recorder)
+    on_warp.setattr(TeacherTraining, "captures", True)
+    assert_same_training(train(TINY_TEACHER, 9), eager)
+    control_step, update, draw = recorders[0].launches
+    assert control_step == 5 and update == draw == 1
+
+
+@pytest.mark.slow
+def test_a_training_on_warp_goes_on_bit_for_bit_from_a_checkpoint(
+    on_warp: pytest.MonkeyPatch, tmp_path: Path
+):
     settings = TINY_TEACHER.model_copy(update={"updates_per_unroll": 6})
     unbroken = train(settings, 4)
     folder = CheckpointFolder(tmp_path / "checkpoint")
@@ -297,26 +406,34 @@ def test_the_simulator_is_told_whether_to_be_deterministic(
     assert told[0]["deterministic"] is deterministic
 
 
-@pytest.mark.parametrize(("size", "device", "said"), [(1, "cuda", 0), (2, "cuda:0", 1), (2, "cpu", 0)])
-def test_that_ranks_go_without_graphs_is_said_once(tmp_path: Path, size: int, device: str, said: int):
+@pytest.mark.parametrize(
+    ("size", "device", "together", "said"),
+    [
+        (1, "cuda", True, 0),
+        (2, "cuda:0", True, 1),
+        (2, "cuda:0", False, 0),
+        (2, "cpu", True, 0),
+    ],
+)
+def test_that_ranks_go_without_graphs_is_said_once(
+    tmp_path: Path, size: int, device: str, together: bool, said: int
+):
     context = make_context(tmp_path)
     context.ranks = Ranks(0, size, 0, size)
     lines: list[str] = []
     context.console.say = lines.append
-    training = TeacherTraining(TINY_TEACHER, TASK, "cpu")
+    settings = TINY_TEACHER.model_copy(update={"global_negatives": together})
+    training = TeacherTraining(settings, TASK, "cpu", context.ranks)
     training.device = device
     train_teacher._announce(context, training)
     assert sum("without CUDA graphs" in line for line in lines) == said
 
 
-def test_captures_are_for_one_rank_on_cuda():
+def test_captures_are_for_cuda():
     training = TeacherTraining(TINY_TEACHER, TASK, "cpu")
     assert not training.captures
     training.device = "cuda"
     assert training.captures
-    training.ranks = copy.copy(training.ranks)
-    training.ranks.size = 2
-    assert not training.captures
     off = TeacherTraining(TINY_TEACHER.model_copy(update={"cuda_graph": False}), TASK, "cpu")
     off.device = "cuda"
     assert not off.captures
@@ -370,13 +487,11 @@ def test_a_captured_update_goes_on_after_a_state_was_loaded_on_cuda(cuda: str):
 def test_no_step_and_no_update_waits_for_the_device_on_cuda(cuda: str, graphs: bool, never_wait: None):
     settings = TINY_TEACHER.model_copy(update={"cuda_graph": graphs})
     training = train(settings, 3, cuda)  # recorded by now, and what is sent to the device once has been
-    counts = torch.zeros(3, dtype=torch.int64, device=cuda)
     with training.simulator.unroll(250):  # from step 90 of the first episodes: three of a hundred steps end
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(250):
-            teacher_training._step(training.simulator, training.buffer, training.operations.act, counts)
+            training.rollout.step()
         torch.cuda.set_sync_debug_mode("default")
-    assert int(counts[1]) == 3 * settings.num_worlds
     batches = training.relabel()
     training.update(next(batches))
     torch.cuda.set_sync_debug_mode("error")

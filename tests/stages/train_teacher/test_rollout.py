@@ -12,7 +12,7 @@ import torch
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.simulator import Simulator, StepResult
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer
-from thousandfold.stages.train_teacher.training import RolloutStatistics, collect
+from thousandfold.stages.train_teacher.training import Rollout, RolloutStatistics
 
 WORLDS, EPISODE_STEPS = 3, 5
 
@@ -84,7 +84,7 @@ def make_buffer(capacity: int = 64) -> TrajectoryBuffer:
 
 
 def run(simulator: ScriptedSimulator, buffer: TrajectoryBuffer, steps: int) -> RolloutStatistics:
-    return collect(cast(Simulator, simulator), buffer, steps, act)
+    return Rollout(cast(Simulator, simulator), buffer, act).collect(steps)
 
 
 def rows_of(buffer: TrajectoryBuffer, world: int) -> list[tuple[int, int, float]]:
@@ -192,7 +192,7 @@ def test_an_episode_that_lost_contacts_is_dropped_and_counted_as_such():
     simulator = warp_simulator.WarpSimulator(compile_task("point_u_maze"), WORLDS, njmax=1)
     simulator.set_state(np.array([(0.6, 0.6), (1.0, 2.0), (1.0, 2.0)]), np.zeros((WORLDS, 2)))
     buffer = TrajectoryBuffer(WORLDS, 64, observation_dim=4, goal_dim=2, action_dim=2)
-    statistics = collect(simulator, buffer, 1, lambda *_: torch.zeros(3, 2))
+    statistics = Rollout(simulator, buffer, lambda *_: torch.zeros(3, 2)).collect(1)
     assert statistics == RolloutStatistics(env_steps=3, unstable=1, overflowed=1)
     assert buffer.unsaved_segment()["rows"].tolist() == [0, 1, 1]
     assert simulator.episode_step.tolist() == [0, 1, 1] and simulator.observation[0].any()
