@@ -45,17 +45,18 @@ def test_swish_is_right_far_from_zero():
     assert before.isfinite().all() and sums.isfinite().all()
 
 
-def stack_and_gradients(precision: str, frozen_rows: int):
+def stack_and_gradients(precision: str, frozen_rows: int, device: str = "cpu", width: int = 16):
     """Outputs of five blocks with gains, and the gradients of inputs and parameters."""
     torch.manual_seed(0)
-    stack = BlockStack(16, 5, scale=0.7, learned_gain=True, compute=Compute(precision))
+    stack = BlockStack(width, 5, scale=0.7, learned_gain=True, compute=Compute(precision))
     with torch.no_grad():
         for parameter in stack.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    hidden = torch.randn(ROWS, 16, requires_grad=True)
+    hidden, weights = torch.randn(2, ROWS, width).to(device)
+    hidden, stack = hidden.requires_grad_(), stack.to(device)
     outputs = stack(hidden, frozen_rows)
-    wanted = [hidden, *stack.parameters()]
-    return [outputs, *torch.autograd.grad((outputs * torch.randn(ROWS, 16)).sum(), wanted)]
+    gradients = torch.autograd.grad((outputs * weights).sum(), [hidden, *stack.parameters()])
+    return [each.cpu() for each in (outputs, *gradients)]
 
 
 @pytest.mark.parametrize("together", [8, 32])
@@ -70,6 +71,15 @@ def test_a_stack_is_as_near_as_its_precision(
     monkeypatch.setattr(compiled_norm_swish, "_runs_warp", lambda device: True)
     for ours, theirs in zip(stack_and_gradients(precision, frozen_rows), expected, strict=True):
         assert ours.dtype == torch.float32 and ours.shape == theirs.shape
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("width", [16, 1000, WIDEST // 4])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
+def test_a_device_computes_what_the_cpu_does(precision: str, tolerance: float, width: int):
+    expected = stack_and_gradients("float32", 4, width=width)
+    for ours, theirs in zip(stack_and_gradients(precision, 4, "cuda", width), expected, strict=True):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 

@@ -78,7 +78,7 @@ class _Operators(TorchFunctionMode):
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("depth", [64, 1024])
+@pytest.mark.parametrize("depth", [64, pytest.param(1024, marks=pytest.mark.slow)])
 def test_a_stack_on_cuda_tensors_without_data(depth: int, dtype: torch.dtype, checkpoint: bool):
     rows, width, blocks, frozen = 512, 256, depth // LAYERS_PER_BLOCK, 256
     norm = FusedNormSwish()
