@@ -8,7 +8,8 @@ DEMO   := demo
 OPENVINO := build/openvino
 OPENVINO_VERSION := 2026.4.1
 # Few models, for Warp compiles kernels for each.
-QUICK_CUDA_TESTS := tests/envs/simulators/test_warp_simulator.py tests/stages/train_teacher/test_cuda_graphs.py
+QUICK_CUDA_TESTS := tests/models/test_fused_norm_swish.py tests/envs/simulators/test_warp_simulator.py \
+  tests/stages/train_teacher/test_cuda_graphs.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup benchmark-setup demo test test-all test-cuda test-cuda-quick check format clean

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from thousandfold.models.compiled_norm_swish import norm_swish
+from thousandfold.models.fused_norm_swish import FusedNormSwish, FusedStack, apply_blocks, stack_of
 from thousandfold.models.norm_swish import TORCH_NORM_SWISH, Layer, NormSwish
 
 LAYERS_PER_BLOCK = 4
@@ -93,12 +94,19 @@ class BlockStack(nn.Module):
                 parameters.
         """
         parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
-        if torch.is_grad_enabled():
-            rounded = self._rounded_weight()
-            norm = _norm_swish(self.weight if rounded is None else rounded, self.bias)
+        learns = torch.is_grad_enabled()
+        rounded = self._rounded_weight() if learns else None
+        kernels = self.weight if rounded is None else rounded
+        norm = _norm_swish(kernels, self.bias)
+        if isinstance(norm, FusedNormSwish):
+            with torch.no_grad():
+                blocks = stack_of(kernels, *parameters[1:], self.num_blocks, self.scale, norm)
+            if not learns:
+                return apply_blocks(hidden, blocks)
+            return FusedStack.apply(hidden, *parameters, blocks, frozen_rows, self.compute.checkpoint)
+        if learns:
             plan = _Plan(self.scale, norm, frozen_rows, self.compute.checkpoint, rounded)
             return _Stack.apply(hidden, *parameters, plan)
-        norm = _norm_swish(self.weight, self.bias)
         for block in _blocks(*parameters):
             hidden, _ = block.forward(hidden, self.scale, norm)
         return hidden

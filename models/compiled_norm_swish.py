@@ -1,4 +1,4 @@
-"""LayerNorm and Swish in kernels compiled for this processor, and the choice between them and torch's.
+"""LayerNorm and Swish in kernels compiled for this processor, and the choice between all that compute them.
 
 `CompiledNormSwish` keeps a row in the first-level cache from its mean to its Swish, and from the gradient
 after the Swish to that before the LayerNorm, and takes the sums over rows that become the parameters'
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from thousandfold.models.compiled_kernels import LANES, has_threads, in_parallel, parts
 from thousandfold.models.dense_products import TORCH_PRODUCTS, DenseProducts, dense_products
+from thousandfold.models.fused_norm_swish import WIDEST, FusedNormSwish
 from thousandfold.models.norm_swish import TORCH_NORM_SWISH, Layer, NormSwish
+
+_PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 class CompiledNormSwish:
@@ -64,7 +67,7 @@ def norm_swish(device: torch.device, dtype: torch.dtype, width: int) -> NormSwis
     """Return what computes LayerNorm and Swish of matrices of `width` columns the fastest here."""
     if is_compiled(device, dtype, width):
         return _compiled(width, dtype == torch.bfloat16, dense_products(device, dtype, width))
-    return TORCH_NORM_SWISH
+    return _fused() if is_fused(device, dtype, width) else TORCH_NORM_SWISH
 
 
 def is_compiled(device: torch.device, dtype: torch.dtype, width: int) -> bool:
@@ -72,8 +75,16 @@ def is_compiled(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 
     Not where a kernel would have to do on one thread what torch does on several.
     """
-    precise = dtype in (torch.float32, torch.bfloat16)
-    return precise and not width % LANES and has_threads(device) and _has_compiler()
+    return dtype in _PRECISIONS and not width % LANES and has_threads(device) and _has_compiler()
+
+
+def is_fused(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Return whether `norm_swish` has Warp compile: on CUDA, for float32 and bfloat16."""
+    return dtype in _PRECISIONS and width <= WIDEST and _runs_warp(device)
+
+
+def _runs_warp(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 @functools.cache
@@ -89,3 +100,8 @@ def _has_compiler() -> bool:
 @functools.cache
 def _compiled(width: int, rounded: bool, products: DenseProducts) -> CompiledNormSwish:
     return CompiledNormSwish(width, rounded, products)
+
+
+@functools.cache
+def _fused() -> FusedNormSwish:
+    return FusedNormSwish()

@@ -46,11 +46,14 @@ class TorchProducts:
         return torch.mm(gradient, weight, out=memory)
 
     def weight_gradient(self, gradient: Tensor, inputs: Tensor, out: Tensor) -> None:
-        """Write Gᵀ · X into `out`."""
+        """Write Gᵀ · X into `out`; of several layers where there is a dimension more."""
+        product = torch.mm if gradient.dim() == 2 else torch.bmm
         if gradient.dtype == out.dtype:
-            torch.mm(gradient.t(), inputs, out=out)
+            product(gradient.mT, inputs, out=out)
+        elif gradient.device.type == "cuda":
+            product(gradient.mT, inputs, out_dtype=out.dtype, out=out)
         else:
-            out.copy_(torch.mm(gradient.t(), inputs))
+            out.copy_(product(gradient.mT, inputs))
 
 
 class OneDnnProducts:

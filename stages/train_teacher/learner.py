@@ -55,6 +55,8 @@ class ContrastiveLearner:
         self, task: CompiledTask, settings: LearnerSettings, device: str, ranks: Ranks | None = None
     ) -> None:
         self.settings, self.device, self.ranks = settings, torch.device(device), ranks or Ranks()
+        if self.device.type == "cuda":  # partial sums of products are not rounded to bfloat16
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         dims = task.observation_dim, task.goal_dim, task.action_dim
         compute = Compute(settings.precision, settings.checkpoint_activations)
         self._relative_goals = goals_are_relative(settings.critic_goals, task)

@@ -14,7 +14,7 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import SettingsError
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
 from thousandfold.models.compiled_info_nce import info_nce_kernels
-from thousandfold.models.compiled_norm_swish import is_compiled
+from thousandfold.models.compiled_norm_swish import is_compiled, is_fused
 from thousandfold.models.contrastive_critic import EMBEDDING_DIM
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.pipeline.artifacts import Artifact
@@ -106,10 +106,13 @@ def _activations(batches: int, shape: NetworkShape, settings: LearnerSettings, d
     dtype = torch.bfloat16 if rounded else torch.float32
     matrix, stream = rows * width * dtype.itemsize, rows * width * _FLOAT
     # A layer's input, what stands before its LayerNorm and, with torch's kernels, after it; two statistics.
-    compiled = shape.is_stacked and is_compiled(torch.device(device), dtype, width)
+    where = torch.device(device), dtype, width
+    fused = shape.is_stacked and is_fused(*where)
+    compiled = fused or (shape.is_stacked and is_compiled(*where))
     layer = (2 if compiled else 2 + shape.layer_norm) * matrix + shape.layer_norm * rows * 2 * _FLOAT
-    # The stream is the first layer's input where it is not rounded; a learned gain wants its branch.
-    beside = stream * rounded + matrix * (shape.residual_scale == "learned_from_zero")
+    # The stream is the first layer's input where it is not rounded; a learned gain wants its branch. Fused
+    # kernels need neither.
+    beside = 0 if fused else stream * rounded + matrix * (shape.residual_scale == "learned_from_zero")
     layers = shape.depth if shape.kind == "residual" else shape.depth - 1
     return layers * layer + shape.num_blocks * beside
 

@@ -160,7 +160,7 @@ def test_what_cannot_be_compiled_is_left_to_torch(monkeypatch: pytest.MonkeyPatc
     assert isinstance(norm_swish(CPU, torch.float32, 2 * LANES), CompiledNormSwish)
     assert isinstance(norm_swish(CPU, torch.bfloat16, LANES), CompiledNormSwish)
     for device, dtype, width in (
-        (torch.device("cuda"), torch.float32, LANES),
+        (torch.device("cuda"), torch.float64, LANES),
         (CPU, torch.float64, LANES),
         (CPU, torch.float32, LANES + 1),
     ):

@@ -55,7 +55,7 @@ class Recording(NeverWaits):
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
-        if func.namespace == "aten":
+        if func.namespace in ("aten", "thousandfold"):
             self._operations.append(partial(_repeat, func, args, kwargs, result))
         return result
 

@@ -13,11 +13,10 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
-from tests.stages.train_teacher.counting import operators
+from tests.stages.train_teacher.counting import compute_as_on_cuda, operators
 from tests.stages.train_teacher.recording import NeverWaits, ReplayRecorder, WouldWait
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.simulator import Simulator
-from thousandfold.models import compiled_info_nce, compiled_norm_swish
 from thousandfold.models.block_stack import BlockStack
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.distributed import Ranks
@@ -45,10 +44,9 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def torch_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all computed as on CUDA, by torch: operations that can be recorded."""
-    monkeypatch.setattr(compiled_info_nce, "_compiled", lambda dim: None)
-    monkeypatch.setattr(compiled_norm_swish, "_has_compiler", lambda: False)
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all computed as on CUDA, by torch and Warp: operations that can be recorded."""
+    compute_as_on_cuda(monkeypatch)
 
 
 class Learning:

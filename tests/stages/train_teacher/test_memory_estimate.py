@@ -69,20 +69,21 @@ def test_a_critic_of_temporal_differences_is_two_networks_and_their_slow_copies(
     assert logits_estimate(settings, "cpu") == 0
 
 
-@pytest.mark.parametrize(("device", "width", "matrices"), [("cpu", 16, 2), ("cpu", 8, 3), ("cuda", 16, 3)])
+@pytest.mark.parametrize(("device", "width", "matrices"), [("cpu", 16, 2), ("cpu", 8, 3), ("cuda", 8, 2)])
 def test_activations_by_hand(device, width, matrices):
     # Four batches of 16 rows; a layer keeps so many matrices of floats, and two statistics a row.
     matrix = 64 * width * 4
     layer = matrices * matrix + 64 * 8
+    # A learned gain wants each block's branch, and rounding the stream beside; CUDA's kernels want neither.
+    beside = 0 if device == "cuda" else 4 * matrix
 
     def estimate(**settings):
         return activation_estimate(make(width=width, **settings), device)
 
     assert estimate() == 16 * layer
-    assert estimate(residual_scale="learned_from_zero") == 16 * layer + 4 * matrix
-    # The stream stays float32.
+    assert estimate(residual_scale="learned_from_zero") == 16 * layer + beside
     halved = matrices * matrix // 2 + 64 * 8
-    assert estimate(precision="bfloat16") == 16 * halved + 4 * matrix
+    assert estimate(precision="bfloat16") == 16 * halved + beside
     # Four blocks: two segments of two blocks; φ's rows are half of the four batches.
     assert estimate(checkpoint_activations=True) == 2 * matrix + 2 * 4 * layer // 2
 
