@@ -78,10 +78,9 @@ def test_a_goal_that_the_task_commands_later_still_comes():
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("cpu", 0.03),
+        ("cpu", 0),
         ("cpu/ant", 0),
         ("cpu/mazes", 0.03),
-        ("cpu/poses", 0),
         ("quickstart", 0.03),
         ("paper", 0),
         ("thousand-layers", 0),
