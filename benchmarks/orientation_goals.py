@@ -13,9 +13,11 @@ starts and goals within 1 rad of the identity, where no quaternion comes near th
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -30,6 +32,7 @@ from thousandfold.envs.orientations import (
     rotation_angle,
 )
 from thousandfold.envs.task import EpisodeDistribution, GoalTask, Reset, SuccessRegion, Term
+from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.episodes import run_episodes
@@ -148,7 +151,9 @@ def run_cell(representation: str, where: str, seed: int, env_steps: int, episode
             curve.append(
                 {"env_steps": training.progress.env_steps, "success": training.evaluate()["success"]}
             )
-    policy = torch_policy(training.learner.load_weights(training.choose()))
+    with tempfile.TemporaryDirectory() as place:
+        training.save(folder := CheckpointFolder(Path(place)))
+        policy = torch_policy(training.learner.load_weights(training.choose(folder)))
     found = run_episodes(task, policy, episodes=episodes, seed=10_000 + seed).summary()
     kept = ("success", "success_interval", "time_at_goal", "final_distance", "episodes")
     return {

@@ -7,6 +7,7 @@ A checkpoint folder:
       state-00000012.safetensors  networks, optimisers, generators, simulator, counters
       replay-00000004.safetensors rows of the replay memory, append-only, oldest first
       replay-00000012.safetensors
+      finalist-00000008.safetensors weights that stay as they are, written once
 
 Of several ranks each has worlds and a memory of its own:
 
@@ -16,7 +17,7 @@ Of several ranks each has worlds and a memory of its own:
 
 A save writes new files beside the old ones, waits until every rank has written its own, then swaps the
 manifest in one rename, then deletes what the new manifest does not name: a kill at any moment, of any rank,
-leaves a whole checkpoint, the old one or the new one.
+leaves a whole checkpoint, the old one or the new one. `BackgroundSaves` does so beside the training.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +47,8 @@ from thousandfold.pipeline.distributed import Ranks
 if TYPE_CHECKING:
     from torch import Tensor
 
-# 1: of one process, 2: of several ranks.
-FORMAT_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+"""1: of one process, 2: also of several ranks, 3: with files that are written once, beside the replay's."""
 _HEADER_KEY = "thousandfold"
 _REMEDY = "restore it, or start the training again without --resume."
 
@@ -109,6 +111,8 @@ class Checkpoint:
     """Of the ranks that were asked for."""
     progress: dict[str, Any]
     """The run's counters and history."""
+    fixed: dict[str, dict[str, Tensor]]
+    """What stays as it is, by name."""
 
     @property
     def segments(self) -> list[dict[str, Tensor]]:
@@ -174,6 +178,7 @@ class CheckpointFolder:
         segment: dict[str, Tensor] | None = None,
         oldest_row: int = 0,
         own: dict[str, Tensor] | None = None,
+        fixed: Mapping[str, dict[str, Tensor] | None] | None = None,
     ) -> None:
         """Save a checkpoint and drop the one before. All ranks save together.
 
@@ -186,6 +191,8 @@ class CheckpointFolder:
                 replay memory.
             oldest_row: the lowest row that the replay memory still holds; older segments are dropped.
             own: the training state that each rank has for itself, but for the replay memory.
+            fixed: what stays as it is, by the name of its file; rank 0's is written, unless the checkpoint in
+                place has a file of that name. None: it has.
 
         Raises:
             ValueError: the step did not grow: the files of the checkpoint in place would be overwritten.
@@ -200,7 +207,7 @@ class CheckpointFolder:
             return {"file": file, "sha256": file_sha256(self.path / file)}
 
         several, suffix = self._ranks.size > 1, f"-rank-{self._ranks.rank}" if self._ranks.size > 1 else ""
-        last_step, saved = self._ranks.from_leader(self._saved_segments)
+        last_step, saved, written = self._ranks.from_leader(self._in_place)
         if step <= last_step:
             raise ValueError(f"a checkpoint of step {step} after one of step {last_step}")
         part: dict[str, Any] = {}
@@ -208,6 +215,10 @@ class CheckpointFolder:
             part["worlds"] = write(f"worlds-{step:08d}{suffix}", own or {})
         if self._ranks.leads:
             part["state"] = write(f"state-{step:08d}", tensors if several else tensors | (own or {}))
+            part["fixed"] = [
+                written[name] if name in written or each is None else write(name, each)
+                for name, each in (fixed or {}).items()
+            ]
         kept = saved[self._ranks.rank] if len(saved) == self._ranks.size else []
         part["replay"] = [entry for entry in kept if entry["last_row"] >= oldest_row]
         if segment is not None and int(segment["rows"].sum()):
@@ -219,25 +230,25 @@ class CheckpointFolder:
             return
         ranks = [{name: part[name] for name in ("worlds", "replay")} for part in parts] if several else []
         manifest = {
-            "format_version": FORMAT_VERSIONS[several],
+            "format_version": FORMAT_VERSION,
             "step": step,
             "state": parts[0]["state"],
+            "fixed": parts[0]["fixed"],
             **({"ranks": ranks} if several else {"replay": parts[0]["replay"]}),
             "progress": plain_json(progress),
         }
         write_json_atomic(self.path / "manifest.json", manifest | {"sha256": json_sha256(manifest)})
-        entries = [entry for part in _parts(manifest) for entry in (part["worlds"], *part["replay"])]
-        named = {manifest["state"]["file"], *(entry["file"] for entry in entries)}
+        named = {entry["file"] for entry in _entries(manifest)}
         for path in self.path.iterdir():
             if is_temporary(path) or (path.suffix == ".safetensors" and path.name not in named):
                 path.unlink(missing_ok=True)
 
-    def _saved_segments(self) -> tuple[int, list[list[dict[str, Any]]]]:
-        """Return the step of the checkpoint in place, and every rank's entries of replay segments."""
+    def _in_place(self) -> tuple[int, list[list[dict[str, Any]]], dict[str, dict[str, Any]]]:
+        """Return the step of the checkpoint in place, every rank's replay entries, and the fixed by name."""
         if not self.exists:
-            return -1, []
+            return -1, [], {}
         manifest = self._manifest()
-        return manifest["step"], [part["replay"] for part in _parts(manifest)]
+        return manifest["step"], [part["replay"] for part in _parts(manifest)], _fixed(manifest)
 
     def load(self, ranks: Iterable[int] | None = None) -> Checkpoint:
         """Return the checkpoint, with the parts of these of the ranks that saved it; None: of all.
@@ -255,26 +266,30 @@ class CheckpointFolder:
             )
             for part in wanted
         ]
-        return Checkpoint(tensors, parts, manifest["progress"])
+        fixed = {name: self._read(entry) for name, entry in _fixed(manifest).items()}
+        return Checkpoint(tensors, parts, manifest["progress"], fixed)
+
+    def fixed(self, name: str) -> dict[str, Tensor]:
+        """Return what the checkpoint holds under a name as it is. Raises DamagedFileError as `load` does."""
+        return self._read(_fixed(self._manifest())[name])
 
     def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format_version"] not in FORMAT_VERSIONS:
+            if manifest["format_version"] not in range(1, FORMAT_VERSION + 1):
                 raise DamagedFileError(
                     f"{path} has format {manifest['format_version']}; this version reads up to "
-                    f"{FORMAT_VERSIONS[-1]}."
+                    f"{FORMAT_VERSION}."
                 )
             if manifest.pop("sha256") != json_sha256(manifest):
                 raise DamagedFileError(f"{path} was changed since it was saved: {_REMEDY}")
-            parts = _parts(manifest)
-            replay = [entry for part in parts for entry in part["replay"]]
+            replay = [entry for part in _parts(manifest) for entry in part["replay"]]
             if not (
                 isinstance(manifest["step"], int)
                 and isinstance(manifest["progress"], dict)
                 and isinstance(manifest["progress"].get("settings", {}), dict)
-                and all(map(_names_a_file, [manifest["state"], *(part["worlds"] for part in parts), *replay]))
+                and all(map(_names_a_file, _entries(manifest)))
                 and all(isinstance(entry["last_row"], int) for entry in replay)
             ):
                 raise ValueError("other entries than save writes")
@@ -296,7 +311,59 @@ def _parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return manifest.get("ranks") or [{"worlds": manifest["state"], "replay": manifest["replay"]}]
 
 
+def _fixed(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of what stays as it is, by name; earlier versions had none."""
+    return {Path(entry["file"]).stem: entry for entry in manifest.get("fixed", [])}
+
+
+def _entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a manifest says of each of the files."""
+    of_parts = [entry for part in _parts(manifest) for entry in (part["worlds"], *part["replay"])]
+    return [manifest["state"], *of_parts, *manifest.get("fixed", [])]
+
+
 def _names_a_file(entry: Any) -> bool:
     """Return whether an entry of a manifest names a file of the checkpoint's own folder, and its hash."""
     name = entry["file"]
     return isinstance(entry["sha256"], str) and name == Path(name).name and name.endswith(".safetensors")
+
+
+class BackgroundSaves:
+    """Saves checkpoints, each in a thread while the training goes on; all ranks do so together.
+
+    The folder's lock is to be held until the `with` block has been left, which waits for the last save. What
+    stopped one is raised by the next call, or by leaving the block.
+    """
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self._folder = CheckpointFolder(folder.path, folder._ranks.apart())
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> BackgroundSaves:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of the last checkpoint, which may still be written; None where there is none yet."""
+        return self._folder.path if self._last is not None or self._folder.exists else None
+
+    def save(self, *arguments: Any, **options: Any) -> None:
+        """Begin what `CheckpointFolder.save` does with these arguments, which may not change meanwhile."""
+        self.wait()
+        self._last = self._thread.submit(self._folder.save, *arguments, **options)
+
+    def wait(self) -> None:
+        """Wait for the last save."""
+        if self._last is not None:
+            self._last.result()
+
+    def check(self) -> None:
+        """Raise what has stopped the last save by now."""
+        if self._last is not None and self._last.done():
+            self._last.result()

@@ -11,6 +11,7 @@ Numbers travel as tensors and text as their bytes; nothing is pickled. Torch is 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
 import os
@@ -57,6 +58,7 @@ class Ranks:
         self.local_rank, self.local_size = local_rank, local_size
         self._store: Any = None
         self._connected = False
+        self._group: Any = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -172,6 +174,19 @@ class Ranks:
         self._connected = False
         dist.destroy_process_group()
 
+    def apart(self) -> Ranks:
+        """Return the same ranks as another thread is to see them; all ranks call this together.
+
+        What that thread gathers, on the CPU, and the texts it exchanges do not mix with those of this one.
+        """
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        ranks = copy.copy(self)
+        ranks._group = dist.new_group(backend="gloo", timeout=_timeout())
+        return ranks
+
     def speaks(self) -> bool:
         """Tell whether this rank is the one to name an error that ends it: the first that asks.
 
@@ -196,7 +211,7 @@ class Ranks:
         flat = tensor.detach().contiguous().flatten()
         gathered = flat.new_empty(self.size * flat.numel())
         with self._losses():
-            dist.all_gather_single(gathered, flat)
+            dist.all_gather_single(gathered, flat, group=self._group)
         return gathered.view(self.size, *tensor.shape)
 
     def sum_(self, tensor: Tensor) -> Tensor:

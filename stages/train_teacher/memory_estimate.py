@@ -27,7 +27,7 @@ _PROCESS_BYTES = 700 * 2**20
 _FLOAT = 4
 _ROW_COUNTERS = 2 * 4  # of a row of the replay: its episode, and a place in the table of last rows
 _LEARNT_COPIES = 4  # weights, gradient and two moments
-_HOST_COPIES = 4  # a finalist, and a checkpoint's of weights and moments
+_STATE_COPIES = 3  # a checkpoint's of weights and moments
 # Bytes of InfoNCE for each pair of a batch, measured: at the peak, and what the other side of ``symmetric``
 # keeps meanwhile. torch works distances out in float64.
 _PAIR_BYTES = {"norm": (26, 8), "squared": (30, 16), "dot": (16, 8), "cosine": (17, 8)}
@@ -146,8 +146,8 @@ def estimate_memory(
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
     followers = actor * bool(settings.average_decay) + critic * (settings.critic == "temporal_difference")
     parameters = _FLOAT * (_LEARNT_COPIES * (actor + critic) + followers) + rounded
-    if device == "cpu":  # where the copies lie, and further finalists once more while a checkpoint is written
-        copies = _HOST_COPIES + 2 * (settings.finalists - 1)
+    if device == "cpu":  # where the copies lie: of the state, and of finalists until a checkpoint holds them
+        copies = _STATE_COPIES + settings.finalists
         parameters += _FLOAT * (copies * (actor + critic) + followers)
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)

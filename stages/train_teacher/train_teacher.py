@@ -21,6 +21,7 @@ from thousandfold.pipeline.cuda import kernel_cache
 from thousandfold.pipeline.pictures import draw_gradient_map, draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
+    ResumableWork,
     checkpoint_of,
     find_trainable,
     resumable_stage,
@@ -29,7 +30,6 @@ from thousandfold.pipeline.resume import (
 )
 from thousandfold.pipeline.runtime import (
     StageContext,
-    StageWork,
     require_precision,
     resolve_device,
     seed_sequence,
@@ -165,7 +165,7 @@ def _announce(context: StageContext, training: TeacherTraining) -> None:
         context.console.say("Updates run without CUDA graphs, which cannot hold global_negatives.")
 
 
-def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -> Artifact:
+def _finish(training: TeacherTraining, work: ResumableWork, context: StageContext) -> Artifact:
     """Evaluate the kept teacher on fresh episodes, write and draw it, and complete the artifact."""
     settings, artifact, progress, task = training.settings, work.artifact, training.progress, training.task
     if progress.updates == 0:
@@ -175,7 +175,7 @@ def _finish(training: TeacherTraining, work: StageWork, context: StageContext) -
             "min_rows_per_world."
         )
     seed, count = seed_sequence(settings.seed, _FINAL_STREAM), settings.final_episodes
-    weights = training.choose()
+    weights = training.choose(work.checkpoint)
     policy = torch_policy(training.learner.load_weights(weights), training.device, settings.cuda_graph)
     episodes = run_episodes(task, policy, episodes=count, seed=seed, num_paths=32)
     chance = measure_random(

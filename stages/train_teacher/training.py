@@ -18,8 +18,8 @@ from thousandfold.envs.simulators.choose import make_simulator
 from thousandfold.envs.simulators.simulator import Simulator
 from thousandfold.ground.errors import NonFiniteError
 from thousandfold.models.deployable_policy import NormalizedActor
-from thousandfold.models.tensor_state import strip_prefix
-from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.models.tensor_state import host_copy, strip_prefix
+from thousandfold.pipeline.checkpoint import BackgroundSaves, CheckpointFolder
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.resume import ResumableWork
@@ -51,11 +51,15 @@ def train(
         StoppedByUser: after Ctrl-C, once the state is saved.
         LostRankError: another rank is gone; the last checkpoint is kept.
     """
-    settings, progress, folder = training.settings, training.progress, work.checkpoint
-    started, console = time.perf_counter() - progress.elapsed_s, work.context.console
-    with console.progress("train-teacher", settings.env_steps, completed=progress.env_steps) as bar:
+    settings, progress, console = training.settings, training.progress, work.context.console
+    started = time.perf_counter() - progress.elapsed_s
+    with (
+        console.progress("train-teacher", settings.env_steps, completed=progress.env_steps) as bar,
+        BackgroundSaves(work.checkpoint) as saves,
+    ):
         while not training.finished:
-            kept = folder.path if folder.exists else None
+            saves.check()
+            kept = saves.path
             statistics = training.collect()
             training.check_physics(statistics, kept)
             for batch in training.relabel():
@@ -84,10 +88,12 @@ def train(
             if progress.unrolls % settings.checkpoint_every == 0 or training.finished or stopping:
                 progress.elapsed_s = time.perf_counter() - started
                 work.run.flush()
-                training.save(folder)
+                saves.wait()  # before the state is copied again
+                training.save(saves)
             success = f"{progress.history[-1]['success']:.2f}" if progress.history else "not evaluated yet"
             bar.update(min(progress.env_steps, settings.env_steps), success=success)
             if stopping:
+                saves.wait()
                 raise work.stopped()
 
 
@@ -123,7 +129,7 @@ class TeacherTraining:
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
         )
         self.progress = TrainingProgress()
-        self.finalists: list[dict[str, Tensor]] = []
+        self._unsaved_finalists: dict[str, dict[str, Tensor]] = {}
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
         parts = self.learner, self.buffer, batch_size, settings.updates_per_unroll, self.generator
@@ -279,32 +285,40 @@ class TeacherTraining:
         progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1
         progress.best_score = max(progress.best_score, scores[chosen])
         if settings.keep == "last":
-            progress.scores, self.finalists = [], []
+            progress.scores, progress.finalists = [], []
         place = sum(score >= scores[chosen] for score in progress.scores)
         if place < places:
+            name = f"finalist-{progress.unrolls:08d}"
             progress.scores.insert(place, scores[chosen])
-            self.finalists.insert(place, self.learner.weights(candidates[chosen]))
-        del progress.scores[places:], self.finalists[places:]
+            progress.finalists.insert(place, name)
+            if self.ranks.leads:
+                self._unsaved_finalists[name] = self.learner.weights(candidates[chosen])
+        for dropped in progress.finalists[places:]:
+            self._unsaved_finalists.pop(dropped, None)
+        del progress.scores[places:], progress.finalists[places:]
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
         return summaries[chosen]
 
-    def choose(self) -> dict[str, Tensor]:
+    def choose(self, folder: CheckpointFolder) -> dict[str, Tensor]:
         """Return the weights that become the teacher: the best of the finalists over the same fresh episodes.
 
-        They are other episodes than those that the teacher's success is told of.
+        They are other episodes than those that the teacher's success is told of. The checkpoint of the whole
+        training holds the finalists.
         """
-        if len(self.finalists) == 1:
-            return self.finalists[0]
+        finalists = self.progress.finalists
+        if len(finalists) == 1:
+            return folder.fixed(finalists[0])
         seed, scores = seed_sequence(self.settings.seed, _CHOICE_STREAM), []
-        for weights in self.finalists:
-            policy = torch_policy(self.learner.load_weights(weights), self.device, self.settings.cuda_graph)
+        for name in finalists:
+            actor = self.learner.load_weights(folder.fixed(name))
+            policy = torch_policy(actor, self.device, self.settings.cuda_graph)
             found = run_episodes(
                 self.task, policy, episodes=self.settings.final_episodes, seed=seed
             ).summary()
             scores.append([found["success"], found["time_at_goal"], -found["final_distance"]])
-        return self.finalists[max(range(len(scores)), key=scores.__getitem__)]
+        return folder.fixed(finalists[max(range(len(scores)), key=scores.__getitem__)])
 
     def warn_of_chance(self, console: Console) -> None:
         """Say once, after a third of the budget, where no evaluation was better than random actions."""
@@ -326,15 +340,13 @@ class TeacherTraining:
                 "Ctrl-C ends the training and keeps it; `pipeline tasks check` looks at the task."
             )
 
-    def save(self, folder: CheckpointFolder) -> None:
-        """Write everything that the next step depends on; all ranks call this together."""
+    def save(self, folder: CheckpointFolder | BackgroundSaves) -> None:
+        """Write everything that the next step depends on, as copies; all ranks call this together."""
         shared = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
-        for place, weights in enumerate(self.finalists):
-            shared |= {f"finalist.{place}.{name}": value for name, value in weights.items()}
         own = {f"buffer.{name}": value for name, value in self.buffer.counters().items()}
         simulator = self.simulator.state_dict()
         own |= {f"simulator.{name}": torch.from_numpy(np.array(value)) for name, value in simulator.items()}
-        own |= {f"metric.{name}": value for name, value in self._metric_sums.items()}
+        own |= {f"metric.{name}": host_copy(value) for name, value in self._metric_sums.items()}
         own["generator"] = self.generator.get_state()
         progress = {"metric_count": self._metric_count, "settings": self._settings_to_compare()}
         folder.save(
@@ -344,8 +356,10 @@ class TeacherTraining:
             segment=self.buffer.unsaved_segment(),
             oldest_row=self.buffer.oldest_row,
             own=own,
+            fixed={name: self._unsaved_finalists.get(name) for name in self.progress.finalists},
         )
         self.buffer.mark_saved()
+        self._unsaved_finalists = {}
 
     def _settings_to_compare(self) -> dict[str, Any]:
         """Return the settings with the device that `auto` became: random numbers go on there alone.
@@ -370,18 +384,24 @@ class TeacherTraining:
                 buffer = partial(self._make_buffer, device="cpu")
                 part = resplit(checkpoint.parts, num_worlds, size, ranks, buffer)
             progress = {key: value for key, value in checkpoint.progress.items() if key != "settings"}
-            tensors = checkpoint.tensors
-            if "scores" not in progress:  # of an earlier version, which kept one
-                evaluated = progress["best_score"][0] >= 0
-                progress["scores"] = [progress["best_score"]] * evaluated
-                kept = [strip_prefix(tensors, "kept.")] * evaluated
-            else:
-                places = range(len(progress["scores"]))
-                kept = [strip_prefix(tensors, f"finalist.{place}.") for place in places]
+            finalists = checkpoint.fixed
+            if "finalists" not in progress:  # of an earlier version, which kept them with the rest
+                if "scores" not in progress:  # or one alone
+                    progress["scores"] = [progress["best_score"]] * (progress["best_score"][0] >= 0)
+                    prefixes = ["kept."] * len(progress["scores"])
+                else:
+                    prefixes = [f"finalist.{place}." for place in range(len(progress["scores"]))]
+                finalists = {
+                    f"finalist-{place}": strip_prefix(checkpoint.tensors, prefix)
+                    for place, prefix in enumerate(prefixes)
+                }
+                progress["finalists"] = list(finalists)
+            if sorted(progress["finalists"]) != sorted(finalists):
+                raise ValueError("other finalists than were evaluated")
             self._metric_count = int(progress.pop("metric_count"))
             self.progress = TrainingProgress(**progress)
             self.learner.load_state_dict(strip_prefix(checkpoint.tensors, "learner."))
-            self.finalists = kept
+            self._unsaved_finalists = finalists  # in another folder, or in another form
             own = partial(strip_prefix, part.tensors)
             self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
             self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
@@ -508,6 +528,7 @@ class TrainingProgress:
         best_score: success, time at goal and minus the final distance of the best evaluation so far.
         evaluations_since_best: how many evaluations came after the best one.
         scores: the same of the finalists' evaluations, best first.
+        finalists: their names in the checkpoint, in that order.
         compared_with_random: whether the training has been compared with random actions.
         elapsed_s: seconds spent, over all restarts.
         history: one entry an evaluation.
@@ -523,6 +544,7 @@ class TrainingProgress:
     best_score: list[float] = field(default_factory=lambda: [-1.0])
     evaluations_since_best: int = 0
     scores: list[list[float]] = field(default_factory=list)
+    finalists: list[str] = field(default_factory=list)
     compared_with_random: bool = False
     elapsed_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from thousandfold.pipeline.checkpoint import CheckpointFolder
+from thousandfold.pipeline.checkpoint import BackgroundSaves, CheckpointFolder
 
 
 def make_segment(first: list[int], rows: list[int]) -> dict[str, torch.Tensor]:
@@ -27,13 +27,22 @@ def make_segment(first: list[int], rows: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
-def save(folder: CheckpointFolder, step: int, first: list[int], rows: list[int], oldest_row: int = 0) -> None:
+def save(
+    folder: CheckpointFolder | BackgroundSaves,
+    step: int,
+    first: list[int],
+    rows: list[int],
+    oldest_row: int = 0,
+    fixed: tuple[str, ...] = (),
+) -> None:
+    """Save a checkpoint; the fixed tensors carry the step at which they were written."""
     folder.save(
         step,
         {"weight": torch.full((3, 2), float(step)), "counter": torch.tensor(step), "empty": torch.zeros(0)},
         {"unrolls": step, "history": [{"loss": 0.1 * step}]},
         segment=make_segment(first, rows),
         oldest_row=oldest_row,
+        fixed={name: {"weight": torch.tensor([float(step)])} for name in fixed},
     )
 
 

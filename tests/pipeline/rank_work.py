@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ def exchange(ranks: Ranks, out: Path, device: str = "cpu") -> None:
             ranks.barrier()
         check_averages(ranks)
         check_letters(ranks)
+        check_another_thread(ranks)
         heard = {
             "ranks": ranks.gather(torch.tensor(rank)).tolist(),
             "sum": int(ranks.sum_(torch.tensor([rank]))),
@@ -66,6 +68,16 @@ def check_letters(ranks: Ranks) -> None:
     else:
         for matrix in matrices:
             ranks.send(matrix + ranks.rank)
+
+
+def check_another_thread(ranks: Ranks) -> None:
+    """What it exchanges does not mix with what this one gathers meanwhile."""
+    apart, turns, everyone = ranks.apart(), range(20), range(ranks.size)
+    with ThreadPoolExecutor(1) as thread:
+        texts = thread.submit(lambda: [apart.texts(f"{turn} {ranks.rank}") for turn in turns])
+        gathered = [ranks.gather(torch.tensor(turn + ranks.rank)).tolist() for turn in turns]
+    assert texts.result() == [[f"{turn} {rank}" for rank in everyone] for turn in turns]
+    assert gathered == [[turn + rank for rank in everyone] for turn in turns]
 
 
 def lose_one(ranks: Ranks, out: Path) -> None:

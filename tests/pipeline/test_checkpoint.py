@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ import torch
 from tests.pipeline.checkpoint_saves import Killed, Killer, names, save
 from thousandfold.ground.errors import DamagedFileError
 from thousandfold.ground.files import json_sha256, write_json_atomic
-from thousandfold.pipeline.checkpoint import Checkpoint, CheckpointFolder, load_tensors, save_tensors
+from thousandfold.pipeline import checkpoint as checkpoint_module
+from thousandfold.pipeline.checkpoint import (
+    BackgroundSaves,
+    Checkpoint,
+    CheckpointFolder,
+    load_tensors,
+    save_tensors,
+)
 
 
 def assert_one_line_naming(error: BaseException, name: str) -> None:
@@ -120,6 +128,22 @@ def test_a_segment_stays_as_long_as_one_world_holds_one_of_its_rows(tmp_path: Pa
     assert "replay-00000001.safetensors" not in names(folder)
 
 
+def written_at(checkpoint: Checkpoint) -> dict[str, float]:
+    return {name: float(tensors["weight"]) for name, tensors in checkpoint.fixed.items()}
+
+
+def test_what_stays_as_it_is_is_written_once_and_dropped_when_no_checkpoint_names_it(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, 1, [0], [1], fixed=("a", "b"))
+    save(folder, 2, [1], [1], fixed=("c", "a"))
+    assert written_at(folder.load()) == {"c": 2.0, "a": 1.0}
+    assert float(folder.fixed("a")["weight"]) == 1.0
+    assert "b.safetensors" not in names(folder)
+    folder.save(3, {}, {}, fixed={"a": None})
+    assert written_at(folder.load()) == {"a": 1.0}
+    assert names(folder) & {"a.safetensors", "b.safetensors", "c.safetensors"} == {"a.safetensors"}
+
+
 def test_a_step_that_does_not_grow_leaves_the_checkpoint_alone(tmp_path: Path):
     folder = CheckpointFolder(tmp_path)
     save(folder, 5, [0], [1])
@@ -141,7 +165,7 @@ def is_whole(checkpoint: Checkpoint, step: int, firsts: list[list[int]]) -> bool
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path: Path):
     template = CheckpointFolder(tmp_path / "template")
     save(template, 1, [0], [4])
-    save(template, 2, [4], [4])
+    save(template, 2, [4], [4], fixed=("a", "b"))
     old, new = (2, [[0], [4]]), (3, [[4], [8]])  # the save at step 3 drops the first segment
     outcomes = []
     for at in range(1, 100):
@@ -150,8 +174,10 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path: Pat
         with pytest.MonkeyPatch.context() as monkeypatch:
             killer = Killer(monkeypatch, at)
             with contextlib.suppress(Killed):
-                save(folder, 3, [8], [4], oldest_row=5)
+                save(folder, 3, [8], [4], oldest_row=5, fixed=("a", "c"))
         checkpoint = folder.load()
+        whole = {2: {"a": 2.0, "b": 2.0}, 3: {"a": 2.0, "c": 3.0}}
+        assert written_at(checkpoint) == whole[checkpoint.progress["unrolls"]]
         assert is_whole(checkpoint, *old) or is_whole(checkpoint, *new), f"killed at touch {at}"
         outcomes.append(checkpoint.progress["unrolls"])
         # Whatever the kill left behind, the next save works and clears it away.
@@ -180,13 +206,71 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path: Path, mon
     assert names(folder) == {"manifest.json", "state-00000001.safetensors", "replay-00000001.safetensors"}
 
 
+def test_a_save_in_the_background_leaves_the_training_free_and_is_whole_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    go_on, sha256 = threading.Event(), checkpoint_module.file_sha256
+
+    def wait_and_hash(path: Path) -> str:
+        assert go_on.wait(60)
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint_module, "file_sha256", wait_and_hash)
+    folder = CheckpointFolder(tmp_path)
+    with BackgroundSaves(folder) as saves:
+        assert saves.path is None
+        save(saves, 1, [0], [4])
+        saves.check()
+        assert not folder.exists and saves.path == tmp_path  # it is under way
+        go_on.set()
+        save(saves, 2, [4], [4])  # waits for the one before
+        assert folder.progress["unrolls"] >= 1
+        saves.wait()
+        assert is_whole(folder.load(), 2, [[0], [4]])
+        save(saves, 3, [8], [4])
+    assert is_whole(folder.load(), 3, [[0], [4], [8]])
+
+
+@pytest.mark.parametrize("when", ["check", "wait", "save", "leave"])
+def test_what_stops_a_save_in_the_background_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+):
+    folder = CheckpointFolder(tmp_path)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"), BackgroundSaves(folder) as saves:
+        save(saves, 1, [0], [4])
+        saves.wait()
+        monkeypatch.setattr(os, "fsync", full)
+        save(saves, 2, [4], [4])
+        with contextlib.suppress(OSError):
+            saves.wait()
+        monkeypatch.undo()
+        if when == "save":
+            save(saves, 3, [8], [4])
+        elif when != "leave":
+            getattr(saves, when)()
+        assert when == "leave"
+    assert is_whole(folder.load(), 1, [[0]])
+
+
+def test_an_error_of_the_training_waits_for_the_save_and_is_the_one_that_is_raised(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path)
+    with pytest.raises(KeyError, match="training"), BackgroundSaves(folder) as saves:
+        save(saves, 1, [0], [4])
+        raise KeyError("training")
+    assert is_whole(folder.load(), 1, [[0]])
+
+
 def flip_last_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["state-00000002", "replay-00000001", "replay-00000002"])
+@pytest.mark.parametrize("name", ["state-00000002", "replay-00000001", "replay-00000002", "kept"])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -201,8 +285,8 @@ def flip_last_byte(path: Path) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[Path], Any]):
     folder = CheckpointFolder(tmp_path)
-    save(folder, 1, [0], [4])
-    save(folder, 2, [4], [4])
+    save(folder, 1, [0], [4], fixed=("kept",))
+    save(folder, 2, [4], [4], fixed=("kept",))
     damage(tmp_path / f"{name}.safetensors")
     with pytest.raises(DamagedFileError) as raised:
         folder.load()
@@ -228,7 +312,7 @@ def without_entry(key: str) -> Callable[[str], str]:
         lambda text: "[]",
         lambda text: "{}",
         lambda text: "\x00\xff",
-        lambda text: text.replace('"format_version": 1', '"format_version": 99'),
+        lambda text: text.replace('"format_version": 3', '"format_version": 99'),
     ],
 )
 def test_a_damaged_manifest_is_named_by_load_and_save(tmp_path: Path, change: Callable[[str], str]):
@@ -259,6 +343,8 @@ def test_a_folder_without_a_checkpoint_says_so(tmp_path: Path):
         {"progress": {"settings": "none"}},
         {"progress": []},
         {"step": "1"},
+        {"fixed": [{"file": "/kept.safetensors", "sha256": "0"}]},
+        {"fixed": {"kept": "kept.safetensors"}},
     ],
     ids=str,
 )

@@ -30,7 +30,7 @@ class RankInTurn(Ranks):
         self.folder, self.told = folder, told
 
     def from_leader(self, make: Callable[[], Any]) -> Any:
-        return json.loads(json.dumps(CheckpointFolder(self.folder, Ranks())._saved_segments()))
+        return json.loads(json.dumps(CheckpointFolder(self.folder, Ranks())._in_place()))
 
     def texts(self, text: str) -> list[str]:
         if not self.leads:

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from tests.envs.any_simulator import WORLDS, MakeSimulator, mask, numpy, still
+from tests.envs.any_simulator import WORLDS, MakeSimulator, assert_same, mask, numpy, still
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
@@ -91,7 +91,7 @@ def test_masked_reset_leaves_the_other_worlds_untouched(simulator: Simulator) ->
     assert after[2].tolist() == [0, 4, 0, 4]
     for action in actions[4:]:
         simulator.step(action)
-    assert np.array_equal(numpy(simulator.observation)[[1, 3]], unbroken[[1, 3]])
+    assert_same(simulator, numpy(simulator.observation)[[1, 3]], unbroken[[1, 3]])
 
 
 def test_resets_inside_an_unroll_are_as_fresh_and_leave_the_other_worlds_untouched(
@@ -118,7 +118,7 @@ def test_resets_inside_an_unroll_are_as_fresh_and_leave_the_other_worlds_untouch
     assert (drawn[:, 2:4] == 0).all()  # at rest
     for column in drawn[:, [0, 1, 4, 5]].T:
         assert len(np.unique(column)) == len(drawn) == 10
-    assert np.array_equal(numpy(simulator.observation)[3], numpy(unbroken.observation)[3])
+    assert_same(simulator, numpy(simulator.observation)[3], numpy(unbroken.observation)[3])
 
 
 def test_unrolls_with_resets_continue_bit_for_bit_from_a_state_between_them(
@@ -139,9 +139,9 @@ def test_unrolls_with_resets_continue_bit_for_bit_from_a_state_between_them(
         unroll(one, 1)
         one.reset(mask(one, 3))
         unroll(one, 2)
-    left, right = simulator.state_dict(), other.state_dict()
-    for name in left:
-        assert np.array_equal(left[name], right[name]), name
+    right = other.state_dict()
+    for name, array in simulator.state_dict().items():
+        assert_same(simulator, array, right[name])
 
 
 def test_empty_reset_mask_changes_nothing(simulator: Simulator) -> None:
@@ -197,7 +197,7 @@ def test_walls_hold(simulator: Simulator) -> None:
 
 
 def test_state_dict_round_trip_continues_bit_for_bit(make: MakeSimulator, simulator: Simulator) -> None:
-    """In a new simulator, through contact and through a reset, which takes the generator along."""
+    """In a new simulator, through contact (see `assert_same`) and a reset: the generator is taken along."""
     actions = np.random.default_rng(1).uniform(-1, 1, (6, WORLDS, 2)).astype(np.float32)
     put(simulator, [(0.7, 1.0), (1.3, 1.0), (1.0, 2.0), (3.0, 0.7)], velocity=0.5)
     simulator.step(actions[0])
@@ -213,7 +213,7 @@ def test_state_dict_round_trip_continues_bit_for_bit(make: MakeSimulator, simula
     left, right = simulator.state_dict(), other.state_dict()
     assert left.keys() == right.keys()
     for name in left:
-        assert np.array_equal(left[name], right[name]), name
+        assert_same(simulator, left[name], right[name])
     assert numpy(other.episode_step).tolist() == [6, 2, 6, 6]
 
 

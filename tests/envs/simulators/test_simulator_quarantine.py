@@ -8,7 +8,15 @@ import mujoco
 import numpy as np
 import pytest
 
-from tests.envs.any_simulator import WORLDS, MakeSimulator, make_cpu, mask, numpy, still
+from tests.envs.any_simulator import (
+    WORLDS,
+    MakeSimulator,
+    assert_same,
+    make_cpu,
+    mask,
+    numpy,
+    still,
+)
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
@@ -133,16 +141,15 @@ def test_state_of_an_older_checkpoint_is_one_without_quarantine(simulator: Simul
 
 def test_lost_world_does_not_touch_the_others(make: MakeSimulator, task: CompiledTask) -> None:
     """World 1 diverges; the others end where they end without it."""
-    ends = []
-    for velocity in (0.0, np.nan):
-        simulator = make(task, seed=3)
+    ends, simulators = [], [make(task, seed=3) for _ in range(2)]
+    for simulator, velocity in zip(simulators, (0.0, np.nan), strict=True):
         speed = np.zeros((WORLDS, 2))
         speed[1] = velocity
         simulator.set_state(np.array([CORNER, FREE, FREE, CORNER]), speed)
         for action in np.random.default_rng(0).uniform(-1, 1, (6, WORLDS, 2)):
             simulator.step(action.astype(np.float32))
         ends.append(np.delete(numpy(simulator.observation), 1, 0))
-    assert np.array_equal(*ends)
+    assert_same(simulators[0], *ends)
 
 
 def test_physics_that_fail_in_a_call_are_a_divergence(task: CompiledTask, monkeypatch) -> None:

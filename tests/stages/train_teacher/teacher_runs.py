@@ -96,6 +96,9 @@ def assert_same_run(one: Artifact, other: Artifact) -> None:
     assert networks[0][1] == networks[1][1]
     ends = [checkpoint_of(artifact).load() for artifact in (one, other)]
     assert_same_tensors(ends[0].tensors, ends[1].tensors)
+    assert list(ends[0].fixed) == ends[0].progress["finalists"] == list(ends[1].fixed)
+    for name, finalist in ends[0].fixed.items():
+        assert_same_tensors(finalist, ends[1].fixed[name])
     histories = [[without_time(entry) for entry in end.progress["history"]] for end in ends]
     assert histories[0] == histories[1] and len(histories[0]) > 1
     counters = [without_time(end.progress | {"history": []}) for end in ends]

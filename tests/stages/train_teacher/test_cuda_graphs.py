@@ -457,13 +457,16 @@ def never_wait(cuda: str) -> Iterator[None]:
 @pytest.mark.cuda
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_captured_updates_are_the_updates_on_cuda(cuda: str, settings: dict[str, Any]):
-    """24 of them, to what sums in another order leave: a graph may take another algorithm."""
+    """24 of them, to what sums in another order leave: a graph may take another algorithm.
+
+    Adam moves a weight by up to 3e-4 an update whatever the size of its gradient, be it all rounding.
+    """
     eager = Learning(device=cuda, **settings)
     captured = Learning(CudaRecorder, cuda, **settings)
     eager_metrics, captured_metrics = eager.run(24), captured.run(24)
     for one, other in zip(captured_metrics, eager_metrics, strict=True):
         assert_equal(one, other, rtol=1e-2, atol=1e-3)
-    assert_equal(captured.learner.state_dict(), eager.learner.state_dict(), rtol=1e-2, atol=1e-4)
+    assert_equal(captured.learner.state_dict(), eager.learner.state_dict(), rtol=1e-2, atol=3e-3)
     assert torch.equal(captured.generator.get_state(), eager.generator.get_state())
 
 

@@ -241,7 +241,8 @@ def test_a_lost_rank_ends_the_run_with_one_line_and_the_rest_goes_on_from_the_ch
         "speaks": True,
     }
     assert artifact.manifest.status == ("running" if who == 0 else "failed")
-    assert checkpoint_of(artifact).progress["unrolls"] == 4
+    # That of unroll 4 may have been under way when the rank was killed.
+    assert checkpoint_of(artifact).progress["unrolls"] in (2, 4)
     settings, again = train_teacher.find_resumable(Workspace(tmp_path), None)
     finished = train_teacher.run(settings, make_context(tmp_path), again)
     assert finished.manifest.status == "completed" and finished.name == artifact.name
