@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def show_presets(console: Console) -> None:
         }
         for preset in list_presets()
     ]
-    show_rows(console, "Presets", rows)
+    show_rows(console, "Presets", rows, spare=("published",))
 
 
 def show_runs(console: Console, workspace: Workspace) -> None:
@@ -47,7 +47,7 @@ def show_runs(console: Console, workspace: Workspace) -> None:
         shown = [row | {"status": _status(row)} for row in rows]
         names = ("artifact", "task", "status", "result", "from")
         cells = [[row[name] for name in names] for row in shown]
-        console.table(f"Artifacts in {workspace.runs}", names, cells)
+        console.table(f"Artifacts in {workspace.runs}", names, cells, spare=("from", "task"))
     for broken in damaged:
         console.warn(str(broken.error))
     console.result({"artifacts": rows, "damaged": [str(broken.error.path) for broken in damaged]})
@@ -89,12 +89,10 @@ def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
     status = f"{artifact.name}: {manifest.kind} of {manifest.task_label}, {_status(row)}"
     console.table(status, ("result", "value"), _flat(manifest.results, figure))
     console.table("Settings", ("setting", "value"), _flat(manifest.settings, as_set))
-    parents = [(role, parent.name, parent.hash[:16]) for role, parent in manifest.parents.items()]
+    parents = [(role, parent.name, parent.hash) for role, parent in manifest.parents.items()]
     if parents:
         console.table("Parents", ("role", "artifact", "hash"), parents)
-    console.table(
-        "Files", ("file", "sha256"), [(file, digest[:16]) for file, digest in manifest.files.items()]
-    )
+    console.table("Files", ("file", "sha256"), manifest.files.items())
     console.result(
         describe(artifact) | {"settings": manifest.settings, "status": row["status"], "sealed": row["sealed"]}
     )
@@ -122,9 +120,9 @@ def _flat(values: dict[str, Any], shown: Callable[[Any], str], prefix: str = "")
     return rows
 
 
-def show_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table; with --json as a list under the title's first word."""
-    console.table(title, list(rows[0]), [list(row.values()) for row in rows])
+def show_rows(console: Console, title: str, rows: list[dict[str, Any]], spare: Sequence[str] = ()) -> None:
+    """Print rows as a table; with --json as a list under the title's first word. `spare` as of a table."""
+    console.table(title, list(rows[0]), [list(row.values()) for row in rows], spare)
     console.result({title.split()[0].lower(): rows})
 
 

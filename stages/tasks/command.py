@@ -65,7 +65,7 @@ def show_tasks(console: Console) -> None:
                 "description": task.description,
             }
         )
-    show_rows(console, "Tasks", rows)
+    show_rows(console, "Tasks", rows, spare=("Gymnasium id", "control dt (s)", "steps"))
     console.say(
         "minutes to 0.8: of success, with the default preset of a CPU, at the median of seeds, on "
         f"{' or '.join(sorted(processors))}; a dash where it was not measured or not reached."
