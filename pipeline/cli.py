@@ -27,7 +27,7 @@ COMMANDS = {
     "study": "thousandfold.stages.study.command",
     "tasks": "thousandfold.stages.tasks.command",
     "presets": "thousandfold.pipeline.listing",
-    "runs": "thousandfold.pipeline.listing",
+    "runs": "thousandfold.pipeline.runs",
     "info": "thousandfold.pipeline.listing",
     "ui": "thousandfold.pipeline.ui",
 }

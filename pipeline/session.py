@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from thousandfold.ground.errors import MissingArtifactError, SettingsError, UserError
-from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.artifacts import NEWEST, Artifact, Workspace
 from thousandfold.pipeline.console import Console, error_boundary
 from thousandfold.pipeline.cuda import cuda_problem, has_driver_files
 from thousandfold.pipeline.distributed import Ranks
@@ -148,14 +148,12 @@ def json_option(command: Command) -> Command:
 
 def resume_option(metavar: str, help_text: str) -> Callable[[Command], Command]:
     """Add --resume, which arrives as a name, or as `newest` where it is given without one."""
-    return click.option(
-        "--resume", is_flag=False, flag_value="newest", metavar=f"[{metavar}]", help=help_text
-    )
+    return click.option("--resume", is_flag=False, flag_value=NEWEST, metavar=f"[{metavar}]", help=help_text)
 
 
 def named(resume: str) -> str | None:
     """Return the name that --resume was given; None: none, so that the newest is meant."""
-    return None if resume == "newest" else resume
+    return None if resume == NEWEST else resume
 
 
 def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bool = False) -> Any:
@@ -334,7 +332,7 @@ class Session:
         """Return the artifact named, or the newest completed one of its kind (made from `of`); say which."""
         from thousandfold.pipeline.artifact_task import warn_of_changed_task  # inside: it imports MuJoCo
 
-        if reference is not None:
+        if reference not in (None, NEWEST):
             artifact, why = self.workspace.open(reference, kind), "as asked"
         else:
             artifact, why = self.workspace.newest(kind, of), "the newest completed"
