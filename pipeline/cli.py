@@ -27,6 +27,7 @@ COMMANDS = {
     "study": "thousandfold.stages.study.command",
     "tasks": "thousandfold.stages.tasks.command",
     "presets": "thousandfold.pipeline.listing",
+    "settings": "thousandfold.pipeline.setting_reference",
     "runs": "thousandfold.pipeline.runs",
     "info": "thousandfold.pipeline.listing",
     "ui": "thousandfold.pipeline.ui",

@@ -168,17 +168,17 @@ class Console:
             name, width = Text(progress.description), self._human.width
             head = Table.grid(padding=(0, 1))
             bar = ProgressBar(progress.total, progress.completed, width=_BAR_WIDTH)
-            # Figures stay with what they are of.
-            status = ", ".join(part.replace(" ", "\xa0") for part in progress.parts())
+            status = progress.status()
             if name.cell_len + _BAR_WIDTH + cell_len(status) + 2 <= width:
                 head.add_row(name, bar, Text(status))
                 return head
             head.add_row(name, bar)
-            lines = "\n".join(break_line(status, width)).replace("\xa0", " ")
+            # A figure stays with what it is of.
+            whole = ", ".join(part.replace(" ", "\xa0") for part in progress.parts())
+            lines = "\n".join(break_line(whole, width)).replace("\xa0", " ")
             return rich.console.Group(head, Text(lines, no_wrap=True, overflow="ignore"))
 
-        with Live(drawn(), console=self._human) as live:
-            progress.on_change = lambda: live.update(drawn())
+        with Live(get_renderable=drawn, console=self._human):  # drawn a few times a second, by a thread
             yield
 
     @contextlib.contextmanager
@@ -222,7 +222,7 @@ class Progress:
     def update(self, completed: int, **fields: object) -> None:
         """Set the count; `fields` as in `advance`."""
         self.completed = completed
-        self._fields.update(fields)
+        self._fields = {**self._fields, **fields}  # another one, for a thread may be reading the old one
         self.on_change()
 
     def status(self) -> str:

@@ -15,9 +15,10 @@ from thousandfold.pipeline.artifacts import (
     git_state,
     installed_versions,
 )
+from thousandfold.pipeline.completion import complete_artifacts, complete_presets
 from thousandfold.pipeline.console import Console, as_set, figure, short
 from thousandfold.pipeline.session import Session, describe, json_option
-from thousandfold.pipeline.settings import list_presets
+from thousandfold.pipeline.settings import list_presets, preset_info, preset_origins
 
 _HEADLINES = ("success", "retention", "rows", "students")
 
@@ -33,6 +34,25 @@ def show_presets(console: Console) -> None:
         for preset in list_presets()
     ]
     show_rows(console, "Presets", rows, spare=("published",))
+
+
+def show_preset(console: Console, name: str) -> None:
+    """Print what a preset sets, and which preset each value comes from: itself, or one that it extends."""
+    info, origins = preset_info(name), preset_origins(name)
+    console.say(f"{info.name}: {info.description}" if info.description else info.name)
+    for section, keys in origins.items():
+        rows = [(key, as_set(value), origin) for key, (value, origin) in keys.items()]
+        console.table(section.replace("_", "-"), ("setting", "value", "from"), rows)
+    console.say("What is not listed has its default: `pipeline settings STAGE` lists those.")
+    if info.published is not None:
+        console.say(f"Published: {info.published}.")
+    settings = {
+        section: {key: value for key, (value, _) in keys.items()} for section, keys in origins.items()
+    }
+    sources = {
+        section: {key: origin for key, (_, origin) in keys.items()} for section, keys in origins.items()
+    }
+    console.result({"preset": name, "description": info.description, "settings": settings, "from": sources})
 
 
 def show_runs(
@@ -152,16 +172,20 @@ def show_rows(console: Console, title: str, rows: list[dict[str, Any]], spare: S
 
 
 @click.command()
+@click.argument("preset", required=False, shell_complete=complete_presets)
 @json_option
 @click.pass_obj
-def presets(session: Session) -> None:
-    """List the presets."""
+def presets(session: Session, preset: str | None) -> None:
+    """List the presets, or show what PRESET sets, a name or a file, and where each value comes from."""
     with session.open():
-        show_presets(session.console)
+        if preset is None:
+            show_presets(session.console)
+        else:
+            show_preset(session.console, preset)
 
 
 @click.command()
-@click.argument("artifact", required=False)
+@click.argument("artifact", required=False, shell_complete=complete_artifacts())
 @json_option
 @click.pass_obj
 def info(session: Session, artifact: str | None) -> None:

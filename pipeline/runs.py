@@ -13,6 +13,7 @@ import click
 from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, UserError
 from thousandfold.ground.files import strict_json
 from thousandfold.pipeline.artifacts import KINDS, Artifact, DamagedArtifact, Workspace
+from thousandfold.pipeline.completion import complete_artifacts, complete_tasks
 from thousandfold.pipeline.console import Console, as_set, figure
 from thousandfold.pipeline.listing import flat_rows, headline, show_runs
 from thousandfold.pipeline.session import Session, json_option
@@ -24,8 +25,20 @@ _CURVES = ("success", "time_at_goal", "validation_loss")
 
 
 @click.group(invoke_without_command=True)
-@click.option("--kind", type=click.Choice(list(KINDS)), multiple=True, help="Artifacts of this kind alone.")
-@click.option("--task", multiple=True, metavar="TASK", help="Artifacts of this task alone.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    multiple=True,
+    metavar="KIND",
+    help=f"Artifacts of this kind alone: {', '.join(KINDS)}.",
+)
+@click.option(
+    "--task",
+    multiple=True,
+    metavar="TASK",
+    shell_complete=complete_tasks,
+    help="Artifacts of this task alone.",
+)
 @click.option(
     "--status",
     type=click.Choice(["running", "stopped", "completed", "failed", "damaged"]),
@@ -52,8 +65,8 @@ def runs(
 
 
 @runs.command()
-@click.argument("first", metavar="ARTIFACT")
-@click.argument("second", metavar="ARTIFACT")
+@click.argument("first", metavar="ARTIFACT", shell_complete=complete_artifacts())
+@click.argument("second", metavar="ARTIFACT", shell_complete=complete_artifacts())
 @click.option("--output", metavar="PNG", help="Where to put the curves [FIRST_SECOND.png, here].")
 @json_option
 @click.pass_obj
@@ -68,7 +81,7 @@ def compare(session: Session, first: str, second: str, output: str | None) -> No
 
 
 @runs.command("rm")
-@click.argument("names", metavar="ARTIFACT...", nargs=-1, required=True)
+@click.argument("names", metavar="ARTIFACT...", nargs=-1, required=True, shell_complete=complete_artifacts())
 @click.option("--with-dependents", is_flag=True, help="Remove what was made from them, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option

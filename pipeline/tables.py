@@ -31,7 +31,7 @@ class Column:
     def least_width(self) -> int:
         """Characters in which no word of it is broken."""
         text = min(max(map(cell_len, self.cells), default=0), _LEAST_TEXT)
-        return max(text, *(cell_len(word) for cell in ("-", self.name, *self.cells) for word in cell.split()))
+        return max(text, *(cell_len(word) for cell in ("-", self.name, *self.cells) for word in _words(cell)))
 
 
 def fit_columns(columns: Sequence[Column], width: int) -> Table | None:
@@ -89,7 +89,7 @@ def stack_columns(columns: Sequence[Column], width: int) -> list[str]:
 def _labelled(name: str, text: str, names: int, width: int) -> list[str]:
     """Return text beside its name, of which the longest has `names` characters; below it where it is long."""
     indent = min(names, width - 2 - _LEAST_TEXT) + 2
-    longest = max(map(cell_len, text.split()), default=0)
+    longest = max(map(cell_len, _words(text)), default=0)
     if indent + longest > width:
         return [name, *break_line(text, width, "    ")]
     if cell_len(name) + 2 > indent:
@@ -102,11 +102,11 @@ def break_line(text: str, width: int, label: str = "") -> list[str]:
 
     Lines after the first begin below the beginning of the text.
     """
-    if cell_len(label + text) <= width or not text.strip():
+    if cell_len(label + text) <= width or not _words(text):
         return [label + text]
     first = label or " " * (len(text) - len(text.lstrip()))
     indent = " " * cell_len(first)
-    start, *words = text.split()
+    start, *words = _words(text)
     lines = [first + start]
     for word in words:
         if cell_len(f"{lines[-1]} {word}") <= width:
@@ -114,3 +114,8 @@ def break_line(text: str, width: int, label: str = "") -> list[str]:
         else:
             lines.append(indent + word)
     return lines
+
+
+def _words(text: str) -> list[str]:
+    """Return what stands between spaces; one that is not to be broken (U+00A0) is part of a word."""
+    return [word for word in text.split(" ") if word]

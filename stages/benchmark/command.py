@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 if TYPE_CHECKING:
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--policy", metavar="NAME|FILE", help="An artifact, or a policy file anywhere [the newest].")
+@click.option(
+    "--policy",
+    metavar="NAME|FILE",
+    shell_complete=complete_artifacts("policy"),
+    help="An artifact, or a policy file anywhere [the newest].",
+)
 @stage_command
 def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
     """Measure the policy's latency on one thread, back to back and at its control rate."""

@@ -64,7 +64,9 @@ def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPla
             return PolicyPlace(path, str(path), artifact)
         if path.suffix == ".onnx":
             raise UserError(f"{path} is no file: give a policy file, or the name of a policy's artifact.")
-    artifact = workspace.newest("policy") if reference in (None, NEWEST) else workspace.open(reference, "policy")
+    artifact = (
+        workspace.newest("policy") if reference in (None, NEWEST) else workspace.open(reference, "policy")
+    )
     return PolicyPlace(artifact.file(POLICY_FILE), artifact.name, artifact)
 
 

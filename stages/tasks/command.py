@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from thousandfold.pipeline.completion import complete_tasks
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.listing import show_rows
 from thousandfold.pipeline.session import Session, default_preset, json_option
@@ -22,7 +23,7 @@ def tasks(context: click.Context) -> None:
 
 
 @tasks.command()
-@click.argument("task")
+@click.argument("task", shell_complete=complete_tasks)
 @click.option(
     "--episodes",
     default=64,

@@ -18,7 +18,7 @@ from thousandfold.stages.stage_settings import SECTIONS
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
 COMMANDS = ["run", *STAGES, "run-policy", "policy", "report", "dataset", "frontier", "study"]
-COMMANDS += ["tasks", "presets", "runs", "info", "ui"]
+COMMANDS += ["tasks", "presets", "settings", "runs", "info", "ui"]
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ class TestHelp:
     def test_every_stage_command_takes_the_common_options(self, tmp_path: Path) -> None:
         for command in ["run", *STAGES]:
             text = invoke(tmp_path, command, "--help").stdout
-            for option in ("--preset", "--set", "--seed", "--device", "--dry-run", "--json"):
+            for option in ("--preset", "--config", "--set", "--seed", "--device", "--dry-run", "--json"):
                 assert option in text, command
 
     def test_help_and_dry_runs_leave_nothing_behind(self, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.stages.policy_file.handmade_policy import policy_artifact
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.cli import cli
 from thousandfold.pipeline.console import Console, as_set, figure
+from thousandfold.pipeline.listing import flat_rows
 
 __all__ = ["report"]
 
@@ -66,10 +67,8 @@ def told(workspace: Path, *arguments: str) -> Any:
     return json.loads(invoke(workspace, *arguments, "--json"))
 
 
-def flat(values: Any, text: Any) -> Iterator[str]:
-    """Yield the names and the values of what --json has."""
-    for key, value in values.items():
-        yield from (key, *flat(value, text)) if isinstance(value, dict) and value else (key, text(value))
+def cells_of(values: dict[str, Any], text: Callable[[Any], str]) -> list[str]:
+    return [cell for row in flat_rows(values, text) for cell in row]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -94,9 +93,27 @@ class TestWidths:
         for artifact in Workspace(workspace).artifacts():
             shown, values = shown_and_told(workspace, ("info", artifact.name), monkeypatch, width)
             assert_whole(shown, [f"{values['task']},", *values["files"]], width)
-            assert_whole(shown, flat(values["results"], figure), width)
-            assert_whole(shown, flat(values["settings"], as_set), width)
+            assert_whole(shown, cells_of(values["results"], figure), width)
+            assert_whole(shown, cells_of(values["settings"], as_set), width)
             assert_whole(shown, artifact.manifest.files.values(), width)
+
+    def test_settings_and_where_they_come_from(
+        self, workspace: Path, monkeypatch: pytest.MonkeyPatch, width: int
+    ) -> None:
+        shown, values = shown_and_told(workspace, ("settings", "benchmark"), monkeypatch, width)
+        missing = left_out(shown)
+        rows = values["settings"]
+        assert_whole(shown, [row[key] for row in rows for key in row if key not in missing], width)
+        shown, values = shown_and_told(workspace, ("presets", "cpu/ant"), monkeypatch, width)
+        assert_whole(shown, cells_of(values["settings"]["train_teacher"], as_set), width)
+
+    def test_two_artifacts_beside_one_another(
+        self, workspace: Path, monkeypatch: pytest.MonkeyPatch, width: int
+    ) -> None:
+        names = [artifact.name for artifact in Workspace(workspace).artifacts()[:2]]
+        shown, values = shown_and_told(workspace, ("runs", "compare", *names), monkeypatch, width)
+        cells = [cell for part in ("about", "settings") for both in values[part].values() for cell in both]
+        assert_whole(shown, [*values["results"], *names, *cells], width)
 
     def test_a_policy_file(self, workspace: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
         shown, values = shown_and_told(workspace, ("policy", "inspect"), monkeypatch, width)

@@ -83,6 +83,7 @@ def test_a_row_becomes_a_block_without_what_it_has_not() -> None:
         ("a line /of/a/path/that/is/far/too/long/for/it here", "", [
             "a line", "/of/a/path/that/is/far/too/long/for/it", "here",
         ]),
+        ("rate 12\xa0steps/s, ETA\xa00:00:05", "", ["rate 12\xa0steps/s,", "ETA\xa00:00:05"]),
         ("some words here", "key:  ", ["key:  some words", "      here"]),
     ],
 )  # fmt: skip
