@@ -13,6 +13,7 @@ import click
 from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, UserError
 from thousandfold.ground.files import strict_json
 from thousandfold.pipeline.artifacts import KINDS, Artifact, DamagedArtifact, Workspace
+from thousandfold.pipeline.command_help import PlainGroup
 from thousandfold.pipeline.completion import complete_artifacts, complete_tasks
 from thousandfold.pipeline.console import Console, as_set, figure
 from thousandfold.pipeline.listing import flat_rows, headline, show_runs
@@ -24,7 +25,7 @@ _AXES = {"env_steps": "environment steps", "updates": "updates"}
 _CURVES = ("success", "time_at_goal", "validation_loss")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=PlainGroup, invoke_without_command=True)
 @click.option(
     "--kind",
     type=click.Choice(list(KINDS)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     shell_complete=complete_artifacts("policy"),
     help="An artifact, or a policy file anywhere [the newest].",
 )
+@click.option(
+    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps a second [the policy's own]."
+)
 @stage_command
-def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
+def benchmark(session: Session, common: CommonOptions, policy: str | None, **flags: Any) -> None:
     """Measure the policy's latency on one thread, back to back and at its control rate."""
     from thousandfold.stages.benchmark import benchmark as stage
 
-    settings = common.resolve(stage.BenchmarkSettings, "benchmark")
+    settings = common.resolve(stage.BenchmarkSettings, "benchmark", flags)
     if not session.starts(common, "benchmark", settings):
         return
     place = take_policy(session, policy)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from thousandfold.pipeline.command_help import PlainGroup
 from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.session import (
@@ -24,7 +25,7 @@ _FACTS = (
 )  # fmt: skip
 
 
-@click.group()
+@click.group(cls=PlainGroup)
 def dataset() -> None:
     """Look at datasets, merge them, or import those of others."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thousandfold.ground.errors import UserError
+from thousandfold.pipeline.command_help import PlainGroup
 from thousandfold.pipeline.completion import complete_artifacts, complete_tasks
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.session import Session, json_option
@@ -32,7 +33,7 @@ _seed_option = click.option(
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 
-@click.group()
+@click.group(cls=PlainGroup)
 def policy() -> None:
     """Look at policy files, verify them, and promote them."""
 

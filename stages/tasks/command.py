@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from thousandfold.pipeline.command_help import PlainGroup
 from thousandfold.pipeline.completion import complete_tasks
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.listing import show_rows
@@ -11,7 +12,7 @@ from thousandfold.pipeline.session import Session, default_preset, json_option
 from thousandfold.pipeline.settings import MOST_EPISODES, preset_info
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=PlainGroup, invoke_without_command=True)
 @json_option
 @click.pass_context
 def tasks(context: click.Context) -> None:
