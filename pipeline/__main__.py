@@ -18,7 +18,8 @@ def main() -> None:
     A signal before a command has begun ends the process without a traceback: there is nothing to save yet.
     Once a command has ended, none disturbs the end of the process.
     """
-    guard_output()
+    if "_PIPELINE_COMPLETE" not in os.environ:  # click writes bytes to the shell
+        guard_output()
     for number in stop_signals():
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _exit_at_once)

@@ -45,6 +45,7 @@ from thousandfold.ground.files import (
     FORMAT_VERSION,
     LOCK_FILE,
     file_sha256,
+    folder_lock,
     is_locked,
     is_temporary,
     json_sha256,
@@ -68,6 +69,8 @@ KINDS = {
     "report": "report",
 }
 """Every kind of artifact and the command that makes it."""
+NEWEST = "newest"
+"""What names the newest artifact wherever a name is asked for."""
 MANIFEST_NAME = "manifest.json"
 _PACKAGES = (
     "gymnasium", "minari", "mlflow", "mujoco", "mujoco-warp", "numpy", "onnx", "onnxruntime", "pydantic",
@@ -382,7 +385,7 @@ class Workspace:
             for path in filter(is_temporary, self.runs.glob(".*")):
                 with contextlib.suppress(FileNotFoundError):  # another process was first
                     if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                        path.unlink()
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
             raise WorkspaceError(
                 f"Workspace {self.root} cannot be written ({error.strerror}): "
@@ -468,6 +471,19 @@ class Workspace:
         copy.save()
         return copy
 
+    def remove(self, path: Path) -> None:
+        """Remove an artifact's folder, or the link to it: it is gone at once, and its files soon after.
+
+        Raises UserError where a process writes to it.
+        """
+        gone = path.with_name(f".{path.name}.tmp")  # which no listing shows
+        if path.is_symlink():
+            path.unlink()
+            return
+        with folder_lock(path):
+            path.rename(gone)
+        shutil.rmtree(gone)
+
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """Return the artifacts of one kind, or all, newest first; damaged ones are left out."""
         found, _ = self._scan()
@@ -545,10 +561,16 @@ class Workspace:
     def find(self, reference: str | Path, kind: str | None) -> Artifact:
         """Return the artifact in a folder, or of a name under `runs/`, whatever its status; any kind if None.
 
+        `newest` is the newest completed one of the kind, or what was begun last of any kind.
+
         Raises:
             MissingArtifactError: There is none or it is of another kind.
             DamagedRecordError: Its manifest is missing or cannot be relied on.
         """
+        if str(reference) == NEWEST and kind is not None:
+            return self.newest(kind)
+        if str(reference) == NEWEST:
+            reference = next((artifact.path for artifact in self.artifacts()), reference)
         for place in (Path(reference).expanduser().absolute(), self.runs / reference):
             artifact = _read_folder(place) if _is_folder(place) else None
             if isinstance(artifact, DamagedArtifact):
@@ -575,7 +597,7 @@ class Workspace:
     def _scan(self) -> tuple[list[Artifact], list[DamagedArtifact]]:
         """Read every manifest: the artifacts, newest first, and those that are damaged."""
         found, damaged = [], []
-        folders = sorted(filter(_is_folder, self.runs.glob("*")))
+        folders = sorted(path for path in self.runs.glob("*") if _is_folder(path) and not is_temporary(path))
         for artifact in map(_read_folder, folders):
             if isinstance(artifact, Artifact):
                 found.append(artifact)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from thousandfold.pipeline.command_help import PlainGroup, nearest_options, write_commands
 from thousandfold.pipeline.console import printable
 from thousandfold.pipeline.session import Session
 
@@ -27,14 +28,44 @@ COMMANDS = {
     "study": "thousandfold.stages.study.command",
     "tasks": "thousandfold.stages.tasks.command",
     "presets": "thousandfold.pipeline.listing",
-    "runs": "thousandfold.pipeline.listing",
+    "settings": "thousandfold.pipeline.setting_reference",
+    "runs": "thousandfold.pipeline.runs",
     "info": "thousandfold.pipeline.listing",
     "ui": "thousandfold.pipeline.ui",
 }
 """In the order of the chain; a command's function has its name, with underscores."""
+GROUPS = {
+    "The chain": ("run", "train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark"),
+    "A policy at work": ("evaluate", "render", "run-policy", "policy", "report"),
+    "More than one of them": ("dataset", "frontier", "study"),
+    "What there is": ("tasks", "presets", "settings", "runs", "info", "ui"),
+}
+EXAMPLES = {
+    "run": "run --task robot.yaml --set distill.student_width=64",
+    "train-teacher": "train-teacher --task reacher --set env_steps=2000000",
+    "generate-dataset": "generate-dataset --episodes 500 --noise-levels 0,0.2",
+    "distill": "distill --student-depth 2 --student-width 64",
+    "export-onnx": "export-onnx --student newest",
+    "benchmark": "benchmark --policy policy.onnx --rate 500",
+    "evaluate": "evaluate --episodes 4096 --distribution training",
+    "render": "render --policy newest --episodes 5",
+    "run-policy": "run-policy --policy policy.onnx --rate 50 --seconds 20",
+    "policy": "policy verify policy.onnx",
+    "report": "report --open",
+    "dataset": "dataset info newest",
+    "frontier": "frontier --depths 1,2 --widths 32,64",
+    "study": "study studies/depth.yaml --jobs 2",
+    "tasks": "tasks check robot.yaml",
+    "presets": "presets cpu/mazes",
+    "settings": "settings train-teacher",
+    "runs": "runs --kind teacher --status completed",
+    "info": "info newest",
+    "ui": "ui",
+}
+"""A line to try of every command, as it is typed behind `pipeline`."""
 
 
-class CommandTable(click.Group):
+class CommandTable(PlainGroup):
     """The commands of `COMMANDS`; errors that repeat what was typed steer no terminal."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -45,12 +76,24 @@ class CommandTable(click.Group):
         """Import a command; None where the table has no such name."""
         if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
+        command = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
+        command.epilog = f"Example: pipeline {EXAMPLES[cmd_name]}"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, group by group."""
+        for title, names in GROUPS.items():
+            write_commands(self, ctx, formatter, title, names)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of its arguments, which click repeats as they are, is made printable."""
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            meant = " or ".join(repr(option) for option in nearest_options(error))
+            hint = f" Did you mean {meant}?" if meant else ""
+            said = f"No such option {error.option_name!r}.{hint}"
+            raise click.UsageError(printable(said), error.ctx) from None
         except click.ClickException as error:
             error.message = printable(error.message)  # pyright: ignore[reportAttributeAccessIssue]
             raise

@@ -22,14 +22,15 @@ from types import TracebackType
 from typing import Any
 
 import click
-import rich.box
 import rich.console
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from thousandfold.ground.errors import StoppedByUser, UserError, is_disk_full
 from thousandfold.ground.files import plain_json
 from thousandfold.pipeline.output import lost_output
+from thousandfold.pipeline.tables import Column, break_line, fit_columns, stack_columns
 
 EXTRA_OF_PACKAGE = dict.fromkeys(("gymnasium", "mujoco", "onnxruntime"), "") | dict.fromkeys(
     (
@@ -40,6 +41,7 @@ EXTRA_OF_PACKAGE = dict.fromkeys(("gymnasium", "mujoco", "onnxruntime"), "") | d
 ) | {"submitit": "cluster"}  # fmt: skip
 """The extra of thousandfold that brings a package, by the name under which it is imported; "": no extra does,
 for every installation has it."""
+_BAR_WIDTH = 24
 _STEERING = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -81,8 +83,8 @@ class Console:
         self.warn(f"standard output has gaps ({reason}).")
 
     def say(self, text: str) -> None:
-        """Print text as it is, without wrapping; control characters are escaped."""
-        self._human.print(printable(text))
+        """Print text; on a terminal its lines end at words. Control characters are escaped."""
+        self._human.print(self._broken(text))
 
     def warn(self, text: str, *, once: bool = False) -> None:
         """Print a warning to stderr; with `once`, not again what was warned of before."""
@@ -90,21 +92,44 @@ class Console:
             return
         self._warned.add(text)
         # Named, because under a bar rich replaces sys.stderr, which click's err=True would bypass.
-        click.secho(f"Warning: {printable(text)}", fg="yellow", file=sys.stderr)
+        said = f"Warning: {text}"
+        said = self._broken(said) if sys.stderr.isatty() else printable(said)
+        click.secho(said, fg="yellow", file=sys.stderr)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print a table; columns of numbers are aligned on the right and None is shown as a dash."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], spare: Sequence[str] = ()
+    ) -> None:
+        """Print a table of which no name and no number is cut, however narrow the terminal is.
+
+        Columns of numbers are aligned on the right and None is shown as a dash. Where a table does not fit,
+        its text is wrapped at words; where that is not enough, columns of `spare` are left out, the first of
+        them first; and where that is not enough either, every row becomes a block of lines.
+        """
         rows = [list(row) for row in rows]
-        table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(columns):
-            numeric = bool(rows) and all(isinstance(row[index], numbers.Real | None) for row in rows)
-            table.add_column(Text(printable(column, newlines=False)), justify="right" if numeric else "left")
-        for row in rows:
-            cells = ("-" if cell is None else printable(short(cell), newlines=False) for cell in row)
-            table.add_row(*map(Text, cells))
+        shown = [
+            Column(
+                printable(name, newlines=False),
+                ["-" if row[i] is None else printable(short(row[i]), newlines=False) for row in rows],
+                bool(rows) and all(isinstance(row[i], numbers.Real | None) for row in rows),
+            )
+            for i, name in enumerate(columns)
+        ]
         # As the table's own it would wrap at the table's width.
-        self._human.print(Text(printable(title), style="italic"))
-        self._human.print(table, soft_wrap=False)
+        self._human.print(Text(self._broken(title), style="italic"))
+        kept = shown
+        for count in range(len(spare) + 1):
+            kept = [column for column in shown if column.name not in spare[:count]]
+            table = fit_columns(kept, self._human.width)
+            if table is not None:
+                self._human.print(table, soft_wrap=False)
+                break
+        else:
+            for line in stack_columns(shown, self._human.width):
+                self._human.print(line)
+            return
+        if len(kept) < len(shown):
+            left_out = ", ".join(column.name for column in shown if column not in kept)
+            self.say(f"Not shown, for want of room: {left_out}. --json has them, and a wider terminal.")
 
     @contextlib.contextmanager
     def progress(
@@ -128,25 +153,32 @@ class Console:
         if self._json_output:
             print(json.dumps(plain_json(self.last_result), allow_nan=False), flush=True)
 
+    def _broken(self, text: str) -> str:
+        """Return text that can be printed, in lines that fit."""
+        width = self._human.width
+        return "\n".join(line for long in printable(text).split("\n") for line in break_line(long, width))
+
     @contextlib.contextmanager
     def _bar(self, progress: Progress) -> Iterator[None]:
-        """Show `progress` as a rich bar."""
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
+        """Show `progress` as a bar, with its figures behind it or, where they do not fit, below it."""
+        from rich.live import Live
+        from rich.progress_bar import ProgressBar
 
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[status]}", markup=False),
-        )
-        with RichProgress(*columns, console=self._human) as bar:
-            task = bar.add_task(progress.description, total=progress.total, status=progress.status())
+        def drawn() -> rich.console.RenderableType:
+            name, width = Text(progress.description), self._human.width
+            head = Table.grid(padding=(0, 1))
+            bar = ProgressBar(progress.total, progress.completed, width=_BAR_WIDTH)
+            status = progress.status()
+            if name.cell_len + _BAR_WIDTH + cell_len(status) + 2 <= width:
+                head.add_row(name, bar, Text(status))
+                return head
+            head.add_row(name, bar)
+            # A figure stays with what it is of.
+            whole = ", ".join(part.replace(" ", "\xa0") for part in progress.parts())
+            lines = "\n".join(break_line(whole, width)).replace("\xa0", " ")
+            return rich.console.Group(head, Text(lines, no_wrap=True, overflow="ignore"))
 
-            def show() -> None:
-                bar.update(task, completed=progress.completed, status=progress.status())
-
-            show()
-            progress.on_change = show
+        with Live(get_renderable=drawn, console=self._human):  # drawn a few times a second, by a thread
             yield
 
     @contextlib.contextmanager
@@ -190,21 +222,26 @@ class Progress:
     def update(self, completed: int, **fields: object) -> None:
         """Set the count; `fields` as in `advance`."""
         self.completed = completed
-        self._fields.update(fields)
+        self._fields = {**self._fields, **fields}  # another one, for a thread may be reading the old one
         self.on_change()
 
     def status(self) -> str:
         """Return for example `1,200/5,000 steps, 310 steps/s, success 0.42, ETA 0:00:12`."""
+        return ", ".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """Return the figures of `status`; a field that is None so far is not among them."""
         parts = [f"{self.completed:,}/{self.total:,} {self._unit}"]
         elapsed_s = time.monotonic() - self._started_s
         done = self.completed - self._start
         if done > 0 and elapsed_s > 0:
             parts.append(f"{short(done / elapsed_s)} {self._unit}/s")
-        parts += [f"{name.replace('_', ' ')} {short(value)}" for name, value in self._fields.items()]
+        fields = [(name, value) for name, value in self._fields.items() if value is not None]
+        parts += [f"{name.replace('_', ' ')} {short(value)}" for name, value in fields]
         if done > 0 and self.completed < self.total:
             remaining_s = (self.total - self.completed) * elapsed_s / done
             parts.append(f"ETA {timedelta(seconds=round(remaining_s))}")
-        return printable(", ".join(parts))
+        return list(map(printable, parts))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from thousandfold.pipeline.artifacts import (
     git_state,
     installed_versions,
 )
+from thousandfold.pipeline.completion import complete_artifacts, complete_presets
 from thousandfold.pipeline.console import Console, as_set, figure, short
 from thousandfold.pipeline.session import Session, describe, json_option
-from thousandfold.pipeline.settings import list_presets
+from thousandfold.pipeline.settings import list_presets, preset_info, preset_origins
 
 _HEADLINES = ("success", "retention", "rows", "students")
 
@@ -32,22 +33,64 @@ def show_presets(console: Console) -> None:
         }
         for preset in list_presets()
     ]
-    show_rows(console, "Presets", rows)
+    show_rows(console, "Presets", rows, spare=("published",))
 
 
-def show_runs(console: Console, workspace: Workspace) -> None:
-    """Print the workspace's artifacts, newest first."""
+def show_preset(console: Console, name: str) -> None:
+    """Print what a preset sets, and which preset each value comes from: itself, or one that it extends."""
+    info, origins = preset_info(name), preset_origins(name)
+    console.say(f"{info.name}: {info.description}" if info.description else info.name)
+    for section, keys in origins.items():
+        rows = [(key, as_set(value), origin) for key, (value, origin) in keys.items()]
+        console.table(section.replace("_", "-"), ("setting", "value", "from"), rows)
+    console.say("What is not listed has its default: `pipeline settings STAGE` lists those.")
+    if info.published is not None:
+        console.say(f"Published: {info.published}.")
+    settings = {
+        section: {key: value for key, (value, _) in keys.items()} for section, keys in origins.items()
+    }
+    sources = {
+        section: {key: origin for key, (_, origin) in keys.items()} for section, keys in origins.items()
+    }
+    console.result({"preset": name, "description": info.description, "settings": settings, "from": sources})
+
+
+def show_runs(
+    console: Console,
+    workspace: Workspace,
+    kinds: Collection[str] = (),
+    tasks: Collection[str] = (),
+    statuses: Collection[str] = (),
+) -> None:
+    """Print the workspace's artifacts, newest first: of these kinds, tasks and statuses, or of any."""
     artifacts, damaged = workspace.artifacts(), workspace.damaged
     if not artifacts and not damaged:
         console.say(f"No artifacts in {workspace.runs} yet. Make the first with `pipeline run`.")
-    begun = [(artifact.manifest.created_at, _listed(artifact)) for artifact in artifacts]
-    begun += [(broken.begun or "", _listed_damaged(broken)) for broken in damaged]
+
+    def wanted(of: Collection[str], row: dict[str, Any]) -> bool:
+        return all(
+            (
+                not kinds or set(kinds) & set(of),
+                not tasks or row["task"] in tasks,
+                not statuses or row["status"] in statuses,
+            )
+        )
+
+    begun = [(each.manifest.created_at, {each.kind}, _listed(each)) for each in artifacts]
+    begun += [(broken.begun or "", broken.kinds, _listed_damaged(broken)) for broken in damaged]
+    begun = [(time, row) for time, of, row in begun if wanted(of, row)]
     rows = [row for _, row in sorted(begun, key=lambda pair: pair[0], reverse=True)]
     if rows:
         shown = [row | {"status": _status(row)} for row in rows]
         names = ("artifact", "task", "status", "result", "from")
         cells = [[row[name] for name in names] for row in shown]
-        console.table(f"Artifacts in {workspace.runs}", names, cells)
+        console.table(f"Artifacts in {workspace.runs}", names, cells, spare=("from", "task"))
+    elif artifacts or damaged:
+        console.say(
+            f"None of the {len(artifacts) + len(damaged)} artifacts in {workspace.runs} is such a one."
+        )
+    listed = {row["artifact"] for row in rows}
+    damaged = [broken for broken in damaged if broken.name in listed]
     for broken in damaged:
         console.warn(str(broken.error))
     console.result({"artifacts": rows, "damaged": [str(broken.error.path) for broken in damaged]})
@@ -59,7 +102,7 @@ def _listed(artifact: Artifact) -> dict[str, Any]:
         "task": artifact.manifest.task,
         "status": artifact.status,
         "sealed": artifact.manifest.seal is not None,
-        "result": _headline(artifact),
+        "result": headline(artifact),
         "from": ", ".join(parent.name for parent in artifact.manifest.parents.values()) or None,
     }
 
@@ -87,20 +130,19 @@ def show_info(console: Console, workspace: Workspace, name: str | None) -> None:
     artifact = workspace.find(name, None)
     manifest, row = artifact.manifest, _listed(artifact)
     status = f"{artifact.name}: {manifest.kind} of {manifest.task_label}, {_status(row)}"
-    console.table(status, ("result", "value"), _flat(manifest.results, figure))
-    console.table("Settings", ("setting", "value"), _flat(manifest.settings, as_set))
-    parents = [(role, parent.name, parent.hash[:16]) for role, parent in manifest.parents.items()]
+    console.table(status, ("result", "value"), flat_rows(manifest.results, figure))
+    console.table("Settings", ("setting", "value"), flat_rows(manifest.settings, as_set))
+    parents = [(role, parent.name, parent.hash) for role, parent in manifest.parents.items()]
     if parents:
         console.table("Parents", ("role", "artifact", "hash"), parents)
-    console.table(
-        "Files", ("file", "sha256"), [(file, digest[:16]) for file, digest in manifest.files.items()]
-    )
+    console.table("Files", ("file", "sha256"), manifest.files.items())
     console.result(
         describe(artifact) | {"settings": manifest.settings, "status": row["status"], "sealed": row["sealed"]}
     )
 
 
-def _headline(artifact: Artifact) -> str | None:
+def headline(artifact: Artifact) -> str | None:
+    """Return what an artifact reached, in a few words; None where it says nothing of that."""
     results = artifact.manifest.results
     if artifact.kind == "benchmark" and results.get("networks"):
         try:
@@ -112,42 +154,38 @@ def _headline(artifact: Artifact) -> str | None:
     return ", ".join(found) or None
 
 
-def _flat(values: dict[str, Any], shown: Callable[[Any], str], prefix: str = "") -> list[tuple[str, str]]:
+def flat_rows(values: dict[str, Any], shown: Callable[[Any], str], prefix: str = "") -> list[tuple[str, str]]:
+    """Return the keys of nested values, such as `outer.inner`, and each value as it is shown."""
     rows = []
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            rows += _flat(value, shown, f"{prefix}{key}.")
+            rows += flat_rows(value, shown, f"{prefix}{key}.")
         else:
             rows.append((prefix + key, shown(value)))
     return rows
 
 
-def show_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table; with --json as a list under the title's first word."""
-    console.table(title, list(rows[0]), [list(row.values()) for row in rows])
+def show_rows(console: Console, title: str, rows: list[dict[str, Any]], spare: Sequence[str] = ()) -> None:
+    """Print rows as a table; with --json as a list under the title's first word. `spare` as of a table."""
+    console.table(title, list(rows[0]), [list(row.values()) for row in rows], spare)
     console.result({title.split()[0].lower(): rows})
 
 
 @click.command()
+@click.argument("preset", required=False, shell_complete=complete_presets)
 @json_option
 @click.pass_obj
-def presets(session: Session) -> None:
-    """List the presets."""
+def presets(session: Session, preset: str | None) -> None:
+    """List the presets, or show what PRESET sets, a name or a file, and where each value comes from."""
     with session.open():
-        show_presets(session.console)
+        if preset is None:
+            show_presets(session.console)
+        else:
+            show_preset(session.console, preset)
 
 
 @click.command()
-@json_option
-@click.pass_obj
-def runs(session: Session) -> None:
-    """List the artifacts of the workspace, newest first."""
-    with session.open():
-        show_runs(session.console, session.workspace)
-
-
-@click.command()
-@click.argument("artifact", required=False)
+@click.argument("artifact", required=False, shell_complete=complete_artifacts())
 @json_option
 @click.pass_obj
 def info(session: Session, artifact: str | None) -> None:

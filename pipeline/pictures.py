@@ -97,6 +97,35 @@ def draw_learning_curve(
         figure.align_ylabels()
 
 
+def draw_compared_curves(
+    path: Path,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    x: str,
+    x_label: str,
+    metrics: Sequence[str],
+) -> None:
+    """Draw the curves of several trainings over one another, one panel a metric.
+
+    Args:
+        path: The PNG file; it is replaced atomically.
+        histories: By name, as `draw_learning_curve` takes one.
+        x, x_label: As of `draw_learning_curve`.
+        metrics: The metrics to draw, in this order.
+    """
+    with house_figure(path, width=8.0, height=1.2 + 2.2 * len(metrics)) as figure:
+        panels: list[Axes] = list(figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0])
+        for axes, metric in zip(panels, metrics, strict=True):
+            for colour, (name, history) in zip(cycle(PALETTE), histories.items(), strict=False):
+                if curve := _curve(history, x, metric):
+                    marker = "o" if len(curve[0]) < 40 else None
+                    axes.plot(*curve, color=colour, linewidth=2, marker=marker, markersize=4, label=name)
+            axes.set_ylabel(metric.replace("_", " "))
+        panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1))
+        panels[-1].set_xlabel(x_label)
+        panels[-1].xaxis.set_major_formatter(lambda value, _: short_count(value))
+        figure.align_ylabels()
+
+
 def draw_latency_histogram(
     path: Path,
     samples_us: Mapping[str, Sequence[float] | np.ndarray],

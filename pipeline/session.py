@@ -11,9 +11,11 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from thousandfold.ground.errors import MissingArtifactError, SettingsError, UserError
-from thousandfold.pipeline.artifacts import Artifact, Workspace
+from thousandfold.pipeline.artifacts import NEWEST, Artifact, Workspace
+from thousandfold.pipeline.completion import complete_artifacts, complete_presets, complete_settings
 from thousandfold.pipeline.console import Console, error_boundary
 from thousandfold.pipeline.cuda import cuda_problem, has_driver_files
 from thousandfold.pipeline.distributed import Ranks
@@ -21,6 +23,7 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import (
     StageSettings,
     dump_settings,
+    is_preset_file,
     load_preset,
     preset_info,
     resolve_settings,
@@ -43,14 +46,19 @@ class CommonOptions:
     seed: int | None
     device: str | None
     dry_run: bool
+    config: str | None = None
+    """A YAML file of settings by stage."""
 
     def resolve(self, cls: type[Settings], section: str, flags: Mapping[str, Any] | None = None) -> Settings:
-        """Return the stage's settings: defaults < preset < flags < --set.
+        """Return the stage's settings: defaults < preset < --config < flags < --set.
 
         Where no preset is named, it is the default one of the task that the settings name.
         """
         given = {"seed": self.seed, "device": self.device, **(flags or {})}
-        resolve = partial(resolve_settings, cls, section, overrides=self.overrides, flags=given)
+        values = load_preset(self.config).get(section) if self.config else None
+        resolve = partial(
+            resolve_settings, cls, section, values=values, overrides=self.overrides, flags=given
+        )
         preset = self.preset or default_preset(self.device)[0]
         settings = resolve(preset=preset)
         own = self.preset or default_preset(self.device, dump_settings(settings).get("task"))[0]
@@ -75,10 +83,11 @@ class CommonOptions:
             changeable: settings that may have another value now.
 
         Raises:
-            SettingsError: a preset is named, or something is to change that the run depends on.
+            SettingsError: a preset or a file is named, or something is to change that the run depends on.
         """
-        if self.preset is not None:
-            raise SettingsError("--resume goes on with the run's own settings: leave --preset out.")
+        for option, value in {"preset": self.preset, "config": self.config}.items():
+            if value is not None:
+                raise SettingsError(f"--resume goes on with the run's own settings: leave --{option} out.")
         given = {"seed": self.seed, "device": self.device, **flags}
         values = dump_settings(stored)
         settings = resolve_settings(
@@ -96,7 +105,8 @@ class CommonOptions:
 
     def refuse_with_resume(self, flags: Mapping[str, Any] | None = None) -> None:
         """Raise SettingsError where settings are given to a run that goes on with its own."""
-        given = {"preset": self.preset, "seed": self.seed, "device": self.device, **(flags or {})}
+        given = {"preset": self.preset, "config": self.config, "seed": self.seed, "device": self.device}
+        given |= flags or {}
         named = [f"--{flag}" for flag, value in given.items() if value is not None]
         named += ["--set"] if self.overrides else []
         if named:
@@ -129,6 +139,24 @@ def _has_cuda(device: str | None) -> bool:
     return importlib.util.find_spec("torch") is not None and cuda_problem() is None
 
 
+class ConfigFile(click.ParamType):
+    """A YAML file, as `--config` takes it."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is named like no YAML file, and would be taken for a preset."""
+        if not is_preset_file(value):
+            self.fail(f"{value} is no YAML file: its name ends in .yaml or .yml.", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 def json_option(command: Command) -> Command:
     """Add --json, which the session remembers: it arrives as no argument."""
 
@@ -149,13 +177,18 @@ def json_option(command: Command) -> Command:
 def resume_option(metavar: str, help_text: str) -> Callable[[Command], Command]:
     """Add --resume, which arrives as a name, or as `newest` where it is given without one."""
     return click.option(
-        "--resume", is_flag=False, flag_value="newest", metavar=f"[{metavar}]", help=help_text
+        "--resume",
+        is_flag=False,
+        flag_value=NEWEST,
+        metavar=f"[{metavar}]",
+        shell_complete=complete_artifacts(metavar.lower()),
+        help=help_text,
     )
 
 
 def named(resume: str) -> str | None:
     """Return the name that --resume was given; None: none, so that the newest is meant."""
-    return None if resume == "newest" else resume
+    return None if resume == NEWEST else resume
 
 
 def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bool = False) -> Any:
@@ -172,6 +205,7 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
     def gathered(
         context: click.Context,
         preset: str | None,
+        config: str | None,
         overrides: tuple[str, ...],
         seed: int | None,
         device: str | None,
@@ -179,17 +213,32 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
         **rest: Any,
     ) -> Any:
         session = context.find_object(Session) or Session(None)
-        common = CommonOptions(preset, overrides, seed, device, dry_run)
+        common = CommonOptions(preset, overrides, seed, device, dry_run, config)
         with session.open(mujoco=mujoco, several_ranks=several_ranks):
             return command(session=session, common=common, **rest)
 
     options = (
         click.option(
             "--preset",
+            metavar="NAME|FILE",
+            shell_complete=complete_presets,
             help="Preset of settings; `pipeline presets` lists them [cpu; in mazes cpu/mazes, or quickstart "
             "with CUDA].",
         ),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting."),
+        click.option(
+            "--config",
+            metavar="FILE",
+            type=ConfigFile(),
+            help="YAML file of settings by stage, over the preset's; `pipeline run --dry-run` prints one.",
+        ),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            shell_complete=complete_settings,
+            help="Override one setting; `pipeline settings STAGE` lists them.",
+        ),
         click.option("--seed", type=int, help="Seed of all randomness."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
         click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop."),
@@ -209,7 +258,9 @@ def one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
             help_text = f"{verb} a {kind}{otherwise}."
-            command = click.option(f"--{kind}", metavar=kind.upper(), help=help_text)(command)
+            command = click.option(
+                f"--{kind}", metavar=kind.upper(), shell_complete=complete_artifacts(kind), help=help_text
+            )(command)
         return command
 
     return decorate
@@ -270,7 +321,8 @@ class Session:
     def announce(self, common: CommonOptions, task: str | None = None) -> None:
         """Say which preset is used and why; `task` is that of a training."""
         preset, why = (common.preset, "as asked") if common.preset else default_preset(common.device, task)
-        self.console.say(f"Preset {preset} ({why}); workspace {self.workspace.root}.")
+        over = f", under {common.config}" if common.config else ""
+        self.console.say(f"Preset {preset} ({why}){over}; workspace {self.workspace.root}.")
 
     def announce_training(self, common: CommonOptions, task: str) -> None:
         """Say which preset is used, why, how long the task took with it, and what was published of it.
@@ -285,7 +337,7 @@ class Session:
                 f"With this preset {task} took {minutes:g} minutes to 0.8 of success, at the median of "
                 f"seeds, on {where} ({preset.measured.source})."
             )
-        if preset.published is not None and load_preset(preset.name)["train_teacher"]["task"] == task:
+        if preset.published is not None and load_preset(preset.name)["train_teacher"].get("task") == task:
             self.console.say(f"Published, on other physics: {preset.published}.")
 
     def starts(self, common: CommonOptions, section: str, settings: StageSettings) -> bool:
@@ -334,7 +386,7 @@ class Session:
         """Return the artifact named, or the newest completed one of its kind (made from `of`); say which."""
         from thousandfold.pipeline.artifact_task import warn_of_changed_task  # inside: it imports MuJoCo
 
-        if reference is not None:
+        if reference not in (None, NEWEST):
             artifact, why = self.workspace.open(reference, kind), "as asked"
         else:
             artifact, why = self.workspace.newest(kind, of), "the newest completed"

@@ -1,6 +1,7 @@
-"""Typed settings of every stage: defaults, then a preset, then flags, then `--set key=value`.
+"""Typed settings of every stage: defaults, a preset, a `--config` file, flags, then `--set key=value`.
 
-A preset is a YAML file below `pipeline/presets`, with one section a stage:
+A preset is a YAML file, below `pipeline/presets` or anywhere else, with one section a stage. A `--config`
+file is of the same form, and so is what `pipeline run --dry-run` prints:
 
     description: Half an hour on a laptop.
     extends: quickstart
@@ -28,6 +29,20 @@ STAGE_SECTIONS = (
     "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "evaluate", "render",
     "frontier", "report",
 )  # fmt: skip
+
+SETTINGS_CLASSES = {
+    "train_teacher": ("stages.train_teacher.settings", "TrainTeacherSettings"),
+    "generate_dataset": ("stages.dataset.generate_dataset", "GenerateDatasetSettings"),
+    "import_dataset": ("stages.dataset.import_dataset", "ImportDatasetSettings"),
+    "distill": ("stages.distill.settings", "DistillSettings"),
+    "export_onnx": ("stages.export_onnx.export_onnx", "ExportOnnxSettings"),
+    "benchmark": ("stages.benchmark.benchmark", "BenchmarkSettings"),
+    "evaluate": ("stages.closed_loop.evaluate", "EvaluateSettings"),
+    "render": ("stages.closed_loop.render", "RenderSettings"),
+    "frontier": ("stages.frontier.cells", "FrontierSettings"),
+    "report": ("stages.report.report", "ReportSettings"),
+}
+"""Where the settings of every stage lie, in the order of the chain: module and class."""
 
 MOST_EPISODES = 1_000_000
 """of a closed-loop measurement: an interval of ±0.1 % of success"""
@@ -117,8 +132,15 @@ class PresetInfo:
 
 
 def list_presets() -> list[PresetInfo]:
-    """Return every preset, sorted by name. Raises SettingsError for a file that is not a preset."""
-    return [preset_info(name) for name in _preset_paths()]
+    """Return every built-in preset, sorted by name. Raises SettingsError for a file that is not a preset."""
+    return [preset_info(name) for name in preset_names()]
+
+
+def preset_names() -> list[str]:
+    """Return the names of the built-in presets, sorted."""
+    return sorted(
+        path.relative_to(PRESETS_FOLDER).with_suffix("").as_posix() for path in PRESETS_FOLDER.rglob("*.yaml")
+    )
 
 
 def preset_info(name: str) -> PresetInfo:
@@ -126,30 +148,38 @@ def preset_info(name: str) -> PresetInfo:
 
     Raises SettingsError for an unknown preset or a file that is not one.
     """
-    paths = _preset_paths()
-    if name not in paths:
-        raise SettingsError(unknown_name("preset", name, paths))
-    content = _read_preset(paths[name])
+    path = _preset_path(name)
+    content = _read_preset(path)
     description = " ".join(str(content.get("description", "")).split())
-    return PresetInfo(name, description, paths[name], content.get("published"), content.get("measured"))
+    return PresetInfo(name, description, path, content.get("published"), content.get("measured"))
 
 
-def load_preset(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+def load_preset(name: str) -> dict[str, dict[str, Any]]:
     """Return the preset's settings by section, merged over those of the preset that it extends.
 
     Raises SettingsError for an unknown preset or section, a damaged file, or a circle of `extends`.
     """
-    paths = _preset_paths()
-    if name not in paths:
-        raise SettingsError(unknown_name("preset", name, paths))
+    found = preset_origins(name)
+    return {section: {key: value for key, (value, _) in keys.items()} for section, keys in found.items()}
+
+
+def preset_origins(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, dict[str, tuple[Any, str]]]:
+    """Return the preset's settings by section, each with the preset that it comes from.
+
+    `name` is a built-in preset, or a YAML file; `extends` in a file names either, a file by its place beside
+    that one. Raises as `load_preset` does.
+    """
     if name in extended_by:
         raise SettingsError(f"Presets extend each other in a circle: {' -> '.join((*extended_by, name))}.")
-    content = _read_preset(paths[name])
+    content = _read_preset(_preset_path(name))
     base = content.get("extends")
-    merged = load_preset(str(base), (*extended_by, name)) if base else {}
+    if is_preset_file(name) and is_preset_file(str(base)):
+        base = str(Path(name).parent / str(base))
+    merged = preset_origins(str(base), (*extended_by, name)) if base else {}
     for section in STAGE_SECTIONS:
+        own = {key: (value, name) for key, value in content.get(section, {}).items()}
         if section in content:
-            merged[section] = {**merged.get(section, {}), **content[section]}
+            merged[section] = {**merged.get(section, {}), **own}
     return merged
 
 
@@ -167,8 +197,8 @@ def resolve_settings(
     Args:
         cls: The stage's settings class.
         section: The stage's name in presets, such as `train_teacher`.
-        preset: Name of a preset, or None for the defaults.
-        values: Settings of a page, or those that a run was made with; None is a value like any other.
+        preset: Name or file of a preset, or None for the defaults.
+        values: Settings of a file, or those that a run was made with; None is a value like any other.
         overrides: `key=value` pairs; the value is read as YAML, so `1e-4` is a number and `[1, 2]` a list.
         flags: Values of command-line flags; None means that the flag was not given.
 
@@ -228,10 +258,18 @@ def _load_yaml(text: str, where: str) -> Any:
 _OUTCOMES: dict[str, type[pydantic.BaseModel]] = {"published": PublishedOutcome, "measured": MeasuredMinutes}
 
 
-def _preset_paths() -> dict[str, Path]:
-    """Return the preset files by name, sorted by name."""
-    paths = PRESETS_FOLDER.rglob("*.yaml")
-    return dict(sorted((path.relative_to(PRESETS_FOLDER).with_suffix("").as_posix(), path) for path in paths))
+def is_preset_file(preset: str) -> bool:
+    """Tell whether this is the file of a preset, and not the name of a built-in one."""
+    return preset.endswith((".yaml", ".yml"))
+
+
+def _preset_path(name: str) -> Path:
+    """Return the file of a preset. Raises SettingsError where there is no built-in one of that name."""
+    if is_preset_file(name):
+        return Path(name).expanduser()
+    if name not in (names := preset_names()):
+        raise SettingsError(unknown_name("preset", name, names))
+    return PRESETS_FOLDER / f"{name}.yaml"
 
 
 def _read_preset(path: Path) -> dict[str, Any]:

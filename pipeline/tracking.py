@@ -314,6 +314,20 @@ class Tracker:
         for run_id in run_ids:
             self._store.attempt(lambda client, run_id=run_id: end(client, run_id))
 
+    def tag_run(self, run_id: str, tags: Mapping[str, object]) -> None:
+        """Add tags to a run that has ended, where the store has it."""
+
+        def write(client: MlflowClient) -> None:
+            if _find_run(client, run_id):
+                for key, value in _as_tags(tags).items():
+                    client.set_tag(run_id, key, value)
+
+        self._store.attempt(write, f"tags of run {run_id}", now=True)
+
+    def report_lost(self) -> None:
+        """Say what was not recorded."""
+        self._store.report_lost()
+
     def log_chain_file(self, chain_run_id: str | None, path: Path) -> None:
         """Copy a file among the artifacts of a chain run, in place of an earlier one of its name."""
         if chain_run_id:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 if TYPE_CHECKING:
@@ -13,13 +14,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--policy", metavar="NAME|FILE", help="An artifact, or a policy file anywhere [the newest].")
+@click.option(
+    "--policy",
+    metavar="NAME|FILE",
+    shell_complete=complete_artifacts("policy"),
+    help="An artifact, or a policy file anywhere [the newest].",
+)
+@click.option(
+    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps a second [the policy's own]."
+)
 @stage_command
-def benchmark(session: Session, common: CommonOptions, policy: str | None) -> None:
+def benchmark(session: Session, common: CommonOptions, policy: str | None, **flags: Any) -> None:
     """Measure the policy's latency on one thread, back to back and at its control rate."""
     from thousandfold.stages.benchmark import benchmark as stage
 
-    settings = common.resolve(stage.BenchmarkSettings, "benchmark")
+    settings = common.resolve(stage.BenchmarkSettings, "benchmark", flags)
     if not session.starts(common, "benchmark", settings):
         return
     place = take_policy(session, policy)

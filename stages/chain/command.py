@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from thousandfold.ground.errors import SettingsError
+from thousandfold.pipeline.completion import complete_tasks
 from thousandfold.pipeline.session import (
     CommonOptions,
     Session,
@@ -19,6 +20,7 @@ from thousandfold.pipeline.session import (
 @click.option(
     "--task",
     metavar="TASK",
+    shell_complete=complete_tasks,
     help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
 )
 @resume_option("CHAIN", "Go on with a chain that was cut off: the newest, or the one named.")

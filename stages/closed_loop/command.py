@@ -7,12 +7,23 @@ from typing import Any
 import click
 
 from thousandfold.ground.errors import SettingsError
+from thousandfold.pipeline.completion import complete_artifacts, complete_tasks
 from thousandfold.pipeline.session import CommonOptions, Session, json_option, one_of_three, stage_command
 
 
 @click.command("run-policy")
-@click.option("--policy", metavar="NAME|FILE", help="An artifact, or a policy file anywhere [the newest].")
-@click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
+@click.option(
+    "--policy",
+    metavar="NAME|FILE",
+    shell_complete=complete_artifacts("policy"),
+    help="An artifact, or a policy file anywhere [the newest].",
+)
+@click.option(
+    "--task",
+    metavar="TASK",
+    shell_complete=complete_tasks,
+    help="Task, or the YAML file of your own [the policy's].",
+)
 @click.option("--goal", metavar="X,Y,...", help="Goal to command, in its units [the task's, one an episode].")
 @click.option("--episodes", type=int, help="Episodes to run [10; with --seconds as many as fit].")
 @click.option("--seconds", type=float, help="Stop after so many seconds on the clock.")

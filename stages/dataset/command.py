@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from thousandfold.pipeline.command_help import PlainGroup
+from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.session import (
     CommonOptions,
@@ -23,13 +25,13 @@ _FACTS = (
 )  # fmt: skip
 
 
-@click.group()
+@click.group(cls=PlainGroup)
 def dataset() -> None:
     """Look at datasets, merge them, or import those of others."""
 
 
 @dataset.command()
-@click.argument("name", metavar="[DATASET]", required=False)
+@click.argument("name", metavar="[DATASET]", required=False, shell_complete=complete_artifacts("dataset"))
 @json_option
 @click.pass_obj
 def info(session: Session, name: str | None) -> None:
@@ -62,7 +64,13 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
 
 
 @dataset.command()
-@click.argument("datasets", metavar="DATASET DATASET...", nargs=-1, required=True)
+@click.argument(
+    "datasets",
+    metavar="DATASET DATASET...",
+    nargs=-1,
+    required=True,
+    shell_complete=complete_artifacts("dataset"),
+)
 @json_option
 @click.pass_obj
 def merge(session: Session, datasets: tuple[str, ...]) -> None:
@@ -76,7 +84,12 @@ def merge(session: Session, datasets: tuple[str, ...]) -> None:
 
 @dataset.command("import")
 @click.argument("source")
-@click.option("--teacher", metavar="TEACHER", help="Name or path of who labels it [the newest].")
+@click.option(
+    "--teacher",
+    metavar="TEACHER",
+    shell_complete=complete_artifacts("teacher"),
+    help="Name or path of who labels it [the newest].",
+)
 @click.option(
     "--goal-columns",
     metavar="COLUMN,...",
@@ -106,7 +119,12 @@ def import_(session: Session, common: CommonOptions, source: str, teacher: str |
 
 
 @click.command("generate-dataset")
-@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
+@click.option(
+    "--teacher",
+    metavar="TEACHER",
+    shell_complete=complete_artifacts("teacher"),
+    help="Name or path [the newest].",
+)
 @click.option("--episodes", type=int, help="Episodes to record.")
 @click.option(
     "--noise-levels",

@@ -8,13 +8,22 @@ import click
 
 from thousandfold.ground.errors import MissingArtifactError
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.session import CommonOptions, Session, named, resume_option, stage_command
 
 
 @click.command()
-@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest].")
 @click.option(
-    "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
+    "--teacher",
+    metavar="TEACHER",
+    shell_complete=complete_artifacts("teacher"),
+    help="Name or path [the newest].",
+)
+@click.option(
+    "--dataset",
+    metavar="DATASET",
+    shell_complete=complete_artifacts("dataset"),
+    help="Name or path [the teacher's newest, made first if there is none].",
 )
 @click.option("--student-depth", type=int, help="Layers of the student.")
 @click.option("--student-width", type=int, help="Units of a layer.")
@@ -65,6 +74,6 @@ def take_dataset(
         if reference is not None:
             raise
     session.console.say(f"No dataset of teacher {teacher.name} yet: making one first.")
-    first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False)
+    first = CommonOptions(common.preset, (), common.seed, common.device, dry_run=False, config=common.config)
     settings = first.resolve(generate_dataset.GenerateDatasetSettings, "generate_dataset")
     return generate_dataset.run(settings, session.context, teacher)

@@ -61,8 +61,8 @@ class DistillSettings(StageSettings):
         lt=1,
         description="of the running average of the student, evaluated beside it; 0: none",
     )
-    updates: int = pydantic.Field(default=4000, ge=1, le=10**9)
-    batch_size: int = pydantic.Field(default=1024, ge=1, le=2**20)
+    updates: int = pydantic.Field(default=4000, ge=1, le=10**9, description="updates before the rounds")
+    batch_size: int = pydantic.Field(default=1024, ge=1, le=2**20, description="rows of an update")
     learning_rate: float = pydantic.Field(
         default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
     )
@@ -82,7 +82,9 @@ class DistillSettings(StageSettings):
     evaluate_every: int = pydantic.Field(
         default=500, ge=1, le=10**9, description="updates between evaluations"
     )
-    evaluation_episodes: int = pydantic.Field(default=256, ge=1, le=MOST_EPISODES)
+    evaluation_episodes: int = pydantic.Field(
+        default=256, ge=1, le=MOST_EPISODES, description="episodes of an evaluation within the training"
+    )
     checkpoint_every: int = pydantic.Field(
         default=500, ge=1, le=10**9, description="updates between checkpoints"
     )

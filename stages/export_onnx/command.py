@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import click
 
+from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 
 
 @click.command("export-onnx")
-@click.option("--student", metavar="STUDENT", help="Name or path [the newest].")
-@click.option("--teacher", metavar="TEACHER", help="Export a teacher instead.")
+@click.option(
+    "--student",
+    metavar="STUDENT",
+    shell_complete=complete_artifacts("student"),
+    help="Name or path [the newest].",
+)
+@click.option(
+    "--teacher",
+    metavar="TEACHER",
+    shell_complete=complete_artifacts("teacher"),
+    help="Export a teacher instead.",
+)
 @stage_command
 def export_onnx(session: Session, common: CommonOptions, student: str | None, teacher: str | None) -> None:
     """Write the policy as one ONNX file, checked against torch before it counts as done."""

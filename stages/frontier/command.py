@@ -8,6 +8,7 @@ import click
 
 from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.completion import complete_artifacts
 from thousandfold.pipeline.resume import find_parent
 from thousandfold.pipeline.session import (
     CommonOptions,
@@ -25,9 +26,17 @@ _MIN_RETENTION = 0.98
 @click.command()
 @click.option("--depths", metavar="N,N,...", help="Layers of the students [1,2,4,8].")
 @click.option("--widths", metavar="N,N,...", help="Units of their layers [32,64,128,256].")
-@click.option("--teacher", metavar="TEACHER", help="Name or path [the newest; with --select the frontier's].")
 @click.option(
-    "--dataset", metavar="DATASET", help="Name or path [the teacher's newest, made first if there is none]."
+    "--teacher",
+    metavar="TEACHER",
+    shell_complete=complete_artifacts("teacher"),
+    help="Name or path [the newest; with --select the frontier's].",
+)
+@click.option(
+    "--dataset",
+    metavar="DATASET",
+    shell_complete=complete_artifacts("dataset"),
+    help="Name or path [the teacher's newest, made first if there is none].",
 )
 @click.option("--jobs", type=int, help="Processes that distil at a time [one a CPU].")
 @resume_option(
@@ -46,7 +55,12 @@ _MIN_RETENTION = 0.98
     default=None,
     help="With --select: the lower end of the 95 % interval of the retention counts, not its estimate.",
 )
-@click.option("--frontier", metavar="FRONTIER", help="With --select: name or path [the newest].")
+@click.option(
+    "--frontier",
+    metavar="FRONTIER",
+    shell_complete=complete_artifacts("frontier"),
+    help="With --select: name or path [the newest].",
+)
 @stage_command
 def frontier(
     session: Session,
@@ -69,7 +83,11 @@ def frontier(
     if select:
         making = flags | {"dataset": dataset, "resume": resume}
         making |= {"preset": common.preset, "seed": common.seed, "device": common.device}
-        making |= {"set": common.overrides or None, "dry-run": common.dry_run or None}
+        making |= {
+            "config": common.config,
+            "set": common.overrides or None,
+            "dry-run": common.dry_run or None,
+        }
         _refuse("--select chooses from a frontier that is there", making)
         from thousandfold.stages.frontier.selection import Bounds, select_student
 

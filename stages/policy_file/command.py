@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thousandfold.ground.errors import UserError
+from thousandfold.pipeline.command_help import PlainGroup
+from thousandfold.pipeline.completion import complete_artifacts, complete_tasks
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.session import Session, json_option
 from thousandfold.pipeline.settings import MOST_EPISODES
@@ -31,13 +33,13 @@ _seed_option = click.option(
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 
-@click.group()
+@click.group(cls=PlainGroup)
 def policy() -> None:
     """Look at policy files, verify them, and promote them."""
 
 
 @policy.command()
-@click.argument("name", metavar="[POLICY]", required=False)
+@click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
 @json_option
 @click.pass_obj
 def inspect(session: Session, name: str | None) -> None:
@@ -49,9 +51,14 @@ def inspect(session: Session, name: str | None) -> None:
 
 
 @policy.command()
-@click.argument("name", metavar="[POLICY]", required=False)
+@click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
 @_episodes_option
-@click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
+@click.option(
+    "--task",
+    metavar="TASK",
+    shell_complete=complete_tasks,
+    help="Task, or the YAML file of your own [the policy's].",
+)
 @_seed_option
 @click.option("--robustness", is_flag=True, help="Repeat the robustness card that the file carries, too.")
 @json_option
@@ -73,7 +80,7 @@ def verify(
 
 
 @policy.command()
-@click.argument("name", metavar="[POLICY]", required=False)
+@click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
 @_episodes_option
 @_seed_option
 @click.option("--teacher", is_flag=True, help="Take an exported teacher, which is refused as a rule.")

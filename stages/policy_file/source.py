@@ -12,7 +12,7 @@ from thousandfold.envs.task import CHANGES, LONGEST_CLOCK_S
 from thousandfold.envs.user_tasks.task_copy import PAGE_NAME
 from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifact_task import TASK_FOLDER
-from thousandfold.pipeline.artifacts import MANIFEST_NAME, Artifact, Workspace
+from thousandfold.pipeline.artifacts import MANIFEST_NAME, NEWEST, Artifact, Workspace
 from thousandfold.pipeline.console import printable
 from thousandfold.stages.policy_file.controls import (
     ACTUATOR_UNIT,
@@ -64,7 +64,9 @@ def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPla
             return PolicyPlace(path, str(path), artifact)
         if path.suffix == ".onnx":
             raise UserError(f"{path} is no file: give a policy file, or the name of a policy's artifact.")
-    artifact = workspace.newest("policy") if reference is None else workspace.open(reference, "policy")
+    artifact = (
+        workspace.newest("policy") if reference in (None, NEWEST) else workspace.open(reference, "policy")
+    )
     return PolicyPlace(artifact.file(POLICY_FILE), artifact.name, artifact)
 
 

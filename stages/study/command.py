@@ -48,6 +48,8 @@ def study(
     """
     if common.seed is not None:
         raise SettingsError("--seed: the study's file says its seeds.")
+    if common.config is not None:
+        raise SettingsError("--config: the study's file says its settings.")
     if launcher == _HERE and parameters:
         raise SettingsError("--submit: for --launcher slurm or local.")
     if (page is None) == (resume is None):

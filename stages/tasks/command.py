@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
+from thousandfold.pipeline.command_help import PlainGroup
+from thousandfold.pipeline.completion import complete_tasks
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.listing import show_rows
 from thousandfold.pipeline.session import Session, default_preset, json_option
 from thousandfold.pipeline.settings import MOST_EPISODES, preset_info
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=PlainGroup, invoke_without_command=True)
 @json_option
 @click.pass_context
 def tasks(context: click.Context) -> None:
@@ -22,7 +24,7 @@ def tasks(context: click.Context) -> None:
 
 
 @tasks.command()
-@click.argument("task")
+@click.argument("task", shell_complete=complete_tasks)
 @click.option(
     "--episodes",
     default=64,
@@ -65,7 +67,7 @@ def show_tasks(console: Console) -> None:
                 "description": task.description,
             }
         )
-    show_rows(console, "Tasks", rows)
+    show_rows(console, "Tasks", rows, spare=("Gymnasium id", "control dt (s)", "steps"))
     console.say(
         "minutes to 0.8: of success, with the default preset of a CPU, at the median of seeds, on "
         f"{' or '.join(sorted(processors))}; a dash where it was not measured or not reached."

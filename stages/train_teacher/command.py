@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from thousandfold.pipeline.completion import complete_tasks
 from thousandfold.pipeline.session import CommonOptions, Session, named, resume_option, stage_command
 
 
@@ -13,6 +14,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, named, resume_
 @click.option(
     "--task",
     metavar="TASK",
+    shell_complete=complete_tasks,
     help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own.",
 )
 @click.option("--depth", type=int, help="Layers of every network, a multiple of 4.")

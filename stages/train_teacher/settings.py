@@ -101,7 +101,10 @@ class LearnerSettings(StageSettings):
     )
     energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
     info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")
-    actor_goals: Literal["hindsight", "random", "mixed"] = "random"
+    actor_goals: Literal["hindsight", "random", "mixed"] = pydantic.Field(
+        default="random",
+        description="what the actor learns to reach: goals of the same episode's future, of others, or both",
+    )
     batch_size: int = pydantic.Field(
         default=256, ge=2, le=2**20, description="transitions of an update, over all ranks"
     )
@@ -109,10 +112,14 @@ class LearnerSettings(StageSettings):
         default=False,
         description="contrast with the goals of all ranks, not with those of the rank's own batch",
     )
-    discount: float = pydantic.Field(default=0.99, gt=0, le=1)
-    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
-    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
-    alpha_learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    discount: float = pydantic.Field(
+        default=0.99, gt=0, le=1, description="of a step: how far ahead goals in hindsight lie"
+    )
+    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0, description="Adam's, of the actor")
+    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0, description="Adam's, of the critic")
+    alpha_learning_rate: float = pydantic.Field(
+        default=3e-4, gt=0, description="Adam's, of the entropy temperature"
+    )
     initial_alpha: float = pydantic.Field(
         default=1.0, gt=0, le=1e6, description="entropy temperature at the start"
     )
@@ -282,13 +289,19 @@ class TrainTeacherSettings(LearnerSettings):
     unroll_steps: int = pydantic.Field(
         default=100, ge=1, le=10**6, description="control steps of each world between updates"
     )
-    updates_per_unroll: int = pydantic.Field(default=48, ge=1, le=10**6)
-    replay_rows_per_world: int = pydantic.Field(default=10_000, ge=2, le=10**9)
+    updates_per_unroll: int = pydantic.Field(
+        default=48, ge=1, le=10**6, description="updates after every unroll"
+    )
+    replay_rows_per_world: int = pydantic.Field(
+        default=10_000, ge=2, le=10**9, description="newest steps of each world that are kept"
+    )
     min_rows_per_world: int = pydantic.Field(
         default=100, ge=2, le=10**9, description="rows of each world before the first update"
     )
     evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="unrolls between evaluations")
-    evaluation_episodes: int = pydantic.Field(default=128, ge=1, le=MOST_EPISODES)
+    evaluation_episodes: int = pydantic.Field(
+        default=128, ge=1, le=MOST_EPISODES, description="episodes of an evaluation within the training"
+    )
     final_episodes: int = pydantic.Field(
         default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the closing evaluation"
     )

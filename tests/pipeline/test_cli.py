@@ -18,7 +18,7 @@ from thousandfold.stages.stage_settings import SECTIONS
 
 STAGES = ["train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark", "evaluate", "render"]
 COMMANDS = ["run", *STAGES, "run-policy", "policy", "report", "dataset", "frontier", "study"]
-COMMANDS += ["tasks", "presets", "runs", "info", "ui"]
+COMMANDS += ["tasks", "presets", "settings", "runs", "info", "ui"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +74,16 @@ class TestHelp:
         assert text.startswith(f"Usage: cli {command} [OPTIONS]")
         assert len(text.splitlines()[2].strip()) > 15, "a sentence follows the usage line"
 
-    def test_the_commands_stand_in_the_order_of_the_chain(self, tmp_path: Path) -> None:
-        listed = invoke(tmp_path, "--help").stdout.partition("Commands:")[2].splitlines()
-        assert [line.split()[0] for line in listed if line[:3].strip()] == COMMANDS
+    def test_the_stages_stand_in_the_order_of_the_chain(self, tmp_path: Path) -> None:
+        lines = invoke(tmp_path, "--help").stdout.splitlines()
+        listed = [line.split()[0] for line in lines if line[:2] == "  " and line[2:3].strip()]
+        assert [name for name in listed if name in ("run", *STAGES)] == ["run", *STAGES]
+        assert set(COMMANDS) <= set(listed)
 
     def test_every_stage_command_takes_the_common_options(self, tmp_path: Path) -> None:
         for command in ["run", *STAGES]:
             text = invoke(tmp_path, command, "--help").stdout
-            for option in ("--preset", "--set", "--seed", "--device", "--dry-run", "--json"):
+            for option in ("--preset", "--config", "--set", "--seed", "--device", "--dry-run", "--json"):
                 assert option in text, command
 
     def test_help_and_dry_runs_leave_nothing_behind(self, tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def pipeline(*arguments: str, **where: Any) -> subprocess.CompletedProcess[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", ["--help", "run --help", "train-teacher --help", "presets"])
+    @pytest.mark.parametrize(
+        "command",
+        ["--help", "run --help", "train-teacher --help", "presets", "presets cpu", "settings", "runs"],
+    )
     def test_imports_nothing_heavy(self, tmp_path: Path, command: str) -> None:
         script = f"""
             import atexit, sys
