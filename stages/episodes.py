@@ -43,6 +43,8 @@ HISTORY_FILE = "history.json"
 """Every evaluation of a training, of a teacher or a student, as ``{"history": [...]}``."""
 
 Z_95 = 1.959963984540054
+LEAST_CHANCE = 0.01
+"""Below that a difference of success between two runtimes is held against the one."""
 MAX_WORLDS = 256
 _BOOTSTRAP_DRAWS = 4000
 _CHUNK_NUMBERS = 2**22  # of a resampling at a time, 32 MiB
@@ -264,6 +266,19 @@ def run_round(simulator: CpuSimulator, policy: Policy, num_paths: int = 0) -> Ep
         unstable=unstable,
         goals_held=goals_held,
     )
+
+
+def chance_of_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return how often two policies that do equally well differ by as much as these do, or more.
+
+    Actions that are the same but for their last bits take other ways in a world with contacts: now and then
+    one of the two reaches a goal that the other misses. Which of them does is the toss of a coin (McNemar's
+    exact test of paired outcomes, two-sided). Both are successes in the same episodes, (episodes,) bool.
+    """
+    gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    differing = gained + lost
+    tail = sum(math.comb(differing, count) for count in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**differing)
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -34,3 +35,19 @@ def cpp_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.examples.deploy_runners import build_cpp_runner
 
     return build_cpp_runner(tmp_path_factory.mktemp("cpp"))
+
+
+@pytest.fixture(scope="session")
+def comma_locale(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return an environment in which de_DE.UTF-8 can be set: the system's own, or made by localedef."""
+    from tests.examples.deploy_runners import required, started
+
+    places = tmp_path_factory.mktemp("locales")
+    listed = started("locale", "-a").stdout.lower() if shutil.which("locale") else ""
+    if "de_de.utf8" in listed or "de_de.utf-8" in listed:
+        return {}
+    required("localedef")
+    made = started("localedef", "-i", "de_DE", "-f", "UTF-8", places / "de_DE.UTF-8")
+    if not (places / "de_DE.UTF-8/LC_NUMERIC").is_file():
+        pytest.skip(f"localedef makes no German locale: {made.stderr.strip()}")
+    return {"LOCPATH": str(places)}

@@ -29,7 +29,7 @@ from thousandfold.stages.benchmark.loops import (
     run_paced,
 )
 from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics
-from thousandfold.stages.benchmark.runtimes import OtherRuntimes, other_runtimes
+from thousandfold.stages.benchmark.runtimes import C, OtherRuntimes, other_runtimes
 from thousandfold.stages.benchmark.tables import HISTOGRAM_FILE, TIMELINE_FILE, draw_pictures, show_report
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
 from thousandfold.stages.policy_file.source import PolicyPlace
@@ -71,7 +71,7 @@ class BenchmarkSettings(StageSettings):
         default=3, ge=0, le=100, description="fresh processes that start the policy; 0: none"
     )
     compare: bool = pydantic.Field(
-        default=True, description="time the network in torch and NumPy too, if they are here"
+        default=True, description="time the network in C, torch and NumPy too, if they are here"
     )
     aot_inductor: bool = pydantic.Field(
         default=False, description="and compiled by AOTInductor: half a minute, a C++ compiler"
@@ -221,8 +221,9 @@ def _announce(
 ) -> None:
     names = " and ".join(networks.policies)
     each = ", ".join(f"{rate:g}" for rate in rates)
-    turns = 2 * len(networks.policies) + 2 * settings.compare + bool(settings.busy_processes)
-    loops = 2 * len(rates) + 2 * bool(settings.busy_processes) + len(networks.policies) - 1
+    turns = 2 * len(networks.policies) + 3 * settings.compare + bool(settings.busy_processes)
+    loops = 2 * len(rates) + 2 * bool(settings.busy_processes) + len(networks.policies)
+    loops += settings.compare - 1
     span_s = turns * (settings.warmup_s + settings.back_to_back_s) + loops * settings.paced_s
     context.console.say(
         f"Timing {names} of {policy.name} on one thread: back to back, in control loops at {each} Hz; "
@@ -241,7 +242,7 @@ def _measure(
     """Run every loop: those that are compared take turns."""
     measured = Measured(busy_processes=settings.busy_processes, spin_us=settings.spin_us)
     ours = networks.steps[networks.role]
-    _time_in_turns(policy, networks, settings, context, measured)
+    in_c = _time_in_turns(policy, networks, settings, context, measured)
     with granted_by_host(settings.host_request) as granted, collector_at_rest():
         measured.granted = granted
         measured.pairs = [_beside_empty(ours, rate, settings) for rate in rates]
@@ -250,6 +251,8 @@ def _measure(
             for role, timed in networks.steps.items()
             if role != networks.role
         }
+        if in_c is not None:
+            measured.other_loops[C] = run_paced(in_c, rate_hz, settings.paced_s, settings.spin_us)
     if settings.busy_processes:
         with (
             busy_processes(settings.busy_processes),
@@ -270,8 +273,11 @@ def _time_in_turns(
     settings: BenchmarkSettings,
     context: StageContext,
     measured: Measured,
-) -> None:
-    """Time the files, their part inside the runtime and the other runtimes, back to back."""
+) -> TimedCall | None:
+    """Time the files, their part inside the runtime and the other runtimes, back to back.
+
+    Returns the policy in C, where it could be compiled.
+    """
     with _others(policy, networks, settings, context) as others:
         calls = {("step", role): timed for role, timed in networks.steps.items()}
         calls |= {("bound", role): timed for role, timed in networks.bound.items()}
@@ -281,6 +287,7 @@ def _time_in_turns(
     measured.left_out, measured.action_difference = others.left_out, others.action_difference
     for (part, name), found in samples.items():
         {"step": measured.samples, "bound": measured.inside, "other": measured.others}[part][name] = found
+    return calls.get(("other", C))
 
 
 def _others(

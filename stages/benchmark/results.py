@@ -55,6 +55,7 @@ class Measured:
         action_difference: how far its actions are from the file's.
         pairs: the policy's control loops, each beside an empty one, by rising rate.
         teachers_loop: the teacher's at the control rate, by role; empty without one.
+        other_loops: control loops at the control rate in other runtimes, by name.
         busy_samples, busy_pair: under load; None without.
         fresh: of a fresh process; None where none was started.
     """
@@ -69,6 +70,7 @@ class Measured:
     action_difference: dict[str, float] = field(default_factory=dict)
     pairs: list[PacedPair] = field(default_factory=list)
     teachers_loop: dict[str, PacedTiming] = field(default_factory=dict)
+    other_loops: dict[str, PacedTiming] = field(default_factory=dict)
     busy_samples: np.ndarray | None = None
     busy_pair: PacedPair | None = None
     fresh: dict[str, Any] | None = None
@@ -89,6 +91,8 @@ def build_report(policies: Mapping[str, OnnxPolicy], measured: Measured, rate_hz
             "ratio": figures["p50_us"] / own_p50,
             "max_action_difference": measured.action_difference[name],
         }
+        if name in measured.other_loops:
+            comparison[name]["paced"] = summarize_paced(measured.other_loops[name])
     busy = None
     if measured.busy_samples is not None and measured.busy_pair is not None:
         busy = {
@@ -138,7 +142,9 @@ def flat_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         for part in ("back_to_back", "inside_runtime", "roofline", "paced")
     }
     parts |= {f"paced_{loop['rate_hz']:g}hz": loop for loop in report["paced_loops"]}
-    parts |= {f"comparison.{name.replace(' ', '_')}": side for name, side in report["comparison"].items()}
+    for name, side in report["comparison"].items():
+        part = f"comparison.{name.replace(' ', '_')}"
+        parts |= {part: side, f"{part}.paced": side.get("paced", {})}
     for part in ("cold_start", "memory"):
         parts |= {part: report[part]} if report[part] else {}
     if (busy := report["busy"]) is not None:

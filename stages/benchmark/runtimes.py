@@ -1,6 +1,7 @@
 """The policy's network in other runtimes, to be timed in turns with its file, where they are installed.
 
-They need torch and the artifact that the policy was exported from. What is not there is left out, and said.
+C code needs a compiler, the others torch and the artifact that the policy was exported from. What is not
+there is left out, and said.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import numpy as np
 from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.stages.benchmark.loops import Step
+from thousandfold.stages.policy_file.c_code import c_files
+from thousandfold.stages.policy_file.c_policy import THIS_PROCESSOR, CPolicy
 from thousandfold.stages.policy_file.golden import control_bounds
+from thousandfold.stages.policy_file.onnx_bytes import read_model
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 if TYPE_CHECKING:
     from thousandfold.models.deployable_policy import DeployablePolicy
 
-TORCH, INDUCTOR, NUMPY = "torch eager", "AOTInductor", "numpy"
-RUNTIMES = (TORCH, NUMPY, INDUCTOR)
+C, TORCH, INDUCTOR, NUMPY = "C", "torch eager", "AOTInductor", "numpy"
+OF_TORCH = (TORCH, NUMPY, INDUCTOR)
 
 # Different order of sums, and half precision in the file, change an action by less; another network by more.
 _SAME_ACTION = 0.02
@@ -68,20 +72,30 @@ def other_runtimes(
     """
     with contextlib.ExitStack() as stack:
         found = OtherRuntimes()
+        _open_c(found, policy, stack)
         missing = [name for name in ("torch", "safetensors", "threadpoolctl") if _absent(name)]
         if missing:
             them = "it" if len(missing) == 1 else "them"
             why = f'{", ".join(missing)} not installed (pip install "thousandfold[train]" brings {them})'
-            found.left_out = dict.fromkeys(RUNTIMES, why)
+            found.left_out |= dict.fromkeys(OF_TORCH, why)
         else:
             try:
                 module = _source_network(policy, artifact, workspace)
             except UserError as error:
-                found.left_out = dict.fromkeys(RUNTIMES, str(error).rstrip("."))
+                found.left_out |= dict.fromkeys(OF_TORCH, str(error).rstrip("."))
             else:
                 _open(found, module, stack, inductor=inductor)
-                _compare(found, policy, states)
+        _compare(found, policy, states)
         yield found
+
+
+def _open_c(found: OtherRuntimes, policy: OnnxPolicy, stack: contextlib.ExitStack) -> None:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    try:
+        files = c_files(read_model(policy.path), policy.path)
+        found.steps[C] = CPolicy(files, Path(folder), policy.metadata, THIS_PROCESSOR).step
+    except UserError as error:
+        found.left_out[C] = str(error).rstrip(".")
 
 
 def _absent(package: str) -> bool:

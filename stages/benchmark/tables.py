@@ -72,6 +72,11 @@ def _show_loops(report: Mapping[str, Any], console: Console) -> None:
         for other, figures in report["networks"].items()
         if other != role
     ]
+    rows += [
+        [f"{report['rate_hz']:g} Hz, {role} in {other}", *_loop_numbers(side["paced"]), None, None]
+        for other, side in report["comparison"].items()
+        if "paced" in side
+    ]
     if (busy := report["busy"]) is not None:
         rows.append(_loop(busy["paced"], f"{busy['processes']} busy"))
     columns = [

@@ -19,7 +19,13 @@ from thousandfold.models.onnx_graph import fold_normalizers
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.replay.goal_dataset import load_goal_dataset
-from thousandfold.stages.episodes import Episodes, Policy, run_episodes
+from thousandfold.stages.episodes import (
+    LEAST_CHANCE,
+    Episodes,
+    Policy,
+    chance_of_difference,
+    run_episodes,
+)
 from thousandfold.stages.networks import TrainedActor, torch_policy
 from thousandfold.stages.policy_file.golden import (
     LARGEST_FLOAT32_TOLERANCE,
@@ -34,7 +40,6 @@ _RARE, _RARE_MARGIN = 0.01, 2.0
 _STATES_BEYOND_LIMITS = 32
 _SINGLE_STEPS = 2 * _STATES_BEYOND_LIMITS
 _RARE_STEPS = 2  # of so few steps, chance alone makes one in a hundred two
-_LEAST_CHANCE = 0.01  # below that a difference of success is held against the file
 SWITCH_MARGIN = 1e-4  # an action this near to 0 may come out on the other side of it
 
 
@@ -236,7 +241,7 @@ def compare_closed_loop(
     outcome = act_in_same_episodes(policy, task, episodes=len(reference.success), seed=seed)
     ours, theirs = float(outcome.success.mean()), float(reference.success.mean())
     chance = chance_of_difference(outcome.success, reference.success)
-    if abs(ours - theirs) > max_difference and chance < _LEAST_CHANCE:
+    if abs(ours - theirs) > max_difference and chance < LEAST_CHANCE:
         raise UserError(
             f"The exported file reaches {ours:.3f} of the goals where torch reaches {theirs:.3f}, over the "
             f"same {len(outcome.success)} episodes (by chance in {chance:.1g} of all cases): it was not "
@@ -244,19 +249,6 @@ def compare_closed_loop(
             "with --set max_success_difference=."
         )
     return outcome
-
-
-def chance_of_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return how often two policies that do equally well differ by as much as these do, or more.
-
-    Actions that are the same but for their last bits take other ways in a world with contacts: now and then
-    one of the two reaches a goal that the other misses. Which of them does is the toss of a coin (McNemar's
-    exact test of paired outcomes, two-sided). Both are successes in the same episodes, (episodes,) bool.
-    """
-    gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-    differing = gained + lost
-    tail = sum(math.comb(differing, count) for count in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**differing)
 
 
 def act_in_same_episodes(policy: Policy, task: CompiledTask, *, episodes: int, seed: int) -> Episodes:

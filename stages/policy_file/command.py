@@ -1,9 +1,11 @@
-"""`pipeline policy`: look at a policy file, check that it is what it says, and put it into use."""
+"""`pipeline policy`: look at a policy file, check that it is what it says, write it as C, put it into use."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +19,8 @@ from thousandfold.pipeline.settings import MOST_EPISODES
 
 if TYPE_CHECKING:
     from thousandfold.pipeline.artifacts import Artifact
+    from thousandfold.stages.policy_file.c_policy import CPolicy
+    from thousandfold.stages.policy_file.metadata import PolicyMetadata
     from thousandfold.stages.policy_file.source import PolicyPlace
     from thousandfold.stages.policy_file.verification import Verification
 
@@ -35,7 +39,7 @@ _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 @click.group(cls=PlainGroup)
 def policy() -> None:
-    """Look at policy files, verify them, and promote them."""
+    """Look at policy files, verify them, write them as C, and promote them."""
 
 
 @policy.command()
@@ -77,6 +81,87 @@ def verify(
         found = _verified(session, place, episodes, task, seed, robustness)
         session.console.result(found.results())
     sys.exit(bool(found.failed))
+
+
+@policy.command("to-c")
+@click.argument("name", metavar="[POLICY]", required=False)
+@click.option(
+    "--out",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for policy.h and policy.c.",
+)
+@_episodes_option
+@click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
+@_seed_option
+@click.option("--unchecked", is_flag=True, help="Write them without compiling and checking them.")
+@json_option
+@click.pass_obj
+def to_c(
+    session: Session,
+    name: str | None,
+    folder: Path,
+    episodes: int,
+    task: str | None,
+    seed: int,
+    unchecked: bool,
+) -> None:
+    """Write POLICY as C99, policy.h and policy.c, checked against the file before they are kept.
+
+    POLICY is an ONNX file anywhere, an artifact, or the newest. It is verified as `verify` does it; its C
+    code, compiled here, must give the golden rows too and act as well in the same episodes.
+    """
+    with session.open(mujoco=True):
+        from thousandfold.ground.files import atomic_file
+        from thousandfold.stages.policy_file.c_code import c_files
+        from thousandfold.stages.policy_file.metadata import parse_metadata
+        from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, read_model
+        from thousandfold.stages.policy_file.source import find_policy, open_policy
+
+        place = find_policy(session.workspace, name)
+        model = read_model(place.path)
+        files = c_files(model, place.path)
+        result: dict[str, Any] = {"policy": place.name, "sha256": model.policy_sha256, "verification": None}
+        if unchecked:
+            open_policy(place)
+        else:
+            metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
+            found = _verified_in_c(session, place, metadata, files, episodes, task, seed)
+            result["verification"] = found.results()
+        written = {each: folder / each for each in files}
+        for each, path in written.items():
+            with atomic_file(path) as temporary:
+                temporary.write_text(files[each], encoding="utf-8")
+        said = "unchecked" if unchecked else "checked as compiled here"
+        paths = {each: str(path) for each, path in written.items()}
+        session.console.say(f"C code of {place.name}, {said}: {', '.join(paths.values())}.")
+        session.console.result(result | {"files": paths})
+
+
+def _verified_in_c(
+    session: Session,
+    place: PolicyPlace,
+    metadata: PolicyMetadata,
+    files: dict[str, str],
+    episodes: int,
+    task: str | None,
+    seed: int,
+) -> Verification:
+    """Verify a policy and its C code; raise UserError where one fails, or cannot be compiled here."""
+    from thousandfold.stages.policy_file.c_policy import CPolicy
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            c_policy = CPolicy(files, Path(folder), metadata)
+        except UserError as error:
+            raise UserError(f"{error}: nothing was written. --unchecked writes them all the same.") from None
+        found = _verified(session, place, episodes, task, seed, c_policy=c_policy)
+    if found.failed:
+        wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
+        raise UserError(f"{place.name} is not written as C, for it did not pass: {wrong}")
+    return found
 
 
 @policy.command()
@@ -144,11 +229,14 @@ def _verified(
     task: str | None,
     seed: int,
     robustness: bool = False,
+    c_policy: CPolicy | None = None,
 ) -> Verification:
     """Verify a policy and print what was found, a line a check."""
     from thousandfold.stages.policy_file.verification import verify_policy
 
-    found = verify_policy(place, task=task, episodes=episodes, seed=seed, robustness=robustness)
+    found = verify_policy(
+        place, task=task, episodes=episodes, seed=seed, robustness=robustness, c_policy=c_policy
+    )
     rows = [(check.name, _WORDS[check.passed], check.detail) for check in found.checks]
     session.console.table(place.name, ("check", "result", "found"), rows)
     verdict = f"{len(found.failed)} of {len(rows)} checks failed" if found.failed else "every check passed"

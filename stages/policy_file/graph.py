@@ -10,10 +10,11 @@ Message and field numbers: onnx.proto of ONNX (https://github.com/onnx/onnx).
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from thousandfold.ground.errors import DamagedFileError
 from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, MAX_FIELDS, ModelBytes, fields, varint
@@ -39,6 +40,7 @@ OPERATORS = frozenset({"Concat", "Gemm"}) | _BROADCAST | _LIKE_FIRST
 
 _OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _NUMBER_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 10: "float16"}
+_LISTS = ("floats", "ints", "longs", "raw")  # of a tensor's parts, those that may hold its numbers
 _LARGEST_RANK = 2
 _WORK_PER_NUMBER, _FREE_WORK = 16, 2**20
 
@@ -64,31 +66,55 @@ _TENSOR_PARTS = {
 
 
 @dataclass
-class _Node:
-    """One operator of the graph, with the attributes that are whole numbers."""
+class Node:
+    """One operator of the graph, with its attributes; one that is no number counts as 0."""
 
     operator: str = ""
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    numbers: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, float] = field(default_factory=dict)
+
+
+class Constant(NamedTuple):
+    """Numbers that a graph holds."""
+
+    shape: Shape
+    kind: str
+    """such as `float32`"""
+    content: list[memoryview]
+    """the numbers as the file has them, one after the other, of little end first"""
+
+
+@dataclass
+class PolicyGraph:
+    """What a policy file computes.
+
+    Attributes:
+        nodes: in the order in which they are computed.
+        constants: by name.
+        shapes: of inputs, constants and results by name, with one row of inputs.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Constant] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
 
 class _Unknown(ValueError):
     """Something that no policy file has; says what."""
 
 
-def require_known_graph(model: ModelBytes, path: Path) -> None:
-    """Raise DamagedFileError unless a file computes as `export-onnx` writes it; call it before a session.
+def require_known_graph(model: ModelBytes, path: Path) -> PolicyGraph:
+    """Return what a file computes, if it does so as `export-onnx` writes it; call it before a session.
 
     Refused are other operators than `OPERATORS`, graphs within graphs, functions, other domains, weights in
     other files, tensors that say that they are larger than what is there, and graphs that compute much more
     than their weights account for.
 
+    Raises:
+        DamagedFileError: it computes otherwise.
     """
-    reader, graphs = _Reader(), []
-    nodes: list[_Node] = []
-    shapes: dict[str, Shape] = {}
-    constants = 0
+    reader, graphs, found = _Reader(), [], PolicyGraph()
     try:
         for part, payload in reader.parts(memoryview(model.graph), _MODEL_PARTS, "a part of the model"):
             if part == "graph":
@@ -101,16 +127,15 @@ def require_known_graph(model: ModelBytes, path: Path) -> None:
             raise _Unknown(f"{len(graphs)} graphs")
         for part, payload in reader.parts(graphs[0], _GRAPH_PARTS, "a part"):
             if part == "node":
-                nodes.append(reader.node(payload))
+                found.nodes.append(reader.node(payload))
             elif part == "initializer":
-                name, shape = reader.constant(payload)
-                shapes[name] = shape
-                constants += math.prod(shape)
+                name, constant = reader.constant(payload)
+                found.constants[name], found.shapes[name] = constant, constant.shape
             elif part in ("input", "output"):
                 name, shape = reader.port(payload)
                 if part == "input":
-                    shapes[name] = shape
-        _require_bounded_work(nodes, shapes, constants)
+                    found.shapes[name] = shape
+        _require_bounded_work(found)
     except _Unknown as error:
         raise DamagedFileError(
             f"{path} is no policy that this version writes: its graph has {error}. Take it from its maker "
@@ -118,6 +143,7 @@ def require_known_graph(model: ModelBytes, path: Path) -> None:
         ) from None
     except ValueError:  # no protobuf within
         raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN}.") from None
+    return found
 
 
 class _Reader:
@@ -149,9 +175,9 @@ class _Reader:
             if number == first:
                 yield from self.within(payload, *rest) if rest else (payload,)
 
-    def node(self, message: memoryview) -> _Node:
+    def node(self, message: memoryview) -> Node:
         """Return a node without anything but an operator of a policy."""
-        node, attributes = _Node(), []
+        node, attributes = Node(), []
         for part, payload in self.parts(message, _NODE_PARTS, "a part of a node"):
             if part == "domain" and _text(payload) not in _OWN_DOMAINS:
                 raise _Unknown(f"an operator of the domain {_quoted(_text(payload))}")
@@ -166,18 +192,21 @@ class _Reader:
             elif part == "attribute":
                 attributes.append(payload)
         for attribute in attributes:
-            name, number = "", 0
+            name, number = "", 0.0
             for part, payload in self.parts(attribute, _ATTRIBUTE_PARTS, "an attribute of a node"):
                 if part == "name":
                     name = _text(payload)
                 elif part == "int":
                     number = varint(payload, 0)[0]
-            node.numbers[name] = number if number < 2**63 else number - 2**64
+                    number -= 2**64 if number >= 2**63 else 0
+                elif part == "float" and len(payload) == 4:
+                    (number,) = struct.unpack("<f", payload)
+            node.attributes[name] = number
         return node
 
-    def constant(self, message: memoryview) -> tuple[str, Shape]:
-        """Return name and shape of an initializer whose numbers are in the file."""
-        name, shape, kind = "", [], 0
+    def constant(self, message: memoryview) -> tuple[str, Constant]:
+        """Return name and content of an initializer whose numbers are in the file."""
+        name, shape, kind, content = "", [], 0, []
         for part, payload in self.parts(message, _TENSOR_PARTS, "weights with a part"):
             if part == "name":
                 name = _text(payload)
@@ -188,6 +217,8 @@ class _Reader:
                     shape.append(size)
             elif part == "type":
                 kind = varint(payload, 0)[0]
+            elif part in _LISTS:
+                content.append(payload)
             elif part == "location" and varint(payload, 0)[0]:
                 raise _Unknown("weights in another file")
         if len(shape) > _LARGEST_RANK:
@@ -197,7 +228,7 @@ class _Reader:
         if math.prod(shape) > len(message):  # a number takes a byte at least
             said = " x ".join(map(str, shape))
             raise _Unknown(f"weights that say that they are {said}, which are not there")
-        return name, tuple(shape)
+        return name, Constant(tuple(shape), _NUMBER_TYPES[kind], content)
 
     def port(self, message: memoryview) -> tuple[str, Shape]:
         """Return name and shape of an input or output, with one row where the batch may have any size."""
@@ -209,16 +240,14 @@ class _Reader:
         return "".join(_text(name) for name in self.within(message, 1)), tuple(shape[:8])
 
 
-def _require_bounded_work(nodes: list[_Node], shapes: dict[str, Shape], constants: int) -> None:
+def _require_bounded_work(graph: PolicyGraph) -> None:
     """Raise _Unknown where one row of inputs takes many more products and results than there are constants.
 
-    Args:
-        nodes: in the order in which they are computed.
-        shapes: of inputs, with one row, and constants, by name; results are added.
-        constants: how many numbers the file holds.
+    `graph` has the shapes of inputs and constants; those of results are added.
     """
+    shapes, constants = graph.shapes, sum(math.prod(each.shape) for each in graph.constants.values())
     work, most = 0, _WORK_PER_NUMBER * constants + _FREE_WORK
-    for node in nodes:
+    for node in graph.nodes:
         taken = []
         for name in node.inputs:
             if not name:  # ONNX Runtime reads what is not there, and dies
@@ -237,7 +266,7 @@ def _require_bounded_work(nodes: list[_Node], shapes: dict[str, Shape], constant
             raise _Unknown(f"much more to compute than its {constants:,} weights account for")
 
 
-def _shape_of(node: _Node, taken: list[Shape]) -> Shape:
+def _shape_of(node: Node, taken: list[Shape]) -> Shape:
     """Return the shape of a node's result, with one row of inputs."""
 
     def refuse() -> NoReturn:
@@ -251,15 +280,15 @@ def _shape_of(node: _Node, taken: list[Shape]) -> Shape:
             refuse()
         return tuple(next(iter(sizes), 1) for sizes in widths)
     if node.operator == "Gemm":
-        if len(taken) < 2 or len(taken[0]) != 2 or len(taken[1]) != 2 or node.numbers.get("transA"):
+        if len(taken) < 2 or len(taken[0]) != 2 or len(taken[1]) != 2 or node.attributes.get("transA"):
             refuse()
         (rows, inner), weight = taken[0], taken[1]
-        own, columns = reversed(weight) if node.numbers.get("transB") else weight
+        own, columns = reversed(weight) if node.attributes.get("transB") else weight
         if own != inner:
             refuse()
         return rows, columns
     if node.operator == "Concat":
-        if any(len(shape) != 2 for shape in taken) or node.numbers.get("axis") not in (1, -1):
+        if any(len(shape) != 2 for shape in taken) or node.attributes.get("axis") not in (1, -1):
             refuse()
         return taken[0][0], sum(columns for _, columns in taken)
     return taken[0]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from thousandfold.ground.errors import NonFiniteError
-from thousandfold.stages.policy_file.metadata import clock_reading, past_reading
+from thousandfold.stages.policy_file.metadata import PolicyMetadata, clock_reading, past_reading
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 
 Status = Literal["ok", "late", "not_finite"]
@@ -28,6 +29,75 @@ class RunnerStep(NamedTuple):
     """``ok``, or why `control` is what was sent last"""
     action: np.ndarray | None
     """(action_dim,) in [−1, 1], which `control` was made of; None where that is held"""
+
+
+@dataclass(frozen=True)
+class RunnerPlan:
+    """What a runner of a policy keeps, and what it clamps controls to.
+
+    A step is kept as a row of numbers: its readings, what was sent before it, its clocks. Arrays are float32,
+    (num_actuators,).
+
+    Attributes:
+        readings: names of the numbers that a step is given, in order.
+        clocks: period in seconds, and 0 for cos, 1 for sin.
+        sources: for each number of the observation how many steps ago it came, and its place in that row.
+        steps: how many rows are kept.
+        low, high: ends of each control.
+        most: what it changes in a step at most; may be infinite.
+        joints: which reading tells where an actuator stands before the first step; -1: none does.
+        gears: what that reading is multiplied by.
+        starts: what counts as sent before the first step where no reading tells it.
+        asked: whether that must be given: the policy builds on it, and the file does not know it.
+    """
+
+    readings: tuple[str, ...]
+    clocks: tuple[tuple[float, int], ...]
+    sources: tuple[tuple[int, int], ...]
+    steps: int
+    low: np.ndarray
+    high: np.ndarray
+    most: np.ndarray
+    joints: tuple[int, ...]
+    gears: np.ndarray
+    starts: np.ndarray
+    asked: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, metadata: PolicyMetadata) -> RunnerPlan:
+        """Return the plan for a policy file."""
+        controls = metadata.outputs.control
+        ends = np.array([(each.low, each.high) for each in controls], np.float32)
+        rates = [math.inf if each.max_rate is None else each.max_rate for each in controls]
+        inputs = [past_reading(element.name) for element in metadata.inputs.observation]
+        sent = [f"ctrl:{each.name}[0]" for each in controls]
+        clocks = {name: clock for name, _ in inputs if (clock := clock_reading(name)) is not None}
+        readings = tuple(name for name, age in inputs if age == 0 and name not in sent and name not in clocks)
+        columns = {name: column for column, name in enumerate((*readings, *sent, *clocks))}
+        told = {name for name, _ in inputs}
+        names = [f"qpos:{each.joint}[0]" for each in controls]
+        joints = tuple(readings.index(name) if name in readings else -1 for name in names)
+        # A servo whose joint stands elsewhere than the file says would jump.
+        known = [each.kp is None and each.start is not None for each in controls]
+        return cls(
+            readings=readings,
+            clocks=tuple(clocks.values()),
+            sources=tuple((age, columns[name]) for name, age in inputs),
+            steps=1 + max(age for _, age in inputs),
+            low=ends.min(1),
+            high=ends.max(1),
+            most=np.array(rates, np.float32) * np.float32(metadata.control_dt_s),
+            joints=joints,
+            gears=np.array([1.0 if each.gear is None else each.gear for each in controls], np.float32),
+            starts=np.array(
+                [(each.start or 0.0) if here else 0.0 for each, here in zip(controls, known, strict=True)],
+                np.float32,
+            ),
+            asked=tuple(
+                joint < 0 and not here and (name in told or rate < math.inf)
+                for joint, here, name, rate in zip(joints, known, sent, rates, strict=True)
+            ),
+        )
 
 
 class PolicyRunner:
@@ -46,28 +116,16 @@ class PolicyRunner:
     """
 
     def __init__(self, policy: OnnxPolicy, start: Mapping[str, float] | None = None) -> None:
-        self.policy, metadata = policy, policy.metadata
-        self._controls = metadata.outputs.control
-        ends = np.array([(each.low, each.high) for each in self._controls], np.float32)
-        self._low, self._high = ends.min(1), ends.max(1)
-        rates = [math.inf if each.max_rate is None else each.max_rate for each in self._controls]
-        self._most = np.array(rates, np.float32) * np.float32(metadata.control_dt_s)
-        self._has_rates, self._zeros = min(rates) < math.inf, np.zeros(len(rates), np.float32)
-        inputs = [past_reading(element.name) for element in metadata.inputs.observation]
-        sent = [f"ctrl:{each.name}[0]" for each in self._controls]
-        clocks = {name: clock for name, _ in inputs if (clock := clock_reading(name)) is not None}
-        self.readings = tuple(
-            name for name, age in inputs if age == 0 and name not in sent and name not in clocks
-        )
-        # A step is a row: its readings, what was sent before it, its time. Each input is a number of a row.
-        columns = {name: column for column, name in enumerate((*self.readings, *sent, *clocks))}
-        rows = 1 + max(age for _, age in inputs)  # the newest first
-        self._past = np.zeros((rows, len(columns)), np.float32)
-        self._source = np.array([age * len(columns) + columns[name] for name, age in inputs])
-        self._turn = np.array([2 * math.pi * metadata.control_dt_s / period for period, _ in clocks.values()])
-        self._shift = np.array([number * math.pi / 2 for _, number in clocks.values()])  # sin is cos later
-        told = {name for name, _ in inputs}
-        self._remembered = [name in told or rate < math.inf for name, rate in zip(sent, rates, strict=True)]
+        self.policy, plan = policy, RunnerPlan.of(policy.metadata)
+        self._plan, self._controls = plan, policy.metadata.outputs.control
+        self.readings, self._low, self._high, self._most = plan.readings, plan.low, plan.high, plan.most
+        self._has_rates, self._zeros = bool(np.isfinite(plan.most).any()), np.zeros_like(plan.most)
+        columns = len(plan.readings) + len(plan.most) + len(plan.clocks)
+        self._past = np.zeros((plan.steps, columns), np.float32)  # the newest first
+        self._source = np.array([age * columns + column for age, column in plan.sources])
+        step_s = policy.metadata.control_dt_s
+        self._turn = np.array([2 * math.pi * step_s / period for period, _ in plan.clocks])
+        self._shift = np.array([number * math.pi / 2 for _, number in plan.clocks])  # sin is cos later
         self.reset(start)
 
     def reset(self, start: Mapping[str, float] | None = None) -> None:
@@ -86,17 +144,15 @@ class PolicyRunner:
         if unknown := start.keys() - {each.name for each in self._controls}:
             raise ValueError(f"there is no actuator {min(unknown)}")
         self._start, self._joints = np.zeros(len(self._controls), np.float32), list[tuple[int, int, float]]()
-        for place, each in enumerate(self._controls):
-            joint = f"qpos:{each.joint}[0]"
+        for place, (each, reading) in enumerate(zip(self._controls, self._plan.joints, strict=True)):
             if each.name in start:
                 self._start[place] = start[each.name]
-            elif joint in self.readings:
-                gear = 1.0 if each.gear is None else each.gear
-                self._joints.append((place, self.readings.index(joint), gear))
-            elif each.kp is None and each.start is not None:  # no servo, which would jump
-                self._start[place] = each.start
-            elif self._remembered[place]:
+            elif reading >= 0:
+                self._joints.append((place, reading, self._plan.gears[place]))
+            elif self._plan.asked[place]:
                 raise ValueError(f"give the start of actuator {each.name}: where it stands")
+            else:
+                self._start[place] = self._plan.starts[place]
         if not np.isfinite(self._start).all():
             raise ValueError("a start is NaN or infinite")
         self._sent: np.ndarray | None = None

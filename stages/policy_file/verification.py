@@ -14,9 +14,16 @@ import numpy as np
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.runtime import seed_sequence
-from thousandfold.stages.episodes import run_episodes, wilson_interval
+from thousandfold.stages.episodes import (
+    LEAST_CHANCE,
+    Episodes,
+    chance_of_difference,
+    run_episodes,
+    wilson_interval,
+)
+from thousandfold.stages.policy_file.c_policy import CPolicy
 from thousandfold.stages.policy_file.controls import require_same_controls
-from thousandfold.stages.policy_file.golden import golden_error
+from thousandfold.stages.policy_file.golden import Run, golden_error
 from thousandfold.stages.policy_file.graph import require_known_graph
 from thousandfold.stages.policy_file.metadata import (
     SHA256,
@@ -36,6 +43,7 @@ from thousandfold.stages.policy_file.source import PolicyPlace, find_task, requi
 from thousandfold.stages.robustness import NOMINAL, measured_levels
 
 _EPISODE_STREAM = 57
+_MOST_C_DIFFERENCE = 0.01  # of its success, where chance does not explain more
 Z_99 = 2.5758293035489004
 
 
@@ -92,7 +100,13 @@ class Verification:
 
 
 def verify_policy(
-    place: PolicyPlace, *, episodes: int, task: str | None = None, seed: int = 0, robustness: bool = False
+    place: PolicyPlace,
+    *,
+    episodes: int,
+    task: str | None = None,
+    seed: int = 0,
+    robustness: bool = False,
+    c_policy: CPolicy | None = None,
 ) -> Verification:
     """Check a policy file; go on after a check that fails, as far as that makes sense.
 
@@ -107,6 +121,8 @@ def verify_policy(
         episodes, seed: of the closed loop.
         task: name or file of the task; None: as of `find_task`.
         robustness: repeat the robustness card that the file carries, too, each level over as many episodes.
+        c_policy: the file's C code, which must give the golden rows too, and act as well in the same
+            episodes.
 
     Raises:
         UserError: the file cannot be read, is of another version, its graph computes what no policy does,
@@ -137,9 +153,9 @@ def verify_policy(
         opened.append(OnnxPolicy(place.path, check_hash=False))
         return ", ".join(f"{name} {size}" for name, size in metadata.sizes().items())
 
-    def golden_rows() -> str:
-        policy, rows = opened[0], opened[0].golden()
-        error = max(golden_error(run, rows, metadata) for run in (policy.run, _in_steps(policy)))
+    def golden_rows(*runs: Run) -> str:
+        rows = opened[0].golden()
+        error = max(golden_error(run, rows, metadata) for run in runs)
         said = f"{len(rows.observation)} rows, off by at most {error:.1e}, {rows.tolerance:.1e} allowed"
         if not error <= rows.tolerance:  # NaN is not
             raise DamagedFileError(said)
@@ -153,11 +169,18 @@ def verify_policy(
 
     rows_hold = False
     if found.check("signature", signature):
-        rows_hold = found.check("golden rows", golden_rows)
+        runs = opened[0].run, _in_steps(opened[0])
+        rows_hold = found.check("golden rows", lambda: golden_rows(*runs))
     else:
         found.checks.append(Check("golden rows", None, "the file cannot be opened"))
+    c_code = c_policy
+    if c_code is not None and opened:
+        found.check("C: golden rows", lambda: golden_rows(c_code.run))
+        found.check("C: self-test", lambda: _passed_self_test(c_code))
     if found.check("task", same_task) and opened:
-        _check_closed_loop(found, opened[0], compiled, episodes, seed)
+        outcome = _check_closed_loop(found, opened[0], compiled, episodes, seed)
+        if c_code is not None:
+            found.check("C: closed loop", lambda: _same_outcome(c_code, outcome, compiled, seed))
         if robustness:
             found.check("robustness", lambda: _same_robustness(opened[0], compiled, seed))
     else:
@@ -176,7 +199,7 @@ def _same_hash(actual: str, recorded: str | None) -> str:
     return f"{recorded[:12]}…, as recorded"
 
 
-def _in_steps(policy: OnnxPolicy) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _in_steps(policy: OnnxPolicy) -> Run:
     """Return a policy as a function of rows that it is given one by one."""
 
     def run(observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,10 +211,33 @@ def _in_steps(policy: OnnxPolicy) -> Callable[[np.ndarray, np.ndarray], tuple[np
     return run
 
 
+def _passed_self_test(c_policy: CPolicy) -> str:
+    """Return what is said of C code that passes its own test; raise DamagedFileError where it does not."""
+    if row := c_policy.self_test():
+        raise DamagedFileError(f"golden row {row} comes out otherwise")
+    return "every golden row, as compiled in"
+
+
+def _same_outcome(c_policy: CPolicy, reference: Episodes, task: CompiledTask, seed: int) -> str:
+    """Return what is said of C code that acts as well as the file in the same episodes.
+
+    Raises:
+        DamagedFileError: its success is another, and chance does not explain it, as at an export.
+    """
+    count = len(reference.success)
+    outcome = run_episodes(task, c_policy, episodes=count, seed=seed_sequence(seed, _EPISODE_STREAM))
+    ours, theirs = float(outcome.success.mean()), float(reference.success.mean())
+    chance = chance_of_difference(outcome.success, reference.success)
+    said = f"success {ours:.3f}, ONNX Runtime {theirs:.3f}, over the same {count} episodes"
+    if abs(ours - theirs) > _MOST_C_DIFFERENCE and chance < LEAST_CHANCE:
+        raise DamagedFileError(f"{said} (by chance in {chance:.1g} of all cases)")
+    return said
+
+
 def _check_closed_loop(
     found: Verification, policy: OnnxPolicy, task: CompiledTask, episodes: int, seed: int
-) -> None:
-    """Run fresh episodes and compare their success with the recorded one."""
+) -> Episodes:
+    """Run fresh episodes, compare their success with the recorded one, and return their outcome."""
     outcome = run_episodes(task, policy, episodes=episodes, seed=seed_sequence(seed, _EPISODE_STREAM))
     successes = int(outcome.success.sum())
     interval = wilson_interval(successes, episodes)
@@ -207,7 +253,7 @@ def _check_closed_loop(
     recorded = policy.metadata.evaluation
     if recorded is None:
         found.checks.append(Check("closed loop", None, f"{said}; none is recorded to compare with"))
-        return
+        return outcome
     low, high = success_change(recorded, successes, episodes)
     found.success |= {
         "difference": successes / episodes - recorded.success,
@@ -218,6 +264,7 @@ def _check_closed_loop(
         f"difference {found.success['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
     )
     found.checks.append(Check("closed loop", high >= 0, said))
+    return outcome
 
 
 def _same_robustness(policy: OnnxPolicy, task: CompiledTask, seed: int) -> str:

@@ -251,20 +251,6 @@ int main(int, char** arguments) {
 """
 
 
-@pytest.fixture(scope="module")
-def comma_locale(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return an environment in which de_DE.UTF-8 can be set: the system's own, or made by localedef."""
-    places = tmp_path_factory.mktemp("locales")
-    listed = started("locale", "-a").stdout.lower() if shutil.which("locale") else ""
-    if "de_de.utf8" in listed or "de_de.utf-8" in listed:
-        return {}
-    required("localedef")
-    made = started("localedef", "-i", "de_DE", "-f", "UTF-8", places / "de_DE.UTF-8")
-    if not (places / "de_DE.UTF-8/LC_NUMERIC").is_file():
-        pytest.skip(f"localedef makes no German locale: {made.stderr.strip()}")
-    return {"LOCPATH": str(places)}
-
-
 @pytest.mark.slow
 def test_the_cpp_policy_reads_numbers_under_a_locale_with_commas(
     comma_locale: dict[str, str], tmp_path: Path

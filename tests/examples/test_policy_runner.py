@@ -25,12 +25,14 @@ from tests.examples.deploy_runners import (
     started,
     succeeded,
 )
+from tests.stages.policy_file.c_programs import STRICT, built, require_compiler
 from tests.stages.policy_file.handmade_policy import metadata
 from thousandfold.envs.registry import compile_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.stages.policy_file.c_code import c_files
 from thousandfold.stages.policy_file.controls import describe_controls
 from thousandfold.stages.policy_file.golden import TOLERANCE, GoldenArrays, GoldenSet
-from thousandfold.stages.policy_file.onnx_bytes import split_model
+from thousandfold.stages.policy_file.onnx_bytes import read_model, split_model
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
 from thousandfold.stages.policy_file.policy_runner import PolicyRunner
 
@@ -403,6 +405,78 @@ def test_the_node_runner_does_the_sequence(node_folder: Path, tmp_path: Path) ->
     assert refusal == "give the start of actuator far: where it stands"
     assert readings == " ".join(READINGS) and nothing == NOT_FINITE
     assert golden_figures(succeeded("node", node_folder / "run_policy.js", policy))[0] == 16
+
+
+C_PROGRAM = """
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "policy.h"
+
+static int read(char *text, float *values, size_t count)
+{
+    size_t i;
+    if (strncmp(text, "late", 4) == 0) return 0;
+    for (i = 0; i < count; ++i) values[i] = strtof(text, &text);
+    return 1;
+}
+
+int main(int argc, char **arguments)
+{
+    static policy_state state;
+    const char *const words[] = {"ok", "late", "not_finite"};
+    float readings[POLICY_READINGS], goal[POLICY_GOAL], control[POLICY_CONTROL], start[POLICY_CONTROL];
+    char line[1000];
+    size_t i;
+    FILE *sequence = argc > 1 ? fopen(arguments[1], "r") : NULL;
+    if (sequence == NULL) return 2;
+    for (i = 0; policy_readings[i].name != NULL; ++i) fprintf(stderr, "%s ", policy_readings[i].name);
+    fprintf(stderr, "\\n%d", policy_step(&state, NULL, NULL, control));
+    fprintf(stderr, " %d", policy_reset(&state, NULL));
+    fprintf(stderr, " %d", policy_step(&state, NULL, NULL, control));
+    for (i = 0; i < POLICY_CONTROL; ++i) start[i] = (float)INFINITY;
+    fprintf(stderr, " %d", policy_reset(&state, start));
+    while (fgets(line, sizeof line, sequence) != NULL) {
+        char *end = strchr(line, ';');
+        if (end == NULL) { /* reset, and pairs of name and number */
+            char *name = strtok(line, " \\n");
+            for (i = 0; i < POLICY_CONTROL; ++i) start[i] = (float)NAN;
+            while ((name = strtok(NULL, " \\n")) != NULL) {
+                const float value = strtof(strtok(NULL, " \\n"), NULL);
+                for (i = 0; i < POLICY_CONTROL; ++i) {
+                    if (strcmp(name, policy_control[i].name) == 0) start[i] = value;
+                }
+            }
+            if (policy_reset(&state, start) != 0) return 3;
+            continue;
+        }
+        const int has_readings = read(line, readings, POLICY_READINGS);
+        const int has_goal = read(end + 1, goal, POLICY_GOAL);
+        const int status =
+            policy_step(&state, has_readings ? readings : NULL, has_goal ? goal : NULL, control);
+        printf("%s %u", words[status], (unsigned)state.held);
+        for (i = 0; state.sending && i < POLICY_CONTROL; ++i) printf(" %.9g", (double)control[i]);
+        printf("\\n");
+    }
+    return 0;
+}
+"""
+
+
+def test_the_c_code_does_the_sequence(tmp_path: Path) -> None:
+    require_compiler()
+    policy, ticks = write_sequence_policy(tmp_path / "policy.onnx"), sequence()
+    (tmp_path / "sequence.txt").write_text(written(ticks))
+    sanitized = "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    program = built(tmp_path, c_files(read_model(policy), policy), C_PROGRAM, *STRICT, *sanitized)
+    done = started(program, tmp_path / "sequence.txt")
+    assert done.returncode == 0, done.stderr
+    check_printed(done.stdout, ticks)
+    readings, codes = done.stderr.splitlines()
+    assert readings.split() == READINGS
+    # Not reset; the start of control 4 is not known; so still not reset; the first start is infinite.
+    assert codes.split() == ["3", "4", "3", "1"]
 
 
 CPP_PROGRAM = """

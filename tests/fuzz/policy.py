@@ -21,7 +21,7 @@ from onnx import helper
 
 from tests.fuzz.runner import damaged, main
 from tests.stages.policy_file import handmade_policy
-from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, split_model
+from thousandfold.stages.policy_file.onnx_bytes import ModelBytes, read_model, split_model
 
 _OPERATORS = (
     *(
@@ -201,6 +201,7 @@ def read(path: Path) -> None:
     from thousandfold.pipeline.console import Console
     from thousandfold.stages.benchmark.benchmark import draw_states
     from thousandfold.stages.policy_file import verification
+    from thousandfold.stages.policy_file.c_code import c_files
     from thousandfold.stages.policy_file.command import show_policy
     from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
     from thousandfold.stages.policy_file.source import find_policy, open_source
@@ -222,6 +223,7 @@ def read(path: Path) -> None:
     readers: list[Callable[[], object]] = [
         lambda: show_policy(Console(silent=True), place),
         lambda: open_source(workspace, str(path)),
+        lambda: c_files(read_model(path), path),
         verify,
         step,
     ]

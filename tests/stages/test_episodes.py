@@ -14,7 +14,7 @@ from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
 from thousandfold.envs.task import EarlyEnd, TaskError, Term
 from thousandfold.stages.closed_loop.render import record_episodes
-from thousandfold.stages.episodes import run_episodes, run_round
+from thousandfold.stages.episodes import chance_of_difference, run_episodes, run_round
 
 STEPS = 6
 THERE = {"never": "000000", "once": "010000", "twice": "011011", "three": "001110", "to the end": "000111"}
@@ -118,3 +118,21 @@ def test_goals_held_are_those_of_all_rounds_and_episodes_of_one_goal_have_none(
     assert ((found.goals_held == 1) == found.success).all() and 0 < found.goals_held.mean() < 1
     single = run_episodes(CompiledTask(spec), towards, episodes=10, seed=0)
     assert single.goals_held is None and "goals_held" not in single.summary()
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "chance"),
+    [
+        (0, 0, 1.0),
+        (0, 1, 1.0),
+        (2, 2, 1.0),
+        (0, 7, 2 / 2**7),
+        (8, 0, 2 / 2**8),
+        (1, 9, 22 / 2**10),
+        (0, 2000, 0.0),
+    ],
+)
+def test_the_chance_of_a_difference_is_that_of_tossed_coins(gained: int, lost: int, chance: float):
+    ours = np.repeat([True, False, True, False], [gained, lost, 5, 5])
+    theirs = np.repeat([False, True, True, False], [gained, lost, 5, 5])
+    assert chance_of_difference(ours, theirs) == pytest.approx(chance)

@@ -28,8 +28,9 @@ def measured() -> Measured:
     found = Measured(busy_processes=1, spin_us=50.0, granted={"sched_fifo": "off"})
     found.samples = {"student": np.full(100, 10.0), "teacher": np.full(100, 40.0)}
     found.inside = {"student": np.full(100, 8.0), "teacher": np.full(100, 38.0)}
-    found.others = {"torch eager": np.full(100, 100.0), "numpy": np.full(100, 30.0)}
-    found.action_difference = {"torch eager": 1e-7, "numpy": 2e-7}
+    found.others = {"torch eager": np.full(100, 100.0), "numpy": np.full(100, 30.0), "C": np.full(9, 5.0)}
+    found.action_difference = {"torch eager": 1e-7, "numpy": 2e-7, "C": 3e-7}
+    found.other_loops = {"C": loop(10, 3, 6.0)}
     found.left_out = {"AOTInductor": "not asked for"}
     found.pairs = [
         PacedPair(10.0, [loop(10, 1, 5.0)], [loop(10, 0, 1.0)]),
@@ -69,6 +70,7 @@ def test_ratios_are_times_over_the_policys_own(report: dict):
     assert {name: side["ratio"] for name, side in report["comparison"].items()} == {
         "torch eager": 10.0,
         "numpy": 3.0,
+        "C": 0.5,
     }
     assert report["comparison"]["numpy"]["max_action_difference"] == 2e-7
     assert report["networks"]["student"]["roofline"]["ratio"] == 4.0  # of the 8 µs inside the runtime
@@ -80,6 +82,7 @@ def test_control_loops_are_those_of_their_network_and_rate(report: dict):
     assert report["paced_loops"][1]["excess_missed_share"] == pytest.approx(1 / 1000)
     assert report["networks"]["student"]["paced"]["missed"] == 1
     assert report["networks"]["teacher"]["paced"]["missed"] == 2
+    assert report["comparison"]["C"]["paced"]["missed"] == 3 and "paced" not in report["comparison"]["numpy"]
     assert report["busy"]["processes"] == 1 and report["busy"]["back_to_back"]["p50_us"] == 15.0
     assert report["busy"]["paced"]["excess_missed_share"] == pytest.approx(0.01)
     assert report["realtime"]["spin_us"] == 50.0 and report["realtime"]["sched_fifo"] == "off"
@@ -91,6 +94,7 @@ def test_the_tracker_gets_numbers_under_readable_names(report: dict):
     assert metrics["student.back_to_back.p50_us"] == 10.0 and metrics["teacher.paced.missed"] == 2.0
     assert metrics["student.inside_runtime.p99_us"] == 8.0 and metrics["student.roofline.ratio"] == 4.0
     assert metrics["paced_1000hz.excess_missed_share"] == pytest.approx(0.001)
+    assert metrics["comparison.C.ratio"] == 0.5 and metrics["comparison.C.paced.missed"] == 3.0
     assert metrics["busy.paced.missed_share"] == 0.06 and metrics["comparison.torch_eager.ratio"] == 10.0
     assert metrics["cold_start.total_s"] == 0.231 and metrics["memory.resident_after_load"] == 64 << 20
     assert metrics["speedup"] == 4.0 and all(isinstance(value, float) for value in metrics.values())
@@ -103,6 +107,8 @@ def test_the_tables_fit_into_a_terminal(report: dict, capsys: pytest.CaptureFixt
     assert max(map(len, tables)) <= 110
     rows = {line[:28].strip(): line.split() for line in tables}
     assert rows["student, 1 x 2"][-1] == "1" and rows["student in torch eager"][-1] == "10"
+    in_c = next(line for line in tables if line.strip().startswith("10 Hz, student in C"))
+    assert in_c.split()[-3:] == ["3", "-", "-"]
     busy = next(line for line in tables if line.strip().startswith("1000 Hz, 1 busy"))
     assert busy.split()[-3:] == ["60", "50", "1"]
     for text in ("Not timed: AOTInductor: not asked for.", "4.00 times as long", "0.23 s from", "64 MiB"):
@@ -123,7 +129,7 @@ def test_pictures_are_drawn(report: dict, tmp_path: Path):
 def test_what_was_not_measured_is_not_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = measured()
     found.busy_samples = found.busy_pair = found.fresh = None
-    found.others, found.teachers_loop = {}, {}
+    found.others, found.teachers_loop, found.other_loops = {}, {}, {}
     policy = OnnxPolicy(write_policy(tmp_path / "policy.onnx"))
     report = build_report({"student": policy}, found, 10.0)
     assert report["busy"] is None and report["cold_start"] is None and report["speedup"] is None

@@ -21,7 +21,6 @@ from thousandfold.models.onnx_graph import to_onnx
 from thousandfold.stages.export_onnx import gate
 from thousandfold.stages.export_onnx.gate import (
     act_in_same_episodes,
-    chance_of_difference,
     compare_actions,
     compare_closed_loop,
     rounding_error,
@@ -143,24 +142,6 @@ def test_a_policy_that_acts_worse_is_held_back(tmp_path: Path):
     assert one_more.mean() - reference.success.mean() > 0.02
     other = dataclasses.replace(reference, success=one_more)
     compare_closed_loop(policy, task, other, seed=0, max_difference=0.02)
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "chance"),
-    [
-        (0, 0, 1.0),
-        (0, 1, 1.0),
-        (2, 2, 1.0),
-        (0, 7, 2 / 2**7),
-        (8, 0, 2 / 2**8),
-        (1, 9, 22 / 2**10),
-        (0, 2000, 0.0),
-    ],
-)
-def test_the_chance_of_a_difference_is_that_of_tossed_coins(gained: int, lost: int, chance: float):
-    ours = np.repeat([True, False, True, False], [gained, lost, 5, 5])
-    theirs = np.repeat([False, True, True, False], [gained, lost, 5, 5])
-    assert chance_of_difference(ours, theirs) == pytest.approx(chance)
 
 
 def test_means_inside_the_first_layer_explain_more_rounding(monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.pipeline.test_cli import invoke
+from tests.stages.policy_file.c_programs import require_compiler
 from tests.stages.policy_file.handmade_policy import edited, metadata, policy_artifact, tamper, write_policy
 from tests.stages.untrained_networks import make_network
 from thousandfold.ground.errors import UserError
@@ -21,6 +22,9 @@ from thousandfold.pipeline.tracking import open_tracker
 from thousandfold.stages.export_onnx import export_onnx
 from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
 from thousandfold.stages.policies import load_policy
+from thousandfold.stages.policy_file import c_code, c_policy
+from thousandfold.stages.policy_file.c_code import c_files
+from thousandfold.stages.policy_file.onnx_bytes import read_model
 
 EPISODES = ("--episodes", "8")
 
@@ -101,6 +105,77 @@ class TestVerify:
         failed = [check["name"] for check in found["checks"] if check["passed"] is False]
         assert found["passed"] is False and failed == ["graph hash", "policy hash", "golden rows"]
         assert "3 of 7 checks failed" in done.stderr and "FAILED" in done.stderr
+
+
+class TestToC:
+    def test_the_code_is_checked_and_written(self, honest: Path, tmp_path: Path) -> None:
+        require_compiler()
+        out = tmp_path / "out"
+        done = invoke(tmp_path, "policy", "to-c", str(honest), "--out", str(out), *EPISODES, "--json")
+        found = result_of(done.stdout)
+        model = read_model(honest)
+        assert {path.name: path.read_text() for path in out.iterdir()} == c_files(model, honest)
+        assert found["files"] == {name: str(out / name) for name in ("policy.h", "policy.c")}
+        assert found["sha256"] == model.policy_sha256
+        checks = {check["name"]: check for check in found["verification"]["checks"]}
+        for name in ("C: golden rows", "C: self-test", "C: closed loop"):
+            assert checks[name]["passed"] is True, name
+        assert "ONNX Runtime 0.000, over the same 8 episodes" in checks["C: closed loop"]["detail"]
+        assert "checked as compiled here" in done.stderr
+
+    def test_an_artifact_by_its_name(self, tmp_path: Path) -> None:
+        artifact, out = policy_artifact(tmp_path), tmp_path / "out"
+        invoke(tmp_path, "policy", "to-c", artifact.name, "--out", str(out), "--unchecked")
+        assert (out / "policy.c").read_text() == c_files(read_model(artifact.file("policy.onnx")), out)[
+            "policy.c"
+        ]
+
+    @pytest.mark.parametrize("unchecked", [(), ("--unchecked",)])
+    def test_a_changed_file_is_refused(
+        self, unchecked: tuple[str, ...], honest: Path, tmp_path: Path
+    ) -> None:
+        line = refused(tmp_path, "to-c", str(tamper(honest)), "--out", str(tmp_path / "out"), *unchecked)
+        assert "was changed since it was exported" in line and not (tmp_path / "out").exists()
+
+    def test_without_a_compiler_it_is_written_on_request_alone(
+        self, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(c_policy, "c_compiler", lambda: None)
+        out = tmp_path / "out"
+        line = refused(tmp_path, "to-c", str(honest), "--out", str(out))
+        assert "There is no C compiler here (cc, gcc, clang): nothing was written. --unchecked" in line
+        assert not out.exists()
+        done = invoke(tmp_path, "policy", "to-c", str(honest), "--out", str(out), "--unchecked", "--json")
+        assert result_of(done.stdout)["verification"] is None and "unchecked" in done.stderr
+        assert sorted(path.name for path in out.iterdir()) == ["policy.c", "policy.h"]
+
+    def test_code_that_computes_something_else_is_not_written(
+        self, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        require_compiler()
+
+        def wrong(*arguments: Any) -> dict[str, str]:
+            files = c_files(*arguments)
+            return files | {"policy.c": files["policy.c"].replace("tanhf(", "sinf(")}
+
+        monkeypatch.setattr(c_code, "c_files", wrong)
+        line = refused(tmp_path, "to-c", str(honest), "--out", str(tmp_path / "out"), *EPISODES)
+        assert "is not written as C, for it did not pass: C: golden rows (16 rows, off by at most" in line
+        assert "C: self-test (golden row 1 comes out otherwise)" in line and not (tmp_path / "out").exists()
+
+    def test_code_that_does_not_compile_is_said(
+        self, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        require_compiler()
+        monkeypatch.setattr(c_code, "c_files", lambda *_: {"policy.h": "", "policy.c": "int policy_run(;\n"})
+        line = refused(tmp_path, "to-c", str(honest), "--out", str(tmp_path / "out"))
+        assert "does not compile the policy's C code (" in line and "error: " in line
+
+    def test_it_is_verified_as_a_file_is(self, tmp_path: Path) -> None:
+        require_compiler()
+        boastful = write_policy(tmp_path / "policy.onnx")  # says 0.9, and reaches nothing
+        line = refused(tmp_path, "to-c", str(boastful), "--out", str(tmp_path / "out"), *EPISODES)
+        assert "did not pass: closed loop (" in line and not (tmp_path / "out").exists()
 
 
 class TestBadInput:
