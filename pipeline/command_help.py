@@ -32,9 +32,13 @@ class PlainGroup(click.Group):
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
             known = self.list_commands(ctx)
-            meant = _MEANT.get(name) if ctx.parent is None else None
-            meant = meant or next((each for each in known if each.startswith(name)), None)
-            meant = meant or nearest_name(name, known)
+            others = _MEANT if ctx.parent is None else {}
+            meanings = (
+                {each.partition("-")[0]: each for each in known} | others | {each: each for each in known}
+            )
+            said = next((each for each in meanings if each.startswith(name)), None)
+            said = said or nearest_name(name, list(meanings))
+            meant = None if said is None else meanings[said]
             hint = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(known)}."
             raise click.UsageError(f"No such command {name!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)

@@ -47,7 +47,7 @@ class TestMistyped:
         ("typed", "meant"),
         [
             ("train", "train-teacher"), ("ls", "runs"), ("evalute", "evaluate"), ("gen", "generate-dataset"),
-            ("distil", "distill"), ("export", "export-onnx"),
+            ("distil", "distill"), ("export", "export-onnx"), ("trian", "train-teacher"),
         ],
     )  # fmt: skip
     def test_command(self, typed: str, meant: str) -> None:
