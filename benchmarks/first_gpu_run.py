@@ -11,7 +11,7 @@ stops no other. All of it is one JSON file.
 - ``tests``: `make test-cuda-quick`; on the CPU they are left out.
 - ``updates, D64``: updates a second of a learner for the ant, batches included; depths from 1024 on as in the
   preset `thousand-layers`.
-- ``steps, ant``: environment steps a second, random actions, with resets.
+- ``steps, ant``: environment steps a second of unrolls, in which an actor of 4 layers acts and rows are kept.
 - ``training``: `train-teacher --preset quickstart` on point_u_maze, stopped at the end of its time.
 """
 
@@ -25,10 +25,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.harness import (
     ROOT,
@@ -42,40 +44,37 @@ from benchmarks.harness import (
     spread,
     take_turns,
 )
+from thousandfold.envs.registry import compile_task
 from thousandfold.pipeline import cuda
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.runtime import set_up_torch
+from thousandfold.pipeline.settings import resolve_settings
+from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
+from thousandfold.stages.train_teacher.training import TeacherTraining
 
 _STARTING_S = 180.0  # of a part: libraries, Warp's compiler, the first updates
+_ENDING_S = 60.0  # of a part that is told to end
+_TESTS = ("make", "test-cuda-quick")
 _ROUNDS = 5
 _STEPS = 50
 
 
+def make_training(device: str, preset: str, **flags: Any) -> TeacherTraining:
+    """Return the training of an ant, captured on CUDA as any other."""
+    unroll = {"unroll_steps": _STEPS, "min_rows_per_world": _STEPS, "replay_rows_per_world": 2 * _STEPS}
+    ant = {"task": "ant", "training_distribution": "training", "updates_per_unroll": 10**6}
+    settings = resolve_settings(
+        TrainTeacherSettings, "train_teacher", preset=preset, flags=ant | unroll | flags
+    )
+    return TeacherTraining(settings, compile_task("ant"), device)
+
+
 def updates(device: str, depth: int, seconds: float) -> Cell:
     """Return updates a second, in rounds, and the device's memory at its peak."""
-    import torch
-
-    from thousandfold.envs.registry import compile_task
-    from thousandfold.pipeline.settings import resolve_settings
-    from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
-    from thousandfold.stages.train_teacher.training import TeacherTraining
-
     preset = "thousand-layers" if depth >= 1024 else "paper/ant"
-    flags: dict[str, Any] = {
-        "task": "ant",
-        "training_distribution": "training",
-        "depth": depth,
-        "num_worlds": 64,
-        "unroll_steps": 50,
-        "min_rows_per_world": 50,
-        "replay_rows_per_world": 100,
-        "updates_per_unroll": 10**6,
-    }
-    if device == "cpu":
-        flags |= {"precision": "float32", "batch_size": 32}
-    settings = resolve_settings(TrainTeacherSettings, "train_teacher", preset=preset, flags=flags)
-    training = TeacherTraining(settings, compile_task("ant"), device)
+    small = {"precision": "float32", "batch_size": 32} if device == "cpu" else {}
+    training = make_training(device, preset, depth=depth, num_worlds=64, **small)
     training.collect()
     batches = training.relabel()
 
@@ -85,31 +84,25 @@ def updates(device: str, depth: int, seconds: float) -> Cell:
         training.check_finite(None)  # waits for the device
 
     rates = take_turns({"updates": Side(advance, 1)}, _ROUNDS, seconds / _ROUNDS)["updates"]
-    found = {"updates_per_second": spread(rates), "batch_size": settings.batch_size, "preset": preset}
+    found = {
+        "updates_per_second": spread(rates),
+        "batch_size": training.settings.batch_size,
+        "preset": preset,
+    }
     return found | ({} if device == "cpu" else {"peak_bytes": torch.cuda.max_memory_allocated()})
 
 
 def steps(device: str, worlds: int, seconds: float) -> Cell:
-    """Return environment steps a second, in rounds, and how many worlds were lost."""
-    import torch
-
-    from thousandfold.envs.registry import compile_task
-    from thousandfold.envs.simulators.choose import make_simulator
-
-    task = compile_task("ant")
-    simulator = make_simulator(task, worlds, device=device, seed=0, distribution="training")
-    action = torch.empty(worlds, task.action_dim, device=device)
+    """Return environment steps a second of unrolls, acting included, and how many worlds were lost."""
+    training = make_training(device, "paper/ant", depth=4, num_worlds=worlds)
 
     def advance(count: int) -> None:
         for _ in range(count):
-            with simulator.unroll(_STEPS):
-                for _ in range(_STEPS):
-                    result = simulator.step(action.uniform_(-1, 1))
-                    simulator.reset(result.terminated | result.truncated | result.unstable)
-        _ = simulator.unstable_count  # waits for the device
+            training.collect()
 
     rates = take_turns({"steps": Side(advance, _STEPS * worlds)}, _ROUNDS, seconds / _ROUNDS)["steps"]
-    lost = {"diverged": simulator.diverged_count, "overflowed": simulator.overflow_count}
+    progress = training.progress
+    lost = {"unstable": progress.unstable, "overflowed": progress.overflowed}
     return {"steps_per_second": spread(rates), "worlds": worlds, **lost}
 
 
@@ -120,14 +113,13 @@ def training(device: str, seconds: float) -> Cell:
         options = ["--preset", "quickstart", "--task", "point_u_maze", "--device", device]
         with (Path(place) / "said").open("w+", encoding="utf-8") as said:
             process = subprocess.Popen([*command, *options], stdout=said, stderr=said, cwd=ROOT)
-            try:
-                process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-            try:
-                process.wait(_STARTING_S / 2)
-            finally:
-                process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STARTING_S + seconds)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDING_S)
+            process.kill()
+            process.wait()
             said.seek(0)
             found: Cell = {"exit_code": process.returncode, "said": said.read()[-600:]}
         for teacher in Workspace(Path(place)).artifacts("teacher"):
@@ -143,7 +135,7 @@ def tests(seconds: float) -> Cell:
     """Run the quick tests; return how many passed, and the end of what was said where not all did."""
     start = time.perf_counter()
     done = subprocess.run(
-        ["timeout", "--signal=INT", f"{seconds:.0f}", "make", "test-cuda-quick"],
+        ["timeout", "--signal=INT", f"--kill-after={_ENDING_S:.0f}", f"{_STARTING_S + seconds:.0f}", *_TESTS],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -160,7 +152,7 @@ PARTS = {"tests": tests, "updates": updates, "steps": steps, "training": trainin
 def run_part(part: str, seconds: float, arguments: Mapping[str, Any]) -> Cell:
     """Run a part in a process of its own; where it fails, that is its cell."""
     start, told = time.perf_counter(), ("--part", part, json.dumps(arguments))
-    with closing(Worker("first_gpu_run", *told, give_up_s=seconds + _STARTING_S)) as worker:
+    with closing(Worker("first_gpu_run", *told, give_up_s=seconds + _STARTING_S + 2 * _ENDING_S)) as worker:
         try:
             found = worker.answer()
         except SideFailed as failure:

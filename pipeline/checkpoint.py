@@ -344,14 +344,20 @@ class BackgroundSaves:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
+        try:
+            self._thread.shutdown()
+        except KeyboardInterrupt:  # another process may take the lock once the block has been left
+            self._thread.shutdown()
+            raise
         if kind is None:
             self.wait()
 
     @property
     def path(self) -> Path | None:
         """The folder of the last checkpoint, which may still be written; None where there is none yet."""
-        return self._folder.path if self._last is not None or self._folder.exists else None
+        last = self._last
+        comes = last is not None and not (last.done() and last.exception())
+        return self._folder.path if comes or self._folder.exists else None
 
     def save(self, *arguments: Any, **options: Any) -> None:
         """Begin what `CheckpointFolder.save` does with these arguments, which may not change meanwhile."""

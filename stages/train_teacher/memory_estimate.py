@@ -146,8 +146,8 @@ def estimate_memory(
     rounded = 2 * (actor + critic) if settings.precision == "bfloat16" else 0
     followers = actor * bool(settings.average_decay) + critic * (settings.critic == "temporal_difference")
     parameters = _FLOAT * (_LEARNT_COPIES * (actor + critic) + followers) + rounded
-    if device == "cpu":  # where the copies lie: of the state, and of finalists until a checkpoint holds them
-        copies = _STATE_COPIES + settings.finalists
+    if device == "cpu":  # where the copies lie: of the state, of finalists that are written, and of others
+        copies = _STATE_COPIES + 2 * settings.finalists
         parameters += _FLOAT * (copies * (actor + critic) + followers)
     rows = settings.num_worlds * settings.replay_rows_per_world
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)

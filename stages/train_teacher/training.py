@@ -293,9 +293,9 @@ class TeacherTraining:
             progress.finalists.insert(place, name)
             if self.ranks.leads:
                 self._unsaved_finalists[name] = self.learner.weights(candidates[chosen])
-        for dropped in progress.finalists[places:]:
-            self._unsaved_finalists.pop(dropped, None)
         del progress.scores[places:], progress.finalists[places:]
+        unsaved = self._unsaved_finalists.items()
+        self._unsaved_finalists = {name: kept for name, kept in unsaved if name in progress.finalists}
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
@@ -305,20 +305,24 @@ class TeacherTraining:
         """Return the weights that become the teacher: the best of the finalists over the same fresh episodes.
 
         They are other episodes than those that the teacher's success is told of. The checkpoint of the whole
-        training holds the finalists.
+        training holds the finalists, unless an earlier version wrote it.
         """
         finalists = self.progress.finalists
+
+        def weights(name: str) -> dict[str, Tensor]:
+            return self._unsaved_finalists.get(name) or folder.fixed(name)
+
         if len(finalists) == 1:
-            return folder.fixed(finalists[0])
+            return weights(finalists[0])
         seed, scores = seed_sequence(self.settings.seed, _CHOICE_STREAM), []
         for name in finalists:
-            actor = self.learner.load_weights(folder.fixed(name))
+            actor = self.learner.load_weights(weights(name))
             policy = torch_policy(actor, self.device, self.settings.cuda_graph)
             found = run_episodes(
                 self.task, policy, episodes=self.settings.final_episodes, seed=seed
             ).summary()
             scores.append([found["success"], found["time_at_goal"], -found["final_distance"]])
-        return folder.fixed(finalists[max(range(len(scores)), key=scores.__getitem__)])
+        return weights(finalists[max(range(len(scores)), key=scores.__getitem__)])
 
     def warn_of_chance(self, console: Console) -> None:
         """Say once, after a third of the budget, where no evaluation was better than random actions."""

@@ -29,4 +29,4 @@ def test_updates_and_steps_are_counted():
     updates = first_gpu_run.updates("cpu", depth=4, seconds=0.1)
     steps = first_gpu_run.steps("cpu", worlds=2, seconds=0.1)
     assert updates["updates_per_second"]["median"] > 0 and steps["steps_per_second"]["median"] > 0
-    assert (steps["diverged"], steps["overflowed"]) == (0, 0)
+    assert (steps["unstable"], steps["overflowed"]) == (0, 0)

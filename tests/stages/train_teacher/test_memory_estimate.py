@@ -65,7 +65,7 @@ def test_a_critic_of_temporal_differences_is_two_networks_and_their_slow_copies(
     critic = parameter_count(ValueCritic(4, 2, 2, settings.critic_shape))
     assert critic_estimate(TASK, settings) == critic
     actor = parameter_count(GoalActor(4, 2, 2, settings.actor_shape))
-    assert estimate_memory(TASK, settings, "cpu").parameters == 4 * (10 * actor + 12 * critic)
+    assert estimate_memory(TASK, settings, "cpu").parameters == 4 * (13 * actor + 15 * critic)
     assert logits_estimate(settings, "cpu") == 0
 
 

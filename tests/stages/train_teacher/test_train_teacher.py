@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from tests.stages.train_teacher.teacher_runs import (
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task, get_task
 from thousandfold.ground.errors import StoppedByUser, UserError
-from thousandfold.pipeline.checkpoint import load_tensors
+from thousandfold.ground.files import file_sha256, json_sha256, write_json_atomic
+from thousandfold.pipeline.checkpoint import CheckpointFolder, load_tensors, save_tensors
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.episodes import Episodes, run_episodes
@@ -201,6 +204,59 @@ def test_fewer_finalists_may_be_asked_for_on_resume(context: StageContext, monke
     context.stop.requested = False
     artifact = train_teacher.run(EVALUATED, context, context.workspace.artifacts("teacher")[0])
     assert_same_tensors(load_tensors(artifact.file(NETWORK_FILE))[0], evaluations.weights[0][0])
+
+
+def test_the_finalists_of_a_finished_training_of_an_earlier_version_still_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluations = ScriptedEvaluations(monkeypatch, (2, 0), (3, 0), (1, 0), (3, 0), (4, 0))
+    settings, task = change(EVALUATED, finalists=2, env_steps=2 * 4 * 30), compile_task("point_u_maze")
+    training, folder = TeacherTraining(settings, task, "cpu"), CheckpointFolder(tmp_path)
+    for _ in range(2):
+        training.collect()
+        for batch in training.relabel():
+            training.update(batch)
+        training.take_metrics()
+        training.evaluate()
+    training.save(folder)
+    write_as_format_2(tmp_path)
+    later = TeacherTraining(settings, task, "cpu")
+    later.load(folder)
+    assert later.finished
+    chosen = later.choose(folder)  # the second of the two, which did worse before
+    assert_same_tensors(chosen, {name: chosen[name] for name in chosen} | evaluations.weights[0][0])
+
+
+def write_as_format_2(path: Path) -> None:
+    """Make a checkpoint one of format 2, which kept finalists with the rest of the state."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"], manifest["progress"]["finalists"]
+    state = load_tensors(path / manifest["state"]["file"])[0]
+    for place, entry in enumerate(manifest.pop("fixed")):
+        finalist = load_tensors(path / entry["file"])[0]
+        state |= {f"finalist.{place}.{name}": value for name, value in finalist.items()}
+        (path / entry["file"]).unlink()
+    save_tensors(path / "state-00000002.safetensors", state, {})
+    entry = {"file": "state-00000002.safetensors", "sha256": file_sha256(path / "state-00000002.safetensors")}
+    manifest |= {"format_version": 2, "state": entry}
+    write_json_atomic(path / "manifest.json", manifest | {"sha256": json_sha256(manifest)})
+
+
+def test_networks_that_are_no_longer_to_be_kept_are_let_go(monkeypatch: pytest.MonkeyPatch):
+    training = TeacherTraining(change(EVALUATED, keep="last"), compile_task("point_u_maze"), "cpu")
+    made: list[weakref.ref[torch.Tensor]] = []
+    weights = training.learner.weights
+
+    def noted(*arguments: Any) -> Tensors:
+        found = weights(*arguments)
+        made.append(weakref.ref(next(iter(found.values()))))
+        return found
+
+    monkeypatch.setattr(training.learner, "weights", noted)
+    for _ in range(3):
+        training.collect()
+        training.evaluate()
+    assert [each() is None for each in made] == [True, True, False]
 
 
 @pytest.mark.parametrize(("successes", "told"), [(0, True), (64, False)])
