@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from click.shell_completion import CompletionItem
 from thousandfold.envs.task_names import TASK_NAMES
 from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import KINDS, MANIFEST_NAME, NEWEST, Workspace
-from thousandfold.pipeline.settings import SETTINGS_CLASSES, preset_names
+from thousandfold.pipeline.settings import SETTINGS_CLASSES, preset_names, setting_keys
 
-_ROOT = Path(__file__).resolve().parents[1]
 CHAIN_SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -72,40 +70,3 @@ def _files(begun: str) -> list[CompletionItem]:
     place = Path(begun).expanduser()
     is_path = bool(begun) and (place.is_dir() or place.parent != Path(".") or any(Path().glob(f"{begun}*")))
     return [CompletionItem(begun, type="file")] if is_path else []
-
-
-def setting_keys(section: str) -> list[str]:
-    """Return the names of a stage's settings, read from the sources: importing some stages takes seconds.
-
-    Returns nothing of an unknown stage.
-    """
-    if section not in SETTINGS_CLASSES:
-        return []
-    module, name = SETTINGS_CLASSES[section]
-    return _keys(module, name)
-
-
-def _keys(module: str, name: str) -> list[str]:
-    """Return the fields that a class has, those of its base first."""
-    path = _ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported = {
-        alias.name: str(node.module).removeprefix("thousandfold.")
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    keys: list[str] = []
-    for node in tree.body:
-        if not isinstance(node, ast.ClassDef) or node.name != name:
-            continue
-        for base in node.bases:
-            if isinstance(base, ast.Name):
-                keys += _keys(imported.get(base.id, module), base.id)
-        own = [field for field in node.body if isinstance(field, ast.AnnAssign)]
-        keys += [
-            field.target.id
-            for field in own
-            if isinstance(field.target, ast.Name) and "ClassVar" not in ast.unparse(field.annotation)
-        ]
-    return list(dict.fromkeys(keys))

@@ -86,9 +86,7 @@ def show_runs(
         cells = [[row[name] for name in names] for row in shown]
         console.table(f"Artifacts in {workspace.runs}", names, cells, spare=("from", "task"))
     elif artifacts or damaged:
-        console.say(
-            f"None of the {len(artifacts) + len(damaged)} artifacts in {workspace.runs} is such a one."
-        )
+        console.say(f"None of the {len(artifacts) + len(damaged)} artifacts in {workspace.runs} matches.")
     listed = {row["artifact"] for row in rows}
     damaged = [broken for broken in damaged if broken.name in listed]
     for broken in damaged:

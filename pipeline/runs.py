@@ -78,6 +78,8 @@ def compare(session: Session, first: str, second: str, output: str | None) -> No
     """
     with session.open():
         pair = session.workspace.find(first, None), session.workspace.find(second, None)
+        if pair[0].name == pair[1].name:
+            raise UserError(f"{pair[0].name} is compared with itself, or with one of its name: name another.")
         compare_artifacts(session.console, pair, None if output is None else Path(output).expanduser())
 
 
@@ -186,7 +188,7 @@ def _draw_curves(console: Console, pair: Sequence[Artifact], path: Path) -> Path
     )
     axis = next((key for key in _AXES if key in shared), None)
     metrics = [key for key in _CURVES if key in shared]
-    if axis is None or not metrics or len(histories) < 2:
+    if axis is None or not metrics:
         console.say("No picture: they have no learning curve in common.")
         return None
     if importlib.util.find_spec("matplotlib") is None:
@@ -222,20 +224,24 @@ def what_goes(
         UserError: a process is at work on one, or others depend on one and `with_dependents` does not say
             that they go, too.
     """
+    everything: list[Artifact | DamagedArtifact] = [*workspace.artifacts(), *workspace.damaged]
     damaged = {artifact.name: artifact for artifact in workspace.damaged}
     chosen = [damaged.get(name) or workspace.find(name, None) for name in names]
-    everything = workspace.artifacts()
-    going = [artifact for artifact in everything if artifact.path in {each.path for each in chosen}]
-    going += [artifact for artifact in chosen if artifact.path not in {each.path for each in going}]
-    wanted = {artifact.path for artifact in going}
+    for artifact in chosen:
+        if artifact.path.parent.resolve() != workspace.runs.resolve():
+            raise UserError(
+                f"{artifact.path} lies in another workspace, where others may be made from it: give that "
+                "one's folder with --workspace."
+            )
+    wanted = {artifact.path.name for artifact in chosen}
+    going = [artifact for artifact in everything if artifact.path.name in wanted]
     while more := [
         other
         for other in everything
-        if other.path not in {each.path for each in going}
-        and any(depends_on(other, each, everything) for each in going if isinstance(each, Artifact))
+        if other not in going and any(depends_on(other, each, everything) for each in going)
     ]:
         going += more
-    dependents = [artifact.name for artifact in going if artifact.path not in wanted]
+    dependents = [artifact.name for artifact in going if artifact.path.name not in wanted]
     if dependents and not with_dependents:
         raise UserError(
             f"Made from {', '.join(names)}: {', '.join(dependents)}. Name these too, or remove them with "
@@ -250,12 +256,25 @@ def what_goes(
     )
 
 
-def depends_on(other: Artifact, artifact: Artifact, everything: Sequence[Artifact]) -> bool:
-    """Tell whether an artifact was made from another, of which no copy of the same content remains."""
+def depends_on(
+    other: Artifact | DamagedArtifact,
+    artifact: Artifact | DamagedArtifact,
+    everything: Sequence[Artifact | DamagedArtifact],
+) -> bool:
+    """Tell whether an artifact was made from another, of which no copy of the same content remains.
+
+    Of a damaged one it is whatever names its folder; and it may be made from what it can name.
+    """
+    if isinstance(artifact, DamagedArtifact):
+        parents = other.manifest.parents.values() if isinstance(other, Artifact) else ()
+        return any(parent.name == artifact.name for parent in parents)
     content = artifact.manifest.hash
-    copies = [each for each in everything if each.manifest.hash == content and each.path != artifact.path]
-    parents = other.manifest.parents.values()
-    return content is not None and not copies and any(parent.hash == content for parent in parents)
+    whole = (each for each in everything if isinstance(each, Artifact) and each.path != artifact.path)
+    if content is None or any(each.manifest.hash == content for each in whole):
+        return False
+    if isinstance(other, DamagedArtifact):
+        return other.may_be_made_from(artifact)
+    return any(parent.hash == content for parent in other.manifest.parents.values())
 
 
 def remove_artifacts(session: Session, found: Sequence[Artifact | DamagedArtifact]) -> None:

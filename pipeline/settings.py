@@ -5,13 +5,15 @@ file is of the same form, and so is what `pipeline run --dry-run` prints:
 
     description: Half an hour on a laptop.
     extends: quickstart
-    train_teacher: {depth: 32, learning_rate: 3e-4}
+    train_teacher: {depth: 32, critic_learning_rate: 3e-4}
 
 One that repeats a published experiment has the published outcome beside its settings, as `published`.
 """
 
 from __future__ import annotations
 
+import ast
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,8 @@ from thousandfold.ground.errors import SettingsError, unknown_name
 from thousandfold.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml
 from thousandfold.ground.plain_files import read_plain
 
-PRESETS_FOLDER = Path(__file__).resolve().parent / "presets"
+_ROOT = Path(__file__).resolve().parents[1]
+PRESETS_FOLDER = _ROOT / "pipeline/presets"
 STAGE_SECTIONS = (
     "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "evaluate", "render",
     "frontier", "report",
@@ -94,6 +97,12 @@ class PublishedOutcome(pydantic.BaseModel):
     hours: dict[int, float]
     """Of the training, on this hardware, by depth."""
     hardware: str
+
+    @pydantic.model_validator(mode="after")
+    def _of_the_same_depths(self) -> PublishedOutcome:
+        if not self.time_at_goal or not self.time_at_goal.keys() <= self.hours.keys():
+            raise ValueError("time_at_goal wants a depth at least, and hours for each of its depths")
+        return self
 
     def __str__(self) -> str:
         depth, shallow = max(self.time_at_goal), min(self.time_at_goal)
@@ -173,8 +182,14 @@ def preset_origins(name: str, extended_by: tuple[str, ...] = ()) -> dict[str, di
         raise SettingsError(f"Presets extend each other in a circle: {' -> '.join((*extended_by, name))}.")
     content = _read_preset(_preset_path(name))
     base = content.get("extends")
-    if is_preset_file(name) and is_preset_file(str(base)):
-        base = str(Path(name).parent / str(base))
+    if is_preset_file(name):
+        for section in STAGE_SECTIONS:
+            keys = setting_keys(section)
+            for key in content.get(section, {}):
+                if key not in keys:
+                    raise SettingsError(f"{name}: {section}: {unknown_name('setting', str(key), keys)}")
+        if is_preset_file(str(base)):
+            base = os.path.normpath(Path(name).parent / Path(str(base)).expanduser())
     merged = preset_origins(str(base), (*extended_by, name)) if base else {}
     for section in STAGE_SECTIONS:
         own = {key: (value, name) for key, value in content.get(section, {}).items()}
@@ -285,6 +300,8 @@ def _read_preset(path: Path) -> dict[str, Any]:
         raise SettingsError(f"Preset {path} must hold one section a stage: {', '.join(STAGE_SECTIONS)}.")
     for key, section in content.items():
         if key in ("description", "extends"):
+            if not isinstance(section, str):
+                raise SettingsError(f"Preset {path}: {key} must be text, not {section!r}.")
             continue
         if key in _OUTCOMES:
             try:
@@ -292,13 +309,52 @@ def _read_preset(path: Path) -> dict[str, Any]:
             except pydantic.ValidationError as error:
                 detail = error.errors(include_url=False)[0]
                 place = ".".join(str(part) for part in (key, *detail["loc"]))
-                raise SettingsError(f"Preset {path}: {place}: {detail['msg']}.") from None
+                raise SettingsError(
+                    f"Preset {path}: {place}: {detail['msg'].removeprefix('Value error, ')}."
+                ) from None
             continue
         if key not in STAGE_SECTIONS:
             raise SettingsError(f"Preset {path}: {unknown_name('section', str(key), STAGE_SECTIONS)}")
         if not isinstance(section, dict):
             raise SettingsError(f"Preset {path}: section {key} must hold `key: value` lines.")
     return content
+
+
+def setting_keys(section: str) -> list[str]:
+    """Return the names of a stage's settings, read from the sources: importing some stages takes seconds.
+
+    Returns nothing of an unknown stage.
+    """
+    if section not in SETTINGS_CLASSES:
+        return []
+    module, name = SETTINGS_CLASSES[section]
+    return _keys(module, name)
+
+
+def _keys(module: str, name: str) -> list[str]:
+    """Return the fields that a class has, those of its base first."""
+    path = _ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {
+        alias.name: str(node.module).removeprefix("thousandfold.")
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    keys: list[str] = []
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name != name:
+            continue
+        for base in node.bases:
+            if isinstance(base, ast.Name):
+                keys += _keys(imported.get(base.id, module), base.id)
+        own = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+        keys += [
+            field.target.id
+            for field in own
+            if isinstance(field.target, ast.Name) and "ClassVar" not in ast.unparse(field.annotation)
+        ]
+    return list(dict.fromkeys(keys))
 
 
 def parse_override(override: str) -> tuple[str, Any]:

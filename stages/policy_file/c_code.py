@@ -24,6 +24,8 @@ from thousandfold.stages.policy_file.onnx_bytes import EXPORT_AGAIN, GOLDEN_KEY,
 from thousandfold.stages.policy_file.policy_runner import RunnerPlan
 
 HEADER, SOURCE = "policy.h", "policy.c"
+C_BEGINNING = b"/* A policy in C99"
+"""how both files begin"""
 
 MOST_WEIGHTS = 2**24
 """A compiler takes a minute and a GiB for so many."""
@@ -34,8 +36,8 @@ _EXPRESSIONS: dict[str, Callable[..., str]] = {
     "Mul": lambda a, b: f"{a} * {b}",
     "Greater": lambda a, b: f"{a} > {b} ? 1.0f : 0.0f",
     # NaN stays, as it does in ONNX.
-    "Max": lambda a, b: f"{a} < {b} ? {b} : {a}",
-    "Min": lambda a, b: f"{a} > {b} ? {b} : {a}",
+    "Max": lambda a, b: f"{a} < {b} || {b} != {b} ? {b} : {a}",
+    "Min": lambda a, b: f"{a} > {b} || {b} != {b} ? {b} : {a}",
     "Clip": lambda a, low, high: f"{a} < {low} ? {low} : {a} > {high} ? {high} : {a}",
     "Cast": lambda a: a,
     "Relu": lambda a: f"{a} < 0.0f ? 0.0f : {a}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -84,7 +86,7 @@ def verify(
 
 
 @policy.command("to-c")
-@click.argument("name", metavar="[POLICY]", required=False)
+@click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
 @click.option(
     "--out",
     "folder",
@@ -94,7 +96,12 @@ def verify(
     help="Folder for policy.h and policy.c.",
 )
 @_episodes_option
-@click.option("--task", metavar="TASK", help="Task, or the YAML file of your own [the policy's].")
+@click.option(
+    "--task",
+    metavar="TASK",
+    shell_complete=complete_tasks,
+    help="Task, or the YAML file of your own [the policy's].",
+)
 @_seed_option
 @click.option("--unchecked", is_flag=True, help="Write them without compiling and checking them.")
 @json_option
@@ -115,14 +122,20 @@ def to_c(
     """
     with session.open(mujoco=True):
         from thousandfold.ground.files import atomic_file
-        from thousandfold.stages.policy_file.c_code import c_files
+        from thousandfold.stages.policy_file.c_code import C_BEGINNING, c_files
         from thousandfold.stages.policy_file.metadata import parse_metadata
         from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, read_model
         from thousandfold.stages.policy_file.source import find_policy, open_policy
 
-        place = find_policy(session.workspace, name)
+        place, folder = find_policy(session.workspace, name), folder.expanduser()
         model = read_model(place.path)
         files = c_files(model, place.path)
+        written = {each: folder / each for each in files}
+        for path in filter(os.path.lexists, written.values()):
+            if not path.is_file() or not path.read_bytes().startswith(C_BEGINNING):
+                raise UserError(
+                    f"{path} was not written by to-c, which would replace it: give another --out."
+                )
         result: dict[str, Any] = {"policy": place.name, "sha256": model.policy_sha256, "verification": None}
         if unchecked:
             open_policy(place)
@@ -130,10 +143,9 @@ def to_c(
             metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
             found = _verified_in_c(session, place, metadata, files, episodes, task, seed)
             result["verification"] = found.results()
-        written = {each: folder / each for each in files}
-        for each, path in written.items():
-            with atomic_file(path) as temporary:
-                temporary.write_text(files[each], encoding="utf-8")
+        with contextlib.ExitStack() as whole:  # both or, but for a kill between two renames, none
+            for each, path in written.items():
+                whole.enter_context(atomic_file(path)).write_text(files[each], encoding="utf-8")
         said = "unchecked" if unchecked else "checked as compiled here"
         paths = {each: str(path) for each, path in written.items()}
         session.console.say(f"C code of {place.name}, {said}: {', '.join(paths.values())}.")

@@ -128,6 +128,10 @@ class TestCompare:
         pair[0].file("history.json").write_text("{}")
         assert "history.json is damaged" in invoke(tmp_path, *arguments, code=2).stderr
 
+    def test_one_beside_itself_is_refused(self, tmp_path: Path) -> None:
+        teacher = make(tmp_path, "teacher")
+        assert "name another" in invoke(tmp_path, "compare", teacher.name, "newest", code=2).stderr
+
 
 class TestRemove:
     @pytest.fixture
@@ -173,6 +177,32 @@ class TestRemove:
         chain["other"].file("manifest.json").write_text("{")
         invoke(tmp_path, "rm", chain["other"].name, "--yes")
         assert not chain["other"].path.exists()
+
+    def test_what_was_made_from_a_damaged_one_keeps_it(
+        self, tmp_path: Path, chain: dict[str, Artifact]
+    ) -> None:
+        chain["teacher"].file("manifest.json").write_text("{")
+        refused = invoke(tmp_path, "rm", chain["teacher"].name, "--yes", code=2).stderr
+        assert chain["student"].name in refused and chain["policy"].name in refused
+        invoke(tmp_path, "rm", chain["teacher"].name, "--with-dependents", "--yes")
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == [chain["other"].name]
+
+    def test_a_damaged_one_keeps_what_it_may_be_made_from(
+        self, tmp_path: Path, chain: dict[str, Artifact]
+    ) -> None:
+        manifest = chain["policy"].file("manifest.json")
+        manifest.write_text(manifest.read_text()[:-40])
+        refused = invoke(tmp_path, "rm", chain["student"].name, "--yes", code=2).stderr
+        assert chain["policy"].name in refused and chain["student"].path.exists()
+
+    def test_one_of_another_workspace_is_refused(self, tmp_path: Path, chain: dict[str, Artifact]) -> None:
+        line = invoke(tmp_path / "here", "rm", str(chain["other"].path), "--yes", code=2).stderr
+        assert "lies in another workspace" in line and chain["other"].path.exists()
+
+    def test_one_that_is_named_twice_goes_once(self, tmp_path: Path, chain: dict[str, Artifact]) -> None:
+        chain["other"].file("manifest.json").write_text("{")
+        gone = invoke(tmp_path, "rm", chain["other"].name, chain["other"].name, "--yes", "--json").stdout
+        assert json.loads(gone)["removed"] == [chain["other"].name]
 
     def test_one_that_is_being_made_stays(self, tmp_path: Path) -> None:
         running = Workspace(tmp_path).create("teacher", task="reacher", settings={})

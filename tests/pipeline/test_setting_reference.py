@@ -61,12 +61,20 @@ class TestPresetsOfOnesOwn:
         ("content", "said"),
         [
             ({"extends": "mine.yaml"}, "in a circle"),
+            ({"extends": "../beside/mine.yaml"}, "in a circle"),
+            ({"extends": 0}, "extends must be text"),
+            ({"evaluate": {"epsodes": 1}}, "evaluate: Unknown setting 'epsodes': did you mean 'episodes'?"),
+            (
+                {"published": {"source": "x", "time_at_goal": {64: 1}, "hours": {4: 1}, "hardware": "h"}},
+                "published: time_at_goal wants a depth at least, and hours for each",
+            ),
             ({"train_techer": {}}, "did you mean 'train_teacher'?"),
             ({"train_teacher": 3}, "must hold `key: value` lines"),
         ],
     )
     def test_a_wrong_one_is_one_line(self, tmp_path: Path, content: dict[str, Any], said: str) -> None:
-        mine = write(tmp_path / "mine.yaml", **content)
+        (tmp_path / "beside").mkdir()
+        mine = write(tmp_path / "beside" / "mine.yaml", **content)
         for option in ("--preset", "--config"):
             assert said in invoke("train-teacher", option, mine, "--dry-run", code=2).stderr
 

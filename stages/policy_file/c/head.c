@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#ifdef __FAST_MATH__
-#error "policy.c: without -ffast-math, which takes sums apart that must stay as they are"
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "policy.c: without -ffast-math or the like, which takes sums apart that must stay as they are"
 #endif
 
 typedef union {

@@ -137,6 +137,20 @@ class TestToC:
         line = refused(tmp_path, "to-c", str(tamper(honest)), "--out", str(tmp_path / "out"), *unchecked)
         assert "was changed since it was exported" in line and not (tmp_path / "out").exists()
 
+    def test_what_is_not_its_own_is_not_replaced(self, honest: Path, tmp_path: Path) -> None:
+        (tmp_path / "policy.c").write_text("my own code")
+        line = refused(tmp_path, "to-c", str(honest), "--out", str(tmp_path), "--unchecked")
+        assert "policy.c was not written by to-c" in line
+        assert (tmp_path / "policy.c").read_text() == "my own code" and not (tmp_path / "policy.h").exists()
+
+    def test_its_own_files_are_replaced(self, honest: Path, tmp_path: Path) -> None:
+        arguments = ("policy", "to-c", str(honest), "--out", str(tmp_path / "out"), "--unchecked")
+        invoke(tmp_path, *arguments)
+        first = (tmp_path / "out" / "policy.c").read_text()
+        (tmp_path / "out" / "policy.c").write_text("/* A policy in C99 of earlier */")
+        invoke(tmp_path, *arguments)
+        assert (tmp_path / "out" / "policy.c").read_text() == first
+
     def test_without_a_compiler_it_is_written_on_request_alone(
         self, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
