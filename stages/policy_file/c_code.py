@@ -235,7 +235,7 @@ class _Body:
         for name in node.inputs:
             size = self._length(name)
             if size == 1 and name in self._graph.constants:
-                operands.append(_number(self._array(name).reshape(())[()]))
+                operands.append(_number(np.float32(self._array(name).item())))
             elif size in (1, length):
                 operands.append(f"{self._vector(name, size)}[{'i' if size > 1 else 0}]")
             else:
