@@ -129,7 +129,7 @@ class Console:
             return
         if len(kept) < len(shown):
             left_out = ", ".join(column.name for column in shown if column not in kept)
-            self.say(f"Not shown, for want of room: {left_out}. A wider terminal shows them, or --json.")
+            self.say(f"Not shown, for want of room: {left_out}. --json and a wider terminal show them.")
 
     @contextlib.contextmanager
     def progress(

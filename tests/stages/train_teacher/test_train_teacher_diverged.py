@@ -88,7 +88,7 @@ def test_physics_that_diverges_everywhere_ends_the_run(
     context: StageContext, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        training,
+        training.Rollout,
         "collect",
         lambda *_: RolloutStatistics(env_steps=120, unstable=TINY_TEACHER.num_worlds),
     )
