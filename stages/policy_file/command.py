@@ -33,6 +33,12 @@ _episodes_option = click.option(
     show_default=True,
     help="Fresh episodes of the closed loop.",
 )
+_task_option = click.option(
+    "--task",
+    metavar="TASK",
+    shell_complete=complete_tasks,
+    help="Task, or the YAML file of your own [the policy's].",
+)
 _seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes."
 )
@@ -59,12 +65,7 @@ def inspect(session: Session, name: str | None) -> None:
 @policy.command()
 @click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
 @_episodes_option
-@click.option(
-    "--task",
-    metavar="TASK",
-    shell_complete=complete_tasks,
-    help="Task, or the YAML file of your own [the policy's].",
-)
+@_task_option
 @_seed_option
 @click.option("--robustness", is_flag=True, help="Repeat the robustness card that the file carries, too.")
 @json_option
@@ -96,12 +97,7 @@ def verify(
     help="Folder for policy.h and policy.c.",
 )
 @_episodes_option
-@click.option(
-    "--task",
-    metavar="TASK",
-    shell_complete=complete_tasks,
-    help="Task, or the YAML file of your own [the policy's].",
-)
+@_task_option
 @_seed_option
 @click.option("--unchecked", is_flag=True, help="Write them without compiling and checking them.")
 @json_option
