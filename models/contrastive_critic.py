@@ -231,6 +231,18 @@ def contrastive_loss(
         return loss, {"info_nce": info_nce.detach()} | _contrast_metrics(reported, len(goals))
 
 
+def log_not_lost(state_action: Tensor, goal: Tensor, no_goal: Tensor, energy: Energy) -> Tensor:
+    """Return log(1 − P(lost | s, a)), (batch,): InfoNCE's softmax has a column more for reaching no goal.
+
+    Args:
+        state_action, goal: φ of what is judged, and ψ of the goals of a batch, which stand for all goals.
+        no_goal: embedding (64,) of reaching none.
+        energy: of a pair.
+    """
+    goals = contrast(state_action, goal, energy).logsumexp
+    return goals - torch.logaddexp(goals, paired_energy(state_action, no_goal, energy))
+
+
 def _contrast_metrics(contrast: Contrast, columns: int) -> Metrics:
     positive, rows = contrast.positive.mean(), len(contrast.positive)
     return {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +22,7 @@ from thousandfold.models.contrastive_critic import (
     actor_loss,
     alpha_loss,
     contrastive_loss,
+    log_not_lost,
     paired_energy,
 )
 from thousandfold.models.deployable_policy import Dither, NormalizedActor
@@ -172,6 +172,11 @@ class ContrastiveLearner:
         proposed, taken = self.critic.encode_both_actions(observation, action, batch.action)
         wanted, reached = self._encode_goals(batch, order)
         energy = paired_energy(proposed, wanted, self.settings.energy)
+        if self.settings.learns_lost_futures and self.settings.early_end_weight:
+            goes_on = log_not_lost(
+                proposed, self._gather(reached.detach()), self.critic.no_goal.detach(), self.settings.energy
+            )
+            energy = energy + self.settings.early_end_weight * goes_on
         alpha = self.log_alpha.detach().exp()
         for_actor, metrics = actor_loss(energy, log_prob, alpha)
         for_alpha = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
@@ -221,10 +226,16 @@ class ContrastiveLearner:
         """
         settings, ranks = self.settings, self.ranks
         given = state_action, goal, settings.energy, settings.info_nce, self.critic.no_goal, lost
-        if settings.global_negatives and ranks.size > 1:
-            gather = partial(gather_rows, ranks=ranks)
-            return contrastive_loss(*given, gather=gather, first=ranks.rank * len(goal))
-        return contrastive_loss(*given)
+        first = ranks.rank * len(goal) if self._gathers else 0
+        return contrastive_loss(*given, gather=self._gather, first=first)
+
+    @property
+    def _gathers(self) -> bool:
+        return self.settings.global_negatives and self.ranks.size > 1
+
+    def _gather(self, own: Tensor) -> Tensor:
+        """Return what a batch is contrasted with, of which it is a part: all ranks' rows, or its own."""
+        return gather_rows(own, self.ranks) if self._gathers else own
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""
@@ -270,7 +281,7 @@ class ContrastiveLearner:
     @property
     def can_be_captured(self) -> bool:
         """Whether CUDA graphs can hold an update: not where ranks exchange goals in the midst of it."""
-        return not (self.settings.global_negatives and self.ranks.size > 1)
+        return not self._gathers
 
     def prepare_capture(self) -> None:
         """Get ready for an update to be captured in a CUDA graph, which then has gradients of its own."""

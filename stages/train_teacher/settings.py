@@ -99,6 +99,12 @@ class LearnerSettings(StageSettings):
         description="what lies beyond an early end, such as a fall: cut, goals come from before it; lost, no "
         "goal is reached there (critic=temporal_difference always takes it as lost)",
     )
+    early_end_weight: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        description="with early_ends=lost: how much more than the goal counts for the actor that its episode "
+        "goes on, so many times log(1 − P(lost))",
+    )
     energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
     info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")
     actor_goals: Literal["hindsight", "random", "mixed"] = pydantic.Field(
@@ -213,6 +219,11 @@ class LearnerSettings(StageSettings):
                 raise ValueError(
                     "discount 1 would lose every goal before an early end: set one below 1, or early_ends=cut"
                 )
+        elif self.early_end_weight and self.early_ends == "cut":
+            raise ValueError(
+                f"early_end_weight {self.early_end_weight:g} weighs what early_ends=cut does not learn: set "
+                "early_ends=lost, or early_end_weight=0"
+            )
         return self
 
     @property

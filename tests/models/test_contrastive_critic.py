@@ -11,6 +11,7 @@ from thousandfold.models.contrastive_critic import (
     actor_loss,
     alpha_loss,
     contrastive_loss,
+    log_not_lost,
     paired_energy,
     pairwise_energy,
 )
@@ -93,6 +94,15 @@ def test_a_lost_row_has_no_goal_for_its_positive():
     assert torch.autograd.gradcheck(
         lambda a, b, c: contrastive_loss(a, b, no_goal=c[0], lost=torch.arange(5) % 2 == 0)[0], free
     )
+
+
+@pytest.mark.parametrize("energy", ["norm", "dot"])
+def test_what_is_not_lost_is_what_the_softmax_leaves_to_goals(energy):
+    generator = torch.Generator().manual_seed(0)
+    rows, goals, none = (torch.randn(shape, generator=generator) for shape in ((5, 64), (7, 64), (64,)))
+    energies = pairwise_energy(rows, torch.cat([goals, none[None]]), energy).double()
+    expected = energies.softmax(1)[:, :-1].sum(1).log()
+    assert log_not_lost(rows, goals, none, energy).double() == pytest.approx(expected, abs=1e-5)
 
 
 def test_accuracy_counts_rows_whose_own_goal_scores_highest():

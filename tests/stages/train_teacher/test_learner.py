@@ -178,6 +178,30 @@ def test_what_leads_to_early_ends_is_far_from_every_goal():
     assert energy[~lost].mean() > energy[lost].mean() + 1.0
 
 
+def test_an_actor_that_is_told_to_go_on_keeps_away_from_what_ends_episodes():
+    """Goals ask for a motion to the right, and half of what moves to the right loses them."""
+
+    def mean_action(weight: float) -> float:
+        learner = make_learner(
+            early_ends="lost", early_end_weight=weight, width=32, batch_size=128, actor_goals="hindsight",
+            actor_learning_rate=3e-3, critic_learning_rate=3e-3, initial_alpha=1e-3,
+        )  # fmt: skip
+        generator, batch = torch.Generator().manual_seed(0), make_batch(128)
+        right = batch.action[:, 0]
+        batch.goal.copy_(torch.stack([right, batch.action[:, 1]], 1))
+        lost = (right > 0) & (torch.rand(128, generator=generator) < 0.5)
+        for _ in range(150):
+            learner.update(dataclasses.replace(batch, lost=lost), generator)
+        return (
+            learner.act(batch.observation, torch.tensor([[1.0, 0.0]]).expand(128, 2), None)[:, 0]
+            .mean()
+            .item()
+        )
+
+    assert mean_action(0.0) > 0.3
+    assert mean_action(20.0) < mean_action(0.0) - 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -189,6 +213,11 @@ def test_goals_are_lost_in_the_forward_form_below_a_discount_of_one_alone(change
     with pytest.raises(ValueError, match=said):
         LearnerSettings(early_ends="lost", **change)
     assert not LearnerSettings(early_ends="lost", critic="temporal_difference").learns_lost_futures
+
+
+def test_a_weight_of_early_ends_that_are_cut_is_refused():
+    with pytest.raises(ValueError, match="early_end_weight 3 weighs what early_ends=cut does not learn"):
+        LearnerSettings(early_end_weight=3)
 
 
 def test_metrics_are_measured_not_constant():

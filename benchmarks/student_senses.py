@@ -1,0 +1,116 @@
+"""What a student keeps of its teacher that sees less, later and noisily, with a history and without.
+
+    python -m benchmarks.student_senses --tasks cable_arm --seeds 20 21 22
+
+The pages lie in `benchmarks/senses`. The teacher observes the exact state and what was drawn for the episode;
+the student has late and noisy readings without velocities. Each cell trains a teacher, records its dataset,
+distils a student, all by the default preset, and keeps the student's retention. In the cells without history
+every term of `student_observation` is its newest reading alone. Seed and task are the same otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.harness import (
+    ROOT,
+    Cell,
+    CellBook,
+    StudyParser,
+    completed,
+    markdown_table,
+    run_pipeline,
+    run_study,
+    train_teacher,
+)
+
+PAGES = ROOT / "benchmarks/senses"
+TASKS = tuple(sorted(page.stem.removesuffix("_senses") for page in PAGES.glob("*.yaml")))
+HISTORIES = ("history", "newest")
+_TEACHER = ("success", "success_interval", "env_steps", "elapsed_s")
+_STUDENT = (
+    "success", "teacher_success", "retention", "retention_interval", "episodes", "time_at_goal_retention",
+)  # fmt: skip
+
+
+def page_without_history(page: Path, folder: Path) -> Path:
+    """Write the page with the newest reading alone in `student_observation`; return its path."""
+    content = yaml.safe_load(page.read_text(encoding="utf-8"))
+    content["model"] = str((page.parent / content["model"]).resolve())
+    for term in content["student_observation"]:
+        term.pop("history", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / page.name
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def run_cell(task: str, seed: int, history: str, env_steps: int, workspace: Path) -> Cell:
+    """Train, record and distil in a workspace of the cell's own; what is finished there is not done again."""
+    own = workspace / f"{task}-{seed}-{history}"
+    page = PAGES / f"{task}_senses.yaml"
+    if history == "newest":
+        page = page_without_history(page, own)
+    steps = f"env_steps={env_steps}"
+    teacher = train_teacher(own, "train-teacher", "--task", str(page), "--seed", str(seed), "--set", steps)
+    if completed(own, "dataset") is None:
+        run_pipeline(own, "generate-dataset", "--seed", str(seed))
+    if (student := completed(own, "student")) is None:
+        run_pipeline(own, "distill", "--seed", str(seed))
+        student = completed(own, "student")
+        assert student is not None
+    return {
+        "teacher": _some(teacher.manifest.results, _TEACHER),
+        "student": _some(student.manifest.results, _STUDENT),
+    }
+
+
+def _some(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: results[name] for name in names}
+
+
+def table(cells: Mapping[str, Cell]) -> str:
+    """Return each cell's teacher, student and retention."""
+    rows = [
+        [
+            *name.split(", "),
+            f"{cell['teacher']['success']:.3f}",
+            f"{cell['student']['success']:.3f}",
+            "{:.3f} [{:.3f}, {:.3f}]".format(
+                cell["student"]["retention"], *cell["student"]["retention_interval"]
+            ),
+        ]
+        for name, cell in sorted(cells.items())
+    ]
+    return markdown_table(
+        ["task", "seed", "student sees", "teacher", "student", "retention"], rows, "What students keep"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every cell that is missing and print what is there."""
+    parser = StudyParser(__doc__, "student_senses")
+    parser.several("--tasks", TASKS, choices=TASKS)
+    parser.seeds(range(20, 23))
+    parser.number("--env-steps", 1_500_000, "of a teacher at most", least=1)
+    parser.add_argument("--workspace", type=Path, default=ROOT / "runs/student-senses")
+    options = parser.parse(arguments)
+    cells = (
+        (
+            f"{task}, seed {seed}, {history}",
+            partial(run_cell, task, seed, history, options.env_steps, options.workspace),
+        )
+        for task in options.tasks
+        for seed in options.seeds
+        for history in HISTORIES
+    )
+    run_study(options, cells, table, book=CellBook(options.output, {"env_steps": options.env_steps}))
+
+
+if __name__ == "__main__":
+    main()
