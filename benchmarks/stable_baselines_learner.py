@@ -30,6 +30,7 @@ from benchmarks.wall_clock import LEARNERS
 from thousandfold.envs.goal_env import GoalVectorEnv
 from thousandfold.envs.registry import get_task
 from thousandfold.envs.task_names import environment_id
+from thousandfold.registration import USER_TASK_ID
 from thousandfold.stages.episodes import wilson_interval
 
 _NO_END = 10**12
@@ -78,9 +79,17 @@ class Settings:
     first_episodes: int = 1
 
 
+def made_with(task: str) -> dict[str, Any]:
+    """Return the Gymnasium id of a built-in task or of a page of YAML, and what it is made with."""
+    if task.endswith(".yaml"):
+        return {"id": USER_TASK_ID, "kwargs": {"task": task}}
+    return {"id": environment_id(task), "kwargs": {}}
+
+
 def make_learner(settings: Settings) -> OffPolicyAlgorithm:
     """Return the learner with its environments."""
-    env = make_vec_env(environment_id(settings.task), n_envs=settings.num_envs, seed=settings.seed)
+    made = made_with(settings.task)
+    env = make_vec_env(made["id"], n_envs=settings.num_envs, seed=settings.seed, env_kwargs=made["kwargs"])
     episode_steps = get_task(settings.task).episode_steps
     module, name = LEARNERS[settings.learner]
     return getattr(importlib.import_module(module), name)(
@@ -134,10 +143,11 @@ class Evaluations(BaseCallback):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._settings = settings
+        made = made_with(settings.task)
         self._env = cast(
             GoalVectorEnv,
             gymnasium.make_vec(
-                environment_id(settings.task), num_envs=settings.episodes, distribution="evaluation"
+                made["id"], num_envs=settings.episodes, distribution="evaluation", **made["kwargs"]
             ),
         )
         self._begun = self._last = 0.0

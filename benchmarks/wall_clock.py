@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, Cell, CellBook, StudyParser, markdown_table, read_history, run_study
-from thousandfold.envs.task_names import TASK_NAMES
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 
@@ -41,7 +40,14 @@ LEARNERS = {
 }
 """module and class of the others' learners"""
 SIDES = (OWN, *LEARNERS)
-TASKS = ("point_u_maze", "point_big_maze", "reacher", "arm_reach", "arm_push_easy", "half_cheetah")
+TASKS = (
+    "reacher",
+    "arm_reach",
+    "point_u_maze",
+    "examples/cable_arm/cable_arm.yaml",
+    "examples/submarine/submarine.yaml",
+    "arm_push_easy",
+)
 OWN_ARGUMENTS: list[str] = []
 """what our side is told beside task and seed: nothing of the learner"""
 _NO_END = 10**9
@@ -128,7 +134,7 @@ def run_other(learner: str, task: str, seed: int, limits: Limits, **settings: An
 
 def cell_key(task: str, seed: int, side: str) -> str:
     """Return the name of a cell in the output."""
-    return f"{task}, {side}, seed {seed}"
+    return f"{Path(task).stem}, {side}, seed {seed}"
 
 
 def clock(cell: dict[str, Any]) -> float:
@@ -186,7 +192,7 @@ def _clock_text(cell: Cell) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cells that are missing, and print what is complete."""
     parser = StudyParser(__doc__, "wall_clock")
-    parser.several("--tasks", TASKS, choices=TASK_NAMES, help=f"default: {' '.join(TASKS)}", metavar="TASK")
+    parser.several("--tasks", TASKS, help=f"names or pages; default: {' '.join(TASKS)}", metavar="TASK")
     parser.seeds(range(20, 25))
     parser.several("--sides", SIDES, choices=SIDES)
     parser.number("--limit-s", 1800.0, least=1)
@@ -203,7 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"-- {cell_key(task, seed, side)}", flush=True)
         started = time.perf_counter()
         if side == OWN:
-            found = run_own(task, seed, limits, (options.workspace / f"{task}-seed-{seed}").absolute())
+            found = run_own(
+                task, seed, limits, (options.workspace / f"{Path(task).stem}-seed-{seed}").absolute()
+            )
         else:
             found = run_other(side, task, seed, limits)
         return asdict(limits) | found | {"process_s": time.perf_counter() - started}
