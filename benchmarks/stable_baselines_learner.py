@@ -65,7 +65,7 @@ class Settings:
     seed: int = 0
     limit_s: float = 1800.0
     target_success: float = 0.8
-    evaluate_every_s: float = 5.0
+    evaluate_every_s: float = 10.0
     episodes: int = 128
     threads: int = 2
     num_envs: int = 8
