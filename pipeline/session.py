@@ -222,14 +222,15 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
             "--preset",
             metavar="NAME|FILE",
             shell_complete=complete_presets,
-            help="Preset of settings; `pipeline presets` lists them [cpu; in mazes cpu/mazes, or quickstart "
-            "with CUDA].",
+            help="Preset of settings; `pipeline presets` lists them [default: cpu; for tasks with walls "
+            "cpu/mazes, or quickstart with CUDA].",
         ),
         click.option(
             "--config",
             metavar="FILE",
             type=ConfigFile(),
-            help="YAML file of settings by stage, over the preset's; `pipeline run --dry-run` prints one.",
+            help="YAML file with a section for each stage; overrides the preset. `pipeline run --dry-run` "
+            "prints one.",
         ),
         click.option(
             "--set",
@@ -237,10 +238,14 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
             multiple=True,
             metavar="KEY=VALUE",
             shell_complete=complete_settings,
-            help="Override one setting; `pipeline settings STAGE` lists them.",
+            help="Set one setting; `pipeline settings STAGE` lists them. May be given several times.",
         ),
         click.option("--seed", type=int, help="Seed of all randomness."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help="Device of networks and simulation; auto: CUDA if there is one.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop."),
         json_option,
     )
@@ -256,7 +261,7 @@ def one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     """Give a command the options that name a policy, a student or a teacher."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
+        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [default: the newest]")):
             help_text = f"{verb} a {kind}{otherwise}."
             command = click.option(
                 f"--{kind}", metavar=kind.upper(), shell_complete=complete_artifacts(kind), help=help_text

@@ -55,15 +55,16 @@ class ImportDatasetSettings(LabelSettings):
     goal_columns: tuple[int, ...] = pydantic.Field(
         default=(),
         max_length=1000,
-        description="numbers of an observation that are the achieved goal, where it is no dictionary",
+        description="indices of the observation's numbers that are the achieved goal, if the observation "
+        "is no dictionary",
     )
 
     achieved_goal: tuple[str, ...] = pydantic.Field(
         default=(),
-        description="keys of the achieved goal to use, and of the desired one, where they are dictionaries",
+        description="keys of the achieved goal to use, and of the desired one, if they are dictionaries",
     )
     skip_bad_episodes: bool = pydantic.Field(
-        default=False, description="leave episodes out that are damaged, cut short or hold NaN"
+        default=False, description="leave out episodes that are damaged, cut short or contain NaN"
     )
 
     @pydantic.field_validator("goal_columns", "achieved_goal", mode="before")

@@ -41,7 +41,7 @@ class ReportSettings(StageSettings):
     """Settings of `pipeline report`."""
 
     max_file_mib: float = pydantic.Field(
-        default=8.0, gt=0, le=1024, description="largest picture or video that goes into the page, in MiB"
+        default=8.0, gt=0, le=1024, description="largest picture or video that the page includes, in MiB"
     )
 
 

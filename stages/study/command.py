@@ -14,22 +14,25 @@ _HERE = "here"
 
 @click.command()
 @click.argument("page", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
-@click.option("--scale", metavar="NAME", help="One of the file's scales, over its own settings.")
-@click.option("--jobs", type=click.IntRange(0, 1024), default=0, help="Trainings at a time [one a CPU].")
+@click.option("--scale", metavar="NAME", help="One of the file's scales; overrides the file's settings.")
+@click.option(
+    "--jobs", type=click.IntRange(0, 1024), default=0, help="Trainings at a time; 0: one for each CPU."
+)
 @click.option(
     "--launcher",
     type=click.Choice([_HERE, "slurm", "local"]),
     default=_HERE,
-    help="Where trainings run: here, on a cluster with Slurm, or here as a cluster would run them [here].",
+    help="Where trainings run: on this machine, on a cluster with Slurm, or on this machine as a cluster "
+    "would run them [default: here].",
 )
 @click.option(
     "--submit",
     "parameters",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Ask the cluster for this, as submitit names it: timeout_min=240, slurm_partition=gpu.",
+    help="Request a resource from the cluster, in submitit's words: timeout_min=240, slurm_partition=gpu.",
 )
-@resume_option("STUDY", "Go on with an unfinished study: the newest, or the one named.")
+@resume_option("STUDY", "Continue an unfinished study: the newest, or the one named.")
 @stage_command
 def study(
     session: Session,
