@@ -81,7 +81,7 @@ def compare(session: Session, first: str, second: str, output: str | None) -> No
     with session.open():
         pair = session.workspace.find(first, None), session.workspace.find(second, None)
         if pair[0].name == pair[1].name:
-            raise UserError(f"{pair[0].name} is compared with itself, or with one of its name: name another.")
+            raise UserError(f"{pair[0].name} is named twice: name two different artifacts.")
         compare_artifacts(session.console, pair, None if output is None else Path(output).expanduser())
 
 
@@ -232,8 +232,8 @@ def what_goes(
     for artifact in chosen:
         if artifact.path.parent.resolve() != workspace.runs.resolve():
             raise UserError(
-                f"{artifact.path} lies in another workspace, where others may be made from it: give that "
-                "one's folder with --workspace."
+                f"{artifact.path} lies in another workspace, where other artifacts may depend on it: give "
+                "that workspace with --workspace."
             )
     wanted = {artifact.path.name for artifact in chosen}
     going = [artifact for artifact in everything if artifact.path.name in wanted]

@@ -87,7 +87,7 @@ class CommonOptions:
         """
         for option, value in {"preset": self.preset, "config": self.config}.items():
             if value is not None:
-                raise SettingsError(f"--resume goes on with the run's own settings: leave --{option} out.")
+                raise SettingsError(f"--resume keeps the settings of the run: leave --{option} out.")
         given = {"seed": self.seed, "device": self.device, **flags}
         values = dump_settings(stored)
         settings = resolve_settings(
@@ -98,7 +98,7 @@ class CommonOptions:
         if fixed:
             differing = ", ".join(f"{key} {before[key]}, not {after[key]}" for key in fixed)
             raise SettingsError(
-                f"{name} was started with {differing}: leave that out to go on with it, or start another "
+                f"{name} was started with {differing}: leave that out to continue it, or start another "
                 "without --resume."
             )
         return settings
@@ -110,9 +110,7 @@ class CommonOptions:
         named = [f"--{flag}" for flag, value in given.items() if value is not None]
         named += ["--set"] if self.overrides else []
         if named:
-            raise SettingsError(
-                f"--resume goes on with the run's own settings: leave {', '.join(named)} out."
-            )
+            raise SettingsError(f"--resume keeps the settings of the run: leave {', '.join(named)} out.")
 
 
 def default_preset(device: str | None, task: str | None = None) -> tuple[str, str]:

@@ -109,7 +109,7 @@ def merge(session: Session, datasets: tuple[str, ...]) -> None:
 )
 @stage_command
 def import_(session: Session, common: CommonOptions, source: str, teacher: str | None, **flags: Any) -> None:
-    """Import SOURCE and label it with a teacher: a Minari dataset (folder or id), or an OGBench or D4RL file."""
+    """Import SOURCE, a Minari dataset (folder or id) or an OGBench or D4RL file; a teacher labels it."""
     from thousandfold.stages.dataset import import_dataset as stage
 
     settings = common.resolve(stage.ImportDatasetSettings, "import_dataset", flags)

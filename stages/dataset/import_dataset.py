@@ -114,8 +114,8 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
     task, tally = trained.task, ClipTally()
     if task.student_view is not task:
         raise UserError(
-            f"A student of task {task.name} has senses of its own (student_observation), which episodes from "
-            "elsewhere do not hold: make a dataset with `pipeline generate-dataset`."
+            f"A student of task {task.name} has sensors of its own (student_observation); episodes from "
+            "elsewhere lack their readings: make a dataset with `pipeline generate-dataset`."
         )
     goal = GoalChoice(settings.goal_columns, settings.achieved_goal)
     foreign = read_foreign(source, goal, episode_steps=task.spec.episode_steps, limit=free_bytes("cpu"))

@@ -327,7 +327,7 @@ def require_strength(
         console.warn(f"{said}: weaker labels, as accept_weaker_labels allows.")
     else:
         raise SettingsError(
-            f"{said}: these labels would be weaker. Take another sample_scale or teacher_samples=1, or give "
+            f"{said}: these labels would be worse. Set another sample_scale or teacher_samples=1, or "
             "accept_weaker_labels=true."
         )
     return results

@@ -95,7 +95,7 @@ def frontier(
             "set": common.overrides or None,
             "dry-run": common.dry_run or None,
         }
-        _refuse("--select chooses from a frontier that is there", making)
+        _refuse("--select chooses from an existing frontier", making)
         from thousandfold.stages.frontier.selection import Bounds, select_student
 
         least = _MIN_RETENTION if min_retention is None else min_retention

@@ -164,11 +164,13 @@ def _verified_in_c(
         try:
             c_policy = CPolicy(files, Path(folder), metadata)
         except UserError as error:
-            raise UserError(f"{error}: nothing was written. --unchecked writes them all the same.") from None
+            raise UserError(
+                f"{error}: nothing was written. --unchecked writes the files nevertheless."
+            ) from None
         found = _verified(session, place, episodes, task, seed, c_policy=c_policy)
     if found.failed:
         wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
-        raise UserError(f"{place.name} is not written as C, for it did not pass: {wrong}")
+        raise UserError(f"{place.name} is not written as C, because these checks failed: {wrong}")
     return found
 
 
@@ -191,7 +193,7 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
         found = _verified(session, place, episodes, None, seed)
         if found.failed:
             wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
-            raise UserError(f"{place.name} is not promoted, for it did not pass: {wrong}")
+            raise UserError(f"{place.name} is not promoted, because these checks failed: {wrong}")
         model = registered_name(artifact.manifest.task)
         loop = found.success
         success = f"{loop['success']:.4f} over {loop['episodes']} episodes, seed {loop['seed']}"

@@ -50,13 +50,13 @@ def study(
     goes to every training.
     """
     if common.seed is not None:
-        raise SettingsError("--seed: the study's file says its seeds.")
+        raise SettingsError("--seed: the study's file sets its seeds; leave the option out.")
     if common.config is not None:
-        raise SettingsError("--config: the study's file says its settings.")
+        raise SettingsError("--config: the study's file sets its settings; leave the option out.")
     if launcher == _HERE and parameters:
-        raise SettingsError("--submit: for --launcher slurm or local.")
+        raise SettingsError("--submit needs --launcher slurm or local.")
     if (page is None) == (resume is None):
-        raise SettingsError("Give the FILE of a study to begin, or --resume to go on with one.")
+        raise SettingsError("Give the FILE of a new study, or --resume to continue one.")
     from thousandfold.pipeline.settings import parse_override
     from thousandfold.stages.study.page import read_page, resolve_plan
     from thousandfold.stages.study.study import Launch, find_resumable, run

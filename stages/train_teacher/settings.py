@@ -205,16 +205,16 @@ class LearnerSettings(StageSettings):
             return self
         form = "residual=true, layer_norm=true and activation=swish"
         if self.precision != "float32":
-            raise ValueError(f"precision {self.precision} wants {form}: set precision=float32")
+            raise ValueError(f"precision {self.precision} needs {form}: set precision=float32")
         if self.checkpoint_activations:
-            raise ValueError(f"checkpoint_activations wants {form}: set checkpoint_activations=false")
+            raise ValueError(f"checkpoint_activations needs {form}: set checkpoint_activations=false")
         return self
 
     @pydantic.model_validator(mode="after")
     def _blocks_are_summed(self) -> LearnerSettings:
         if not self.residual and self.residual_scale != "none":
             raise ValueError(
-                f"residual_scale {self.residual_scale} wants residual=true: set residual_scale=none"
+                f"residual_scale {self.residual_scale} needs residual=true: set residual_scale=none"
             )
         return self
 
@@ -233,7 +233,7 @@ class LearnerSettings(StageSettings):
     def _futures_can_be_lost(self) -> LearnerSettings:
         if self.learns_lost_futures:
             if self.info_nce != "forward":
-                raise ValueError(f"info_nce {self.info_nce} knows no lost goals: set early_ends=cut")
+                raise ValueError(f"info_nce {self.info_nce} does not support lost goals: set early_ends=cut")
             if self.discount == 1:
                 raise ValueError(
                     "discount 1 would lose every goal before an early end: set one below 1, or early_ends=cut"
