@@ -269,7 +269,7 @@ class TestReachable:
             ("elbow]", "elbo]", "reachable.joints[1]: the model has no joint named 'elbo'; did"),
             ("elbow]", "root]", "goal.reachable.joints[1]: joint 'root' is no hinge, and no slide with a"),
             ("margin: 0.1", "margin: 0.5", "goal.reachable.margin: must be less than 0.5"),
-            ("margin: 0.1", "within: {low: [9], high: [10]}", "reachable: only 0 of 40,960 drawn states can be goals"),
+            ("margin: 0.1", "within: {low: [9], high: [10]}", "reachable: only 0 of 40,960 drawn states can"),
             ("margin: 0.1", f"within: {{low: {[0] * 10}, high: {[1] * 10}}}", "within has 10 numbers, and"),
             ("goal: {reachable: {joints: [shoulder, elbow], margin: 0.1}}",
              "goal: [{reachable: {}}, {orientation: {}}]", "goal[0]: reachable gives all numbers of a goal"),
