@@ -50,39 +50,39 @@ class Family:
 FAMILIES = (
     Family(
         "Point mass",
-        "A sphere that two motors push through a maze: small enough to learn in minutes on a CPU.",
+        "Two motors push a sphere through a maze. The tasks are small enough to learn in minutes on a CPU.",
         lambda name: name.startswith("point_"),
     ),
     Family(
         "Ant",
-        "Gymnasium's ant. An episode ends when it has fallen.",
+        "This is Gymnasium's ant. An episode ends when it has fallen.",
         lambda name: name in ("ant", "ant_ball", "ant_push"),
     ),
     Family(
         "Ant in mazes",
-        "Cells of 4 m. Evaluation starts at R and commands the far cells.",
+        "A cell of the maze is 4 m wide. Evaluation starts at the cell R and commands the far cells.",
         lambda name: name.startswith("ant_") and name.endswith("_maze"),
     ),
     Family(
         "Ant in mazes, stitching",
-        "The same mazes with starts everywhere. Training commands cells at most 3 steps away, evaluation "
-        "those that are farther: paths that were never seen whole.",
+        "These are the same mazes, with starts everywhere. Training commands cells at most 3 cells away. "
+        "Evaluation commands cells that are farther, so no training episode shows the whole path.",
         lambda name: name.startswith("ant_") and name.endswith("_stitch"),
     ),
     Family(
         "Humanoid",
-        "Gymnasium's humanoid; in mazes of 2 m cells too. An episode ends when it has fallen.",
+        "This is Gymnasium's humanoid, also in mazes of 2 m cells. An episode ends when it has fallen.",
         lambda name: name.startswith("humanoid"),
     ),
     Family(
         "Panda arm",
-        "A Franka Panda at a table. Actions are targets of four of its joints and, where it grips, of the "
-        "gripper.",
+        "A Franka Panda stands at a table. Actions are targets of four of its joints and, in tasks with a "
+        "gripper, of the gripper.",
         lambda name: name.startswith("arm_"),
     ),
     Family(
         "Other machines",
-        "Gymnasium's reacher, pusher and half-cheetah.",
+        "These are Gymnasium's reacher, pusher and half-cheetah.",
         lambda name: name in ("reacher", "pusher", "half_cheetah"),
     ),
 )
@@ -90,12 +90,13 @@ REST = Family("More", "Tasks of no family.", lambda name: not any(family.has(nam
 
 HEAD = """# Tasks
 
-Every built-in task, with its name on the command line (`pipeline train-teacher --task ant`) and as a
-Gymnasium environment. Pictures show the start of an evaluation episode; the goal is yellow-green, as large as
-the region in which it counts as reached. `pipeline render` draws the episodes of a policy in the same way.
-[worlds.md](worlds.md) says what a task is made of.
+This page lists every built-in task for readers who choose one: its name on the command line
+(`pipeline train-teacher --task ant`), its sizes and its Gymnasium environment. A picture shows the start of
+an evaluation episode. The goal is yellow-green and as large as the region in which it counts as reached.
+`pipeline render` draws the episodes of a policy in this way. [worlds.md](worlds.md) explains what a task
+consists of.
 
-This page and its pictures are written by `python -m benchmarks.task_gallery`.
+`python -m benchmarks.task_gallery` writes this page and its pictures.
 """
 
 

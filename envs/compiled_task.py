@@ -517,7 +517,7 @@ def require_goals_fit(
     """
     shape = episodes.sample(np.random.default_rng(0), 1)[1].shape
     if shape != (1, goal[-1].stop):
-        raise TaskError(f"{owner}: goals of {shape[1]} numbers, and the achieved_goal has {goal[-1].stop}.")
+        raise TaskError(f"{owner}: goals have {shape[1]} numbers, but the achieved_goal has {goal[-1].stop}.")
     spans, relative = orientation_spans(goal), relative_numbers(episodes.goals)
     if any(any(relative[span]) for span in spans):
         raise TaskError(

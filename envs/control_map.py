@@ -281,7 +281,8 @@ def _target(
             servo = servo_joint(model, index)
             if servo is None:
                 raise TaskError(
-                    f"{owner}: actuator {name!r} is no position servo of a joint: say what it moves `about`."
+                    f"{owner}: actuator {name!r} is no position servo of a joint: give `about`, the "
+                    "control that it moves around."
                 )
             about = servo.gear * float(model.qpos0[servo.column])
         low, high = bounds

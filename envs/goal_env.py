@@ -406,7 +406,8 @@ def _goal(goal: Any, task: CompiledTask, num_worlds: int) -> np.ndarray:
     goal = _as_goal(goal)
     if goal.shape not in ((task.goal_dim,), (num_worlds, task.goal_dim)) or not np.isfinite(goal).all():
         raise ValueError(
-            f"options['goal'] must be {task.goal_dim} finite numbers (a world), not {goal.tolist()}"
+            f"options['goal'] must be {task.goal_dim} finite numbers for each environment, not "
+            f"{goal.tolist()}"
         )
     return goal
 

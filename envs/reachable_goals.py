@@ -116,7 +116,10 @@ class ReachableStates:
             except TaskError as error:
                 raise TaskError(str(error), entry) from None
             if joint in coupled:
-                raise TaskError(f"{self._owner}: an equality says where joint {name!r} is.", entry)
+                raise TaskError(
+                    f"{self._owner}: an equality constraint determines joint {name!r}: leave the joint out.",
+                    entry,
+                )
             turns = _JOINT(model.jnt_type[joint]) == _JOINT.mjJNT_HINGE
             if not self._is_single(joint) or not (model.jnt_limited[joint] or turns):
                 raise TaskError(
@@ -155,9 +158,9 @@ class ReachableStates:
                         found.append(goal)
         if len(found) < _LEAST:
             raise TaskError(
-                f"{self._owner}: of {tried:,} states that were drawn {len(found)} are left: in {touching:,} "
-                "geoms penetrate that do not at the start, the others are beyond `within`, end the episode "
-                "or break an equality.",
+                f"{self._owner}: only {len(found)} of {tried:,} drawn states can be goals: in {touching:,} "
+                "geoms penetrate that do not at the start; the others are outside `within`, end the episode "
+                "or violate an equality.",
                 ("reachable",),
             )
         return np.stack(found[:POOL])

@@ -93,7 +93,8 @@ def require_told_apart(model: mujoco.MjModel, terms: Sequence[TermColumns], part
         for name in (element["name"] for element in describe_elements(model, columns)):
             if first.setdefault(name, sensor) != sensor:
                 raise TaskError(
-                    f"{owner}: {name} is sensed twice, and not alike: keep one of both.", (part, index)
+                    f"{owner}: {name} is observed twice with different sensor keys: keep one of them.",
+                    (part, index),
                 )
 
 

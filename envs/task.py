@@ -420,18 +420,19 @@ class GoalTask:
             for index, term in enumerate(getattr(self, part) or ()):
                 if term.minus is not None and term.minus.sensor is not None:
                     raise TaskError(
-                        f"{owner}: what is subtracted is sensed with the term, not by itself.",
+                        f"{owner}: sensor keys belong to the whole term: leave them out of what is "
+                        "subtracted.",
                         (part, index, "minus"),
                     )
                 if term.sensor is None:
                     continue
                 delays.append(((part, index, "delay"), term.sensor.delay[1]))
                 if term.field in ("ctrl", "time") and not term.sensor.is_exact:
-                    known = "ctrl is what was sent, which whoever sends it"
+                    known = "ctrl is the last command, which the controller"
                     if term.field == "time":
-                        known = "a clock is what whoever runs the policy"
+                        known = "a clock is a time that the controller"
                     raise TaskError(
-                        f"{owner}: {known} knows exactly: it may have a history, and no noise or delay.",
+                        f"{owner}: {known} knows exactly: it may have a history, but no noise or delay.",
                         (part, index),
                     )
         for entry, steps in delays:
@@ -445,7 +446,9 @@ class GoalTask:
         exact += [(("early_end", index), end.term) for index, end in enumerate(self.early_end)]
         for entry, term in exact:
             if term.sensor is not None:
-                raise TaskError(f"{owner}: what happens is read as it is, not as it is sensed.", entry)
+                raise TaskError(
+                    f"{owner}: achieved_goal and early_end use true values: leave out the sensor keys.", entry
+                )
 
     @property
     def reference(self) -> str:

@@ -233,7 +233,7 @@ class TermResolver:
             return self._factor_columns(term)
         period = 1.0 if term.period_s is None else term.period_s
         if (term.field == "time") != (term.period_s is not None) or not 0 < period < math.inf:
-            raise TaskError(f"{self._owner}: the time is told by a clock with a period above 0.", ("field",))
+            raise TaskError(f"{self._owner}: a clock needs a finite period above 0 s.", ("field",))
         if term.field not in FIELDS:
             hint = nearest_hint(term.field, FIELDS)
             raise TaskError(

@@ -82,7 +82,8 @@ def frame_of(model: mujoco.MjModel, term: Term, owner: str) -> BodyFrame:
         return BodyFrame(body, kind)
     if term.minus.frame is not None:
         raise TaskError(
-            f"{owner}: a difference is told in one frame: leave `in` out of what is subtracted.", ("minus",)
+            f"{owner}: a difference is expressed in one frame: leave `in` out of what is subtracted.",
+            ("minus",),
         )
     if kind not in ("position", "vector") or kind != _kind(model, term.minus, body, owner):
         raise TaskError(
@@ -119,7 +120,7 @@ def _kind(
             return "vector"
     what = term.field if term.object is None else f"{term.field} of {term.object!r}"
     raise TaskError(
-        f"{owner}: {what} cannot be told in a body's frame: that goes for positions (xpos, site_xpos, "
+        f"{owner}: {what} cannot be expressed in a body's frame; possible are positions (xpos, site_xpos, "
         "geom_xpos), orientations, cvel, qvel of the body's own free joint, and one sensor of a position, an "
         "axis or a velocity in the world's frame.",
         ("in",),

@@ -264,7 +264,7 @@ class VariedModel:
                         if in_model == 0:
                             raise TaskError(
                                 f"{self._owner}: {name} is 0 in the model, and cannot be observed as a share "
-                                "of that: where training draws it too, say `relative: false`."
+                                "of that: if training draws it too, set `relative: false`."
                             )
                         by = 1.0 / in_model
                     elif here.factor.relative and not told.factor.relative:
@@ -376,7 +376,7 @@ class VariedModel:
                 names = [""]
             elif not ids:
                 raise TaskError(
-                    f"{self._owner}: later entries say all of it: put patterns that mean more before those "
+                    f"{self._owner}: later entries override all of it: put general patterns before specific "
                     "that mean less",
                     place,
                 )

@@ -37,8 +37,8 @@ COMMANDS = {
 GROUPS = {
     "The chain": ("run", "train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark"),
     "A policy at work": ("evaluate", "render", "run-policy", "policy", "report"),
-    "More than one of them": ("dataset", "frontier", "study"),
-    "What there is": ("tasks", "presets", "settings", "runs", "info", "ui"),
+    "Datasets, comparisons and studies": ("dataset", "frontier", "study"),
+    "Overviews": ("tasks", "presets", "settings", "runs", "info", "ui"),
 }
 EXAMPLES = {
     "run": "run --task robot.yaml --set distill.student_width=64",
@@ -101,7 +101,9 @@ class CommandTable(PlainGroup):
 
 @click.group(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--workspace", metavar="DIR", help="Folder of artifacts and tracking [THOUSANDFOLD_WORKSPACE, or .]."
+    "--workspace",
+    metavar="DIR",
+    help="Folder of artifacts and tracking [default: THOUSANDFOLD_WORKSPACE, or the current folder].",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print results as JSON on the last line.")
 @click.version_option(package_name="thousandfold", prog_name="pipeline")
@@ -109,7 +111,7 @@ class CommandTable(PlainGroup):
 def cli(context: click.Context, workspace: str | None, as_json: bool) -> None:
     """Thousandfold: train a very deep goal-reaching teacher, distil it, and deploy it as one ONNX file.
 
-    train-teacher → generate-dataset → distill → export-onnx → benchmark, each on the newest artifact
-    before it; `run` does all of them.
+    The chain is train-teacher → generate-dataset → distill → export-onnx → benchmark. Each command takes the
+    newest result of the one before; `run` runs them all.
     """
     context.obj = Session(workspace, as_json)

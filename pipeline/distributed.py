@@ -129,7 +129,7 @@ class Ranks:
         if torch.cuda.device_count() < self.local_size:
             raise SettingsError(
                 f"{self.local_size} ranks on a machine with {torch.cuda.device_count()} CUDA devices: "
-                "start one a device, or use --device cpu."
+                "start one for each device, or use --device cpu."
             )
         torch.cuda.set_device(self.local_rank)
         return f"cuda:{self.local_rank}"

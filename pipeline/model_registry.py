@@ -120,4 +120,6 @@ def promote(
     except UserError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, the network: each has errors of its own
-        raise UserError(f"The registry failed and nothing is certain: {one_line(error)}") from error
+        raise UserError(
+            f"The registry failed, and where the alias points is unknown: {one_line(error)}"
+        ) from error

@@ -80,7 +80,7 @@ def find_unfinished(
         artifact = workspace.find(reference, kind)
         require_unfinished(artifact)
         if not saved(artifact):
-            raise SettingsError(f"{artifact.name} has saved nothing to go on from: start it again.")
+            raise SettingsError(f"{artifact.name} has saved nothing to continue from: start it again.")
         return artifact
     newest = workspace.newest_unfinished(kind, counts, trace)
     if newest is None:
@@ -94,7 +94,7 @@ def find_unfinished(
     remedy = "wait for it" if is_locked(newest.path) else "start it again"
     instead = "" if older is None else f"; or name an older one to go on with: --resume {older.name}"
     raise SettingsError(
-        f"The newest unfinished {kind}, {newest.name}, has saved nothing to go on from: {remedy}{instead}."
+        f"The newest unfinished {kind}, {newest.name}, has saved nothing to continue from: {remedy}{instead}."
     )
 
 
@@ -114,7 +114,7 @@ def find_trainable(workspace: Workspace, kind: str, reference: str | None) -> Ar
         return find_unfinished(workspace, kind, reference)
     if not checkpoint_of(artifact).exists:
         raise SettingsError(
-            f"{artifact.name} is completed and has no checkpoint left to train on from: make another."
+            f"{artifact.name} is completed and has no checkpoint left to continue from: make another."
         )
     return artifact
 
@@ -168,7 +168,7 @@ def find_parent(
         if role == CONTINUED:
             what, other_place = f"the {recorded.kind} {recorded.name} that it continues", ""
         raise MissingArtifactError(
-            f"{artifact.name} cannot go on without {what}, which is not in {workspace.runs}: put it "
+            f"{artifact.name} cannot continue without {what}, which is not in {workspace.runs}: put it "
             f"back{other_place}."
         ) from None
     require_parent(artifact, role, parent)
@@ -285,7 +285,7 @@ class ResumableWork(StageWork):
         return f"{self.saves} kept in {self.artifact.file(self.place)}. {self._go_on()}"
 
     def _go_on(self) -> str:
-        return f"Go on with: {self.context.resume_command(self.stage, self.artifact)}"
+        return f"Continue with: {self.context.resume_command(self.stage, self.artifact)}"
 
 
 @contextlib.contextmanager

@@ -31,29 +31,29 @@ _CURVES = ("success", "time_at_goal", "validation_loss")
     type=click.Choice(list(KINDS)),
     multiple=True,
     metavar="KIND",
-    help=f"Artifacts of this kind alone: {', '.join(KINDS)}.",
+    help=f"Only artifacts of this kind: {', '.join(KINDS)}.",
 )
 @click.option(
     "--task",
     multiple=True,
     metavar="TASK",
     shell_complete=complete_tasks,
-    help="Artifacts of this task alone.",
+    help="Only artifacts of this task.",
 )
 @click.option(
     "--status",
     type=click.Choice(["running", "stopped", "completed", "failed", "damaged"]),
     multiple=True,
-    help="Artifacts in this state alone.",
+    help="Only artifacts in this state.",
 )
 @json_option
 @click.pass_context
 def runs(
     context: click.Context, kind: tuple[str, ...], task: tuple[str, ...], status: tuple[str, ...]
 ) -> None:
-    """List the artifacts of the workspace, newest first; compare two, or remove some.
+    """List the artifacts of the workspace, newest first; compare two, or delete some.
 
-    A filter that is given several times takes any of what it names.
+    If you give a filter several times, it accepts each of the values.
     """
     session: Session = context.obj
     if context.invoked_subcommand is None:
@@ -68,31 +68,33 @@ def runs(
 @runs.command()
 @click.argument("first", metavar="ARTIFACT", shell_complete=complete_artifacts())
 @click.argument("second", metavar="ARTIFACT", shell_complete=complete_artifacts())
-@click.option("--output", metavar="PNG", help="Where to put the curves [FIRST_SECOND.png, here].")
+@click.option(
+    "--output", metavar="PNG", help="File for the curves [default: FIRST_SECOND.png in the current folder]."
+)
 @json_option
 @click.pass_obj
 def compare(session: Session, first: str, second: str, output: str | None) -> None:
-    """Show in what two artifacts differ: their settings, their results and their learning curves.
+    """Compare two artifacts: their settings, their results and their learning curves.
 
-    The curves are drawn over one another in a picture, where both have some.
+    If both have learning curves, a picture shows them in one plot.
     """
     with session.open():
         pair = session.workspace.find(first, None), session.workspace.find(second, None)
         if pair[0].name == pair[1].name:
-            raise UserError(f"{pair[0].name} is compared with itself, or with one of its name: name another.")
+            raise UserError(f"{pair[0].name} is named twice: name two different artifacts.")
         compare_artifacts(session.console, pair, None if output is None else Path(output).expanduser())
 
 
 @runs.command("rm")
 @click.argument("names", metavar="ARTIFACT...", nargs=-1, required=True, shell_complete=complete_artifacts())
-@click.option("--with-dependents", is_flag=True, help="Remove what was made from them, too.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--with-dependents", is_flag=True, help="Also remove everything that was made from them.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @click.pass_obj
 def remove(session: Session, names: tuple[str, ...], with_dependents: bool, yes: bool) -> None:
-    """Remove artifacts for good. What others were made from stays, unless these go, too.
+    """Delete artifacts. An artifact that others were made from is deleted only with them.
 
-    Their runs stay in MLflow, with the tag `artifact_removed`.
+    Their MLflow runs stay, with the tag `artifact_removed`.
     """
     with session.open():
         found = what_goes(session.workspace, names, with_dependents)
@@ -230,8 +232,8 @@ def what_goes(
     for artifact in chosen:
         if artifact.path.parent.resolve() != workspace.runs.resolve():
             raise UserError(
-                f"{artifact.path} lies in another workspace, where others may be made from it: give that "
-                "one's folder with --workspace."
+                f"{artifact.path} lies in another workspace, where other artifacts may depend on it: give "
+                "that workspace with --workspace."
             )
     wanted = {artifact.path.name for artifact in chosen}
     going = [artifact for artifact in everything if artifact.path.name in wanted]

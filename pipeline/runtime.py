@@ -102,7 +102,7 @@ class StageContext:
                 yield StageWork(artifact, run)
             return
         if self.stop.requested:
-            go_on = f" Go on with: {self.resume_command()}" if self.chain else ""
+            go_on = f" Continue with: {self.resume_command()}" if self.chain else ""
             raise StoppedByUser(f"Stopped before {stage}.{go_on}")
         parents = parents or {}
         inherited = (parent.manifest.task_changes for parent in parents.values())  # all of one chain
@@ -164,7 +164,7 @@ class StageContext:
                 f"what it has saved is kept in {artifact.path}" if resumable else "it had saved nothing yet"
             )
             command = self.resume_command(stage, artifact)
-            return StoppedByUser(f"Stopped {artifact.name}; {kept}. Go on with: {command}")
+            return StoppedByUser(f"Stopped {artifact.name}; {kept}. Continue with: {command}")
         return StoppedByUser(f"Stopped {artifact.name}; it had saved nothing yet: start it again.")
 
     def _chain(self, artifact: Artifact, parents: Mapping[str, Artifact]) -> tuple[str | None, bool]:

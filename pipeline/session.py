@@ -87,7 +87,7 @@ class CommonOptions:
         """
         for option, value in {"preset": self.preset, "config": self.config}.items():
             if value is not None:
-                raise SettingsError(f"--resume goes on with the run's own settings: leave --{option} out.")
+                raise SettingsError(f"--resume keeps the settings of the run: leave --{option} out.")
         given = {"seed": self.seed, "device": self.device, **flags}
         values = dump_settings(stored)
         settings = resolve_settings(
@@ -98,7 +98,7 @@ class CommonOptions:
         if fixed:
             differing = ", ".join(f"{key} {before[key]}, not {after[key]}" for key in fixed)
             raise SettingsError(
-                f"{name} was started with {differing}: leave that out to go on with it, or start another "
+                f"{name} was started with {differing}: leave that out to continue it, or start another "
                 "without --resume."
             )
         return settings
@@ -110,9 +110,7 @@ class CommonOptions:
         named = [f"--{flag}" for flag, value in given.items() if value is not None]
         named += ["--set"] if self.overrides else []
         if named:
-            raise SettingsError(
-                f"--resume goes on with the run's own settings: leave {', '.join(named)} out."
-            )
+            raise SettingsError(f"--resume keeps the settings of the run: leave {', '.join(named)} out.")
 
 
 def default_preset(device: str | None, task: str | None = None) -> tuple[str, str]:
@@ -222,14 +220,15 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
             "--preset",
             metavar="NAME|FILE",
             shell_complete=complete_presets,
-            help="Preset of settings; `pipeline presets` lists them [cpu; in mazes cpu/mazes, or quickstart "
-            "with CUDA].",
+            help="Preset of settings; `pipeline presets` lists them [default: cpu; for tasks with walls "
+            "cpu/mazes, or quickstart with CUDA].",
         ),
         click.option(
             "--config",
             metavar="FILE",
             type=ConfigFile(),
-            help="YAML file of settings by stage, over the preset's; `pipeline run --dry-run` prints one.",
+            help="YAML file with a section for each stage; overrides the preset. `pipeline run --dry-run` "
+            "prints one.",
         ),
         click.option(
             "--set",
@@ -237,10 +236,14 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
             multiple=True,
             metavar="KEY=VALUE",
             shell_complete=complete_settings,
-            help="Override one setting; `pipeline settings STAGE` lists them.",
+            help="Set one setting; `pipeline settings STAGE` lists them. May be given several times.",
         ),
         click.option("--seed", type=int, help="Seed of all randomness."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help="Device of networks and simulation; auto: CUDA if there is one.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop."),
         json_option,
     )
@@ -256,7 +259,7 @@ def one_of_three(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     """Give a command the options that name a policy, a student or a teacher."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [the newest]")):
+        for kind, otherwise in (("teacher", ""), ("student", ""), ("policy", " [default: the newest]")):
             help_text = f"{verb} a {kind}{otherwise}."
             command = click.option(
                 f"--{kind}", metavar=kind.upper(), shell_complete=complete_artifacts(kind), help=help_text

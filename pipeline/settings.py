@@ -70,7 +70,7 @@ class StageSettings(pydantic.BaseModel):
         default=0, ge=0, le=2**63 - 1, description="Seed of every random number generator."
     )
     device: Literal["auto", "cpu", "cuda"] = pydantic.Field(
-        default="auto", description="Where networks and worlds run."
+        default="auto", description="Where networks and simulation run."
     )
 
     @pydantic.field_validator("*", mode="before")

@@ -24,14 +24,17 @@ class SamplingSettings(StageSettings):
     """How the teacher's action is chosen."""
 
     teacher_samples: int = pydantic.Field(
-        default=1, ge=1, le=1024, description="actions that a teacher's critic chooses from; 1: the mean"
+        default=1,
+        ge=1,
+        le=1024,
+        description="candidate actions from which the teacher's critic chooses; 1: the mean action",
     )
     sample_scale: float = pydantic.Field(
         default=0.1,
         gt=0,
         le=10,
-        description="times the teacher's standard deviation is that of their draws; a critic is no judge of "
-        "actions far from the mean",
+        description="standard deviation of these candidates, relative to the teacher's; a critic judges "
+        "actions far from the mean badly",
     )
 
 

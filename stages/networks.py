@@ -275,8 +275,8 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
     tensors, header = load_tensors(path)
     if teacher.manifest.settings.get("critic", "contrastive") != "contrastive":
         raise SettingsError(
-            f"{teacher.name} has a critic of temporal differences; what chooses or judges actions is a "
-            "contrastive one: set teacher_samples=1, and no objective that asks the critic."
+            f"{teacher.name} has a critic of temporal differences, but only a contrastive critic can choose "
+            "or judge actions: set teacher_samples=1, and an objective other than critic."
         )
     achieved = None
     task = load_task(teacher)
@@ -284,9 +284,9 @@ def load_critic(teacher: Artifact) -> TeacherCritic:
         achieved = task.achieved_in_observation()
         if achieved is None:
             raise SettingsError(
-                f"The critic of {teacher.name} is given how a goal differs from what the state achieves, "
-                f"which the observation of {teacher.manifest.task} does not hold: set teacher_samples=1 and "
-                "no objective that asks the critic, or train another with critic_goals=absolute."
+                f"The critic of {teacher.name} needs to know what the state achieves, which the observation "
+                f"of {teacher.manifest.task} does not contain: set teacher_samples=1 and "
+                "an objective other than critic, or train another teacher with critic_goals=absolute."
             )
     try:
         dims = header["observation_dim"], header["goal_dim"], header["action_dim"]

@@ -88,7 +88,7 @@ def _not_sensed(model: mujoco.MjModel, term: Term, read: np.ndarray) -> str:
                 return f"sensor {name!r} computes what all bodies of a tree do together"
             in_world = _SENSOR(model.sensor_type[sensor]) in _PLACES and model.sensor_refid[sensor] < 0
             if in_world and floating[_body_of(model, sensor)]:
-                return f"sensor {name!r} tells a place or a speed in the world; {_TRACKER}"
+                return f"sensor {name!r} measures a place or a speed in the world; {_TRACKER}"
     return ""
 
 

@@ -191,8 +191,8 @@ class WarpSimulator(Simulator):
             values = shared.numpy()
             if len(values) != 1 or values.ndim <= len(field.shape):
                 raise TaskError(
-                    f"Task {self.task.name!r}: MuJoCo Warp has one {own} for all worlds, so that it cannot "
-                    "vary: leave the factor out, or run it with device cpu."
+                    f"Task {self.task.name!r}: MuJoCo Warp has one {own} for all environments, so it "
+                    "cannot vary: leave the factor out, or run it with device cpu."
                 )
             rows = np.repeat(values, self.num_worlds, axis=0)
             setattr(owner, own, wp.array(rows, dtype=shared.dtype, device=str(self.device)))

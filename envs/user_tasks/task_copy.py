@@ -61,9 +61,7 @@ def read_source(folder: Path) -> TaskSource:
     try:
         return TaskSource(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise TaskError(
-            f"{path} is missing or damaged: the task's copy cannot be told from another."
-        ) from error
+        raise TaskError(f"{path} is missing or damaged: the task's copy cannot be identified.") from error
 
 
 def copy_task(task: CompiledTask, folder: Path) -> list[str]:

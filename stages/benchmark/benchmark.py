@@ -45,21 +45,24 @@ class BenchmarkSettings(StageSettings):
     """Settings of `pipeline benchmark`. Durations are for each loop and each network."""
 
     rate_hz: float | None = pydantic.Field(
-        default=None, gt=0, le=100_000, description="the robot's control rate; none: the task's"
+        default=None, gt=0, le=100_000, description="the robot's control rate; null: the task's"
     )
     rates_hz: tuple[float, ...] = pydantic.Field(
         default=(50.0, 200.0, 1000.0),
         max_length=32,
-        description="more rates, for control loops of the policy alone",
+        description="further rates, for control loops of the policy alone",
     )
     warmup_s: float = pydantic.Field(
-        default=0.3, ge=0, le=60, description="untimed calls before the first timed one"
+        default=0.3, ge=0, le=60, description="seconds of untimed calls before the first timed one"
     )
     back_to_back_s: float = pydantic.Field(
-        default=1.5, gt=0, le=3600, description="one call right after the other"
+        default=1.5, gt=0, le=3600, description="seconds of calls one after the other"
     )
     paced_s: float = pydantic.Field(
-        default=2.0, gt=0, le=3600, description="a control loop, and as long the empty loop beside it"
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="seconds of a control loop; the empty loop beside it takes as long",
     )
     spin_us: float = pydantic.Field(
         default=50.0, ge=0, le=10_000, description="how long before a tick a loop stops sleeping"
@@ -71,17 +74,18 @@ class BenchmarkSettings(StageSettings):
         default=3, ge=0, le=100, description="fresh processes that start the policy; 0: none"
     )
     compare: bool = pydantic.Field(
-        default=True, description="time the network in C, torch and NumPy too, if they are here"
+        default=True, description="also time the network in C, torch and NumPy, if they are installed"
     )
     aot_inductor: bool = pydantic.Field(
-        default=False, description="and compiled by AOTInductor: half a minute, a C++ compiler"
+        default=False,
+        description="also time it compiled by AOTInductor: takes half a minute and a C++ compiler",
     )
     fifo_priority: int | None = pydantic.Field(
-        default=None, ge=1, le=99, description="priority under SCHED_FIFO; none: the normal scheduler"
+        default=None, ge=1, le=99, description="priority under SCHED_FIFO; null: the normal scheduler"
     )
     lock_memory: bool = pydantic.Field(default=False, description="keep every page in memory (mlockall)")
     core: int | None = pydantic.Field(
-        default=None, ge=0, le=4095, description="the only core for the loops; none: any"
+        default=None, ge=0, le=4095, description="the only core for the loops; null: any"
     )
 
     @pydantic.field_validator("rates_hz")

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     "--policy",
     metavar="NAME|FILE",
     shell_complete=complete_artifacts("policy"),
-    help="An artifact, or a policy file anywhere [the newest].",
+    help="Name of a policy, or path of a policy file [default: the newest policy].",
 )
 @click.option(
-    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps a second [the policy's own]."
+    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps per second [default: the policy's]."
 )
 @stage_command
 def benchmark(session: Session, common: CommonOptions, policy: str | None, **flags: Any) -> None:

@@ -85,14 +85,15 @@ def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, S
         # Told now, and not once the teacher is trained.
         if teacher["critic"] != "contrastive":
             raise SettingsError(
-                f"A critic of temporal differences does not choose or judge actions: set {instead}, or "
+                f"A critic of temporal differences cannot choose or judge actions: set {instead}, or "
                 "train_teacher.critic=contrastive."
             )
         own = compile_task(teacher["task"])
         if goals_are_relative(teacher["critic_goals"], own) and own.achieved_in_observation() is None:
             raise SettingsError(
-                f"The observation of {own.name} does not hold what is achieved, which a critic of relative "
-                f"goals must know to judge actions: set {instead}, or train_teacher.critic_goals=absolute."
+                f"The observation of {own.name} does not contain the achieved goal, which a critic with "
+                f"relative goals needs to judge actions: set {instead}, or "
+                "train_teacher.critic_goals=absolute."
             )
     return found
 
@@ -132,7 +133,7 @@ def resume_chain(
     for name in names if reference is None else [reference.removesuffix(".json")]:
         record, settings = _read_record(runs / f"{name}.json")
         if not record.completed:
-            context.console.say(f"Going on with {name}.")
+            context.console.say(f"Continuing {name}.")
             if record.seal is None:
                 context.console.warn(
                     f"{runs / name}.json is unsealed, made by an earlier version: it is taken as it is."
@@ -214,7 +215,7 @@ class _Chain:
         except BaseException as error:
             ended_by = error
             if isinstance(error, KeyboardInterrupt):
-                raise StoppedByUser(f"Stopped. Go on with: {self._context.resume_command()}") from None
+                raise StoppedByUser(f"Stopped. Continue with: {self._context.resume_command()}") from None
             raise
         finally:
             self._context.tracker.close_chain(self._record.chain_run_id, ended_by)

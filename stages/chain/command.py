@@ -21,14 +21,15 @@ from thousandfold.pipeline.session import (
     "--task",
     metavar="TASK",
     shell_complete=complete_tasks,
-    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own [the preset's].",
+    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own task [default: the "
+    "preset's].",
 )
-@resume_option("CHAIN", "Go on with a chain that was cut off: the newest, or the one named.")
+@resume_option("CHAIN", "Continue an unfinished chain: the newest, or the one named.")
 @click.option(
     "--min-success",
     type=float,
     metavar="SHARE",
-    help="Stop after a teacher that reaches a smaller share of its goals, with exit code 1.",
+    help="Stop with exit code 1 after the teacher, if it reaches a smaller share of its goals.",
 )
 @stage_command
 def run(
@@ -36,7 +37,7 @@ def run(
 ) -> None:
     """Run every stage, from teacher to benchmark and report, in one chain run.
 
-    --set takes the stage too: --set train_teacher.depth=32.
+    With --set, name the stage too: --set train_teacher.depth=32.
     """
     from thousandfold.stages.chain.chain import resolve_chain, resume_chain, start_chain
 

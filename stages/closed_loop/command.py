@@ -16,31 +16,44 @@ from thousandfold.pipeline.session import CommonOptions, Session, json_option, o
     "--policy",
     metavar="NAME|FILE",
     shell_complete=complete_artifacts("policy"),
-    help="An artifact, or a policy file anywhere [the newest].",
+    help="Name of a policy, or path of a policy file [default: the newest policy].",
 )
 @click.option(
     "--task",
     metavar="TASK",
     shell_complete=complete_tasks,
-    help="Task, or the YAML file of your own [the policy's].",
+    help="Name of a task, or the YAML file of your own task [default: the policy's].",
 )
-@click.option("--goal", metavar="X,Y,...", help="Goal to command, in its units [the task's, one an episode].")
-@click.option("--episodes", type=int, help="Episodes to run [10; with --seconds as many as fit].")
-@click.option("--seconds", type=float, help="Stop after so many seconds on the clock.")
 @click.option(
-    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps a second [the policy's own]."
+    "--goal",
+    metavar="X,Y,...",
+    help="Goal to command in every episode, in its units [default: the task draws one for each].",
 )
-@click.option("--fast", is_flag=True, help="As fast as it goes, without a pace.")
+@click.option("--episodes", type=int, help="Episodes to run [default: 10; with --seconds as many as fit].")
+@click.option("--seconds", type=float, help="Stop after so many seconds of real time.")
+@click.option(
+    "--rate", "rate_hz", type=float, metavar="HZ", help="Control steps per second [default: the policy's]."
+)
+@click.option("--fast", is_flag=True, help="Run as fast as possible, not in real time.")
 @click.option(
     "--viewer",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="A window; auto: where there is a screen.",
+    help="Show MuJoCo's window; auto: if there is a screen.",
 )
-@click.option("--distribution", default="evaluation", show_default=True, help="Where episodes start and go.")
+@click.option(
+    "--distribution",
+    default="evaluation",
+    show_default=True,
+    help="The task's distribution of starts and goals.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of starts and goals.")
-@click.option("--any-model", is_flag=True, help="Run it even if the task's model is another.")
+@click.option(
+    "--any-model",
+    is_flag=True,
+    help="Run the policy even if the task's compiled model differs from the recorded one.",
+)
 @json_option
 @click.pass_obj
 def run_policy(
@@ -51,10 +64,10 @@ def run_policy(
     any_model: bool,
     **flags: Any,
 ) -> None:
-    """Let a policy act in MuJoCo at its true control rate, on ONNX Runtime alone.
+    """Run a policy in MuJoCo in real time, on ONNX Runtime alone.
 
-    It needs no workspace, no torch and no mlflow: the file is enough, with --task FILE for a task of your
-    own. A miss is a tick whose action was not there one period later.
+    It needs no workspace, no torch and no MLflow: the policy file is enough, with --task FILE for a task of
+    your own. A missed tick is one whose action was not ready one control period later.
     """
     with session.open(mujoco=True):
         from thousandfold.stages.closed_loop import run_policy as stage
@@ -79,12 +92,12 @@ def parse_goal(text: str) -> tuple[float, ...]:
 @click.command()
 @one_of_three("Evaluate")
 @click.option("--episodes", type=int, help="Fresh episodes to run.")
-@click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
+@click.option("--distribution", metavar="NAME", help="The task's distribution of starts and goals.")
 @click.option(
     "--robustness",
     is_flag=True,
     default=None,
-    help="Also measure what is left where masses, friction, gains, delays or senses are off the model.",
+    help="Also measure the success when masses, friction, gains, delays or sensors differ from the model.",
 )
 @stage_command
 def evaluate(
@@ -108,7 +121,7 @@ def evaluate(
 @click.command()
 @one_of_three("Draw")
 @click.option("--episodes", type=int, help="Episodes to draw, one after another.")
-@click.option("--distribution", metavar="NAME", help="The task's episode distribution to draw from.")
+@click.option("--distribution", metavar="NAME", help="The task's distribution of starts and goals.")
 @stage_command(mujoco=False)  # it asks for more of MUJOCO_GL, itself
 def render(
     session: Session,

@@ -20,13 +20,13 @@ class EvaluateSettings(SamplingSettings):
 
     episodes: int = pydantic.Field(default=1024, ge=1, le=MOST_EPISODES, description="fresh episodes to run")
     distribution: str = pydantic.Field(
-        default="evaluation", description="the task's episode distribution to draw from"
+        default="evaluation", description="the task's distribution of starts and goals"
     )
     num_paths: int = pydantic.Field(
         default=32, ge=0, le=1024, description="episodes whose path is drawn, for tasks with goals in x and y"
     )
     robustness: bool = pydantic.Field(
-        default=False, description="measure what is left where one factor after another is off the model"
+        default=False, description="also measure the success when one factor at a time differs from the model"
     )
     robustness_episodes: int = pydantic.Field(
         default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of each level of a factor"

@@ -40,21 +40,21 @@ _INK, _PAPER, _GREEN = (43, 47, 54), (255, 255, 255, 205), (20, 130, 70)
 class RenderSettings(StageSettings):
     """Settings of `pipeline render`."""
 
-    episodes: int = pydantic.Field(default=3, ge=1, le=100, description="episodes, one after another")
+    episodes: int = pydantic.Field(default=3, ge=1, le=100, description="episodes to draw, one after another")
     distribution: str = pydantic.Field(
-        default="evaluation", description="the task's episode distribution to draw from"
+        default="evaluation", description="the task's distribution of starts and goals"
     )
     max_steps: int | None = pydantic.Field(
         default=None,
         ge=1,
         le=MOST_EPISODE_STEPS,
-        description="control steps of an episode to draw; none: to its end",
+        description="control steps of an episode to draw; null: to its end",
     )
     width: int = pydantic.Field(
-        default=640, ge=64, le=3840, multiple_of=2, description="of the video, in pixels"
+        default=640, ge=64, le=3840, multiple_of=2, description="width of the video, in pixels"
     )
     height: int = pydantic.Field(
-        default=480, ge=64, le=2160, multiple_of=2, description="of the video, in pixels"
+        default=480, ge=64, le=2160, multiple_of=2, description="height of the video, in pixels"
     )
     key_frames: int = pydantic.Field(
         default=6, ge=2, le=24, description="frames of an episode side by side in the strip"

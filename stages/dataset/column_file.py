@@ -41,7 +41,7 @@ def read_columns(path: Path, names: Collection[str], limit: int) -> tuple[dict[s
         DamagedFileError: it is damaged, holds no numbers, or claims more of them than it has.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there: name an .npz file, one of HDF5, or a Minari dataset.")
+        raise UserError(f"{path} does not exist: name an .npz file, an HDF5 file, or a Minari dataset.")
     with path.open("rb") as file:
         begin = file.read(8)
     is_hdf5 = begin.startswith(b"\x89HDF") or path.suffix.lower() in _HDF5_SUFFIXES

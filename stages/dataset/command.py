@@ -27,7 +27,7 @@ _FACTS = (
 
 @click.group(cls=PlainGroup)
 def dataset() -> None:
-    """Look at datasets, merge them, or import those of others."""
+    """Inspect, merge or import datasets."""
 
 
 @dataset.command()
@@ -35,7 +35,7 @@ def dataset() -> None:
 @json_option
 @click.pass_obj
 def info(session: Session, name: str | None) -> None:
-    """Show a dataset's shards and what it covers: of DATASET, a name or path, or of the newest."""
+    """Show the shards and the coverage of DATASET: a name or path, or nothing for the newest."""
     with session.open(mujoco=True):
         from thousandfold.stages.dataset.files import describe_shards, find_damage, other_damage
 
@@ -74,7 +74,7 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
 @json_option
 @click.pass_obj
 def merge(session: Session, datasets: tuple[str, ...]) -> None:
-    """Make one dataset of several of the same task and teacher."""
+    """Merge several datasets of one task and teacher into one."""
     with session.open(mujoco=True):
         from thousandfold.stages.dataset import merge_datasets as stage
 
@@ -88,27 +88,28 @@ def merge(session: Session, datasets: tuple[str, ...]) -> None:
     "--teacher",
     metavar="TEACHER",
     shell_complete=complete_artifacts("teacher"),
-    help="Name or path of who labels it [the newest].",
+    help="Name or path of the teacher that labels the dataset [default: the newest].",
 )
 @click.option(
     "--goal-columns",
     metavar="COLUMN,...",
-    help="Numbers of an observation that are the achieved goal, where it is no dictionary.",
+    help="Indices of the observation's numbers that are the achieved goal, if the observation is no "
+    "dictionary.",
 )
 @click.option(
     "--achieved-goal",
     metavar="KEY,...",
-    help="Keys of the achieved goal to use, where it is a dictionary of several.",
+    help="Keys of the achieved goal to use, if it is a dictionary of several.",
 )
 @click.option(
     "--skip-bad-episodes",
     is_flag=True,
     default=None,
-    help="Leave episodes out that are damaged, cut short or hold NaN; each is named.",
+    help="Leave out episodes that are damaged, cut short or contain NaN; the command names each.",
 )
 @stage_command
 def import_(session: Session, common: CommonOptions, source: str, teacher: str | None, **flags: Any) -> None:
-    """Label SOURCE with a teacher: a Minari dataset (folder or id), or a file as of OGBench or D4RL."""
+    """Import SOURCE, a Minari dataset (folder or id) or an OGBench or D4RL file; a teacher labels it."""
     from thousandfold.stages.dataset import import_dataset as stage
 
     settings = common.resolve(stage.ImportDatasetSettings, "import_dataset", flags)
@@ -123,17 +124,17 @@ def import_(session: Session, common: CommonOptions, source: str, teacher: str |
     "--teacher",
     metavar="TEACHER",
     shell_complete=complete_artifacts("teacher"),
-    help="Name or path [the newest].",
+    help="Name or path of a teacher [default: the newest].",
 )
 @click.option("--episodes", type=int, help="Episodes to record.")
 @click.option(
     "--noise-levels",
     metavar="LEVEL,...",
-    help="Standard deviations of the noise on actions, each for as many episodes; 0 for clean ones.",
+    help="Standard deviations of the noise on actions; each gets equally many episodes; 0: no noise.",
 )
 @resume_option(
     "DATASET",
-    "Go on with an unfinished dataset: the newest, or the one named.",
+    "Continue an unfinished dataset: the newest, or the one named.",
 )
 @stage_command(several_ranks=True)
 def generate_dataset(

@@ -41,7 +41,9 @@ class GenerateDatasetSettings(LabelSettings):
     keep the states that it visits by itself, and say how often it succeeds.
     """
 
-    episodes: int = pydantic.Field(default=1000, ge=1, le=10**7, description="over all ranks")
+    episodes: int = pydantic.Field(
+        default=1000, ge=1, le=10**7, description="episodes to record, over all ranks"
+    )
     evaluation_fraction: float = pydantic.Field(
         default=0.5,
         ge=0,
@@ -51,14 +53,17 @@ class GenerateDatasetSettings(LabelSettings):
     noise_levels: tuple[float, ...] = pydantic.Field(
         default=(0.0, 0.1, 0.2, 0.4),
         max_length=100,
-        description="standard deviations of the Gaussian noise on the actions, each for as many episodes; "
-        "0: clean ones",
+        description="standard deviations of the Gaussian noise on the actions; each gets equally many "
+        "episodes; 0: no noise",
     )
     noise_until: float = pydantic.Field(
-        default=0.75, ge=0, le=1, description="share of an episode's steps after which its noise ends"
+        default=0.75, ge=0, le=1, description="share of an episode's steps after which the noise ends"
     )
     num_worlds: int = pydantic.Field(
-        default=256, ge=1, le=2**16, description="episodes that run at a time in a process, a shard's at most"
+        default=256,
+        ge=1,
+        le=2**16,
+        description="episodes that run at a time in a process; a shard has no more",
     )
 
     @pydantic.field_validator("noise_levels", mode="before")

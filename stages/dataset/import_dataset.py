@@ -55,15 +55,16 @@ class ImportDatasetSettings(LabelSettings):
     goal_columns: tuple[int, ...] = pydantic.Field(
         default=(),
         max_length=1000,
-        description="numbers of an observation that are the achieved goal, where it is no dictionary",
+        description="indices of the observation's numbers that are the achieved goal, if the observation "
+        "is no dictionary",
     )
 
     achieved_goal: tuple[str, ...] = pydantic.Field(
         default=(),
-        description="keys of the achieved goal to use, and of the desired one, where they are dictionaries",
+        description="keys of the achieved goal to use, and of the desired one, if they are dictionaries",
     )
     skip_bad_episodes: bool = pydantic.Field(
-        default=False, description="leave episodes out that are damaged, cut short or hold NaN"
+        default=False, description="leave out episodes that are damaged, cut short or contain NaN"
     )
 
     @pydantic.field_validator("goal_columns", "achieved_goal", mode="before")
@@ -113,8 +114,8 @@ def run(settings: ImportDatasetSettings, context: StageContext, teacher: Artifac
     task, tally = trained.task, ClipTally()
     if task.student_view is not task:
         raise UserError(
-            f"A student of task {task.name} has senses of its own (student_observation), which episodes from "
-            "elsewhere do not hold: make a dataset with `pipeline generate-dataset`."
+            f"A student of task {task.name} has sensors of its own (student_observation); episodes from "
+            "elsewhere lack their readings: make a dataset with `pipeline generate-dataset`."
         )
     goal = GoalChoice(settings.goal_columns, settings.achieved_goal)
     foreign = read_foreign(source, goal, episode_steps=task.spec.episode_steps, limit=free_bytes("cpu"))

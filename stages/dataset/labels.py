@@ -38,26 +38,34 @@ class LabelSettings(SamplingSettings):
     """How the states of a dataset are labelled."""
 
     alternative_goals: int = pydantic.Field(
-        default=4, ge=0, le=64, description="goals beside the commanded one that label every state"
+        default=4,
+        ge=0,
+        le=64,
+        description="goals, beside the commanded one, for which the teacher labels every state",
     )
     hindsight_fraction: float = pydantic.Field(
         default=0.5,
         ge=0,
         le=1,
-        description="share of them that the episode achieves later; the rest other episodes are commanded",
+        description="share of these goals that the episode achieves later; the rest are commanded goals "
+        "of other episodes",
     )
     hindsight_discount: float = pydantic.Field(
-        default=0.99, gt=0, le=1, description="how near in time those are, as the discount of training"
+        default=0.99,
+        gt=0,
+        le=1,
+        description="how near in time hindsight goals lie, like the discount of training",
     )
     accept_weaker_labels: bool = pydantic.Field(
-        default=False, description="label with the best of several actions even where the mean does better"
+        default=False,
+        description="label with the best of several actions even if the mean action does better",
     )
     threads: int = pydantic.Field(
         default=1,
         ge=0,
         le=MOST_THREADS,
-        description="CPU threads of torch in each process; 0: every CPU, shared evenly. With another number "
-        "the last bits of the labels differ",
+        description="CPU threads of torch in each process; 0: every CPU, shared evenly. Another number "
+        "changes the last bits of the labels",
     )
 
     def label_facts(self) -> dict[str, Any]:
@@ -319,7 +327,7 @@ def require_strength(
         console.warn(f"{said}: weaker labels, as accept_weaker_labels allows.")
     else:
         raise SettingsError(
-            f"{said}: these labels would be weaker. Take another sample_scale or teacher_samples=1, or give "
+            f"{said}: these labels would be worse. Set another sample_scale or teacher_samples=1, or "
             "accept_weaker_labels=true."
         )
     return results

@@ -17,26 +17,32 @@ from thousandfold.pipeline.session import CommonOptions, Session, named, resume_
     "--teacher",
     metavar="TEACHER",
     shell_complete=complete_artifacts("teacher"),
-    help="Name or path [the newest].",
+    help="Name or path of a teacher [default: the newest].",
 )
 @click.option(
     "--dataset",
     metavar="DATASET",
     shell_complete=complete_artifacts("dataset"),
-    help="Name or path [the teacher's newest, made first if there is none].",
+    help="Name or path of a dataset [default: the teacher's newest; it is made first if there is none].",
 )
 @click.option("--student-depth", type=int, help="Layers of the student.")
 @click.option("--student-width", type=int, help="Units of a layer.")
-@click.option("--student-kind", type=click.Choice(["auto", "residual", "plain"]), help="Form of the student.")
-@click.option("--objective", type=click.Choice(["kl", "mse", "critic"]), help="What the student minimises.")
-@click.option("--dagger-rounds", type=int, help="Rounds in which the student acts and the teacher labels.")
 @click.option(
-    "--skip-damaged-shards", is_flag=True, default=None, help="Go on without the dataset's damaged shards."
+    "--student-kind",
+    type=click.Choice(["auto", "residual", "plain"]),
+    help="Form of the student; auto: residual if the depth is a multiple of 4, else plain.",
+)
+@click.option("--objective", type=click.Choice(["kl", "mse", "critic"]), help="What the student minimises.")
+@click.option(
+    "--dagger-rounds", type=int, help="DAgger rounds, in which the student acts and the teacher labels."
+)
+@click.option(
+    "--skip-damaged-shards", is_flag=True, default=None, help="Continue without the dataset's damaged shards."
 )
 @resume_option(
     "STUDENT",
-    "Go on with an unfinished student: the newest, or the one named. Name a completed one, with --set "
-    "updates=MORE, to train it on as another.",
+    "Continue an unfinished student: the newest, or the one named. Name a completed one, with --set "
+    "updates=MORE, to train it further as a new student.",
 )
 @stage_command
 def distill(

@@ -142,8 +142,8 @@ def _require_more(settings: DistillSettings, completed: Artifact) -> None:
     taken = int(checkpoint_of(completed).progress["position"])
     if settings.total_updates <= taken:
         raise SettingsError(
-            f"Student {completed.name} is completed after {taken:,} updates, rounds included: train it on, "
-            "as another student, with --set updates=MORE."
+            f"Student {completed.name} is completed after {taken:,} updates, rounds included: train it "
+            "further, as a new student, with --set updates=MORE."
         )
 
 

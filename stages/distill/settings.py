@@ -33,7 +33,7 @@ class DistillSettings(StageSettings):
     student_depth: int = pydantic.Field(default=4, ge=1, le=1024, description="layers of the student")
     student_width: int = pydantic.Field(default=128, ge=1, le=8192, description="units of a layer")
     student_kind: Literal["auto", "residual", "plain"] = pydantic.Field(
-        default="auto", description="auto: residual where the depth is a multiple of 4, else plain"
+        default="auto", description="auto: residual if the depth is a multiple of 4, else plain"
     )
     student_layer_norm: bool = pydantic.Field(
         default=True, description="a LayerNorm after every Dense layer; off: Dense and Swish alone"
@@ -47,37 +47,42 @@ class DistillSettings(StageSettings):
         default=10.0,
         ge=0,
         le=1e6,
-        description="of mse in the objective critic; energies are in standard deviations",
+        description="weight of mse in the objective critic, whose energies are in standard deviations",
     )
     alternative_fraction: float = pydantic.Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of a batch under alternative goals, where the dataset has them",
+        description="share of a batch that is learned under alternative goals, if the dataset has them",
     )
     average_decay: float = pydantic.Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="of the running average of the student, evaluated beside it; 0: none",
+        description="decay of the student's running average, which is evaluated beside the student; 0: no "
+        "average",
     )
-    updates: int = pydantic.Field(default=4000, ge=1, le=10**9, description="updates before the rounds")
+    updates: int = pydantic.Field(
+        default=4000, ge=1, le=10**9, description="updates on the dataset, before the DAgger rounds"
+    )
     batch_size: int = pydantic.Field(default=1024, ge=1, le=2**20, description="rows of an update")
     learning_rate: float = pydantic.Field(
-        default=1e-3, gt=0, description="at the start; falls to 0 along one cosine, rounds included"
+        default=1e-3,
+        gt=0,
+        description="learning rate at the start; it falls to 0 along one cosine, rounds included",
     )
     validation_fraction: float = pydantic.Field(
-        default=0.1, gt=0, lt=1, description="share of episodes held out"
+        default=0.1, gt=0, lt=1, description="share of the episodes held out for validation"
     )
     max_labels: int | None = pydantic.Field(
         default=None,
         ge=1,
         le=10**12,
-        description="most labels of the teacher to use, rounds included: states, each under each goal; "
-        "None: all that there are",
+        description="most labels of the teacher to use, rounds included (a label is one state under one "
+        "goal); null: all",
     )
     skip_damaged_shards: bool = pydantic.Field(
-        default=False, description="go on without the shards of the dataset that are damaged"
+        default=False, description="continue without the damaged shards of the dataset"
     )
     evaluate_every: int = pydantic.Field(
         default=500, ge=1, le=10**9, description="updates between evaluations"
@@ -92,18 +97,21 @@ class DistillSettings(StageSettings):
         default=None,
         gt=0,
         le=1,
-        description="stop once the smaller retention, of success or of time at goal, is that high in an "
-        "evaluation; None: never",
+        description="stop once an evaluation's smaller retention, of success or time at goal, is that "
+        "high; null: never",
     )
     patience: int | None = pydantic.Field(
         default=None,
         ge=1,
         le=10**9,
-        description="end the offline part, or a round, after so many evaluations without a better one; "
-        "None: never",
+        description="end the offline part, or a round, after so many evaluations without improvement; "
+        "null: never",
     )
     dagger_rounds: int = pydantic.Field(
-        default=0, ge=0, le=1000, description="rounds in which the student acts and the teacher labels"
+        default=0,
+        ge=0,
+        le=1000,
+        description="DAgger rounds, in which the student acts and the teacher labels",
     )
     dagger_episodes: int = pydantic.Field(
         default=256, ge=1, le=MOST_EPISODES, description="episodes of a round"
@@ -112,29 +120,35 @@ class DistillSettings(StageSettings):
         default=0.0,
         ge=0,
         le=1,
-        description="in round i the teacher acts in the student's place with probability beta^i at each step",
+        description="in round i the teacher acts instead of the student with probability beta^i at each step",
     )
     dagger_updates: int = pydantic.Field(default=1000, ge=1, le=10**9, description="updates after each round")
     final_episodes: int = pydantic.Field(
         default=1024,
         ge=1,
         le=MOST_EPISODES,
-        description="least number of paired episodes that measure retention",
+        description="smallest number of paired episodes that measure retention",
     )
     max_final_episodes: int = pydantic.Field(
         default=4096,
         ge=1,
         le=MOST_EPISODES,
-        description="most of them, where retention's interval asks for more",
+        description="largest number of paired episodes, if retention's interval needs more",
     )
     interval_half_width: float = pydantic.Field(
-        default=0.05, gt=0, le=1, description="of retention's 95 % intervals, that their number is chosen for"
+        default=0.05,
+        gt=0,
+        le=1,
+        description="half width of retention's 95 % intervals that determines the number of episodes",
     )
     threads: int = pydantic.Field(
         default=0, ge=0, le=MOST_THREADS, description="CPU threads of torch; 0: every CPU"
     )
     reproduction_tolerance: float = pydantic.Field(
-        default=0.02, gt=0, le=1, description="how far the loaded teacher may be from its recorded success"
+        default=0.02,
+        gt=0,
+        le=1,
+        description="how far the loaded teacher's success may be from its recorded success",
     )
 
     @pydantic.model_validator(mode="after")

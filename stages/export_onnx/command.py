@@ -13,7 +13,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, stage_command
     "--student",
     metavar="STUDENT",
     shell_complete=complete_artifacts("student"),
-    help="Name or path [the newest].",
+    help="Name or path of a student [default: the newest].",
 )
 @click.option(
     "--teacher",
@@ -23,7 +23,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, stage_command
 )
 @stage_command
 def export_onnx(session: Session, common: CommonOptions, student: str | None, teacher: str | None) -> None:
-    """Write the policy as one ONNX file, checked against torch before it counts as done."""
+    """Export a student as one ONNX file, and check the file against torch."""
     from thousandfold.stages.export_onnx import export_onnx as stage
 
     settings = common.resolve(stage.ExportOnnxSettings, "export_onnx")

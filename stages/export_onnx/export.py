@@ -240,7 +240,7 @@ def golden_rows(
         usable = np.flatnonzero(~at_a_switch(module, action, switch_margin).any(1))
         if not len(usable):
             raise UserError(
-                "Every state lies where the least rounding switches an actuator: such a policy cannot be "
+                "In every state the smallest rounding error switches an actuator: such a policy cannot be "
                 "checked. Train it further."
             )
         chosen.append(_spread(candidates.rows(usable), count))

@@ -39,40 +39,43 @@ class ExportOnnxSettings(StageSettings):
         default=2048,
         ge=1,
         le=10**6,
-        description="states to compare on: of the closed loop, and as many of the dataset",
+        description="states to compare torch and ONNX Runtime on: so many of the closed loop, and as many "
+        "of the dataset",
     )
     max_action_error: float = pydantic.Field(
         default=1e-5,
         gt=0,
         le=LARGEST_FLOAT32_TOLERANCE,
-        description="largest difference of an action up to depth 16; grows as its root",
+        description="largest allowed difference of an action up to depth 16; it grows as the root of the "
+        "depth",
     )
     closed_loop_episodes: int = pydantic.Field(
-        default=256, ge=1, le=MOST_EPISODES, description="episodes that both runtimes act in"
+        default=256, ge=1, le=MOST_EPISODES, description="episodes in which both runtimes act"
     )
     max_success_difference: float = pydantic.Field(
         default=0.02,
         ge=0,
         le=1,
-        description="largest difference of the success over those episodes, where chance does not explain it",
+        description="largest allowed difference of success over those episodes, unless chance explains it",
     )
     robustness_episodes: int = pydantic.Field(
         default=0,
         ge=0,
         le=MOST_EPISODES,
-        description="episodes of each level of a robustness card inside the file; 0: it has none",
+        description="episodes of each level of a robustness card inside the file; 0: no card",
     )
     include_teacher: bool = pydantic.Field(
-        True, description="write the teacher beside its student, to be timed"
+        True, description="also write the teacher beside its student, so that benchmark can time it"
     )
     variants: tuple[Variant, ...] = pydantic.Field(
         default=(),
-        description="try them too (float16,int8): each is kept if it is faster here and acts as well",
+        description="smaller variants to try (float16,int8): each is kept if it is faster here and does "
+        "as well",
     )
     licence: str = pydantic.Field(
         default="",
         max_length=2000,
-        description="licence of the file: an SPDX expression or free text; empty: none is stated",
+        description="licence of the file: an SPDX expression or free text; empty: no statement",
     )
 
     @pydantic.field_validator("variants", mode="before")

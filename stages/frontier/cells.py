@@ -37,10 +37,10 @@ class FrontierSettings(StageSettings):
         default=(1, 2, 4, 8), max_length=32, description="layers of the students"
     )
     widths: tuple[Width, ...] = pydantic.Field(
-        default=(32, 64, 128, 256), max_length=32, description="units of their layers"
+        default=(32, 64, 128, 256), max_length=32, description="units of the students' layers"
     )
     jobs: int = pydantic.Field(
-        default=0, ge=0, le=256, description="processes that distil at a time; 0: one a CPU"
+        default=0, ge=0, le=256, description="processes that distil at a time; 0: one for each CPU"
     )
 
     @pydantic.field_validator("depths", "widths", mode="before")

@@ -24,42 +24,49 @@ _MIN_RETENTION = 0.98
 
 
 @click.command()
-@click.option("--depths", metavar="N,N,...", help="Layers of the students [1,2,4,8].")
-@click.option("--widths", metavar="N,N,...", help="Units of their layers [32,64,128,256].")
+@click.option("--depths", metavar="N,N,...", help="Layers of the students [default: 1,2,4,8].")
+@click.option("--widths", metavar="N,N,...", help="Units of the students' layers [default: 32,64,128,256].")
 @click.option(
     "--teacher",
     metavar="TEACHER",
     shell_complete=complete_artifacts("teacher"),
-    help="Name or path [the newest; with --select the frontier's].",
+    help="Name or path of a teacher [default: the newest; with --select the frontier's].",
 )
 @click.option(
     "--dataset",
     metavar="DATASET",
     shell_complete=complete_artifacts("dataset"),
-    help="Name or path [the teacher's newest, made first if there is none].",
+    help="Name or path of a dataset [default: the teacher's newest; it is made first if there is none].",
 )
-@click.option("--jobs", type=int, help="Processes that distil at a time [one a CPU].")
+@click.option("--jobs", type=int, help="Processes that distil at a time [default: one for each CPU].")
 @resume_option(
     "FRONTIER",
-    "Go on with an unfinished frontier, the newest or the one named; with a name, also try again what "
+    "Continue an unfinished frontier, the newest or the one named; with a name, also try again what "
     "failed in a finished one.",
 )
-@click.option("--select", is_flag=True, help="Take the smallest student that keeps to the bounds.")
 @click.option(
-    "--min-retention", type=float, help=f"With --select: of the teacher's success [{_MIN_RETENTION}]."
+    "--select", is_flag=True, help="Choose the smallest student that meets the bounds, and export it."
 )
-@click.option("--max-p99-us", type=float, help="With --select: p99 of one call, in microseconds [any].")
+@click.option(
+    "--min-retention",
+    type=float,
+    help=f"With --select: smallest share of the teacher's success [default: {_MIN_RETENTION}].",
+)
+@click.option(
+    "--max-p99-us", type=float, help="With --select: largest p99 of one call, in microseconds [default: any]."
+)
 @click.option(
     "--confident",
     is_flag=True,
     default=None,
-    help="With --select: the lower end of the 95 % interval of the retention counts, not its estimate.",
+    help="With --select: the bound applies to the lower end of retention's 95 % interval, not to its "
+    "estimate.",
 )
 @click.option(
     "--frontier",
     metavar="FRONTIER",
     shell_complete=complete_artifacts("frontier"),
-    help="With --select: name or path [the newest].",
+    help="With --select: name or path of a frontier [default: the newest].",
 )
 @stage_command
 def frontier(
@@ -77,8 +84,8 @@ def frontier(
 ) -> None:
     """Distil a grid of students and measure what each retains and how fast it is; or choose one.
 
-    --set takes the stage too: --set distill.updates=3000. --select exports the student that it takes, so that
-    benchmark, evaluate and render go on with it.
+    With --set, name the stage too: --set distill.updates=3000. --select exports the chosen student, so that
+    benchmark, evaluate and render use it.
     """
     if select:
         making = flags | {"dataset": dataset, "resume": resume}
@@ -88,7 +95,7 @@ def frontier(
             "set": common.overrides or None,
             "dry-run": common.dry_run or None,
         }
-        _refuse("--select chooses from a frontier that is there", making)
+        _refuse("--select chooses from an existing frontier", making)
         from thousandfold.stages.frontier.selection import Bounds, select_student
 
         least = _MIN_RETENTION if min_retention is None else min_retention

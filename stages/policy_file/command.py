@@ -37,7 +37,7 @@ _task_option = click.option(
     "--task",
     metavar="TASK",
     shell_complete=complete_tasks,
-    help="Task, or the YAML file of your own [the policy's].",
+    help="Name of a task, or the YAML file of your own task [default: the policy's].",
 )
 _seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes."
@@ -47,7 +47,7 @@ _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 @click.group(cls=PlainGroup)
 def policy() -> None:
-    """Look at policy files, verify them, write them as C, and promote them."""
+    """Inspect, verify and promote policy files, and write them as C."""
 
 
 @policy.command()
@@ -55,7 +55,7 @@ def policy() -> None:
 @json_option
 @click.pass_obj
 def inspect(session: Session, name: str | None) -> None:
-    """Show what POLICY says of itself: an ONNX file anywhere, an artifact, or the newest."""
+    """Show the metadata of POLICY: a path of an ONNX file, a name, or nothing for the newest."""
     with session.open(mujoco=True):
         from thousandfold.stages.policy_file.source import find_policy
 
@@ -67,7 +67,7 @@ def inspect(session: Session, name: str | None) -> None:
 @_episodes_option
 @_task_option
 @_seed_option
-@click.option("--robustness", is_flag=True, help="Repeat the robustness card that the file carries, too.")
+@click.option("--robustness", is_flag=True, help="Also repeat the robustness card in the file.")
 @json_option
 @click.pass_obj
 def verify(
@@ -75,7 +75,7 @@ def verify(
 ) -> None:
     """Check POLICY: hashes, description, golden rows, the task's model, and success in closed loop.
 
-    POLICY is an ONNX file anywhere, an artifact, or the newest. Exits with 1 where a check failed.
+    POLICY is a path of an ONNX file, a name, or nothing for the newest. Exits with 1 if a check failed.
     """
     with session.open(mujoco=True):
         from thousandfold.stages.policy_file.source import find_policy
@@ -99,7 +99,7 @@ def verify(
 @_episodes_option
 @_task_option
 @_seed_option
-@click.option("--unchecked", is_flag=True, help="Write them without compiling and checking them.")
+@click.option("--unchecked", is_flag=True, help="Write the files without compiling and checking them.")
 @json_option
 @click.pass_obj
 def to_c(
@@ -113,8 +113,8 @@ def to_c(
 ) -> None:
     """Write POLICY as C99, policy.h and policy.c, checked against the file before they are kept.
 
-    POLICY is an ONNX file anywhere, an artifact, or the newest. It is verified as `verify` does it; its C
-    code, compiled here, must give the golden rows too and act as well in the same episodes.
+    POLICY is a path of an ONNX file, a name, or nothing for the newest. It is verified as by `verify`. Its C
+    code is compiled here, must reproduce the golden rows and must do as well in equal episodes.
     """
     with session.open(mujoco=True):
         from thousandfold.ground.files import atomic_file
@@ -164,11 +164,13 @@ def _verified_in_c(
         try:
             c_policy = CPolicy(files, Path(folder), metadata)
         except UserError as error:
-            raise UserError(f"{error}: nothing was written. --unchecked writes them all the same.") from None
+            raise UserError(
+                f"{error}: nothing was written. --unchecked writes the files nevertheless."
+            ) from None
         found = _verified(session, place, episodes, task, seed, c_policy=c_policy)
     if found.failed:
         wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
-        raise UserError(f"{place.name} is not written as C, for it did not pass: {wrong}")
+        raise UserError(f"{place.name} is not written as C, because these checks failed: {wrong}")
     return found
 
 
@@ -176,11 +178,11 @@ def _verified_in_c(
 @click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
 @_episodes_option
 @_seed_option
-@click.option("--teacher", is_flag=True, help="Take an exported teacher, which is refused as a rule.")
+@click.option("--teacher", is_flag=True, help="Allow an exported teacher, which is refused by default.")
 @json_option
 @click.pass_obj
 def promote(session: Session, name: str | None, episodes: int, seed: int, teacher: bool) -> None:
-    """Verify POLICY, an artifact or the newest, and move the registry's alias `production` to it."""
+    """Verify POLICY (a name, or nothing for the newest) and move the registry's alias `production` to it."""
     with session.open(mujoco=True):
         from thousandfold.pipeline.model_registry import PRODUCTION_ALIAS, promote
         from thousandfold.stages.policy_file.registration import registered_name
@@ -191,7 +193,7 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
         found = _verified(session, place, episodes, None, seed)
         if found.failed:
             wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
-            raise UserError(f"{place.name} is not promoted, for it did not pass: {wrong}")
+            raise UserError(f"{place.name} is not promoted, because these checks failed: {wrong}")
         model = registered_name(artifact.manifest.task)
         loop = found.success
         success = f"{loop['success']:.4f} over {loop['episodes']} episodes, seed {loop['seed']}"

@@ -214,7 +214,7 @@ def _in_steps(policy: OnnxPolicy) -> Run:
 def _passed_self_test(c_policy: CPolicy) -> str:
     """Return what is said of C code that passes its own test; raise DamagedFileError where it does not."""
     if row := c_policy.self_test():
-        raise DamagedFileError(f"golden row {row} comes out otherwise")
+        raise DamagedFileError(f"golden row {row} gives another result")
     return "every golden row, as compiled in"
 
 

@@ -12,7 +12,7 @@ from thousandfold.pipeline.ui import show_page
 
 @click.command()
 @one_of_three("Report on the chain of")
-@click.option("--output", metavar="FILE", help="Write a copy of the page here.")
+@click.option("--output", metavar="FILE", help="Also write a copy of the page to this file.")
 @click.option("--open", "open_page", is_flag=True, help="Show the page in the web browser.")
 @stage_command
 def report(

@@ -41,7 +41,7 @@ class ReportSettings(StageSettings):
     """Settings of `pipeline report`."""
 
     max_file_mib: float = pydantic.Field(
-        default=8.0, gt=0, le=1024, description="largest picture or video that goes into the page, in MiB"
+        default=8.0, gt=0, le=1024, description="largest picture or video that the page includes, in MiB"
     )
 
 
@@ -80,7 +80,7 @@ def run(
             if not unsealed:
                 raise
             raise DamagedFileError(
-                f"No report can be made of what the manifests say ({type(error).__name__}: {error}). Those "
+                f"The manifests cannot be turned into a report ({type(error).__name__}: {error}). Those "
                 f"of {', '.join(unsealed)} are unsealed, and may have been changed: restore them, or make "
                 "these artifacts again."
             ) from error

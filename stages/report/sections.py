@@ -276,7 +276,7 @@ def robustness_section(sources: Sources) -> Section:
         and artifact.file(ROBUSTNESS_FILE).is_file()
         and isinstance(content := sources.files.read_json(artifact, ROBUSTNESS_FILE), dict)
     ]
-    title = "What is left where the world is not as the model says"
+    title = "What is left when the robot differs from the model"
     if not found:
         note = Note("No robustness card: `pipeline evaluate --robustness` measures one.")
         return Section("robustness", title, "", [note])

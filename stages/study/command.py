@@ -14,22 +14,25 @@ _HERE = "here"
 
 @click.command()
 @click.argument("page", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
-@click.option("--scale", metavar="NAME", help="One of the file's scales, over its own settings.")
-@click.option("--jobs", type=click.IntRange(0, 1024), default=0, help="Trainings at a time [one a CPU].")
+@click.option("--scale", metavar="NAME", help="One of the file's scales; overrides the file's settings.")
+@click.option(
+    "--jobs", type=click.IntRange(0, 1024), default=0, help="Trainings at a time; 0: one for each CPU."
+)
 @click.option(
     "--launcher",
     type=click.Choice([_HERE, "slurm", "local"]),
     default=_HERE,
-    help="Where trainings run: here, on a cluster with Slurm, or here as a cluster would run them [here].",
+    help="Where trainings run: on this machine, on a cluster with Slurm, or on this machine as a cluster "
+    "would run them [default: here].",
 )
 @click.option(
     "--submit",
     "parameters",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Ask the cluster for this, as submitit names it: timeout_min=240, slurm_partition=gpu.",
+    help="Request a resource from the cluster, in submitit's words: timeout_min=240, slurm_partition=gpu.",
 )
-@resume_option("STUDY", "Go on with an unfinished study: the newest, or the one named.")
+@resume_option("STUDY", "Continue an unfinished study: the newest, or the one named.")
 @stage_command
 def study(
     session: Session,
@@ -47,13 +50,13 @@ def study(
     goes to every training.
     """
     if common.seed is not None:
-        raise SettingsError("--seed: the study's file says its seeds.")
+        raise SettingsError("--seed: the study's file sets its seeds; leave the option out.")
     if common.config is not None:
-        raise SettingsError("--config: the study's file says its settings.")
+        raise SettingsError("--config: the study's file sets its settings; leave the option out.")
     if launcher == _HERE and parameters:
-        raise SettingsError("--submit: for --launcher slurm or local.")
+        raise SettingsError("--submit needs --launcher slurm or local.")
     if (page is None) == (resume is None):
-        raise SettingsError("Give the FILE of a study to begin, or --resume to go on with one.")
+        raise SettingsError("Give the FILE of a new study, or --resume to continue one.")
     from thousandfold.pipeline.settings import parse_override
     from thousandfold.stages.study.page import read_page, resolve_plan
     from thousandfold.stages.study.study import Launch, find_resumable, run

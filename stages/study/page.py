@@ -169,7 +169,7 @@ def resolve_plan(
     for arm, own in (page.arms | own_arms).items():
         values = page.settings | scaled | own | ({} if device is None else {"device": device})
         if fixed := [name for name in ("task", "seed") if name in values]:
-            raise SettingsError(f"arm {arm}: {fixed[0]} is said by the study's {fixed[0]}s: leave it out.")
+            raise SettingsError(f"arm {arm}: {fixed[0]} is set by the study's {fixed[0]}s: leave it out.")
         for task in page.tasks:
             try:
                 settings = resolve_settings(

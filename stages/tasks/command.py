@@ -16,7 +16,7 @@ from thousandfold.pipeline.settings import MOST_EPISODES, preset_info
 @json_option
 @click.pass_context
 def tasks(context: click.Context) -> None:
-    """List the tasks with their sizes; `tasks check` looks at one, built in or your own."""
+    """List the built-in tasks with their sizes; `tasks check` checks one, built in or your own."""
     session: Session = context.obj
     if context.invoked_subcommand is None:
         with session.open(mujoco=True):
@@ -33,11 +33,13 @@ def tasks(context: click.Context) -> None:
     help="Episodes of a random policy.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of all randomness.")
-@click.option("--output", metavar="PNG", help="Where to put the picture [ROBOT_check.png beside ROBOT.yaml].")
+@click.option(
+    "--output", metavar="PNG", help="File for the picture [default: ROBOT_check.png beside ROBOT.yaml]."
+)
 @json_option
 @click.pass_obj
 def check(session: Session, task: str, episodes: int, seed: int, output: str | None) -> None:
-    """Check TASK, a YAML file or a name: its layout, its physics, its goals, and a picture."""
+    """Check TASK, a YAML file or a name: its layout, its physics and its goals. Draw a picture."""
     with session.open(mujoco=True):
         from thousandfold.stages.tasks.check import check_task  # inside: it imports MuJoCo
 

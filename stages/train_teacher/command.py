@@ -15,7 +15,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, named, resume_
     "--task",
     metavar="TASK",
     shell_complete=complete_tasks,
-    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own.",
+    help="Task to learn: a name of `pipeline tasks`, or the YAML file of your own task.",
 )
 @click.option("--depth", type=int, help="Layers of every network, a multiple of 4.")
 @click.option("--width", type=int, help="Units of a layer.")
@@ -23,12 +23,12 @@ from thousandfold.pipeline.session import CommonOptions, Session, named, resume_
     "--global-negatives",
     is_flag=True,
     default=None,
-    help="Contrast with the goals of all ranks, not with this rank's alone.",
+    help="Contrast with the goals of all ranks (processes under torchrun), not only with this rank's.",
 )
 @resume_option(
     "TEACHER",
-    "Go on with an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
-    "env_steps=MORE, to train it on as another.",
+    "Continue an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
+    "env_steps=MORE, to train it further as a new teacher.",
 )
 @stage_command(several_ranks=True)
 def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:

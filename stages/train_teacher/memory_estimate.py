@@ -191,7 +191,7 @@ def require_memory(
         f"Depth {settings.deepest} at width {settings.width} and batch_size {settings.batch_size} needs "
         f"about {_gib(needed.total)} (networks and optimisers {_gib(needed.parameters)}, activations "
         f"{_gib(needed.activations)}, pairs of the batch {_gib(needed.logits)}, replay "
-        f"{_gib(needed.replay)}, worlds {_gib(needed.worlds)}); free are {_gib(free)}. {advice}"
+        f"{_gib(needed.replay)}, environments {_gib(needed.worlds)}); {_gib(free)} are free. {advice}"
     )
 
 
@@ -243,7 +243,7 @@ def require_student_memory(
     )
     raise SettingsError(
         f"A student of depth {settings.student_depth} and width {settings.student_width} with batch_size "
-        f"{settings.batch_size} on dataset {dataset.name} needs about {_gib(needed)}; free are {_gib(free)}. "
+        f"{settings.batch_size} on dataset {dataset.name} needs about {_gib(needed)}; {_gib(free)} are free. "
         f"{advice}"
     )
 
@@ -274,7 +274,7 @@ def require_rollout_memory(
         fits = f"num_worlds {free // episode}" if free >= episode else "fewer steps in an episode"
         raise SettingsError(
             f"A round of {worlds:,} episodes of {task.spec.episode_steps:,} steps needs about "
-            f"{_gib(worlds * episode)}; free are {_gib(max(free, 0))}. What would fit: {fits}."
+            f"{_gib(worlds * episode)}; {_gib(max(free, 0))} are free. What would fit: {fits}."
         )
 
 

@@ -52,64 +52,77 @@ class LearnerSettings(StageSettings):
     BEFORE: ClassVar[Mapping[str, Any]] = {"normalize_inputs": False}
 
     depth: int = pydantic.Field(
-        default=16, ge=4, le=4096, description="Dense layers in blocks, a multiple of 4"
+        default=16, ge=4, le=4096, description="Dense layers inside blocks, of every network; a multiple of 4"
     )
     actor_depth: int | None = pydantic.Field(
-        default=None, ge=4, le=4096, description="of the actor, where it is not depth"
+        default=None, ge=4, le=4096, description="depth of the actor, if it differs from depth"
     )
     critic_depth: int | None = pydantic.Field(
-        default=None, ge=4, le=4096, description="of the critic's two networks, where it is not depth"
+        default=None,
+        ge=4,
+        le=4096,
+        description="depth of the critic's two networks, if it differs from depth",
     )
     width: int = pydantic.Field(default=256, ge=1, le=8192, description="units of a layer")
     residual: bool = pydantic.Field(
         default=True, description="add the input of every four layers to their output; false: a plain stack"
     )
     layer_norm: bool = pydantic.Field(default=True, description="LayerNorm after every Dense layer")
-    activation: Activation = pydantic.Field(default="swish", description="what ends every layer")
+    activation: Activation = pydantic.Field(
+        default="swish", description="activation at the end of every layer"
+    )
     residual_scale: ResidualScale = pydantic.Field(
         default="none",
-        description="of the blocks' branches; learned_from_zero where not set beyond 64 layers",
+        description="factor of the blocks' branches; beyond 64 layers the default is learned_from_zero",
     )
     final_norm: bool = pydantic.Field(
-        default=False, description="LayerNorm before the heads; true where not set beyond 64 layers"
+        default=False, description="LayerNorm before the heads; beyond 64 layers the default is true"
     )
     centred_kernels: bool = pydantic.Field(
-        default=False, description="start with kernels that do not see the mean of the activations"
+        default=False,
+        description="start with kernels whose rows sum to 0, so that they ignore the mean of the activations",
     )
     normalize_inputs: bool = pydantic.Field(
-        default=True, description="shift and scale observations and goals by what was seen of them"
+        default=True, description="standardise observations and goals by the data collected so far"
     )
     precision: Precision = pydantic.Field(
-        default="float32", description="of the blocks' matrix products; losses are always float32"
+        default="float32", description="precision of the blocks' matrix products; losses are always float32"
     )
     checkpoint_activations: bool = pydantic.Field(
-        default=False, description="keep every √blocks-th block's input alone: less memory, a third more time"
+        default=False,
+        description="keep only the input of every √blocks-th block: less memory, a third more time",
     )
     critic: Literal["contrastive", "temporal_difference"] = pydantic.Field(
         default="contrastive",
-        description="how near a goal is, from InfoNCE; or soft actor-critic's value, from the next step",
+        description="contrastive: learns by InfoNCE how near a goal is; temporal_difference: the value of "
+        "soft actor-critic",
     )
     critic_goals: CriticGoals = pydantic.Field(
         default="absolute",
-        description="what the critic is given: a goal, or how it differs from what the state achieves; auto: "
-        "the latter, but in mazes",
+        description="what the critic sees of a goal: absolute, the goal; relative, the goal minus what "
+        "the state achieves; auto, relative except in mazes",
     )
     early_ends: Literal["cut", "lost"] = pydantic.Field(
         default="cut",
-        description="what lies beyond an early end, such as a fall: cut, goals come from before it; lost, no "
-        "goal is reached there (critic=temporal_difference always takes it as lost)",
+        description="goals beyond an early end, such as a fall: cut, goals are drawn from before it; "
+        "lost, no goal is reached there (critic=temporal_difference always behaves as lost)",
     )
     early_end_weight: float = pydantic.Field(
         default=0.0,
         ge=0,
-        description="with early_ends=lost: how much more than the goal counts for the actor that its episode "
-        "goes on, so many times log(1 − P(lost))",
+        description="with early_ends=lost: weight of log(1 − P(early end)) in the actor's objective, beside "
+        "the energy of its goal",
     )
-    energy: Energy = pydantic.Field(default="norm", description="of the contrastive critic")
-    info_nce: InfoNCE = pydantic.Field(default="forward", description="of the contrastive critic")
+    energy: Energy = pydantic.Field(
+        default="norm", description="how the contrastive critic compares its two encodings"
+    )
+    info_nce: InfoNCE = pydantic.Field(
+        default="forward", description="direction of the contrastive critic's loss"
+    )
     actor_goals: Literal["hindsight", "random", "mixed"] = pydantic.Field(
         default="random",
-        description="what the actor learns to reach: goals of the same episode's future, of others, or both",
+        description="goals that the actor learns to reach: from the same episode's future, of other "
+        "transitions, or half of each",
     )
     batch_size: int = pydantic.Field(
         default=256, ge=2, le=2**20, description="transitions of an update, over all ranks"
@@ -119,31 +132,39 @@ class LearnerSettings(StageSettings):
         description="contrast with the goals of all ranks, not with those of the rank's own batch",
     )
     discount: float = pydantic.Field(
-        default=0.99, gt=0, le=1, description="of a step: how far ahead goals in hindsight lie"
+        default=0.99,
+        gt=0,
+        le=1,
+        description="discount of a step: the nearer to 1, the farther ahead hindsight goals lie",
     )
-    actor_learning_rate: float = pydantic.Field(default=3e-4, gt=0, description="Adam's, of the actor")
-    critic_learning_rate: float = pydantic.Field(default=3e-4, gt=0, description="Adam's, of the critic")
+    actor_learning_rate: float = pydantic.Field(
+        default=3e-4, gt=0, description="learning rate of Adam for the actor"
+    )
+    critic_learning_rate: float = pydantic.Field(
+        default=3e-4, gt=0, description="learning rate of Adam for the critic"
+    )
     alpha_learning_rate: float = pydantic.Field(
-        default=3e-4, gt=0, description="Adam's, of the entropy temperature"
+        default=3e-4, gt=0, description="learning rate of Adam for the entropy temperature"
     )
     initial_alpha: float = pydantic.Field(
         default=1.0, gt=0, le=1e6, description="entropy temperature at the start"
     )
     target_entropy_per_action: float = pydantic.Field(
-        default=-0.5, ge=-1000, le=1000, description="nats for each action dimension"
+        default=-0.5, ge=-1000, le=1000, description="target entropy in nats for each action dimension"
     )
     dither: float = pydantic.Field(
         default=0.0,
         ge=0,
         le=2,
         description="share of its own standard deviation by which the teacher's action swings with the "
-        "clock, so that nothing stands still in balance; 0: not at all",
+        "clock, so that the robot does not stand still in balance; 0: no swing",
     )
     average_decay: float = pydantic.Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="of the running average of the actor, evaluated beside it; 0: none",
+        description="decay of the actor's running average, which is evaluated beside the actor; 0: no "
+        "average",
     )
     threads: int = pydantic.Field(
         default=0,
@@ -152,7 +173,11 @@ class LearnerSettings(StageSettings):
         description="CPU threads of torch in each process; 0: every CPU, shared evenly",
     )
     max_gradient_norm: float | None = pydantic.Field(
-        default=None, gt=0, le=1e12, description="clipping; null: none; 10 where not set beyond 64 layers"
+        default=None,
+        gt=0,
+        le=1e12,
+        description="norm to which gradients are clipped; null: no clipping; beyond 64 layers the default "
+        "is 10",
     )
     warmup_updates: int = pydantic.Field(
         default=0, ge=0, le=10**9, description="updates over which the learning rates rise linearly from 0"
@@ -186,16 +211,16 @@ class LearnerSettings(StageSettings):
             return self
         form = "residual=true, layer_norm=true and activation=swish"
         if self.precision != "float32":
-            raise ValueError(f"precision {self.precision} wants {form}: set precision=float32")
+            raise ValueError(f"precision {self.precision} needs {form}: set precision=float32")
         if self.checkpoint_activations:
-            raise ValueError(f"checkpoint_activations wants {form}: set checkpoint_activations=false")
+            raise ValueError(f"checkpoint_activations needs {form}: set checkpoint_activations=false")
         return self
 
     @pydantic.model_validator(mode="after")
     def _blocks_are_summed(self) -> LearnerSettings:
         if not self.residual and self.residual_scale != "none":
             raise ValueError(
-                f"residual_scale {self.residual_scale} wants residual=true: set residual_scale=none"
+                f"residual_scale {self.residual_scale} needs residual=true: set residual_scale=none"
             )
         return self
 
@@ -214,7 +239,7 @@ class LearnerSettings(StageSettings):
     def _futures_can_be_lost(self) -> LearnerSettings:
         if self.learns_lost_futures:
             if self.info_nce != "forward":
-                raise ValueError(f"info_nce {self.info_nce} knows no lost goals: set early_ends=cut")
+                raise ValueError(f"info_nce {self.info_nce} does not support lost goals: set early_ends=cut")
             if self.discount == 1:
                 raise ValueError(
                     "discount 1 would lose every goal before an early end: set one below 1, or early_ends=cut"
@@ -269,64 +294,75 @@ class TrainTeacherSettings(LearnerSettings):
         description="a name that `pipeline tasks` lists, or the YAML file of your own task",
     )
     training_distribution: str = pydantic.Field(
-        default="training", description="where training episodes start and aim"
+        default="training", description="distribution of starts and goals in training"
     )
     goal_exchange: float = pydantic.Field(
         default=0.0,
         ge=0,
         le=1,
-        description="chance of each control step that a world in training takes over another one's goal, so "
-        "that an action does not tell where its episode ends; 0: an episode keeps its goal",
+        description="probability in each control step that a training environment takes over another "
+        "one's goal, so that an action does not reveal where its episode ends; 0: an episode "
+        "keeps its goal",
     )
     evaluation_distribution: str = pydantic.Field(
-        default="evaluation", description="where evaluated episodes start and aim, the student's later too"
+        default="evaluation",
+        description="distribution of starts and goals in evaluation, for the student too",
     )
     episode_steps: int | None = pydantic.Field(
         default=None,
         ge=1,
         le=MOST_EPISODE_STEPS,
-        description="control steps of an episode, the student's too; null: the task's",
+        description="control steps of an episode, for the student too; null: the task's number",
     )
     clock_s: float | None = pydantic.Field(
         default=None,
         gt=0,
         le=LONGEST_CLOCK_S,
-        description="period of a clock that teacher and student observe beside the state; null: none",
+        description="period in seconds of a clock that teacher and student observe beside the state; "
+        "null: no clock",
     )
     env_steps: int = pydantic.Field(
-        default=1_000_000, ge=1, le=10**12, description="control steps over all worlds"
+        default=1_000_000, ge=1, le=10**12, description="control steps of the training, over all environments"
     )
-    num_worlds: int = pydantic.Field(default=128, ge=1, le=2**20, description="over all ranks")
+    num_worlds: int = pydantic.Field(
+        default=128, ge=1, le=2**20, description="environments that run at a time, over all ranks"
+    )
     unroll_steps: int = pydantic.Field(
-        default=100, ge=1, le=10**6, description="control steps of each world between updates"
+        default=100,
+        ge=1,
+        le=10**6,
+        description="control steps of each environment in a round; updates follow every round",
     )
     updates_per_unroll: int = pydantic.Field(
-        default=48, ge=1, le=10**6, description="updates after every unroll"
+        default=48, ge=1, le=10**6, description="updates after every round"
     )
     replay_rows_per_world: int = pydantic.Field(
-        default=10_000, ge=2, le=10**9, description="newest steps of each world that are kept"
+        default=10_000,
+        ge=2,
+        le=10**9,
+        description="newest steps of each environment that the replay memory keeps",
     )
     min_rows_per_world: int = pydantic.Field(
-        default=100, ge=2, le=10**9, description="rows of each world before the first update"
+        default=100, ge=2, le=10**9, description="steps of each environment before the first update"
     )
-    evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="unrolls between evaluations")
+    evaluate_every: int = pydantic.Field(default=4, ge=1, le=10**9, description="rounds between evaluations")
     evaluation_episodes: int = pydantic.Field(
         default=128, ge=1, le=MOST_EPISODES, description="episodes of an evaluation within the training"
     )
     final_episodes: int = pydantic.Field(
-        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the closing evaluation"
+        default=256, ge=1, le=MOST_EPISODES, description="fresh episodes of the final evaluation"
     )
     target_success: float | None = pydantic.Field(
-        default=None, gt=0, le=1, description="stop early at this success"
+        default=None, gt=0, le=1, description="stop early at this success; null: never"
     )
     target_evaluations: int = pydantic.Field(
-        default=2, ge=1, le=10**6, description="consecutive evaluations that must meet it"
+        default=2, ge=1, le=10**6, description="consecutive evaluations that must meet target_success"
     )
     patience: int | None = pydantic.Field(
         default=None,
         ge=1,
         le=10**6,
-        description="end after so many evaluations in a row without a better one; null: never",
+        description="stop after so many evaluations in a row without improvement; null: never",
     )
     keep: Literal["best", "last"] = pydantic.Field(
         default="best", description="which evaluated actor becomes the teacher"
@@ -335,10 +371,11 @@ class TrainTeacherSettings(LearnerSettings):
         default=3,
         ge=1,
         le=100,
-        description="with keep=best so many of the best actors meet again at the end, over final_episodes",
+        description="with keep=best, so many of the best actors are evaluated again at the end, over "
+        "final_episodes",
     )
     checkpoint_every: int = pydantic.Field(
-        default=4, ge=1, le=10**9, description="unrolls between checkpoints"
+        default=4, ge=1, le=10**9, description="rounds between checkpoints"
     )
     cuda_graph: bool = pydantic.Field(
         default=True, description="capture control steps, batches and updates on CUDA; off for debugging"

@@ -115,7 +115,7 @@ def _require_more(settings: TrainTeacherSettings, completed: Artifact) -> None:
     spent = int(checkpoint_of(completed).progress["env_steps"])
     if settings.env_steps <= spent:
         raise SettingsError(
-            f"Teacher {completed.name} is completed at {spent:,} steps: train it on, as another teacher, "
+            f"Teacher {completed.name} is completed at {spent:,} steps: train it further, as a new teacher, "
             "with --set env_steps=MORE."
         )
 
@@ -159,7 +159,7 @@ def _announce(context: StageContext, training: TeacherTraining) -> None:
     context.console.say(
         f"Teacher: depth {depth}, width {settings.width}{form}, "
         f"actor {counts['actor_parameters']:,} and critic {counts['critic_parameters']:,} parameters; "
-        f"task {training.task.name}, {settings.num_worlds} worlds on {training.device}{together}."
+        f"task {training.task.name}, {settings.num_worlds} environments on {training.device}{together}."
     )
     if training.captures and not training.learner.can_be_captured:
         context.console.say("Updates run without CUDA graphs, which cannot hold global_negatives.")
@@ -170,9 +170,9 @@ def _finish(training: TeacherTraining, work: ResumableWork, context: StageContex
     settings, artifact, progress, task = training.settings, work.artifact, training.progress, training.task
     if progress.updates == 0:
         raise UserError(
-            f"The budget of {settings.env_steps:,} env_steps ended before each world had min_rows_per_world "
-            f"{settings.min_rows_per_world} rows: nothing was learned. Raise env_steps, or lower "
-            "min_rows_per_world."
+            f"The budget of {settings.env_steps:,} env_steps ended before each environment had "
+            f"{settings.min_rows_per_world} rows (min_rows_per_world): nothing was learned. Raise "
+            "env_steps, or lower min_rows_per_world."
         )
     seed, count = seed_sequence(settings.seed, _FINAL_STREAM), settings.final_episodes
     weights = training.choose(work.checkpoint)

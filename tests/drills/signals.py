@@ -22,7 +22,7 @@ from tests.drills.drilling import (
     stage_command,
 )
 
-_TOLD = re.compile(r"Go on with: pipeline --workspace (?:'[^']*'|\S+) (.*)")
+_TOLD = re.compile(r"Continue with: pipeline --workspace (?:'[^']*'|\S+) (.*)")
 _CASES = {
     "SIGTERM": [signal.SIGTERM],
     "SIGINT": [signal.SIGINT],

@@ -136,14 +136,16 @@ class TestMissingArtifacts:
         assert "No unfinished chain" in refused(tmp_path, "run", "--resume")
         teacher = newest(chain, "teacher").name
         message = refused(chain, "train-teacher", "--resume", teacher)
-        assert message.startswith(f"Teacher {teacher} is completed at 3,200 steps: train it on, as another")
+        assert message.startswith(
+            f"Teacher {teacher} is completed at 3,200 steps: train it further, as a new"
+        )
         assert "No unfinished chain" in refused(chain, "run", "--resume")
 
     def test_a_resumed_chain_takes_no_settings(self, tmp_path: Path) -> None:
         given = [("--seed", "0"), ("--set", "depth=8"), SMOKE, ("--device", "cpu"), ("--dry-run",)]
         for flags in given:
             message = refused(tmp_path, "run", "--resume", *flags)
-            assert message == f"--resume goes on with the run's own settings: leave {flags[0]} out."
+            assert message == f"--resume keeps the settings of the run: leave {flags[0]} out."
 
 
 def test_nan_in_the_loss_stops_and_says_where(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class TestCheckpoint:
     def test_without_one_there_is_nothing_to_resume(self, unfinished: Artifact) -> None:
         unfinished.file("checkpoint/manifest.json").unlink()
         message = refused(unfinished.path.parents[1], "train-teacher", "--resume", unfinished.name)
-        assert message == f"{unfinished.name} has saved nothing to go on from: start it again."
+        assert message == f"{unfinished.name} has saved nothing to continue from: start it again."
 
     @pytest.mark.parametrize("change", [{"width": 8}, {"num_worlds": 4}, {"task": "point_big_maze"}])
     def test_one_of_other_settings_is_refused(self, unfinished: Artifact, change: dict[str, object]) -> None:

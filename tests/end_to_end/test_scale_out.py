@@ -114,7 +114,7 @@ def test_a_lost_rank_is_told_and_one_rank_finishes_what_two_began(tmp_path: Path
     launcher = "torchrun --nproc-per-node 2 --no-python pipeline"
     command = f"{launcher} --workspace {tmp_path} train-teacher --resume {only_teacher(tmp_path).name}"
     assert line.startswith("Error: A rank was lost at ")
-    assert line.endswith(f"The last checkpoint is kept in {folder.path}. Go on with: {command}")
+    assert line.endswith(f"The last checkpoint is kept in {folder.path}. Continue with: {command}")
     artifact = only_teacher(tmp_path)
     assert artifact.manifest.status == "failed" and "A rank was lost" in artifact.manifest.results["error"]
 

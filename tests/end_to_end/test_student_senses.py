@@ -1,4 +1,4 @@
-"""A student with senses of its own goes through the whole chain, beside a teacher that sees everything.
+"""A student with sensors of its own goes through the whole chain, beside a teacher that sees everything.
 
 What only the simulator knows, the factors that are drawn for an episode, is part of that.
 """
@@ -135,4 +135,4 @@ def test_episodes_from_elsewhere_have_no_such_senses(workspace: Path, tmp_path: 
         cli,
         ["--workspace", str(workspace), "dataset", "import", str(path), *SMOKE, "--goal-columns", "2,3,4"],
     )
-    assert result.exit_code == 2 and "has senses of its own (student_observation)" in result.stderr
+    assert result.exit_code == 2 and "has sensors of its own (student_observation)" in result.stderr

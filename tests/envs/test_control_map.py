@@ -286,5 +286,5 @@ def test_an_offset_of_a_motor_is_about_its_control_in_the_keyframe() -> None:
     base = compiled('{actuators: "*", kind: offset, scale: 0.1}', model).control.base
     np.testing.assert_allclose(base, [0.4, 0.5], atol=1e-6)
     page = changed(PAGE, "reset: {keyframe: home}\n", "")
-    with pytest.raises(ValueError, match="'lift' is no position servo of a joint: say what it moves `about`"):
+    with pytest.raises(ValueError, match="'lift' is no position servo of a joint: give `about`"):
         compiled('{actuators: "*", kind: offset, scale: 0.1}', model, page)

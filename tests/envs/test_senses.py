@@ -260,17 +260,17 @@ def test_environments_show_what_either_sees() -> None:
             "",
             "observation[0].noise_kind: must be 'normal' or 'uniform'",
         ),
-        ("[{field: ctrl, noise: 1}]", "", "observation[0]: ctrl is what was sent"),
+        ("[{field: ctrl, noise: 1}]", "", "observation[0]: ctrl is the last command"),
         (
             "[{field: qpos}, {clock: 0.3, delay: 1}]",
             "",
-            "observation[1]: a clock is what whoever runs the policy",
+            "observation[1]: a clock is a time that the controller",
         ),
         ("[{field: qpos}]", "action_delay: 99\n", "action_delay: action_delay of 99 control steps is longer"),
         (
             "[{field: qpos}]",
             "student_observation: [{field: qpos, noise: 1}, {field: qpos, object: elbow}]\n",
-            "student_observation[1]: qpos:elbow[0] is sensed twice, and not alike",
+            "student_observation[1]: qpos:elbow[0] is observed twice with different sensor keys",
         ),
         (
             "[{field: qpos}]",

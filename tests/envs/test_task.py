@@ -161,7 +161,7 @@ def test_torch_reads_the_same_terms() -> None:
         ({"success": ()}, "no success region"),
         ({"success": (SuccessRegion(0.0),)}, "the success radius must be above 0, not 0.0"),
         ({"success": (SuccessRegion(0.1, stop=3),)}, r"slice \[0, 3\] does not fit an achieved_goal of 2"),
-        ({"achieved_goal": (Term("qpos"),)}, "training: goals of 2 numbers, and the achieved_goal has 1"),
+        ({"achieved_goal": (Term("qpos"),)}, "training: goals have 2 numbers, but the achieved_goal has 1"),
         (
             {"build_spec": lambda: pendulum_spec(ctrllimited=False)},
             "'motor' has the ctrlrange -1 to 3, but the model switches it off",

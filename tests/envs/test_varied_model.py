@@ -244,7 +244,7 @@ def test_factors_can_be_held() -> None:
         ([Factor("gravity_tilt", 0, 4)], "at most pi"),
         ([Push((0.001, 0.1), (0, 1))], "at least the control step"),
         ([Push((0.1, 0.2), (2, 1))], "speed must be"),
-        ([Factor("mass", 1, 2), Factor("mass", 1, 2)], "later entries say all of it"),
+        ([Factor("mass", 1, 2), Factor("mass", 1, 2)], "later entries override all of it"),
     ],
 )
 def test_what_cannot_vary_is_refused(factors: dict | list, reason: str) -> None:

@@ -68,7 +68,9 @@ def test_the_newest_or_the_one_named(tmp_path: Path):
 def test_an_older_one_is_not_taken_for_the_newest_that_saved_nothing(tmp_path: Path):
     workspace = Workspace(tmp_path)
     older, newest = make(tmp_path, saved=True), make(tmp_path, saved=False)
-    alone = rf"^The newest unfinished student, {newest.name}, has saved nothing to go on from: start it again"
+    alone = (
+        rf"^The newest unfinished student, {newest.name}, has saved nothing to continue from: start it again"
+    )
     with pytest.raises(SettingsError, match=alone + rf"; or name an older .*: --resume {older.name}\.$"):
         find_unfinished(workspace, "student", None)
     assert find_unfinished(workspace, "student", older.name).name == older.name
@@ -76,7 +78,7 @@ def test_an_older_one_is_not_taken_for_the_newest_that_saved_nothing(tmp_path: P
     with pytest.raises(SettingsError, match=alone + r"\.$"):
         find_unfinished(workspace, "student", None)
     with pytest.raises(
-        SettingsError, match=f"^{newest.name} has saved nothing to go on from: start it again"
+        SettingsError, match=f"^{newest.name} has saved nothing to continue from: start it again"
     ):
         find_unfinished(workspace, "student", newest.name)
 

@@ -168,7 +168,7 @@ def test_after_ctrl_c_no_further_stage_begins(context: StageContext, tracker: Re
     with pytest.raises(StoppedByUser, match=r"^Stopped before a-stage\.$"):
         run_stage(context)
     context.chain = "chain-1"
-    with pytest.raises(StoppedByUser, match=r"^Stopped before a-stage\. Go on with: .* run --resume$"):
+    with pytest.raises(StoppedByUser, match=r"^Stopped before a-stage\. Continue with: .* run --resume$"):
         run_stage(context)
     assert context.workspace.artifacts() == [] and tracker.stages == []
 
@@ -190,15 +190,16 @@ def test_the_command_that_resumes_can_be_pasted_into_a_shell(
         (
             None,
             True,
-            r"^Stopped {name}; what it has saved is kept in {path}. Go on with: .* a-stage --resume {name}$",
+            r"^Stopped {name}; what it has saved is kept in {path}. "
+            r"Continue with: .* a-stage --resume {name}$",
         ),
         (None, False, r"^Stopped {name}; it had saved nothing yet: start it again.$"),
         (
             "chain-1",
             True,
-            r"^Stopped {name}; what it has saved is kept in {path}. Go on with: .* run --resume$",
+            r"^Stopped {name}; what it has saved is kept in {path}. Continue with: .* run --resume$",
         ),
-        ("chain-1", False, r"^Stopped {name}; it had saved nothing yet. Go on with: .* run --resume$"),
+        ("chain-1", False, r"^Stopped {name}; it had saved nothing yet. Continue with: .* run --resume$"),
     ],
 )
 def test_an_interrupted_stage_is_named_and_says_how_to_go_on(

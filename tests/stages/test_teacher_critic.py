@@ -90,7 +90,7 @@ def test_a_critic_of_relative_goals_needs_what_is_achieved_in_the_observation(
     _, teacher = make_teacher(tmp_path, critic_goals="relative")
     monkeypatch.setattr(type(TASK), "achieved_in_observation", lambda _: None)
     with pytest.raises(
-        SettingsError, match="observation of point_u_maze does not hold: set teacher_samples=1"
+        SettingsError, match="observation of point_u_maze does not contain: set teacher_samples=1"
     ):
         load_critic(teacher)
 

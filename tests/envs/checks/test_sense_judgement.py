@@ -49,8 +49,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("{field: cvel, object: base}", "about a centre of mass"),
         ("{field: cinert}", "about a centre of mass"),
         ("{field: qfrc_actuator, object: elbow}", "motor currents tell it roughly"),
-        ("{field: sensordata, object: gps}", "sensor 'gps' tells a place"),
-        ("{field: sensordata}", "sensor 'gps' tells a place"),
+        ("{field: sensordata, object: gps}", "sensor 'gps' measures a place"),
+        ("{field: sensordata}", "sensor 'gps' measures a place"),
         ("{field: sensordata, object: all}", "what all bodies of a tree do together"),
     ],
 )

@@ -138,9 +138,9 @@ def test_names_and_units(task: CompiledTask) -> None:
     ("term", "reason"),
     [
         (Term("site_xpos", "tip", frame="bas"), "the model has no body named 'bas'; did you mean 'base'"),
-        (Term("xquat", "link", frame="base"), "xquat of 'link' cannot be told in a body's frame"),
-        (Term("qvel", "root", frame="link"), "qvel of 'root' cannot be told"),
-        (Term("qpos", "turn", frame="base"), "qpos of 'turn' cannot be told"),
+        (Term("xquat", "link", frame="base"), "xquat of 'link' cannot be expressed in a body's frame"),
+        (Term("qvel", "root", frame="link"), "qvel of 'root' cannot be expressed"),
+        (Term("qpos", "turn", frame="base"), "qpos of 'turn' cannot be expressed"),
         (Term("site_xpos", "tip", transform="cos", frame="base"), "has no 'cos'"),
         (
             Term("site_xpos", "tip", None, "difference", Term("cvel", "link"), frame="base"),

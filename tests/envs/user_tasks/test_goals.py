@@ -183,11 +183,11 @@ class TestFrames:
     @pytest.mark.parametrize(
         ("term", "reason"),
         [
-            ("{field: qpos, in: base}", "observation[0].in: qpos cannot be told in a body's frame"),
+            ("{field: qpos, in: base}", "observation[0].in: qpos cannot be expressed in a body's frame"),
             ("{field: xpos, object: cube_a, in: bse}", "[0].in: the model has no body named 'bse'"),
             ("{up: {object: base}, in: base}", "observation[0]: in goes with a field, not with up"),
             ("{field: xpos, object: lower, in: base, minus: {field: xpos, object: upper, in: base}}",
-             "observation[0].minus: a difference is told in one frame"),
+             "observation[0].minus: a difference is expressed in one frame"),
             ("{field: xmat, object: lower, in: base, minus: {field: xmat, object: upper}}",
              "minus: a difference in a body's frame is one of two positions or of two vectors"),
         ],
@@ -256,7 +256,9 @@ class TestReachable:
             goals(compiled(REACHABLE.replace("joints: [shoulder, elbow], ", ""), model))
         )
         assert np.ptp(shoulder) > 1 and elbow == pytest.approx(0.5 - 0.3 * shoulder, abs=1e-6)
-        assert "reachable.joints[1]: an equality says where joint 'elbow' is" in refusal(REACHABLE, model)
+        assert "reachable.joints[1]: an equality constraint determines joint 'elbow'" in refusal(
+            REACHABLE, model
+        )
 
     def test_the_check_takes_them_as_reachable(self) -> None:
         assert judge_goals(compiled(REACHABLE), 0).out_of_reach == {"training": 0.0, "evaluation": 0.0}
@@ -267,7 +269,7 @@ class TestReachable:
             ("elbow]", "elbo]", "reachable.joints[1]: the model has no joint named 'elbo'; did"),
             ("elbow]", "root]", "goal.reachable.joints[1]: joint 'root' is no hinge, and no slide with a"),
             ("margin: 0.1", "margin: 0.5", "goal.reachable.margin: must be less than 0.5"),
-            ("margin: 0.1", "within: {low: [9], high: [10]}", "reachable: of 40,960 states that were drawn"),
+            ("margin: 0.1", "within: {low: [9], high: [10]}", "reachable: only 0 of 40,960 drawn states can"),
             ("margin: 0.1", f"within: {{low: {[0] * 10}, high: {[1] * 10}}}", "within has 10 numbers, and"),
             ("goal: {reachable: {joints: [shoulder, elbow], margin: 0.1}}",
              "goal: [{reachable: {}}, {orientation: {}}]", "goal[0]: reachable gives all numbers of a goal"),

@@ -97,7 +97,7 @@ MISTAKES = {
     "mass: {distribution: normal, mean: 1, std: 1}": "mass.low: mass is drawn from -2 to 4 (3 std",
     "mass: {mean: 1, std: 1, low: 1, high: 2}": "mass: mean and std are those of `distribution: normal`",
     "mass: {low: 1, high: 2, bodies: [upper, lowr]}": "mass.bodies[1]: no body is called 'lowr'; did you",
-    "mass: [{low: 1, high: 2}, {low: 1, high: 2}]": "mass[0]: later entries say all of it",
+    "mass: [{low: 1, high: 2}, {low: 1, high: 2}]": "mass[0]: later entries override all of it",
     "friction: {low: -1, high: 2}": "friction.low: friction is drawn from -1 to 2, and must be above 0",
     "friction: {low: 1, high: 2, bodies: upper}": "friction.bodies: unknown key; ",
     "center_of_mass: {low: 0, high: 1, relative: true}": "center_of_mass.relative: unknown key; ",

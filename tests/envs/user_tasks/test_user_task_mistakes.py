@@ -115,11 +115,11 @@ MISTAKES = {
     ),
     "goals of another size": (
         with_line("goal", "goal: {box: {low: [0, 0], high: [1, 1]}}"),
-        "line 10, goal: goals of 2 numbers, and the achieved_goal has 3",
+        "line 10, goal: goals have 2 numbers, but the achieved_goal has 3",
     ),
     "goals of another size in training": (
         PAGE + "training: {goal: {ring: {low: 1, high: 2}}}\n",
-        "line 13, training.goal: goals of 2 numbers, and the achieved_goal has 3",
+        "line 13, training.goal: goals have 2 numbers, but the achieved_goal has 3",
     ),
     "bounds of unequal length": (
         changed(PAGE, "[0.3, 0, -0.1]", "[0.3, 0]"),

@@ -102,7 +102,7 @@ def settings():
 def test_a_stage_that_asks_a_critic_of_temporal_differences_is_refused_at_once(asks):
     overrides = ("train_teacher.critic=temporal_difference",)
     assert resolve_chain(CommonOptions("smoke", overrides, None, None, False))
-    with pytest.raises(SettingsError, match=f"does not choose or judge actions: set {asks.split('=')[0]}="):
+    with pytest.raises(SettingsError, match=f"cannot choose or judge actions: set {asks.split('=')[0]}="):
         resolve_chain(CommonOptions("smoke", (*overrides, asks), None, None, False))
 
 
@@ -112,7 +112,9 @@ def test_a_stage_that_asks_a_critic_that_cannot_know_what_is_achieved_is_refused
         ROOT / "examples/submarine/submarine.yaml"
     )  # it observes the hull's joint, and achieves its place
     options = CommonOptions("cpu", (asks,), None, "cpu", False)
-    with pytest.raises(SettingsError, match="observation of submarine_dive does not hold what is achieved"):
+    with pytest.raises(
+        SettingsError, match="observation of submarine_dive does not contain the achieved goal"
+    ):
         resolve_chain(options, page)
     absolute = replace(options, overrides=(asks, "train_teacher.critic_goals=absolute"))
     assert resolve_chain(absolute, page) and resolve_chain(options, "arm_reach")

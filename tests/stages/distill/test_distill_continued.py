@@ -106,7 +106,7 @@ def test_it_asks_for_more_and_needs_its_checkpoint(context: StageContext, comple
         train_on(context, completed, 20)
     copy = context.workspace.adopt(completed, {}, {})
     assert not copy.file("checkpoint").exists()
-    with pytest.raises(SettingsError, match="has no checkpoint left to train on from"):
+    with pytest.raises(SettingsError, match="has no checkpoint left to continue from"):
         distill.find_resumable(context.workspace, copy.name)
     shutil.rmtree(copy.path)
 

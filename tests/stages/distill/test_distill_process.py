@@ -147,7 +147,7 @@ def test_the_newest_unfinished_student_is_gone_on_with(broken: Artifact):
     assert "reproduces its recorded success" not in result.stderr  # that was seen to before
     message = refused(broken, "--resume", broken.name)
     assert message.startswith(f"Error: Student {broken.name} is completed after ")
-    assert message.endswith("train it on, as another student, with --set updates=MORE.")
+    assert message.endswith("train it further, as a new student, with --set updates=MORE.")
     assert "No unfinished student in" in refused(broken)
 
 
@@ -253,7 +253,7 @@ def test_parents_that_lie_elsewhere_are_named_again(broken: Artifact, tmp_path: 
     for name in parents.values():
         (runs / name).rename(elsewhere / name)
     line = refused(broken)
-    assert f"{broken.name} cannot go on without its teacher {parents['teacher']}" in line
+    assert f"{broken.name} cannot continue without its teacher {parents['teacher']}" in line
     assert line.endswith("put it back, or give its folder with --teacher.")
     line = refused(broken, "--resume", f"--teacher={elsewhere / parents['teacher']}")
     assert parents["dataset"] in line and line.endswith("with --dataset.")
@@ -300,7 +300,7 @@ def test_a_student_without_a_checkpoint_is_no_candidate(broken: Artifact):
     broken.file("checkpoint/manifest.json").unlink()
     assert f"The newest unfinished student, {broken.name}, has saved nothing" in refused(broken)
     line = refused(broken, "--resume", broken.name)
-    assert line == f"Error: {broken.name} has saved nothing to go on from: start it again."
+    assert line == f"Error: {broken.name} has saved nothing to continue from: start it again."
 
 
 def test_refusing_to_resume_loses_nothing(broken: Artifact):

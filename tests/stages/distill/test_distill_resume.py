@@ -306,7 +306,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
         with pytest.raises(StoppedByUser) as raised:
             distill.run(SETTINGS, context, teacher, dataset, on_start=begun.append)
     context.stop.requested = False
-    assert re.search(r"^Stopped at 17 updates, state saved in .*checkpoint\. Go on with: ", str(raised.value))
+    assert re.search(
+        r"^Stopped at 17 updates, state saved in .*checkpoint\. Continue with: ", str(raised.value)
+    )
     assert str(raised.value).endswith(
         f"--workspace {context.workspace.root} distill --resume {begun[0].name}"
     )

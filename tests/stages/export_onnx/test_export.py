@@ -45,7 +45,7 @@ def test_a_policy_that_is_always_at_a_switch_cannot_be_checked():
     with torch.no_grad():
         module.actor.actor.mean_head.weight.zero_()
         module.actor.actor.mean_head.bias.zero_()
-    with pytest.raises(UserError, match="Every state lies where the least rounding switches"):
+    with pytest.raises(UserError, match="In every state the smallest rounding error switches"):
         golden_rows(module, gate_states())
 
 

@@ -95,7 +95,7 @@ def test_a_dry_run_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
     [
         (("--max-p99-us=3",), "--max-p99-us: only --select chooses; leave it out"),
         (("--frontier=a", "--confident"), "--confident, --frontier: only --select chooses; leave them out"),
-        (("--select", "--depths=2"), "--depths: --select chooses from a frontier that is there"),
+        (("--select", "--depths=2"), "--depths: --select chooses from an existing frontier"),
         (("--select", "--min-retention=nan"), "--min-retention must be between 0 and 2"),
         (("--select", "--max-p99-us=0"), "--max-p99-us greater than 0"),
         (("--select",), "No completed frontier"),
@@ -361,7 +361,7 @@ def test_a_frontier_that_was_stopped_goes_on_and_does_nothing_twice(tmp_path: Pa
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 130)
     if number == signal.SIGINT:
-        assert f"what it has saved is kept in {artifact.path}. Go on with: pipeline" in stderr
+        assert f"what it has saved is kept in {artifact.path}. Continue with: pipeline" in stderr
     (artifact,) = Workspace(tmp_path).artifacts("frontier")
     assert artifact.manifest.status == "running"
     first = {path: path.stat().st_mtime_ns for path in artifact.path.glob("cells/8x4/runs/*/*.safetensors")}

@@ -174,8 +174,11 @@ class TestToC:
 
         monkeypatch.setattr(c_code, "c_files", wrong)
         line = refused(tmp_path, "to-c", str(honest), "--out", str(tmp_path / "out"), *EPISODES)
-        assert "is not written as C, for it did not pass: C: golden rows (16 rows, off by at most" in line
-        assert "C: self-test (golden row 1 comes out otherwise)" in line and not (tmp_path / "out").exists()
+        assert (
+            "is not written as C, because these checks failed: C: golden rows (16 rows, off by at most"
+            in line
+        )
+        assert "C: self-test (golden row 1 gives another result)" in line and not (tmp_path / "out").exists()
 
     def test_code_that_does_not_compile_is_said(
         self, honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,7 +192,7 @@ class TestToC:
         require_compiler()
         boastful = write_policy(tmp_path / "policy.onnx")  # says 0.9, and reaches nothing
         line = refused(tmp_path, "to-c", str(boastful), "--out", str(tmp_path / "out"), *EPISODES)
-        assert "did not pass: closed loop (" in line and not (tmp_path / "out").exists()
+        assert "these checks failed: closed loop (" in line and not (tmp_path / "out").exists()
 
 
 class TestBadInput:
@@ -305,7 +308,7 @@ class TestRegistry:
         root, (first, _) = copied
         tamper(Workspace(root).open(first.name, "policy").file("policy.onnx"))
         line = refused(root, "promote", first.name, *EPISODES)
-        assert "is not promoted, for it did not pass: graph hash (" in line and "artifact (" in line
+        assert "is not promoted, because these checks failed: graph hash (" in line and "artifact (" in line
         assert "production" not in self.client(root).get_registered_model("policy-point_u_maze").aliases
 
     def test_what_is_not_registered_or_another_file_is_not_promoted(

@@ -172,10 +172,10 @@ def test_what_failed_is_tried_again_and_what_is_done_is_not(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Give the FILE of a study to begin, or --resume"),
-        (("FILE", "--resume"), "Give the FILE of a study to begin, or --resume"),
-        (("FILE", "--seed", "3"), "--seed: the study's file says its seeds"),
-        (("FILE", "--submit", "timeout_min=3"), "--submit: for --launcher slurm or local"),
+        ((), "Give the FILE of a new study, or --resume"),
+        (("FILE", "--resume"), "Give the FILE of a new study, or --resume"),
+        (("FILE", "--seed", "3"), "--seed: the study's file sets its seeds"),
+        (("FILE", "--submit", "timeout_min=3"), "--submit needs --launcher slurm or local"),
         (("FILE", "--scale", "gpu"), "--scale: Unknown scale 'gpu'"),
         (("gone.yaml",), "The study gone.yaml cannot be read: No such file"),
         (("--resume",), "No unfinished study"),

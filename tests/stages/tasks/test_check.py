@@ -235,7 +235,7 @@ class TestMistakes:
             (
                 with_line("goal", "goal: {ring: {low: 1, high: 2}}"),
                 ARM,
-                "goals of 2 numbers, and the achieved_goal has 3",
+                "goals have 2 numbers, but the achieved_goal has 3",
             ),
             (changed(PAGE, "    object: fingertip", "    object: tip"), ARM, "has no site named 'tip'"),
             (

@@ -99,7 +99,7 @@ def test_every_form_counts_its_layers_and_reports_each_block():
 @pytest.mark.parametrize("form", [{"activation": "relu"}, {"residual": False}, {"layer_norm": False}])
 def test_only_the_published_form_rounds_and_recomputes(form, change):
     name = next(iter(change))
-    with pytest.raises(ValueError, match=f"{name}.* wants residual=true, layer_norm=true and activation=sw"):
+    with pytest.raises(ValueError, match=f"{name}.* needs residual=true, layer_norm=true and activation=sw"):
         LearnerSettings(**SMALL, **form, **change)
 
 
@@ -107,7 +107,7 @@ def test_branches_are_tamed_where_no_layer_norm_is():
     assert LearnerSettings(layer_norm=False).residual_scale == "inverse_sqrt_blocks"
     assert LearnerSettings(layer_norm=False, residual_scale="none").residual_scale == "none"
     assert LearnerSettings(residual=False, depth=128).residual_scale == "none"
-    with pytest.raises(ValueError, match="residual_scale learned_from_zero wants residual=true"):
+    with pytest.raises(ValueError, match="residual_scale learned_from_zero needs residual=true"):
         LearnerSettings(residual=False, residual_scale="learned_from_zero")
 
 
@@ -205,7 +205,7 @@ def test_an_actor_that_is_told_to_go_on_keeps_away_from_what_ends_episodes():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"info_nce": "symmetric"}, "info_nce symmetric knows no lost goals: set early_ends=cut"),
+        ({"info_nce": "symmetric"}, "info_nce symmetric does not support lost goals: set early_ends=cut"),
         ({"discount": 1.0}, "discount 1 would lose every goal"),
     ],
 )

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_with_depths_that_do(monkeypatch):
     with pytest.raises(SettingsError) as caught:
         require_memory(TASK, settings, "cpu")
     said = str(caught.value)
-    assert "Depth 1024 at width 256" in said and "free are 2.8 GiB" in said and "\n" not in said
+    assert "Depth 1024 at width 256" in said and "2.8 GiB are free" in said and "\n" not in said
     found = re.search(r"depth (\d+), or depth (\d+) with checkpoint_activations=true", said)
     assert found is not None
     plain, thrifty = int(found[1]), int(found[2])

@@ -77,7 +77,7 @@ def test_it_goes_on_after_an_interruption_itself(
 def test_the_command_asks_for_more_and_changes_nothing_else(completed: Artifact):
     workspace, made = completed.path.parents[1], len(list(completed.path.parent.iterdir()))
     for options, words in (
-        ((), "is completed at 720 steps: train it on, as another teacher, with --set env_steps=MORE"),
+        ((), "is completed at 720 steps: train it further, as a new teacher, with --set env_steps=MORE"),
         (("--set", "env_steps=700"), "is completed at 720 steps"),
         (("--set", "env_steps=900", "--set", "width=16"), "was started with width 8, not 16"),
     ):
@@ -104,5 +104,5 @@ def test_a_target_that_was_met_has_to_be_met_anew(tmp_path: Path, monkeypatch: p
 def test_without_its_checkpoint_it_cannot(tmp_path: Path):
     artifact = Workspace(tmp_path).create("teacher", task="point_u_maze", settings={})
     artifact.complete({})
-    with pytest.raises(SettingsError, match="is completed and has no checkpoint left to train on from"):
+    with pytest.raises(SettingsError, match="is completed and has no checkpoint left to continue from"):
         train_teacher.find_resumable(Workspace(tmp_path), artifact.name)

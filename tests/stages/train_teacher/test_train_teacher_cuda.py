@@ -68,7 +68,7 @@ def test_a_rank_asks_no_other_device_than_its_own(
 def test_a_rank_whose_device_is_full_is_refused(asked: list[Any], tmp_path: Path):
     context = make_context(tmp_path)
     context.ranks = Ranks(0, 2, 0, 2)
-    with pytest.raises(SettingsError, match=r"free are 0\.0 GiB"):
+    with pytest.raises(SettingsError, match=r"0\.0 GiB are free"):
         train_teacher.run(ON_CUDA, context)
 
 

@@ -236,7 +236,7 @@ def test_a_lost_rank_ends_the_run_with_one_line_and_the_rest_goes_on_from_the_ch
     command = f"{launcher} --workspace {tmp_path} train-teacher --resume {artifact.name}"
     assert line == {
         "error": f"A rank was lost at {8 * 30 * 5:,} steps. The last checkpoint is kept in "
-        f"{checkpoint_of(artifact).path}. Go on with: {command}",
+        f"{checkpoint_of(artifact).path}. Continue with: {command}",
         "code": 1,
         "speaks": True,
     }
