@@ -166,14 +166,15 @@ def write_failures(
         pairs: the episodes.
         facts: of the picture's heading.
     """
-    write_json_atomic(folder / FAILURES_FILE, pairs.failures())
+    failures = pairs.failures()
+    write_json_atomic(folder / FAILURES_FILE, failures)
     lost = np.flatnonzero(pairs.lost)
     shown = lost[:_DRAWN_FAILURES]
     count = f"{len(lost):,} of {len(pairs.lost):,} episodes"
     if len(shown) < len(lost):
         count += f", {len(shown)} drawn"
     none = "None: the student reached every goal\nthat the teacher reached."
-    if both := int((~pairs.student.success & ~pairs.teacher.success).sum()):
+    if both := sum(failure["failed"] == "both" for failure in failures):
         none += f"\nBoth missed {both:,} of {len(pairs.lost):,}."
     starts, goals = pairs.student.start[shown], pairs.student.goal[shown]
     title = "Where the student alone fails"
