@@ -117,11 +117,6 @@ def _lines(parts: Sequence[str], between: str, fits: Callable[[str], bool]) -> l
     return lines
 
 
-def heading_texts(figure: Figure) -> list[str]:
-    """Return the lines of a figure's heading, from the top."""
-    return [text.get_text() for text in figure.texts]
-
-
 def short_count(value: float) -> str:
     """Return 250000 as `250k` and 1500000 as `1.5M`."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thousandfold.ground.picture_style import heading_texts, house_figure, short_count
+from thousandfold.ground.picture_style import house_figure, short_count
 from thousandfold.pipeline import pictures
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.pipeline.pictures import (
@@ -43,6 +43,10 @@ def drawn(monkeypatch) -> list:
 
     monkeypatch.setattr(pictures, "house_figure", recording)
     return figures
+
+
+def heading_texts(figure):
+    return [text.get_text() for text in figure.texts]
 
 
 def png_size(path: Path) -> tuple[int, int]:

@@ -291,17 +291,17 @@ def test_a_completed_chain_is_not_resumed(context, calls):
         resume_chain(context)
 
 
-def test_a_chain_that_began_before_there_were_reports_gets_one(context, calls):
+def test_a_chain_that_began_before_there_were_videos_and_reports_gets_them(context, calls):
     calls("benchmark")
     with pytest.raises(UserError):
         start_chain(settings(), context)
     path = next(context.workspace.runs.glob("chain-*.json"))
     record = json.loads(path.read_text())
-    del record["settings"]["report"]
+    del record["settings"]["render"], record["settings"]["report"]
     write_sealed_json(path, record)
     made = calls()
     resume_chain(context)
-    assert [call[0] for call in made] == ["benchmark", "report"]
+    assert [call[0] for call in made] == ["benchmark", "render", "report"]
 
 
 @pytest.mark.parametrize("change", [{"completed": True}, {"teacher": None}, {"seconds": {}}, {"more": 1}])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thousandfold.ground.picture_style import heading_texts
 from thousandfold.stages.study import results
 from thousandfold.stages.study.claims import Training
 
@@ -32,6 +31,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(results, "house_figure", recording)
     return figures
+
+
+def heading_texts(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.texts]
 
 
 def test_a_training_that_has_ended_keeps_its_last_success(tmp_path: Path, drawn: list[Any]) -> None:
