@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from benchmarks.harness import PICTURES, Cell, CellBook, StudyParser, markdown_table, run_study
 from thousandfold.envs.registry import compile_task
+from thousandfold.ground.picture_style import house_figure
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK
 from thousandfold.models.residual_mlp import ResidualMLP
-from thousandfold.pipeline.pictures import house_figure
 from thousandfold.pipeline.runtime import set_up_torch
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import torch_policy
@@ -215,12 +215,12 @@ def table(cells: Mapping[str, Cell]) -> str:
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """Draw how alike inputs become along the published network, and how each variant learns when deepest."""
-    with house_figure(path, width=10.5, height=4.2) as figure:
+    title = "Forms of a deep teacher: before and after the first updates"
+    facts = (BASE["task"], f"width {BASE['width']}", f"seed {cells[0]['seed']}")
+    with house_figure(path, 10.0, 4.6, title, facts) as figure:
         left, right = figure.subplots(1, 2)
         _draw_streams(left, sorted(cells, key=lambda cell: cell["depth"]))
         _draw_curves(right, cells)
-        for axes in (left, right):
-            axes.title.set_fontsize(10)
 
 
 def _draw_streams(axes: Axes, cells: Sequence[Cell]) -> None:
@@ -232,9 +232,9 @@ def _draw_streams(axes: Axes, cells: Sequence[Cell]) -> None:
             apart = [max(1 - cosine, 1e-6) for cosine in stream["cosine"]]
             name = f"{cell['depth']} layers" if style == "-" else None
             axes.plot(along, apart, linestyle=style, color=colour, label=name)
-    axes.set(yscale="log", xlabel="place in the network (0: stem, 1: last block)")
+    axes.set(yscale="log", xlabel="place in the network (1: last block)")
     axes.set_ylabel("1 − cosine of two inputs' streams")
-    axes.set_title("At the start: published (solid), chosen (dotted)")
+    axes.set_title("At the start: published (lines), chosen (dots)")
     axes.legend(fontsize=8)
 
 
@@ -254,7 +254,7 @@ def _draw_curves(axes: Axes, cells: Sequence[Cell]) -> None:
             label=cell["variant"].replace("_", " "),
         )
     axes.set(xlabel="updates", ylabel="InfoNCE (nats)")
-    axes.set_title(f"{deepest} layers, width 64, best last value first")
+    axes.set_title(f"{deepest} layers, best last value first")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

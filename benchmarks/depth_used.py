@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import PICTURES, Cell, StudyParser, run_once, with_interval
+from thousandfold.ground.picture_style import PALETTE, house_figure
 from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack
 from thousandfold.models.goal_actor import GoalActor
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.pictures import house_figure
 from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.networks import load_actor, torch_policy
 
@@ -111,18 +111,21 @@ def draw(result: Cell, path: Path) -> None:
         "branch_over_stream": "added to the stream\n(‖branch‖ / ‖stream‖)",
         "action_change": "change of the action\nwithout the block",
     }
-    with house_figure(path, width=8.0, height=7.2) as figure:
+    facts = (
+        result["task"],
+        result["teacher"],
+        f"depth {result['depth']}, width {result['settings']['width']}",
+        f"seed {result['settings']['seed']}",
+        f"{result['kept'][0]['episodes']} episodes a point, bars: 95 % intervals",
+    )
+    with house_figure(path, 8.0, 6.8, "What the blocks of a deep teacher do", facts) as figure:
         top, *below = figure.subplots(3, 1)
-        top.errorbar(kept, success, yerr=[low, high], color="#0b5d91", marker="o", capsize=3)
+        top.errorbar(kept, success, yerr=[low, high], color=PALETTE[0], marker="o", capsize=3)
         top.set(ylim=(-0.05, 1.05), xlabel="blocks kept, from the first", ylabel="success")
-        top.set_title(
-            f"{result['depth']} layers on {result['task']}, the last blocks bypassed "
-            f"({result['kept'][0]['episodes']} episodes each)",
-            fontsize=11,
-        )
+        top.set_title("Success with the last blocks bypassed")
         for axes, (name, label) in zip(below, panels.items(), strict=True):
             values = result[name]
-            axes.bar(range(1, len(values) + 1), values, width=1.0, color="#3a9ad9")
+            axes.bar(range(1, len(values) + 1), values, width=1.0, color=PALETTE[4])
             axes.set(xlabel="block", ylabel=label, xlim=(0.5, len(values) + 0.5))
 
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from benchmarks.harness import PICTURES, Cell, CellBook, StudyParser, Worker, run_study
 from benchmarks.learner_speed import PUBLISHED, AntDimensions
-from thousandfold.pipeline.pictures import house_figure
+from thousandfold.ground.picture_style import PALETTE, house_figure
 from thousandfold.pipeline.runtime import set_up_torch
 
 PICTURE = PICTURES / "memory_by_depth.png"
@@ -103,9 +103,10 @@ def describe(name: str, cell: Cell) -> str:
 
 def draw(cells: Mapping[str, Cell], title: str) -> None:
     """Draw activation memory against depth, one line a mode."""
-    with house_figure(PICTURE, width=7.5, height=4.4) as figure:
+    heading = "Memory of an update by depth: measured (dots), estimated (bars)"
+    with house_figure(PICTURE, 8.0, 4.2, heading, (title,)) as figure:
         axes = figure.subplots()
-        for mode, colour in zip(MODES, ("#0b5d91", "#d1495b", "#3a9ad9", "#ee8f9b"), strict=True):
+        for mode, colour in zip(MODES, (PALETTE[0], PALETTE[1], PALETTE[4], PALETTE[5]), strict=True):
             own = sorted((cell for cell in cells.values() if cell["mode"] == mode), key=lambda c: c["depth"])
             depths = [cell["depth"] for cell in own]
             found, estimated = (
@@ -119,8 +120,8 @@ def draw(cells: Mapping[str, Cell], title: str) -> None:
         depths = sorted({cell["depth"] for cell in cells.values()})
         axes.set_xticks(depths, [str(depth) for depth in depths])
         axes.minorticks_off()
-        axes.set_title(title, fontsize=11)
-        axes.legend()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        figure.legend(loc="outside lower center", ncols=4)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

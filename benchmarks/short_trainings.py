@@ -31,8 +31,8 @@ from benchmarks.harness import (
     with_interval,
 )
 from thousandfold.envs.compiled_task import CompiledTask
+from thousandfold.ground.picture_style import PALETTE, house_figure
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.pictures import house_figure
 from thousandfold.pipeline.runtime import seed_sequence
 from thousandfold.stages.episodes import Policy, run_episodes
 from thousandfold.stages.networks import load_actor, torch_policy
@@ -157,7 +157,8 @@ def draw(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draw success and final distance against minutes, a column a task, with the random policy's level."""
     tasks = list(dict.fromkeys(name.rsplit(" seed ", 1)[0] for name in cells))
     metrics = {"success": "success", "final_distance": "final distance (m)"}
-    with house_figure(path, width=3.2 * len(tasks), height=4.8) as figure:
+    title = "Short trainings on one core: a line a seed"
+    with house_figure(path, 2.5 * len(tasks), 4.8, title) as figure:
         axes = figure.subplots(2, len(tasks), squeeze=False, sharex="col")
         for column, task in enumerate(tasks):
             own = [cell for name, cell in cells.items() if name.rsplit(" seed ", 1)[0] == task]
@@ -165,17 +166,20 @@ def draw(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 for cell in own:
                     minutes = [entry["elapsed_s"] / 60 for entry in cell["curve"]]
                     values = [entry[metric] for entry in cell["curve"]]
-                    panel.plot(minutes, values, color="#0072B2", linewidth=1.3)
+                    panel.plot(
+                        minutes, values, color=PALETTE[0], linewidth=1.6, label="the teacher as it trains"
+                    )
                 level = float(np.mean([cell["random"][metric] for cell in own]))
-                panel.axhline(level, color="#D55E00", linestyle="--", linewidth=1.1)
+                panel.axhline(
+                    level, color=PALETTE[1], linestyle="--", linewidth=1.3, label="uniform random actions"
+                )
                 panel.set_ylim(bottom=0.0, top=1.02 if metric == "success" else None)
-            axes[0, column].set_title(task, fontsize=10)
-            axes[1, column].set_xlabel("minutes, one core", fontsize=9)
+            axes[0, column].set_title(task)
+            axes[1, column].set_xlabel("minutes")
         for panel, label in zip(axes[:, 0], metrics.values(), strict=True):
-            panel.set_ylabel(label, fontsize=9)
-        figure.suptitle(
-            "Blue: the teacher as it trains, a line a seed. Dashed: uniform random actions", fontsize=9
-        )
+            panel.set_ylabel(label)
+        named = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

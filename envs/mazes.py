@@ -266,11 +266,27 @@ class MazeCoverage:
         return x - scale / 2, x + (rows - 0.5) * scale, y - scale / 2, y + (columns - 0.5) * scale
 
     @property
-    def share(self) -> float:
-        """The share of free cells that were visited."""
+    def free_cells(self) -> int:
+        """How many cells are no wall."""
+        return int(self.free.sum())
+
+    @property
+    def visited_cells(self) -> int:
+        """How many of the free cells were visited."""
         rows, columns = self.free.shape
         visits = self.visits.reshape(rows, _PATCHES_PER_CELL, columns, _PATCHES_PER_CELL).sum((1, 3))
-        return float((visits > 0)[self.free].mean())
+        return int((visits > 0)[self.free].sum())
+
+    @property
+    def share(self) -> float:
+        """The share of free cells that were visited."""
+        return self.visited_cells / self.free_cells
+
+    @property
+    def floor_share(self) -> float:
+        """The share of the free cells' patches that were visited."""
+        floor = np.kron(self.free, np.ones((_PATCHES_PER_CELL, _PATCHES_PER_CELL), bool))
+        return float((self.visits > 0)[floor].mean())
 
     def add(self, positions: np.ndarray) -> None:
         """Count positions (n, 2) in metres; cell (i, j) has its centre at origin + (i, j) x scale."""

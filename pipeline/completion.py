@@ -13,7 +13,9 @@ from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import KINDS, MANIFEST_NAME, NEWEST, Workspace
 from thousandfold.pipeline.settings import SETTINGS_CLASSES, preset_names, setting_keys
 
-CHAIN_SECTIONS = ("train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "report")
+CHAIN_SECTIONS = (
+    "train_teacher", "generate_dataset", "distill", "export_onnx", "benchmark", "render", "report",
+)  # fmt: skip
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 

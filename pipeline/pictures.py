@@ -1,4 +1,4 @@
-"""Pictures of results as PNG files: learning curves and latency histograms.
+"""Pictures of results as PNG files: learning curves, gradients and latency histograms.
 
 Matplotlib is imported when a picture is drawn, and used through its objects: no display, no global figures.
 """
@@ -6,54 +6,77 @@ Matplotlib is imported when a picture is drawn, and used through its objects: no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thousandfold.ground.files import atomic_file
+from thousandfold.ground.picture_style import (
+    DENSITY_MAP,
+    INK,
+    PALETTE,
+    count_axis,
+    house_figure,
+    signed,
+)
+from thousandfold.pipeline.artifacts import Artifact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with any kind of colour vision; yellow is too faint on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-INK, SOFT, FAINT = "#222222", "#777777", "#DDDDDD"
-DPI = 150
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with Matplotlib
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.8,
-    "xtick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.color": SOFT,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
+_FRACTIONS = ("success", "goals_held", "accuracy", "retention")
+CURVE_LABELS = {
+    "success": "success",
+    "goals_held": "share of the goals that were held",
+    "time_at_goal": "steps at the goal per 1000",
+    "final_distance": "final distance to the goal",
+    "info_nce": "InfoNCE loss (nats)",
+    "value": "value of the actions taken, as the critic has it",
+    "value_error": "temporal-difference error",
+    "categorical_accuracy": "accuracy of the critic’s choice",
+    "entropy": "entropy of the policy (nats)",
+    "validation_loss": "loss on held-out episodes",
+    "kl": "divergence from the teacher (nats)",
+    "action_mse": "squared error of the action",
 }
-_FRACTIONS = ("success", "time_at_goal", "accuracy", "retention")
+"""What an axis calls a measure of a history; others go by their name."""
+_LABEL_CHARACTERS = 21  # of a line beside a panel
+
+
+def network_size(artifact: Artifact) -> tuple[int, int] | None:
+    """Return depth and width of a teacher's, a student's or a policy's actor; None where it does not say."""
+    if artifact.kind == "policy":
+        depth, width = artifact.manifest.results.get("depth"), artifact.manifest.results.get("width")
+        return (int(depth), int(width)) if depth and width else None
+    prefix, settings = ("student_" if artifact.kind == "student" else ""), artifact.manifest.settings
+    depth = settings.get("actor_depth") or settings.get(f"{prefix}depth")
+    width = settings.get(f"{prefix}width")
+    return (int(depth), int(width)) if depth and width else None
+
+
+def artifact_facts(artifact: Artifact, *, of: Artifact | None = None) -> tuple[str, ...]:
+    """Return what a picture's heading says of an artifact: task, name, depth and width, seed.
+
+    `of` is another that the network and its training are taken from, such as a policy's student.
+    """
+    source, manifest = of or artifact, artifact.manifest
+    size, seed = network_size(source), source.manifest.settings.get("seed")
+    return (
+        manifest.task,
+        artifact.name,
+        f"depth {size[0]}, width {size[1]}" if size else "",
+        "" if seed is None else f"seed {seed}",
+    )
 
 
 def draw_learning_curve(
     path: Path,
     history: Sequence[Mapping[str, Any]],
     title: str,
+    facts: Sequence[str] = (),
     *,
     x: str = "step",
     x_label: str = "environment steps",
@@ -66,7 +89,7 @@ def draw_learning_curve(
     Args:
         path: The PNG file; it is replaced atomically.
         history: One mapping a report, with `x` and any metrics; a metric may be missing in some reports.
-        title: Stands above the first panel.
+        title, facts: Of the heading, as `house_figure` takes them.
         x: The key of the horizontal axis.
         x_label: What that axis counts, with its unit.
         metrics: The metrics to draw, in this order; None draws every number in the history.
@@ -79,21 +102,21 @@ def draw_learning_curve(
     }
     if not curves:
         raise ValueError(f"no finite value of {', '.join(metrics or ['any metric'])} to draw")
-    with house_figure(path, width=8.0, height=1.0 + 2.0 * len(curves)) as figure:
+    with house_figure(path, 8.0, 0.6 + 2.0 * len(curves), title, facts) as figure:
         panels: list[Axes] = list(figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0])
         for axes, colour, (name, (xs, values)) in zip(panels, cycle(PALETTE), curves.items(), strict=False):
             is_fraction = any(word in name for word in _FRACTIONS) and min(values) >= 0 and max(values) <= 1
             draw_curve(axes, xs, values, colour, f"{values[-1]:.3f}" if is_fraction else f"{values[-1]:.3g}")
-            axes.set_ylabel(name.replace("_", " ").replace("/", "\n"))
+            axes.set_ylabel(curve_label(name))
             axes.margins(x=0.02)
-            if is_fraction:
+            if is_fraction or max(values) == min(values) == 0:
                 axes.set_ylim(-0.04, 1.04)
             low, high = _curve(history, x, f"{name}_low"), _curve(history, x, f"{name}_high")
             if low and high and low[0] == high[0]:
-                axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
-        panels[0].set_title(title)
+                band = axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
+                axes.legend([band], ["95 % interval over episodes"], loc="best", fontsize=9)
         panels[-1].set_xlabel(x_label)
-        panels[-1].xaxis.set_major_formatter(lambda value, _: short_count(value))
+        count_axis(panels[-1])
         figure.align_ylabels()
 
 
@@ -103,6 +126,7 @@ def draw_compared_curves(
     x: str,
     x_label: str,
     metrics: Sequence[str],
+    facts: Sequence[str] = (),
 ) -> None:
     """Draw the curves of several trainings over one another, one panel a metric.
 
@@ -110,19 +134,24 @@ def draw_compared_curves(
         path: The PNG file; it is replaced atomically.
         histories: By name, as `draw_learning_curve` takes one.
         x, x_label: As of `draw_learning_curve`.
-        metrics: The metrics to draw, in this order.
+        metrics: The metrics to draw, in this order. Intervals are bands, as of `draw_learning_curve`.
+        facts: Of the heading.
     """
-    with house_figure(path, width=8.0, height=1.2 + 2.2 * len(metrics)) as figure:
+    title = "Learning curves compared"
+    with house_figure(path, 8.0, 0.8 + 2.2 * len(metrics), title, facts) as figure:
         panels: list[Axes] = list(figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0])
         for axes, metric in zip(panels, metrics, strict=True):
             for colour, (name, history) in zip(cycle(PALETTE), histories.items(), strict=False):
                 if curve := _curve(history, x, metric):
                     marker = "o" if len(curve[0]) < 40 else None
                     axes.plot(*curve, color=colour, linewidth=2, marker=marker, markersize=4, label=name)
-            axes.set_ylabel(metric.replace("_", " "))
-        panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1))
+                low, high = _curve(history, x, f"{metric}_low"), _curve(history, x, f"{metric}_high")
+                if low and high and low[0] == high[0]:
+                    axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
+            axes.set_ylabel(curve_label(metric))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         panels[-1].set_xlabel(x_label)
-        panels[-1].xaxis.set_major_formatter(lambda value, _: short_count(value))
+        count_axis(panels[-1])
         figure.align_ylabels()
 
 
@@ -130,6 +159,8 @@ def draw_latency_histogram(
     path: Path,
     samples_us: Mapping[str, Sequence[float] | np.ndarray],
     title: str,
+    facts: Sequence[str] = (),
+    *,
     deadline_us: float | None = None,
 ) -> None:
     """Draw how long single inferences took, with the median and the 99th percentile of each series.
@@ -139,7 +170,7 @@ def draw_latency_histogram(
     Args:
         path: The PNG file; it is replaced atomically.
         samples_us: Label to the latencies of its calls, in microseconds.
-        title: Stands above the picture.
+        title, facts: Of the heading, as `house_figure` takes them.
         deadline_us: The control period in microseconds, drawn as a line where given.
 
     Raises:
@@ -148,7 +179,7 @@ def draw_latency_histogram(
     series = {label: _positive_samples(label, samples) for label, samples in samples_us.items()}
     if not series:
         raise ValueError("a latency histogram needs at least one series")
-    with house_figure(path, width=8.0, height=4.6) as figure:
+    with house_figure(path, 8.0, 4.4, title, facts) as figure:
         axes: Axes = figure.subplots()
         edges = _log_edges(np.concatenate(list(series.values())))
         for (label, samples), colour in zip(series.items(), cycle(PALETTE), strict=False):
@@ -160,28 +191,30 @@ def draw_latency_histogram(
             axes.axvline(p50, color=colour, linewidth=1.5)
             axes.axvline(p99, color=colour, linewidth=1.5, linestyle=":")
         if deadline_us is not None:
-            label = f"control period {_microseconds(deadline_us)}"
-            axes.axvline(deadline_us, color=INK, linewidth=1.5, linestyle="--", label=label)
-        axes.set(xscale="log", yscale="log", title=title, xlabel="latency of one call (µs)", ylabel="calls")
+            label = f"deadline: one control period, {_microseconds(deadline_us)}"
+            axes.axvline(deadline_us, color=INK, linewidth=1.8, linestyle="--", label=label)
+        axes.set(xscale="log", yscale="log", xlabel="latency of one call (µs)", ylabel="calls")
         label_log_axis(axes)
         axes.set_ylim(bottom=0.8)
-        figure.legend(loc="outside lower left", fontsize=10)
+        figure.legend(loc="outside lower left")
 
 
-def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title: str) -> None:
+def draw_gradient_map(
+    path: Path, gradients: Sequence[Mapping[str, Any]], title: str, facts: Sequence[str] = ()
+) -> None:
     """Draw the gradient norm of every block over a training, one map a network, on one logarithmic scale.
 
     Args:
         path: The PNG file; it is replaced atomically.
         gradients: One mapping a report: ``updates``, and for each network the norms of its blocks, first
             block first.
-        title: Stands above the maps.
+        title, facts: Of the heading, as `house_figure` takes them.
 
     Raises:
         ValueError: There is no report, or no norm above 0.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     names = [name for name in gradients[0] if name != "updates"] if gradients else []
     maps = {name: np.array([report[name] for report in gradients], dtype=np.float64).T for name in names}
@@ -192,36 +225,35 @@ def draw_gradient_map(path: Path, gradients: Sequence[Mapping[str, Any]], title:
     updates = np.array([report["updates"] for report in gradients], dtype=np.float64)
     # Each report is a column up to its own update.
     edges = np.concatenate([[2 * updates[0] - updates[1] if len(updates) > 1 else 0.0], updates])
-    with house_figure(path, width=8.0, height=1.2 + 2.0 * len(maps)) as figure:
+    with house_figure(path, 8.0, 0.8 + 2.0 * len(maps), title, facts) as figure:
         panels: list[Axes] = list(figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0])
         for axes, (name, norms) in zip(panels, maps.items(), strict=True):
             blocks = np.arange(len(norms) + 1) + 0.5
             mesh = axes.pcolormesh(
-                edges, blocks, np.maximum(norms, scale.vmin or 0), norm=scale, cmap="viridis"
+                edges, blocks, np.maximum(norms, scale.vmin or 0), norm=scale, cmap=DENSITY_MAP
             )
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(
+                FixedLocator(range(1, len(norms) + 1)) if len(norms) < 6 else MaxNLocator(6, integer=True)
+            )
             axes.set_ylabel(f"{name.replace('_', ' ')}\nblock")
             axes.grid(False)
-            figure.colorbar(mesh, ax=axes, label="gradient norm")
-        panels[0].set_title(title)
+        bar = figure.colorbar(mesh, ax=panels, label="gradient norm of a block", aspect=40)
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         panels[-1].set_xlabel("updates")
-        panels[-1].xaxis.set_major_formatter(lambda value, _: short_count(value))
+        count_axis(panels[-1])
         figure.align_ylabels()
 
 
-@contextmanager
-def house_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure in the house style, sizes in inches; it is written when the block ends well."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def curve_label(name: str) -> str:
+    """Return what the axis of a measure says, in short lines."""
+    label = CURVE_LABELS.get(name) or name.replace("_", " ").replace("/", "\n")
+    return "\n".join(line for part in label.split("\n") for line in _balanced(part))
 
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-        canvas = FigureCanvasAgg(figure)
-        yield figure
-        with atomic_file(path) as temporary:
-            canvas.print_png(str(temporary))
+
+def _balanced(text: str) -> list[str]:
+    """Return a text in as few lines as fit beside a panel, about equally long."""
+    lines = math.ceil(len(text) / _LABEL_CHARACTERS)
+    return textwrap.wrap(text, math.ceil(len(text) / max(lines, 1)) + 3)
 
 
 def _metric_names(history: Sequence[Mapping[str, Any]], x: str) -> list[str]:
@@ -245,7 +277,7 @@ def draw_curve(axes: Axes, xs: Sequence[float], values: Sequence[float], colour:
     """Draw a curve, and beside its end what its last value is; a curve of few points has a dot for each."""
     axes.plot(xs, values, color=colour, linewidth=2, marker="o" if len(xs) < 40 else None, markersize=4)
     axes.annotate(
-        last,
+        signed(last),
         (xs[-1], values[-1]),
         xytext=(14, 0),
         textcoords="offset points",
@@ -279,14 +311,6 @@ def label_log_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-
-
-def short_count(value: float) -> str:
-    """Return 250000 as `250k` and 1500000 as `1.5M`."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{suffix}"
-    return f"{value:g}"
 
 
 def _microseconds(value: float) -> str:

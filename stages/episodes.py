@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -298,6 +298,19 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     return low, min(1.0, centre + half) if successes < trials else 1.0
 
 
+def with_intervals(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a history with `success_low` and `success_high`, where an entry tells of how many episodes."""
+
+    def bounds(entry: Mapping[str, Any]) -> dict[str, float]:
+        episodes, success = int(entry.get("episodes") or 0), entry.get("success")
+        if not episodes or success is None:
+            return {}
+        low, high = wilson_interval(round(success * episodes), episodes)
+        return {"success_low": low, "success_high": high}
+
+    return [{**entry, **bounds(entry)} for entry in history]
+
+
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the mean of independent values, (n,).
 
@@ -346,13 +359,16 @@ def retention(teacher: np.ndarray, student: np.ndarray, seed: int = 0) -> dict[s
     return {"retention": float(student_sum / teacher_sum), "interval": [float(low), float(high)]}
 
 
-def draw_rollouts(path: Path, task: CompiledTask, episodes: Episodes, title: str) -> None:
+def draw_rollouts(
+    path: Path, task: CompiledTask, episodes: Episodes, performer: str, facts: Sequence[str]
+) -> None:
     """Draw the episodes' paths from above; tasks whose goals have no x and y have no such picture."""
     from thousandfold.envs.pictures.rendering import draw_paths, has_plan
 
     if not has_plan(task):
         return
     count = len(episodes.paths)
-    share = f"success {episodes.success.mean():.2f} over {len(episodes.success)} episodes"
     goals, successes = episodes.goal[:count], episodes.success[:count]
-    draw_paths(path, task, episodes.paths, goals, successes, f"{title}: {share}")
+    success = f"success {episodes.success.mean():.3f} over {len(episodes.success):,} episodes"
+    title = f"Paths of the {performer}"
+    draw_paths(path, task, episodes.paths, goals, successes, title, (*facts, success, f"{count} drawn"))

@@ -199,26 +199,31 @@ def first_failures(levels: Sequence[Level]) -> dict[str, dict[str, float | None]
     return found
 
 
-def keep(artifact: Artifact, levels: Sequence[Level], title: str) -> None:
-    """Write a card into an artifact, as JSON and as a picture."""
+def keep(artifact: Artifact, levels: Sequence[Level], facts: Sequence[str]) -> None:
+    """Write a card into an artifact, as JSON and as a picture with these facts in its heading."""
     content = {"levels": [level.record() for level in levels], "first_failures": first_failures(levels)}
     write_json_atomic(artifact.file(ROBUSTNESS_FILE), content)
-    draw_card(artifact.file(ROBUSTNESS_PICTURE), levels, title)
+    draw_card(artifact.file(ROBUSTNESS_PICTURE), levels, facts)
 
 
-def draw_card(path: Path, levels: Sequence[Level], title: str) -> None:
+def draw_card(path: Path, levels: Sequence[Level], facts: Sequence[str] = ()) -> None:
     """Draw success against the level of every factor, with 95 % intervals, as a PNG file.
 
     What training varied is shaded; the dashed line is `KEPT` of the nominal success.
     """
-    from thousandfold.pipeline.pictures import PALETTE, SOFT, house_figure
+    from matplotlib.patches import Patch
+
+    from thousandfold.ground.picture_style import PALETTE, SOFT, house_figure
 
     nominal = next(level for level in levels if level.factor == NOMINAL)
     factors = list(dict.fromkeys(level.factor for level in levels if level.factor != NOMINAL))
-    columns = 2
+    columns, colour = 2, PALETTE[0]
     rows = -(-len(factors) // columns)
-    with house_figure(path, width=9.0, height=1.0 + 2.4 * rows) as figure:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    title, facts = (
+        "Success where the world is not as the model",
+        (*facts, f"{nominal.episodes:,} episodes a level"),
+    )
+    with house_figure(path, 9.0, 0.6 + 2.3 * rows, title, facts) as figure:
         panels: list[Axes] = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
         for axes, factor in zip(panels, factors, strict=False):
             own = sorted((level for level in levels if level.factor == factor), key=lambda each: each.value)
@@ -228,15 +233,22 @@ def draw_card(path: Path, levels: Sequence[Level], title: str) -> None:
             own = sorted([*own, replace(nominal, value=middle)], key=lambda each: each.value)
             values, share = [level.value for level in own], [level.success for level in own]
             ends = np.array([wilson_interval(level.successes, level.episodes) for level in own])
-            axes.fill_between(values, *ends.T, color=PALETTE[0], alpha=0.2, linewidth=0)
-            axes.plot(values, share, color=PALETTE[0], linewidth=2, marker="o", markersize=4)
-            axes.axhline(KEPT * nominal.success, color=SOFT, linewidth=1, linestyle="--")
+            axes.fill_between(values, *ends.T, color=colour, alpha=0.2, linewidth=0)
+            (line,) = axes.plot(values, share, color=colour, linewidth=2, marker="o", markersize=4)
+            kept = axes.axhline(KEPT * nominal.success, color=SOFT, linewidth=1, linestyle="--")
             axes.set_ylim(-0.04, 1.04)
-            axes.set_xlabel(_label(factor), fontsize=9)
+            axes.set_xlabel(_label(factor))
         for axes in panels[::columns]:
             axes.set_ylabel("success")
         for axes in panels[len(factors) :]:
             axes.set_visible(False)
+        shown = {
+            "success": line,
+            "95 % interval": Patch(color=colour, alpha=0.2, linewidth=0),
+            f"{KEPT:.0%} of the nominal success": kept,
+            "varied in training": Patch(color=PALETTE[2], alpha=0.12, linewidth=0),
+        }
+        figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=4)
 
 
 def _label(factor: str) -> str:

@@ -10,6 +10,7 @@ KIND_OF_SECTION = {
     "distill": "student",
     "export_onnx": "policy",
     "benchmark": "benchmark",
+    "render": "rendering",
     "report": "report",
 }
 SECTIONS = tuple(KIND_OF_SECTION)
@@ -18,6 +19,7 @@ SECTIONS = tuple(KIND_OF_SECTION)
 def settings_classes() -> dict[str, type[StageSettings]]:
     """Return the settings of each stage by its section; the stages are imported here."""
     from thousandfold.stages.benchmark import benchmark
+    from thousandfold.stages.closed_loop import render
     from thousandfold.stages.dataset import generate_dataset
     from thousandfold.stages.distill import distill
     from thousandfold.stages.export_onnx import export_onnx
@@ -30,6 +32,7 @@ def settings_classes() -> dict[str, type[StageSettings]]:
         "distill": distill.DistillSettings,
         "export_onnx": export_onnx.ExportOnnxSettings,
         "benchmark": benchmark.BenchmarkSettings,
+        "render": render.RenderSettings,
         "report": report.ReportSettings,
     }
 

@@ -318,7 +318,7 @@ def _finish(
     artifact = work.artifact
     write_json_atomic(artifact.file(BENCHMARK_FILE), report)
     try:
-        draw_pictures(artifact.path, report, measured)
+        draw_pictures(artifact.path, report, measured, int(artifact.manifest.settings["seed"]))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thousandfold.ground.picture_style import INK, PALETTE, SOFT, house_figure
 from thousandfold.pipeline.console import Console
-from thousandfold.pipeline.pictures import INK, PALETTE, SOFT, draw_latency_histogram, house_figure
+from thousandfold.pipeline.pictures import draw_latency_histogram
 from thousandfold.stages.benchmark.loops import PERCENTILES, PacedPair, joined
 from thousandfold.stages.benchmark.results import Measured
 
@@ -130,47 +131,41 @@ def _fresh_process(report: Mapping[str, Any]) -> list[str]:
 
 HISTOGRAM_FILE = "latency.png"
 TIMELINE_FILE = "timeline.png"
-# A deadline much further right than every call would squeeze the histogram into a corner.
-_DEADLINE_IN_PICTURE = 5.0
 _OURS, _EMPTY, _MISSED = PALETTE[0], SOFT, PALETTE[1]
 
 
-def draw_pictures(folder: Path, report: Mapping[str, Any], measured: Measured) -> None:
+def draw_pictures(folder: Path, report: Mapping[str, Any], measured: Measured, seed: int) -> None:
     """Draw the histogram of latencies and the timeline of the fastest control loop into a folder."""
+    network = next(iter(report["networks"].values()))["network"]
+    size = f"depth {network['depth']}, width {network['width']}"
+    facts = (report["task"], report["policy"], size, f"seed {seed}")
     samples = measured.samples | measured.others
-    longest_us = max(found.max() for found in samples.values())
-    in_reach = report["period_us"] <= _DEADLINE_IN_PICTURE * longest_us
-    draw_latency_histogram(
-        folder / HISTOGRAM_FILE,
-        samples,
-        f"{report['policy']} on one CPU thread, back to back",
-        report["period_us"] if in_reach else None,
-    )
+    title = "Latency on one CPU thread, one call after the other"
+    draw_latency_histogram(folder / HISTOGRAM_FILE, samples, title, facts, deadline_us=report["period_us"])
     loops = {"as the machine was": measured.pairs[-1]}
     if measured.busy_pair is not None:
         processes = (
             "a busy process" if measured.busy_processes == 1 else f"{measured.busy_processes} busy ones"
         )
         loops[f"beside {processes}"] = measured.busy_pair
-    title = f"{report['policy']} at {measured.pairs[-1].rate_hz:g} Hz: when its output was ready"
-    draw_timeline(folder / TIMELINE_FILE, loops, title)
+    title = f"When the output was ready, in a loop at {measured.pairs[-1].rate_hz:g} Hz"
+    draw_timeline(folder / TIMELINE_FILE, loops, title, facts)
 
 
-def draw_timeline(path: Path, loops: Mapping[str, PacedPair], title: str) -> None:
+def draw_timeline(path: Path, loops: Mapping[str, PacedPair], title: str, facts: Sequence[str] = ()) -> None:
     """Draw when the output of every tick was ready, one panel a loop, the empty loop in grey behind it.
 
     `loops` has what each panel is headed, and its loop.
     """
-    with house_figure(path, width=8.6, height=1.2 + 2.7 * len(loops)) as figure:
+    with house_figure(path, 8.6, 0.8 + 2.7 * len(loops), title, facts) as figure:
         panels: list[Axes] = list(
             figure.subplots(len(loops), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         )
         for axes, (heading, pair) in zip(panels, loops.items(), strict=True):
             _draw_loop(axes, heading, pair)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         panels[-1].set_xlabel("time in the loop (s)")
         handles, labels = panels[0].get_legend_handles_labels()
-        legend = figure.legend(handles, labels, loc="outside lower left", fontsize=10, ncols=4)
+        legend = figure.legend(handles, labels, loc="outside lower left", ncols=4)
         for handle in legend.legend_handles:
             if hasattr(handle, "set_markersize"):
                 handle.set_markersize(6)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
@@ -181,14 +176,15 @@ def _draw_loop(axes: Axes, heading: str, pair: PacedPair) -> None:
     period_us = 1e6 / pair.rate_hz
     for timing, colour, label in ((empty, _EMPTY, "empty loop"), (ours, _OURS, "with the policy")):
         shown_us = np.maximum(timing.response_us, 0.1)  # a logarithmic axis would stretch for smaller ones
-        axes.plot(timing.due_s, shown_us, ".", color=colour, ms=3.2, alpha=0.5, mew=0, label=label)
+        size = 6.0 if len(shown_us) < 1000 else 3.2
+        axes.plot(timing.due_s, shown_us, ".", color=colour, ms=size, alpha=0.5, mew=0, label=label)
     late = ours.response_us >= period_us
     axes.plot(
         ours.due_s[late], ours.response_us[late], "x", color=_MISSED, ms=5, mew=1.3, alpha=0.8, label="missed"
     )
     axes.axhline(period_us, color=INK, linewidth=1.3, linestyle="--", label=f"next tick, {period_us:,.0f} µs")
     missed = f"missed {ours.missed:,} of {ours.ticks:,} ticks, the empty loop {empty.missed:,}"
-    axes.set_title(f"{heading}: {missed}", fontsize=11, fontweight="normal", pad=6)
+    axes.set_title(f"{heading}: {missed}")
     axes.set(yscale="log", ylabel="output after its tick (µs)")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axes.margins(x=0.01)

@@ -1,4 +1,4 @@
-"""The chain as one run: teacher, dataset, student, policy, benchmark, report; a killed one can go on."""
+"""The chain as one run, from the teacher to the report of all; a killed one can go on."""
 
 from __future__ import annotations
 
@@ -155,7 +155,8 @@ def _read_record(path: Path) -> tuple[ChainRecord, dict[str, StageSettings]]:
     try:
         record = ChainRecord(**content)
         pydantic.TypeAdapter(ChainRecord).validate_python(content)  # an unsealed one may hold anything
-        record.settings.setdefault("report", {})  # chains that began before there were reports
+        for section in ("render", "report"):  # chains that began before these were parts of one
+            record.settings.setdefault(section, {})
         training, teacher = record.settings["train_teacher"], path.parent / (record.teacher or "")
         if record.teacher and (teacher / MANIFEST_NAME).is_file():
             training["task"] = own_task(Artifact.load(teacher)) or training["task"]
@@ -209,6 +210,7 @@ class _Chain:
             student = self._stage("distill", distill, teacher, dataset, *self._begun("distill"))
             policy = self._stage("export_onnx", export_onnx, student, teacher, dataset)
             latency = self._stage("benchmark", benchmark, policy)
+            video = self._render(policy)
             page = self._stage("report", report, policy, settings_by_kind())
             self._record.completed = True
             self._save()
@@ -219,7 +221,8 @@ class _Chain:
             raise
         finally:
             self._context.tracker.close_chain(self._record.chain_run_id, ended_by)
-        made = dict(zip(SECTIONS, (teacher, dataset, student, policy, latency, page), strict=True))
+        stages = zip(SECTIONS, (teacher, dataset, student, policy, latency, video, page), strict=True)
+        made = {section: artifact for section, artifact in stages if artifact is not None}
         _summarise(made, self._record.seconds, self._context)
         return made
 
@@ -261,6 +264,18 @@ class _Chain:
         self._save()
         return artifact
 
+    def _render(self, policy: Artifact) -> Artifact | None:
+        """Draw episodes of the policy; None, and a line that says why, where no video can be made here."""
+        from thousandfold.envs.pictures.opengl import NoOpenGLError
+        from thousandfold.stages.closed_loop import render
+        from thousandfold.stages.videos import NoFFmpegError
+
+        try:
+            return self._stage("render", render, policy)
+        except (NoOpenGLError, NoFFmpegError) as error:
+            self._context.console.say(f"No video is made: {error}")
+            return None
+
     def _save(self) -> None:
         self._record.format_version = FORMAT_VERSION
         write_sealed_json(self._path, asdict(self._record))
@@ -268,7 +283,8 @@ class _Chain:
 
 def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: StageContext) -> None:
     """Print what each stage made, what it reached and how long it took."""
-    teacher, dataset, student, policy, latency, page = (made[name].manifest.results for name in SECTIONS)
+    results = {section: artifact.manifest.results for section, artifact in made.items()}
+    teacher, dataset, student, policy, latency = (results[name] for name in SECTIONS[:5])
     timing = latency["networks"]["student"]["back_to_back"]
     reached = {
         "train_teacher": f"success {figure(teacher['success'])}",
@@ -276,14 +292,16 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         "distill": f"success {figure(student['success'])}, retention {figure(student['retention'])}",
         "export_onnx": f"success {figure(policy['success'])}",
         "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
-        "report": f"{page['bytes'] / 2**20:.1f} MiB",
     }
+    if video := results.get("render"):
+        reached["render"] = f"{video['reached']} of {video['episodes']} episodes drawn reached their goal"
+    reached["report"] = f"{results['report']['bytes'] / 2**20:.1f} MiB"
     for section in reached:
         if no_better_than_random(made[section].manifest.results):
             reached[section] += " (no better than random)"
     rows = [
         (section.replace("_", "-"), made[section].name, reached[section], f"{seconds[section]:.0f}")
-        for section in SECTIONS
+        for section in reached
     ]
     context.console.say("")
     context.console.table("Chain", ("stage", "artifact", "reached", "seconds"), rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pydantic
 
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.pictures import artifact_facts
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import MOST_EPISODES
 from thousandfold.stages import robustness
@@ -63,14 +64,16 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
             results |= random_record(source.manifest.results)
         try:
             if episodes.paths:
-                draw_rollouts(work.artifact.file("rollouts.png"), task, episodes, source.name)
+                draw_rollouts(
+                    work.artifact.file("rollouts.png"), task, episodes, source.kind, artifact_facts(source)
+                )
             if settings.robustness:
                 levels = robustness.measure_robustness(
                     policy, task, settings.robustness_episodes, settings.seed, context.console
                 )
                 if levels is not None:
                     results["robustness"] = robustness.first_failures(levels)
-                    robustness.keep(work.artifact, levels, f"{source.name}, {task.name}")
+                    robustness.keep(work.artifact, levels, artifact_facts(source))
         except ModuleNotFoundError:
             context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
         work.artifact.complete(results)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.mazes import MazeCoverage
-from thousandfold.ground.files import atomic_file
+from thousandfold.envs.pictures.rendering import draw_map, limits_of_map, term_labels
+from thousandfold.ground.picture_style import DENSITY_MAP, FAINT, INK, PALETTE, house_figure
 from thousandfold.pipeline.artifact_task import own_task
 from thousandfold.pipeline.artifacts import Artifact
-from thousandfold.pipeline.pictures import PALETTE
+from thousandfold.pipeline.pictures import artifact_facts
 from thousandfold.pipeline.runtime import StageContext, StageWork
 from thousandfold.replay.coverage import measure_coverage
 from thousandfold.replay.dataset_layout import NAMESPACE, dataset_id, read_metadata, shards_below
@@ -23,6 +24,11 @@ from thousandfold.replay.goal_dataset import DatasetStatistics, GoalDataset, loa
 from thousandfold.stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
 from thousandfold.stages.episodes import wilson_interval
 from thousandfold.stages.random_baseline import warn_of_chance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 UNSTABLE = "unstable_episodes"
 """What a shard's metadata calls the episodes that it lacks because their physics diverged."""
@@ -87,11 +93,12 @@ def _coverage(artifact: Artifact, data: GoalDataset, task: CompiledTask) -> dict
     """Measure what the dataset covers, and draw it."""
     found, maze = measure_coverage(data, task), maze_coverage(data, task)
     results = found.results() | {"alternative_goals": data.alternative_goal.shape[1]}
-    title = f"{found.rows:,} states in {found.occupied_cells:,} cells"
+    facts = [*artifact_facts(artifact), f"{found.rows:,} states"]
     if maze is not None:
         results["coverage"] = maze.share
-        title += f", {maze.share:.0%} of the free ones of the maze"
-    draw_coverage(artifact.file(COVERAGE_PICTURE), data, task, found.distances, title)
+        facts.append(f"{maze.visited_cells} of {maze.free_cells} free cells visited")
+        facts.append(f"{maze.floor_share:.0%} of their floor")
+    draw_coverage(artifact.file(COVERAGE_PICTURE), data, task, found.distances, facts)
     return results
 
 
@@ -125,7 +132,6 @@ def _say(artifact: Artifact, results: Mapping[str, Any], context: StageContext) 
 
 # -- The picture of a dataset: where its states lie, and how far their goals are -------------------
 
-_WALL = "#8C96A3"
 _BINS = 80
 _LABELS = {
     "start_to_goal": "start to commanded goal",
@@ -148,7 +154,7 @@ def draw_coverage(
     data: GoalDataset,
     task: CompiledTask,
     distances: dict[str, np.ndarray],
-    title: str,
+    facts: Sequence[str] = (),
 ) -> None:
     """Draw a map of the states and, beside it, histograms of the distances to goals; atomic, as PNG.
 
@@ -159,67 +165,72 @@ def draw_coverage(
         path: of the picture.
         data, task: what to draw.
         distances: of `replay.coverage`.
-        title: stands above the map.
+        facts: of the heading.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.0, 4.8), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    maze = maze_coverage(data, task)
-    if maze is not None:
-        _draw_maze(figure, left, maze)
-    elif task.goal_dim > 1:
-        _draw_map(figure, left, data.achieved_goal[:, :2], _names(task))
-    else:
-        left.hist(data.achieved_goal[:, 0], _BINS, color=PALETTE[0])
-        left.set(xlabel=_names(task)[0], ylabel="states", yscale="log")
-    left.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    _draw_distances(right, distances, task)
-    with atomic_file(path) as temporary:
-        canvas.print_png(str(temporary))
+    title = "Where the dataset’s states lie, and how far their goals are"
+    with house_figure(path, 10.0, 4.6, title, facts) as figure:
+        figure.get_layout_engine().set(w_pad=0.14)  # pyright: ignore[reportOptionalMemberAccess]
+        left, right = figure.subplots(1, 2)
+        maze = maze_coverage(data, task)
+        if maze is not None:
+            _draw_maze(figure, left, maze)
+        elif task.goal_dim > 1:
+            _draw_map(figure, left, data.achieved_goal[:, :2], term_labels(task))
+        else:
+            left.hist(data.achieved_goal[:, 0], _BINS, color=PALETTE[0])
+            left.set(xlabel=term_labels(task)[0], ylabel="states", yscale="log")
+        _draw_distances(right, distances, task)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
 
 
-def _draw_maze(figure: Any, axes: Any, coverage: MazeCoverage) -> None:
-    """Draw from above how often each patch of the maze was visited."""
-    from matplotlib.colors import ListedColormap, LogNorm
+def _draw_maze(figure: Figure, axes: Axes, coverage: MazeCoverage) -> None:
+    """Draw from above how often each patch of the maze was visited, with the borders of its free cells."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
 
-    walls = np.ma.masked_where(coverage.free, np.ones(coverage.free.shape))
-    axes.imshow(walls.T, cmap=ListedColormap([_WALL]), origin="lower", extent=coverage.extent)
+    maze = coverage.maze
+    draw_map(axes, limits_of_map(maze, [], np.zeros((0, 2)), 0.0), maze)
+    for cell in np.argwhere(coverage.free):
+        corner = np.add(maze.origin, maze.scale * (cell - 0.5))
+        axes.add_patch(
+            Rectangle(corner, maze.scale, maze.scale, fill=False, edgecolor=FAINT, linewidth=0.8, zorder=3)
+        )
     visits = np.ma.masked_equal(coverage.visits, 0)
     norm = LogNorm(1, max(2, int(coverage.visits.max())))
-    image = axes.imshow(visits.T, cmap="viridis", norm=norm, origin="lower", extent=coverage.extent)
-    axes.set(xlabel="x (m)", ylabel="y (m)")
-    figure.colorbar(image, ax=axes, label="states in a patch", shrink=0.8)
+    limits = axes.get_xlim(), axes.get_ylim()
+    image = axes.imshow(
+        visits.T, cmap=DENSITY_MAP, norm=norm, origin="lower", extent=coverage.extent, zorder=2
+    )
+    axes.set(xlim=limits[0], ylim=limits[1])
+    _add_scale(figure, axes, image)
 
 
-def _draw_map(figure: Any, axes: Any, achieved: np.ndarray, names: list[str]) -> None:
+def _draw_map(figure: Figure, axes: Axes, achieved: np.ndarray, names: list[str]) -> None:
     """Draw how often each patch of a plane was visited."""
     from matplotlib.colors import LogNorm
 
     counts, x, y = np.histogram2d(achieved[:, 0], achieved[:, 1], _BINS)
     norm = LogNorm(1, max(2, int(counts.max())))
-    mesh = axes.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, norm=norm, cmap="viridis")
+    mesh = axes.pcolormesh(x, y, np.ma.masked_equal(counts, 0).T, norm=norm, cmap=DENSITY_MAP)
     axes.set(xlabel=names[0], ylabel=names[1])
-    figure.colorbar(mesh, ax=axes, label="states in a patch", shrink=0.8)
+    _add_scale(figure, axes, mesh)
 
 
-def _draw_distances(axes: Any, distances: dict[str, np.ndarray], task: CompiledTask) -> None:
+def _add_scale(figure: Figure, axes: Axes, image: ScalarMappable) -> None:
+    bar = figure.colorbar(image, ax=axes, label="states in a patch (white: none)", shrink=0.8)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+
+
+def _draw_distances(axes: Axes, distances: dict[str, np.ndarray], task: CompiledTask) -> None:
     """Draw how far goals are, one line a kind of distance, with the radius of success."""
     top = max(float(np.quantile(values, 0.999)) for values in distances.values())
     edges = np.linspace(0.0, max(top, 1e-9), _BINS // 2 + 1)
     for (name, values), colour in zip(distances.items(), PALETTE, strict=False):
-        weights = np.full(len(values), 1.0 / len(values))
-        label = _LABELS[name]
-        axes.hist(values, edges, weights=weights, histtype="step", lw=2, color=colour, label=label)
-    radius = task.spec.success[0].radius
-    axes.axvline(radius, color="#222222", lw=1.2, ls="--", label=f"success within {radius:g}")
-    axes.set(xlabel="distance to the goal", ylabel="share")
-    axes.legend(frameon=False, fontsize=9)
-
-
-def _names(task: CompiledTask) -> list[str]:
-    """Return name and unit of each number of the achieved goal."""
-    entries = task.describe("achieved_goal")
-    return [f"{entry['name']} ({entry['unit']})" if entry["unit"] else entry["name"] for entry in entries]
+        share = np.histogram(values, edges)[0] / len(values)
+        axes.stairs(share, edges, linewidth=1.8, color=colour, label=_LABELS[name])
+    region = task.spec.success[0]
+    unit = task.distance_unit(region)
+    label = f"success: within {region.radius:g} {unit}".rstrip()
+    axes.axvline(region.radius, color=INK, lw=1.3, ls="--", label=label)
+    axes.set_xlabel("distance to the goal" + (f" ({unit})" if unit else ""))
+    axes.set(ylabel="share in a bin", ylim=(0, None))

@@ -18,7 +18,7 @@ from thousandfold.models.residual_mlp import parameter_count
 from thousandfold.pipeline.artifact_task import keep_task, task_record
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.pictures import draw_learning_curve
+from thousandfold.pipeline.pictures import artifact_facts, draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
     CONTINUED,
@@ -56,7 +56,7 @@ from thousandfold.stages.distill.settings import (
     DistillSettings,
 )
 from thousandfold.stages.distill.student_training import StudentTraining
-from thousandfold.stages.episodes import HISTORY_FILE, EpisodeStream, draw_rollouts
+from thousandfold.stages.episodes import HISTORY_FILE, EpisodeStream, draw_rollouts, with_intervals
 from thousandfold.stages.networks import (
     NETWORK_FILE,
     TeacherCritic,
@@ -390,7 +390,7 @@ def complete_student(
     )
     write_json_atomic(artifact.file(HISTORY_FILE), {"history": training.history})
     _draw(artifact, trained, training.history, pairs)
-    write_failures(artifact.path, trained.task, pairs)
+    write_failures(artifact.path, trained.task, pairs, artifact_facts(artifact))
     artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
     _track(results, training.updates, work, trained.task.name)
     _say(pairs, results, settings, artifact, context)
@@ -476,15 +476,17 @@ def _draw(
     artifact: Artifact, trained: TrainedActor, history: list[dict[str, float]], pairs: PairedEpisodes
 ) -> None:
     """Draw how the student learned and, in a maze, where it goes."""
+    facts = artifact_facts(artifact)
     draw_learning_curve(
         artifact.file("learning_curve.png"),
-        history,
-        f"Student on {trained.task.name}",
+        with_intervals(history),
+        "How the student learned",
+        facts,
         x="updates",
         x_label="updates",
         metrics=("success", "validation_loss", "kl", "action_mse", "energy_gain"),
     )
-    draw_rollouts(artifact.file("rollouts.png"), trained.task, pairs.student, "Student")
+    draw_rollouts(artifact.file("rollouts.png"), trained.task, pairs.student, "student", facts)
 
 
 def _with_interval(retained: dict[str, Any]) -> str:

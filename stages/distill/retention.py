@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -155,21 +155,30 @@ def _pairs(teacher: EpisodeStream, student: EpisodeStream, episodes: int) -> Pai
     return pairs
 
 
-def write_failures(folder: Path, task: CompiledTask, pairs: PairedEpisodes) -> None:
+def write_failures(
+    folder: Path, task: CompiledTask, pairs: PairedEpisodes, facts: Sequence[str] = ()
+) -> None:
     """Write who failed where, as JSON, and a picture of where the student alone did, at most 200 arrows.
 
     Args:
         folder: of the student's artifact.
         task: the task of the episodes.
         pairs: the episodes.
+        facts: of the picture's heading.
     """
-    write_json_atomic(folder / FAILURES_FILE, pairs.failures())
+    failures = pairs.failures()
+    write_json_atomic(folder / FAILURES_FILE, failures)
     lost = np.flatnonzero(pairs.lost)
     shown = lost[:_DRAWN_FAILURES]
-    title = f"Where the student alone fails: {len(lost)} of {len(pairs.lost)} episodes"
+    count = f"{len(lost):,} of {len(pairs.lost):,} episodes"
     if len(shown) < len(lost):
-        title += f" ({len(shown)} drawn)"
-    draw_arrows(folder / FAILURES_PICTURE, task, pairs.student.start[shown], pairs.student.goal[shown], title)
+        count += f", {len(shown)} drawn"
+    none = "None: the student reached every goal\nthat the teacher reached."
+    if both := sum(failure["failed"] == "both" for failure in failures):
+        none += f"\nBoth missed {both:,} of {len(pairs.lost):,}."
+    starts, goals = pairs.student.start[shown], pairs.student.goal[shown]
+    title = "Where the student alone fails"
+    draw_arrows(folder / FAILURES_PICTURE, task, starts, goals, title, (*facts, count), none=none)
 
 
 # -- Closed-loop episodes of a teacher, kept for whoever would run the same ones again -------------

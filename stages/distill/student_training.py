@@ -290,6 +290,7 @@ class StudentTraining:
         found = {
             "validation_loss": float(loss),
             "success": float(episodes.success.mean()),
+            "episodes": float(len(episodes.success)),
             "time_at_goal": float(episodes.time_at_goal.mean()),
         }
         if self.settings.target_retention is not None:

@@ -11,6 +11,7 @@ from thousandfold.ground.errors import MissingArtifactError, UserError
 from thousandfold.ground.files import atomic_file
 from thousandfold.pipeline.artifact_task import keep_task
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.pipeline.pictures import artifact_facts
 from thousandfold.pipeline.runtime import StageContext, resolve_device
 from thousandfold.pipeline.settings import MOST_EPISODES, StageSettings
 from thousandfold.stages import robustness
@@ -166,11 +167,13 @@ def run(
                 )
                 if card is not None:
                     levels = [RobustnessLevel.model_validate(level.record()) for level in card]
-                    robustness.keep(artifact, card, f"{artifact.name}, {trained.task.name}")
+                    robustness.keep(artifact, card, artifact_facts(artifact, of=source))
                     summary["robustness"] = robustness.first_failures(card)
             evaluation = Evaluation.model_validate(summary | {"runtime": "onnxruntime"})
             export.finish(evaluation, export.error.allowed, levels)
         results = summary | {
+            "depth": trained.shape.depth,
+            "width": trained.shape.width,
             "torch_success": float(reference.success.mean()),
             "same_outcome": float((outcome.success == reference.success).mean()),
             "gate_states": dict(states.counts),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thousandfold.pipeline.pictures import INK, PALETTE, SOFT, house_figure, label_log_axis
+from thousandfold.ground.picture_style import INK, PALETTE, SOFT, house_figure
+from thousandfold.pipeline.pictures import label_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,10 @@ _MARKERS = "osD^vP*X"
 # Where a label may stand beside its point, in points; the first that covers nothing is taken.
 _PLACES = [(28, -3), (-28, -3), (0, 9), (0, -17), (26, 11), (-26, 11), (26, -17), (-26, -17)]
 _PLACES += [(x, y) for y in (24, -30, 37, -43, 50, -56) for x in (0, 30, -30)]
-_MARK_POINTS, _BAR_POINTS = 5, 2
+_PLACES += [
+    (side * x, y) for x in (42, 56, 72, 90) for y in (9, -17, 24, -30, 44, -50, 70, -76) for side in (1, -1)
+]
+_MARK_POINTS, _BAR_POINTS, _LINE_POINTS, _STAR_POINTS = 5.5, 2, 1.5, 9
 
 
 def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
@@ -31,11 +35,15 @@ def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
     """
     rows, teacher = table["rows"], table["teacher"]
     metric = "success" if any(row["retention"] is None for row in rows) else "retention"
-    with house_figure(path, width=8.6, height=6.0) as figure:
+    facts = [table["task"], teacher["name"]]
+    if teacher["depth"] is not None:
+        facts.append(f"teacher: depth {teacher['depth']}, width {teacher['width']}")
+    facts.append("bars: 95 % intervals")
+    title = f"Students: {metric} against latency"
+    with house_figure(path, 8.6, 5.6, title, facts) as figure:
         axes: Axes = figure.subplots()
         axes.set(xscale="log", xlabel="p99 of one call on one CPU thread (µs)")
         axes.set_ylabel("success" if metric == "success" else "retention of the teacher's success")
-        axes.set_title(f"Students of {teacher['name']} on {table['task']}")
         # What is to be had within a latency: the best student that is fast enough, as steps.
         front = sorted((row for row in rows if row["on_front"]), key=lambda row: row["p99_us"])
         points = [(row["p99_us"], row[metric]) for row in front]
@@ -43,9 +51,11 @@ def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
             *zip(*points, strict=True), where="post", color=SOFT, linewidth=1.5, zorder=1, label="front"
         )
         _draw_students(axes, rows, metric)
+        teacher_mark = None
         if teacher["p99_us"] is not None:
             height = teacher["success"] if metric == "success" else 1.0
             axes.axhline(height, color=INK, linewidth=0.8, linestyle=":", zorder=0)
+            teacher_mark = (teacher["p99_us"], height)
             label = f"teacher, {teacher['depth']} × {teacher['width']}"
             axes.scatter([teacher["p99_us"]], [height], marker="*", s=220, color=INK, zorder=3, label=label)
         axes.margins(x=0.08, y=0.12)
@@ -53,7 +63,7 @@ def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         figure.legend(loc="outside lower center", ncols=6, fontsize=9)
         figure.draw_without_rendering()
-        _label(axes, rows, metric)
+        _label(axes, rows, metric, points, teacher_mark)
 
 
 def _draw_students(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -77,8 +87,17 @@ def _draw_students(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -
         axes.scatter([], [], marker=marker, s=48, color=colour, label=f"depth {depth}")
 
 
-def _label(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Write depth x width beside each mark, where no mark and no other label is covered."""
+def _label(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    metric: str,
+    front: Sequence[tuple[float, float]],
+    teacher: tuple[float, float] | None,
+) -> None:
+    """Write depth x width beside each mark, where no mark, no line and no other label is covered.
+
+    `front` has the corners of the steps from the left, `teacher` the place of its mark.
+    """
     from matplotlib.transforms import Bbox
 
     scale = axes.get_figure().dpi / 72  # type: ignore[union-attr]
@@ -90,6 +109,14 @@ def _label(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
         mark, bar = _MARK_POINTS * scale, _BAR_POINTS * scale
         taken.append(Bbox.from_extents(x - mark, y - mark, x + mark, y + mark))
         taken.append(Bbox.from_extents(x - bar, ends[0][1], x + bar, ends[1][1]))
+    corners = axes.transData.transform(front)
+    line = _LINE_POINTS * scale
+    for (x, y), (next_x, next_y) in pairwise(corners):
+        taken.append(Bbox.from_extents(x, y - line, next_x, y + line))
+        taken.append(Bbox.from_extents(next_x - line, min(y, next_y), next_x + line, max(y, next_y)))
+    if teacher is not None:
+        (x, y), star = axes.transData.transform(teacher), _STAR_POINTS * scale
+        taken.append(Bbox.from_extents(x - star, y - star, x + star, y + star))
     for row in sorted(rows, key=lambda row: not row["on_front"]):
         taken.append(_place(axes, row, metric, taken))
 
@@ -118,9 +145,12 @@ def _place(axes: Axes, row: Mapping[str, Any], metric: str, taken: Sequence[Bbox
         written.update_positions(renderer)
         return Text.get_window_extent(written)  # the annotation's own adds its line
 
-    for place in _PLACES:
+    def covers(place: tuple[int, int]) -> tuple[bool, int]:
         box = covered_at(place)
         inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
-        if inside and not any(box.overlaps(other) for other in taken):
-            return box
-    return covered_at(_PLACES[0])
+        return not inside, sum(box.overlaps(other) for other in taken)
+
+    # The first that covers nothing, or what covers least.
+    return covered_at(
+        next((place for place in _PLACES if covers(place) == (False, 0)), None) or min(_PLACES, key=covers)
+    )

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from thousandfold.pipeline.pictures import draw_curve, label_log_axis, short_count
+from thousandfold.ground.picture_style import short_count
+from thousandfold.pipeline.pictures import draw_curve, label_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

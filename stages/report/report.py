@@ -15,6 +15,7 @@ from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.ground.files import write_atomic
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
+from thousandfold.pipeline.pictures import network_size
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.random_baseline import no_better_than_random
@@ -27,7 +28,6 @@ from thousandfold.stages.report.sections import (
     data_section,
     failures_section,
     learning_section,
-    network_size,
     retention_section,
     robustness_section,
     rollouts_section,

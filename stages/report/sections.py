@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
-from thousandfold.stages.episodes import HISTORY_FILE, wilson_interval
+from thousandfold.pipeline.pictures import CURVE_LABELS, network_size
+from thousandfold.stages.episodes import HISTORY_FILE, with_intervals
 from thousandfold.stages.report.chain import Chain
 from thousandfold.stages.report.charts import (
     Curve,
@@ -45,23 +46,11 @@ from thousandfold.stages.report.page import (
 )
 from thousandfold.stages.robustness import KEPT, NOMINAL, ROBUSTNESS_FILE, ROBUSTNESS_PICTURE
 
-_TEACHER_CURVES = {
-    "success": "success",
-    "goals_held": "share of the goals that were held",
-    "time_at_goal": "steps at the goal per 1000",
-    "final_distance": "final distance to the goal",
-    "info_nce": "InfoNCE loss",
-    "value": "value of the actions taken, as the critic has it",
-    "value_error": "temporal-difference error",
-    "categorical_accuracy": "accuracy of the critic’s choice",
-    "entropy": "entropy of the policy",
-}
-_STUDENT_CURVES = {
-    "success": "success",
-    "validation_loss": "loss on held-out episodes",
-    "kl": "divergence from the teacher",
-    "action_mse": "squared error of the action",
-}
+_TEACHER_CURVES = (
+    "success", "goals_held", "time_at_goal", "final_distance", "info_nce", "value", "value_error",
+    "categorical_accuracy", "entropy",
+)  # fmt: skip
+_STUDENT_CURVES = ("success", "validation_loss", "kl", "action_mse")
 _FRACTIONS = ("success", "goals_held", "categorical_accuracy")
 _PERFORMERS = {"teacher": "teacher", "student": "student", "policy": "ONNX file"}
 
@@ -80,14 +69,6 @@ def measured(results: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "undefined"
     return f"{figure(float(value))} {figure(list(interval))}" if interval else figure(float(value))
-
-
-def network_size(artifact: Artifact) -> tuple[int, int] | None:
-    """Return depth and width of a teacher's or a student's actor; None where its settings do not say."""
-    prefix, settings = ("student_" if artifact.kind == "student" else ""), artifact.manifest.settings
-    depth = settings.get("actor_depth") or settings.get(f"{prefix}depth")
-    width = settings.get(f"{prefix}width")
-    return (int(depth), int(width)) if depth and width else None
 
 
 def trained_section(sources: Sources) -> Section:
@@ -145,7 +126,7 @@ def learning_section(sources: Sources) -> Section:
         else:
             # The divergence says something where the student learns the teacher's spread too.
             spread = artifact.manifest.settings.get("objective", "kl") == "kl"
-            shown = {name: text for name, text in names.items() if name != "kl" or spread}
+            shown = [name for name in names if name != "kl" or spread]
             blocks += _curves(sources.files, artifact, x, x_label, shown)
     if (teacher := sources.chain.get("teacher")) is not None:
         alt = "Map of gradient norms: blocks upward, updates to the right, one map a network"
@@ -157,22 +138,21 @@ def learning_section(sources: Sources) -> Section:
 
 
 def _curves(
-    files: ReportFiles, artifact: Artifact, x: str, x_label: str, names: Mapping[str, str]
+    files: ReportFiles, artifact: Artifact, x: str, x_label: str, names: Sequence[str]
 ) -> list[Block]:
     history = files.read_json(artifact, HISTORY_FILE)
     entries = (history.get("history") if isinstance(history, dict) else None) or []
     charts = []
-    for name, shown in names.items():
+    for name in names:
         found = [entry for entry in entries if _is_finite(entry.get(x)) and _is_finite(entry.get(name))]
         if not found:
             continue
-        intervals = []
-        if name == "success" and all(entry.get("episodes") for entry in found):
-            counts = [(entry[name], int(entry["episodes"])) for entry in found]
-            intervals = [wilson_interval(round(share * episodes), episodes) for share, episodes in counts]
-        low, high = zip(*intervals, strict=True) if intervals else ((), ())
+        found = with_intervals(found)
+        sides = (f"{name}_low", f"{name}_high")
+        banded = all(side in entry for entry in found for side in sides)
+        low, high = ([entry[side] for entry in found] if banded else [] for side in sides)
         xs, values = [float(entry[x]) for entry in found], [float(entry[name]) for entry in found]
-        curve = Curve(shown, xs, values, low, high, name in _FRACTIONS)
+        curve = Curve(CURVE_LABELS[name], xs, values, low, high, name in _FRACTIONS)
         charts.append(Figure("chart", curve_chart(curve, x_label), "", ""))
     if charts:
         caption = f"The {artifact.kind} over its training, {len(entries)} evaluations."
@@ -208,7 +188,9 @@ def data_section(sources: Sources) -> Section:
         facts.append(("Distinct states", figure(results["distinct_observations"]), "share of the rows"))
     if results.get("coverage") is not None:
         cells = f"{results.get('occupied_cells', 0):,} cells occupied"
-        facts.append(("Coverage", figure(float(results["coverage"])), f"share of the free floor; {cells}"))
+        facts.append(
+            ("Coverage", figure(float(results["coverage"])), f"share of the maze’s free cells; {cells}")
+        )
     alt = "Map of the states in the dataset and histograms of the distances to goals"
     caption = "Where the dataset’s states lie, and how far they are from their goals."
     found = sources.files.figure(dataset, "coverage.png", alt=alt, caption=caption)
@@ -432,7 +414,9 @@ def task_figures(source: Artifact) -> Figures | None:
         simulator = CpuSimulator(task, _ARROWS, seed=0, distribution=_DISTRIBUTION)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "commands.png"
-            draw_arrows(path, task, simulator.achieved_goal, simulator.desired_goal, "")
+            facts = (name, f"{_ARROWS} episodes")
+            starts, aims = simulator.achieved_goal, simulator.desired_goal
+            draw_arrows(path, task, starts, aims, "From start to goal", facts)
             alt = f"Arrows from start to goal of {_ARROWS} episodes of {name}"
             caption = "Commands that episodes are evaluated on: from start to goal."
             return Figures([drawn(path.read_bytes(), alt, caption)])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thousandfold.ground.picture_style import PALETTE, SOFT, count_axis, house_figure
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
-from thousandfold.pipeline.pictures import PALETTE, house_figure, short_count
 from thousandfold.stages.report.page import (
     Block,
     Figures,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PICTURE_FILE = "study.png"
 _ALL = "all tasks"
+_MEAN_DRAWS = 1000  # of a bootstrap
 
 
 def describe(finding: Finding) -> str:
@@ -84,11 +85,28 @@ def score_table(trainings: Sequence[Training]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_study(path: Path, trainings: Sequence[Training]) -> None:
-    """Draw success over steps and over seconds, a row a task: each training thin, the arm's mean thick."""
+def draw_study(path: Path, trainings: Sequence[Training], title: str, facts: Sequence[str] = ()) -> None:
+    """Draw success over steps and over seconds, a row a task: each training thin, the arm's mean thick.
+
+    A training that has ended keeps its last success, as in the claims. The band around a mean of at least
+    `FEWEST_SEEDS` trainings is its 95 % interval.
+
+    Args:
+        path: of the PNG file.
+        trainings: of all tasks and arms.
+        title, facts: of the heading; the seeds are added.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     tasks, arms = (list(dict.fromkeys(getattr(each, name) for each in trainings)) for name in ("task", "arm"))
     colours = dict(zip(arms, cycle(PALETTE), strict=False))
-    with house_figure(path, width=10.0, height=0.7 + 3.0 * len(tasks)) as picture:
+    seeds = sorted({each.seed for each in trainings})
+    together = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    named = f"{seeds[0]} to {seeds[-1]}" if together else ", ".join(map(str, seeds))
+    facts = (*facts, f"seed {named}" if len(seeds) == 1 else f"seeds {named}")
+    with house_figure(path, 10.0, 0.7 + 2.7 * len(tasks), title, facts) as picture:
+        picture.get_layout_engine().set(w_pad=0.1)  # pyright: ignore[reportOptionalMemberAccess]
         panels = picture.subplots(len(tasks), 2, squeeze=False, sharey=True)
         for task, (by_steps, by_seconds) in zip(tasks, panels, strict=True):
             for arm in arms:
@@ -97,27 +115,33 @@ def draw_study(path: Path, trainings: Sequence[Training]) -> None:
                 _draw_arm(by_seconds, own, "elapsed_s", colours[arm], arm)
             by_steps.set(title=task, ylabel="success", ylim=(-0.03, 1.03))
             for axes in (by_steps, by_seconds):
+                count_axis(axes)
                 axes.set_xlim(left=0)
-            by_steps.xaxis.set_major_formatter(lambda value, _: short_count(value))
         panels[-1][0].set_xlabel("environment steps")
         panels[-1][1].set_xlabel("seconds of training")
-        handles = panels[0][0].get_legend_handles_labels()
-        picture.legend(*handles, loc="outside lower center", ncols=min(len(arms), 6))
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        handles += [Line2D([], [], color=SOFT, linewidth=0.8), Patch(color=SOFT, alpha=0.25, linewidth=0)]
+        labels += ["one training", "95 % interval of the mean"]
+        picture.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
 
 
 def _draw_arm(
     axes: Axes, curves: Sequence[Mapping[str, Sequence[float]]], axis: str, colour: str, label: str
 ) -> None:
-    """Draw each training, and their mean as far as all of them go."""
+    """Draw each training, and their mean from where all of them have been evaluated."""
     for curve in curves:
-        axes.plot(curve[axis], curve["success"], color=colour, linewidth=0.7, alpha=0.45)
+        axes.plot(curve[axis], curve["success"], color=colour, linewidth=0.8, alpha=0.4)
     if not curves:
-        axes.plot([], [], color=colour, linewidth=2.2, label=label)
+        axes.plot([], [], color=colour, linewidth=2.4, label=label)
         return
-    first, last = max(curve[axis][0] for curve in curves), min(curve[axis][-1] for curve in curves)
-    places = np.unique([at for curve in curves for at in curve[axis] if first <= at <= last])
+    first = max(curve[axis][0] for curve in curves)
+    places = np.unique([at for curve in curves for at in curve[axis] if first <= at])
     values = np.array([np.interp(places, curve[axis], curve["success"]) for curve in curves])
-    axes.plot(places, values.mean(0), color=colour, linewidth=2.2, label=label)
+    axes.plot(places, values.mean(0), color=colour, linewidth=2.4, label=label)
+    if len(curves) >= FEWEST_SEEDS:
+        drawn = np.random.default_rng(0).integers(len(curves), size=(_MEAN_DRAWS, len(curves)))
+        low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5], axis=0)
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def study_page(
@@ -133,7 +157,8 @@ def study_page(
     picture = inline_figure(content, ".png", alt="Success of every arm over steps and seconds", caption="")
     seeds = len({each.seed for each in trainings})
     caption = (
-        f"Thin: a training each. Thick: the mean of an arm's. {seeds} {'seed' if seeds == 1 else 'seeds'}."
+        "Thin: a training each, which keeps its last success once it has ended. Thick: the mean of an arm's, "
+        f"with its 95 % interval as a band. {seeds} {'seed' if seeds == 1 else 'seeds'}."
     )
     blocks: list[Block] = []
     if findings:

@@ -222,7 +222,8 @@ class _Study:
         if not last and time.monotonic() - self._drawn_at < _DRAW_EVERY_S:
             return findings
         self._drawn_at = time.monotonic()
-        draw_study(self._artifact.file(PICTURE_FILE), trainings)
+        title = self._plan.question or "Success of every arm"
+        draw_study(self._artifact.file(PICTURE_FILE), trainings, title, (self._artifact.name,))
         page = study_page(self._artifact, self._plan, trainings, findings, len(self._cells), self._failed)
         write_atomic(self._artifact.file(HTML_FILE), page.encode())
         return findings

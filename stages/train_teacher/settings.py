@@ -28,6 +28,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "patience",
         "finalists",
         "checkpoint_every",
+        "video_every",
         "checkpoint_activations",
         "threads",
         "cuda_graph",
@@ -376,6 +377,12 @@ class TrainTeacherSettings(LearnerSettings):
     )
     checkpoint_every: int = pydantic.Field(
         default=4, ge=1, le=10**9, description="rounds between checkpoints"
+    )
+    video_every: int = pydantic.Field(
+        default=0,
+        ge=0,
+        le=10**9,
+        description="evaluations between videos of the evaluated actor, where there is OpenGL; 0: no videos",
     )
     cuda_graph: bool = pydantic.Field(
         default=True, description="capture control steps, batches and updates on CUDA; off for debugging"

@@ -18,7 +18,7 @@ from thousandfold.pipeline.artifact_task import (
 )
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.cuda import kernel_cache
-from thousandfold.pipeline.pictures import draw_gradient_map, draw_learning_curve
+from thousandfold.pipeline.pictures import artifact_facts, draw_gradient_map, draw_learning_curve
 from thousandfold.pipeline.resume import (
     CHECKPOINT_FOLDER,
     ResumableWork,
@@ -35,7 +35,7 @@ from thousandfold.pipeline.runtime import (
     seed_sequence,
     set_up_torch,
 )
-from thousandfold.stages.episodes import HISTORY_FILE, Episodes, draw_rollouts, run_episodes
+from thousandfold.stages.episodes import HISTORY_FILE, Episodes, draw_rollouts, run_episodes, with_intervals
 from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_memory
@@ -222,20 +222,20 @@ def _finish(training: TeacherTraining, work: ResumableWork, context: StageContex
 
 def _draw(training: TeacherTraining, artifact: Artifact, episodes: Episodes) -> None:
     """Draw how the teacher learned, what its gradients did, and where it went."""
-    progress, task = training.progress, training.task
+    progress, task, facts = training.progress, training.task, artifact_facts(artifact)
     learned = training.learner.curve_metrics
     draw_learning_curve(
         artifact.file("learning_curve.png"),
-        progress.history,
-        f"Teacher on {task.name}",
+        with_intervals(progress.history),
+        "How the teacher learned",
+        facts,
         x="env_steps",
         metrics=("success", "time_at_goal", *learned, "entropy"),
     )
-    draw_rollouts(artifact.file("rollouts.png"), task, episodes, "Teacher")
+    draw_rollouts(artifact.file("rollouts.png"), task, episodes, "teacher", facts)
     if progress.gradients:
-        draw_gradient_map(
-            artifact.file("gradients.png"), progress.gradients, f"Gradients of the teacher on {task.name}"
-        )
+        title = "Gradients of the teacher, block by block"
+        draw_gradient_map(artifact.file("gradients.png"), progress.gradients, title, facts)
 
 
 def find_resumable(workspace: Workspace, reference: str | None) -> tuple[TrainTeacherSettings, Artifact]:

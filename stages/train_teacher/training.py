@@ -34,6 +34,7 @@ from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, PlainU
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+from thousandfold.stages.train_teacher.training_videos import TrainingVideos
 from thousandfold.stages.train_teacher.value_learner import ValueLearner
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM, _CHOICE_STREAM, _CHANCE_STREAM = 2, 3, 4, 7, 8
@@ -53,6 +54,7 @@ def train(
     """
     settings, progress, console = training.settings, training.progress, work.context.console
     started = time.perf_counter() - progress.elapsed_s
+    videos = TrainingVideos(settings, training.task, training.device, work)
     with (
         console.progress("train-teacher", settings.env_steps, completed=progress.env_steps) as bar,
         BackgroundSaves(work.checkpoint) as saves,
@@ -84,6 +86,8 @@ def train(
                 training.warn_of_chance(work.context.console)
                 work.run.log_metrics(entry, step=progress.env_steps)
                 on_evaluation(dict(entry))
+                if training.evaluated is not None:
+                    videos.draw_if_due(training.evaluated, len(progress.history), progress.env_steps)
             stopping = work.stopping
             if progress.unrolls % settings.checkpoint_every == 0 or training.finished or stopping:
                 progress.elapsed_s = time.perf_counter() - started
@@ -129,6 +133,7 @@ class TeacherTraining:
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
         )
         self.progress = TrainingProgress()
+        self.evaluated: NormalizedActor | None = None
         self._unsaved_finalists: dict[str, dict[str, Tensor]] = {}
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
@@ -280,6 +285,7 @@ class TeacherTraining:
             [summary["success"], summary["time_at_goal"], -summary["final_distance"]] for summary in summaries
         ]
         chosen = max(range(len(candidates)), key=scores.__getitem__)
+        self.evaluated = candidates[chosen]
         progress, places = self.progress, settings.finalists if settings.keep == "best" else 1
         better = scores[chosen] > progress.best_score
         progress.evaluations_since_best = 0 if better else progress.evaluations_since_best + 1

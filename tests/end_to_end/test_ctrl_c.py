@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.end_to_end.command_line import clean_environment, command, pipeline, result_of
 from tests.end_to_end.refusals import SMOKE
+from tests.envs.opengl_here import REASON
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.resume import has_checkpoint
 
@@ -164,13 +165,13 @@ def test_a_chain_goes_on_after_ctrl_c_in_every_stage(tmp_path: Path) -> None:
     longer = ("--set", "benchmark.paced_s=3", "--set", "generate_dataset.episodes=200")
     arguments = ("run", *SMOKE, *longer)
     for number, stage in enumerate(stages, start=1):
-        code, out, err = interrupt_at(tmp_path, f"[{number}/6] {stage}", *arguments)
+        code, out, err = interrupt_at(tmp_path, f"[{number}/7] {stage}", *arguments)
         assert code == 130, out + err
         assert "Traceback" not in out + err
         assert "run --resume" in err.splitlines()[-1], err
         arguments = ("run", "--resume")
     made = result_of(pipeline(tmp_path, "run", "--resume", "--json"))
-    assert len(made) == 6
+    assert len(made) == (6 if REASON else 7), "without OpenGL a chain has no video"
     for entry in made.values():
         Artifact.load(Path(entry["path"])).verify()
     finished = [a for a in Workspace(tmp_path).artifacts() if a.manifest.status == "completed"]

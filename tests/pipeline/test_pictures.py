@@ -9,9 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from thousandfold.ground.picture_style import house_figure, short_count
 from thousandfold.pipeline import pictures
-from thousandfold.pipeline.pictures import draw_gradient_map, draw_latency_histogram, draw_learning_curve
+from thousandfold.pipeline.artifacts import Workspace
+from thousandfold.pipeline.pictures import (
+    artifact_facts,
+    curve_label,
+    draw_compared_curves,
+    draw_gradient_map,
+    draw_latency_histogram,
+    draw_learning_curve,
+)
 
+FACTS = ("point_u_maze", "teacher-20260131-120000", "depth 16, width 128", "seed 0")
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = [
     {"step": 0, "success": 0.0, "success_low": 0.0, "success_high": 0.1, "critic/loss": 4.0, "note": "start"},
@@ -35,6 +45,10 @@ def drawn(monkeypatch) -> list:
     return figures
 
 
+def heading_texts(figure):
+    return [text.get_text() for text in figure.texts]
+
+
 def png_size(path: Path) -> tuple[int, int]:
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG") and data.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
@@ -43,12 +57,13 @@ def png_size(path: Path) -> tuple[int, int]:
 
 def test_a_learning_curve_has_a_panel_a_metric(tmp_path, drawn):
     path = tmp_path / "pictures" / "curve.png"
-    draw_learning_curve(path, HISTORY, "Teacher")
-    assert png_size(path) == (1200, 750)
+    draw_learning_curve(path, HISTORY, "How the teacher learned", FACTS)
+    assert png_size(path)[0] == 1200
     assert [p.name for p in path.parent.iterdir()] == ["curve.png"], "no temporary file is left"
 
     success, loss = drawn[0].axes
-    assert success.get_title(loc="left") == "Teacher" and success.get_ylabel() == "success"
+    assert heading_texts(drawn[0]) == ["How the teacher learned", " · ".join(FACTS)]
+    assert success.get_ylabel() == "success"
     assert list(success.lines[0].get_ydata()) == [0.0, 0.5, 0.9]
     assert len(success.collections) == 1 and len(loss.collections) == 0, "the interval is a band, not a panel"
     assert list(loss.lines[0].get_xdata()) == [0, 400_000], "values that are not finite are left out"
@@ -61,7 +76,7 @@ def test_metrics_and_axis_can_be_chosen(tmp_path, drawn):
     draw_learning_curve(
         tmp_path / "c.png", history, "Student", x="update", x_label="updates", metrics=["kl", "loss"]
     )
-    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["kl", "loss"]
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["divergence from the\nteacher (nats)", "loss"]
     assert drawn[0].axes[-1].get_xlabel() == "updates"
 
 
@@ -74,15 +89,15 @@ def test_a_curve_without_values_is_refused(tmp_path, history):
 
 def test_a_histogram_shows_each_series_and_the_deadline(tmp_path, drawn):
     samples = {"student": np.linspace(10, 20, 101), "teacher": [60.0] * 50 + [900.0]}
-    draw_latency_histogram(tmp_path / "h.png", samples, "Latency", deadline_us=50_000)
-    assert png_size(tmp_path / "h.png") == (1200, 690)
+    draw_latency_histogram(tmp_path / "h.png", samples, "Latency", FACTS, deadline_us=50_000)
+    assert heading_texts(drawn[0]) == ["Latency", " · ".join(FACTS)]
 
     axes, legend = drawn[0].axes[0], drawn[0].legends[0]
     assert axes.get_xscale() == axes.get_yscale() == "log" and "µs" in axes.get_xlabel()
     labels = [text.get_text() for text in legend.get_texts()]
     assert "student: p50 15 µs" in labels[0] and "p99 19.9 µs" in labels[0]
-    assert "teacher: p50 60 µs" in labels[1] and "control period 50,000 µs" in labels[2]
-    assert axes.get_xlim()[1] > 50_000
+    assert "teacher: p50 60 µs" in labels[1] and "deadline: one control period, 50,000 µs" in labels[2]
+    assert 50_000 in [line.get_xdata()[0] for line in axes.lines] and axes.get_xlim()[1] > 50_000
 
 
 def test_every_call_is_in_the_histogram():
@@ -107,10 +122,13 @@ def gradient_reports(blocks):
 @pytest.mark.parametrize("blocks", [1, 256])
 def test_a_gradient_map_has_a_panel_a_network_and_a_cell_a_block(tmp_path, drawn, blocks):
     draw_gradient_map(tmp_path / "map.png", gradient_reports(blocks), "Gradients")
-    panels = [axes for axes in drawn[0].axes if axes.collections and axes.get_ylabel() != "gradient norm"]
+    panels = [
+        axes for axes in drawn[0].axes if axes.get_ylabel().endswith("block") and axes.get_xlim()[1] > 2
+    ]
     assert [axes.get_ylabel() for axes in panels] == ["actor\nblock", "goal encoder\nblock"]
     for axes in panels:
         assert axes.collections[0].get_array().shape == (blocks, 3)
+        assert all(float(tick).is_integer() for tick in axes.get_yticks())
     assert (tmp_path / "map.png").exists()
 
 
@@ -141,12 +159,13 @@ def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
 
 def test_matplotlib_is_loaded_late_and_its_global_state_left_alone(tmp_path):
     script = (
-        "import sys; from pathlib import Path; import thousandfold.pipeline.pictures as p\n"
+        "import sys; from pathlib import Path; import thousandfold.ground.picture_style as p\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "import matplotlib; styled = {key: matplotlib.rcParams[key] for key in p._STYLE}\n"
-        "p.draw_latency_histogram(Path(sys.argv[1]), {'a': [1.0, 2.0]}, 'Latency')\n"
+        "import matplotlib; styled = {key: matplotlib.rcParams[key] for key in p.STYLE}\n"
+        "from thousandfold.pipeline.pictures import draw_latency_histogram\n"
+        "draw_latency_histogram(Path(sys.argv[1]), {'a': [1.0, 2.0]}, 'Latency')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert {key: matplotlib.rcParams[key] for key in p._STYLE} == styled\n"
+        "assert {key: matplotlib.rcParams[key] for key in p.STYLE} == styled\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "h.png")], cwd=ROOT, check=True)
 
@@ -155,4 +174,35 @@ def test_matplotlib_is_loaded_late_and_its_global_state_left_alone(tmp_path):
     ("value", "text"), [(0, "0"), (999, "999"), (250_000, "250k"), (1_500_000, "1.5M"), (2e9, "2G")]
 )
 def test_counts_are_short(value, text):
-    assert pictures.short_count(value) == text
+    assert short_count(value) == text
+
+
+def test_a_long_heading_is_written_in_lines_that_fit(tmp_path):
+    with house_figure(tmp_path / "narrow.png", 4.0, 1.0, "Paths of the student", FACTS) as narrow:
+        lines = heading_texts(narrow)
+    assert len(lines) > 2 and " · ".join(lines[1:]) == " · ".join(FACTS)
+    right = [text.get_window_extent().x1 for text in narrow.texts]
+    assert max(right) <= 4.0 * narrow.dpi
+    assert narrow.get_figheight() > 1.5, "the heading stands above what is drawn"
+
+
+def test_two_trainings_are_compared_with_their_intervals(tmp_path, drawn):
+    histories = {"one": HISTORY, "other": HISTORY}
+    draw_compared_curves(tmp_path / "c.png", histories, "step", "environment steps", ["success"], ["point"])
+    assert heading_texts(drawn[0]) == ["Learning curves compared", "point"]
+    assert len(drawn[0].axes[0].collections) == 2, "a band each"
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("info_nce", "InfoNCE loss (nats)"), ("critic/loss", "critic\nloss")]
+)
+def test_axes_say_the_fields_words(name, label):
+    assert curve_label(name) == label
+
+
+def test_facts_are_task_artifact_size_and_seed(tmp_path):
+    workspace = Workspace(tmp_path)
+    teacher = workspace.create("teacher", task="reacher", settings={"depth": 16, "width": 128, "seed": 3})
+    assert artifact_facts(teacher) == ("reacher", teacher.name, "depth 16, width 128", "seed 3")
+    student = workspace.create("student", task="reacher", settings={"student_depth": 4, "student_width": 32})
+    assert artifact_facts(student) == ("reacher", student.name, "depth 4, width 32", "")

@@ -13,8 +13,8 @@ from thousandfold.envs.registry import get_task
 from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
 from thousandfold.envs.simulators.simulator import StepResult
 from thousandfold.envs.task import EarlyEnd, TaskError, Term
-from thousandfold.stages.closed_loop.render import record_episodes
 from thousandfold.stages.episodes import chance_of_difference, run_episodes, run_round
+from thousandfold.stages.videos import record_episodes
 
 STEPS = 6
 THERE = {"never": "000000", "once": "010000", "twice": "011011", "three": "001110", "to the end": "000111"}

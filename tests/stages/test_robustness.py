@@ -143,7 +143,7 @@ def test_the_first_failure_is_the_one_nearest_the_model(tmp_path: Path) -> None:
         "mass": {"below": 0.7, "above": 1.3},
         DELAY: {"below": None, "above": 2.0},
     }
-    draw_card(tmp_path / "card.png", levels, "a policy")
+    draw_card(tmp_path / "card.png", levels, ["a policy"])
     assert (tmp_path / "card.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert json.loads(json.dumps(levels[0].record()))["success_interval"] == pytest.approx(
         [0.963, 1.0], abs=1e-3

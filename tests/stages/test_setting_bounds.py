@@ -11,7 +11,6 @@ import pytest
 from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.settings import StageSettings, resolve_settings
 from thousandfold.stages.closed_loop.evaluate import EvaluateSettings
-from thousandfold.stages.closed_loop.render import RenderSettings
 from thousandfold.stages.dataset.import_dataset import ImportDatasetSettings
 from thousandfold.stages.frontier.cells import FrontierSettings
 from thousandfold.stages.stage_settings import settings_by_kind
@@ -19,7 +18,6 @@ from thousandfold.stages.stage_settings import settings_by_kind
 CLASSES = [
     *settings_by_kind().values(),
     EvaluateSettings,
-    RenderSettings,
     FrontierSettings,
     ImportDatasetSettings,
 ]

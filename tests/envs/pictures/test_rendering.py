@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from thousandfold.envs.task import MazePicture, ScenePicture, TaskError
 
 pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from thousandfold.envs.pictures.rendering import draw_arrows, draw_paths, has_plan
@@ -116,12 +120,47 @@ def test_a_goal_that_is_no_place_in_the_plane_has_no_picture(
 
 def axes_of(monkeypatch: pytest.MonkeyPatch, task: CompiledTask, paths: Any, goals: Any) -> Axes:
     """Return the axes of what is drawn, in place of the file."""
-    kept: list[Any] = []
-    monkeypatch.setattr(rendering, "_write_png", lambda canvas, path: kept.append(canvas))
+    figures = unwritten(monkeypatch)
     draw_paths("none.png", task, paths, np.array(goals), np.zeros(len(paths), bool), "")
-    kept[0].draw()
-    (axes,) = kept[0].figure.axes
+    figures[0].canvas.draw()
+    (axes,) = figures[0].axes
     return axes
+
+
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list of the figures that are drawn from now on, in place of their files."""
+    figures: list[Any] = []
+
+    @contextmanager
+    def keep(path: Path, width: float, height: float, title: str, facts: Sequence[str]) -> Iterator[Figure]:
+        figures.append(figure := Figure(figsize=(width, height)))
+        FigureCanvasAgg(figure)
+        yield figure
+
+    monkeypatch.setattr(rendering, "house_figure", keep)
+    return figures
+
+
+def test_the_legend_counts_what_was_reached_and_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = unwritten(monkeypatch)
+    draw(Path("none.png"), [True, False])
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels == ["reached (1)", "missed (1)", "start", "goal"]
+
+
+def test_a_picture_without_arrows_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, task = unwritten(monkeypatch), compile_task("point_u_maze")
+    draw_arrows("none.png", task, np.zeros((0, 2)), np.zeros((0, 2)), "Failures", none="None: all reached.")
+    draw_arrows("none.png", task, STARTS, GOALS, "Failures", none="None: all reached.")
+    empty, full = ([text.get_text() for text in figure.axes[0].texts] for figure in figures)
+    assert empty == ["None: all reached."] and "None: all reached." not in full
+
+
+def test_numbers_that_are_no_place_are_named_with_their_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = unwritten(monkeypatch)
+    draw_arrows("none.png", compile_task("half_cheetah"), np.zeros((3, 1)), np.ones((3, 1)), "Failures")
+    (axes,) = figures[0].axes
+    assert axes.get_xlabel().endswith("(m)") and axes.get_ylabel() == "episode"
 
 
 def labels(axes: Axes) -> tuple[list[str], list[str]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.stages.policy_file.handmade_policy import metadata, write_policy
 from thousandfold.pipeline.console import Console
-from thousandfold.stages.benchmark import results
+from thousandfold.pipeline.pictures import draw_latency_histogram
+from thousandfold.stages.benchmark import results, tables
 from thousandfold.stages.benchmark.loops import PacedPair, PacedTiming
 from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics
 from thousandfold.stages.benchmark.tables import draw_pictures, show_report
@@ -118,8 +120,19 @@ def test_the_tables_fit_into_a_terminal(report: dict, capsys: pytest.CaptureFixt
     )
 
 
-def test_pictures_are_drawn(report: dict, tmp_path: Path):
-    draw_pictures(tmp_path, report, measured())
+def test_pictures_are_drawn(report: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    histograms = []
+
+    def recording(*arguments: Any, **options: Any) -> None:
+        histograms.append((arguments, options))
+        draw_latency_histogram(*arguments, **options)
+
+    monkeypatch.setattr(tables, "draw_latency_histogram", recording)
+    draw_pictures(tmp_path, report, measured(), 3)
+    (((_, _, _, facts), options),) = histograms
+    task, policy, size, seed = facts
+    assert (task, policy, seed) == ("point_u_maze", "policy-1", "seed 3") and size.startswith("depth ")
+    assert options == {"deadline_us": 100_000.0}, "however far the deadline is from every call"
     for name in ("latency.png", "timeline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG") and (
             tmp_path / name
@@ -134,5 +147,5 @@ def test_what_was_not_measured_is_not_in_the_report(tmp_path: Path, monkeypatch:
     report = build_report({"student": policy}, found, 10.0)
     assert report["busy"] is None and report["cold_start"] is None and report["speedup"] is None
     assert not any(name.startswith(("busy", "cold_start", "speedup")) for name in flat_metrics(report))
-    draw_pictures(tmp_path, report | {"policy": "policy-1"}, found)
+    draw_pictures(tmp_path, report | {"task": "reacher", "policy": "policy-1"}, found, 0)
     assert (tmp_path / "timeline.png").exists()

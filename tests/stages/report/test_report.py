@@ -96,7 +96,7 @@ def test_charts_are_drawn_from_the_histories(chain: MadeUpChain, write: Any) -> 
     labels = [str(ElementTree.fromstring(chart).get("aria-label")) for chart in drawn]
     assert any(label.startswith("success over environment steps, from 0.111 to 1") for label in labels)
     assert any(label.startswith("success over updates") for label in labels)
-    assert "InfoNCE loss over environment steps, from 3.9 to 3.1" in labels
+    assert "InfoNCE loss (nats) over environment steps, from 3.9 to 3.1" in labels
     assert "learning_curve" not in page  # the pictures of the same curves are left to older artifacts
 
 
