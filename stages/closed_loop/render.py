@@ -25,6 +25,7 @@ from thousandfold.pipeline.console import Progress
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import StageSettings
 from thousandfold.stages.episodes import Policy, steps
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.policies import load_policy
 
 VIDEO_FILE = "episodes.mp4"
@@ -278,7 +279,7 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
             "duration_s": frames * task.spec.control_dt_s,
         }
         work.artifact.complete(results)
-        work.run.log_metrics({name: float(value) for name, value in results.items()}, step=0)
+        work.run.log_metrics(grouped(results, "video"), step=0)
         work.log_files(VIDEO_FILE, STRIP_FILE, "manifest.json")
         context.console.say(
             f"{source.name}: {reached} of {len(episodes)} episodes reached their goal; "
