@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 
 SAMPLE_EVERY_S = 10.0
 _SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"  # MLflow's own
@@ -26,15 +27,14 @@ class SystemMetrics:
 
     def __init__(self, begun_ms: int) -> None:
         self._begun_ms = begun_ms
-        self._points: list[Point] = []
+        self._points: deque[Point] = deque()  # which two threads may use
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True, name="system metrics")
         self._thread.start()
 
     def take(self) -> list[Point]:
         """Return what was sampled since this was last called."""
-        points, self._points = self._points, []
-        return points
+        return [self._points.popleft() for _ in range(len(self._points))]
 
     def stop(self) -> None:
         """End the sampling, with one last sample."""
@@ -44,7 +44,7 @@ class SystemMetrics:
     def _sample(self) -> None:
         with contextlib.suppress(Exception):  # psutil's, NVML's: a machine that does not tell
             monitors = _monitors()
-            while not self._stopped.wait(SAMPLE_EVERY_S if self._points else SAMPLE_EVERY_S / 10):
+            while not self._stopped.wait(SAMPLE_EVERY_S):
                 self._note(monitors)
             self._note(monitors)
 
@@ -54,7 +54,8 @@ class SystemMetrics:
         for monitor in monitors:
             monitor.collect_metrics()
             sampled = monitor.aggregate_metrics()
-            self._points += [(f"system/{key}", float(value), now_ms, step) for key, value in sampled.items()]
+            points = [(f"system/{key}", float(value), now_ms, step) for key, value in sampled.items()]
+            self._points.extend(points)
             monitor.clear_metrics()
 
 

@@ -216,8 +216,7 @@ def test_a_watched_stage_records_what_the_machine_does(tracker, client, monkeypa
     assert (
         metrics["system/system_memory_usage_megabytes"] > 0 and "system/cpu_utilization_percentage" in metrics
     )
-    (thread,) = {run._system._thread}
-    assert not thread.is_alive()
+    assert not run._system._thread.is_alive()
 
     with tracker.stage("benchmark", name="benchmark") as unwatched:
         pass

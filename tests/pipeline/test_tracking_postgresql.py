@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from thousandfold.pipeline import tracking, tracking_store
 from thousandfold.pipeline.tracking import open_tracker
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) or [Path(shutil.which("pg_ctl") or "")]
@@ -50,6 +51,10 @@ def test_a_stage_is_recorded(database: str, tmp_path: Path, monkeypatch: pytest.
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setattr(
+        tracking_store, "DATABASE_PATIENCE_S", 900.0
+    )  # MLflow makes its tables, on any machine
+    monkeypatch.setattr(tracking, "PATIENCE_S", 60.0)
     (tmp_path / "curve.png").write_bytes(b"png")
     warnings: list[str] = []
     tracker = open_tracker(tmp_path, warnings.append)
