@@ -159,7 +159,7 @@ class StageRun:
     def log_headline(self, metrics: Mapping[str, float | None], step: int = 0, *, chain: bool = True) -> None:
         """Record the few figures that runs are compared by, on this run and on its chain's.
 
-        They have no group, so that MLflow shows them first. One that is None is undefined and left out.
+        They have no group; a chain's run has no others. One that is None is undefined and left out.
         """
         known = {key: float(value) for key, value in metrics.items() if value is not None}
         self.log_metrics(known, step)

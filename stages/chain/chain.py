@@ -185,7 +185,8 @@ class _Chain:
             sizes = f"{teacher.depth}×{teacher.width} to {student.student_depth}×{student.student_width}"
             note = _description(settings, task, path.stem)
             tags = {"task": task, "chain": path.stem, NOTE_TAG: note}
-            record.chain_run_id = context.tracker.open_chain(f"{task}, {sizes}", tags)
+            # The sizes first: MLflow's table shows the beginning of a name, and its search knows the task.
+            record.chain_run_id = context.tracker.open_chain(f"{sizes}, {task}", tags)
         self._context = replace(context, chain_run_id=record.chain_run_id, chain=path.stem)
         self._save()
 

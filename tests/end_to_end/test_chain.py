@@ -164,7 +164,7 @@ class TestTracking:
         assert chain.data.metrics == {name: value for name, value in expected.items() if value is not None}
         depth = artifacts["train_teacher"].manifest.settings["depth"]
         assert chain.data.params["train_teacher.depth"] == str(depth)
-        assert chain.info.run_name.startswith(f"point_u_maze, {depth}×")
+        assert chain.info.run_name.startswith(f"{depth}×") and chain.info.run_name.endswith(", point_u_maze")
         described = chain.data.tags["mlflow.note.content"]
         assert all(artifact.name in described for artifact in artifacts.values())
 
