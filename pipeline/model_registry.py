@@ -1,4 +1,4 @@
-"""Policies in MLflow's registry: as models of its ONNX flavour, with aliases that say what is in use."""
+"""Models in MLflow's registry that its pyfunc loads without pickle, with aliases that say what is in use."""
 
 from __future__ import annotations
 
@@ -46,25 +46,63 @@ def write_onnx_model(
     """
     import onnx
     from mlflow import onnx as onnx_flavour  # pyright: ignore[reportPrivateImportUsage]
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
-    def schema(sizes: Mapping[str, int]) -> Schema:
-        return Schema([TensorSpec(np.dtype(np.float32), (-1, size), name) for name, size in sizes.items()])
-
-    versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("onnx", "onnxruntime", "numpy")]
     onnx_flavour.save_model(
         onnx.load(file),
         str(folder),
-        signature=ModelSignature(schema({k: v.shape[1] for k, v in example.items()}), schema(outputs)),
-        input_example=dict(example),
-        pip_requirements=[f"mlflow=={importlib.metadata.version('mlflow')}", *versions],
+        **_described(outputs, example, "onnx", "onnxruntime", "numpy"),
         onnx_execution_providers=["CPUExecutionProvider"],
         onnx_session_options={"intra_op_num_threads": 1, "inter_op_num_threads": 1},
         save_as_external_data=False,
     )
     # Byte for byte: protobuf may write the same message in another order, and so with another hash.
     shutil.copyfile(file, folder / _MODEL_FILE)
+
+
+def write_network_model(
+    folder: Path,
+    file: Path,
+    loader_module: str,
+    outputs: Mapping[str, int],
+    example: Mapping[str, np.ndarray],
+) -> None:
+    """Write a model that pyfunc loads with a module of this package: its file, signature and input example.
+
+    MLflow's flavour of PyTorch would pickle the network, and a model from code would run a copy of a script.
+    A loader module reads the file as it is.
+
+    Args:
+        folder: where; it must not exist yet.
+        file: the network, as the loader module's `_load_pyfunc` reads it.
+        loader_module: its name.
+        outputs, example: as of `write_onnx_model`.
+    """
+    import mlflow.pyfunc
+
+    mlflow.pyfunc.save_model(
+        str(folder),
+        loader_module=loader_module,
+        data_path=str(file),
+        **_described(outputs, example, "torch", "safetensors", "numpy"),
+    )
+
+
+def _described(
+    outputs: Mapping[str, int], example: Mapping[str, np.ndarray], *packages: str
+) -> dict[str, Any]:
+    """Return the arguments that tell MLflow what a model takes, gives and needs."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    def schema(sizes: Mapping[str, int]) -> Schema:
+        return Schema([TensorSpec(np.dtype(np.float32), (-1, size), name) for name, size in sizes.items()])
+
+    versions = (f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", *packages))
+    return {
+        "signature": ModelSignature(schema({k: v.shape[1] for k, v in example.items()}), schema(outputs)),
+        "input_example": dict(example),
+        "pip_requirements": [version.partition("+")[0] for version in versions],  # no build's local part
+    }
 
 
 def promote(

@@ -27,9 +27,13 @@ from thousandfold.pipeline.cuda import cuda_problem, describe_device, has_driver
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.settings import StageSettings, dump_settings
 from thousandfold.pipeline.stopping import StopRequest
-from thousandfold.pipeline.tracking import StageRun, Tracker
+from thousandfold.pipeline.tracking import NOTE_TAG, StageRun, Tracker
 
 Result = TypeVar("Result")
+
+# Kinds of artifacts whose settings and figures a chain's run has, and those that take long and time nothing.
+_COMPARED = ("teacher", "dataset", "student", "policy", "benchmark")
+_WATCHED = ("teacher", "dataset", "student")
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -131,7 +135,14 @@ class StageContext:
         chain, own_chain = self._chain(artifact, parents)
         run_id = artifact.manifest.tracking.get("run_id")
         tags = {"task": artifact.manifest.task, "artifact": artifact.name}
-        tracked = self.tracker.stage(stage, name=artifact.name, chain_run_id=chain, run_id=run_id, tags=tags)
+        tracked = self.tracker.stage(
+            stage,
+            name=artifact.name,
+            chain_run_id=chain,
+            run_id=run_id,
+            tags=tags | {NOTE_TAG: _description(artifact, stage, parents, self.tracker)},
+            watched=artifact.kind in _WATCHED,
+        )
         ended_by: BaseException | None = None
         try:
             with tracked as run:
@@ -142,7 +153,10 @@ class StageContext:
                 begun = {"status": "running", "finished_at": None, "results": {}}
                 artifact.update(settings=values, tracking=tracking, **begun)
                 run.log_settings(values)
-                yield StageWork(artifact, run)
+                work = StageWork(artifact, run)
+                if work.counts_for_chain:
+                    run.log_chain_settings({stage.replace("-", "_"): values})
+                yield work
         except BaseException as error:
             ended_by = error
             if not isinstance(error, StoppedByUser | KeyboardInterrupt):
@@ -175,7 +189,9 @@ class StageContext:
         for chain in known:
             if chain:
                 return chain, chain == before.get("chain_run_id") and before.get("own_chain", False)
-        return self.tracker.open_chain(f"chain of {artifact.name}", {"task": artifact.manifest.task}), True
+        task = artifact.manifest.task
+        note = f"What was made of `{artifact.name}` and from it, one command after another, for task {task}."
+        return self.tracker.open_chain(f"chain of {artifact.name}", {"task": task, NOTE_TAG: note}), True
 
 
 @dataclass
@@ -184,6 +200,15 @@ class StageWork:
 
     artifact: Artifact
     run: StageRun
+
+    @property
+    def counts_for_chain(self) -> bool:
+        """Whether the chain's run has the artifact's settings and headline figures, too."""
+        return self.artifact.kind in _COMPARED and self.artifact.manifest.selectable
+
+    def log_headline(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
+        """Record the few figures that runs are compared by, and chains; see `StageRun.log_headline`."""
+        self.run.log_headline(metrics, step, chain=self.counts_for_chain)
 
     def note_device(self, device: str) -> None:
         """Write to the manifest what the stage computes on; `device` is resolved."""
@@ -194,6 +219,20 @@ class StageWork:
         for name in names:
             if self.artifact.file(name).exists():
                 self.run.log_file(self.artifact.file(name))
+
+
+def _description(artifact: Artifact, stage: str, parents: Mapping[str, Artifact], tracker: Tracker) -> str:
+    """Return what MLflow's page says of a stage's run: what it makes, of what, and where that lies."""
+    lines = [
+        f"`pipeline {stage}` for task {artifact.manifest.task}. "
+        f"What it makes lies in `runs/{artifact.name}` of the workspace."
+    ]
+    if parents:
+        lines += ["", "| made from | artifact |", "|---|---|"]
+    for role, parent in parents.items():
+        page = tracker.page_of(parent.manifest.tracking.get("run_id"))
+        lines.append(f"| {role} | {f'[{parent.name}]({page})' if page else parent.name} |")
+    return "\n".join(lines)
 
 
 def _artifact_of_leader(ranks: Ranks, settings: StageSettings) -> Artifact:

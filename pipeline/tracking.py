@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from thousandfold.ground.errors import FullStoreError, StoppedByUser
+from thousandfold.pipeline.system_metrics import SystemMetrics, watch_system
 from thousandfold.pipeline.tracking_store import (
     UNTRACKED,
     call_within,
@@ -48,6 +49,9 @@ PATIENCE_S = 10.0
 UPLOAD_PATIENCE_S = 300.0
 """The same of files, whose size and way decide how long they take."""
 METRICS_KEPT_WHILE_AWAY = 20_000
+
+NOTE_TAG = "mlflow.note.content"
+"""The tag that MLflow's page shows as a description, in Markdown."""
 
 # MLflow's own limits (mlflow/utils/validation.py, 3.17).
 _METRICS_PER_BATCH = 1000
@@ -123,11 +127,14 @@ class _Store:
 class StageRun:
     """The record of one stage; metrics are collected and written in batches."""
 
-    def __init__(self, store: _Store, run_id: str | None, chain_run_id: str | None) -> None:
+    def __init__(
+        self, store: _Store, run_id: str | None, chain_run_id: str | None, system: SystemMetrics | None = None
+    ) -> None:
         self.run_id = run_id  # None: nothing is recorded
         self.chain_run_id = chain_run_id
         self._store = store
         self._id = run_id or ""
+        self._system = system
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, timestamp_ms, step
         self._flushed_at = time.monotonic()
 
@@ -136,23 +143,48 @@ class StageRun:
 
         MLflow's parameters never change: on a resumed run, what differs becomes a tag `resumed.<key>`.
         """
-        values = {_clean_key(key): text[:_PARAM_LENGTH] for key, text in _flatten(settings)}
+        self._store.attempt(lambda client: _write_params(client, self._id, settings, "resumed"), "settings")
 
-        def write(client: MlflowClient) -> dict[str, str]:
-            from mlflow.entities import Param
+    def log_chain_settings(self, settings: Mapping[str, Any]) -> None:
+        """Record settings on the chain's run, too, so that chains compare; keys as in `log_settings`.
 
-            known = client.get_run(self._id).data.params
-            params = [Param(key, value) for key, value in values.items() if key not in known]
-            for start in range(0, len(params), _PARAMS_PER_BATCH):
-                client.log_batch(self._id, params=params[start : start + _PARAMS_PER_BATCH])
-            return {f"resumed.{key}": v for key, v in values.items() if known.get(key, v) != v}
+        Where another stage has set one before, the new value becomes a tag `newest.<key>`.
+        """
+        if chain := self.chain_run_id:
+            self._store.attempt(
+                lambda client: _find_run(client, chain) and _write_params(client, chain, settings, "newest"),
+                "settings of the chain",
+            )
 
-        self.log_tags(self._store.attempt(write, "settings") or {})
+    def log_headline(self, metrics: Mapping[str, float | None], step: int = 0, *, chain: bool = True) -> None:
+        """Record the few figures that runs are compared by, on this run and on its chain's.
+
+        They have no group; a chain's run has no others. One that is None is undefined and left out.
+        """
+        known = {key: float(value) for key, value in metrics.items() if value is not None}
+        self.log_metrics(known, step)
+        if not chain or not (chain_run_id := self.chain_run_id):
+            return
+        now_ms = time.time_ns() // 1_000_000
+
+        def write(client: MlflowClient) -> None:
+            from mlflow.entities import Metric
+
+            if _find_run(client, chain_run_id):
+                points = [Metric(key, value, now_ms, step) for key, value in known.items()]
+                client.log_batch(chain_run_id, [point for point in points if math.isfinite(point.value)])
+
+        self._store.attempt(write, "figures of the chain")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics at a step, written every 200 or 2 s; one that is not finite becomes a tag."""
+        """Record metrics at a step, written every 200 or 2 s; one that is not finite becomes a tag.
+
+        A name's group stands before its slash: MLflow draws each group in a section of its own.
+        """
         now_ms = time.time_ns() // 1_000_000
         strange = {}
+        if self._system is not None:
+            self._metrics += self._system.take()
         for key, value in metrics.items():
             key, value = _clean_key(key), float(value)
             if math.isfinite(value):
@@ -207,6 +239,7 @@ class StageRun:
         tags: Mapping[str, object] | None = None,
         aliases: Iterable[str] = (NEWEST_ALIAS,),
         description: str = "",
+        about: str = "",
     ) -> str | None:
         """Copy a model among the artifacts and register a new version of it under the aliases.
 
@@ -217,6 +250,7 @@ class StageRun:
             folder_or_file: What to copy, or what makes it first; its errors count as the store's own.
             tags, description: Of the version; the description is Markdown.
             aliases: That are moved to the version.
+            about: Description of the registered model, when this is its first version.
         """
         folder = f"models/{name}"
 
@@ -225,7 +259,7 @@ class StageRun:
             log = client.log_artifacts if copied.is_dir() else client.log_artifact
             log(self._id, str(copied), folder)
             source = f"{client.get_run(self._id).info.artifact_uri}/{folder}"
-            create_unless_present(lambda: client.create_registered_model(name))
+            create_unless_present(lambda: client.create_registered_model(name, description=about or None))
             made = client.create_model_version(
                 name, source, self._id, tags=_as_tags(tags), description=description or None
             )
@@ -238,11 +272,13 @@ class StageRun:
 
     def page_of(self, run_id: str) -> str | None:
         """Return where MLflow's UI has a run's page, as a relative link; None where there is no such run."""
-        run = self._store.attempt(lambda client: _find_run(client, run_id)) if run_id else None
-        return f"#/experiments/{run.info.experiment_id}/runs/{run_id}" if run else None
+        return _page_of(self._store, run_id)
 
     def close(self, status: str, reason: str = "") -> None:
         """Write what is left and end the run; `status` is one of MLflow's, `reason` becomes a tag."""
+        if self._system is not None:
+            self._system.stop()
+            self._metrics += self._system.take()
         self.flush(now=True)
         self._drop_metrics(keep=0)
         self.log_tags({"ended_by": reason} if reason else {})
@@ -288,7 +324,10 @@ class Tracker:
         """Where runs are recorded: `workspace`, an address, or `none`."""
 
     def open_chain(self, name: str, tags: Mapping[str, object] | None = None) -> str | None:
-        """Start the run that stages nest under; return its id, or None where nothing is recorded."""
+        """Start the run that stages nest under; return its id, or None where nothing is recorded.
+
+        A tag `NOTE_TAG` is its description.
+        """
         return self._create_run(name, "chain", _as_tags(tags))
 
     def close_chain(self, chain_run_id: str | None, error: BaseException | None = None) -> None:
@@ -324,6 +363,10 @@ class Tracker:
 
         self._store.attempt(write, f"tags of run {run_id}", now=True)
 
+    def page_of(self, run_id: str | None) -> str | None:
+        """Return where MLflow's UI has a run's page, as a relative link; None where there is no such run."""
+        return _page_of(self._store, run_id)
+
     def report_lost(self) -> None:
         """Say what was not recorded."""
         self._store.report_lost()
@@ -348,6 +391,7 @@ class Tracker:
         chain_run_id: str | None = None,
         run_id: str | None = None,
         tags: Mapping[str, object] | None = None,
+        watched: bool = False,
     ) -> Iterator[StageRun]:
         """Record the `with` block as one run: finished, failed, or killed where the user stopped it.
 
@@ -356,20 +400,25 @@ class Tracker:
             name: Of the run, usually the artifact's.
             chain_run_id: The chain run to nest under; None makes a run of its own.
             run_id: A run to go on with; where the store does not have it, a new one is made.
-            tags: More of them.
+            tags: More of them; `NOTE_TAG` is the run's description.
+            watched: Record what the machine's processors, memory and GPUs do meanwhile. It costs
+                milliseconds now and then, which would be seen in a measurement of time.
         """
 
-        def reopen(client: MlflowClient) -> bool:
-            if run_id is None or _find_run(client, run_id) is None:
-                return False
+        def reopen(client: MlflowClient) -> int | None:
+            if run_id is None or (run := _find_run(client, run_id)) is None:
+                return None
             client.update_run(run_id, status="RUNNING")
-            return True
+            return run.info.start_time
 
-        if run_id is None or not self._store.attempt(reopen, now=True):
+        begun_ms = self._store.attempt(reopen, now=True) if run_id else None
+        if begun_ms is None:
+            begun_ms = time.time_ns() // 1_000_000
             parent = {"mlflow.parentRunId": chain_run_id} if chain_run_id else {}
             run_id = self._create_run(name, stage, {**_as_tags(tags), **parent})
         store = self._store if run_id else NullTracker()._store
-        run = StageRun(store, run_id, chain_run_id)
+        system = watch_system(begun_ms) if watched and run_id else None
+        run = StageRun(store, run_id, chain_run_id, system)
         try:
             yield run
         except BaseException as error:
@@ -426,6 +475,11 @@ def _ending(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, StoppedByUser | KeyboardInterrupt) else "FAILED"
 
 
+def _page_of(store: _Store, run_id: str | None) -> str | None:
+    run = store.attempt(lambda client: _find_run(client, run_id)) if run_id else None
+    return f"#/experiments/{run.info.experiment_id}/runs/{run_id}" if run else None
+
+
 def _find_run(client: MlflowClient, run_id: str) -> Run | None:
     """Return a run; None where this store does not have it."""
     from mlflow.exceptions import MlflowException
@@ -436,6 +490,20 @@ def _find_run(client: MlflowClient, run_id: str) -> Run | None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+
+
+def _write_params(client: MlflowClient, run_id: str, settings: Mapping[str, Any], again: str) -> None:
+    """Write settings as parameters of a run; where it has another value, write a tag `again.<key>`."""
+    from mlflow.entities import Param, RunTag
+
+    values = {_clean_key(key): text[:_PARAM_LENGTH] for key, text in _flatten(settings)}
+    known = client.get_run(run_id).data.params
+    params = [Param(key, value) for key, value in values.items() if key not in known]
+    for start in range(0, len(params), _PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
+    changed = {f"{again}.{key}": value for key, value in values.items() if known.get(key, value) != value}
+    if changed:
+        client.log_batch(run_id, tags=[RunTag(*tag) for tag in _as_tags(changed).items()])
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

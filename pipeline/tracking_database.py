@@ -21,6 +21,15 @@ from thousandfold.ground.errors import UserError
 from thousandfold.ground.files import atomic_file, is_temporary
 
 EXPERIMENT = "thousandfold"
+EXPERIMENT_TAGS = {
+    "mlflow.note.content": (
+        "Teachers that learn to reach goals, students distilled from them, and the policies that leave for a "
+        "robot. Each chain is one run with a run a stage below it: choose two chains and Compare them by "
+        "their settings and by the figures without a group, such as `teacher_success`. Charts are grouped: "
+        "`train/`, `eval/` (episodes in closed loop), `latency/`, `system/`."
+    )
+}
+"""Its description, in Markdown."""
 BUSY_S = 5.0
 """How long to wait for a program that has locked the database."""
 
@@ -208,6 +217,7 @@ def _copy(database: Path, target: Path) -> None:
 
 def _migrate(database: Path, artifacts: Path) -> None:
     """Bring a database, which may be absent, to this version of MLflow, and make the product's experiment."""
+    from mlflow.entities import ExperimentTag
     from mlflow.store.db import utils
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -221,7 +231,8 @@ def _migrate(database: Path, artifacts: Path) -> None:
     try:
         store = SqlAlchemyStore(uri, file_uri(artifacts))
         if store.get_experiment_by_name(EXPERIMENT) is None:
-            store.create_experiment(EXPERIMENT, file_uri(artifacts))
+            tags = [ExperimentTag(*tag) for tag in EXPERIMENT_TAGS.items()]
+            store.create_experiment(EXPERIMENT, file_uri(artifacts), tags)
     finally:
         _close_connections(database)
 

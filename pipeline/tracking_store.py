@@ -23,6 +23,7 @@ from thousandfold.ground.files import SAY_AFTER_S, file_lock
 from thousandfold.pipeline.tracking_database import (
     BUSY_S,
     EXPERIMENT,
+    EXPERIMENT_TAGS,
     file_uri,
     make_ready,
     move_along,
@@ -234,7 +235,9 @@ def _open(uri: str, artifact_location: str | None) -> tuple[MlflowClient, str]:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        create_unless_present(lambda: client.create_experiment(EXPERIMENT, artifact_location))
+        create_unless_present(
+            lambda: client.create_experiment(EXPERIMENT, artifact_location, EXPERIMENT_TAGS)
+        )
         experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     if experiment.lifecycle_stage == "deleted":

@@ -32,8 +32,10 @@ def show_page(path: Path, console: Console) -> None:
         console.warn(f"no web browser was found here: open {address} in one.")
 
 
-def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
-    """Serve the page and return the server's exit code.
+def serve(workspace: Workspace, host: str, port: int, console: Console, browser: bool = True) -> int:
+    """Serve the page, show the runs in the user's web browser, and return the server's exit code.
+
+    Without `browser`, and where no graphical session runs, their address is said alone.
 
     Raises:
         UserError: there are no runs yet or they are on a server, the store cannot be opened, the address
@@ -47,7 +49,7 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
             "workspace with --workspace DIR."
         )
     _require_free(host, port)
-    open_store(workspace.root, console.say, to_write=False)
+    _, experiment = open_store(workspace.root, console.say, to_write=False)
     if dead := dead_runs(workspace):
         open_tracker(workspace.root, console.warn, console.say).end_dead(dead)
     # A process group of its own: the server starts further processes, and all of them must end with it.
@@ -59,8 +61,11 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
             if server.poll() is not None:
                 raise UserError(f"MLflow's server ended with code {server.returncode} before it served.")
             time.sleep(0.2)
-        named = f"[{host}]" if ":" in host else host
-        console.say(f"MLflow UI on http://{named}:{port} (Ctrl-C ends it).")
+        address = runs_page(host, port, experiment)
+        console.say(f"MLflow UI on {address} (Ctrl-C ends it).")
+        # A browser of the terminal would take the terminal, and run no script of the page.
+        if browser and any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
+            webbrowser.open(address)
         return server.wait()
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -68,6 +73,16 @@ def serve(workspace: Workspace, host: str, port: int, console: Console) -> int:
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
                 os.killpg(server.pid, number)
                 server.wait(_PATIENCE_S)
+
+
+def runs_page(host: str, port: int, experiment: str) -> str:
+    """Return the address of an experiment's runs on a server that listens on `host`, as seen from here.
+
+    MLflow's page begins with its view of language models; the address asks for that of trainings.
+    """
+    place = _seen_from_here(host)
+    named = f"[{place}]" if ":" in place else place
+    return f"http://{named}:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
 # Runs the command in its arguments; ends its process group when standard input does, as it does when whoever
@@ -119,19 +134,24 @@ def _require_free(host: str, port: int) -> None:
 
 def _answers(host: str, port: int) -> bool:
     """Return whether somebody listens there."""
-    place = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        socket.create_connection((place, port), 1.0).close()
+        socket.create_connection((_seen_from_here(host), port), 1.0).close()
     except OSError:
         return False
     return True
 
 
+def _seen_from_here(host: str) -> str:
+    """Return the address of this machine for one that means all of its addresses."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port.")
+@click.option("--browser/--no-browser", default=True, help="Show the runs in the web browser, or not.")
 @click.pass_obj
-def ui(session: Session, host: str, port: int) -> None:
+def ui(session: Session, host: str, port: int, browser: bool) -> None:
     """Open the tracking store in MLflow's web page."""
     with session.open():
-        sys.exit(serve(session.workspace, host, port, session.console))
+        sys.exit(serve(session.workspace, host, port, session.console, browser))

@@ -129,6 +129,8 @@ def save_network(
         "action_dim": task.action_dim,
         "shape": asdict(shape),
     }
+    if (extra or {}).get("dither"):
+        header["clock_columns"] = task.clock_columns()
     if critic_shape is not None:
         header["critic_shape"] = asdict(critic_shape)
     save_tensors(path, tensors, header | (extra or {}))
@@ -159,21 +161,48 @@ def load_actor(artifact: Artifact) -> TrainedActor:
             )
         if not isinstance(header["model_sha256"], str):
             raise DamagedFileError(f"{path} does not say which model it was trained on.")
-        shape = shape_of(path, header["shape"], tensors)
-        shape_of(path, _critic_shape(header), tensors)
-        share = float(header.get("dither", 0))
-        dither = Dither(share, task.clock_columns(), dims[2]) if share else None
-        actor = NormalizedActor.around(GoalActor(*dims, shape), dims[0], dims[1], dither)
-        own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
-        missing, unexpected = actor.load_state_dict(own, strict=False)
-        # A teacher may have been trained without normalisers: they stay the identity.
-        missing = [name for name in missing if header["kind"] == "student" or name.startswith("actor.")]
-        if unexpected or missing:
-            raise DamagedFileError(f"{path} does not hold the network that its header describes.")
+        clock = task.clock_columns() if header.get("dither") else []
+        actor, shape = _rebuilt(path, tensors, header, clock)
     except BAD_CONTENT as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedFileError(f"{path} is no network file of this version ({reason}).") from error
-    return TrainedActor(actor.eval(), task, shape, header)
+        raise _foreign(path, error) from error
+    return TrainedActor(actor, task, shape, header)
+
+
+def read_actor(path: Path) -> NormalizedActor:
+    """Return the actor of a network file that stands alone, in evaluation mode on the CPU.
+
+    Raises:
+        DamagedFileError: the file is truncated or foreign.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        return _rebuilt(path, tensors, header, header.get("clock_columns", []))[0]
+    except BAD_CONTENT as error:
+        raise _foreign(path, error) from error
+
+
+def _rebuilt(
+    path: Path, tensors: dict[str, Tensor], header: dict[str, Any], clock: list[int]
+) -> tuple[NormalizedActor, NetworkShape]:
+    """Return the actor that a network file's header describes, with its weights, and its shape."""
+    dims = header["observation_dim"], header["goal_dim"], header["action_dim"]
+    shape = shape_of(path, header["shape"], tensors)
+    shape_of(path, _critic_shape(header), tensors)
+    share = float(header.get("dither", 0))
+    dither = Dither(share, clock, dims[2]) if share else None
+    actor = NormalizedActor.around(GoalActor(*dims, shape), dims[0], dims[1], dither)
+    own = {name: value for name, value in tensors.items() if not name.startswith("critic.")}
+    missing, unexpected = actor.load_state_dict(own, strict=False)
+    # A teacher may have been trained without normalisers: they stay the identity.
+    missing = [name for name in missing if header["kind"] == "student" or name.startswith("actor.")]
+    if unexpected or missing:
+        raise DamagedFileError(f"{path} does not hold the network that its header describes.")
+    return actor.eval(), shape
+
+
+def _foreign(path: Path, error: Exception) -> DamagedFileError:
+    reason = " ".join(str(error).split())[:200]
+    return DamagedFileError(f"{path} is no network file of this version ({reason}).")
 
 
 def shape_of(path: Path, claimed: dict[str, Any], tensors: dict[str, Tensor]) -> NetworkShape:

@@ -28,7 +28,7 @@ from thousandfold.stages.benchmark.loops import (
     run_beside_empty,
     run_paced,
 )
-from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics
+from thousandfold.stages.benchmark.results import Measured, build_report, flat_metrics, headline
 from thousandfold.stages.benchmark.runtimes import C, OtherRuntimes, other_runtimes
 from thousandfold.stages.benchmark.tables import HISTOGRAM_FILE, TIMELINE_FILE, draw_pictures, show_report
 from thousandfold.stages.policy_file.onnx_policy import POLICY_FILE, TEACHER_FILE, OnnxPolicy
@@ -326,6 +326,7 @@ def _finish(
             'No pictures: matplotlib is not installed (pip install "thousandfold[train]" brings it).'
         )
     artifact.complete({name: value for name, value in report.items() if name != "definitions"})
+    work.log_headline(headline(report))
     work.run.log_metrics(flat_metrics(report), step=0)
     work.log_files(BENCHMARK_FILE, HISTOGRAM_FILE, TIMELINE_FILE, "manifest.json")
     for line in refusals(measured.granted):

@@ -135,7 +135,7 @@ def _network(role: str, policy: OnnxPolicy, measured: Measured, rate_hz: float) 
 
 
 def flat_metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures under names such as ``student.paced.p99_us`` and ``paced_1000hz.missed_share``."""
+    """Return the figures under names such as ``latency/student.paced/p99_us`` and ``memory/kept``."""
     parts: dict[str, Any] = {
         f"{role}.{part}": figures[part]
         for role, figures in report["networks"].items()
@@ -150,12 +150,22 @@ def flat_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     if (busy := report["busy"]) is not None:
         parts |= {"busy.back_to_back": busy["back_to_back"], "busy.paced": busy["paced"]}
     metrics = {
-        f"{part}.{name}": float(value)
+        f"{part}/{name}" if part == "memory" else f"latency/{part}/{name}": float(value)
         for part, figures in parts.items()
         for name, value in figures.items()
         if isinstance(value, int | float)
     }
-    return metrics | ({} if report["speedup"] is None else {"speedup": report["speedup"]})
+    return metrics
+
+
+def headline(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what chains are compared by: of the student beside the teacher, both back to back."""
+    student = report["networks"].get("student", {"back_to_back": {}})["back_to_back"]
+    return {
+        "latency_p50_us": student.get("p50_us"),
+        "latency_p99_us": student.get("p99_us"),
+        "latency_speedup": report["speedup"],
+    }
 
 
 # -- How fast a call could be at best: each weight is read once, and caches give so many bytes a second

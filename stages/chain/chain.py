@@ -30,6 +30,7 @@ from thousandfold.pipeline.console import figure, short
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, split_overrides
+from thousandfold.pipeline.tracking import NOTE_TAG
 from thousandfold.pipeline.tracking_store import UNTRACKED
 from thousandfold.stages.networks import goals_are_relative
 from thousandfold.stages.random_baseline import no_better_than_random
@@ -181,8 +182,13 @@ class _Chain:
     ) -> None:
         self._record, self._settings, self._path = record, settings, path
         if record.chain_run_id is None:
-            task = get_task(settings["train_teacher"].task).name
-            record.chain_run_id = context.tracker.open_chain(f"chain on {task}", {"task": task})
+            teacher, student = settings["train_teacher"], settings["distill"]
+            task = get_task(teacher.task).name
+            sizes = f"{teacher.depth}×{teacher.width} to {student.student_depth}×{student.student_width}"
+            note = _description(settings, task, path.stem)
+            tags = {"task": task, "chain": path.stem, NOTE_TAG: note}
+            # The sizes first: MLflow's table shows the beginning of a name, and its search knows the task.
+            record.chain_run_id = context.tracker.open_chain(f"{sizes}, {task}", tags)
         self._context = replace(context, chain_run_id=record.chain_run_id, chain=path.stem)
         self._save()
 
@@ -223,7 +229,8 @@ class _Chain:
             self._context.tracker.close_chain(self._record.chain_run_id, ended_by)
         stages = zip(SECTIONS, (teacher, dataset, student, policy, latency, video, page), strict=True)
         made = {section: artifact for section, artifact in stages if artifact is not None}
-        _summarise(made, self._record.seconds, self._context)
+        note = _description(self._settings, teacher.manifest.task, self._path.stem)
+        _summarise(made, self._record.seconds, self._context, note)
         return made
 
     def _begun(self, section: str) -> tuple[Artifact | None, Callable[[Artifact], None]]:
@@ -281,8 +288,20 @@ class _Chain:
         write_sealed_json(self._path, asdict(self._record))
 
 
-def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: StageContext) -> None:
-    """Print what each stage made, what it reached and how long it took."""
+def _description(settings: dict[str, Any], task: str, chain: str) -> str:
+    """Return what MLflow's page says of a chain's run when it begins."""
+    teacher, student = settings["train_teacher"], settings["distill"]
+    return (
+        f"A teacher of {teacher.depth} layers of width {teacher.width} for task {task}, distilled into "
+        f"{student.student_depth} layers of width {student.student_width}. Its record is "
+        f"`runs/{chain}.json` of the workspace."
+    )
+
+
+def _summarise(
+    made: dict[str, Artifact], seconds: dict[str, float], context: StageContext, note: str
+) -> None:
+    """Print what each stage made, what it reached and how long it took; add it to the run's description."""
     results = {section: artifact.manifest.results for section, artifact in made.items()}
     teacher, dataset, student, policy, latency = (results[name] for name in SECTIONS[:5])
     timing = latency["networks"]["student"]["back_to_back"]
@@ -303,8 +322,12 @@ def _summarise(made: dict[str, Artifact], seconds: dict[str, float], context: St
         (section.replace("_", "-"), made[section].name, reached[section], f"{seconds[section]:.0f}")
         for section in reached
     ]
+    columns = ("stage", "artifact", "reached", "seconds")
     context.console.say("")
-    context.console.table("Chain", ("stage", "artifact", "reached", "seconds"), rows)
+    context.console.table("Chain", columns, rows)
+    if context.chain_run_id:
+        lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+        context.tracker.tag_run(context.chain_run_id, {NOTE_TAG: "\n".join([note, "", *lines])})
     context.console.say(f"Policy file: {made['export_onnx'].file('policy.onnx')}")
     context.console.say(f"Report: {made['report'].file('report.html')}")
     if context.tracker.store_name == UNTRACKED:

@@ -10,6 +10,7 @@ from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import MOST_EPISODES
 from thousandfold.stages import robustness
 from thousandfold.stages.episodes import SamplingSettings, draw_rollouts, run_episodes
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.policies import load_policy
 from thousandfold.stages.random_baseline import random_record, warn_of_chance
 
@@ -77,8 +78,7 @@ def run(settings: EvaluateSettings, context: StageContext, source: Artifact) -> 
         except ModuleNotFoundError:
             context.console.warn('no picture without matplotlib: pip install "thousandfold[train]".')
         work.artifact.complete(results)
-        numbers = {name: float(value) for name, value in results.items() if isinstance(value, int | float)}
-        work.run.log_metrics(numbers, step=0)
+        work.run.log_metrics(grouped(results, "eval"), step=0)
         work.log_files("rollouts.png", *robustness.FILES, "manifest.json")
         low, high = results["success_interval"]
         goals = f"{results['goals_held']:.3f} of all goals were held, " if "goals_held" in results else ""

@@ -9,6 +9,7 @@ from thousandfold.envs.task import MOST_EPISODE_STEPS
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext, seed_sequence
 from thousandfold.pipeline.settings import StageSettings
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.policies import load_policy
 from thousandfold.stages.videos import (
     EpisodePainter,
@@ -87,7 +88,7 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
             "duration_s": frames * task.spec.control_dt_s,
         }
         work.artifact.complete(results)
-        work.run.log_metrics({name: float(value) for name, value in results.items()}, step=0)
+        work.run.log_metrics(grouped(results, "video"), step=0)
         work.log_files(VIDEO_FILE, STRIP_FILE, "manifest.json")
         context.console.say(
             f"{source.name}: {reached} of {len(episodes)} episodes reached their goal; "

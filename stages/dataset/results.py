@@ -23,6 +23,7 @@ from thousandfold.replay.dataset_writer import write_view
 from thousandfold.replay.goal_dataset import DatasetStatistics, GoalDataset, load_goal_dataset
 from thousandfold.stages.dataset.files import COVERAGE_PICTURE, MINARI_FOLDER
 from thousandfold.stages.episodes import wilson_interval
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.random_baseline import warn_of_chance
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def complete_dataset(
     results = _success(statistics) | _coverage(artifact, data, task) | dict(more or {})
     results[UNSTABLE] = _unstable_episodes(artifact, task)
     artifact.complete(results | {"dataset_id": dataset_id(task.name)})
-    work.run.log_metrics(_numbers(results), step=0)
+    work.run.log_metrics(grouped(_numbers(results), "dataset"), step=0)
     digest = str(artifact.manifest.hash)[:16]
     work.run.log_dataset(artifact.name, digest, str(artifact.path), statistics.rows, "generated")
     work.log_files(COVERAGE_PICTURE, "manifest.json")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, SettingsError, UserError
 from thousandfold.ground.files import write_json_atomic
 from thousandfold.models.deployable_policy import NormalizedActor
@@ -57,6 +58,8 @@ from thousandfold.stages.distill.settings import (
 )
 from thousandfold.stages.distill.student_training import StudentTraining
 from thousandfold.stages.episodes import HISTORY_FILE, EpisodeStream, draw_rollouts, with_intervals
+from thousandfold.stages.metric_groups import grouped
+from thousandfold.stages.network_model import register_network
 from thousandfold.stages.networks import (
     NETWORK_FILE,
     TeacherCritic,
@@ -264,7 +267,7 @@ def _prepare(
     critic = _critic(teacher, device) if guided or sampled else None
 
     def report(entry: dict[str, float]) -> None:
-        work.run.log_metrics(entry, step=int(entry["updates"]))
+        work.run.log_metrics(grouped(entry, "train"), step=int(entry["updates"]))
         on_evaluation(dict(entry))
 
     training = StudentTraining(
@@ -392,7 +395,7 @@ def complete_student(
     _draw(artifact, trained, training.history, pairs)
     write_failures(artifact.path, trained.task, pairs, artifact_facts(artifact))
     artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
-    _track(results, training.updates, work, trained.task.name)
+    _track(results, training.updates, work, trained.task.student_view)
     _say(pairs, results, settings, artifact, context)
     warn_of_chance(context.console, artifact, teacher)
     return artifact
@@ -433,16 +436,16 @@ def teachers_closing_episodes(
     return TeacherEpisodes(teacher, context, trained.task, policy, seed=seed)
 
 
-def _track(results: dict[str, Any], updates: int, work: StageWork, task: str) -> None:
+def _track(results: dict[str, Any], updates: int, work: StageWork, task: CompiledTask) -> None:
     """Send what was measured to the tracking store, and register the student."""
-    measured = ("success", "retention", "time_at_goal_retention")
     # Retention is undefined beside a teacher that never succeeds.
-    finals = {f"final_{name}": float(results[name]) for name in measured if results[name] is not None}
-    work.run.log_metrics(finals, step=updates)
+    headline = {f"student_{name}": results[name] for name in ("success", "retention")}
+    work.log_headline(headline | {"student_parameters": results["student_parameters"]}, updates)
+    retained = {name: results[name] for name in ("retention", "time_at_goal_retention")}
+    work.run.log_metrics(grouped(retained, "eval"), updates)
     pictures = ("learning_curve.png", "rollouts.png", FAILURES_PICTURE)
     work.log_files(NETWORK_FILE, *pictures, HISTORY_FILE, FAILURES_FILE, "manifest.json")
-    artifact = work.artifact
-    work.run.register_model(f"student-{task}", artifact.file(NETWORK_FILE), {"artifact": artifact.name})
+    register_network(work.run, work.artifact, task)
 
 
 def _say(

@@ -24,6 +24,7 @@ from thousandfold.stages.export_onnx.gate import (
     roll_out,
 )
 from thousandfold.stages.export_onnx.variants import VARIANT_FILES, Variant, try_variant
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.networks import TrainedActor, load_actor
 from thousandfold.stages.policy_file.golden import LARGEST_FLOAT32_TOLERANCE
 from thousandfold.stages.policy_file.metadata import Evaluation, RobustnessLevel
@@ -217,8 +218,8 @@ def run(
         # The record of it all, in the workspace and in MLflow.
         results |= random_record(source.manifest.results)
         artifact.complete(results)
-        numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-        work.run.log_metrics(numbers, step=0)
+        work.log_headline({"policy_success": results["success"]})
+        work.run.log_metrics(grouped(results, "export"), step=0)
         work.log_files(POLICY_FILE, TEACHER_FILE, *VARIANT_FILES.values(), *robustness.FILES, "manifest.json")
         register_policy(work, OnnxPolicy(artifact.file(POLICY_FILE)), parents)
         low, high = results["success_interval"]

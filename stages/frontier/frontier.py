@@ -32,6 +32,7 @@ from thousandfold.stages.frontier.cells import (
 )
 from thousandfold.stages.frontier.picture import PICTURE_FILE, draw_frontier
 from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, quality, show
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.stage_settings import settings_classes
 
 SECTIONS = ("frontier", "distill", "export_onnx", "benchmark")
@@ -245,8 +246,7 @@ class _Frontier:
     def _record(self, table: dict[str, Any], results: dict[str, Any]) -> None:
         """Send the frontier to the tracking store, with a run of its own for every student below it."""
         run, tracker = self._work.run, self._context.tracker
-        numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-        run.log_metrics(numbers, step=0)
+        run.log_metrics(grouped(results, "frontier"), step=0)
         self._work.log_files(FRONTIER_FILE, PICTURE_FILE, "manifest.json")
         for row in table["rows"]:
             cell = Cell(row["depth"], row["width"])
@@ -255,8 +255,7 @@ class _Frontier:
                 "frontier-student", name=row["name"], chain_run_id=run.run_id, tags=tags
             ) as student:
                 student.log_settings(dump_settings(cell_settings(self._plan, cell)))
-                measured = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
-                student.log_metrics(measured, step=0)
+                student.log_metrics(grouped(row, "student"), step=0)
                 student.log_file(self._artifact.file(row["student"]) / "learning_curve.png")
 
     def _workspace(self, cell: Cell) -> Workspace:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from thousandfold.ground.errors import MissingArtifactError, UserError
+from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.runtime import StageContext, resolve_device, seed_sequence
 from thousandfold.stages.frontier.table import read_table
+from thousandfold.stages.metric_groups import grouped
 
 FRESH = "fresh_episodes"
 """Under what a chosen student's results have the outcome of the episodes that it was not chosen by."""
@@ -190,7 +192,7 @@ def _register(
     frontier: Artifact, source: Artifact, row: Row, fresh: dict[str, Any] | None, context: StageContext
 ) -> Artifact:
     """Copy a student into the workspace, as its newest, and into the registry of models."""
-    from thousandfold.stages.networks import NETWORK_FILE
+    from thousandfold.stages.network_model import register_network
 
     chain = frontier.manifest.tracking.get("chain_run_id")
     tags = {"task": frontier.manifest.task, "frontier": frontier.name, "cell": row["name"]}
@@ -205,9 +207,10 @@ def _register(
                 "store": context.tracker.store_name,
             },
         )
-        measured = {**row, **{f"fresh/{name}": value for name, value in (fresh or {}).items()}}
-        run.log_metrics({k: float(v) for k, v in measured.items() if isinstance(v, int | float)}, step=0)
-        run.register_model(
-            f"student-{student.manifest.task}", student.file(NETWORK_FILE), {"artifact": student.name, **tags}
-        )
+        headline = {f"student_{name}": row[name] for name in ("success", "retention")}
+        run.log_headline(headline | {"student_parameters": row["parameters"]})
+        run.log_metrics(grouped(row, "student"), step=0)
+        numbers = {k: float(v) for k, v in (fresh or {}).items() if isinstance(v, int | float)}
+        run.log_metrics({f"fresh/{name}": value for name, value in numbers.items()}, step=0)
+        register_network(run, student, load_task(student).student_view, tags)
     return student

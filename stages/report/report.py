@@ -87,7 +87,7 @@ def run(
         artifact = work.artifact
         write_atomic(artifact.file(REPORT_FILE), content)
         artifact.complete({"bytes": len(content), "sections": len(page.sections), "notes": list(page.notes)})
-        work.run.log_metrics({"bytes": len(content), "left_out": len(page.notes)}, step=0)
+        work.run.log_metrics({"report/bytes": len(content), "report/left_out": len(page.notes)}, step=0)
         work.log_files("manifest.json")
         context.tracker.log_chain_file(work.run.chain_run_id, artifact.file(REPORT_FILE))
         if output is not None:

@@ -45,6 +45,7 @@ from thousandfold.pipeline.runtime import StageContext, describe_host
 from thousandfold.pipeline.settings import dump_settings
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.stages.episodes import HISTORY_FILE
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.study.claims import METRICS, Finding, Training, Verdict, judge, read_claim
 from thousandfold.stages.study.page import Cell, StudyPlan, cell_settings, cells, task_label
 from thousandfold.stages.study.results import PICTURE_FILE, describe, draw_study, score_table, study_page
@@ -157,7 +158,7 @@ class _Study:
         verdicts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in get_args(Verdict)}
         results = {name.replace(" ", "_"): count for name, count in verdicts.items()}
         self._artifact.complete(results | {"trainings": len(self._cells)})
-        self._work.run.log_metrics(results, step=0)
+        self._work.run.log_metrics({f"claims/{name}": n for name, n in results.items()}, step=0)
         self._work.log_files(PAGE_FILE, RESULTS_FILE, PICTURE_FILE, HTML_FILE, MANIFEST_NAME)
         for finding in findings:
             console.say(f"{finding.verdict}: {finding.claim.text}{describe(finding)}")
@@ -190,9 +191,9 @@ class _Study:
         ) as tracked:
             tracked.log_settings(teacher.manifest.settings)
             for entry in read_history(teacher):
-                tracked.log_metrics(entry, step=int(entry["env_steps"]))
+                tracked.log_metrics(grouped(entry, "train"), step=int(entry["env_steps"]))
             tracked.log_metrics(
-                {f"final_{name}": results[name] for name in METRICS}, step=results["env_steps"]
+                {f"teacher_{name}": results[name] for name in METRICS}, step=results["env_steps"]
             )
 
     def _tell(self, *, last: bool = False) -> list[Finding]:

@@ -36,6 +36,7 @@ from thousandfold.pipeline.runtime import (
     set_up_torch,
 )
 from thousandfold.stages.episodes import HISTORY_FILE, Episodes, draw_rollouts, run_episodes, with_intervals
+from thousandfold.stages.network_model import register_network
 from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_memory
@@ -208,9 +209,10 @@ def _finish(training: TeacherTraining, work: ResumableWork, context: StageContex
     write_json_atomic(artifact.file(HISTORY_FILE), history)
     _draw(training, artifact, episodes)
     artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
-    work.run.log_metrics({"final_success": float(results["success"])}, step=progress.env_steps)
+    headline = {f"teacher_{name}": float(results[name]) for name in ("success", "time_at_goal", "elapsed_s")}
+    work.log_headline(headline, progress.env_steps)
     work.log_files(NETWORK_FILE, *PICTURES, HISTORY_FILE, "manifest.json")
-    work.run.register_model(f"teacher-{task.name}", artifact.file(NETWORK_FILE), {"artifact": artifact.name})
+    register_network(work.run, artifact, task)
     low, high = summary["success_interval"]
     context.console.say(
         f"Teacher {artifact.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}] over "

@@ -28,6 +28,7 @@ from thousandfold.pipeline.settings import dump_settings
 from thousandfold.replay.trajectory_buffer import TrajectoryBuffer, TransitionBatch
 from thousandfold.stages.captured_call import CapturedCall, CudaRecorder
 from thousandfold.stages.episodes import run_episodes
+from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.networks import torch_policy
 from thousandfold.stages.random_baseline import measure_random, no_better_than_random
 from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, PlainUpdate
@@ -84,7 +85,7 @@ def train(
                 }
                 progress.history.append(entry)
                 training.warn_of_chance(work.context.console)
-                work.run.log_metrics(entry, step=progress.env_steps)
+                work.run.log_metrics(grouped(entry, "train"), step=progress.env_steps)
                 on_evaluation(dict(entry))
                 if training.evaluated is not None:
                     videos.draw_if_due(training.evaluated, len(progress.history), progress.env_steps)

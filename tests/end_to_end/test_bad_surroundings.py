@@ -245,7 +245,7 @@ class TestUi:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         server = subprocess.Popen(
-            command("ui", "--port", str(port)),
+            command("ui", "--no-browser", "--port", str(port)),
             cwd=chain,
             env=clean_environment(UI_OF=str(port)),
             stdout=subprocess.PIPE,

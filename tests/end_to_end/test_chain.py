@@ -151,8 +151,29 @@ class TestTracking:
             names = {file.path for file in client.list_artifacts(run_id)}
             assert {"manifest.json", *PICTURES.get(section, ())} <= names
             assert section != "render" or "episodes.mp4" in names
-        steps = client.get_metric_history(artifacts["train_teacher"].manifest.tracking["run_id"], "success")
+        steps = client.get_metric_history(
+            artifacts["train_teacher"].manifest.tracking["run_id"], "eval/success"
+        )
         assert len(steps) > 1
+
+    def test_the_chain_can_be_compared(self, client: Any, artifacts: dict[str, Artifact]) -> None:
+        chain = client.get_run(artifacts["distill"].manifest.tracking["chain_run_id"])
+        results = {section: artifact.manifest.results for section, artifact in artifacts.items()}
+        timing = results["benchmark"]["networks"]["student"]["back_to_back"]
+        expected = {
+            **{f"teacher_{n}": results["train_teacher"][n] for n in ("success", "time_at_goal", "elapsed_s")},
+            **{f"student_{n}": results["distill"][n] for n in ("success", "retention")},
+            "student_parameters": results["distill"]["student_parameters"],
+            "policy_success": results["export_onnx"]["success"],
+            **{f"latency_{name}": timing[name] for name in ("p50_us", "p99_us")},
+            "latency_speedup": results["benchmark"]["speedup"],
+        }
+        assert chain.data.metrics == {name: value for name, value in expected.items() if value is not None}
+        depth = artifacts["train_teacher"].manifest.settings["depth"]
+        assert chain.data.params["train_teacher.depth"] == str(depth)
+        assert chain.info.run_name.startswith(f"{depth}×") and chain.info.run_name.endswith(", point_u_maze")
+        described = chain.data.tags["mlflow.note.content"]
+        assert all(artifact.name in described for artifact in artifacts.values())
 
     def test_datasets_are_logged(self, client: Any, artifacts: dict[str, Artifact]) -> None:
         for section in ("generate_dataset", "distill"):
@@ -164,8 +185,8 @@ class TestTracking:
     @pytest.mark.parametrize(
         ("model", "section", "file", "registered"),
         [
-            ("teacher", "train_teacher", "network.safetensors", "network.safetensors"),
-            ("student", "distill", "network.safetensors", "network.safetensors"),
+            ("teacher", "train_teacher", "network.safetensors", "data/network.safetensors"),
+            ("student", "distill", "network.safetensors", "data/network.safetensors"),
             ("policy", "export_onnx", "policy.onnx", "model.onnx"),
         ],
     )

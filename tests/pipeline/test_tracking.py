@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from thousandfold.ground.errors import StoppedByUser, UserError
-from thousandfold.pipeline import tracking, tracking_store
+from thousandfold.pipeline import system_metrics, tracking, tracking_store
 from thousandfold.pipeline.tracking import NullTracker, open_tracker
 from thousandfold.pipeline.tracking_store import ui_command
 
@@ -181,6 +181,55 @@ def test_a_run_that_the_store_does_not_have_starts_anew(tracker, client):
     with tracker.stage("distill", name="student", run_id="0" * 32) as run:
         pass
     assert run.run_id != "0" * 32 and client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_chains_compare_by_settings_and_headline_figures(tracker, client):
+    chain = tracker.open_chain("point_u_maze, 8×64 to 2×16", {tracking.NOTE_TAG: "A **small** one."})
+    for width in (16, 32):
+        with tracker.stage("distill", name="student", chain_run_id=chain) as run:
+            run.log_chain_settings({"distill": {"width": width, "seed": 1}})
+            run.log_headline({"student_success": width / 100, "student_retention": None}, 7)
+    with tracker.stage("distill", name="cell", chain_run_id=chain) as cell:
+        cell.log_headline({"student_success": 0.99}, chain=False)
+    tracker.close_chain(chain)
+
+    data = client.get_run(chain).data
+    assert data.params == {"distill.width": "16", "distill.seed": "1"}, "parameters never change"
+    assert data.tags["newest.distill.width"] == "32" and "newest.distill.seed" not in data.tags
+    assert data.metrics == client.get_run(run.run_id).data.metrics == {"student_success": 0.32}
+    assert client.get_run(cell.run_id).data.metrics == {"student_success": 0.99}
+    assert data.tags["mlflow.note.content"] == "A **small** one."
+
+
+def test_a_chain_of_another_store_takes_no_figures(tracker, client):
+    with tracker.stage("distill", name="student", chain_run_id="0" * 32) as run:
+        run.log_chain_settings({"distill": {"width": 16}})
+        run.log_headline({"student_success": 0.5})
+    assert client.get_run(run.run_id).data.metrics == {"student_success": 0.5}
+
+
+def test_a_watched_stage_records_what_the_machine_does(tracker, client, monkeypatch):
+    monkeypatch.setattr(system_metrics, "SAMPLE_EVERY_S", 0.05)
+    with tracker.stage("train_teacher", name="teacher", watched=True) as run:
+        run.log_metrics({"train/loss": 1.0}, 5)
+    metrics = client.get_run(run.run_id).data.metrics
+    assert (
+        metrics["system/system_memory_usage_megabytes"] > 0 and "system/cpu_utilization_percentage" in metrics
+    )
+    assert not run._system._thread.is_alive()
+
+    with tracker.stage("benchmark", name="benchmark") as unwatched:
+        pass
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with tracker.stage("train_teacher", name="teacher", watched=True) as switched_off:
+        pass
+    for other in (unwatched, switched_off):
+        assert client.get_run(other.run_id).data.metrics == {}
+
+
+def test_the_experiment_says_what_it_holds(client):
+    experiment = client.get_experiment_by_name("thousandfold")
+    assert "Each chain is one run" in experiment.tags["mlflow.note.content"]
 
 
 def test_files_and_folders_become_artifacts(tracker, client, tmp_path):

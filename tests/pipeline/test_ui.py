@@ -6,7 +6,7 @@ from pathlib import Path
 
 from thousandfold.ground.files import folder_lock
 from thousandfold.pipeline.artifacts import Workspace
-from thousandfold.pipeline.ui import dead_runs
+from thousandfold.pipeline.ui import dead_runs, runs_page
 
 
 def test_runs_and_chains_that_nobody_makes_are_dead(tmp_path: Path) -> None:
@@ -20,3 +20,10 @@ def test_runs_and_chains_that_nobody_makes_are_dead(tmp_path: Path) -> None:
     with folder_lock(made["living"].path):
         assert sorted(dead_runs(workspace)) == ["a", "killed", "killed beside"]
     assert sorted(dead_runs(workspace)) == ["a", "b", "killed", "killed beside", "living"]
+
+
+def test_the_address_is_that_of_the_trainings_runs() -> None:
+    page = "#/experiments/7/runs?workflowType=machine_learning"
+    assert runs_page("127.0.0.1", 5000, "7") == f"http://127.0.0.1:5000/{page}"
+    assert runs_page("0.0.0.0", 81, "7") == f"http://127.0.0.1:81/{page}", "which no browser goes to"
+    assert runs_page("::", 81, "7") == f"http://[::1]:81/{page}"

@@ -187,7 +187,7 @@ def test_every_student_has_a_run_of_its_own_below_the_frontier(frontier: Artifac
     for run in students:
         depth, width = run.info.run_name.split("x")
         assert (run.data.params["student_depth"], run.data.params["student_width"]) == (depth, width)
-        assert run.data.metrics["p99_us"] > 0 and run.info.status == "FINISHED"
+        assert run.data.metrics["latency/p99_us"] > 0 and run.info.status == "FINISHED"
 
 
 def test_a_bound_that_none_meets_is_an_error_and_registers_nothing(
