@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 DEMO   := demo
 # The C++ runner of examples/deploy is built against this wheel's headers and libraries.
 OPENVINO := build/openvino
@@ -12,7 +13,7 @@ QUICK_CUDA_TESTS := tests/models/test_fused_norm_swish.py tests/envs/simulators/
   tests/stages/train_teacher/test_cuda_graphs.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup benchmark-setup demo test test-all test-cuda test-cuda-quick check format clean
+.PHONY: help setup benchmark-setup docs-setup docs demo test test-all test-cuda test-cuda-quick check format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
@@ -34,6 +35,19 @@ benchmark-setup: setup  ## Install what the baselines need on top (JAX, EnvPool)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e ".[train,dev,benchmark]"
 
+docs-setup: $(DOCS_STAMP)  ## Install what building the documentation needs on top (MkDocs)
+
+$(DOCS_STAMP): $(STAMP)
+	@echo "docs-setup: installing MkDocs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e ".[train,dev,docs]"
+	@touch $@
+
+# The variable silences the theme's notice about MkDocs 2; pyproject.toml stays below it.
+docs: docs-setup  ## Build the documentation, strictly, into build/site; it opens without a server
+	@echo "docs: build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 demo: setup  ## Teacher to ONNX policy on the point maze, a few minutes on a CPU; results in demo/
 	@echo "demo: the quickstart preset, every stage; results in $(DEMO)/runs"
 	@$(BIN)/pipeline --workspace $(DEMO) run --preset quickstart
@@ -50,7 +64,7 @@ $(OPENVINO)/.$(OPENVINO_VERSION):
 	  openvino==$(OPENVINO_VERSION) && touch $@ || \
 	  echo "test-all: there is no such wheel here; the test of the C++ runner is skipped"
 
-test-all: setup $(OPENVINO)/.$(OPENVINO_VERSION)  ## Run every test that needs no GPU, the slow ones too
+test-all: docs-setup $(OPENVINO)/.$(OPENVINO_VERSION)  ## Run every test that needs no GPU, the slow ones too
 	@echo "test-all: every test but those that need CUDA"
 	@$(BIN)/python -m pytest -q -m "not cuda" -rs -n 2 --dist loadfile
 

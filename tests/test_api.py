@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 
 import thousandfold
+from tests.pages import blocks
 from thousandfold import (
     Artifact,
     MissingArtifactError,
@@ -36,13 +37,9 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the names of the example stand for after it has run, on the smoke preset."""
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    match = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert match is not None
-    code = (
-        match[1]
-        .replace('"quickstart"', '"smoke"')
-        .replace("on_evaluation=print", "on_evaluation=heard.append")
+    (block,) = blocks("docs/api.md", "python")
+    code = block.text.replace('"quickstart"', '"smoke"').replace(
+        "on_evaluation=print", "on_evaluation=heard.append"
     )
     names: dict[str, Any] = {"heard": [], "folder": tmp_path_factory.mktemp("api")}
     with pytest.MonkeyPatch.context() as patch:

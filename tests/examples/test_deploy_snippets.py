@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.pages import blocks
 from tests.stages.policy_file.handmade_policy import golden, metadata, write_policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,9 +26,9 @@ IN_THE_LOOP = "// In the loop: "
 
 
 def snippet(page: str) -> str:
-    (found,) = re.findall(r"```cpp\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    assert '"policy.onnx"' in found
-    return found
+    (found,) = blocks(f"docs/{page}", "cpp")
+    assert '"policy.onnx"' in found.text
+    return found.text
 
 
 def program(code: str, *, before: str = "", behind: str = "") -> str:

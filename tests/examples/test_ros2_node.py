@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.pages import blocks
 from tests.stages.tiny_runs import make_context
 from tests.stages.untrained_networks import make_network
 from thousandfold.stages.export_onnx import export_onnx
@@ -24,8 +24,7 @@ RUNNER = ROOT / "examples/deploy/python/run_policy.py"
 
 def snippet() -> str:
     """Return the node's code as it stands on the page."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deployment.md").read_text(), re.DOTALL)
-    (found,) = [block for block in blocks if "rclpy" in block]
+    (found,) = [block.text for block in blocks("docs/deployment.md", "python") if "rclpy" in block.text]
     return found
 
 

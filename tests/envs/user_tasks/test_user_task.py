@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 import thousandfold
 from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, with_line, write
+from tests.pages import blocks
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.distributions import constant
 from thousandfold.envs.goal_env import GoalEnv, GoalVectorEnv
@@ -330,8 +331,8 @@ class TestDocumentation:
     text = (Path(__file__).resolve().parents[3] / "docs/user_tasks.md").read_text()
 
     def test_its_page_is_valid(self) -> None:
-        page, *_ = re.findall(r"```yaml\n(.*?)```", self.text, re.DOTALL)
-        Path("robot.yaml").write_text(page, encoding="utf-8")
+        page, *_ = blocks("docs/user_tasks.md", "yaml")
+        Path("robot.yaml").write_text(page.text, encoding="utf-8")
         assert validate(read_page("robot.yaml")).name == "my_arm_reach"
 
     @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from tests.pages import blocks
 from tests.stages.benchmark.test_torch_runtimes import SHAPES, expected, policy, states
 from tests.stages.policy_file.c_programs import (
     COMPILERS,
@@ -197,10 +198,9 @@ void robot_wait(void) {}
 
 
 def test_the_loop_in_the_docs_compiles(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[3] / "docs/c_file.md").read_text(encoding="utf-8")
-    (program,) = (part.partition("```")[0] for part in text.split("```c\n")[1:])
+    (program,) = blocks("docs/c_file.md", "c")
     files = c_files(drawn_policy(SHAPES["plain"]), ANYWHERE)
-    assert built(tmp_path, files, f"{ROBOT}{program}", *STRICT).is_file()
+    assert built(tmp_path, files, f"{ROBOT}{program.text}", *STRICT).is_file()
 
 
 def test_it_does_not_follow_the_locale(comma_locale: dict[str, str], tmp_path: Path) -> None:
