@@ -43,7 +43,7 @@ def workspace(tmp_path_factory) -> Path:
         for _ in range(2)
     ]
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
         assert (process.returncode, output) == (0, ""), errors
         # On a slow machine the second one says what it waits for.
         assert not errors or re.fullmatch(
