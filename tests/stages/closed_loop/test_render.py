@@ -129,8 +129,8 @@ def test_the_video_has_a_frame_a_step_in_real_time(tmp_path: Path, painter: Epis
     frames = imageio.v3.imread(path)
     assert frames.shape == (15, HEIGHT, WIDTH, 3)
     assert imageio.v3.immeta(path)["fps"] == 10.0  # the control rate
-    for index, step in ((0, 0), (5, 5), (6, 0)):
-        drawn = np.asarray(painter.frame(recorded(5), step)).astype(int)
+    for index, step, number in ((0, 0, 1), (5, 5, 1), (6, 0, 2)):
+        drawn = np.asarray(painter.frame(recorded(5), step, f"episode {number} of 2")).astype(int)
         assert np.abs(frames[index].astype(int) - drawn).mean() < 6, index
     assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
 
