@@ -46,7 +46,7 @@ def run_cell(task: str, seed: int, training: str, episodes: int, workspace: Path
     told = {"training_distribution": training, "evaluation_distribution": "nominal"}
     settings = [part for name, value in told.items() for part in ("--set", f"{name}={value}")]
     teacher = train_teacher(own, "train-teacher", "--task", TASKS[task], "--seed", str(seed), *settings)
-    about = ("--teacher", teacher.id, "--episodes", str(episodes))
+    about = ("--teacher", teacher.name, "--episodes", str(episodes))
     varied = run_pipeline(own, "evaluate", *about, "--distribution", _RANDOMIZED)["results"]
     run_pipeline(own, "evaluate", *about, "--robustness", "--set", f"robustness_episodes={episodes}")
     card = completed(own, "evaluation")

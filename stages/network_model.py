@@ -59,7 +59,10 @@ def _starts(task: CompiledTask) -> dict[str, np.ndarray]:
     """Return what an actor is given at the start of episodes, rows of float32."""
     with contextlib.closing(GoalVectorEnv(_EXAMPLE_ROWS, task=task)) as env:
         seen = env.reset(seed=0)[0]
-    return {"observation": np.float32(seen["observation"]), "goal": np.float32(seen["desired_goal"])}
+    return {
+        name: np.asarray(seen[key], np.float32)
+        for name, key in (("observation", "observation"), ("goal", "desired_goal"))
+    }
 
 
 class NetworkModel:

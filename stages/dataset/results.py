@@ -170,7 +170,7 @@ def draw_coverage(
     """
     title = "Where the dataset’s states lie, and how far their goals are"
     with house_figure(path, 10.0, 4.6, title, facts) as figure:
-        figure.get_layout_engine().set(w_pad=0.14)  # pyright: ignore[reportOptionalMemberAccess]
+        figure.set_layout_engine("constrained", w_pad=0.14)
         left, right = figure.subplots(1, 2)
         maze = maze_coverage(data, task)
         if maze is not None:
@@ -192,9 +192,9 @@ def _draw_maze(figure: Figure, axes: Axes, coverage: MazeCoverage) -> None:
     maze = coverage.maze
     draw_map(axes, limits_of_map(maze, [], np.zeros((0, 2)), 0.0), maze)
     for cell in np.argwhere(coverage.free):
-        corner = np.add(maze.origin, maze.scale * (cell - 0.5))
+        x, y = np.add(maze.origin, maze.scale * (cell - 0.5))
         axes.add_patch(
-            Rectangle(corner, maze.scale, maze.scale, fill=False, edgecolor=FAINT, linewidth=0.8, zorder=3)
+            Rectangle((x, y), maze.scale, maze.scale, fill=False, edgecolor=FAINT, linewidth=0.8, zorder=3)
         )
     visits = np.ma.masked_equal(coverage.visits, 0)
     norm = LogNorm(1, max(2, int(coverage.visits.max())))

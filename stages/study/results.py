@@ -106,7 +106,7 @@ def draw_study(path: Path, trainings: Sequence[Training], title: str, facts: Seq
     named = f"{seeds[0]} to {seeds[-1]}" if together else ", ".join(map(str, seeds))
     facts = (*facts, f"seed {named}" if len(seeds) == 1 else f"seeds {named}")
     with house_figure(path, 10.0, 0.7 + 2.7 * len(tasks), title, facts) as picture:
-        picture.get_layout_engine().set(w_pad=0.1)  # pyright: ignore[reportOptionalMemberAccess]
+        picture.set_layout_engine("constrained", w_pad=0.1)
         panels = picture.subplots(len(tasks), 2, squeeze=False, sharey=True)
         for task, (by_steps, by_seconds) in zip(tasks, panels, strict=True):
             for arm in arms:
