@@ -53,7 +53,12 @@ _BETWEEN_FACTS = " · "
 
 @contextmanager
 def house_figure(
-    path: Path, width: float, height: float, title: str = "", facts: Sequence[str] = ()
+    path: Path,
+    width: float,
+    height: float,
+    title: str = "",
+    facts: Sequence[str] = (),
+    panel_padding: float | None = None,
 ) -> Iterator[Figure]:
     """Yield a figure in the one style; it is written as PNG when the block ends well.
 
@@ -62,24 +67,29 @@ def house_figure(
         width, height: of what is drawn below the heading, in inches.
         title: what the picture shows, in bold above it.
         facts: of what it was drawn, below the title: task, artifact, depth and seed, as far as there are any.
+        panel_padding: around each panel, to left and right, in inches; None: matplotlib's own.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+        layout = ConstrainedLayoutEngine(w_pad=panel_padding)
+        figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
         canvas = FigureCanvasAgg(figure)
-        _write_heading(canvas, title, facts)
+        layout.set(rect=(0, 0, 1, _write_heading(canvas, title, facts)))
         yield figure
         with atomic_file(path) as temporary:
             canvas.print_png(str(temporary))
 
 
-def _write_heading(canvas: FigureCanvasAgg, title: str, facts: Sequence[str]) -> None:
-    """Write title and facts at the top left, in lines no longer than the picture is wide, and make room."""
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+def _write_heading(canvas: FigureCanvasAgg, title: str, facts: Sequence[str]) -> float:
+    """Write title and facts at the top left, in lines no longer than the picture is wide, and make room.
 
+    Returns:
+        The share of the picture's height that is left below them.
+    """
     figure = canvas.figure
     bold, plain = {"fontsize": _TITLE_POINTS, "fontweight": "bold"}, {"fontsize": _FACT_POINTS, "color": SOFT}
     width, height = figure.get_size_inches()
@@ -95,15 +105,15 @@ def _write_heading(canvas: FigureCanvasAgg, title: str, facts: Sequence[str]) ->
     facts = [fact for fact in facts if fact]
     lines += [(line, plain) for line in _lines(facts, _BETWEEN_FACTS, lambda line: fits(line, plain))]
     if not lines:
-        return
+        return 1.0
     heights = [_LINE_SPACING * style["fontsize"] / 72 for _, style in lines]
     heading = _MARGIN_INCHES + sum(heights) + _BELOW_HEADING_INCHES
     figure.set_size_inches(width, whole := height + heading)
-    figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, height / whole)))
     top = whole - _MARGIN_INCHES
     for (line, style), tall in zip(lines, heights, strict=True):
         figure.text(_MARGIN_INCHES / width, top / whole, line, va="top", **style)
         top -= tall
+    return height / whole
 
 
 def _lines(parts: Sequence[str], between: str, fits: Callable[[str], bool]) -> list[str]:

@@ -85,13 +85,14 @@ class BlockStack(nn.Module):
         self.gain = nn.Parameter(torch.zeros(num_blocks)) if learned_gain else None
         self._rounded: Tensor | None = None
 
-    def forward(self, hidden: Tensor, frozen_rows: int = 0) -> Tensor:
+    def forward(self, hidden: Tensor, frozen_rows: int = 0, stem: Layer | None = None) -> Tensor:
         """Map (batch, width) to (batch, width).
 
         Args:
             hidden: the stream before the first block.
             frozen_rows: so many leading rows pass their gradient on to `hidden` and give none to the
                 parameters.
+            stem: a layer before the first block, which is given `hidden`, (batch, inputs), instead.
         """
         parameters = (self.weight, self.bias, self.norm_weight, self.norm_bias, self.gain)
         learns = torch.is_grad_enabled()
@@ -102,11 +103,19 @@ class BlockStack(nn.Module):
             with torch.no_grad():
                 blocks = stack_of(kernels, *parameters[1:], self.num_blocks, self.scale, norm)
             if not learns:
-                return apply_blocks(hidden, blocks)
+                return apply_blocks(hidden if stem is None else _apply_layer(hidden, stem), blocks)
+            if stem is not None:
+                plan = _Plan(stem=_norm_swish(stem.weight, stem.bias), frozen_rows=frozen_rows)
+                hidden = _Stack.apply(hidden, *stem, *_NO_STACK, plan)
             return FusedStack.apply(hidden, *parameters, blocks, frozen_rows, self.compute.checkpoint)
         if learns:
-            plan = _Plan(self.scale, norm, frozen_rows, self.compute.checkpoint, rounded)
-            return _Stack.apply(hidden, *parameters, plan)
+            of_stem = None
+            if stem is not None:
+                of_stem = norm if rounded is None else _norm_swish(stem.weight, stem.bias)
+            plan = _Plan(of_stem, norm, frozen_rows, self.scale, self.compute.checkpoint, rounded)
+            return _Stack.apply(hidden, *(stem or _NO_STEM), *parameters, plan)
+        if stem is not None:
+            hidden = _apply_layer(hidden, stem)
         for block in _blocks(*parameters):
             hidden, _ = block.forward(hidden, self.scale, norm)
         return hidden
@@ -140,54 +149,23 @@ def _norm_swish(kernels: Tensor, bias: Tensor) -> NormSwish:
     return norm_swish(kernels.device, kernels.dtype, bias.shape[-1]) if exact else TORCH_NORM_SWISH
 
 
-def dense_norm_swish(inputs: Tensor, layer: Layer, frozen_rows: int = 0) -> Tensor:
-    """Return one layer's Swish(LayerNorm(Dense(inputs))): (batch, inputs) to (batch, width).
-
-    Args:
-        inputs: what the layer is given.
-        layer: its parameters.
-        frozen_rows: so many leading rows pass their gradient on to `inputs` and give none to the parameters.
-    """
-    norm = _norm_swish(layer.weight, layer.bias)
-    return _Layer.apply(inputs, *layer, norm, frozen_rows)
-
-
-class _Layer(torch.autograd.Function):
-    """A layer as one node of autograd's graph."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, *arguments: Any) -> Tensor:
-        *parameters, norm, frozen_rows = arguments
-        outputs, ctx.kept = norm.forward(inputs, Layer(*parameters))
-        ctx.save_for_backward(inputs, *parameters)
-        ctx.norm, ctx.frozen_rows = norm, frozen_rows
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
-        gradient, (inputs, *parameters) = output_gradients[0].contiguous(), ctx.saved_tensors
-        layer, norm, frozen = Layer(*parameters), ctx.norm, ctx.frozen_rows
-        linear, sums = norm.backward(gradient, ctx.kept, layer, frozen, torch.empty_like(gradient))
-        before = None
-        if ctx.needs_input_grad[0]:
-            before = norm.products.input_gradient(linear, layer.weight, torch.empty_like(inputs))
-        if sums is None:
-            return before, *(None,) * 6
-        weight = torch.empty_like(layer.weight)
-        norm.products.weight_gradient(linear[frozen:], inputs[frozen:], weight)
-        norm_weight, norm_bias, bias = (each[0] for each in norm.collect([sums]))
-        return before, weight, bias, norm_weight, norm_bias, None, None
+def _apply_layer(inputs: Tensor, layer: Layer) -> Tensor:
+    """Return one layer's Swish(LayerNorm(Dense(inputs))), (batch, width); no gradient."""
+    return _norm_swish(layer.weight, layer.bias).forward(inputs, layer)[0]
 
 
 class _Plan(NamedTuple):
-    """What steers one pass through a stack."""
+    """What steers one pass through a stem and a stack, of which one may be missing."""
 
-    scale: float
-    norm: NormSwish
-    frozen_rows: int
-    checkpoint: bool
-    rounded_weight: Tensor | None
+    stem: NormSwish | None = None
+    norm: NormSwish = TORCH_NORM_SWISH
+    frozen_rows: int = 0
+    scale: float = 1.0
+    checkpoint: bool = False
+    rounded_weight: Tensor | None = None
+
+
+_NO_STEM, _NO_STACK = (None,) * 4, (None,) * 5
 
 
 class _KeptBlock(NamedTuple):
@@ -267,15 +245,20 @@ class _Gradients:
 
 
 class _Stack(torch.autograd.Function):
-    """The stack as one node of autograd's graph."""
+    """A stem and the stack, or one of them, as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, *arguments: Any) -> Tensor:
         *parameters, plan = arguments
-        weight, bias, norm_weight, norm_bias, gain = parameters
-        blocks = _blocks(weight, bias, norm_weight, norm_bias, gain, plan.rounded_weight)
+        stem, hidden = Layer(*parameters[:4]), inputs
+        weight, bias, norm_weight, norm_bias, gain = parameters[4:]
+        if plan.stem is not None:
+            hidden, ctx.stem_kept = plan.stem.forward(inputs, stem)
+        blocks = []
+        if weight is not None:
+            blocks = _blocks(weight, bias, norm_weight, norm_bias, gain, plan.rounded_weight)
         # save_for_backward notices parameters that change before the backward pass.
-        ctx.save_for_backward(hidden, *parameters)
+        ctx.save_for_backward(inputs, *parameters)
         ctx.plan, ctx.blocks = plan, blocks
         ctx.segment = math.isqrt(len(blocks) - 1) + 1 if plan.checkpoint else 1
         ctx.kept, ctx.starts = [], []
@@ -291,17 +274,30 @@ class _Stack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
         gradient = output_gradients[0].contiguous()
-        hidden, weight, _, _, _, gain = ctx.saved_tensors
+        inputs, *parameters = ctx.saved_tensors
+        stem, (weight, _, _, _, gain) = Layer(*parameters[:4]), parameters[4:]
         plan: _Plan = ctx.plan
-        learns = ctx.needs_input_grad[1] and plan.frozen_rows < len(hidden)
-        gradients = _Gradients(weight, gain, plan.norm) if learns else None
+        learns = any(ctx.needs_input_grad[1:]) and plan.frozen_rows < len(inputs)
+        gradients = _Gradients(weight, gain, plan.norm) if learns and ctx.blocks else None
         for segment in reversed(range(len(ctx.starts))):
             first = segment * ctx.segment
             blocks = ctx.blocks[first : first + ctx.segment]
             for offset, kept in reversed(list(enumerate(_segment_kept(ctx, segment, blocks)))):
                 gradient = _block_backward(gradient, blocks[offset], kept, first + offset, gradients, plan)
-        parts = gradients.stacked() if gradients else (None,) * 5
-        return gradient, *parts, None
+        of_stack = gradients.stacked() if gradients else _NO_STACK
+        if plan.stem is None:
+            return gradient, *_NO_STEM, *of_stack, None
+        frozen, memory = plan.frozen_rows if learns else len(inputs), torch.empty_like(gradient)
+        linear, sums = plan.stem.backward(gradient, ctx.stem_kept, stem, frozen, memory)
+        before, of_stem = None, _NO_STEM
+        if ctx.needs_input_grad[0]:
+            before = plan.stem.products.input_gradient(linear, stem.weight, torch.empty_like(inputs))
+        if learns:
+            of_weight = torch.empty_like(stem.weight)
+            plan.stem.products.weight_gradient(linear[frozen:], inputs[frozen:], of_weight)
+            norm_weight, norm_bias, bias = (each[0] for each in plan.stem.collect([sums]))
+            of_stem = of_weight, bias, norm_weight, norm_bias
+        return before, *of_stem, *of_stack, None
 
 
 def _segment_kept(ctx: Any, segment: int, blocks: list[_Block]) -> list[_KeptBlock]:
@@ -337,7 +333,8 @@ def _block_backward(
         layer = block.layers[place]
         linear, sums = plan.norm.backward(branch, kept.norm[place], layer, frozen, before)
         if gradients is not None:
-            number = LAYERS_PER_BLOCK * index + place
-            gradients.add_layer(number, linear[frozen:], kept.inputs[place][frozen:], sums)
+            number, inputs = LAYERS_PER_BLOCK * index + place, kept.inputs[place]
+            rows = (linear[frozen:], inputs[frozen:]) if frozen else (linear, inputs)
+            gradients.add_layer(number, rows[0], rows[1], sums)
         branch = plan.norm.products.input_gradient(linear, layer.weight, after)
     return torch.add(gradient, branch, out=branch) if branch.dtype == gradient.dtype else gradient + branch

@@ -72,7 +72,8 @@ class _Contrast(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         rows, columns = rows.contiguous(), columns.contiguous()
         # What fills the last vector lies infinitely far away.
-        filled = torch.nn.functional.pad(columns, (0, 0, 0, -len(columns) % LANES), value=torch.inf)
+        room = -len(columns) % LANES
+        filled = torch.nn.functional.pad(columns, (0, 0, 0, room), value=torch.inf) if room else columns
         panels = filled.view(-1, LANES, filled.shape[1]).transpose(1, 2).contiguous()
         energies, statistics = rows.new_empty(len(rows), len(filled)), rows.new_empty(5, len(rows))
         addresses = [each.data_ptr() for each in (rows, panels, energies, statistics)]

@@ -59,7 +59,8 @@ class CompiledNormSwish:
 
     def collect(self, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the layers' sums over all parts."""
-        norm_weight, norm_bias, bias = torch.stack(list(sums), 1).sum(2).unbind(0)
+        each = torch.stack(list(sums), 1)
+        norm_weight, norm_bias, bias = (each.sum(2) if each.shape[2] > 1 else each.squeeze(2)).unbind(0)
         return norm_weight, norm_bias, bias
 
 

@@ -82,11 +82,12 @@ class ContrastiveCritic(nn.Module):
 
         The gradient of the first reaches `proposed` and no parameter; that of the second, the parameters.
         """
-        states = torch.cat([observation, observation])
-        inputs = torch.cat([states, torch.cat([proposed, taken])], dim=-1)
-        embedding = self.state_action_encoder(inputs, frozen_rows=len(proposed))
-        of_proposed, of_taken = embedding.split([len(proposed), len(taken)])
-        return of_proposed, of_taken
+        inputs = torch.cat([observation.repeat(2, 1), torch.cat([proposed, taken])], dim=-1)
+        encoder = self.state_action_encoder
+        hidden = encoder.trunk(inputs, frozen_rows=len(proposed))
+        of_proposed, of_taken = hidden.split([len(proposed), len(taken)])
+        weight, bias = encoder.head.weight.detach(), encoder.head.bias.detach()
+        return nn.functional.linear(of_proposed, weight, bias), encoder.head(of_taken)
 
     def encode_goal(self, goal: Tensor) -> Tensor:
         """Return ψ(g), (batch, 64)."""
@@ -223,8 +224,10 @@ def contrastive_loss(
             logsumexp = torch.logaddexp(logsumexp, nowhere)
         losses.append((logsumexp - positive).mean())
         penalties.append(logsumexp.square().mean())
-    info_nce = torch.stack(losses).mean()
-    loss = info_nce + LOGSUMEXP_PENALTY * torch.stack(penalties).mean()
+    info_nce, penalty = (
+        each[0] if len(each) == 1 else torch.stack(each).mean() for each in (losses, penalties)
+    )
+    loss = info_nce + LOGSUMEXP_PENALTY * penalty
     with torch.no_grad():
         # What is reported is about the goal of each state and action with every variant.
         reported = contrast(state_action, goals, energy, first) if variant == "backward" else sides[0]
@@ -246,7 +249,7 @@ def log_not_lost(state_action: Tensor, goal: Tensor, no_goal: Tensor, energy: En
 def _contrast_metrics(contrast: Contrast, columns: int) -> Metrics:
     positive, rows = contrast.positive.mean(), len(contrast.positive)
     return {
-        "categorical_accuracy": (contrast.not_below == 1).float().mean(),
+        "categorical_accuracy": (contrast.not_below == 1).mean(dtype=torch.float32),
         "positive_logit": positive,
         "negative_logit": (contrast.total.sum() - positive * rows) / max(rows * (columns - 1), 1),
         "logsumexp": contrast.logsumexp.mean(),

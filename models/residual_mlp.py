@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack, Compute, dense_norm_swish
+from thousandfold.models.block_stack import LAYERS_PER_BLOCK, BlockStack, Compute
 from thousandfold.models.norm_swish import LAYER_NORM_EPS, Layer
 
 Kind = Literal["residual", "plain"]
@@ -130,7 +130,7 @@ class ResidualMLP(nn.Module):
                 parameters.
         """
         if isinstance(self.body, BlockStack):
-            hidden = self.body(dense_norm_swish(inputs, self._stem_layer(), frozen_rows), frozen_rows)
+            hidden = self.body(inputs, frozen_rows, self._stem_layer())
         else:
             hidden = apply_rows(self.body, apply_rows(self.stem, inputs, frozen_rows), frozen_rows)
         return apply_rows(self.final_norm, hidden, frozen_rows)
@@ -159,9 +159,9 @@ class ResidualMLP(nn.Module):
 
 def apply_rows(module: nn.Module, inputs: Tensor, frozen_rows: int) -> Tensor:
     """Return module(inputs), whose parameters take no gradient from the first `frozen_rows` rows."""
-    if not frozen_rows:
-        return module(inputs)
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not (frozen_rows and learned):
+        return module(inputs)
     # The gradient of a split is one matrix, those of two slices are added.
     frozen, learning = inputs.split([frozen_rows, len(inputs) - frozen_rows])
     try:

@@ -88,16 +88,10 @@ class CapturedCall(Generic[Result]):
     Args:
         function: does the same whatever the numbers in its tensors are.
         recorder: records it.
-        prepare: called before the recording.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Result],
-        recorder: CudaRecorder,
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._function, self._recorder, self._prepare = function, recorder, prepare
+    def __init__(self, function: Callable[..., Result], recorder: CudaRecorder) -> None:
+        self._function, self._recorder = function, recorder
         self._calls = 0
         self._arguments: tuple[Tensor, ...] = ()
         self._replay: Callable[[], None] | None = None
@@ -114,7 +108,6 @@ class CapturedCall(Generic[Result]):
             self._calls += 1
             return self._recorder.run(call)
         if self._replay is None:
-            self._prepare()
             self._arguments = arguments
             self._result, self._replay = self._recorder.record(call)
         if _places(arguments) != _places(self._arguments):

@@ -169,8 +169,7 @@ def draw_coverage(
         facts: of the heading.
     """
     title = "Where the dataset’s states lie, and how far their goals are"
-    with house_figure(path, 10.0, 4.6, title, facts) as figure:
-        figure.set_layout_engine("constrained", w_pad=0.14)
+    with house_figure(path, 10.0, 4.6, title, facts, panel_padding=0.14) as figure:
         left, right = figure.subplots(1, 2)
         maze = maze_coverage(data, task)
         if maze is not None:

@@ -105,8 +105,7 @@ def draw_study(path: Path, trainings: Sequence[Training], title: str, facts: Seq
     together = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
     named = f"{seeds[0]} to {seeds[-1]}" if together else ", ".join(map(str, seeds))
     facts = (*facts, f"seed {named}" if len(seeds) == 1 else f"seeds {named}")
-    with house_figure(path, 10.0, 0.7 + 2.7 * len(tasks), title, facts) as picture:
-        picture.set_layout_engine("constrained", w_pad=0.1)
+    with house_figure(path, 10.0, 0.7 + 2.7 * len(tasks), title, facts, panel_padding=0.1) as picture:
         panels = picture.subplots(len(tasks), 2, squeeze=False, sharey=True)
         for task, (by_steps, by_seconds) in zip(tasks, panels, strict=True):
             for arm in arms:

@@ -92,7 +92,7 @@ class CapturedUpdate(PlainUpdate):
             assert self._batch is not None
             return learner.update(self._batch, generator)
 
-        self._learn = CapturedCall(learn, recorder, learner.prepare_capture)
+        self._learn = CapturedCall(learn, recorder)
 
     def _handed_out(self, batch: TransitionBatch) -> TransitionBatch:
         """Copy a batch to where the recorded update reads it."""

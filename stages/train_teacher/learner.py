@@ -6,12 +6,13 @@ Source: arXiv 2503.14858. An update trains the actor and α against the critic a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.between_graphs import launch_between_graphs
@@ -26,10 +27,11 @@ from thousandfold.models.contrastive_critic import (
     paired_energy,
 )
 from thousandfold.models.deployable_policy import Dither, NormalizedActor
+from thousandfold.models.flat_parameters import FlatAdam, FlatParameters
 from thousandfold.models.goal_actor import GoalActor, sample_action
 from thousandfold.models.residual_mlp import centre_kernels, parameter_count, spread_first_biases
 from thousandfold.models.running_normalizer import RunningNormalizer
-from thousandfold.models.tensor_state import host_copy, load_moments, moments_of, strip_prefix
+from thousandfold.models.tensor_state import host_copy, strip_prefix
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.trajectory_buffer import TransitionBatch
@@ -38,6 +40,7 @@ from thousandfold.stages.train_teacher.global_negatives import gather_rows
 from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 _INITIALISATION_STREAM = 1
+_SATURATED = math.atanh(0.99)
 
 
 class ContrastiveLearner:
@@ -68,7 +71,6 @@ class ContrastiveLearner:
             centre_kernels(self.actor)
             centre_kernels(self.critic)
         self.log_alpha = torch.tensor(settings.initial_alpha, device=self.device).log().requires_grad_()
-        self._move_average = get_ema_multi_avg_fn(settings.average_decay)
         averages = bool(settings.average_decay)
         self.averaged_actor = copy.deepcopy(self.actor).requires_grad_(False) if averages else self.actor
         self.observation_normalizer, self.goal_normalizer = (
@@ -80,24 +82,19 @@ class ContrastiveLearner:
         if settings.dither:
             self._dither = Dither(settings.dither, task.clock_columns(), task.action_dim).to(self.device)
         self.updates = torch.zeros((), device=self.device)
-        # Listed once: looking through a network's modules takes as long as a layer.
-        self._learned: dict[str, list[Tensor]] = {
-            "actor": list(self.actor.parameters()),
-            "critic": list(self.critic.parameters()),
-            "alpha": [self.log_alpha],
+        self._learned = {
+            "actor": FlatParameters(self.actor.parameters()),
+            "critic": FlatParameters(self.critic.parameters()),
+            "alpha": FlatParameters([self.log_alpha]),
         }
-        self._networks: dict[str, list[Tensor]] = {
-            name: list(network.parameters()) for name, network in self.critic.networks.items()
+        self._parts = {
+            name: self._learned["critic"].range_of(network.parameters())
+            for name, network in self.critic.networks.items()
         }
-        self._average: list[Tensor] = list(self.averaged_actor.parameters())
+        self._average = FlatParameters(self.averaged_actor.parameters()) if averages else None
         self._optimizers = {
-            # The rate is a tensor, so that the warm-up can change it where it lies.
-            name: torch.optim.Adam(
-                parameters,
-                lr=torch.tensor(getattr(settings, f"{name}_learning_rate"), device=self.device),
-                fused=True,
-            )
-            for name, parameters in self._learned.items()
+            name: FlatAdam(flat, getattr(settings, f"{name}_learning_rate"))
+            for name, flat in self._learned.items()
         }
 
     def _make_critic(self, dims: tuple[int, int, int], compute: Compute) -> Any:
@@ -148,9 +145,10 @@ class ContrastiveLearner:
         order = self._goal_order(len(batch.goal), generator)
         noise = self._draw_noise(batch, generator)
         loss, metrics = self.loss(batch, order, noise)
-        for optimizer in self._optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        flats = self._learned.values()
+        gradients = iter(torch.autograd.grad(loss, [each for flat in flats for each in flat.parameters]))
+        for flat in flats:
+            flat.set_gradients(tuple(itertools.islice(gradients, len(flat.parameters))))
         if self.ranks.size > 1:
             launch_between_graphs(self._average_gradients)
         return metrics | self._step()
@@ -183,14 +181,13 @@ class ContrastiveLearner:
         lost = batch.lost if self.settings.learns_lost_futures else None
         assert (lost is None) == (not self.settings.learns_lost_futures)
         for_critic, contrast = self._contrast(taken, reached, lost)
-        saturated = (gaussian.mean.detach().tanh().abs() > 0.99).float().mean()
         if lost is not None:
             metrics["lost"] = lost.float().mean()
         metrics |= contrast | {
             "actor_loss": for_actor.detach(),
             "critic_loss": for_critic.detach(),
             "alpha": alpha,
-            "saturated_actions": saturated,
+            "saturated_actions": saturated_share(gaussian.mean),
         }
         return for_actor + for_alpha + for_critic, metrics
 
@@ -239,36 +236,38 @@ class ContrastiveLearner:
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""
-        every = [parameter for parameters in self._learned.values() for parameter in parameters]
-        self.ranks.average_([p.grad for p in every if p.grad is not None])
+        self.ranks.average_([flat.gradient for flat in self._learned.values()])
 
     @torch.no_grad()
     def _step(self) -> dict[str, Tensor]:
         """Step every optimiser and move the average; return the gradients' norms, before clipping."""
         settings = self.settings
-        parts = self._networks | {name: self._learned[name] for name in ("critic", "actor")}
-        norms = {f"{name}_gradient_norm": _gradient_norm(each) for name, each in parts.items()}
+        gradients = {name: self._learned[name].gradient for name in ("critic", "actor")}
+        gradients |= {name: gradients["critic"][part] for name, part in self._parts.items()}
+        norms = {f"{name}_gradient_norm": torch.linalg.vector_norm(each) for name, each in gradients.items()}
         self.updates += 1
         for name, optimizer in self._optimizers.items():
             if settings.warmup_updates:
                 factor = (self.updates / settings.warmup_updates).clamp(max=1.0)
-                for group in optimizer.param_groups:
-                    group["lr"].copy_(factor * getattr(settings, f"{name}_learning_rate"))
-            if settings.max_gradient_norm is not None and name != "alpha":
-                # The fused optimisers divide by it on their way through the gradients.
-                excess = norms[f"{name}_gradient_norm"] / settings.max_gradient_norm
-                optimizer.grad_scale = excess.clamp_min(1.0)  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
-        if self.averaged_actor is not self.actor:
-            self._move_average(self._average, self._learned["actor"], None)
+                optimizer.rate.copy_(factor * getattr(settings, f"{name}_learning_rate"))
+            clips = settings.max_gradient_norm is not None and name != "alpha"
+            optimizer.step(
+                (norms[f"{name}_gradient_norm"] / settings.max_gradient_norm).clamp_min(1.0)
+                if clips
+                else None
+            )
+        if self._average is not None:
+            self._average.values.lerp_(self._learned["actor"].values, 1.0 - settings.average_decay)
         return norms
 
     def _goal_order(self, batch: int, generator: torch.Generator) -> Tensor:
         """Return which goal of the batch the actor is given with each state."""
+        random = {"generator": generator, "device": self.device}
+        if self.settings.actor_goals == "random":
+            return torch.randperm(batch, **random)
         order = torch.arange(batch, device=self.device)
-        shuffled = {"hindsight": 0, "mixed": batch // 2, "random": batch}[self.settings.actor_goals]
-        if shuffled:
-            order[:shuffled] = torch.randperm(batch, generator=generator, device=self.device)[:shuffled]
+        if self.settings.actor_goals == "mixed":
+            order[: batch // 2] = torch.randperm(batch, **random)[: batch // 2]
         return order
 
     def _draw_noise(self, batch: TransitionBatch, generator: torch.Generator) -> Tensor:
@@ -282,13 +281,6 @@ class ContrastiveLearner:
     def can_be_captured(self) -> bool:
         """Whether CUDA graphs can hold an update: not where ranks exchange goals in the midst of it."""
         return not self._gathers
-
-    def prepare_capture(self) -> None:
-        """Get ready for an update to be captured in a CUDA graph, which then has gradients of its own."""
-        for optimizer in self._optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["capturable"] = True  # as fused optimisers are anyway; it silences their check
 
     def gradient_by_block(self) -> dict[str, Tensor]:
         """Return the norm of the last update's gradient of each block's kernels, (blocks,) a network.
@@ -345,7 +337,7 @@ class ContrastiveLearner:
             "updates": host_copy(self.updates),
         }
         for name, optimizer in self._optimizers.items():
-            state |= {f"optimizer.{name}.{key}": value for key, value in moments_of(optimizer).items()}
+            state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state_dict().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -361,12 +353,12 @@ class ContrastiveLearner:
             self.log_alpha.copy_(state["log_alpha"])
             self.updates.copy_(state["updates"])
         for name, optimizer in self._optimizers.items():
-            load_moments(optimizer, strip_prefix(state, f"optimizer.{name}."))
+            optimizer.load_state_dict(strip_prefix(state, f"optimizer.{name}."))
 
 
-def _gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
-    """Return the norm of the gradient of all of them together."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def saturated_share(mean: Tensor) -> Tensor:
+    """Return the share of the Gaussians' means, of any shape, whose tanh is beyond ±0.99."""
+    return (mean.detach().abs() > _SATURATED).mean(dtype=torch.float32)
 
 
 def copy_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:

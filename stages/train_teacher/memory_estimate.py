@@ -153,9 +153,11 @@ def estimate_memory(
     replay = rows * (_FLOAT * (observation + goal + action) + _ROW_COUNTERS)
     state = 2 * mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION)
     worlds = 8 * settings.num_worlds * (state + _WORLD_FIELDS * task.model.nbody)
+    # Once activations are gone, gradients lie twice until they are copied to where they stay.
+    gradients = _FLOAT * (actor + critic)
     return MemoryEstimate(
         parameters,
-        activation_estimate(settings, device) // ranks,
+        max(activation_estimate(settings, device) // ranks, gradients),
         replay // ranks,
         logits_estimate(settings, device, ranks),
         worlds // ranks,

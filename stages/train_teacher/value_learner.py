@@ -20,7 +20,7 @@ from thousandfold.models.tensor_state import strip_prefix
 from thousandfold.models.value_critic import ValueCritic, temporal_difference_loss
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.replay.trajectory_buffer import TransitionBatch
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, copy_of
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner, copy_of, saturated_share
 from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 TARGET_STEP = 0.005
@@ -89,7 +89,7 @@ class ValueLearner(ContrastiveLearner):
             "actor_loss": for_actor.detach(),
             "critic_loss": for_critic.detach(),
             "alpha": alpha,
-            "saturated_actions": (gaussian.mean.detach().tanh().abs() > 0.99).float().mean(),
+            "saturated_actions": saturated_share(gaussian.mean),
         }
         return for_actor + for_alpha + for_critic, metrics
 

@@ -265,7 +265,7 @@ def test_warm_up_raises_the_rates_linearly_from_the_first_update():
     generator, rates = torch.Generator().manual_seed(0), []
     for _ in range(6):
         learner.update(make_batch(), generator)
-        rates.append(float(learner._optimizers["actor"].param_groups[0]["lr"]))
+        rates.append(float(learner._optimizers["actor"].rate))
     assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 8e-4, 8e-4])
 
 
