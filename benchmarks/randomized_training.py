@@ -75,8 +75,11 @@ def table(cells: Mapping[str, Cell]) -> str:
     rows = []
     for (task, training), each in sorted(found.items()):
         seconds = [cell["reached_s"] for cell in each]
+        learned = [cell["success"] for cell in each if cell["success"]["nominal"]]
         shares = [
-            statistics.median(cell["success"][level] / cell["success"]["nominal"] for cell in each)
+            f"{statistics.median(success[level] / success['nominal'] for success in learned):.3f}"
+            if learned
+            else "-"
             for level in (_RANDOMIZED, "together")
         ]
         rows.append(
@@ -86,7 +89,7 @@ def table(cells: Mapping[str, Cell]) -> str:
                 str(len(each)),
                 "-" if None in seconds else f"{statistics.median(seconds):.0f}",
                 f"{statistics.median(cell['success']['nominal'] for cell in each):.3f}",
-                *(f"{share:.3f}" for share in shares),
+                *shares,
             ]
         )
     columns = [

@@ -27,6 +27,7 @@ from benchmarks.harness import (
     run_pipeline,
     run_study,
     train_teacher,
+    with_interval,
 )
 
 PAGES = ROOT / "benchmarks/senses"
@@ -81,9 +82,7 @@ def table(cells: Mapping[str, Cell]) -> str:
             *name.split(", "),
             f"{cell['teacher']['success']:.3f}",
             f"{cell['student']['success']:.3f}",
-            "{:.3f} [{:.3f}, {:.3f}]".format(
-                cell["student"]["retention"], *cell["student"]["retention_interval"]
-            ),
+            with_interval(cell["student"]["retention"], cell["student"]["retention_interval"]),
         ]
         for name, cell in sorted(cells.items())
     ]

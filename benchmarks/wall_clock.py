@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, Cell, CellBook, StudyParser, markdown_table, read_history, run_study
+from thousandfold.envs.registry import get_task
+from thousandfold.envs.task import TaskError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 
@@ -202,6 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.number("--threads", 1, "of each side", least=1)
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs/wall_clock", help="of our teachers")
     options = parser.parse(arguments)
+    for task in options.tasks:
+        try:
+            get_task(task)
+        except TaskError as error:
+            parser.error(str(error))
+    if len({Path(task).stem for task in options.tasks}) < len(options.tasks):
+        parser.error("two of the tasks have one name: name each once")
     if not options.table and hasattr(os, "sched_setaffinity"):  # what is started here has the same CPUs
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     limits = Limits(options.limit_s, options.target_success, options.episodes, options.threads)

@@ -257,7 +257,6 @@ class _Stack(torch.autograd.Function):
         blocks = []
         if weight is not None:
             blocks = _blocks(weight, bias, norm_weight, norm_bias, gain, plan.rounded_weight)
-        # save_for_backward notices parameters that change before the backward pass.
         ctx.save_for_backward(inputs, *parameters)
         ctx.plan, ctx.blocks = plan, blocks
         ctx.segment = math.isqrt(len(blocks) - 1) + 1 if plan.checkpoint else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class FlatParameters:
 
     Attributes:
         parameters: as given.
-        values, gradient: of all parameters, one-dimensional.
+        values: of all parameters, one-dimensional.
 
     Args:
         parameters: of one type, on one device.
@@ -34,8 +35,15 @@ class FlatParameters:
         self.values = self.parameters[0].detach().new_zeros(sum(self._rooms))
         for parameter, place in zip(self.parameters, self.split(self.values), strict=True):
             parameter.data = place.copy_(parameter.detach())
-        self.gradient = torch.zeros_like(self.values)
-        self._places = self.split(self.gradient)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Of all parameters, one-dimensional; parameters that are not learned have none."""
+        return torch.zeros_like(self.values)
+
+    @cached_property
+    def _places(self) -> list[Tensor]:
+        return self.split(self.gradient)
 
     def set_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Copy the gradient of each parameter to where ``parameter.grad`` lies from now on."""

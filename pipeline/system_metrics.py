@@ -60,14 +60,18 @@ class SystemMetrics:
 
 
 def watch_system(begun_ms: int) -> SystemMetrics | None:
-    """Return what samples the machine; None where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING says false.
+    """Return what samples the machine; None where it cannot, or is told not to.
+
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false tells it.
 
     Args:
         begun_ms: when the run began, in ms since 1970.
     """
     if os.environ.get(_SWITCH, "true").strip().lower() in ("false", "0"):
         return None
-    return SystemMetrics(begun_ms)
+    with contextlib.suppress(RuntimeError):  # no more threads can be started
+        return SystemMetrics(begun_ms)
+    return None
 
 
 def _monitors() -> list:

@@ -34,7 +34,8 @@ def register_network(
     """
     if run.run_id is None:
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    # A store that was given up on may still be writing there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / "model"
 
         def write() -> Path:

@@ -27,16 +27,16 @@ _QUALITY = 6  # of 10: a rate factor of 20 for H.264, hardly to be told from los
 _PAPER, _GREEN = (255, 255, 255, 205), "#14824A"
 
 
-class NoFFmpegError(UserError):
-    """There is no FFmpeg to write videos with."""
+class VideoError(UserError):
+    """FFmpeg cannot write a video here: there is none, or it failed."""
 
 
 def require_ffmpeg() -> None:
-    """Raise NoFFmpegError where there is no FFmpeg to write videos with."""
+    """Raise VideoError where there is no FFmpeg to write videos with."""
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise NoFFmpegError(" ".join(str(error).split())) from error
+        raise VideoError(" ".join(str(error).split())) from error
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,18 @@ def write_video(
         How many frames were written.
 
     Raises:
-        OSError: FFmpeg failed.
+        VideoError: FFmpeg failed.
     """
+    try:
+        return _write_video(path, painter, episodes, progress)
+    except OSError as error:  # imageio's has FFmpeg's own words at its end
+        last = str(error).strip().splitlines()[-1:]
+        raise VideoError(" ".join([f"FFmpeg could not write {path}:", *last])) from error
+
+
+def _write_video(
+    path: Path, painter: EpisodePainter, episodes: Sequence[RecordedEpisode], progress: Progress | None
+) -> int:
     frames, renderer = 0, painter.renderer
     rate: Any = 1.0 / renderer.task.spec.control_dt_s
     with atomic_file(path) as temporary:

@@ -275,11 +275,11 @@ class _Chain:
         """Draw episodes of the policy; None, and a line that says why, where no video can be made here."""
         from thousandfold.envs.pictures.opengl import NoOpenGLError
         from thousandfold.stages.closed_loop import render
-        from thousandfold.stages.videos import NoFFmpegError
+        from thousandfold.stages.videos import VideoError
 
         try:
             return self._stage("render", render, policy)
-        except (NoOpenGLError, NoFFmpegError) as error:
+        except (NoOpenGLError, VideoError) as error:
             self._context.console.say(f"No video is made: {error}")
             return None
 

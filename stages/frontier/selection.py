@@ -207,6 +207,7 @@ def _register(
                 "store": context.tracker.store_name,
             },
         )
+        run.log_chain_settings({"distill": student.manifest.settings})
         headline = {f"student_{name}": row[name] for name in ("success", "retention")}
         run.log_headline(headline | {"student_parameters": row["parameters"]})
         run.log_metrics(grouped(row, "student"), step=0)

@@ -36,7 +36,8 @@ def register_policy(work: StageWork, policy: OnnxPolicy, parents: Mapping[str, A
     golden = policy.golden().arrays()
     example = {"observation": golden.observation[:_EXAMPLE_ROWS], "goal": golden.goal[:_EXAMPLE_ROWS]}
     sizes = {name: len(elements) for name, elements in dict(metadata.outputs).items()}
-    with tempfile.TemporaryDirectory() as temporary:
+    # A store that was given up on may still be writing there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / "model"
 
         def write() -> Path:

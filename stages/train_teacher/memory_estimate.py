@@ -126,7 +126,10 @@ def logits_estimate(settings: LearnerSettings, device: str, ranks: int = 1) -> i
     kernels = info_nce_kernels(torch.device(device), torch.float32, EMBEDDING_DIM)
     compiled = settings.energy == "norm" and kernels is not None
     most, kept = _COMPILED_PAIR_BYTES if compiled else _PAIR_BYTES[settings.energy]
-    return (most + kept * (settings.info_nce == "symmetric")) * pairs
+    more = (settings.info_nce == "symmetric") + (
+        settings.learns_lost_futures and settings.early_end_weight > 0
+    )
+    return (most + kept * more) * pairs
 
 
 def estimate_memory(

@@ -111,8 +111,8 @@ class LearnerSettings(StageSettings):
     early_end_weight: float = pydantic.Field(
         default=0.0,
         ge=0,
-        description="with early_ends=lost: weight of log(1 − P(early end)) in the actor's objective, beside "
-        "the energy of its goal",
+        description="with early_ends=lost and the contrastive critic: weight of log(1 − P(early end)) in the "
+        "actor's objective, beside the energy of its goal",
     )
     energy: Energy = pydantic.Field(
         default="norm", description="how the contrastive critic compares its two encodings"
@@ -245,7 +245,7 @@ class LearnerSettings(StageSettings):
                 raise ValueError(
                     "discount 1 would lose every goal before an early end: set one below 1, or early_ends=cut"
                 )
-        elif self.early_end_weight and self.early_ends == "cut":
+        elif self.early_end_weight and self.critic == "contrastive":
             raise ValueError(
                 f"early_end_weight {self.early_end_weight:g} weighs what early_ends=cut does not learn: set "
                 "early_ends=lost, or early_end_weight=0"

@@ -12,7 +12,7 @@ from thousandfold.stages.networks import torch_policy
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 from thousandfold.stages.videos import (
     EpisodePainter,
-    NoFFmpegError,
+    VideoError,
     record_episodes,
     require_ffmpeg,
     write_video,
@@ -57,7 +57,7 @@ class TrainingVideos:
                     seed=seed_sequence(self._settings.seed, _EPISODE_STREAM),
                 )
                 write_video(self._work.artifact.file(name), EpisodePainter(renderer), episodes)
-        except (NoOpenGLError, NoFFmpegError) as error:
+        except (NoOpenGLError, VideoError) as error:
             self._every = 0
             self._work.context.console.say(f"No videos are made: {error}")
             return
