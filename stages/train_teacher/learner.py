@@ -145,10 +145,7 @@ class ContrastiveLearner:
         order = self._goal_order(len(batch.goal), generator)
         noise = self._draw_noise(batch, generator)
         loss, metrics = self.loss(batch, order, noise)
-        flats = self._learned.values()
-        gradients = iter(torch.autograd.grad(loss, [each for flat in flats for each in flat.parameters]))
-        for flat in flats:
-            flat.set_gradients(tuple(itertools.islice(gradients, len(flat.parameters))))
+        self._differentiate(loss)
         if self.ranks.size > 1:
             launch_between_graphs(self._average_gradients)
         return metrics | self._step()
@@ -222,6 +219,13 @@ class ContrastiveLearner:
             gather = partial(gather_rows, ranks=ranks)
             return contrastive_loss(*given, gather=gather, first=ranks.rank * len(goal))
         return contrastive_loss(*given)
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Put the gradients of a loss in the place of the last ones."""
+        flats = self._learned.values()
+        gradients = iter(torch.autograd.grad(loss, [each for flat in flats for each in flat.parameters]))
+        for flat in flats:
+            flat.set_gradients(tuple(itertools.islice(gradients, len(flat.parameters))))
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""
