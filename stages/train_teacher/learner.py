@@ -145,10 +145,7 @@ class ContrastiveLearner:
         order = self._goal_order(len(batch.goal), generator)
         noise = self._draw_noise(batch, generator)
         loss, metrics = self.loss(batch, order, noise)
-        flats = self._learned.values()
-        gradients = iter(torch.autograd.grad(loss, [each for flat in flats for each in flat.parameters]))
-        for flat in flats:
-            flat.set_gradients(tuple(itertools.islice(gradients, len(flat.parameters))))
+        self._differentiate(loss)
         if self.ranks.size > 1:
             launch_between_graphs(self._average_gradients)
         return metrics | self._step()
@@ -233,6 +230,13 @@ class ContrastiveLearner:
     def _gather(self, own: Tensor) -> Tensor:
         """Return what a batch is contrasted with, of which it is a part: all ranks' rows, or its own."""
         return gather_rows(own, self.ranks) if self._gathers else own
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Put the gradients of a loss in the place of the last ones."""
+        flats = self._learned.values()
+        gradients = iter(torch.autograd.grad(loss, [each for flat in flats for each in flat.parameters]))
+        for flat in flats:
+            flat.set_gradients(tuple(itertools.islice(gradients, len(flat.parameters))))
 
     def _average_gradients(self) -> None:
         """Put the mean over the ranks in place of every gradient."""

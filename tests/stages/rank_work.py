@@ -76,7 +76,7 @@ def save_gradients(ranks: Ranks, cases: list[LearnerSettings], folder: Path) -> 
         for index, settings in enumerate(cases):
             learner = ContrastiveLearner(TASK, settings, "cpu", ranks)
             loss, metrics = learner.loss(*part_of_batch(settings.batch_size, ranks))
-            loss.backward()
+            learner._differentiate(loss)
             learner._average_gradients()
             path = folder / f"case-{index}-rank-{ranks.rank}.safetensors"
             save_tensors(path, gradients_of(learner), {name: float(v) for name, v in metrics.items()})
