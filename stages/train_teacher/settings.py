@@ -111,6 +111,7 @@ class LearnerSettings(StageSettings):
     early_end_weight: float = pydantic.Field(
         default=0.0,
         ge=0,
+        le=1000,
         description="with early_ends=lost and the contrastive critic: weight of log(1 − P(early end)) in the "
         "actor's objective, beside the energy of its goal",
     )

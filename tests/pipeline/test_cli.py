@@ -178,7 +178,7 @@ class TestDryRun:
         ],
     )
     def test_every_preset_fits_every_stage(self, tmp_path: Path, preset: str) -> None:
-        for command, sections in (("run", 6), ("evaluate", 1), ("report", 1)):
+        for command, sections in (("run", 7), ("evaluate", 1), ("report", 1)):
             values = json_of(invoke(tmp_path, command, "--preset", preset, "--dry-run", "--json"))
             assert len(values) == sections
 

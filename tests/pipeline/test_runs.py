@@ -130,7 +130,10 @@ class TestCompare:
 
     def test_one_beside_itself_is_refused(self, tmp_path: Path) -> None:
         teacher = make(tmp_path, "teacher")
-        assert "name another" in invoke(tmp_path, "compare", teacher.name, "newest", code=2).stderr
+        assert (
+            "name two different artifacts"
+            in invoke(tmp_path, "compare", teacher.name, "newest", code=2).stderr
+        )
 
 
 class TestRemove:

@@ -114,5 +114,5 @@ def test_warp_refuses_what_it_has_for_all_worlds_alone(make: MakeSimulator) -> N
         'name="box" type="box"', 'name="box" type="box" fluidshape="ellipsoid"'
     )
     task = varied_task(EVERY[9:10], model=fluid)
-    with pytest.raises(TaskError, match="MuJoCo Warp has one geom_fluid for all worlds"):
+    with pytest.raises(TaskError, match="MuJoCo Warp has one geom_fluid for all environments"):
         make(task, **ROOM)

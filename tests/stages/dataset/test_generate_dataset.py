@@ -166,7 +166,7 @@ def test_labels_weaker_than_the_mean_are_refused_before_anything_is_made(
     monkeypatch.setattr(generate_dataset, "load_critic", lambda _: CRITIC)
     monkeypatch.setattr(labels, "is_weaker", lambda _: True)
     before = len(context.workspace.artifacts("dataset"))
-    with pytest.raises(SettingsError, match="would be weaker"):
+    with pytest.raises(SettingsError, match="would be worse"):
         run(SETTINGS.model_copy(update={"teacher_samples": 2}), context, teacher)
     assert len(context.workspace.artifacts("dataset")) == before
 

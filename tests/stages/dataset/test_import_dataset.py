@@ -301,7 +301,7 @@ def test_an_imports_labels_are_tried_as_well(
     monkeypatch.setattr(label_strength, "is_weaker", lambda _: True)
     write_npz(tmp_path / "maze.npz", [5], False)
     sampled = COLUMNS.model_copy(update={"teacher_samples": 2})
-    assert "would be weaker" in refusal(context, teacher, tmp_path / "maze.npz", sampled)
+    assert "would be worse" in refusal(context, teacher, tmp_path / "maze.npz", sampled)
     dataset = run(
         sampled.model_copy(update={"accept_weaker_labels": True}),
         context,
@@ -350,7 +350,7 @@ def test_what_cannot_be_read_is_named(
     context: StageContext, teacher: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    assert "is not there" in refusal(context, teacher, tmp_path / "nowhere.npz")
+    assert "does not exist" in refusal(context, teacher, tmp_path / "nowhere.npz")
     assert "neither an .npz file" in refusal(context, teacher, "maze/nowhere-v0")
     (tmp_path / "strange/data").mkdir(parents=True)
     (tmp_path / "strange/data/metadata.json").write_text("{}")

@@ -28,8 +28,8 @@ ROUNDS = {"dagger_rounds": 1, "dagger_episodes": 4, "dagger_updates": 10}
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "draw_rollouts", lambda *_: None)
-        monkeypatch.setattr(retention, "draw_arrows", lambda *_: None)
+        monkeypatch.setattr(results, "draw_rollouts", lambda *_, **__: None)
+        monkeypatch.setattr(retention, "draw_arrows", lambda *_, **__: None)
         yield
 
 

@@ -54,8 +54,8 @@ class Killed(BaseException):
 def no_pictures() -> Iterator[None]:
     """Leave out the pictures, which take longer than everything else here."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "draw_rollouts", lambda *_: None)
-        monkeypatch.setattr(retention, "draw_arrows", lambda *_: None)
+        monkeypatch.setattr(results, "draw_rollouts", lambda *_, **__: None)
+        monkeypatch.setattr(retention, "draw_arrows", lambda *_, **__: None)
         yield
 
 

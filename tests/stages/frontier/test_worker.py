@@ -99,7 +99,11 @@ def test_a_student_that_was_cut_off_goes_on(
     monkeypatch.setattr(StudentTraining, "load", recorded)
     student = run_cell(root, tmp_path / "cell")
     assert updates == [10] and student.name == begun.name
-    assert student.manifest.files == whole.manifest.files
+    of_one, of_the_other = (
+        {name: digest for name, digest in each.manifest.files.items() if not name.endswith(".png")}
+        for each in (student, whole)
+    )  # pictures name their artifact
+    assert of_one == of_the_other
     assert exported == [whole.name, student.name]
 
 

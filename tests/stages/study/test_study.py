@@ -142,7 +142,7 @@ class TestResult:
         assert sorted(run.info.run_name or "" for run in below) == sorted(
             f"reacher-{arm}-{seed}" for arm in ("W8", "W12") for seed in (0, 1, 2)
         )
-        curve = client.get_metric_history(below[0].info.run_id, "success")
+        curve = client.get_metric_history(below[0].info.run_id, "eval/success")
         assert [point.step for point in curve] == [360, 720, 1080, 1320]
 
 
