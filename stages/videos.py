@@ -209,7 +209,7 @@ def _write_video(
         finally:
             writer.close()
         if (written := imageio_ffmpeg.count_frames_and_secs(str(temporary))[0]) != frames:
-            raise OSError(f"FFmpeg wrote {written} of {frames} frames of {path}")
+            raise OSError(f"it wrote {written} of {frames} frames")
     return frames
 
 

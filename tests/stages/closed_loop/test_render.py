@@ -31,6 +31,7 @@ from thousandfold.stages.closed_loop.render import STRIP_FILE, VIDEO_FILE, Rende
 from thousandfold.stages.videos import (
     EpisodePainter,
     RecordedEpisode,
+    VideoError,
     record_episodes,
     write_strip,
     write_video,
@@ -202,7 +203,7 @@ def test_a_video_with_lost_frames_is_refused(
     tmp_path: Path, painter: EpisodePainter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(videos.imageio_ffmpeg, "count_frames_and_secs", lambda path: (4, 0.4))
-    with pytest.raises(OSError, match="wrote 4 of 6 frames"):
+    with pytest.raises(VideoError, match="wrote 4 of 6 frames"):
         write_video(tmp_path / "film.mp4", painter, [recorded(5)])
     assert not list(tmp_path.iterdir())
 
