@@ -60,16 +60,16 @@ class SystemMetrics:
 
 
 def watch_system(begun_ms: int) -> SystemMetrics | None:
-    """Return what samples the machine; None where it cannot, or is told not to.
+    """Return what samples the machine; None if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false.
 
-    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false tells it.
+    None, too, if no thread can be started for it.
 
     Args:
         begun_ms: when the run began, in ms since 1970.
     """
     if os.environ.get(_SWITCH, "true").strip().lower() in ("false", "0"):
         return None
-    with contextlib.suppress(RuntimeError):  # no more threads can be started
+    with contextlib.suppress(RuntimeError):
         return SystemMetrics(begun_ms)
     return None
 

@@ -60,10 +60,8 @@ def _starts(task: CompiledTask) -> dict[str, np.ndarray]:
     """Return what an actor is given at the start of episodes, rows of float32."""
     with contextlib.closing(GoalVectorEnv(_EXAMPLE_ROWS, task=task)) as env:
         seen = env.reset(seed=0)[0]
-    return {
-        name: np.asarray(seen[key], np.float32)
-        for name, key in (("observation", "observation"), ("goal", "desired_goal"))
-    }
+    observation, goal = (np.asarray(seen[key], np.float32) for key in ("observation", "desired_goal"))
+    return {"observation": observation, "goal": goal}
 
 
 class NetworkModel:
