@@ -45,16 +45,17 @@ def run_cell(task: str, seed: int, training: str, episodes: int, workspace: Path
     own = workspace / f"{task}-{seed}-{training}"
     told = {"training_distribution": training, "evaluation_distribution": "nominal"}
     settings = [part for name, value in told.items() for part in ("--set", f"{name}={value}")]
-    teacher = train_teacher(own, "train-teacher", "--task", TASKS[task], "--seed", str(seed), *settings)
+    teacher = train_teacher(own, "--task", TASKS[task], "--seed", str(seed), *settings)
     about = ("--teacher", teacher.name, "--episodes", str(episodes))
     varied = run_pipeline(own, "evaluate", *about, "--distribution", _RANDOMIZED)["results"]
     run_pipeline(own, "evaluate", *about, "--robustness", "--set", f"robustness_episodes={episodes}")
     card = completed(own, "evaluation")
     assert card is not None
     levels = json.loads(card.file("robustness.json").read_text(encoding="utf-8"))["levels"]
-    met = [entry["elapsed_s"] for entry in read_history(teacher)["history"] if entry["success"] >= TARGET]
+    met = [entry for entry in read_history(teacher)["history"] if entry["success"] >= TARGET]
     return {
-        "reached_s": met[0] if met else None,
+        "reached_s": met[0]["elapsed_s"] if met else None,
+        "reached_steps": met[0]["env_steps"] if met else None,
         "success": {
             "nominal": next(level["success"] for level in levels if level["factor"] == "nominal"),
             "randomized": varied["success"],
@@ -74,7 +75,7 @@ def table(cells: Mapping[str, Cell]) -> str:
         found.setdefault((task, training), []).append(cell)
     rows = []
     for (task, training), each in sorted(found.items()):
-        seconds = [cell["reached_s"] for cell in each]
+        seconds, steps = ([cell[f"reached_{unit}"] for cell in each] for unit in ("s", "steps"))
         learned = [cell["success"] for cell in each if cell["success"]["nominal"]]
         shares = [
             f"{statistics.median(success[level] / success['nominal'] for success in learned):.3f}"
@@ -88,12 +89,13 @@ def table(cells: Mapping[str, Cell]) -> str:
                 training,
                 str(len(each)),
                 "-" if None in seconds else f"{statistics.median(seconds):.0f}",
+                "-" if None in steps else f"{statistics.median(steps):,.0f}",
                 f"{statistics.median(cell['success']['nominal'] for cell in each):.3f}",
                 *shares,
             ]
         )
     columns = [
-        "task", "trained on", "seeds", f"seconds to {TARGET:g}", "nominal success",
+        "task", "trained on", "seeds", f"seconds to {TARGET:g}", f"steps to {TARGET:g}", "nominal success",
         "of it, randomized", "of it, together ±30 %",
     ]  # fmt: skip
     return markdown_table(columns, rows, "Medians over seeds")

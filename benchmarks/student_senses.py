@@ -58,7 +58,7 @@ def run_cell(task: str, seed: int, history: str, env_steps: int, workspace: Path
     if history == "newest":
         page = page_without_history(page, own)
     steps = f"env_steps={env_steps}"
-    teacher = train_teacher(own, "train-teacher", "--task", str(page), "--seed", str(seed), "--set", steps)
+    teacher = train_teacher(own, "--task", str(page), "--seed", str(seed), "--set", steps)
     if completed(own, "dataset") is None:
         run_pipeline(own, "generate-dataset", "--seed", str(seed))
     if (student := completed(own, "student")) is None:
