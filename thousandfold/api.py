@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from thousandfold.envs.task_names import TASK_NAMES, environment_id
-from thousandfold.ground.errors import MissingArtifactError, NonFiniteError
+from thousandfold.ground.errors import MissingArtifactError, NonFiniteError, UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.session import CommonOptions, Session, one_process_alone
@@ -101,20 +101,24 @@ class Policy:
         return f"Policy({self.name!r})"
 
 
-def load(name_or_path: Place | Artifact, *, workspace: Place | None = None) -> Policy:
+def load(
+    name_or_path: Place | Artifact, *, workspace: Place | None = None, trusted: Place | None = None
+) -> Policy:
     """Return a policy that acts on the CPU.
 
     Args:
         name_or_path: a policy file anywhere, or name or folder of a policy, a student or a teacher. Networks
             need torch, policy files do not.
         workspace: where names are looked for; None: THOUSANDFOLD_WORKSPACE, or the current folder.
+        trusted: file of a public key, with which the policy file must be signed; None: it need not be.
 
     Raises:
-        UserError: there is none, or a file is damaged.
+        UserError: there is none, a file is damaged, or it is not signed with the trusted key.
     """
     found, reference = Workspace.resolve(_text(workspace)), _reference(name_or_path)
     path = Path(reference).expanduser()
     if path.is_file() or path.suffix == ".onnx" or found.find(reference, None).kind == "policy":
+        from thousandfold.stages.policy_file.signature import read_public_key
         from thousandfold.stages.policy_file.source import (
             find_policy,
             find_task,
@@ -123,7 +127,7 @@ def load(name_or_path: Place | Artifact, *, workspace: Place | None = None) -> P
         )
 
         place = find_policy(found, reference)
-        file = open_policy(place)
+        file = open_policy(place, () if trusted is None else (read_public_key(Path(trusted)),))
 
         def task_of_file() -> CompiledTask:
             task = find_task(file.metadata, place)
@@ -139,6 +143,8 @@ def load(name_or_path: Place | Artifact, *, workspace: Place | None = None) -> P
             sizes=(sizes["observation"], sizes["goal"]),
             artifact=place.artifact,
         )
+    if trusted is not None:
+        raise UserError(f"{reference} is no policy file, and nothing else is signed: leave out `trusted`.")
     artifact = _open(found, reference, "student", "teacher", "policy")
     from thousandfold.stages.networks import load_actor, torch_policy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.completion import complete_artifacts, complete_tasks
 from thousandfold.pipeline.session import CommonOptions, Session, json_option, one_of_three, stage_command
+from thousandfold.stages.policy_file.command import trusted_option
 
 
 @click.command("run-policy")
@@ -54,6 +56,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, json_option, o
     is_flag=True,
     help="Run the policy even if the task's compiled model differs from the recorded one.",
 )
+@trusted_option
 @json_option
 @click.pass_obj
 def run_policy(
@@ -62,6 +65,7 @@ def run_policy(
     task: str | None,
     goal: str | None,
     any_model: bool,
+    trusted: tuple[Path, ...],
     **flags: Any,
 ) -> None:
     """Run a policy in MuJoCo in real time, on ONNX Runtime alone.
@@ -71,10 +75,12 @@ def run_policy(
     """
     with session.open(mujoco=True):
         from thousandfold.stages.closed_loop import run_policy as stage
+        from thousandfold.stages.policy_file.signature import read_public_key
         from thousandfold.stages.policy_file.source import open_source
 
         settings = stage.RunPolicySettings(goal=None if goal is None else parse_goal(goal), **flags)
-        source = open_source(session.workspace, policy, task, any_model=any_model)
+        keys = [read_public_key(path) for path in trusted]
+        source = open_source(session.workspace, policy, task, any_model=any_model, trusted=keys)
         session.console.result(stage.run(settings, session.console, source))
 
 

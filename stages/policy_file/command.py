@@ -1,4 +1,4 @@
-"""`pipeline policy`: look at a policy file, check that it is what it says, write it as C, put it into use."""
+"""`pipeline policy`: look at a policy file, check it, sign it, write it as C, put it into use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +43,19 @@ _task_option = click.option(
 _seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes."
 )
+trusted_option = click.option(
+    "--trusted",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Public key, as new-key writes it: the file must be signed with it. Give several to allow each.",
+)
 _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 
 @click.group(cls=PlainGroup)
 def policy() -> None:
-    """Inspect, verify and promote policy files, and write them as C."""
+    """Inspect, verify, sign and promote policy files, and write them as C."""
 
 
 @policy.command()
@@ -68,20 +76,28 @@ def inspect(session: Session, name: str | None) -> None:
 @_task_option
 @_seed_option
 @click.option("--robustness", is_flag=True, help="Also repeat the robustness card in the file.")
+@trusted_option
 @json_option
 @click.pass_obj
 def verify(
-    session: Session, name: str | None, episodes: int, task: str | None, seed: int, robustness: bool
+    session: Session,
+    name: str | None,
+    episodes: int,
+    task: str | None,
+    seed: int,
+    robustness: bool,
+    trusted: tuple[Path, ...],
 ) -> None:
-    """Check POLICY: hashes, description, golden rows, the task's model, and success in closed loop.
+    """Check POLICY: signature, hashes, description, golden rows, the task's model, success in closed loop.
 
     POLICY is a path of an ONNX file, a name, or nothing for the newest. Exits with 1 if a check failed.
     """
     with session.open(mujoco=True):
+        from thousandfold.stages.policy_file.signature import read_public_key
         from thousandfold.stages.policy_file.source import find_policy
 
-        place = find_policy(session.workspace, name)
-        found = _verified(session, place, episodes, task, seed, robustness)
+        place, keys = find_policy(session.workspace, name), [read_public_key(path) for path in trusted]
+        found = _verified(session, place, episodes, task, seed, robustness, trusted=keys)
         session.console.result(found.results())
     sys.exit(bool(found.failed))
 
@@ -216,6 +232,88 @@ def promote(session: Session, name: str | None, episodes: int, seed: int, teache
         )
 
 
+@policy.command("new-key")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--encrypt", is_flag=True, help="Ask for a passphrase, and encrypt the private key with it.")
+@json_option
+@click.pass_obj
+def new_key(session: Session, path: Path, encrypt: bool) -> None:
+    """Write a new key for `sign`: the private key to FILE, the public one to FILE.pub."""
+    with session.open():
+        from thousandfold.stages.policy_file.signature import show_key, write_new_key
+
+        private = _outside_workspace(session, path)
+        passphrase = (
+            click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+            if encrypt
+            else None
+        )
+        public = private.with_name(f"{private.name}.pub")
+        key = show_key(write_new_key(private, public, passphrase))
+        session.console.say(
+            f"Wrote {private}, which signs and stays with you, and {public}, which robots trust: {key}."
+        )
+        session.console.result({"private_key": str(private), "public_key": str(public), "key": key})
+
+
+@policy.command()
+@click.argument("name", metavar="[POLICY]", required=False, shell_complete=complete_artifacts("policy"))
+@click.option(
+    "--key",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Private key, as new-key writes it.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="File for the signed copy.",
+)
+@json_option
+@click.pass_obj
+def sign(session: Session, name: str | None, key: Path, out: Path) -> None:
+    """Write a copy of POLICY that is signed with KEY, for `verify`, `run-policy` and robots that require it.
+
+    POLICY is a path of an ONNX file, a name, or nothing for the newest. Its hashes and golden rows are
+    checked before. The files of an artifact stay as they are: give a place outside.
+    """
+    with session.open():
+        from thousandfold.ground.files import write_atomic
+        from thousandfold.pipeline.artifacts import MANIFEST_NAME
+        from thousandfold.stages.policy_file import signature
+        from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, read_content, read_model
+        from thousandfold.stages.policy_file.source import find_policy, open_policy
+
+        place, out = find_policy(session.workspace, name), out.expanduser()
+        private = _outside_workspace(session, key)
+        if (out.parent / MANIFEST_NAME).exists():
+            raise UserError(f"{out} lies in an artifact, whose files stay as they are: give another --out.")
+        if os.path.lexists(out) and (not out.is_file() or METADATA_KEY not in read_model(out).metadata):
+            raise UserError(f"{out} is no policy file, and sign would replace it: give another --out.")
+        open_policy(place)
+        try:
+            signing_key = signature.read_private_key(private)
+        except signature.PassphraseNeededError:
+            passphrase = click.prompt(f"Passphrase of {private}", hide_input=True, err=True)
+            signing_key = signature.read_private_key(private, passphrase)
+        content = signature.signed(read_content(place.path), signing_key)
+        write_atomic(out, content)
+        shown = signature.show_key(signing_key.public_key().public_bytes_raw())
+        session.console.say(f"Wrote {out}: {place.name}, signed with {shown}.")
+        session.console.result({"policy": place.name, "path": str(out), "key": shown})
+
+
+def _outside_workspace(session: Session, path: Path) -> Path:
+    """Return where a private key lies; raise UserError in a workspace, whose files are shared and tracked."""
+    path, root = path.expanduser().absolute(), session.workspace.root
+    if session.workspace.runs.is_dir() and path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{path} lies in the workspace {root}, whose files are shared: keep keys elsewhere.")
+    return path
+
+
 def _promotable(place: PolicyPlace, teacher: bool) -> Artifact:
     """Return the artifact of a policy that may be promoted; `teacher` lets an exported teacher pass."""
     from thousandfold.stages.policy_file.metadata import parse_metadata
@@ -240,12 +338,19 @@ def _verified(
     seed: int,
     robustness: bool = False,
     c_policy: CPolicy | None = None,
+    trusted: Collection[bytes] = (),
 ) -> Verification:
     """Verify a policy and print what was found, a line a check."""
     from thousandfold.stages.policy_file.verification import verify_policy
 
     found = verify_policy(
-        place, task=task, episodes=episodes, seed=seed, robustness=robustness, c_policy=c_policy
+        place,
+        task=task,
+        episodes=episodes,
+        seed=seed,
+        robustness=robustness,
+        c_policy=c_policy,
+        trusted=trusted,
     )
     rows = [(check.name, _WORDS[check.passed], check.detail) for check in found.checks]
     session.console.table(place.name, ("check", "result", "found"), rows)
@@ -270,10 +375,14 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
         GOLDEN_KEY,
         METADATA_KEY,
         POLICY_HASH_KEY,
+        read_content,
         read_model,
     )
+    from thousandfold.stages.policy_file.signature import show_key, split_signature
 
     model = read_model(place.path)
+    signature = split_signature(read_content(place.path))[1]
+    signer = None if signature is None else show_key(signature.public_key)
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     require_known_graph(model, place.path)
     golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, place.path)
@@ -299,6 +408,7 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
         ("input beyond its limits", "clipped, inside the graph"),
         ("input that is not finite", "to be refused, before the call"),
         ("licence", metadata.licence or "none stated"),
+        ("signature", "none" if signer is None else f"names {signer}; `verify` checks it"),
         ("model SHA-256", metadata.model_sha256),
     ]
     if metadata.task_file is not None:
@@ -351,6 +461,7 @@ def show_policy(console: Console, place: PolicyPlace) -> None:
             "bytes": place.path.stat().st_size,
             "intact": change is None,
             "sha256": model.metadata.get(POLICY_HASH_KEY),
+            "signed_with": signer,
             "golden": {"rows": len(golden.action), "tolerance": golden.tolerance},
             "metadata": metadata.model_dump(mode="json"),
         }

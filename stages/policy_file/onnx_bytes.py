@@ -9,18 +9,19 @@ fields together are the graph: what the policy computes. Two hashes say what was
   the graph hash (64 hex digits), a line feed, the description (the text under ``thousandfold``), a line feed
   and the golden rows (the text under ``thousandfold_golden``), in UTF-8.
 
-They show what was changed by accident or by hand; whoever writes other hashes is not found out, for they are
-no signatures. Wire format: protobuf.dev/programming-guides/encoding.
+They show what was changed by accident or by hand. Whoever changes a file on purpose can write other hashes,
+but no other signature: see `signature`. Wire format: protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from thousandfold.ground.errors import DamagedFileError
+from thousandfold.stages.policy_file.signature import check_signature
 
 METADATA_KEY, GOLDEN_KEY, POLICY_HASH_KEY = "thousandfold", "thousandfold_golden", "thousandfold_sha256"
 EXPORT_AGAIN = "export the policy again with `pipeline export-onnx`"
@@ -116,8 +117,22 @@ def split_model(content: bytes) -> ModelBytes:
     return ModelBytes(b"".join(graph), metadata)
 
 
-def read_model(path: Path) -> ModelBytes:
-    """Return the parts of an ONNX file; raise DamagedFileError where there is none, or no whole one."""
+def read_model(path: Path, trusted: Collection[bytes] = ()) -> ModelBytes:
+    """Return the parts of an ONNX file; raise DamagedFileError where there is none, or no whole one.
+
+    With `trusted` public keys, one of them must have signed the file, which is checked before anything else.
+    """
+    content = read_content(path)
+    if trusted:
+        check_signature(content, trusted, str(path))
+    try:
+        return split_model(content)
+    except ValueError:
+        raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN}.") from None
+
+
+def read_content(path: Path) -> bytes:
+    """Return an ONNX file's bytes; raise DamagedFileError where there is none, an empty or too large one."""
     try:
         if Path(path).stat().st_size > MAX_BYTES:
             raise DamagedFileError(f"{path} is larger than any policy file, 2 GiB at most: {EXPORT_AGAIN}.")
@@ -126,10 +141,7 @@ def read_model(path: Path) -> ModelBytes:
         raise DamagedFileError(f"{path} is missing: {EXPORT_AGAIN}.") from None
     if not content:
         raise DamagedFileError(f"{path} is empty: {EXPORT_AGAIN}.")
-    try:
-        return split_model(content)
-    except ValueError:
-        raise DamagedFileError(f"{path} is truncated or no ONNX file: {EXPORT_AGAIN}.") from None
+    return content
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

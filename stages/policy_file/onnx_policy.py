@@ -7,7 +7,7 @@ A policy file is one ONNX graph with the inputs ``observation`` and ``goal``, th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,15 +53,23 @@ class OnnxPolicy:
         task: the task it must be for; None takes any.
         check_hash: whether to compare graph, description and golden rows with their recorded hashes, some
             milliseconds for a few MB.
+        trusted: public keys, one of which must have signed the file; empty: it need not be signed.
 
     Raises:
         DamagedFileError: the file is missing, truncated, foreign, changed since it was exported, of another
-            version or of another task.
+            version, of another task or signed with no trusted key.
     """
 
-    def __init__(self, path: Path, *, task: str | None = None, check_hash: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        task: str | None = None,
+        check_hash: bool = True,
+        trusted: Collection[bytes] = (),
+    ) -> None:
         self.path = Path(path)
-        model = read_model(self.path)
+        model = read_model(self.path, trusted)
         self.metadata = parse_metadata(model.metadata.get(METADATA_KEY), self.path)
         self._golden = model.metadata.get(GOLDEN_KEY)
         if task is not None and self.metadata.task != task:

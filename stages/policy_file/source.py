@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,12 @@ def find_policy(workspace: Workspace, reference: str | None = None) -> PolicyPla
 
 
 def open_source(
-    workspace: Workspace, reference: str | None = None, task: str | None = None, *, any_model: bool = False
+    workspace: Workspace,
+    reference: str | None = None,
+    task: str | None = None,
+    *,
+    any_model: bool = False,
+    trusted: Collection[bytes] = (),
 ) -> PolicySource:
     """Return a policy and the task to run it in.
 
@@ -79,13 +85,14 @@ def open_source(
         workspace, reference: as of `find_policy`.
         task: name or file of the task; None takes the copy beside the file, or what its metadata names.
         any_model: take a task whose model is another than the one that the policy was made for.
+        trusted: as of `OnnxPolicy`.
 
     Raises:
         UserError: there is no such policy, its file is damaged or off its golden rows, its task is not known
             here, or the task's model is another.
     """
     place = find_policy(workspace, reference)
-    policy = open_policy(place)
+    policy = open_policy(place, trusted)
     compiled = find_task(policy.metadata, place, task)
     try:
         require_same_task(policy.metadata, compiled, place.name)
@@ -96,14 +103,14 @@ def open_source(
     return PolicySource(policy, compiled, place.name)
 
 
-def open_policy(place: PolicyPlace) -> OnnxPolicy:
+def open_policy(place: PolicyPlace, trusted: Collection[bytes] = ()) -> OnnxPolicy:
     """Return a policy that gives its golden actions here, as every runner must check.
 
-    Raises DamagedFileError where it does not, or a file is damaged.
+    Raises DamagedFileError where it does not, a file is damaged, or none of the `trusted` keys signed it.
     """
     if place.artifact is not None:
         place.artifact.verify()
-    policy = OnnxPolicy(place.path)
+    policy = OnnxPolicy(place.path, trusted=trusted)
     golden = policy.golden()
     error = golden_error(policy.run, golden, policy.metadata)
     if not error <= golden.tolerance:  # NaN is not

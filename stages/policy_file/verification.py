@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -36,9 +37,16 @@ from thousandfold.stages.policy_file.onnx_bytes import (
     EXPORT_AGAIN,
     METADATA_KEY,
     POLICY_HASH_KEY,
+    read_content,
     read_model,
 )
 from thousandfold.stages.policy_file.onnx_policy import OnnxPolicy
+from thousandfold.stages.policy_file.signature import (
+    SIGNATURE_KEY,
+    check_signature,
+    show_key,
+    split_signature,
+)
 from thousandfold.stages.policy_file.source import PolicyPlace, find_task, require_same_task
 from thousandfold.stages.robustness import NOMINAL, measured_levels
 
@@ -107,6 +115,7 @@ def verify_policy(
     seed: int = 0,
     robustness: bool = False,
     c_policy: CPolicy | None = None,
+    trusted: Collection[bytes] = (),
 ) -> Verification:
     """Check a policy file; go on after a check that fails, as far as that makes sense.
 
@@ -123,12 +132,15 @@ def verify_policy(
         robustness: repeat the robustness card that the file carries, too, each level over as many episodes.
         c_policy: the file's C code, which must give the golden rows too, and act as well in the same
             episodes.
+        trusted: public keys, one of which must have signed the file; empty: it need not be signed.
 
     Raises:
         UserError: the file cannot be read, is of another version, its graph computes what no policy does,
             or its task is not known here.
     """
-    model, found = read_model(place.path), Verification(place)
+    content, found = read_content(place.path), Verification(place)
+    _check_signature(found, content, trusted)
+    model = read_model(place.path)
     try:
         metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     except InvalidMetadataError as error:
@@ -149,7 +161,7 @@ def verify_policy(
 
     opened: list[OnnxPolicy] = []
 
-    def signature() -> str:
+    def inputs_and_outputs() -> str:
         opened.append(OnnxPolicy(place.path, check_hash=False))
         return ", ".join(f"{name} {size}" for name, size in metadata.sizes().items())
 
@@ -168,7 +180,7 @@ def verify_policy(
         return f"{compiled.name}, model {metadata.model_sha256[:12]}…, every {metadata.control_dt_s:g} s"
 
     rows_hold = False
-    if found.check("signature", signature):
+    if found.check("inputs, outputs", inputs_and_outputs):
         runs = opened[0].run, _in_steps(opened[0])
         rows_hold = found.check("golden rows", lambda: golden_rows(*runs))
     else:
@@ -186,6 +198,18 @@ def verify_policy(
     else:
         found.checks.append(Check("closed loop", None, "a check before it failed"))
     return found
+
+
+def _check_signature(found: Verification, content: bytes, trusted: Collection[bytes]) -> None:
+    """Note who signed a file, which is a failure where nobody did and a trusted key is required."""
+    signature = split_signature(content)[1]
+    if signature is not None and not trusted and importlib.util.find_spec("cryptography") is None:
+        said = f"signed with {show_key(signature.public_key)}, unchecked without the package cryptography"
+        found.checks.append(Check("signature", None, said))
+    elif signature is None and not trusted and SIGNATURE_KEY.encode() not in content:
+        found.checks.append(Check("signature", None, "not signed"))
+    else:
+        found.check("signature", lambda: check_signature(content, trusted, found.place.path.name))
 
 
 def _same_hash(actual: str, recorded: str | None) -> str:

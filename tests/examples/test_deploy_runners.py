@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.end_to_end.command_line import pipeline, result_of
 from tests.examples.deploy_runners import (
@@ -31,6 +33,7 @@ from tests.stages.policy_file.handmade_policy import (
     write_policy,
 )
 from thousandfold.stages.policy_file.onnx_bytes import read_model
+from thousandfold.stages.policy_file.signature import signed
 
 UNTIMED = {
     "still": "0",
@@ -93,15 +96,43 @@ def check_damaged(folder: Path, *runner: str | Path) -> None:
     assert started(*runner, folder / "missing.onnx").returncode == 2
 
 
+def check_signatures(folder: Path, *runner: str | Path) -> None:
+    """Check that a runner which is told to trust a key runs what it signed, and nothing else."""
+    key, other = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
+    public = folder / "key.pub"
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    plain = write_policy(folder / "plain.onnx").read_bytes()
+    whole = signed(plain, key)
+    contents = {
+        "trusted": (whole, "golden rows: 16"),
+        "unsigned": (plain, "not signed"),
+        "foreign": (signed(plain, other), "a key that is not the trusted one"),
+        "tampered": (whole[:300] + bytes([whole[300] ^ 1]) + whole[301:], "was changed after it was signed"),
+        "longer": (whole + b"\x72\x04\x0a\x00\x12\x00", "not signed"),
+        "short": (b"\x72", "not signed"),
+    }
+    for name, (content, said) in contents.items():
+        path = folder / f"{name}.onnx"
+        path.write_bytes(content)
+        done = started(*runner, path, "--trusted", public)
+        assert done.returncode == (0 if name == "trusted" else 2), f"{name}\n{done.stdout}\n{done.stderr}"
+        assert said in done.stdout + done.stderr, f"{name}\n{done.stderr}"
+        assert name == "trusted" or len(done.stderr.splitlines()) == 1
+    plain_key = folder / "plain.onnx"
+    done = started(*runner, folder / "trusted.onnx", "--trusted", plain_key)
+    assert done.returncode == 2 and done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 class TestPython:
     def test_it_is_short_and_needs_no_package_but_two(self) -> None:
         text = RUNNER.read_text()
-        assert len(text.splitlines()) <= 190
+        assert len(text.splitlines()) <= 195
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {
             node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes
         } - set(sys.stdlib_module_names)
-        assert names == {"numpy", "onnxruntime"}
+        assert names == {"numpy", "onnxruntime", "signature"}  # the last is beside it, for who requires one
 
     @pytest.fixture
     def policy(self, tmp_path: Path) -> Any:
@@ -135,6 +166,9 @@ class TestPython:
         assert (rows, tolerance) == (16, 1e-5) and error <= 1e-6
         check_damaged(tmp_path, sys.executable, RUNNER)
 
+    def test_the_script_requires_a_signature(self, tmp_path: Path) -> None:
+        check_signatures(tmp_path, sys.executable, RUNNER)
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -160,6 +194,7 @@ def test_the_node_runner_reproduces_the_golden_rows(
         rows, error, tolerance = golden_figures(succeeded(*runner, path))
         assert rows == 16 and error <= tolerance == 1e-5
     check_damaged(tmp_path, *runner)
+    check_signatures(tmp_path, *runner)
 
 
 REFUSALS = """
@@ -187,6 +222,7 @@ def test_the_cpp_runner_reproduces_the_golden_rows(cpp_runner: Path, exported: P
         rows, error, tolerance = golden_figures(succeeded(cpp_runner, path))
         assert rows == 16 and error <= tolerance == pytest.approx(1e-5)
     check_damaged(tmp_path, cpp_runner)
+    check_signatures(tmp_path, cpp_runner)
 
 
 @pytest.mark.slow

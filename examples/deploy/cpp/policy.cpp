@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <sstream>
 #include <stdexcept>
 
 #include <openvino/openvino.hpp>
+
+#include "signature.hpp"
 
 namespace {
 
@@ -59,9 +63,19 @@ void fill(ov::Tensor& tensor, const std::vector<float>& values, const char* name
     std::copy(values.begin(), values.end(), tensor.data<float>());
 }
 
-std::shared_ptr<ov::Model> read(ov::Core& core, const std::string& path) {
+std::string read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ostringstream content;
+    content << file.rdbuf();
+    return file && content ? content.str() : "";
+}
+
+// Opens the bytes that were checked, not the file, which may be another one by now.
+std::shared_ptr<ov::Model> read(ov::Core& core, const std::string& path, const std::string& trusted) {
+    const std::string content = read_file(path);
+    if (!trusted.empty()) require_signature(content, trusted);
     try {
-        return core.read_model(path);
+        return core.read_model(content, ov::Tensor());
     } catch (const std::exception&) {  // many lines about OpenVINO's own sources
         throw std::runtime_error(path + " is missing, truncated or no ONNX file");
     }
@@ -69,9 +83,9 @@ std::shared_ptr<ov::Model> read(ov::Core& core, const std::string& path) {
 
 }  // namespace
 
-Policy::Policy(const std::string& path) {
+Policy::Policy(const std::string& path, const std::string& trusted) {
     ov::Core core;
-    const std::shared_ptr<ov::Model> model = read(core, path);
+    const std::shared_ptr<ov::Model> model = read(core, path, trusted);
     // OpenVINO keeps the metadata of an ONNX file under "framework".
     if (!model->has_rt_info("framework", "thousandfold") ||
         !model->has_rt_info("framework", "thousandfold_golden")) {

@@ -17,8 +17,9 @@ struct GoldenSet {
 
 class Policy {
 public:
-    // Throws std::exception where the file is truncated or no policy file of this format.
-    explicit Policy(const std::string& path);
+    // Throws std::exception where the file is truncated or no policy file of this format, or is not signed with
+    // the public key in the file `trusted`, unless that is empty.
+    explicit Policy(const std::string& path, const std::string& trusted = "");
 
     // Computes both outputs for one state, on the calling thread and without allocating.
     // Throws std::invalid_argument for a wrong size, NaN and infinity.

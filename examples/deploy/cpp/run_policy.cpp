@@ -1,9 +1,11 @@
 // `run_policy policy.onnx` compares the policy with its golden rows, and times it.
+// With `--trusted key.pub` it first requires that the file is signed with that key.
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <vector>
 
@@ -49,12 +51,12 @@ std::vector<double> latencies(Policy& policy, const GoldenSet& golden) {
 }  // namespace
 
 int main(int count, char** arguments) {
-    if (count != 2) {
-        std::fprintf(stderr, "usage: run_policy policy.onnx\n");
+    if (count != 2 && (count != 4 || std::strcmp(arguments[2], "--trusted") != 0)) {
+        std::fprintf(stderr, "usage: run_policy policy.onnx [--trusted key.pub]\n");
         return 2;
     }
     try {
-        Policy policy(arguments[1]);
+        Policy policy(arguments[1], count == 4 ? arguments[3] : "");
         const GoldenSet golden = policy.golden();
         const double error = golden_error(policy, golden);
         std::printf("golden rows: %zu, max error %.2e, tolerance %.0e\n", golden.action.size(), error,

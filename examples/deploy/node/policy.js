@@ -3,13 +3,19 @@
 import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 import { readMetadata } from "./policy_metadata.js";
+import { requireSignature } from "./signature.js";
 
 const FORMAT_VERSIONS = [3, 4]; // 4 has earlier readings or a clock, which PolicyRunner fills in
 
 export class Policy {
-  /** Open a file; rejects where it is truncated or no policy file of this format. */
-  static async open(path) {
+  /**
+   * Open a file; rejects where it is truncated or no policy file of this format.
+   *
+   * With `trusted`, the file of a public key, it also rejects what is not signed with that key.
+   */
+  static async open(path, trusted = null) {
     const bytes = await readFile(path);
+    if (trusted !== null) requireSignature(bytes, await readFile(trusted, "utf8"));
     const texts = readMetadata(bytes);
     const metadata = JSON.parse(texts.thousandfold ?? "{}");
     if (!FORMAT_VERSIONS.includes(metadata.format_version) || texts.thousandfold_golden === undefined) {

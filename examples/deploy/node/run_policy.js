@@ -1,4 +1,5 @@
 // `node run_policy.js policy.onnx` compares the policy with its golden rows, and times it.
+// With `--trusted key.pub` it first requires that the file is signed with that key.
 
 import { Policy } from "./policy.js";
 
@@ -32,13 +33,13 @@ async function latency(policy) {
   return [spent[Math.ceil(0.5 * CALLS) - 1], spent[Math.ceil(0.99 * CALLS) - 1]];
 }
 
-const [path] = process.argv.slice(2);
-if (path === undefined) {
-  console.error("usage: node run_policy.js policy.onnx");
+const [path, option, trusted = null] = process.argv.slice(2);
+if (path === undefined || (option !== undefined && (option !== "--trusted" || trusted === null))) {
+  console.error("usage: node run_policy.js policy.onnx [--trusted key.pub]");
   process.exit(2);
 }
 try {
-  const policy = await Policy.open(path);
+  const policy = await Policy.open(path, trusted);
   const [error, tolerance] = [await goldenError(policy), policy.golden.tolerance];
   const rows = policy.golden.action.length;
   console.log(`golden rows: ${rows}, max error ${error.toExponential(2)}, tolerance ${tolerance}`);

@@ -15,13 +15,22 @@ FORMAT_VERSIONS = (3, 4)  # 4 has earlier readings or a clock, which `PolicyRunn
 
 
 class Policy:
-    """A policy file, opened to act on one thread; `metadata` holds names, units, ranges and control_dt_s."""
+    """A policy file, opened to act on one thread; `metadata` holds names, units, ranges and control_dt_s.
 
-    def __init__(self, path: str) -> None:
+    With `trusted`, the file of a public key, the policy must be signed with it.
+    """
+
+    def __init__(self, path: str, trusted: str | None = None) -> None:
+        with open(path, "rb") as file:
+            content = file.read()
+        if trusted is not None:
+            from signature import require_signature  # the file beside this one
+
+            require_signature(content, trusted)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         texts = self._session.get_modelmeta().custom_metadata_map
         self.metadata = json.loads(texts.get("thousandfold", "{}"))
         if self.metadata.get("format_version") not in FORMAT_VERSIONS or "thousandfold_golden" not in texts:
@@ -159,10 +168,10 @@ def golden_error(policy: Policy) -> float:
     return float(np.max([np.abs(action - golden["action"]).max(), shares.max()]))
 
 
-def main(path: str) -> int:
+def main(path: str, trusted: str | None = None) -> int:
     """Print golden error and latency; return 1 where the error is too large, 2 for what is no policy."""
     try:
-        policy = Policy(path)
+        policy = Policy(path, trusted)
         error, tolerance = golden_error(policy), policy.golden["tolerance"]
     except Exception as wrong:  # ONNX Runtime's errors have no common class of their own
         print(f"Error: {path} cannot be run: {' '.join(str(wrong).split())}", file=sys.stderr)
@@ -180,6 +189,6 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python run_policy.py policy.onnx")
-    sys.exit(main(sys.argv[1]))
+    if len(sys.argv) != 2 and (len(sys.argv) != 4 or sys.argv[2] != "--trusted"):
+        sys.exit("usage: python run_policy.py policy.onnx [--trusted key.pub]")
+    sys.exit(main(*sys.argv[1::2]))

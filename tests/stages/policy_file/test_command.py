@@ -95,7 +95,7 @@ class TestVerify:
     def test_an_honest_file_exits_with_0(self, honest: Path, tmp_path: Path) -> None:
         done = invoke(tmp_path / "none", "policy", "verify", str(honest), *EPISODES, "--json")
         found = result_of(done.stdout)
-        assert found["passed"] is True and len(found["checks"]) == 7
+        assert found["passed"] is True and len(found["checks"]) == 8
         assert "every check passed" in done.stderr
         assert not (tmp_path / "none").exists()
 
@@ -104,7 +104,7 @@ class TestVerify:
         found = result_of(done.stdout)
         failed = [check["name"] for check in found["checks"] if check["passed"] is False]
         assert found["passed"] is False and failed == ["graph hash", "policy hash", "golden rows"]
-        assert "3 of 7 checks failed" in done.stderr and "FAILED" in done.stderr
+        assert "3 of 8 checks failed" in done.stderr and "FAILED" in done.stderr
 
 
 class TestToC:
