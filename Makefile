@@ -35,12 +35,12 @@ benchmark-setup: setup  ## Install what the baselines need on top (JAX, EnvPool)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e ".[train,dev,benchmark]"
 
-docs-setup: $(DOCS_STAMP)  ## Install what building the documentation needs on top (MkDocs)
+docs-setup: $(DOCS_STAMP)  ## Install what documentation and notebooks need on top (MkDocs, a Jupyter kernel)
 
 $(DOCS_STAMP): $(STAMP)
-	@echo "docs-setup: installing MkDocs into $(VENV)"
+	@echo "docs-setup: installing MkDocs and a Jupyter kernel into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e ".[train,dev,docs]"
+	  -c constraints.txt -e ".[train,dev,docs,notebooks]"
 	@touch $@
 
 # The variable silences the theme's notice about MkDocs 2; pyproject.toml stays below it.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +30,10 @@ C_BEGINNING = b"/* A policy in C99"
 
 MOST_WEIGHTS = 2**24
 """A compiler takes a minute and a GiB for so many."""
+LEAST_INT8_WEIGHTS = 256
+"""Of a matrix: smaller ones save nothing beside their scales."""
+
+Weights = Literal["float32", "int8"]
 
 _EXPRESSIONS: dict[str, Callable[..., str]] = {
     "Add": lambda a, b: f"{a} + {b}",
@@ -44,7 +49,7 @@ _EXPRESSIONS: dict[str, Callable[..., str]] = {
     "Exp": lambda a: f"expf({a})",
     "Tanh": lambda a: f"tanhf({a})",
 }
-_FUNCTIONS = ("Gemm", "LayerNormalization", "Sigmoid")  # files of the folder `c`
+_FUNCTIONS = ("Gemm", "GemmInt8", "LayerNormalization", "Sigmoid")  # files of the folder `c`
 _FLOAT = 1  # a Cast's `to`
 # What a node may say, and the only value that is known where there is one.
 _ATTRIBUTES: dict[str, dict[str, float | None]] = {
@@ -59,16 +64,22 @@ _ESCAPES = {34: r"\"", 92: r"\\", 63: r"\?"}  # three ? may make a trigraph
 _LINE, _LITERAL = 96, 2000  # characters; C99 promises 4,095 of a literal
 
 
-def c_files(model: ModelBytes, path: Path) -> dict[str, str]:
+def c_files(
+    model: ModelBytes, path: Path, weights: Weights = "float32", own_golden: GoldenSet | None = None
+) -> dict[str, str]:
     """Return the text of `policy.h` and `policy.c` by name.
 
     Args:
         model: the policy file, whole and with its own hashes.
         path: where it lies, for errors.
+        weights: how matrices are stored. As int8, each column has a scale by which its largest weight is
+            127; the first layer, the last and small matrices stay float32. All is computed in float32.
+        own_golden: what the self-test compares with; None: the golden rows of the file.
 
     Raises:
         DamagedFileError: it is damaged, or was changed since it was exported.
-        UserError: it computes something that has no C form, or has more than `MOST_WEIGHTS`.
+        UserError: it computes something that has no C form, has more than `MOST_WEIGHTS`, or no matrix that
+            int8 would make smaller.
     """
     metadata = parse_metadata(model.metadata.get(METADATA_KEY), path)
     if change := model.change_since_export(metadata.graph_sha256):
@@ -76,10 +87,10 @@ def c_files(model: ModelBytes, path: Path) -> dict[str, str]:
             f"{path} was changed since it was exported: {change}. Copy it anew, or {EXPORT_AGAIN}."
         )
     graph = require_known_graph(model, path)
-    golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, path)
+    golden = own_golden or parse_golden(model.metadata.get(GOLDEN_KEY), metadata, path)
     plan = RunnerPlan.of(metadata)
     try:
-        body = _Body(graph, metadata)
+        body = _Body(graph, metadata, weights)
     except _NoForm as error:
         raise UserError(f"{path} has no C form: {error}. Give a float32 policy of `export-onnx`.") from None
     parts = [
@@ -102,6 +113,7 @@ def c_files(model: ModelBytes, path: Path) -> dict[str, str]:
     header = string.Template(_part(HEADER)).substitute(
         metadata.sizes(),
         sha256=model.policy_sha256,
+        weights=weights,
         control_dt_s=repr(metadata.control_dt_s),
         readings=len(plan.readings),
         steps=plan.steps,
@@ -147,10 +159,11 @@ class _Body:
     give their place to others.
     """
 
-    def __init__(self, graph: PolicyGraph, metadata: PolicyMetadata) -> None:
+    def __init__(self, graph: PolicyGraph, metadata: PolicyMetadata, weights: Weights) -> None:
         self._graph, self._lines = graph, list[str]()
+        self._whole = self._whole_matrices() if weights == "int8" else set[str]()
         self._names = {name: name for name in ("observation", "goal")}
-        self._constants = dict[bytes, str]()
+        self._constants = dict[tuple[bool, bytes], str]()
         self._definitions, self._used = list[str](), set[str]()
         self._taken, self._size = dict[str, tuple[int, int]](), 0
         sizes, outputs = metadata.sizes(), ("action", "control")
@@ -193,8 +206,6 @@ class _Body:
         for name, value in node.attributes.items():
             if name not in known or known[name] not in (None, value):
                 raise _NoForm(f"it has a node {operator} with {_quoted(name)} {value:g}")
-        if operator in _FUNCTIONS:
-            self._used.add(operator)
         if operator == "Gemm":
             self._gemm(node, result)
         elif operator == "LayerNormalization":
@@ -206,8 +217,10 @@ class _Body:
                 self._vector(shift[0], length) if shift else self._constant(np.zeros(length, np.float32))
             ]
             epsilon = _number(np.float32(node.attributes.get("epsilon", _DEFAULT_EPSILON)))
+            self._used.add(operator)
             self._lines.append(f"layer_norm({length}, {', '.join(inputs)}, {epsilon}, {result});")
         elif operator == "Sigmoid":
+            self._used.add(operator)
             self._lines.append(f"sigmoid({length}, {self._vector(node.inputs[0], length)}, {result});")
         elif operator == "Concat":
             at = 0
@@ -228,8 +241,37 @@ class _Body:
         kernel = kernel.T if node.attributes.get("transB") else kernel
         inputs, outputs = kernel.shape
         offset = self._spread(bias[0], outputs) if bias else self._constant(np.zeros(outputs, np.float32))
-        vector, matrix = self._vector(value, inputs), self._constant(kernel)
-        self._lines.append(f"dense({inputs}, {vector}, {outputs}, {matrix}, {offset}, {result});")
+        vector = self._vector(value, inputs)
+        if weight in self._whole:
+            largest = np.abs(kernel).max(0)
+            scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+            matrix = self._constant(np.rint(kernel / scale).astype(np.int8))
+            arguments = (
+                f"{inputs}, {vector}, {outputs}, {matrix}, {self._constant(scale)}, {offset}, {result}"
+            )
+            self._used.add("GemmInt8")
+            self._lines.append(f"dense_int8({arguments});")
+        else:
+            arguments = f"{inputs}, {vector}, {outputs}, {self._constant(kernel)}, {offset}, {result}"
+            self._used.add("Gemm")
+            self._lines.append(f"dense({arguments});")
+
+    def _whole_matrices(self) -> set[str]:
+        """Return the names of the matrices that become whole numbers: those between first and last layer."""
+        names = [node.inputs[1] for node in self._graph.nodes if node.operator == "Gemm"]
+        inner = {
+            name
+            for name in names[1:]
+            if name in self._graph.constants
+            and math.prod(self._graph.shapes[name]) >= LEAST_INT8_WEIGHTS
+            and min(self._graph.shapes[name]) >= LEAST_INT8_WEIGHTS**0.5
+        }
+        if not inner:
+            raise UserError(
+                "int8 weights gain nothing here: between the first layer and the last no matrix has "
+                f"{LEAST_INT8_WEIGHTS} weights. Leave out --weights int8."
+            )
+        return inner
 
     def _elementwise(self, node: Node, length: int, result: str) -> None:
         """Add a loop over an expression of the inputs, of which some have one number for all."""
@@ -287,14 +329,16 @@ class _Body:
 
     def _constant(self, values: np.ndarray) -> str:
         """Return the name of an array with these numbers, one for all that have the same."""
-        content = np.ascontiguousarray(values, "<f4").tobytes()
-        if content not in self._constants:
-            if sum(map(len, self._constants)) + len(content) > 4 * MOST_WEIGHTS:
+        whole = values.dtype == np.int8
+        content = np.ascontiguousarray(values, "i1" if whole else "<f4").tobytes()
+        if (whole, content) not in self._constants:
+            if sum(len(known) for _, known in self._constants) + len(content) > 4 * MOST_WEIGHTS:
                 raise _NoForm(f"it has more than {MOST_WEIGHTS:,} weights")
-            self._constants[content] = name = f"c{len(self._constants)}"
-            numbers = _wrapped(map(_number, values.ravel()))
-            self._definitions.append(f"static const float {name}[{values.size}] = {{\n{numbers}\n}};\n")
-        return self._constants[content]
+            self._constants[whole, content] = name = f"c{len(self._constants)}"
+            numbers = _wrapped(map(str if whole else _number, values.ravel()))
+            kind = "int8_t" if whole else "float"
+            self._definitions.append(f"static const {kind} {name}[{values.size}] = {{\n{numbers}\n}};\n")
+        return self._constants[whole, content]
 
 
 _RUN_HEAD = "int policy_run(const float *observation, const float *goal, float *action, float *control)"

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from thousandfold.ground.errors import NonFiniteError, UserError
-from thousandfold.stages.policy_file.c_code import SOURCE
-from thousandfold.stages.policy_file.metadata import PolicyMetadata
+from thousandfold.stages.policy_file.c_code import SOURCE, c_files
+from thousandfold.stages.policy_file.golden import GoldenArrays, GoldenSet, parse_golden
+from thousandfold.stages.policy_file.metadata import PolicyMetadata, parse_metadata
+from thousandfold.stages.policy_file.onnx_bytes import GOLDEN_KEY, METADATA_KEY, ModelBytes
 from thousandfold.stages.policy_file.onnx_policy import PolicyOutputs
 
 _COMPILERS = ("cc", "gcc", "clang")
@@ -27,6 +29,10 @@ def c_compiler() -> str | None:
     return next((found for found in map(shutil.which, _COMPILERS) if found), None)
 
 
+class NotCompiledError(UserError):
+    """There is no C compiler, or it does not compile a policy's code."""
+
+
 class CPolicy:
     """C code of a policy, compiled to act. Not for use from several threads at once.
 
@@ -35,14 +41,21 @@ class CPolicy:
         folder: takes them and the library made of them; it may go once this is there.
         metadata: of the policy file.
         flags: of the compiler, beside those for any machine.
+        own_golden: rows that the code must give in place of those of the file; None: those of the file.
 
     Raises:
-        UserError: there is no C compiler, or it does not compile them.
+        NotCompiledError: there is no C compiler, or it does not compile them.
     """
 
     def __init__(
-        self, files: Mapping[str, str], folder: Path, metadata: PolicyMetadata, flags: Sequence[str] = ()
+        self,
+        files: Mapping[str, str],
+        folder: Path,
+        metadata: PolicyMetadata,
+        flags: Sequence[str] = (),
+        own_golden: GoldenSet | None = None,
     ) -> None:
+        self.own_golden = own_golden
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         library = _compiled(folder, flags)
@@ -87,20 +100,47 @@ class CPolicy:
         self._run(*self._bound)
 
 
+def int8_code(model: ModelBytes, path: Path, folder: Path) -> tuple[dict[str, str], CPolicy]:
+    """Return the files of a policy with int8 weights, and what they compile to.
+
+    Their golden rows have the inputs of the policy file's and the outputs that the code gives here: they show
+    on another processor that it computes the same, and not how near that is to the file.
+
+    Args:
+        model, path: as of `c_code.c_files`.
+        folder: as of `CPolicy`.
+
+    Raises:
+        UserError: as of `c_code.c_files`.
+        NotCompiledError: as of `CPolicy`.
+    """
+    metadata = parse_metadata(model.metadata.get(METADATA_KEY), path)
+    golden = parse_golden(model.metadata.get(GOLDEN_KEY), metadata, path)
+    first = CPolicy(c_files(model, path, "int8"), folder, metadata)
+    rows = golden.arrays()
+    outputs = first.run(rows.observation, rows.goal)
+    own = GoldenSet.of(GoldenArrays(rows.observation, rows.goal, *outputs), golden.tolerance)
+    files = c_files(model, path, "int8", own)
+    (again := folder / "again").mkdir()  # the first library is open
+    return files, CPolicy(files, again, metadata, own_golden=own)
+
+
 def _compiled(folder: Path, flags: Sequence[str]) -> ctypes.CDLL:
-    """Return the library that the files in a folder make; raise UserError where they make none."""
+    """Return the library that the files in a folder make; raise NotCompiledError where they make none."""
     compiler, library = c_compiler(), folder / "policy.so"
     if compiler is None:
-        raise UserError(f"There is no C compiler here ({', '.join(_COMPILERS)})")
+        raise NotCompiledError(f"There is no C compiler here ({', '.join(_COMPILERS)})")
     command = [compiler, *_FLAGS, *flags, "-o", str(library), str(folder / SOURCE), "-lm"]
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=_COMPILE_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{compiler} took more than {_COMPILE_S:g} s for the policy's C code") from None
+        raise NotCompiledError(
+            f"{compiler} took more than {_COMPILE_S:g} s for the policy's C code"
+        ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         said = lines[0][:200] if lines else f"exit code {done.returncode}"
-        raise UserError(f"{compiler} does not compile the policy's C code ({said})")
+        raise NotCompiledError(f"{compiler} does not compile the policy's C code ({said})")
     return ctypes.CDLL(str(library))

@@ -22,8 +22,9 @@ from thousandfold.pipeline.settings import MOST_EPISODES
 
 if TYPE_CHECKING:
     from thousandfold.pipeline.artifacts import Artifact
+    from thousandfold.stages.policy_file.c_code import Weights
     from thousandfold.stages.policy_file.c_policy import CPolicy
-    from thousandfold.stages.policy_file.metadata import PolicyMetadata
+    from thousandfold.stages.policy_file.onnx_bytes import ModelBytes
     from thousandfold.stages.policy_file.source import PolicyPlace
     from thousandfold.stages.policy_file.verification import Verification
 
@@ -115,6 +116,13 @@ def verify(
 @_episodes_option
 @_task_option
 @_seed_option
+@click.option(
+    "--weights",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How to store the weights; int8 takes a quarter of the flash.",
+)
 @click.option("--unchecked", is_flag=True, help="Write the files without compiling and checking them.")
 @json_option
 @click.pass_obj
@@ -125,6 +133,7 @@ def to_c(
     episodes: int,
     task: str | None,
     seed: int,
+    weights: Weights,
     unchecked: bool,
 ) -> None:
     """Write POLICY as C99, policy.h and policy.c, checked against the file before they are kept.
@@ -132,17 +141,17 @@ def to_c(
     POLICY is a path of an ONNX file, a name, or nothing for the newest. It is verified as by `verify`. Its C
     code is compiled here, must reproduce the golden rows and must do as well in equal episodes.
     """
+    if weights == "int8" and unchecked:
+        raise click.UsageError("int8 weights are compiled and checked: leave out --unchecked.")
     with session.open(mujoco=True):
         from thousandfold.ground.files import atomic_file
-        from thousandfold.stages.policy_file.c_code import C_BEGINNING, c_files
-        from thousandfold.stages.policy_file.metadata import parse_metadata
-        from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, read_model
+        from thousandfold.stages.policy_file.c_code import C_BEGINNING, HEADER, SOURCE, c_files
+        from thousandfold.stages.policy_file.onnx_bytes import read_model
         from thousandfold.stages.policy_file.source import find_policy, open_policy
 
         place, folder = find_policy(session.workspace, name), folder.expanduser()
         model = read_model(place.path)
-        files = c_files(model, place.path)
-        written = {each: folder / each for each in files}
+        written = {each: folder / each for each in (HEADER, SOURCE)}
         for path in filter(os.path.lexists, written.values()):
             if not path.is_file() or not path.read_bytes().startswith(C_BEGINNING):
                 raise UserError(
@@ -150,10 +159,10 @@ def to_c(
                 )
         result: dict[str, Any] = {"policy": place.name, "sha256": model.policy_sha256, "verification": None}
         if unchecked:
+            files = c_files(model, place.path)
             open_policy(place)
         else:
-            metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
-            found = _verified_in_c(session, place, metadata, files, episodes, task, seed)
+            files, found = _verified_in_c(session, place, model, weights, episodes, task, seed)
             result["verification"] = found.results()
         with contextlib.ExitStack() as whole:  # both or, but for a kill between two renames, none
             for each, path in written.items():
@@ -167,27 +176,34 @@ def to_c(
 def _verified_in_c(
     session: Session,
     place: PolicyPlace,
-    metadata: PolicyMetadata,
-    files: dict[str, str],
+    model: ModelBytes,
+    weights: Weights,
     episodes: int,
     task: str | None,
     seed: int,
-) -> Verification:
-    """Verify a policy and its C code; raise UserError where one fails, or cannot be compiled here."""
-    from thousandfold.stages.policy_file.c_policy import CPolicy
+) -> tuple[dict[str, str], Verification]:
+    """Return a policy's C code, and what was found of both; raise UserError where a check fails."""
+    from thousandfold.stages.policy_file.c_code import c_files
+    from thousandfold.stages.policy_file.c_policy import CPolicy, NotCompiledError, int8_code
+    from thousandfold.stages.policy_file.metadata import parse_metadata
+    from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            c_policy = CPolicy(files, Path(folder), metadata)
-        except UserError as error:
-            raise UserError(
-                f"{error}: nothing was written. --unchecked writes the files nevertheless."
-            ) from None
+            if weights == "int8":
+                files, c_policy = int8_code(model, place.path, Path(folder))
+            else:
+                metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
+                files = c_files(model, place.path)
+                c_policy = CPolicy(files, Path(folder), metadata)
+        except NotCompiledError as error:
+            without = " --unchecked writes the files nevertheless." if weights == "float32" else ""
+            raise UserError(f"{error}: nothing was written.{without}") from None
         found = _verified(session, place, episodes, task, seed, c_policy=c_policy)
     if found.failed:
         wrong = "; ".join(f"{check.name} ({check.detail})" for check in found.failed)
         raise UserError(f"{place.name} is not written as C, because these checks failed: {wrong}")
-    return found
+    return files, found
 
 
 @policy.command()

@@ -24,7 +24,7 @@ from thousandfold.stages.episodes import (
 )
 from thousandfold.stages.policy_file.c_policy import CPolicy
 from thousandfold.stages.policy_file.controls import require_same_controls
-from thousandfold.stages.policy_file.golden import Run, golden_error
+from thousandfold.stages.policy_file.golden import LARGEST_INT8_TOLERANCE, GoldenSet, Run, golden_error
 from thousandfold.stages.policy_file.graph import require_known_graph
 from thousandfold.stages.policy_file.metadata import (
     SHA256,
@@ -165,8 +165,8 @@ def verify_policy(
         opened.append(OnnxPolicy(place.path, check_hash=False))
         return ", ".join(f"{name} {size}" for name, size in metadata.sizes().items())
 
-    def golden_rows(*runs: Run) -> str:
-        rows = opened[0].golden()
+    def golden_rows(*runs: Run, rows: GoldenSet | None = None) -> str:
+        rows = rows or opened[0].golden()
         error = max(golden_error(run, rows, metadata) for run in runs)
         said = f"{len(rows.observation)} rows, off by at most {error:.1e}, {rows.tolerance:.1e} allowed"
         if not error <= rows.tolerance:  # NaN is not
@@ -187,7 +187,10 @@ def verify_policy(
         found.checks.append(Check("golden rows", None, "the file cannot be opened"))
     c_code = c_policy
     if c_code is not None and opened:
-        found.check("C: golden rows", lambda: golden_rows(c_code.run))
+        own = c_code.own_golden
+        found.check("C: golden rows", lambda: golden_rows(c_code.run, rows=own))
+        if own is not None:
+            found.check("C: int8 weights", lambda: _near_the_file(c_code, opened[0]))
         found.check("C: self-test", lambda: _passed_self_test(c_code))
     if found.check("task", same_task) and opened:
         outcome = _check_closed_loop(found, opened[0], compiled, episodes, seed)
@@ -240,6 +243,15 @@ def _passed_self_test(c_policy: CPolicy) -> str:
     if row := c_policy.self_test():
         raise DamagedFileError(f"golden row {row} gives another result")
     return "every golden row, as compiled in"
+
+
+def _near_the_file(c_policy: CPolicy, policy: OnnxPolicy) -> str:
+    """Return how far C code of int8 weights is off its file; raise DamagedFileError where it is too far."""
+    error = golden_error(c_policy.run, policy.golden(), policy.metadata)
+    said = f"off the file's golden rows by at most {error:.2g}, {LARGEST_INT8_TOLERANCE:g} allowed"
+    if not error <= LARGEST_INT8_TOLERANCE:
+        raise DamagedFileError(said)
+    return said
 
 
 def _same_outcome(c_policy: CPolicy, reference: Episodes, task: CompiledTask, seed: int) -> str:

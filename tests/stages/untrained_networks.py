@@ -27,14 +27,14 @@ def make_actor(depth: int, width: int, seed: int = 0) -> NormalizedActor:
     return actor
 
 
-def make_network(workspace: Workspace, kind: str, depth: int = 4, **options: Any) -> Artifact:
+def make_network(workspace: Workspace, kind: str, depth: int = 4, width: int = 8, **options: Any) -> Artifact:
     """Return a completed teacher or student that nobody trained."""
-    task, actor = compile_task(TASK), make_actor(depth, 8, seed=depth)
+    task, actor = compile_task(TASK), make_actor(depth, width, seed=depth)
     tensors = dict(actor.state_dict())
     if kind == "teacher":
         tensors = {f"actor.{name}": value for name, value in actor.actor.state_dict().items()}
     artifact = workspace.create(kind, task=TASK, settings={}, **options)
-    shape = NetworkShape(depth, 8)
+    shape = NetworkShape(depth, width)
     save_network(artifact.file(NETWORK_FILE), tensors, kind=kind, task=task, shape=shape)
     artifact.complete({"success": 0.75, "success_interval": [0.4, 0.9], "episodes": 8})
     return artifact

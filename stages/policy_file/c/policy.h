@@ -13,6 +13,9 @@ extern "C" {
 /* The seal of the policy file, as `pipeline policy inspect` shows it. */
 #define POLICY_SHA256 "$sha256"
 
+/* How the weights between the first layer and the last are stored: float32, or int8 with a scale a unit. */
+#define POLICY_WEIGHTS "$weights"
+
 /* Seconds between two steps. */
 #define POLICY_CONTROL_DT_S $control_dt_s
 
@@ -78,8 +81,8 @@ int policy_reset(policy_state *state, const float *start);
  * Returns POLICY_OK, or why the last control is held, or POLICY_NOT_RESET. */
 int policy_step(policy_state *state, const float *readings, const float *goal, float *control);
 
-/* Returns 0 where policy_run gives the golden outputs of the policy file, or the number of the first row,
- * from 1, that it does not give. */
+/* Returns 0 where policy_run gives the golden outputs of the policy file (with int8 weights: those that it gave
+ * where this file was written), or the number of the first row, from 1, that it does not give. */
 int policy_self_test(void);
 
 #ifdef __cplusplus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from thousandfold.models.onnx_graph import body_dense_inputs, to_onnx
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.stages.policy_file import c_code
 from thousandfold.stages.policy_file.c_code import c_files
-from thousandfold.stages.policy_file.c_policy import THIS_PROCESSOR, CPolicy
+from thousandfold.stages.policy_file.c_policy import THIS_PROCESSOR, CPolicy, int8_code
 from thousandfold.stages.policy_file.metadata import parse_metadata
 from thousandfold.stages.policy_file.onnx_bytes import METADATA_KEY, ModelBytes, read_model, split_model
 
@@ -297,3 +298,69 @@ def test_more_weights_than_a_compiler_takes_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(c_code, "MOST_WEIGHTS", 300)
     with pytest.raises(UserError, match="it has more than 300 weights"):
         c_files(drawn_policy(SHAPES["plain"]), ANYWHERE)
+
+
+class TestInt8Weights:
+    """Whole numbers with a scale a unit, between the first layer and the last."""
+
+    def module(self) -> DeployablePolicy:
+        return policy(NetworkShape(4, 64))
+
+    def test_the_code_is_near_the_network_and_a_third_of_its_size(self, tmp_path: Path) -> None:
+        require_compiler()
+        module = self.module()
+        model = policy_file(module)
+        files, found = int8_code(model, ANYWHERE, tmp_path)
+        assert found.self_test() == 0 and '#define POLICY_WEIGHTS "int8"' in files["policy.h"]
+        differences = [
+            np.abs(found.step(*state).action - expected(module, state)[0]).max() for state in states(32)
+        ]
+        assert 1e-6 < max(differences) < 0.05
+        bytes_of = {"float": 4, "int8_t": 1}
+        sizes = [
+            sum(bytes_of[kind] * int(count) for kind, count in re.findall(r"const (\w+) c\d+\[(\d+)\]", text))
+            for text in (c_files(model, ANYWHERE)["policy.c"], files["policy.c"])
+        ]
+        assert sizes[1] < 0.34 * sizes[0]
+
+    def test_each_weight_is_off_by_half_a_step_of_its_unit_at_most(self) -> None:
+        model = policy_file(self.module())
+        texts = [c_files(model, ANYWHERE, weights)["policy.c"] for weights in ("float32", "int8")]
+        exact, rounded = (
+            {
+                name: np.array([float(number.strip().rstrip("f")) for number in body.split(",")])
+                for name, body in re.findall(r"static const \w+ (c\d+)\[\d+\] = \{\n(.*?)\n\};", text, re.S)
+            }
+            for text in texts
+        )
+        kernels = re.findall(r"dense\(64, \w+, 64, (c\d+),", texts[0])
+        calls = re.findall(r"dense_int8\(64, \w+, 64, (c\d+), (c\d+),", texts[1])
+        assert len(calls) == len(kernels) >= 3
+        for (whole, scale), kernel in zip(calls, kernels, strict=True):
+            columns, steps = rounded[whole].reshape(64, 64), rounded[scale]
+            assert (np.abs(columns).max(0) == 127).all()
+            assert (np.abs(columns * steps - exact[kernel].reshape(64, 64)) <= 0.5001 * steps).all()
+
+    def test_the_self_test_has_rows_of_its_own(self, tmp_path: Path) -> None:
+        require_compiler()
+        model = policy_file(self.module())
+        assert opened_files(c_files(model, ANYWHERE, "int8"), model, tmp_path).self_test() != 0
+        (again := tmp_path / "again").mkdir()
+        assert int8_code(model, ANYWHERE, again)[1].self_test() == 0
+
+    def test_a_policy_without_such_layers_gains_nothing(self) -> None:
+        with pytest.raises(UserError, match="int8 weights gain nothing here"):
+            c_files(policy_file(policy(NetworkShape(1, 32, kind="plain"))), ANYWHERE, "int8")
+
+    @pytest.mark.parametrize("compiler", COMPILERS)
+    def test_it_is_strict_c99(self, compiler: str, tmp_path: Path) -> None:
+        require_compiler()
+        files, _ = int8_code(policy_file(self.module()), ANYWHERE, tmp_path)
+        (folder := tmp_path / "strict").mkdir()
+        sanitized = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+        done = ran(built(folder, files, SELF_TEST, *STRICT, *sanitized, compiler=compiler))
+        assert done.returncode == 0, done.stderr
+
+
+def opened_files(files: dict[str, str], model: ModelBytes, folder: Path) -> CPolicy:
+    return CPolicy(files, folder, parse_metadata(model.metadata[METADATA_KEY], ANYWHERE))

@@ -18,7 +18,7 @@ from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import StageContext
-from thousandfold.pipeline.tracking import open_tracker
+from thousandfold.pipeline.tracking import NullTracker, open_tracker
 from thousandfold.stages.export_onnx import export_onnx
 from thousandfold.stages.export_onnx.export_onnx import ExportOnnxSettings
 from thousandfold.stages.policies import load_policy
@@ -231,6 +231,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Artif
     teacher.update(tracking={"run_id": context.tracker.open_chain("training of the teacher")})
     student = make_network(workspace, "student", parents={"teacher": teacher.parent_entry()})
     return workspace.root, [export_onnx.run(settings, context, student, teacher) for _ in range(2)]
+
+
+def test_c_code_with_int8_weights(tmp_path: Path) -> None:
+    require_compiler()
+    workspace, root = Workspace(tmp_path / "w"), tmp_path / "w"
+    settings = ExportOnnxSettings(gate_states=32, closed_loop_episodes=4)
+    context = StageContext(workspace, Console(silent=True), NullTracker())
+    policy = export_onnx.run(settings, context, make_network(workspace, "student", width=32))
+    to_c = ("policy", "to-c", policy.name, "--out", str(tmp_path / "out"), "--weights", "int8", *EPISODES)
+    found = result_of(invoke(root, *to_c, "--json").stdout)
+    checks = {check["name"]: check for check in found["verification"]["checks"]}
+    for name in ("C: golden rows", "C: int8 weights", "C: self-test", "C: closed loop"):
+        assert checks[name]["passed"] is True, name
+    assert "off the file's golden rows by at most" in checks["C: int8 weights"]["detail"]
+    assert '#define POLICY_WEIGHTS "int8"' in (tmp_path / "out/policy.h").read_text()
+    line = refused(root, *to_c[1:], "--unchecked")
+    assert "int8 weights are compiled and checked" in line
 
 
 class TestRegistry:
