@@ -6,9 +6,9 @@
 
 A cell is a student for the point U-maze, as it is before training (which costs the same), exported by
 `pipeline export-onnx`, written as C and compiled by this machine's compiler: for any processor of its kind,
-and for this one. All are timed in turns on one thread, each a call on bound buffers from Python (an empty
-call of ctypes stands beside them). Flash and RAM are those of a Cortex-M4F, where `arm-none-eabi-gcc` is
-installed. Timings count when nothing else runs.
+for this one, and for this one with int8 weights. All are timed in turns on one thread, each a call on bound
+buffers from Python (an empty call of ctypes stands beside them). Flash and RAM are those of a Cortex-M4F,
+where `arm-none-eabi-gcc` is installed. Timings count when nothing else runs.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ STUDENTS = {
     "4 x 256": NetworkShape(4, 256),
 }
 ONNX_RUNTIME, ANY, THIS, EMPTY = "ONNX Runtime", "C, any processor", "C, this processor", "an empty call"
+INT8 = "C, this processor, int8 weights"
 _CORTEX = (
     "-std=c99", "-Os", "-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard", "-mthumb",
     "-ffunction-sections", "-fdata-sections",
@@ -62,6 +63,12 @@ def run_cell(shape: NetworkShape, warmup_s: float, back_to_back_s: float) -> Cel
         for name, flags in ((ANY, ()), (THIS, THIS_PROCESSOR)):
             (root / name).mkdir()
             sides[name] = CPolicy(files, root / name, policy.metadata, flags)
+        memory = {"float32": memory_taken(files, root)}
+        if policy.metadata.network.depth > 1:  # between the first layer and the last
+            (root / INT8).mkdir()
+            whole = c_files(read_model(path), path, "int8")
+            sides[INT8] = CPolicy(whole, root / INT8, policy.metadata, THIS_PROCESSOR)
+            memory["int8"] = memory_taken(whole, root)
         state = draw_states(policy, np.random.default_rng(0))[0]
         for side in sides.values():
             side.step(*state)
@@ -72,7 +79,7 @@ def run_cell(shape: NetworkShape, warmup_s: float, back_to_back_s: float) -> Cel
         return {
             "network": policy.metadata.network.model_dump(),
             "latency": {name: summarize(found) for name, found in samples.items()},
-            "cortex_m4f": memory_taken(files, root),
+            "cortex_m4f": memory,
         }
 
 
@@ -122,14 +129,15 @@ def table(cells: Mapping[str, Cell]) -> str:
         for side in (ANY, THIS):
             p50, tail = latency[side]["p50_us"], latency[side]["p99_9_us"]
             figures += [f"{p50:.2f}", f"{tail:.1f}", f"{p50 / base:.2f}"]
-        memory = cell["cortex_m4f"] or {}
-        kept = [f"{memory[key] / 1000:.1f}" if key in memory else "-" for key in ("flash", "state", "stack")]
-        return [name, *figures, *kept]
+        figures.append(f"{latency[INT8]['p50_us']:.2f}" if INT8 in latency else "-")
+        memory, whole = (cell["cortex_m4f"].get(weights) or {} for weights in ("float32", "int8"))
+        kept = [memory.get("flash"), whole.get("flash"), memory.get("state"), memory.get("stack")]
+        return [name, *figures, *("-" if size is None else f"{size / 1000:.1f}" for size in kept)]
 
     heads = ["student", "ONNX Runtime p50, µs", "p99.9"]
     for side in (ANY, THIS):
         heads += [f"{side} p50", "p99.9", "of ONNX Runtime's"]
-    heads += ["flash, kB", "state, kB", "stack, kB"]
+    heads += ["int8 weights p50", "flash, kB", "with int8 weights", "state, kB", "stack, kB"]
     return markdown_table(heads, [row(name, cell) for name, cell in cells.items()])
 
 

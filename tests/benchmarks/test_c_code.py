@@ -15,10 +15,15 @@ from thousandfold.stages.policy_file.c_code import c_files
 
 def test_a_cell_times_all_sides_and_gives_a_row() -> None:
     require_compiler()
-    cell = c_code.run_cell(NetworkShape(1, 8, kind="plain"), warmup_s=0.0, back_to_back_s=0.0)
-    assert list(cell["latency"]) == [c_code.ONNX_RUNTIME, c_code.ANY, c_code.THIS, c_code.EMPTY]
-    head, rule, row = c_code.table({"1 x 8": cell}).splitlines()
-    assert head.count("|") == rule.count("|") == row.count("|") and row.startswith("| 1 x 8 | ")
+    shapes = {"1 x 8": NetworkShape(1, 8, kind="plain"), "4 x 16": NetworkShape(4, 16)}
+    cells = {name: c_code.run_cell(shape, 0.0, 0.0) for name, shape in shapes.items()}
+    sides = [c_code.ONNX_RUNTIME, c_code.ANY, c_code.THIS]
+    assert list(cells["1 x 8"]["latency"]) == [*sides, c_code.EMPTY]
+    assert list(cells["4 x 16"]["latency"]) == [*sides, c_code.INT8, c_code.EMPTY]
+    assert set(cells["4 x 16"]["cortex_m4f"]) == {"float32", "int8"}
+    head, rule, *rows = c_code.table(cells).splitlines()
+    for row, name in zip(rows, shapes, strict=True):
+        assert head.count("|") == rule.count("|") == row.count("|") and row.startswith(f"| {name} | ")
 
 
 def test_the_memory_is_that_of_weights_state_and_stack(tmp_path: Path) -> None:
