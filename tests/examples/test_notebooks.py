@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "examples/notebooks"
 SMALL: dict[str, dict[str, Any]] = {
     "quickstart": {"preset": "smoke"},
     "own_robot": {"preset": "smoke"},
-    "compare_depths": {"preset": "smoke", "depths": (2, 4), "seeds": (0,), "width": 16, "env_steps": 2000},
+    "compare_depths": {"preset": "smoke", "depths": (4, 8), "seeds": (0,), "width": 16, "env_steps": 2000},
 }
 PRINTED = {
     "quickstart": ("success", "retention", "policy.onnx", "a call takes", "of 10 episodes"),
