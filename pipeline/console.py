@@ -38,7 +38,7 @@ EXTRA_OF_PACKAGE = dict.fromkeys(("gymnasium", "mujoco", "onnxruntime"), "") | d
         "onnx", "safetensors", "scipy", "threadpoolctl", "torch", "warp",
     ),
     "train",
-) | {"cryptography": "sign"} | {"submitit": "cluster"}  # fmt: skip
+) | {"cryptography": "sign", "huggingface_hub": "hub", "submitit": "cluster"}  # fmt: skip
 """The extra of thousandfold that brings a package, by the name under which it is imported; "": no extra does,
 for every installation has it."""
 _BAR_WIDTH = 24

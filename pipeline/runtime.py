@@ -133,7 +133,8 @@ class StageContext:
     ) -> Iterator[StageWork]:
         """Track the making of an artifact; close run, chain and manifest with what became of it."""
         chain, own_chain = self._chain(artifact, parents)
-        run_id = artifact.manifest.tracking.get("run_id")
+        before = artifact.manifest.tracking
+        run_id, sink_ids = before.get("run_id"), before.get("sinks", {})
         tags = {"task": artifact.manifest.task, "artifact": artifact.name}
         tracked = self.tracker.stage(
             stage,
@@ -142,6 +143,7 @@ class StageContext:
             run_id=run_id,
             tags=tags | {NOTE_TAG: _description(artifact, stage, parents, self.tracker)},
             watched=artifact.kind in _WATCHED,
+            sink_ids=sink_ids,
         )
         ended_by: BaseException | None = None
         try:
@@ -149,6 +151,8 @@ class StageContext:
                 # A run that is not recorded this time may be recorded again when it is resumed.
                 ids = {"run_id": run.run_id or run_id, "chain_run_id": chain}
                 tracking = {**ids, "own_chain": own_chain, "store": self.tracker.store_name}
+                if sinks := sink_ids | run.sink_ids:
+                    tracking["sinks"] = sinks
                 values = dump_settings(settings)
                 begun = {"status": "running", "finished_at": None, "results": {}}
                 artifact.update(settings=values, tracking=tracking, **begun)

@@ -1,7 +1,8 @@
 """Runs, metrics, datasets and models in MLflow: one chain run, a child run a stage.
 
-MLflow is imported when a tracker is opened; where it is not installed, nothing is recorded. A store that
-fails later never ends a stage: it is reported once and tried again from time to time.
+MLflow is imported when a tracker is opened; where it is not installed, nothing is recorded in it. Settings,
+metrics and pictures also go to the sinks that are named. A store or a sink that fails later never ends a
+stage: it is reported once and tried again from time to time.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import math
 import re
 import sys
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from thousandfold.ground.errors import FullStoreError, StoppedByUser
 from thousandfold.pipeline.system_metrics import SystemMetrics, watch_system
+from thousandfold.pipeline.tracking_sinks import RecordedStage, Sink, SinkRun, open_sinks
 from thousandfold.pipeline.tracking_store import (
     UNTRACKED,
     call_within,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 # MLflow reserves the alias "latest"; `models:/<name>/latest` works without one.
@@ -48,6 +52,8 @@ PATIENCE_S = 10.0
 """How long a stage waits for one answer of the store."""
 UPLOAD_PATIENCE_S = 300.0
 """The same of files, whose size and way decide how long they take."""
+SINK_PATIENCE_S = 30.0
+"""The same of a sink that begins a run, for which it may start a process and ask a server."""
 METRICS_KEPT_WHILE_AWAY = 20_000
 
 NOTE_TAG = "mlflow.note.content"
@@ -61,13 +67,18 @@ _TAG_LENGTH = 5000
 _DIGEST_LENGTH = 36
 
 
-class _Store:
+class _Store(Generic[C]):
     """Keeps a failing store from ending or holding a run: warns once, and tries again only now and then."""
 
     def __init__(
-        self, client: MlflowClient | None, warn: Callable[[str], None], say: Callable[[str], None]
+        self,
+        client: C | None,
+        warn: Callable[[str], None],
+        say: Callable[[str], None],
+        title: str = "MLflow",
     ) -> None:
         self.client = client
+        self.title = title
         self.lost: Counter[str] = Counter()  # what was not recorded since it was last reported
         self._warn, self._say = warn, say
         self._warned = False
@@ -76,7 +87,7 @@ class _Store:
 
     def attempt(
         self,
-        call: Callable[[MlflowClient], T],
+        call: Callable[[C], T],
         what: str = "",
         *,
         now: bool = False,
@@ -111,7 +122,7 @@ class _Store:
                 self._gone_until = self._away_until
             if not self._warned:
                 self._warned = True
-                self._warn(f"Tracking failed and will have gaps; the work goes on: {reason}")
+                self._warn(f"Tracking in {self.title} failed and will have gaps; the work goes on: {reason}")
         if what:
             self.lost[what] += 1
         return None
@@ -120,23 +131,45 @@ class _Store:
         """Say what was not recorded since this was last called."""
         if self.lost:
             what = ", ".join(f"{count} {name}" if count > 1 else name for name, count in self.lost.items())
-            self._say(f"Not recorded in MLflow: {what}. The files below runs/ are whole.")
+            self._say(f"Not recorded in {self.title}: {what}. The files below runs/ are whole.")
             self.lost.clear()
 
 
 class StageRun:
-    """The record of one stage; metrics are collected and written in batches."""
+    """The record of one stage; metrics are collected and written to MLflow in batches, to sinks at once."""
 
     def __init__(
-        self, store: _Store, run_id: str | None, chain_run_id: str | None, system: SystemMetrics | None = None
+        self,
+        store: _Store[MlflowClient],
+        run_id: str | None,
+        chain_run_id: str | None,
+        system: SystemMetrics | None = None,
+        sinks: Sequence[tuple[_Store[Sink], SinkRun]] = (),
     ) -> None:
-        self.run_id = run_id  # None: nothing is recorded
+        self.run_id = run_id  # None: nothing is recorded in MLflow
         self.chain_run_id = chain_run_id
+        self._sinks = sinks
         self._store = store
         self._id = run_id or ""
         self._system = system
         self._metrics: list[tuple[str, float, int, int]] = []  # key, value, timestamp_ms, step
         self._flushed_at = time.monotonic()
+
+    @property
+    def sink_ids(self) -> dict[str, str]:
+        """What each sink calls the run, by the sink's name."""
+        return {store.client.name: run.id for store, run in self._sinks if store.client is not None}
+
+    def _tell_sinks(
+        self,
+        call: Callable[[SinkRun], None],
+        what: str,
+        *,
+        now: bool = False,
+        limit_s: float | None = None,
+    ) -> None:
+        for store, run in self._sinks:
+            store.attempt(lambda _, run=run: call(run), what, now=now, limit_s=limit_s)
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Record settings as parameters: nested keys become `outer.inner`, long values are cut.
@@ -144,6 +177,7 @@ class StageRun:
         MLflow's parameters never change: on a resumed run, what differs becomes a tag `resumed.<key>`.
         """
         self._store.attempt(lambda client: _write_params(client, self._id, settings, "resumed"), "settings")
+        self._tell_sinks(lambda run: run.log_settings(dict(_flatten(settings))), "settings")
 
     def log_chain_settings(self, settings: Mapping[str, Any]) -> None:
         """Record settings on the chain's run, too, so that chains compare; keys as in `log_settings`.
@@ -183,10 +217,11 @@ class StageRun:
         """
         now_ms = time.time_ns() // 1_000_000
         strange = {}
+        plain = {_clean_key(key): float(value) for key, value in metrics.items()}
+        self._tell_sinks(lambda run: run.log_metrics(plain, step), "metrics")
         if self._system is not None:
             self._metrics += self._system.take()
-        for key, value in metrics.items():
-            key, value = _clean_key(key), float(value)
+        for key, value in plain.items():
             if math.isfinite(value):
                 self._metrics.append((key, value, now_ms, step))
             else:
@@ -208,12 +243,16 @@ class StageRun:
             self._store.attempt(write, "tags")
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Copy a file or a folder among the run's artifacts, below `folder` where given."""
+        """Copy a file or a folder among the run's artifacts, below `folder` where given.
+
+        Sinks get pictures and videos alone.
+        """
         self._store.attempt(
             lambda client: client.log_artifact(self._id, str(path), folder or None),
             path.name,
             limit_s=UPLOAD_PATIENCE_S,
         )
+        self._tell_sinks(lambda run: run.log_file(path), path.name, limit_s=UPLOAD_PATIENCE_S)
 
     def log_dataset(self, name: str, digest: str, source: str, rows: int, context: str) -> None:
         """Record a dataset of so many transitions that the stage read or wrote.
@@ -283,7 +322,9 @@ class StageRun:
         self._drop_metrics(keep=0)
         self.log_tags({"ended_by": reason} if reason else {})
         self._store.attempt(lambda client: client.set_terminated(self._id, status), "how it ended", now=True)
-        self._store.report_lost()
+        self._tell_sinks(lambda run: run.end(status), "how it ended", now=True, limit_s=UPLOAD_PATIENCE_S)
+        for store in (self._store, *(store for store, _ in self._sinks)):
+            store.report_lost()
 
     def flush(self, now: bool = False) -> None:
         """Write the metrics collected so far, as before a checkpoint: what goes on from it logs them no more.
@@ -315,10 +356,17 @@ class StageRun:
 
 
 class Tracker:
-    """Opens the runs of chains and stages in one MLflow experiment."""
+    """Opens the runs of chains and stages in one MLflow experiment, and those of stages in the sinks."""
 
-    def __init__(self, store: _Store, experiment_id: str, name: str) -> None:
+    def __init__(
+        self,
+        store: _Store[MlflowClient],
+        experiment_id: str,
+        name: str,
+        sinks: Sequence[_Store[Sink]] = (),
+    ) -> None:
         self._store = store
+        self._sinks = sinks
         self._experiment_id = experiment_id
         self.store_name = name
         """Where runs are recorded: `workspace`, an address, or `none`."""
@@ -326,9 +374,10 @@ class Tracker:
     def open_chain(self, name: str, tags: Mapping[str, object] | None = None) -> str | None:
         """Start the run that stages nest under; return its id, or None where nothing is recorded.
 
-        A tag `NOTE_TAG` is its description.
+        A tag `NOTE_TAG` is its description. Sinks, which have no chains, group stages by the id.
         """
-        return self._create_run(name, "chain", _as_tags(tags))
+        chain_run_id = self._create_run(name, "chain", _as_tags(tags))
+        return chain_run_id or (uuid.uuid4().hex if self._sinks else None)
 
     def close_chain(self, chain_run_id: str | None, error: BaseException | None = None) -> None:
         """End a chain run: finished, failed by `error`, or killed where that is the user's Ctrl-C."""
@@ -369,7 +418,8 @@ class Tracker:
 
     def report_lost(self) -> None:
         """Say what was not recorded."""
-        self._store.report_lost()
+        for store in (self._store, *self._sinks):
+            store.report_lost()
 
     def log_chain_file(self, chain_run_id: str | None, path: Path) -> None:
         """Copy a file among the artifacts of a chain run, in place of an earlier one of its name."""
@@ -392,6 +442,7 @@ class Tracker:
         run_id: str | None = None,
         tags: Mapping[str, object] | None = None,
         watched: bool = False,
+        sink_ids: Mapping[str, str] | None = None,
     ) -> Iterator[StageRun]:
         """Record the `with` block as one run: finished, failed, or killed where the user stopped it.
 
@@ -403,6 +454,7 @@ class Tracker:
             tags: More of them; `NOTE_TAG` is the run's description.
             watched: Record what the machine's processors, memory and GPUs do meanwhile. It costs
                 milliseconds now and then, which would be seen in a measurement of time.
+            sink_ids: What sinks called a run to go on with, by their names.
         """
 
         def reopen(client: MlflowClient) -> int | None:
@@ -418,14 +470,27 @@ class Tracker:
             run_id = self._create_run(name, stage, {**_as_tags(tags), **parent})
         store = self._store if run_id else NullTracker()._store
         system = watch_system(begun_ms) if watched and run_id else None
-        run = StageRun(store, run_id, chain_run_id, system)
+        told = {key: value for key, value in _as_tags(tags).items() if key != NOTE_TAG}
+        sinks = []
+        for each in self._sinks:
+            earlier = (sink_ids or {}).get(each.client.name) if each.client else None
+            recorded = RecordedStage(name, stage, chain_run_id, told, earlier, watched)
+            begun = each.attempt(
+                lambda sink, recorded=recorded: sink.begin(recorded),
+                f"the run of {name}",
+                now=True,
+                limit_s=SINK_PATIENCE_S,
+            )
+            if begun is not None:
+                sinks.append((each, begun))
+        run = StageRun(store, run_id, chain_run_id, system, sinks)
         try:
             yield run
         except BaseException as error:
             run.close(_ending(error), f"{type(error).__name__}: {error}")
             raise
         run.close(_ending(None))
-        self._store.report_lost()  # a run that could not be begun
+        self.report_lost()  # a run that could not be begun
 
     def _create_run(self, name: str, stage: str, tags: dict[str, str]) -> str | None:
         source = {"mlflow.source.name": f"pipeline {stage}", "mlflow.source.type": "JOB"}
@@ -439,10 +504,10 @@ class Tracker:
 
 
 class NullTracker(Tracker):
-    """The same surface, recording nothing: where MLflow is not installed or nothing is to be recorded."""
+    """The same surface without MLflow, recording nothing, or what the sinks take."""
 
-    def __init__(self) -> None:
-        super().__init__(_Store(None, _warn_on_stderr, _say_on_stderr), "", UNTRACKED)
+    def __init__(self, sinks: Sequence[_Store[Sink]] = ()) -> None:
+        super().__init__(_Store(None, _warn_on_stderr, _say_on_stderr), "", UNTRACKED, sinks)
 
 
 def open_tracker(
@@ -455,17 +520,19 @@ def open_tracker(
     and what was not recorded; both go to standard error by default.
 
     Raises:
-        UserError: The store cannot be opened or its server cannot be reached.
+        UserError: The store cannot be opened or its server cannot be reached; or a sink that is named does
+            not exist or cannot be used.
     """
+    warn, say = warn or _warn_on_stderr, say or _say_on_stderr
+    sinks = [_Store(sink, warn, say, sink.title) for sink in open_sinks(workspace_root)]
     if not mlflow_is_installed() or is_untracked():
-        return NullTracker()
-    say = say or _say_on_stderr
+        return NullTracker(sinks)
     try:
         client, experiment_id = open_store(workspace_root, say)
     except FullStoreError as error:  # as when it fills up later: no reason to end the work
-        (warn or _warn_on_stderr)(f"{error} This run goes on untracked.")
-        return NullTracker()
-    return Tracker(_Store(client, warn or _warn_on_stderr, say), experiment_id, store_name())
+        warn(f"{error} This run goes on untracked.")
+        return NullTracker(sinks)
+    return Tracker(_Store(client, warn, say), experiment_id, store_name(), sinks)
 
 
 def _ending(error: BaseException | None) -> str:
@@ -475,7 +542,7 @@ def _ending(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, StoppedByUser | KeyboardInterrupt) else "FAILED"
 
 
-def _page_of(store: _Store, run_id: str | None) -> str | None:
+def _page_of(store: _Store[MlflowClient], run_id: str | None) -> str | None:
     run = store.attempt(lambda client: _find_run(client, run_id)) if run_id else None
     return f"#/experiments/{run.info.experiment_id}/runs/{run_id}" if run else None
 
@@ -496,7 +563,7 @@ def _write_params(client: MlflowClient, run_id: str, settings: Mapping[str, Any]
     """Write settings as parameters of a run; where it has another value, write a tag `again.<key>`."""
     from mlflow.entities import Param, RunTag
 
-    values = {_clean_key(key): text[:_PARAM_LENGTH] for key, text in _flatten(settings)}
+    values = {key: str(value)[:_PARAM_LENGTH] for key, value in _flatten(settings)}
     known = client.get_run(run_id).data.params
     params = [Param(key, value) for key, value in values.items() if key not in known]
     for start in range(0, len(params), _PARAMS_PER_BATCH):
@@ -506,12 +573,12 @@ def _write_params(client: MlflowClient, run_id: str, settings: Mapping[str, Any]
         client.log_batch(run_id, tags=[RunTag(*tag) for tag in _as_tags(changed).items()])
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield _clean_key(f"{prefix}{key}"), value
 
 
 def _clean_key(key: str) -> str:

@@ -5,7 +5,7 @@ The store is `<workspace>/mlflow/mlflow.db` unless MLFLOW_TRACKING_URI names ano
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import os
 import re
@@ -29,6 +29,7 @@ from thousandfold.pipeline.tracking_database import (
     move_along,
     sqlite_uri,
 )
+from thousandfold.pipeline.tracking_sinks import is_installed
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -156,9 +157,8 @@ def ui_command(workspace_root: Path, host: str, port: int) -> list[str]:
 
 
 def mlflow_is_installed() -> bool:
-    """Tell the library from a folder of that name, which Python takes for an empty namespace package."""
-    spec = importlib.util.find_spec("mlflow")
-    return spec is not None and spec.origin is not None
+    """Return whether MLflow can be imported."""
+    return is_installed("mlflow")
 
 
 def create_unless_present(create: Callable[[], object]) -> None:

@@ -1,9 +1,10 @@
-"""`pipeline policy`: look at a policy file, check it, sign it, write it as C, put it into use."""
+"""`pipeline policy`: look at a policy file, check it, sign it, share it, write it as C, put it into use."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Collection
@@ -56,7 +57,7 @@ _WORDS = {True: "passed", False: "FAILED", None: "not run"}
 
 @click.group(cls=PlainGroup)
 def policy() -> None:
-    """Inspect, verify, sign and promote policy files, and write them as C."""
+    """Inspect, verify, sign, share and promote policy files, and write them as C."""
 
 
 @policy.command()
@@ -320,6 +321,75 @@ def sign(session: Session, name: str | None, key: Path, out: Path) -> None:
         shown = signature.show_key(signing_key.public_key().public_bytes_raw())
         session.console.say(f"Wrote {out}: {place.name}, signed with {shown}.")
         session.console.result({"policy": place.name, "path": str(out), "key": shown})
+
+
+@policy.command()
+@click.argument("name", metavar="POLICY", shell_complete=complete_artifacts("policy"))
+@click.argument("repository", metavar="REPO")
+@click.option("--private", is_flag=True, help="Make the repository a private one.")
+@click.option("--message", metavar="TEXT", help="Message of the commit.")
+@click.option("--revision", metavar="NAME", help="Branch to write to, made if needed [default: main].")
+@json_option
+@click.pass_obj
+def push(
+    session: Session, name: str, repository: str, private: bool, message: str | None, revision: str | None
+) -> None:
+    """Write POLICY to the repository REPO of the Hugging Face Hub, with a page and a task of your own.
+
+    POLICY is a path of an ONNX file, a name, or `newest`. Its hashes and golden rows are checked before. REPO
+    is NAMESPACE/NAME, and is made if needed. Log in with `hf auth login`, or set HF_TOKEN.
+    """
+    with session.open(mujoco=True):
+        from thousandfold.stages.policy_file.hub import push_policy
+        from thousandfold.stages.policy_file.source import find_policy
+
+        place = find_policy(session.workspace, name)
+        pushed = push_policy(
+            session.workspace, place, repository, private=private, message=message, revision=revision
+        )
+        if pushed["needs_task"]:
+            session.console.warn(
+                f"{place.name} is for a task of your own, whose folder `task` does not lie beside it: who "
+                "pulls the policy must give the task with --task."
+            )
+        session.console.say(f"Pushed {place.name} to {pushed['url']} ({', '.join(pushed['files'])}).")
+        session.console.result({"policy": place.name, **pushed})
+
+
+@policy.command()
+@click.argument("repository", metavar="REPO")
+@click.option(
+    "--out",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="New folder for the policy [default: the repository's name].",
+)
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit to read [default: main].")
+@trusted_option
+@json_option
+@click.pass_obj
+def pull(
+    session: Session, repository: str, folder: Path | None, revision: str | None, trusted: tuple[Path, ...]
+) -> None:
+    """Fetch a policy from the repository REPO of the Hugging Face Hub, NAMESPACE/NAME, to a new folder.
+
+    Its signature, hashes and golden rows, and the task beside it, are checked before the folder appears.
+    """
+    with session.open(mujoco=True):
+        from thousandfold.stages.policy_file.hub import pull_policy
+        from thousandfold.stages.policy_file.signature import read_public_key
+
+        folder = (folder or Path(repository.rpartition("/")[2])).expanduser()
+        keys = [read_public_key(path) for path in trusted]
+        pulled = pull_policy(repository, folder, revision=revision, trusted=keys)
+        path = shlex.quote(pulled["path"])
+        needed = " --task YOUR_TASK.yaml" if pulled["needs_task"] else ""
+        session.console.say(
+            f"Pulled {repository} at {pulled['commit'][:12]}; hashes and golden rows hold. "
+            f"Run it: pipeline run-policy --policy {path}{needed}"
+        )
+        session.console.result(pulled)
 
 
 def _outside_workspace(session: Session, path: Path) -> Path:

@@ -81,7 +81,7 @@ def _page(
     network, measured = metadata.network, metadata.evaluation
     lines = [
         f"**{artifact.name}**: {metadata.role} of depth {network.depth} and width {network.width} for task "
-        f"{_cell(metadata.task)}, every {metadata.control_dt_s:g} s, {metadata.precision}.",
+        f"{one_cell(metadata.task)}, every {metadata.control_dt_s:g} s, {metadata.precision}.",
         "",
     ]
     if measured is not None:
@@ -91,7 +91,7 @@ def _page(
             f"episodes ({measured.runtime}).",
             "",
         ]
-    lines += [f"Licence: {_cell(metadata.licence) or 'none stated'}.", ""]
+    lines += [f"Licence: {one_cell(metadata.licence) or 'none stated'}.", ""]
     lines += ["| | artifact | hash | made with | run |", "|---|---|---|---|---|"]
     made = {"policy": artifact, **parents}
     descent = {role: (origin.name, origin.hash) for role, origin in metadata.parents.items()}
@@ -107,7 +107,7 @@ def _page(
             if commit := manifest.git.get("commit"):
                 settings += f", commit {str(commit)[:10]}"
             link = _link(run, manifest.tracking.get("run_id"), "run")
-        lines.append(f"| {role} | {_cell(name)} | `{digest[:12]}` | {settings} | {link} |")
+        lines.append(f"| {role} | {one_cell(name)} | `{digest[:12]}` | {settings} | {link} |")
     chain = _link(run, artifact.manifest.tracking.get("chain_run_id"), "The whole chain")
     return "\n".join([*lines, "", f"{chain}."])
 
@@ -118,6 +118,6 @@ def _link(run: StageRun, run_id: str | None, text: str) -> str:
     return f"[{text}]({page})" if page else text if run_id is None else f"{text} `{run_id}`"
 
 
-def _cell(text: str) -> str:
+def one_cell(text: str) -> str:
     """Return a user's text so that it stays within its place in a table."""
     return " ".join(html.escape(text).replace("|", "/").replace("`", "'").split())
