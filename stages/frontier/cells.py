@@ -15,7 +15,7 @@ Cells lie in workspaces of their own, so that none of them is ever the newest st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -41,6 +41,10 @@ class FrontierSettings(StageSettings):
     )
     jobs: int = pydantic.Field(
         default=0, ge=0, le=256, description="processes that distil at a time; 0: one for each CPU"
+    )
+    runtime: Literal["onnxruntime", "c"] = pydantic.Field(
+        default="onnxruntime",
+        description="whose latency the students are compared and chosen by; c: as `to-c`",
     )
 
     @pydantic.field_validator("depths", "widths", mode="before")

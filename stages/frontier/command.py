@@ -39,6 +39,11 @@ _MIN_RETENTION = 0.98
     help="Name or path of a dataset [default: the teacher's newest; it is made first if there is none].",
 )
 @click.option("--jobs", type=int, help="Processes that distil at a time [default: one for each CPU].")
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "c"]),
+    help="Whose latency to compare and choose by; c: C code as of `policy to-c` [default: onnxruntime].",
+)
 @resume_option(
     "FRONTIER",
     "Continue an unfinished frontier, the newest or the one named; with a name, also try again what "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from thousandfold.stages.frontier.cells import (
 from thousandfold.stages.frontier.picture import PICTURE_FILE, draw_frontier
 from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, quality, show
 from thousandfold.stages.metric_groups import grouped
+from thousandfold.stages.policy_file.c_policy import c_compiler
 from thousandfold.stages.stage_settings import settings_classes
 
 SECTIONS = ("frontier", "distill", "export_onnx", "benchmark")
@@ -56,13 +57,18 @@ def resolve_plan(common: CommonOptions, flags: dict[str, Any]) -> FrontierPlan:
     for override in overrides["distill"]:
         if flag := _OF_THE_GRID.get(override.partition("=")[0].strip().replace("-", "_")):
             raise SettingsError(f"--set distill.{override}: the grid says so; give {flag}.")
-    given = {"frontier": flags, "benchmark": _TIMED_OF_A_CELL}
-    resolved: dict[str, StageSettings] = {
-        section: replace(common, overrides=overrides[section]).resolve(cls, section, given.get(section))
-        for section, cls in classes.items()
-    }
-    stages = {section: dump_settings(resolved[section]) for section in SECTIONS[1:]}
-    plan = FrontierPlan.model_validate(dump_settings(resolved["frontier"]) | stages)
+
+    def resolved(section: str, given: Mapping[str, Any] | None = None) -> StageSettings:
+        own = replace(common, overrides=overrides[section])
+        return own.resolve(classes[section], section, dict(given or {}))
+
+    frontier = resolved("frontier", flags)
+    in_c = dump_settings(frontier)["runtime"] == "c"
+    if in_c and c_compiler() is None:
+        raise SettingsError("runtime c: there is no C compiler here (cc, gcc or clang): install one.")
+    given = {"benchmark": _TIMED_OF_A_CELL | {"compare": in_c}}
+    stages = {section: dump_settings(resolved(section, given.get(section))) for section in SECTIONS[1:]}
+    plan = FrontierPlan.model_validate(dump_settings(frontier) | stages)
     for cell in grid(plan):
         cell_settings(plan, cell)
     return plan
@@ -229,7 +235,7 @@ class _Frontier:
     def _finish(self) -> Artifact:
         """Write table and picture, complete the artifact and record it."""
         artifact, context = self._artifact, self._context
-        table = collect(artifact, self._cells, self._failed) | {"host": describe_host()}
+        table = collect(artifact, self._cells, self._failed, self._plan.runtime) | {"host": describe_host()}
         write_json_atomic(artifact.file(FRONTIER_FILE), table)
         draw_frontier(artifact.file(PICTURE_FILE), table)
         shutil.rmtree(artifact.file(EPISODES_FOLDER), ignore_errors=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thousandfold.ground.picture_style import INK, PALETTE, SOFT, house_figure
 from thousandfold.pipeline.pictures import label_log_axis
+from thousandfold.stages.frontier.table import in_c
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +41,10 @@ def draw_frontier(path: Path, table: Mapping[str, Any]) -> None:
         facts.append(f"teacher: depth {teacher['depth']}, width {teacher['width']}")
     facts.append("bars: 95 % intervals")
     title = f"Students: {metric} against latency"
+    place = "of the C code" if in_c(table) else "on one CPU thread"
     with house_figure(path, 8.6, 5.6, title, facts) as figure:
         axes: Axes = figure.subplots()
-        axes.set(xscale="log", xlabel="p99 of one call on one CPU thread (µs)")
+        axes.set(xscale="log", xlabel=f"p99 of one call {place} (µs)")
         axes.set_ylabel("success" if metric == "success" else "retention of the teacher's success")
         # What is to be had within a latency: the best student that is fast enough, as steps.
         front = sorted((row for row in rows if row["on_front"]), key=lambda row: row["p99_us"])

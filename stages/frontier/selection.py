@@ -15,7 +15,7 @@ from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.runtime import StageContext, resolve_device, seed_sequence
-from thousandfold.stages.frontier.table import read_table
+from thousandfold.stages.frontier.table import in_c, read_table
 from thousandfold.stages.metric_groups import grouped
 
 FRESH = "fresh_episodes"
@@ -116,7 +116,7 @@ def select_student(
     row = smallest(table["rows"], bounds)
     context.console.say(
         f"Choosing {row['name']} of {frontier.name}: {row['parameters']:,} parameters, retention "
-        f"{_retained(row)}, p99 {row['p99_us']:.3g} µs."
+        f"{_retained(row)}, p99 {row['p99_us']:.3g} µs{' as C' if in_c(table) else ''}."
     )
     source = Artifact.load(frontier.file(row["student"]))
     teacher = teacher or _teacher_of(frontier, context)
@@ -125,7 +125,10 @@ def select_student(
     fresh = None if teacher is None else _run_fresh(source, teacher, row, bounds, context, len(before))
     student = _register(frontier, source, row, fresh, context)
     settings = export_onnx.ExportOnnxSettings(**frontier.manifest.settings["export_onnx"])
-    return {"student": student, "policy": export_onnx.run(settings, context, student, teacher)}
+    policy = export_onnx.run(settings, context, student, teacher)
+    if in_c(table):
+        context.console.say(f"Its C code: pipeline policy to-c {policy.name} --out DIR.")
+    return {"student": student, "policy": policy}
 
 
 def _teacher_of(frontier: Artifact, context: StageContext) -> Artifact | None:

@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thousandfold.ground.errors import DamagedFileError
+from thousandfold.ground.errors import DamagedFileError, UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
 from thousandfold.pipeline.jobs import finished
+from thousandfold.stages.benchmark.runtimes import C
 from thousandfold.stages.frontier.cells import Cell, cell_workspace, teacher_workspace
 
 FRONTIER_FILE = "frontier.json"
 DEFINITIONS = {
     "retention": "the student's success divided by the teacher's, over the same starts and goals",
+    "runtime": "whose latency it is: the policy file's in ONNX Runtime, or that of its C code",
     "p50_us, p99_us": "of one call on one CPU thread, back to back, measured alone, one policy after another",
     "paced_p99_us": "of one call a tick of the task's control rate",
     "parameters": "of the whole student, normalisers and the head of the standard deviation included",
@@ -26,18 +28,21 @@ _OF_STUDENT = (
 )  # fmt: skip
 
 
-def collect(frontier: Artifact, cells: Sequence[Cell], failed: Mapping[str, str]) -> dict[str, Any]:
+def collect(
+    frontier: Artifact, cells: Sequence[Cell], failed: Mapping[str, str], runtime: str = "onnxruntime"
+) -> dict[str, Any]:
     """Return the content of `frontier.json`: a row a student that is done, by depth and width.
 
-    `failed` has one line by the name of each cell that failed.
+    `failed` has one line by the name of each cell that failed; `runtime` is whose latency counts.
     """
-    rows = [_row(frontier, cell) for cell in cells if cell.name not in failed]
+    rows = [_row(frontier, cell, runtime) for cell in cells if cell.name not in failed]
     for row, kept in zip(rows, pareto_front(rows), strict=True):
         row["on_front"] = kept
     parents = frontier.manifest.parents
     return {
         "task": frontier.manifest.task,
-        "teacher": _teacher_row(frontier, cells, failed) | {"name": parents["teacher"].name},
+        "runtime": runtime,
+        "teacher": _teacher_row(frontier, cells, failed, runtime) | {"name": parents["teacher"].name},
         "dataset": parents["dataset"].name,
         "rows": rows,
         "failed": [{"name": name, "error": error} for name, error in failed.items()],
@@ -75,6 +80,11 @@ def read_table(frontier: Artifact) -> dict[str, Any]:
         raise DamagedFileError(f"{path} is damaged: make the frontier again.") from error
 
 
+def in_c(table: Mapping[str, Any]) -> bool:
+    """Return whether latencies are of C code; tables of earlier versions have those of ONNX Runtime."""
+    return table.get("runtime") == "c"
+
+
 def show(table: Mapping[str, Any], console: Console) -> None:
     """Print a line a student, and the teacher below them."""
     rows = [
@@ -99,20 +109,20 @@ def show(table: Mapping[str, Any], console: Console) -> None:
     )
     columns = ("student", "kind", "parameters", "success", "retention", "95 % interval")
     console.table(
-        f"Frontier of {teacher['name']} on {table['task']}",
+        f"Frontier of {teacher['name']} on {table['task']}{', as C' if in_c(table) else ''}",
         (*columns, "p50 (µs)", "p99 (µs)", "on the front"),
         rows,
     )
 
 
-def _row(frontier: Artifact, cell: Cell) -> dict[str, Any]:
+def _row(frontier: Artifact, cell: Cell, runtime: str) -> dict[str, Any]:
     """Return what was measured of a cell that is done."""
     workspace = cell_workspace(frontier, cell)
     student, policy = _completed(workspace, "student"), _completed(workspace, "policy")
     results = student.manifest.results
     return {
         "name": cell.name,
-        **_network_and_latency(workspace, "student"),
+        **_network_and_latency(workspace, "student", runtime),
         "parameters": results["student_parameters"],
         "bytes": policy.manifest.results["bytes"],
         **{name: results[name] for name in _OF_STUDENT},
@@ -121,7 +131,9 @@ def _row(frontier: Artifact, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _teacher_row(frontier: Artifact, cells: Sequence[Cell], failed: Mapping[str, str]) -> dict[str, Any]:
+def _teacher_row(
+    frontier: Artifact, cells: Sequence[Cell], failed: Mapping[str, str], runtime: str
+) -> dict[str, Any]:
     """Return the teacher's success over the students' own episodes, and its latency where it is known."""
     done = next(cell for cell in cells if cell.name not in failed)
     beside = _completed(cell_workspace(frontier, done), "student").manifest.results
@@ -133,17 +145,28 @@ def _teacher_row(frontier: Artifact, cells: Sequence[Cell], failed: Mapping[str,
     workspace = teacher_workspace(frontier)
     if finished(workspace, "benchmark") is None:
         return dict.fromkeys(("depth", "width", "kind", "p50_us", "p99_us", "paced_p99_us")) | row
-    return _network_and_latency(workspace, "teacher") | row
+    return _network_and_latency(workspace, "teacher", runtime) | row
 
 
-def _network_and_latency(workspace: Workspace, role: str) -> dict[str, Any]:
-    figures = _completed(workspace, "benchmark").manifest.results["networks"][role]
-    return {
-        **{name: figures["network"][name] for name in ("depth", "width", "kind")},
-        "p50_us": figures["back_to_back"]["p50_us"],
-        "p99_us": figures["back_to_back"]["p99_us"],
-        "paced_p99_us": figures["paced"]["p99_us"],
-        "calls": figures["back_to_back"]["samples"],
+def _network_and_latency(workspace: Workspace, role: str, runtime: str) -> dict[str, Any]:
+    """Return what a network is and how fast; a teacher that has no C form has no latency as C.
+
+    Raises UserError where a student has none.
+    """
+    results = _completed(workspace, "benchmark").manifest.results
+    figures = results["networks"][role]
+    known = {name: figures["network"][name] for name in ("depth", "width", "kind")}
+    calls, paced = figures["back_to_back"], figures["paced"]
+    if runtime == "c":
+        if C not in results["comparison"] and role == "student":
+            raise UserError(f"{workspace.root} has no latency as C: {results['left_out'].get(C)}.")
+        calls = results["comparison"].get(C, dict.fromkeys(("p50_us", "p99_us", "samples")))
+        paced = calls.get("paced", dict.fromkeys(("p99_us",)))
+    return known | {
+        "p50_us": calls["p50_us"],
+        "p99_us": calls["p99_us"],
+        "paced_p99_us": paced["p99_us"],
+        "calls": calls["samples"],
     }
 
 

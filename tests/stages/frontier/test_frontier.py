@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from tests.end_to_end.command_line import clean_environment, command, error_of, pipeline
 from tests.stages.frontier.frontier_runs import QUICK, make_dataset, make_teacher
+from tests.stages.policy_file.c_programs import require_compiler
 from thousandfold.ground.errors import SettingsError, UserError
 from thousandfold.ground.files import LOCK_FILE, folder_lock
 from thousandfold.pipeline.artifacts import Artifact, Workspace
@@ -58,6 +59,16 @@ def test_settings_reach_their_stages_and_every_cell() -> None:
     small, large = (cell_settings(plan, Cell(depth, 8)) for depth in (1, 4))
     assert (small.student_depth, small.student_width, small.shape.kind) == (1, 8, "plain")
     assert (large.student_depth, large.shape.kind, large.updates) == (4, "residual", 7)
+
+
+def test_c_is_a_runtime_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thousandfold.stages.frontier.frontier.c_compiler", lambda: "cc")
+    assert plan_of(runtime="c").benchmark["compare"] is True
+    assert plan_of().benchmark["compare"] is False
+    monkeypatch.setattr("thousandfold.stages.frontier.frontier.c_compiler", lambda: None)
+    with pytest.raises(SettingsError, match="there is no C compiler here"):
+        plan_of(runtime="c")
+    assert plan_of().runtime == "onnxruntime"
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [("1", 8), ("2", 4), ("0", 1), ("20", 1)])
@@ -223,6 +234,20 @@ def test_the_student_chosen_is_the_newest_student_and_policy(frontier: Artifact,
         version = client.get_model_version_by_alias(f"{kind}-point_u_maze", NEWEST_ALIAS)
         assert version.tags["artifact"] == artifact.name
     frontier.verify()
+
+
+@pytest.mark.slow
+def test_students_are_compared_and_chosen_as_c_code(tmp_path: Path) -> None:
+    require_compiler()
+    make_teacher(tmp_path)
+    invoke(tmp_path, "--depths=1", "--widths=8", "--runtime=c", *QUICK)
+    frontier = Workspace(tmp_path).newest("frontier")
+    (row,) = read_table(frontier)["rows"]
+    benchmark = finished(cell_workspace(frontier, Cell(1, 8)), "benchmark")
+    assert benchmark is not None
+    assert row["p99_us"] == benchmark.manifest.results["comparison"]["C"]["p99_us"]
+    chosen = invoke(tmp_path, "--select", "--min-retention=0")
+    assert "µs as C." in chosen.output and "Its C code: pipeline policy to-c policy-" in chosen.output
 
 
 def fresh_results(frontier: Artifact, student: Artifact) -> dict[str, Any]:

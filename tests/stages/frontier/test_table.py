@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.stages.frontier.frontier_runs import row, table
-from thousandfold.ground.errors import DamagedFileError, MissingArtifactError
+from thousandfold.ground.errors import DamagedFileError, MissingArtifactError, UserError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console
 from thousandfold.stages.frontier.cells import Cell, cell_workspace, teacher_workspace
@@ -126,6 +126,27 @@ def test_students_that_failed_are_listed_apart(frontier: Artifact) -> None:
     assert (teacher["depth"], teacher["p99_us"], teacher["success"]) == (64, 900.0, 0.78)
     assert teacher["parameters"] == 9000, "of the whole network, as a student's"
     assert teacher["name"] == frontier.manifest.parents["teacher"].name
+
+
+def test_latencies_may_be_those_of_c_code(frontier: Artifact) -> None:
+    workspace = cell_workspace(frontier, Cell(2, 8))
+    complete(workspace, "student", RESULTS)
+    complete(workspace, "policy", {"bytes": 4000})
+    figures = timing("student", 2, 8, 8.0)
+    in_c = {"p50_us": 1.0, "p99_us": 2.0, "samples": 30, "paced": {"p99_us": 3.0}}
+    complete(workspace, "benchmark", figures | {"comparison": {"C": in_c}, "left_out": {}})
+    complete(teacher_workspace(frontier), "policy", {})
+    left_out = {"comparison": {}, "left_out": {"C": "it has more weights"}}
+    complete(teacher_workspace(frontier), "benchmark", timing("teacher", 64, 256, 900.0) | left_out)
+    found = collect(frontier, [Cell(2, 8)], {}, "c")
+    (row,) = found["rows"]
+    assert found["runtime"] == "c"
+    assert (row["p50_us"], row["p99_us"], row["paced_p99_us"], row["calls"]) == (1.0, 2.0, 3.0, 30)
+    assert found["teacher"]["p99_us"] is None and found["teacher"]["depth"] == 64
+    fill(frontier, Cell(4, 8), 9.0)
+    complete(cell_workspace(frontier, Cell(4, 8)), "benchmark", timing("student", 4, 8, 9.0) | left_out)
+    with pytest.raises(UserError, match="has no latency as C: it has more weights"):
+        collect(frontier, [Cell(4, 8)], {}, "c")
 
 
 def test_without_the_teachers_latency_the_rest_is_told(
