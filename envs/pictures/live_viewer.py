@@ -156,9 +156,9 @@ class LiveViewer:
         if captions and captions != self._captions:  # taken with the next frame, which is waited for
             self._captions = captions
             font = mujoco.mjtFontScale.mjFONTSCALE_100
-            texts = [
-                (font, getattr(mujoco.mjtGridPos, f"mjGRID_{corner}"), *columns)
-                for corner, *columns in captions
+            texts: list[tuple[int | None, int | None, str | None, str | None]] = [
+                (font, getattr(mujoco.mjtGridPos, f"mjGRID_{each.corner}"), each.left, each.right)
+                for each in captions
             ]
             self._handle.set_texts(texts)
         self._handle.sync()

@@ -232,7 +232,9 @@ class ReportFiles:
     def figure(self, artifact: Artifact, name: str, *, alt: str, caption: str) -> Figure | None:
         """Return a picture or a video of an artifact; None as for `read`, and where it is too large."""
         content = self._small(artifact, name)
-        return content and inline_figure(content, PurePosixPath(name).suffix, alt=alt, caption=caption)
+        if content is None:
+            return None
+        return inline_figure(content, PurePosixPath(name).suffix, alt=alt, caption=caption)
 
     def recording(self, artifact: Artifact) -> dict[str, Any] | None:
         """Return the recorded episodes of an artifact; None as for `figure`, and of another version."""

@@ -178,6 +178,7 @@ def test_long_episodes_have_fewer_frames_a_second(tmp_path: Path, monkeypatch: p
 
 def test_a_maze_has_its_walls_and_others_room_around_goals_and_starts(tmp_path: Path) -> None:
     plan = written(tmp_path, TASK, recorded(TASK, still(TASK), goals=4))["plan"]
+    assert TASK.spec.maze is not None
     free = np.array([[character != "#" for character in row] for row in TASK.spec.maze.layout.split()])
     assert len(plan["walls"]) == (~free).sum() and [0.5, -0.5, 1.5, 0.5] in plan["walls"]
 

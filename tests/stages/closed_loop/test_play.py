@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -47,7 +47,8 @@ class HandClock:
 class FakeViewer:
     """Records what is shown; at some frames it presses a key, drags the goal, takes long, or is closed."""
 
-    made: list[FakeViewer]
+    made: ClassVar[list[FakeViewer]] = []
+    script: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, task: Any, on_key: Any, *, distribution: str, draggable: bool) -> None:
         assert draggable
@@ -64,13 +65,11 @@ class FakeViewer:
     def show(self, qpos: np.ndarray, goal: np.ndarray, *, captions: Any, **_: Any) -> np.ndarray | None:
         self.shown.append((qpos, goal))
         self.captions = list(captions)
-        frame = len(self.shown)
-        happens = self.script.get(frame)
-        if callable(happens):
-            return happens(self)
+        happens: Any = self.script.get(len(self.shown))
         if isinstance(happens, str):
             self.on_key(happens)
-        return happens if isinstance(happens, np.ndarray) else None
+            return None
+        return happens(self) if happens else None
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def towards_goal(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 def run(script: dict[int, Any], clock: HandClock | None = None, **settings: Any) -> dict[str, Any]:
     FakeViewer.script = script
-    given = PlaySettings(**{"seconds": 2.0} | settings)
+    given = PlaySettings(**{"seconds": 2.0, **settings})
     return play.run(given, Console(), TASK, towards_goal, "a policy", clock=clock or HandClock())
 
 
@@ -126,7 +125,9 @@ def test_keys_and_the_mouse_place_goals(
     viewers: list[FakeViewer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run(
-        {5: "RIGHT", 10: np.array([1.5, 1.0, 0.0]), 15: " ", 100: closes}, seconds=9.0, goal=(2.0, 1.0)
+        {5: "RIGHT", 10: lambda viewer: np.array([1.5, 1.0, 0.0]), 15: " ", 100: closes},
+        seconds=9.0,
+        goal=(2.0, 1.0),
     )
     goals = [goal for _, goal in viewers[0].shown]
     assert len(goals) == 100 and goals[0] == pytest.approx([2.0, 1.0])
