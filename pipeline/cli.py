@@ -20,6 +20,7 @@ COMMANDS = {
     "benchmark": "thousandfold.stages.benchmark.command",
     "evaluate": "thousandfold.stages.closed_loop.command",
     "render": "thousandfold.stages.closed_loop.command",
+    "play": "thousandfold.stages.closed_loop.command",
     "run-policy": "thousandfold.stages.closed_loop.command",
     "policy": "thousandfold.stages.policy_file.command",
     "report": "thousandfold.stages.report.command",
@@ -36,7 +37,7 @@ COMMANDS = {
 """In the order of the chain; a command's function has its name, with underscores."""
 GROUPS = {
     "The chain": ("run", "train-teacher", "generate-dataset", "distill", "export-onnx", "benchmark"),
-    "A policy at work": ("evaluate", "render", "run-policy", "policy", "report"),
+    "A policy at work": ("evaluate", "render", "play", "run-policy", "policy", "report"),
     "Datasets, comparisons and studies": ("dataset", "frontier", "study"),
     "Overviews": ("tasks", "presets", "settings", "runs", "info", "ui"),
 }
@@ -49,6 +50,7 @@ EXAMPLES = {
     "benchmark": "benchmark --policy policy.onnx --rate 500",
     "evaluate": "evaluate --episodes 4096 --distribution training",
     "render": "render --policy newest --episodes 5",
+    "play": "play --student newest",
     "run-policy": "run-policy --policy policy.onnx --rate 50 --seconds 20",
     "policy": "policy verify policy.onnx",
     "report": "report --open",

@@ -12,7 +12,7 @@ from thousandfold.pipeline.completion import settable
 _MEANT = {
     "ls": "runs", "list": "runs", "rm": "runs rm", "compare": "runs compare", "show": "info",
     "train": "train-teacher", "teacher": "train-teacher", "export": "export-onnx", "eval": "evaluate",
-    "bench": "benchmark", "video": "render", "play": "run-policy", "verify": "policy verify",
+    "bench": "benchmark", "video": "render", "watch": "play", "verify": "policy verify",
     "config": "settings",
 }  # fmt: skip
 """What people type who know other programs."""

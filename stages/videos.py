@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
@@ -80,6 +80,17 @@ class RecordedEpisode:
         return "reached" if self.success else "missed"
 
 
+class Starts(NamedTuple):
+    """Where episodes start, and what they are commanded, as `CompiledTask.sample_start` draws it."""
+
+    qpos: np.ndarray
+    """(episodes, nq)"""
+    qvel: np.ndarray
+    """(episodes, nv)"""
+    goals: np.ndarray
+    """(episodes, goal_dim)"""
+
+
 def record_episodes(
     task: CompiledTask,
     policy: Policy,
@@ -88,16 +99,24 @@ def record_episodes(
     seed: int | np.random.SeedSequence,
     distribution: str = "evaluation",
     max_steps: int | None = None,
+    starts: Starts | None = None,
 ) -> list[RecordedEpisode]:
-    """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn."""
+    """Run episodes to their end, or for `max_steps` control steps, and keep what can be drawn.
+
+    `starts` are those of the episodes, each with one goal throughout; None: the seed draws them.
+    """
     simulator = CpuSimulator(task, episodes, seed=seed, distribution=distribution)
+    if starts is not None:
+        simulator.set_state(starts.qpos, starts.qvel)
+        simulator.set_goal(starts.goals)
     rows: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(episodes)]
     unstable, cut = np.zeros((2, episodes), bool)
 
     def keep(worlds: np.ndarray) -> None:
+        qpos = simulator.qpos
         for world in np.flatnonzero(worlds).tolist():
             shown = simulator.achieved_goal[world].copy(), simulator.desired_goal[world].copy()
-            rows[world].append((simulator.world_data(world).qpos.copy(), *shown))
+            rows[world].append((qpos[world], *shown))
 
     shapes = [world_shape(simulator.world_model(world)) for world in range(episodes)]
     keep(~unstable)

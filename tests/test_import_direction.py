@@ -34,8 +34,8 @@ STAGES = {
     for stage in (
         "train_teacher.train_teacher", "dataset.generate_dataset", "dataset.import_dataset",
         "dataset.merge_datasets", "distill.distill", "export_onnx.export_onnx", "benchmark.benchmark",
-        "closed_loop.evaluate", "closed_loop.render", "closed_loop.run_policy", "report.report",
-        "frontier.frontier", "study.study", "chain.chain",
+        "closed_loop.evaluate", "closed_loop.render", "closed_loop.run_policy", "closed_loop.play",
+        "report.report", "frontier.frontier", "study.study", "chain.chain",
     )
 }  # fmt: skip
 RUN_SEVERAL_STAGES = ("stages.chain.", "stages.frontier.", "stages.stage_settings", "stages.study.")
@@ -57,6 +57,7 @@ RUNS_ON_BASE_INSTALL = (
     "pipeline.model_registry",
     "stages.benchmark.benchmark",
     "stages.benchmark.fresh_probe",
+    "stages.closed_loop.play",
     "stages.closed_loop.run_policy",
     "stages.policy_file.command",
     "stages.policy_file.source",

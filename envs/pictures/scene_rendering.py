@@ -124,23 +124,11 @@ class SceneRenderer:
         self.task, self.width, self.height = task, width, height
         self._camera, self._follow = scene_camera(task)
         self._distance = float(self._camera.distance)
-        spec = task.spec.build_spec()
-        apply_style(spec, self._distance, own=task.spec.file is None)
-        # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
-        near = _NEAR * self._distance / task.model.stat.extent
-        spec.visual.map.znear = min(spec.visual.map.znear, near)
-        spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
-        self._model, _ = compile_spec(spec)
-        if task.spec.file is not None:
-            show_hidden_bodies(self._model)
+        self._model, self._option = picture_model(task, self._distance, (width, height))
         self._own = {name: getattr(self._model, name).copy() for name in SHAPE}
         self._data, start = mujoco.MjData(self._model), task.start_data(distribution)
         self._data.mocap_pos[:], self._data.mocap_quat[:] = start.mocap_pos, start.mocap_quat
         self._scene = mujoco.MjvScene(self._model, self._model.ngeom + _EXTRA_GEOMS)
-        self._option = mujoco.MjvOption()
-        self._option.sitegroup[:] = 0  # frames of reference, not things
-        if not (self._model.geom_bodyid > 0).any():  # bodies of inertia alone
-            self._option.flags[mujoco.mjtVisFlag.mjVIS_INERTIA] = 1
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._opengl = open_context(width, height)
         try:
@@ -332,6 +320,31 @@ def _free(opengl: Any, context: mujoco.MjrContext) -> None:
     with opengl.as_current():
         context.free()
     opengl.free()
+
+
+def picture_model(
+    task: CompiledTask, distance: float, size: tuple[int, int]
+) -> tuple[mujoco.MjModel, mujoco.MjvOption]:
+    """Return the model of a task as pictures show it, and what of it they show.
+
+    Args:
+        task: the compiled task, whose own model stays as it is.
+        distance: of the camera, in metres.
+        size: width and height of the pictures, in pixels.
+    """
+    spec = task.spec.build_spec()
+    apply_style(spec, distance, own=task.spec.file is None)
+    # Nothing nearer is drawn: a share of the extent, which may be far larger than what is looked at.
+    spec.visual.map.znear = min(spec.visual.map.znear, _NEAR * distance / task.model.stat.extent)
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = size
+    model, _ = compile_spec(spec)
+    if task.spec.file is not None:
+        show_hidden_bodies(model)
+    option = mujoco.MjvOption()
+    option.sitegroup[:] = 0  # frames of reference, not things
+    if not (model.geom_bodyid > 0).any():  # bodies of inertia alone
+        option.flags[mujoco.mjtVisFlag.mjVIS_INERTIA] = 1
+    return model, option
 
 
 def apply_style(spec: mujoco.MjSpec, distance: float, *, own: bool) -> None:

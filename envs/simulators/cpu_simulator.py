@@ -152,6 +152,11 @@ class CpuSimulator(Simulator):
         return StepResult(success, terminated, self.episode_step >= self.task.spec.episode_steps, unstable)
 
     @property
+    def qpos(self) -> np.ndarray:
+        """The positions of the joints, (num_worlds, nq) float64; a copy."""
+        return np.array(self._qpos)
+
+    @property
     def qvel(self) -> np.ndarray:
         """The velocities of the joints, (num_worlds, nv) float64; a copy."""
         return np.array(self._qvel)

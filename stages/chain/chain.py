@@ -272,7 +272,7 @@ class _Chain:
         return artifact
 
     def _render(self, policy: Artifact) -> Artifact | None:
-        """Draw episodes of the policy; None, and a line that says why, where no video can be made here."""
+        """Draw and record episodes of the policy; where no video can be made, say why and record alone."""
         from thousandfold.envs.pictures.opengl import NoOpenGLError
         from thousandfold.stages.closed_loop import render
         from thousandfold.stages.videos import VideoError
@@ -281,7 +281,8 @@ class _Chain:
             return self._stage("render", render, policy)
         except (NoOpenGLError, VideoError) as error:
             self._context.console.say(f"No video is made: {error}")
-            return None
+            self._settings["render"] = settings = self._settings["render"].model_copy(update={"video": False})
+            return self._stage("render", render, policy) if settings.recorded_goals else None
 
     def _save(self) -> None:
         self._record.format_version = FORMAT_VERSION
@@ -313,7 +314,11 @@ def _summarise(
         "benchmark": f"p50 {short(timing['p50_us'])} µs, p99 {short(timing['p99_us'])} µs",
     }
     if video := results.get("render"):
-        reached["render"] = f"{video['reached']} of {video['episodes']} episodes drawn reached their goal"
+        reached["render"] = (
+            f"{video['reached']} of {video['episodes']} episodes drawn reached their goal"
+            if "reached" in video
+            else f"{video['recorded_reached']} of {video['recorded_goals']} goals recorded were reached"
+        )
     reached["report"] = f"{results['report']['bytes'] / 2**20:.1f} MiB"
     for section in reached:
         if no_better_than_random(made[section].manifest.results):

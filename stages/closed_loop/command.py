@@ -1,4 +1,4 @@
-"""`pipeline evaluate`, `render` and `run-policy`: a policy in closed loop, counted, drawn or watched."""
+"""`pipeline evaluate`, `render`, `run-policy` and `play`: a policy in closed loop, counted or watched."""
 
 from __future__ import annotations
 
@@ -148,3 +148,59 @@ def render(
         return
     source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
     session.report(stage.run(settings, session.context, source))
+
+
+@click.command()
+@one_of_three("Play with")
+@click.option(
+    "--task",
+    metavar="TASK",
+    shell_complete=complete_tasks,
+    help="With a policy file: the task, by name or YAML file [default: the file's].",
+)
+@click.option("--goal", metavar="X,Y,...", help="The first goal, in its units [default: the task draws one].")
+@click.option(
+    "--distribution",
+    default="training",
+    show_default=True,
+    help="The task's distribution of starts and goals.",
+)
+@click.option(
+    "--seconds", type=float, help="Stop after so many seconds [default: when the window is closed]."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of starts and goals.")
+@json_option
+@click.pass_obj
+def play(
+    session: Session,
+    policy: str | None,
+    student: str | None,
+    teacher: str | None,
+    task: str | None,
+    goal: str | None,
+    **flags: Any,
+) -> None:
+    """Play with a policy, a student or a teacher in MuJoCo's window: you place the goals.
+
+    Space draws another goal; the arrow keys, page up and page down move it, and so does the mouse with Ctrl
+    and the right button. R goes back to a start, P pauses. --policy also takes the path of a policy file.
+    """
+    with session.open(mujoco=True):
+        from thousandfold.stages.closed_loop import play as stage
+
+        settings = stage.PlaySettings(goal=None if goal is None else parse_goal(goal), **flags)
+        if policy is not None and (policy.endswith(".onnx") or Path(policy).is_file()):
+            if student is not None or teacher is not None:
+                raise SettingsError("Give one of --policy, --student, --teacher, not several.")
+            from thousandfold.stages.policy_file.source import open_source
+
+            source = open_source(session.workspace, policy, task)
+            found = source.task, source.policy, source.name
+        elif task is not None:
+            raise SettingsError("--task goes with a policy file: artifacts bring their task along.")
+        else:
+            from thousandfold.stages.policies import load_policy
+
+            artifact = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
+            found = *load_policy(artifact, "auto", session.console), artifact.name
+        session.console.result(stage.run(settings, session.console, *found))

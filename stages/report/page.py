@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.stages.recordings import FORMAT_VERSION as RECORDING_VERSION
+from thousandfold.stages.recordings import RECORDING_FILE
 
 _WIDE = 1.8
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -119,7 +121,21 @@ class Split:
     figures: Figures
 
 
-Block = Split | Figures | Facts | Table | Note | Lineage
+@dataclass(frozen=True)
+class Player:
+    """Recorded episodes to play; a page has one at most.
+
+    Attributes:
+        content: the recording as JSON that no element of the page can be closed with.
+        caption: stands below it.
+    """
+
+    block: ClassVar[str] = "player"
+    content: str
+    caption: str
+
+
+Block = Player | Split | Figures | Facts | Table | Note | Lineage
 
 
 @dataclass(frozen=True)
@@ -155,7 +171,10 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return a page as HTML that needs nothing else: no file, no script, no network."""
+    """Return a page as HTML that needs nothing else: no file, no network, and no script but to play episodes.
+
+    The page forbids every script but that one, by its hash.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -166,7 +185,12 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(page=page, style=style).strip() + "\n"
+    script = ""
+    if any(isinstance(block, Player) for section in page.sections for block in section.blocks):
+        script = (_TEMPLATES / "player.js").read_text(encoding="utf-8")
+    sha256 = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    template = environment.get_template("report.html")
+    return template.render(page=page, style=style, script=script, script_sha256=sha256).strip() + "\n"
 
 
 # -- Files of artifacts as a report takes them in: checked against their hashes, pictures and videos inlined -
@@ -207,16 +231,31 @@ class ReportFiles:
 
     def figure(self, artifact: Artifact, name: str, *, alt: str, caption: str) -> Figure | None:
         """Return a picture or a video of an artifact; None as for `read`, and where it is too large."""
-        content = self.read(artifact, name)
+        content = self._small(artifact, name)
         if content is None:
             return None
-        if len(content) > self._max_bytes:
+        return inline_figure(content, PurePosixPath(name).suffix, alt=alt, caption=caption)
+
+    def recording(self, artifact: Artifact) -> dict[str, Any] | None:
+        """Return the recorded episodes of an artifact; None as for `figure`, and of another version."""
+        if self._small(artifact, RECORDING_FILE) is None:
+            return None
+        content = self.read_json(artifact, RECORDING_FILE)
+        if not isinstance(content, dict) or content.get("format_version") != RECORDING_VERSION:
+            self.notes.append(f"{RECORDING_FILE} of {artifact.name} is of another version and is left out.")
+            return None
+        return content
+
+    def _small(self, artifact: Artifact, name: str) -> bytes | None:
+        """Return a file's content; None as for `read`, and where it is too large, which is noted."""
+        content = self.read(artifact, name)
+        if content is not None and len(content) > self._max_bytes:
             self.notes.append(
                 f"{name} of {artifact.name} is left out: with {len(content) / 2**20:.1f} MiB it is larger "
                 f"than max_file_mib allows. It lies in {artifact.file(name)}."
             )
             return None
-        return inline_figure(content, PurePosixPath(name).suffix, alt=alt, caption=caption)
+        return content
 
 
 def inline_figure(content: bytes, suffix: str, *, alt: str, caption: str) -> Figure:

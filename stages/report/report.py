@@ -1,6 +1,6 @@
 """One page of HTML for a whole chain: what was trained, what was kept, how fast it is, where it comes from.
 
-The page needs nothing but itself: pictures and videos are inside, charts are SVG, and there is no script.
+The page needs nothing but itself: pictures and videos are inside, charts are SVG, one script plays episodes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ A part that a chain does not have is said in one line, with the command that mak
 from __future__ import annotations
 
 import io
+import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from thousandfold.stages.report.page import (
     Figure,
     Figures,
     Note,
+    Player,
     ReportFiles,
     Section,
     Split,
@@ -322,12 +324,16 @@ def _frontier_blocks(sources: Sources) -> list[Block]:
 
 
 def rollouts_section(sources: Sources) -> Section:
-    """Show episodes: a video where one was rendered, and paths from above where the task has a plan."""
+    """Show episodes: some to play, a video, and paths from above where the task has a plan."""
     chain, files = sources.chain, sources.files
     blocks: list[Block] = []
     if (rendering := chain.get("rendering")) is not None:
         results = rendering.manifest.results
         of = next(iter(rendering.manifest.parents.values()))
+        if (recording := files.recording(rendering)) is not None:
+            blocks.append(_player(recording, _PERFORMERS.get(of.kind, of.kind)))
+        else:
+            blocks.append(Note("No recording to play: `pipeline render` makes one."))
         said = f"{results.get('reached', '?')} of {results.get('episodes', '?')} episodes reach their goal"
         caption = f"The {_PERFORMERS.get(of.kind, of.kind)}: {said}."
         alt = f"Video of closed-loop episodes of {of.name}: {said}"
@@ -348,6 +354,25 @@ def rollouts_section(sources: Sources) -> Section:
             paths.append(found_paths)
     blocks.append(Figures(paths) if paths else Note("No paths from above: the task’s goals lie in no plane."))
     return Section("episodes", "How it moves", "", blocks)
+
+
+def _player(recording: Mapping[str, Any], performer: str) -> Player:
+    """Return recorded episodes to play, with a caption that says what they are and what is left out."""
+    axes, others = recording["axes"], recording["goal_numbers"] - len(recording["axes"])
+    caption = (
+        f"Click a goal to see how the {performer} goes there, in an episode that was recorded: "
+        f"{len(recording['episodes'])} starts and goals of {recording['distribution']}, as evaluation runs "
+        "them, until two seconds after success."
+    )
+    if others > 0:
+        spanned = " and ".join(axis["name"] for axis in axes)
+        caption += f" The plan spans {spanned} of the goal; what else it says is as it was drawn."
+    if recording["meshes"]:
+        caption += " Meshes are simplified."
+    if recording["left_out"]:
+        caption += f" Not drawn: {', '.join(recording['left_out'])}."
+    content = json.dumps(recording, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return Player(content, caption)
 
 
 def failures_section(sources: Sources) -> Section:

@@ -264,11 +264,12 @@ class TestRender:
         result = invoke(workspace, "render", "--preset", "smoke", "--distribution", "training", "--json")
         values = json_of(result)
         assert f"Taking policy {policy.name} (the newest completed)." in result.stderr
-        assert (values["kind"], set(values["files"])) == ("rendering", {"episodes.mp4", "strip.png"})
+        files = {"episodes.mp4", "strip.png", "recording.json"}
+        assert (values["kind"], set(values["files"])) == ("rendering", files)
         made = Workspace(workspace).open(values["artifact"], "rendering")
         assert made.manifest.settings["distribution"] == "training"
         tracked = {path.name for path in (workspace / "mlflow").rglob("*") if path.is_file()}
-        assert {"episodes.mp4", "strip.png"} <= tracked
+        assert files <= tracked
 
 
 class TestLists:

@@ -17,7 +17,7 @@ import pytest
 from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, write
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures import live_viewer
-from thousandfold.envs.pictures.live_viewer import LiveViewer, NoScreenError
+from thousandfold.envs.pictures.live_viewer import Caption, LiveViewer, NoScreenError
 from thousandfold.envs.registry import compile_task
 
 
@@ -29,6 +29,7 @@ class Handle:
     ) -> None:
         self.model, self.data, self.press = model, data, key_callback
         self.cam, self.user_scn = mujoco.MjvCamera(), mujoco.MjvScene(model, 100)
+        self.perturb, self.texts = mujoco.MjvPerturb(), list[Any]()
         self.running, self.syncs = True, 0
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
@@ -36,6 +37,11 @@ class Handle:
 
     def sync(self) -> None:
         self.syncs += 1
+        if self.perturb.active:  # as the window does where the mouse moves what is selected
+            mujoco.mjv_applyPerturbPose(self.model, self.data, self.perturb, 0)
+
+    def set_texts(self, texts: list[Any]) -> None:
+        self.texts.append(texts)
 
     def is_running(self) -> bool:
         return self.running
@@ -111,9 +117,39 @@ def test_the_camera_follows_what_the_task_says(handles: list[Handle]) -> None:
 def test_keys_arrive_as_letters(handles: list[Handle], task: CompiledTask) -> None:
     keys: list[str] = []
     LiveViewer(task, keys.append)
-    for code in (glfw.KEY_N, glfw.KEY_UNKNOWN, glfw.KEY_SPACE):
+    for code in (glfw.KEY_N, glfw.KEY_UNKNOWN, glfw.KEY_SPACE, glfw.KEY_LEFT, glfw.KEY_PAGE_DOWN):
         handles[0].press(code)
-    assert keys == ["N", "", " "]
+    assert keys == ["N", "", " ", "LEFT", "PAGE_DOWN"]
+
+
+def test_the_mouse_drags_the_goal_in_the_window_alone(handles: list[Handle], tmp_path: Path) -> None:
+    for task in (compile_task("arm_reach"), compile_task(str(write(tmp_path, model=STATEFUL_ARM)))):
+        with LiveViewer(task, lambda key: None, draggable=True) as viewer:
+            handle, goal = handles[-1], np.array([0.25, 0.0, 0.2])
+            qpos = task.model.qpos0
+            assert viewer.show(qpos, goal, reached=False) is None
+            assert handle.model.nbody == task.model.nbody + 1 and handle.model.nq == task.model.nq
+            body = handle.model.nbody - 1
+            assert handle.perturb.select == body, "Ctrl and the right button move it, without a double click"
+            assert handle.data.xpos[body] == pytest.approx(goal)
+            handle.perturb.active = mujoco.mjtPertBit.mjPERT_TRANSLATE.value
+            handle.perturb.refpos[:], handle.perturb.refquat[:] = [0.3, 0.1, 0.2], [1, 0, 0, 0]
+            assert viewer.show(qpos, goal, reached=False) == pytest.approx([0.3, 0.1, 0.2])
+            handle.perturb.active = 0
+            assert viewer.show(qpos, goal + 0.01, reached=False) is None
+            assert handle.data.xpos[body] == pytest.approx(goal + 0.01)
+    assert handles[-1].data.body("marker").xpos == pytest.approx([0.3, 0.2, 0.1])
+    assert handles[-1].data.act == pytest.approx([0.25])
+
+
+def test_captions_are_written_where_they_change(handles: list[Handle], task: CompiledTask) -> None:
+    with LiveViewer(task, lambda key: None) as viewer:
+        for right in ("1 m", "1 m", "2 m"):
+            viewer.show(np.zeros(2), np.zeros(2), reached=False, captions=[Caption("TOPLEFT", "away", right)])
+        viewer.show(np.zeros(2), np.zeros(2), reached=False)
+    texts = [texts[0] for texts in handles[0].texts]
+    assert [text[2:] for text in texts] == [("away", "1 m"), ("away", "2 m")]
+    assert texts[0][1] == mujoco.mjtGridPos.mjGRID_TOPLEFT
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have their own way to find a screen")

@@ -1,5 +1,6 @@
 """The chain: order, what is handed on, and going on where it was cut off. Stages are stand-ins here."""
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -94,8 +95,8 @@ def calls(monkeypatch):
     return install
 
 
-def settings():
-    return resolve_chain(CommonOptions("smoke", ("train_teacher.depth=8",), 3, None, False))
+def settings(*more):
+    return resolve_chain(CommonOptions("smoke", ("train_teacher.depth=8", *more), 3, None, False))
 
 
 @pytest.mark.parametrize("asks", ["generate_dataset.teacher_samples=4", "distill.objective=critic"])
@@ -138,20 +139,30 @@ def test_stages_run_in_order_on_what_came_before(context, calls):
     assert context.tracker.closed == [("chain-1", True)]
 
 
-def test_without_opengl_the_chain_says_in_a_line_that_there_is_no_video(context, calls, monkeypatch, capsys):
+@pytest.mark.parametrize("goals", [9, 0])
+def test_without_opengl_the_chain_says_so_in_a_line_and_records_alone(
+    context, calls, monkeypatch, capsys, goals
+):
+    monkeypatch.setitem(RESULTS, "render", {"recorded_reached": 7, "recorded_goals": 9})
     made = calls()
+    record, asked = importlib.import_module(STAGES["render"]).run, []
 
-    def refuse(*arguments):
-        raise NoOpenGLError("MUJOCO_GL=disable switches it off")
+    def refuse(settings, *arguments):
+        asked.append(settings.video)
+        if settings.video:
+            raise NoOpenGLError("MUJOCO_GL=disable switches it off")
+        return record(settings, *arguments)
 
     monkeypatch.setattr(f"{STAGES['render']}.run", refuse)
-    artifacts = start_chain(settings(), context)
-    assert list(artifacts) == [section for section in SECTIONS if section != "render"]
-    assert [call[0] for call in made] == list(artifacts)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No video is made:")]
+    artifacts = start_chain(settings(f"render.recorded_goals={goals}"), context)
+    assert list(artifacts) == [section for section in SECTIONS if section != "render" or goals]
+    assert [call[0] for call in made] == list(artifacts) and asked == [True, False][: 1 + bool(goals)]
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("No video is made:")]
+    assert ("7 of 9 goals recorded were reached" in said) == bool(goals)
     assert len(lines) == 1 and "drawing needs OpenGL" in lines[0]
     record = json.loads(next(context.workspace.runs.glob("chain-*.json")).read_text())
-    assert record["completed"] and "render" not in record["done"]
+    assert record["completed"] and ("render" in record["done"]) == bool(goals)
 
 
 def test_overrides_and_seed_reach_their_stages():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from thousandfold.pipeline.cli import cli
 from thousandfold.stages import videos
 from thousandfold.stages.closed_loop import render
 from thousandfold.stages.closed_loop.render import STRIP_FILE, VIDEO_FILE, RenderSettings
+from thousandfold.stages.recordings import RECORDING_FILE
 from thousandfold.stages.videos import (
     EpisodePainter,
     RecordedEpisode,
@@ -210,7 +212,7 @@ def test_a_video_with_lost_frames_is_refused(
 
 # -- the stage ----------------------------------------------------------------------------------------
 
-SMALL = RenderSettings(episodes=2, width=WIDTH, height=HEIGHT, max_steps=6, key_frames=3)
+SMALL = RenderSettings(episodes=2, width=WIDTH, height=HEIGHT, max_steps=6, key_frames=3, recorded_goals=4)
 
 
 @pytest.fixture
@@ -227,13 +229,17 @@ def run_stage(policy: Artifact, **changes: Any) -> Artifact:
 def test_a_rendering_knows_what_it_shows(policy: Artifact) -> None:
     made = run_stage(policy, distribution="training")
     made.verify()
-    assert made.kind == "rendering" and set(made.manifest.files) == {VIDEO_FILE, STRIP_FILE}
+    assert made.kind == "rendering"
+    assert set(made.manifest.files) == {VIDEO_FILE, STRIP_FILE, RECORDING_FILE}
     assert made.manifest.parents["policy"].hash == policy.manifest.hash
     assert imageio.v3.imread(made.file(VIDEO_FILE)).shape == (2 * 7, HEIGHT, WIDTH, 3)
     assert Image.open(made.file(STRIP_FILE)).size == (3 * 48 + 2 * 4, 2 * 32 + 4)
     results = made.manifest.results
     assert (results["episodes"], results["frames"], results["frame_rate_hz"]) == (2, 14, 10.0)
     assert results["duration_s"] == pytest.approx(1.4) and results["success"] == results["reached"] / 2
+    recorded = json.loads(made.file(RECORDING_FILE).read_text())["episodes"]
+    assert results["recorded_goals"] == len(recorded) <= 4
+    assert results["recorded_reached"] == sum(each["success_s"] is not None for each in recorded)
 
 
 @needs_opengl
@@ -258,6 +264,28 @@ def test_without_opengl_it_says_what_to_install(policy: Artifact, monkeypatch: p
     message = refusal(policy)
     assert "neither egl nor osmesa can be opened here" in message
     assert "apt install libegl1 libgl1-mesa-dri" in message and "libosmesa6" in message
+
+
+def test_a_recording_alone_needs_no_opengl_and_no_ffmpeg(
+    policy: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    monkeypatch.setattr(render, "require_ffmpeg", lambda: pytest.fail("no video is asked for"))
+    made = run_stage(policy, video=False)
+    assert list(made.manifest.files) == [RECORDING_FILE] and "frames" not in made.manifest.results
+
+
+@needs_opengl
+def test_a_video_alone_is_not_recorded(policy: Artifact) -> None:
+    made = run_stage(policy, recorded_goals=0, episodes=1, max_steps=1)
+    assert set(made.manifest.files) == {VIDEO_FILE, STRIP_FILE}
+
+
+def test_nothing_to_render_is_refused(policy: Artifact) -> None:
+    assert "leave nothing to render" in refusal(policy, video=False, recorded_goals=0)
+    assert "no episode distribution 'elsewhere'" in refusal(
+        policy, video=False, recorded_distribution="elsewhere"
+    )
 
 
 def test_without_ffmpeg_it_says_so(policy: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

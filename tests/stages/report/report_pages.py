@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.stages.tiny_runs import make_context
+from thousandfold.envs.registry import compile_task
 from thousandfold.pipeline.artifacts import Artifact
+from thousandfold.stages.recordings import RECORDING_FILE, record_goals, write_recording
 from thousandfold.stages.report import report, sections
 from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
 from thousandfold.stages.report.sections import task_figures
 from thousandfold.stages.stage_settings import settings_by_kind
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class PageReader(HTMLParser):
@@ -44,7 +48,7 @@ class PageReader(HTMLParser):
             assert self.open.pop() == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -75,3 +79,15 @@ def write_report(root: Path, source: Artifact, **values: Any) -> tuple[Artifact,
     """Make the report of an artifact in the workspace `root`; return it with its page."""
     made = report.run(ReportSettings(**values), make_context(root), source, settings_by_kind())
     return made, made.file(REPORT_FILE).read_text(encoding="utf-8")
+
+
+def recording_of(folder: Path) -> dict[str, Any]:
+    """Return the recording of a point that goes straight towards each of its goals, written into a folder."""
+    task, seed = compile_task("point_u_maze"), np.random.SeedSequence(3)
+
+    def straight(observation: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        return np.clip(5 * (goal - observation[:, :2]), -1, 1)
+
+    episodes = record_goals(task, straight, goals=9, seed=seed, distribution="training")
+    write_recording(folder / RECORDING_FILE, task, episodes, "training")
+    return json.loads((folder / RECORDING_FILE).read_text())

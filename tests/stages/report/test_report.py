@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,9 +14,10 @@ import pytest
 
 pytest.importorskip("jinja2")
 from tests.stages.made_up_chain import EVALUATED, FAILURES, RETAINED, TIMED, MadeUpChain, make_chain, png
-from tests.stages.report.report_pages import PageReader
+from tests.stages.report.report_pages import PageReader, recording_of
 from tests.stages.tiny_runs import make_context
 from thousandfold.ground.errors import UserError
+from thousandfold.stages.recordings import RECORDING_FILE
 from thousandfold.stages.report import report
 from thousandfold.stages.report.report import REPORT_FILE, ReportSettings
 from thousandfold.stages.stage_settings import settings_by_kind
@@ -47,7 +50,9 @@ def test_a_page_has_every_section_and_is_well_formed(chain: MadeUpChain, write: 
     assert made.manifest.results["bytes"] == len(page.encode())
 
 
-def test_a_page_refers_to_nothing_outside_itself_and_runs_nothing(chain: MadeUpChain, write: Any) -> None:
+def test_a_page_refers_to_nothing_outside_itself_and_without_a_recording_runs_nothing(
+    chain: MadeUpChain, write: Any
+) -> None:
     _, page = write(chain.made["policy"])
     read = PageReader(page)
     addresses = [
@@ -150,6 +155,56 @@ def test_video_strip_frontier_and_evaluation_are_shown_where_there_are_some(
     assert "ONNX file again (64)" in read.text and "0.750 [0.630, 0.840]" in read.text
     assert "Goals held, ONNX file again 0.900 [0.860, 0.930] of several an episode" in read.text
     assert page.count("this report’s student</title>") == 1  # 4 × 64
+
+
+def test_a_recording_is_played_by_the_one_script_that_the_page_allows(
+    chain: MadeUpChain, write: Any, tmp_path: Path
+) -> None:
+    recording = recording_of(tmp_path) | {"task": "</script><script>alert(3)</script>"}
+    results = {"recorded_goals": 9, "recorded_reached": 5}
+    chain.add("rendering", ("policy",), results, {RECORDING_FILE: recording})
+    _, page = write(chain.made["policy"])
+    read = PageReader(page)
+    data, script = read.all("script")
+    assert (data["type"], data["id"], script) == ("application/json", "recording", {})
+    texts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert json.loads(texts[0]) == recording
+    (policy,) = [each["content"] for each in read.all("meta") if each.get("http-equiv")]
+    allowed = base64.b64encode(hashlib.sha256(texts[1].encode()).digest()).decode()
+    assert str(policy).startswith("default-src 'none'") and str(policy).endswith(
+        f"script-src 'sha256-{allowed}'"
+    )
+    assert "Click a goal to see how the ONNX file goes there" in read.text
+    assert "No recording" not in read.text and "http" not in texts[1].replace("namespaceURI", "")
+
+
+@pytest.mark.parametrize(
+    ("recording", "values", "words"),
+    [
+        ({"format_version": 99}, {}, "recording.json of {} is of another version and is left out."),
+        ([], {}, "recording.json of {} is of another version and is left out."),
+        (b"not json", {}, "recording.json of {} is no JSON and is left out."),
+        (
+            {"format_version": 1, "numbers": "A" * 9000},
+            {"max_file_mib": 0.005},
+            "recording.json of {} is left",
+        ),
+    ],
+)
+def test_a_recording_that_cannot_be_played_is_left_out(
+    chain: MadeUpChain, write: Any, recording: Any, values: dict[str, Any], words: str
+) -> None:
+    rendering = chain.add("rendering", ("policy",), {}, {RECORDING_FILE: recording})
+    made, page = write(chain.made["policy"], **values)
+    assert any(note.startswith(words.format(rendering.name)) for note in made.manifest.results["notes"])
+    assert PageReader(page).all("script") == []
+
+
+def test_a_rendering_without_a_recording_says_what_makes_one(chain: MadeUpChain, write: Any) -> None:
+    chain.add("rendering", ("policy",), {"episodes": 1, "reached": 1}, {"strip.png": png()})
+    assert (
+        "No recording to play: pipeline render makes one." in PageReader(write(chain.made["policy"])[1]).text
+    )
 
 
 # -- size and escapes -------------------------------------------------------------------------------
