@@ -46,8 +46,8 @@ TORCH_IN_ENVS = {"envs.simulators.warp_simulator"}
 # What the base install lacks, and the modules that must load without it.
 TRAIN_ONLY = {
     "h5py", "huggingface_hub", "imageio", "imageio_ffmpeg", "jinja2", "llvmlite", "matplotlib", "minari",
-    "mlflow", "mujoco_warp", "onnx", "PIL", "safetensors", "scipy", "submitit", "tensorboard", "threadpoolctl",
-    "torch", "wandb", "warp",
+    "mlflow", "mujoco_warp", "onnx", "PIL", "safetensors", "scipy", "submitit", "tensorboard",
+    "threadpoolctl", "torch", "wandb", "warp",
 }  # fmt: skip
 RUNS_ON_BASE_INSTALL = (
     "thousandfold",
