@@ -122,14 +122,14 @@ class _EventFile:
         self._write(0, hparams_pb(plain, trial_id=self._name))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
         self._step = step
         values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
         self._write(step, Summary(value=values))
 
     def log_file(self, path: Path) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
         if path.suffix != ".png":
             return
@@ -143,7 +143,7 @@ class _EventFile:
             self._writer.close()
 
     def _write(self, step: int, summary: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         writer, self._writer = self._writer, None  # a file that takes no more is not gone on with

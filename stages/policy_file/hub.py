@@ -210,7 +210,8 @@ def _one_line_errors(repository: str) -> Iterator[HfApi]:
             403: f"does not let you do this with {repository}: use a token with access to it",
         }.get(error.response.status_code, f"refused: {_first_line(error.server_message or str(error))}")
         raise UserError(f"{api.endpoint} {said}.") from None
-    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+    # The network's own errors, of whichever library huggingface_hub makes its requests with.
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:  # pyright: ignore
         cause = error.__cause__ or error
         raise UserError(
             f"{api.endpoint} does not answer as the Hub does: {_first_line(str(cause))}."
