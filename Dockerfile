@@ -1,20 +1,15 @@
-# The whole pipeline in one image; docs/docker.md says how to use it.
-#   docker build -t thousandfold .                                computes on the CPU
-#   docker build -t thousandfold:cuda --build-arg DEVICE=cuda .   on an NVIDIA GPU, with driver 580 or newer
+# The whole pipeline in one image, on the CPU and on an NVIDIA GPU with driver 580 or newer; docs/docker.md says how.
+#   docker build -t thousandfold .
 FROM python:3.11-slim-bookworm AS build
-ARG DEVICE=cpu
 ENV PATH=/opt/thousandfold/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/thousandfold
 WORKDIR /source
 COPY constraints.txt ./
-# PyPI's torch brings the libraries of CUDA along, so that no image of NVIDIA's is needed. The CPU's torch,
-# which comes from another index, leaves them out.
+# PyPI's torch brings the libraries of CUDA along. TORCH_INDEX names an index whose torch leaves them out: the image
+# then runs on the CPU alone, and is some gigabytes smaller.
+ARG TORCH_INDEX=
 RUN --mount=type=cache,target=/root/.cache/pip \
-    case "$DEVICE" in \
-      cpu) pip install --no-deps -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch ;; \
-      cuda) ;; \
-      *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 2 ;; \
-    esac
+    if [ -n "$TORCH_INDEX" ]; then pip install --no-deps -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c constraints.txt ".[train,postgresql,sign,tensorboard,wandb,hub]"
