@@ -189,15 +189,15 @@ def named(resume: str) -> str | None:
     return None if resume == NEWEST else resume
 
 
-def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bool = False) -> Any:
+def stage_command(command: Any = None, *, several_ranks: bool = False) -> Any:
     """Add the options of every stage command; they arrive as one `CommonOptions` named `common`.
 
     Args:
         command: None: a decorator is returned.
-        mujoco, several_ranks: as `Session.open` takes them.
+        several_ranks: as `Session.open` takes it.
     """
     if command is None:
-        return partial(stage_command, mujoco=mujoco, several_ranks=several_ranks)
+        return partial(stage_command, several_ranks=several_ranks)
 
     @click.pass_context
     def gathered(
@@ -212,7 +212,7 @@ def stage_command(command: Any = None, *, mujoco: bool = True, several_ranks: bo
     ) -> Any:
         session = context.find_object(Session) or Session(None)
         common = CommonOptions(preset, overrides, seed, device, dry_run, config)
-        with session.open(mujoco=mujoco, several_ranks=several_ranks):
+        with session.open(mujoco=True, several_ranks=several_ranks):
             return command(session=session, common=common, **rest)
 
     options = (

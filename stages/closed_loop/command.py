@@ -128,7 +128,7 @@ def evaluate(
 @one_of_three("Draw")
 @click.option("--episodes", type=int, help="Episodes to draw, one after another.")
 @click.option("--distribution", metavar="NAME", help="The task's distribution of starts and goals.")
-@stage_command(mujoco=False)  # it asks for more of MUJOCO_GL, itself
+@stage_command
 def render(
     session: Session,
     common: CommonOptions,
@@ -139,11 +139,11 @@ def render(
 ) -> None:
     """Draw closed-loop episodes, the goal included, as a video and a strip of key frames."""
     from thousandfold.envs.pictures.opengl import check_variable
-
-    check_variable()  # before MuJoCo is imported, which it would break
     from thousandfold.stages.closed_loop import render as stage
 
     settings = common.resolve(stage.RenderSettings, "render", flags)
+    if settings.video:
+        check_variable()  # before anything is taken or made
     if not session.starts(common, "render", settings):
         return
     source = session.take_one_of({"policy": policy, "student": student, "teacher": teacher})
