@@ -103,11 +103,14 @@ def table(cells: Mapping[str, Cell]) -> str:
             f"{cell['teacher']['success']:.3f}",
             f"{cell['student']['success']:.3f}",
             with_interval(cell["student"]["retention"], cell["student"]["retention_interval"]),
+            f"{cell['student']['time_at_goal_retention']:.3f}",
         ]
         for name, cell in sorted(cells.items())
     ]
     return markdown_table(
-        ["task", "seed", "student sees", "teacher", "student", "retention"], rows, "What students keep"
+        ["task", "seed", "student sees", "teacher", "student", "retention", "of time at goal"],
+        rows,
+        "What students keep",
     )
 
 
@@ -116,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = StudyParser(__doc__, "student_senses")
     parser.several("--tasks", TASKS, choices=TASKS)
     parser.seeds(range(20, 23))
-    parser.number("--env-steps", 1_500_000, "of a teacher at most", least=1)
+    parser.number("--env-steps", 1_000_000, "of a teacher at most", least=1)
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs/student-senses")
     options = parser.parse(arguments)
     cells = (

@@ -24,7 +24,12 @@ def test_without_a_history_a_student_sees_the_newest_readings_alone(task: str, t
 def test_the_table_has_a_row_a_cell() -> None:
     cell = {
         "teacher": {"success": 0.99},
-        "student": {"success": 0.97, "retention": 0.98, "retention_interval": [0.97, 0.99]},
+        "student": {
+            "success": 0.97,
+            "retention": 0.98,
+            "retention_interval": [0.97, 0.99],
+            "time_at_goal_retention": 0.9,
+        },
     }
     shown = table({"cable_arm, seed 20, newest": cell, "cable_arm, seed 20, history": cell})
     rows = [line for line in shown.splitlines() if "cable_arm" in line]
