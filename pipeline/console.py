@@ -60,7 +60,13 @@ class Console:
         self._silent = silent
         self._warned: set[str] = set()
         self._human = rich.console.Console(
-            stderr=json_output, markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=silent
+            stderr=json_output,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            soft_wrap=True,
+            quiet=silent,
+            force_jupyter=False,  # there a line would become a display of its own, progress included
         )
         if not self._human.is_terminal:
             self._human.width = 10_000  # nothing to fit into: a pipe must not get shortened cells

@@ -48,3 +48,5 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=kernel).execute()
     text, pictures = outputs(notebook.cells)
     assert pictures == 1 and all(word in text for word in PRINTED[name])
+    kinds = [output["output_type"] for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert kinds.count("display_data") == pictures, "a line of progress is no display"

@@ -49,6 +49,13 @@ class TestStreams:
         Console().say(text)
         assert capsys.readouterr().out == text + "\n"
 
+    def test_a_notebook_gets_text_like_any_stream(
+        self, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+        Console().say("a line")
+        assert capsys.readouterr().out == "a line\n"
+
     def test_without_json_stdout_has_the_text_alone(self, capsys: Capture) -> None:
         with Console() as console:
             console.say("hello")
