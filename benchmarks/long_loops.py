@@ -96,6 +96,8 @@ def excess(cells: Mapping[str, Cell], side: str) -> tuple[float, float]:
 
 def table(cells: Mapping[str, Cell]) -> str:
     """Return a row a side, over all cells; an upper end that is above the target is in bold."""
+    if not cells:
+        return "no part is recorded yet"
     rows = []
     for side in SIDES:
         found = [part for cell in cells.values() for part in cell["slices"][side]]
@@ -141,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (f"part {number}", functools.partial(run_cell, 60.0 * options.cell_minutes, request))
         for number in range(1, math.ceil(options.minutes / options.cell_minutes) + 1)
     )
-    run_study(options, cells, table, book=CellBook(options.output, heads))
+    book = CellBook(options.output, heads)
+    run_study(options, cells, table, book=book, line=lambda name, cell: f"{name}\n{table({name: cell})}")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def play(
         from thousandfold.stages.closed_loop import play as stage
 
         settings = stage.PlaySettings(goal=None if goal is None else parse_goal(goal), **flags)
-        if policy is not None and (policy.endswith(".onnx") or Path(policy).is_file()):
+        if policy is not None and (policy.endswith(".onnx") or Path(policy).expanduser().is_file()):
             if student is not None or teacher is not None:
                 raise SettingsError("Give one of --policy, --student, --teacher, not several.")
             from thousandfold.stages.policy_file.source import open_source

@@ -10,7 +10,6 @@ import pydantic
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.pictures.scene_rendering import SceneRenderer
 from thousandfold.envs.task import MOST_EPISODE_STEPS
-from thousandfold.ground.errors import SettingsError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import Console
 from thousandfold.pipeline.runtime import StageContext, StageWork, seed_sequence
@@ -72,6 +71,12 @@ class RenderSettings(StageSettings):
         default=6, ge=2, le=24, description="frames of an episode side by side in the strip"
     )
 
+    @pydantic.model_validator(mode="after")
+    def _check_there_is_something(self) -> RenderSettings:
+        if not (self.video or self.recorded_goals):
+            raise ValueError("video=false and recorded_goals=0 leave nothing to render: set one of them")
+        return self
+
 
 def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Artifact:
     """Draw and record episodes of a policy, a student or a teacher; return the rendering's artifact.
@@ -81,8 +86,6 @@ def run(settings: RenderSettings, context: StageContext, source: Artifact) -> Ar
             task has no such distribution, or a file is damaged.
     """
     task, policy = load_policy(source, settings.device, context.console)
-    if not (settings.video or settings.recorded_goals):
-        raise SettingsError("video=false and recorded_goals=0 leave nothing to render: set one of them.")
     task.spec.distribution(settings.distribution)
     task.spec.distribution(settings.recorded_distribution)
     parents = {source.kind: source}

@@ -31,7 +31,14 @@ from thousandfold.stages.frontier.cells import (
     teacher_workspace,
 )
 from thousandfold.stages.frontier.picture import PICTURE_FILE, draw_frontier
-from thousandfold.stages.frontier.table import FRONTIER_FILE, collect, quality, show
+from thousandfold.stages.frontier.table import (
+    FRONTIER_FILE,
+    collect,
+    has_latency,
+    quality,
+    show,
+    why_not_in_c,
+)
 from thousandfold.stages.metric_groups import grouped
 from thousandfold.stages.policy_file.c_policy import c_compiler
 from thousandfold.stages.stage_settings import settings_classes
@@ -68,6 +75,8 @@ def resolve_plan(common: CommonOptions, flags: dict[str, Any]) -> FrontierPlan:
         raise SettingsError("runtime c: there is no C compiler here (cc, gcc or clang): install one.")
     given = {"benchmark": _TIMED_OF_A_CELL | {"compare": in_c}}
     stages = {section: dump_settings(resolved(section, given.get(section))) for section in SECTIONS[1:]}
+    if in_c and not stages["benchmark"]["compare"]:
+        raise SettingsError("runtime c: benchmark.compare times the C code; leave compare=false out.")
     plan = FrontierPlan.model_validate(dump_settings(frontier) | stages)
     for cell in grid(plan):
         cell_settings(plan, cell)
@@ -142,6 +151,8 @@ class _Frontier:
             more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
             raise UserError(f"None of the {len(self._cells)} students could be made: {reasons[0]}{more}")
         self._time(done)
+        if all(cell.name in self._failed for cell in done):
+            raise UserError(f"None of the students could be timed: {self._failed[done[0].name]}")
         return self._finish()
 
     def _distil(self) -> None:
@@ -228,9 +239,13 @@ class _Frontier:
         with self._context.console.progress("time", len(places), unit="policies") as bar:
             for place in places:
                 policy = finished(place, "policy")
-                if policy is not None and finished(place, "benchmark") is None:
+                if policy is not None and not has_latency(place, self._plan.runtime):
                     benchmark.run(settings, StageContext(place, Console(silent=True), NullTracker()), policy)
                 bar.advance()
+        for cell in cells:
+            if not has_latency(place := self._workspace(cell), self._plan.runtime):
+                self._failed[cell.name] = f"no latency as C: {why_not_in_c(place)}"
+                self._context.console.warn(f"{cell.name} failed: {self._failed[cell.name]}")
 
     def _finish(self) -> Artifact:
         """Write table and picture, complete the artifact and record it."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thousandfold.ground.errors import DamagedFileError, UserError
+from thousandfold.ground.errors import DamagedFileError
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.console import Console, figure
 from thousandfold.pipeline.jobs import finished
@@ -149,17 +149,12 @@ def _teacher_row(
 
 
 def _network_and_latency(workspace: Workspace, role: str, runtime: str) -> dict[str, Any]:
-    """Return what a network is and how fast; a teacher that has no C form has no latency as C.
-
-    Raises UserError where a student has none.
-    """
+    """Return what a network is and how fast; one that has no C form has no latency as C."""
     results = _completed(workspace, "benchmark").manifest.results
     figures = results["networks"][role]
     known = {name: figures["network"][name] for name in ("depth", "width", "kind")}
     calls, paced = figures["back_to_back"], figures["paced"]
     if runtime == "c":
-        if C not in results["comparison"] and role == "student":
-            raise UserError(f"{workspace.root} has no latency as C: {results['left_out'].get(C)}.")
         calls = results["comparison"].get(C, dict.fromkeys(("p50_us", "p99_us", "samples")))
         paced = calls.get("paced", dict.fromkeys(("p99_us",)))
     return known | {
@@ -168,6 +163,17 @@ def _network_and_latency(workspace: Workspace, role: str, runtime: str) -> dict[
         "paced_p99_us": paced["p99_us"],
         "calls": calls["samples"],
     }
+
+
+def has_latency(workspace: Workspace, runtime: str) -> bool:
+    """Return whether a policy was timed, and in the runtime that counts."""
+    timed = finished(workspace, "benchmark")
+    return timed is not None and (runtime != "c" or C in timed.manifest.results["comparison"])
+
+
+def why_not_in_c(workspace: Workspace) -> str:
+    """Return the reason for which a benchmark left the C code out."""
+    return str(_completed(workspace, "benchmark").manifest.results["left_out"].get(C, "it was not asked for"))
 
 
 def _completed(workspace: Workspace, kind: str) -> Artifact:

@@ -31,7 +31,7 @@ C_BEGINNING = b"/* A policy in C99"
 MOST_WEIGHTS = 2**24
 """A compiler takes a minute and a GiB for so many."""
 LEAST_INT8_WEIGHTS = 256
-"""Of a matrix: smaller ones save nothing beside their scales."""
+"""A matrix of fewer saves nothing beside its scales."""
 
 Weights = Literal["float32", "int8"]
 
@@ -90,7 +90,9 @@ def c_files(
     golden = own_golden or parse_golden(model.metadata.get(GOLDEN_KEY), metadata, path)
     plan = RunnerPlan.of(metadata)
     try:
-        body = _Body(graph, metadata, weights)
+        body = _Body(graph, metadata, "float32")
+        if weights == "int8":  # of what has a C form
+            body = _Body(graph, metadata, weights)
     except _NoForm as error:
         raise UserError(f"{path} has no C form: {error}. Give a float32 policy of `export-onnx`.") from None
     parts = [
@@ -243,8 +245,8 @@ class _Body:
         offset = self._spread(bias[0], outputs) if bias else self._constant(np.zeros(outputs, np.float32))
         vector = self._vector(value, inputs)
         if weight in self._whole:
-            largest = np.abs(kernel).max(0)
-            scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+            scale = np.abs(kernel).max(0) / np.float32(127)
+            scale = np.where(scale > 0, scale, np.float32(1))
             matrix = self._constant(np.rint(kernel / scale).astype(np.int8))
             arguments = (
                 f"{inputs}, {vector}, {outputs}, {matrix}, {self._constant(scale)}, {offset}, {result}"
@@ -257,14 +259,18 @@ class _Body:
             self._lines.append(f"dense({arguments});")
 
     def _whole_matrices(self) -> set[str]:
-        """Return the names of the matrices that become whole numbers: those between first and last layer."""
-        names = [node.inputs[1] for node in self._graph.nodes if node.operator == "Gemm"]
-        inner = {
+        """Return the names of the matrices that become whole numbers: of hidden layers beyond the first."""
+        hidden = {
             name
-            for name in names[1:]
-            if name in self._graph.constants
-            and math.prod(self._graph.shapes[name]) >= LEAST_INT8_WEIGHTS
-            and min(self._graph.shapes[name]) >= LEAST_INT8_WEIGHTS**0.5
+            for node in self._graph.nodes
+            if node.operator in ("LayerNormalization", "Sigmoid", "Relu")
+            for name in node.inputs
+        }
+        layers = [node for node in self._graph.nodes if node.operator == "Gemm" and node.outputs[0] in hidden]
+        inner = {
+            weight
+            for node in layers[1:]
+            if math.prod(self._graph.shapes[weight := node.inputs[1]]) >= LEAST_INT8_WEIGHTS
         }
         if not inner:
             raise UserError(

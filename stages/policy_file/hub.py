@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from thousandfold.envs.user_tasks.task_copy import PAGE_NAME, SOURCE_NAME
-from thousandfold.ground.errors import DamagedFileError, UserError
+from thousandfold.ground.errors import DamagedFileError, UserError, is_disk_full
 from thousandfold.pipeline.artifact_task import TASK_FOLDER
 from thousandfold.pipeline.artifacts import Workspace
 from thousandfold.stages.policy_file.hub_card import LIBRARY, model_card
@@ -62,7 +62,7 @@ def push_policy(
         names += sorted(
             f"{TASK_FOLDER}/{path.relative_to(task_folder).as_posix()}"
             for path in task_folder.rglob("*")
-            if path.is_file() and path.name != SOURCE_NAME
+            if path.is_file() and not path.is_symlink() and path.name != SOURCE_NAME
         )
     benchmark = None
     if place.artifact is not None:
@@ -210,12 +210,19 @@ def _one_line_errors(repository: str) -> Iterator[HfApi]:
             403: f"does not let you do this with {repository}: use a token with access to it",
         }.get(error.response.status_code, f"refused: {_first_line(error.server_message or str(error))}")
         raise UserError(f"{api.endpoint} {said}.") from None
+    except OSError as error:
+        if error.filename is not None or is_disk_full(error):  # of this machine
+            raise
+        raise _unreachable(api.endpoint, error) from None
     # The network's own errors, of whichever library huggingface_hub makes its requests with.
-    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:  # pyright: ignore
-        cause = error.__cause__ or error
-        raise UserError(
-            f"{api.endpoint} does not answer as the Hub does: {_first_line(str(cause))}."
-        ) from None
+    except (errors.HTTPError, RuntimeError, ValueError) as error:  # pyright: ignore
+        raise _unreachable(api.endpoint, error) from None
+
+
+def _unreachable(endpoint: str, error: Exception) -> UserError:
+    return UserError(
+        f"{endpoint} does not answer as the Hub does: {_first_line(str(error.__cause__ or error))}."
+    )
 
 
 def _first_line(text: str) -> str:

@@ -117,12 +117,13 @@ def split_model(content: bytes) -> ModelBytes:
     return ModelBytes(b"".join(graph), metadata)
 
 
-def read_model(path: Path, trusted: Collection[bytes] = ()) -> ModelBytes:
+def read_model(path: Path, trusted: Collection[bytes] = (), content: bytes | None = None) -> ModelBytes:
     """Return the parts of an ONNX file; raise DamagedFileError where there is none, or no whole one.
 
     With `trusted` public keys, one of them must have signed the file, which is checked before anything else.
+    `content` is what was read of it before; None: it is read.
     """
-    content = read_content(path)
+    content = read_content(path) if content is None else content
     if trusted:
         check_signature(content, trusted, str(path))
     try:

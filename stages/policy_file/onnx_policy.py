@@ -54,6 +54,7 @@ class OnnxPolicy:
         check_hash: whether to compare graph, description and golden rows with their recorded hashes, some
             milliseconds for a few MB.
         trusted: public keys, one of which must have signed the file; empty: it need not be signed.
+        content: the file's bytes, where they were read before; None: they are read.
 
     Raises:
         DamagedFileError: the file is missing, truncated, foreign, changed since it was exported, of another
@@ -67,9 +68,10 @@ class OnnxPolicy:
         task: str | None = None,
         check_hash: bool = True,
         trusted: Collection[bytes] = (),
+        content: bytes | None = None,
     ) -> None:
         self.path = Path(path)
-        model = read_model(self.path, trusted)
+        model = read_model(self.path, trusted, content)
         self.metadata = parse_metadata(model.metadata.get(METADATA_KEY), self.path)
         self._golden = model.metadata.get(GOLDEN_KEY)
         if task is not None and self.metadata.task != task:

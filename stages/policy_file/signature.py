@@ -31,7 +31,7 @@ _TEXT_BYTES = 4 * (_KEY_BYTES + _SIGNATURE_BYTES) // 3
 # Field 14 of 155 bytes, and in it field 1, the key, and field 2 of 128 bytes, as onnx_bytes explains.
 _BEGINNING = b"\x72\x9b\x01\x0a\x16" + SIGNATURE_KEY.encode() + b"\x12\x80\x01"
 SIZE = len(_BEGINNING) + _TEXT_BYTES
-"""Of a signature in a file, in bytes."""
+"""A signature takes so many bytes of a file."""
 _LARGEST_KEY_FILE = 65536
 
 

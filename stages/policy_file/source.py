@@ -103,14 +103,17 @@ def open_source(
     return PolicySource(policy, compiled, place.name)
 
 
-def open_policy(place: PolicyPlace, trusted: Collection[bytes] = ()) -> OnnxPolicy:
+def open_policy(
+    place: PolicyPlace, trusted: Collection[bytes] = (), content: bytes | None = None
+) -> OnnxPolicy:
     """Return a policy that gives its golden actions here, as every runner must check.
 
-    Raises DamagedFileError where it does not, a file is damaged, or none of the `trusted` keys signed it.
+    `trusted` and `content` are those of `OnnxPolicy`. Raises DamagedFileError where it does not, a file is
+    damaged, or none of the trusted keys signed it.
     """
     if place.artifact is not None:
         place.artifact.verify()
-    policy = OnnxPolicy(place.path, trusted=trusted)
+    policy = OnnxPolicy(place.path, trusted=trusted, content=content)
     golden = policy.golden()
     error = golden_error(policy.run, golden, policy.metadata)
     if not error <= golden.tolerance:  # NaN is not

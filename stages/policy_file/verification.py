@@ -140,7 +140,7 @@ def verify_policy(
     """
     content, found = read_content(place.path), Verification(place)
     _check_signature(found, content, trusted)
-    model = read_model(place.path)
+    model = read_model(place.path, content=content)
     try:
         metadata = parse_metadata(model.metadata.get(METADATA_KEY), place.path)
     except InvalidMetadataError as error:
@@ -162,7 +162,7 @@ def verify_policy(
     opened: list[OnnxPolicy] = []
 
     def inputs_and_outputs() -> str:
-        opened.append(OnnxPolicy(place.path, check_hash=False))
+        opened.append(OnnxPolicy(place.path, check_hash=False, content=content))
         return ", ".join(f"{name} {size}" for name, size in metadata.sizes().items())
 
     def golden_rows(*runs: Run, rows: GoldenSet | None = None) -> str:

@@ -271,7 +271,8 @@ def frontier_chart(table: Mapping[str, Any], chosen: tuple[int, int] | None) -> 
         taken.append(label.get_window_extent().expanded(1.4, 1.0))
     label_log_axis(axes)
     name = "success" if metric == "success" else "retention of the teacher’s success"
-    _name_axes(axes, "p99 of one call (µs, logarithmic)", name)
+    place = " of the C code" if table.get("runtime") == "c" else ""
+    _name_axes(axes, f"p99 of one call{place} (µs, logarithmic)", name)
     on_front = ", ".join(f"{row['depth']} × {row['width']}" for row in rows if row in front)
     return _svg(axes, f"{metric} against p99 of {len(rows)} students; on the front: {on_front}")
 

@@ -303,8 +303,8 @@ def _frontier_blocks(sources: Sources) -> list[Block]:
             size = f"p99 {row['p99_us']:.1f} µs, {figure(row.get('parameters'))} parameters"
             front.append((f"{row['depth']} × {row['width']}", f"{metric} {measured(row, metric)}", size))
     caption = (
-        "Each dot is a student; on the line nothing is both better and faster; "
-        "the ring marks this report’s size."
+        f"Each dot is a student{', as C code' if table.get('runtime') == 'c' else ''}; "
+        "on the line nothing is both better and faster; the ring marks this report’s size."
     )
     columns = ["depth × width", "parameters", "success", "retention", "p50 µs", "p99 µs"]
     cells = [

@@ -73,6 +73,7 @@ std::string read_file(const std::string& path) {
 // Opens the bytes that were checked, not the file, which may be another one by now.
 std::shared_ptr<ov::Model> read(ov::Core& core, const std::string& path, const std::string& trusted) {
     const std::string content = read_file(path);
+    if (content.empty()) throw std::runtime_error(path + " is missing or empty");
     if (!trusted.empty()) require_signature(content, trusted);
     try {
         return core.read_model(content, ov::Tensor());

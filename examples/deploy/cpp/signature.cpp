@@ -15,7 +15,7 @@ namespace {
 
 const std::string kBeginning = "\x72\x9b\x01\x0a\x16thousandfold_signature\x12\x80\x01";
 // Base64 of the public key and of the signature.
-constexpr std::size_t kText = 128, kKey = 32, kSignature = 64;
+constexpr int kText = 128, kKey = 32, kSignature = 64;
 
 using Key = std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)>;
 
@@ -36,11 +36,15 @@ void require_signature(const std::string& content, const std::string& trusted) {
     if (content.size() <= size || content.compare(content.size() - size, kBeginning.size(), kBeginning) != 0) {
         throw std::runtime_error("the file is not signed, and a trusted key is required");
     }
-    unsigned char both[kKey + kSignature], own[kKey];
+    unsigned char both[kKey + kSignature], own[kKey], again[kText + 1];
     std::size_t length = kKey;
     const auto* text = reinterpret_cast<const unsigned char*>(content.data());
     if (EVP_DecodeBlock(both, text + content.size() - kText, kText) != kKey + kSignature ||
-        EVP_PKEY_get_raw_public_key(key.get(), own, &length) != 1 || std::memcmp(own, both, kKey) != 0) {
+        EVP_EncodeBlock(again, both, kKey + kSignature) != kText ||
+        std::memcmp(again, text + content.size() - kText, kText) != 0) {
+        throw std::runtime_error("the file was changed after it was signed");
+    }
+    if (EVP_PKEY_get_raw_public_key(key.get(), own, &length) != 1 || std::memcmp(own, both, kKey) != 0) {
         throw std::runtime_error("the file is signed with a key that is not the trusted one");
     }
     std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);

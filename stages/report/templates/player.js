@@ -8,7 +8,7 @@
   const bodies = Math.max(0, ...told.parts.map(part => part.body + 1), told.camera.follow + 1), after = 7 * bodies;
   const width = told.low.length, axes = told.axes;
   const calm = matchMedia("(prefers-reduced-motion: reduce)"), dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = 0, time = 0, playing = false, last = 0;
+  let chosen = 0, time = 0, playing = false, last = 0, frame = 0;
 
   // -- What was recorded ---------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@
     const episode = told.episodes[chosen];
     if (time >= end(episode)) time = 0;
     playing = true; last = performance.now();
-    show(); requestAnimationFrame(go);
+    show(); cancelAnimationFrame(frame); frame = requestAnimationFrame(go);
   }
 
   function go(now) {
@@ -328,7 +328,7 @@
     time = Math.min(time + Math.max(0, now - last) / 1000, end(told.episodes[chosen])); last = now;
     playing = time < end(told.episodes[chosen]);
     show();
-    if (playing) requestAnimationFrame(go);
+    if (playing) frame = requestAnimationFrame(go);
   }
 
   // Whoever asks for less motion sees where it ends, and plays it with the button.

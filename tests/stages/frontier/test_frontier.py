@@ -65,6 +65,8 @@ def test_c_is_a_runtime_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("thousandfold.stages.frontier.frontier.c_compiler", lambda: "cc")
     assert plan_of(runtime="c").benchmark["compare"] is True
     assert plan_of().benchmark["compare"] is False
+    with pytest.raises(SettingsError, match="leave compare=false out"):
+        plan_of("benchmark.compare=false", runtime="c")
     monkeypatch.setattr("thousandfold.stages.frontier.frontier.c_compiler", lambda: None)
     with pytest.raises(SettingsError, match="there is no C compiler here"):
         plan_of(runtime="c")

@@ -27,7 +27,14 @@ from tests.stages.policy_file.c_programs import (
 )
 from tests.stages.policy_file.handmade_policy import golden, metadata, tamper, write_policy
 from thousandfold.ground.errors import DamagedFileError, NonFiniteError, UserError
-from thousandfold.models.deployable_policy import DeployablePolicy, Dither, ModeratedControl
+from thousandfold.models.deployable_policy import (
+    DeployablePolicy,
+    Dither,
+    InputLimits,
+    ModeratedControl,
+    NormalizedActor,
+)
+from thousandfold.models.goal_actor import GoalActor
 from thousandfold.models.onnx_graph import body_dense_inputs, to_onnx
 from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.stages.policy_file import c_code
@@ -347,6 +354,19 @@ class TestInt8Weights:
         assert opened_files(c_files(model, ANYWHERE, "int8"), model, tmp_path).self_test() != 0
         (again := tmp_path / "again").mkdir()
         assert int8_code(model, ANYWHERE, again)[1].self_test() == 0
+
+    def test_the_last_layers_stay_as_they_are_however_many_actions_there_are(self) -> None:
+        torch.manual_seed(0)
+        actor = NormalizedActor.around(GoalActor(5, 3, 20, NetworkShape(4, 64)), 5, 3)
+        limits, ends = InputLimits.around(torch.randn(4, 5), torch.randn(4, 3)), torch.ones(20)
+        numbers = [{"name": f"m{place}", "unit": "", "low": -1.0, "high": 1.0} for place in range(20)]
+        model = policy_file(
+            DeployablePolicy(actor, limits, -ends, ends).eval(),
+            outputs={"action": numbers, "control": numbers},
+        )
+        text = c_files(model, ANYWHERE, "int8")["policy.c"]
+        assert re.findall(r"dense_int8\((\d+), \w+, (\d+),", text) == [("64", "64")] * 3
+        assert re.findall(r" dense\((\d+), \w+, (\d+),", text) == [("8", "64"), ("64", "20"), ("20", "20")]
 
     def test_a_policy_without_such_layers_gains_nothing(self) -> None:
         with pytest.raises(UserError, match="int8 weights gain nothing here"):

@@ -211,6 +211,16 @@ class TestCommands:
         assert "was changed since it was exported" in self.refused(tmp_path / "none", *sign)
         assert not (tmp_path / "out.onnx").exists()
 
+    @pytest.mark.parametrize("name", ["a weight", "something after"])
+    def test_what_was_changed_after_it_was_signed_is_not_signed_again(
+        self, name: str, content: bytes, tmp_path: Path, key: Path
+    ) -> None:
+        path = tmp_path / "policy.onnx"
+        path.write_bytes(FORGED[name][0](content))
+        sign = ("policy", "sign", str(path), "--key", str(key), "--out", str(tmp_path / "out.onnx"))
+        assert "was changed after it was signed" in self.refused(tmp_path / "none", *sign)
+        assert not (tmp_path / "out.onnx").exists()
+
     def test_no_key_in_a_workspace_and_no_copy_in_an_artifact(self, tmp_path: Path, key: Path) -> None:
         artifact = policy_artifact(tmp_path / "w")
         inside = str(tmp_path / "w/keys/robot")
@@ -222,6 +232,10 @@ class TestCommands:
         assert "lies in the workspace" in line
         line = self.refused(tmp_path / "w", *sign, str(key), "--out", str(artifact.file("policy.onnx")))
         assert "lies in an artifact" in line
+        within = str(artifact.file("policy.onnx").parent / "task/copy.onnx")
+        assert "lies in an artifact" in self.refused(tmp_path / "w", *sign, str(key), "--out", within)
+        fresh = str(tmp_path / "fresh/keys/robot")
+        assert "lies in the workspace" in self.refused(tmp_path / "fresh", "policy", "new-key", fresh)
         (tmp_path / "notes.txt").write_text("mine")
         line = self.refused(tmp_path / "w", *sign, str(key), "--out", str(tmp_path / "notes.txt"))
-        assert "notes.txt" in line and (tmp_path / "notes.txt").read_text() == "mine"
+        assert "notes.txt is no policy file" in line and (tmp_path / "notes.txt").read_text() == "mine"
