@@ -448,9 +448,7 @@ def _verified(
     )
     rows = [(check.name, _WORDS[check.passed], check.detail) for check in found.checks]
     session.console.table(place.name, ("check", "result", "found"), rows)
-    verdict = "every check that ran passed" if "not run" in {row[1] for row in rows} else "every check passed"
-    if found.failed:
-        verdict = f"{len(found.failed)} of {len(rows)} checks failed"
+    verdict = f"{len(found.failed)} of {len(rows)} checks failed" if found.failed else "every check passed"
     session.console.say(f"{place.name}: {verdict}.")
     return found
 

@@ -282,7 +282,8 @@ def test_a_video_alone_is_not_recorded(policy: Artifact) -> None:
 
 
 def test_nothing_to_render_is_refused(policy: Artifact) -> None:
-    assert "leave nothing to render" in refusal(policy, video=False, recorded_goals=0)
+    with pytest.raises(ValueError, match="leave nothing to render"):
+        RenderSettings(video=False, recorded_goals=0)
     assert "no episode distribution 'elsewhere'" in refusal(
         policy, video=False, recorded_distribution="elsewhere"
     )

@@ -365,7 +365,7 @@ class TestInt8Weights:
             outputs={"action": numbers, "control": numbers},
         )
         text = c_files(model, ANYWHERE, "int8")["policy.c"]
-        assert re.findall(r"dense_int8\((\d+), \w+, (\d+),", text) == [("64", "64")] * 3
+        assert re.findall(r"dense_int8\((\d+), \w+, (\d+),", text) == [("64", "64")] * 4
         assert re.findall(r" dense\((\d+), \w+, (\d+),", text) == [("8", "64"), ("64", "20"), ("20", "20")]
 
     def test_a_policy_without_such_layers_gains_nothing(self) -> None:
