@@ -79,7 +79,7 @@ def run_chain(workspace: Path, task: str) -> Path:
     )
     assert ran["episodes"] == 1
     checks = told(workspace, "policy", "verify", str(policy), "--episodes", "2")["checks"]
-    assert [check["name"] for check in checks if not check["passed"]] == []
+    assert [check["name"] for check in checks if check["passed"] is False] == []
     check_golden(sys.executable, RUNNER, policy)
     return policy
 

