@@ -8,11 +8,9 @@ COPY constraints.txt ./
 # PyPI's torch brings the libraries of CUDA along. TORCH_INDEX names an index whose torch leaves them out: the image
 # then runs on the CPU alone, and is some gigabytes smaller.
 ARG TORCH_INDEX=
-RUN --mount=type=cache,target=/root/.cache/pip \
-    if [ -n "$TORCH_INDEX" ]; then pip install --no-deps -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
+RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir --no-deps -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ".[train,postgresql,sign,tensorboard,wandb,hub]"
+RUN pip install --no-cache-dir -c constraints.txt ".[train,postgresql,sign,tensorboard,wandb,hub]"
 
 FROM python:3.11-slim-bookworm
 # OpenGL without a display: EGL, with Mesa's software renderer behind it, and OSMesa. The compiler is for

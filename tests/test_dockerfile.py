@@ -13,7 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def test_its_extras_exist() -> None:
-    (extras,) = re.findall(r'pip install -c constraints\.txt "\.\[([\w,]+)\]"', TEXT)
+    (extras,) = re.findall(r'pip install --no-cache-dir -c constraints\.txt "\.\[([\w,]+)\]"', TEXT)
     assert "train" in extras.split(",")
     assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
 
