@@ -109,7 +109,11 @@ def test_make_vec_runs_for_a_thousand_steps(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "worlds", "steps"),
     [
-        *((name, 4, FEW_STEPS) for name in ON_EVERY_SIMULATOR),
+        # Warp compiles the arm's kernels for a minute.
+        *(
+            pytest.param(name, 4, FEW_STEPS, marks=[pytest.mark.slow] if name.startswith("arm") else [])
+            for name in ON_EVERY_SIMULATOR
+        ),
         *(pytest.param(name, 8, STEPS, marks=pytest.mark.slow) for name in EVERY_TASK),
     ],
 )

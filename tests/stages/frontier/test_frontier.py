@@ -267,6 +267,7 @@ def fresh_results(frontier: Artifact, student: Artifact) -> dict[str, Any]:
     return PairedEpisodes(*sides).results()
 
 
+@pytest.mark.slow
 def test_a_choice_that_fresh_episodes_do_not_bear_out_is_told(
     frontier: Artifact, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +287,7 @@ def test_a_choice_that_fresh_episodes_do_not_bear_out_is_told(
     assert len(seeds) >= 2 and len(set(seeds)) == len(seeds), "other episodes each time"
 
 
+@pytest.mark.slow
 def test_a_teacher_that_never_succeeds_leaves_a_retention_that_is_undefined(
     frontier: Artifact, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +300,7 @@ def test_a_teacher_that_never_succeeds_leaves_a_retention_that_is_undefined(
     assert "retention undefined" in result.stdout
 
 
+@pytest.mark.slow
 def test_without_the_teacher_the_choice_is_said_to_flatter(
     frontier: Artifact, workspace: Path, tmp_path: Path
 ) -> None:
