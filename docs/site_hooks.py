@@ -2,8 +2,8 @@
 
 The reference of settings and commands is written from their own definitions. A link that leaves this folder,
 such as `../studies/recipe.yaml`, brings that file into the site below `repository/`: Markdown as a page,
-source text as a page of code, anything else as it is. So every link works offline, and a link to nothing
-fails the build.
+source text as a page of code, a folder as a list of what is in it, anything else as it is. So every link
+works offline, and a link to nothing fails the build.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             continue  # generated
         for target in _linked(place, (ROOT / place).read_text(encoding="utf-8")):
             uri = _in_site(target)
-            if files.get_file_from_path(uri) is None and (ROOT / target).is_file():
+            if files.get_file_from_path(uri) is None and (ROOT / target).exists():
                 files.append(_repository_file(config, target))
                 pages += [uri] if target.endswith(".md") else []
     return files
@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def moved(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(place), link[2]))
-        if not (ROOT / target).is_file():
+        if not (ROOT / target).exists():
             return link[0]
         return link[1] + posixpath.relpath(_in_site(target), posixpath.dirname(here) or ".")
 
@@ -157,6 +157,8 @@ def _in_repository(src_uri: str) -> str:
 def _in_site(place: str) -> str:
     if place.startswith("docs/"):
         return place.removeprefix("docs/")
+    if (ROOT / place).is_dir():
+        return f"{REPOSITORY}{place}/index.md"
     return f"{REPOSITORY}{place}.md" if Path(place).suffix in CODE else REPOSITORY + place
 
 
@@ -171,6 +173,11 @@ def _linked(place: str, text: str) -> set[str]:
 
 def _repository_file(config: MkDocsConfig, place: str) -> File:
     uri = _in_site(place)
+    if (ROOT / place).is_dir():
+        names = "".join(
+            f"- `{each.name}`\n" for each in sorted((ROOT / place).iterdir()) if each.name[0] not in "._"
+        )
+        return File.generated(config, uri, content=f"# {place}\nThis folder of the repository has\n\n{names}")
     if Path(place).suffix not in CODE:
         return File.generated(config, uri, abs_src_path=str(ROOT / place))
     text = (ROOT / place).read_text(encoding="utf-8")
