@@ -1,12 +1,14 @@
 """What a student keeps of its teacher that sees less, later and noisily, with a history and without.
 
-    python -m benchmarks.student_senses --tasks cable_arm --seeds 20 21 22
+    python -m benchmarks.student_senses --tasks cable_arm --seeds 30 31 32
 
 The pages lie in `benchmarks/senses`. The teacher observes the exact state and what was drawn for the episode;
-the student has late and noisy readings without velocities. A cell records a teacher's dataset and distils a
-student, all by the default preset, and keeps the student's retention. In the cells without history every
-term of `student_observation` is its newest reading alone. Both cells of a task and seed have the same
-teacher, for whom the pages do not differ; it trains until two evaluations in a row reach 0.9.
+the student has late and noisy readings without velocities, and what it sent. A cell records a teacher's
+dataset and distils a student, all by the default preset, and keeps the student's retention. In the cells
+without history every term of `student_observation` is its newest reading alone. Both cells of a task and
+seed have the same teacher, for whom the pages do not differ; it trains until two evaluations in a row reach
+0.9. That students see what they sent, and have DAgger rounds by default, was found on seed 21 of the cable
+arm.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run every cell that is missing and print what is there."""
     parser = StudyParser(__doc__, "student_senses")
     parser.several("--tasks", TASKS, choices=TASKS)
-    parser.seeds(range(20, 23))
+    parser.seeds(range(30, 33))
     parser.number("--env-steps", 1_000_000, "of a teacher at most", least=1)
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs/student-senses")
     options = parser.parse(arguments)

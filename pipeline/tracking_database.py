@@ -216,13 +216,19 @@ def _copy(database: Path, target: Path) -> None:
 
 
 def _migrate(database: Path, artifacts: Path) -> None:
-    """Bring a database, which may be absent, to this version of MLflow, and make the product's experiment."""
+    """Bring a database, which may be absent, to this version of MLflow, and make the product's experiment.
+
+    It is a temporary file, which is synchronised once it is whole: hundreds of statements need not wait for
+    the disk.
+    """
     from mlflow.entities import ExperimentTag
     from mlflow.store.db import utils
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import event
 
     uri = sqlite_uri(database)
     engine = utils.create_sqlalchemy_engine(uri)
+    event.listen(engine, "connect", lambda made, _: made.execute("PRAGMA synchronous = OFF"))
     try:
         with warnings.catch_warnings(action="ignore"):  # alembic's, about older tables
             utils._initialize_tables(engine)

@@ -9,7 +9,7 @@ import numpy as np
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.object_names import object_names
-from thousandfold.envs.task import Term
+from thousandfold.envs.task import Sensor, Term
 from thousandfold.envs.term_columns import FACTORS_FIELD, FIELDS, TermResolver, label_of
 from thousandfold.envs.user_tasks.task_yaml import task_place
 
@@ -112,18 +112,23 @@ def _body_of(model: mujoco.MjModel, sensor: int) -> int:
 
 
 def _judge_late_controls(task: CompiledTask) -> Iterator[str]:
-    """Yield a line for each observation that does not tell the controls that were sent and do not act yet."""
-    late = task.spec.action_delay[1]
-    if late == 0:
-        return
+    """Yield a line for each observation that does not tell the controls that were sent and do not show yet.
+
+    They show once they act and the first reading of it arrives.
+    """
     for view, part in ((task, "observation"), (task.student_view, "student_observation")):
-        if part == "student_observation" and not view.is_student_view:
+        terms = getattr(task.spec, part) or ()
+        read = [
+            term.sensor or Sensor() for term in terms if term.field not in (FACTORS_FIELD, "ctrl", "time")
+        ]
+        late = task.spec.action_delay[1] + min((sensor.delay[1] for sensor in read), default=0)
+        if late == 0 or not terms:
             continue
         seen = {element["name"] for element in view.describe("observation")}
         told = [f"ctrl:{name}[0]" + (f"@-{late - 1}" if late > 1 else "") for name in task.control.actuators]
         held = [command.kind == "hold" for command in task.control.commands]
         if any(name not in seen and not is_held for name, is_held in zip(told, held, strict=True)):
             yield (
-                f"{task_place(task.spec.file, (part,))}: controls act up to {late} steps late, and those on "
-                f"their way are not in it: add {{field: ctrl, history: {late}}}."
+                f"{task_place(task.spec.file, (part,))}: controls show in it up to {late} steps late, and "
+                f"those on their way are not told: add {{field: ctrl, history: {late}}}."
             )

@@ -84,7 +84,7 @@ def run_rounds(
         and success, time at goal and, where a retention is aimed at, the smaller one after its training.
     """
     progress, settings = training.progress, training.settings
-    for number in range(1, settings.dagger_rounds + 1):
+    for number in range(1, settings.rounds + 1):
         is_new = progress.descents == number and progress.position == progress.descent_begin
         if is_new and training.target_met:
             break

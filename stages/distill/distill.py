@@ -103,10 +103,11 @@ def run(
         DamagedFileError: it has other parents or other settings, or its checkpoint or a round is damaged.
         StoppedByUser: after Ctrl-C, once the state is saved.
     """
+    trained = load_actor(teacher)
+    settings = settings.with_rounds(trained.task.spec.student_observation is not None)
     if resumed is not None and resumed.is_completed:
         _require_more(settings, resumed)
     resumed, continued = to_go_on_with(resumed, context.workspace)
-    trained = load_actor(teacher)
     device = resolve_device(settings.device, context.console)
     require_student_memory(settings, trained, dataset, device)
     data = _load_dataset(dataset, teacher, settings, context)
@@ -263,7 +264,7 @@ def _prepare(
         "skipped_shards": made_with.get(SKIPPED, []),
     }
     guided = settings.objective == "critic"
-    sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.dagger_rounds > 0
+    sampled = int(made_with.get("teacher_samples", 1)) > 1 and settings.rounds > 0
     critic = _critic(teacher, device) if guided or sampled else None
 
     def report(entry: dict[str, float]) -> None:

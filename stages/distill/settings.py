@@ -26,6 +26,9 @@ CHANGEABLE_ON_RESUME = frozenset(
 CHANGEABLE_WHEN_COMPLETED = CHANGEABLE_ON_RESUME | {"updates", "target_retention"}
 """What a completed student may be trained on with, as another one."""
 
+ROUNDS_WITH_OWN_SENSES = 4
+"""DAgger rounds by default where a student does not see what its teacher sees (docs/robustness.md)."""
+
 
 class DistillSettings(StageSettings):
     """Settings of `pipeline distill`."""
@@ -107,11 +110,12 @@ class DistillSettings(StageSettings):
         description="end the offline part, or a round, after so many evaluations without improvement; "
         "null: never",
     )
-    dagger_rounds: int = pydantic.Field(
-        default=0,
+    dagger_rounds: int | None = pydantic.Field(
+        default=None,
         ge=0,
         le=1000,
-        description="DAgger rounds, in which the student acts and the teacher labels",
+        description="DAgger rounds, in which the student acts and the teacher labels; null: "
+        f"{ROUNDS_WITH_OWN_SENSES} where the task has a student_observation, else 0",
     )
     dagger_episodes: int = pydantic.Field(
         default=256, ge=1, le=MOST_EPISODES, description="episodes of a round"
@@ -176,6 +180,15 @@ class DistillSettings(StageSettings):
             self.student_depth, self.student_width, kind=kind, residual_scale=scale, layer_norm=norm
         )
 
+    def with_rounds(self, own_senses: bool) -> DistillSettings:
+        """Return the settings with a number of DAgger rounds, by whether students have senses of their own.
+
+        A student that sees less than its teacher comes into states that the teacher avoids.
+        """
+        if self.dagger_rounds is not None:
+            return self
+        return self.model_copy(update={"dagger_rounds": ROUNDS_WITH_OWN_SENSES if own_senses else 0})
+
     def goals_a_state(self, choices: int) -> int:
         """Return how many labels of a state are used that has so many alternative goals."""
         return 1 + choices * (self.alternative_fraction > 0)
@@ -189,13 +202,18 @@ class DistillSettings(StageSettings):
         """
         if self.max_labels is None:
             return None
-        in_rounds = self.dagger_rounds * self.dagger_episodes * episode_steps
+        in_rounds = self.rounds * self.dagger_episodes * episode_steps
         return self.max_labels // self.goals_a_state(choices) - in_rounds
+
+    @property
+    def rounds(self) -> int:
+        """The number of DAgger rounds; 0 where nothing has settled it."""
+        return self.dagger_rounds or 0
 
     @property
     def total_updates(self) -> int:
         """Updates of the offline part and of all rounds."""
-        return self.updates + self.dagger_rounds * self.dagger_updates
+        return self.updates + self.rounds * self.dagger_updates
 
     @property
     def budget(self) -> EpisodeBudget:

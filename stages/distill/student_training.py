@@ -202,7 +202,7 @@ class StudentTraining:
         What is left of the settings' updates is one more descent, after the rounds.
         """
         self.load(folder, CHANGEABLE_WHEN_COMPLETED)
-        rounds = self.settings.dagger_rounds
+        rounds = self.settings.rounds
         self.progress.descents = min(self.progress.descents, 1 + rounds)  # not what continued it
 
     def load(self, folder: CheckpointFolder, changeable: Collection[str] = CHANGEABLE_ON_RESUME) -> None:

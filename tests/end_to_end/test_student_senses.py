@@ -57,7 +57,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         page = write(home, page + SENSED)
         invoke(workspace, "train-teacher", *SMOKE, "--task", str(page))
         invoke(workspace, "generate-dataset", *SMOKE)
-        rounds = ("dagger_rounds=1", "dagger_episodes=8", "dagger_updates=2", "objective=critic")
+        rounds = ("dagger_episodes=8", "dagger_updates=2", "objective=critic")
         invoke(workspace, "distill", *SMOKE, *(word for each in rounds for word in ("--set", each)))
         invoke(workspace, "export-onnx", *SMOKE)
     return workspace
@@ -87,6 +87,7 @@ def test_a_student_is_of_its_own_senses(workspace: Path) -> None:
     assert (teacher.task.observation_dim, student.task.observation_dim) == (9, len(SEEN))
     assert [each["name"] for each in student.task.describe("observation")] == SEEN
     results = newest(workspace, "student").manifest.results
+    assert [entry["round"] for entry in results["rounds"]] == [1, 2, 3, 4], "nobody said how many"
     assert results["rounds"][0]["labels"] > 0 and results["episodes"] > 0
 
 

@@ -82,8 +82,25 @@ def test_encoders_and_the_model_tell_where_an_arm_is() -> None:
 def test_controls_on_their_way_belong_into_what_is_seen() -> None:
     student = "[{field: qpos}, {field: ctrl, history: 2}]"
     assert judged(student, ARM, "action_delay: {low: 0, high: 3}\n") == [
-        f"robot.yaml, line {line}, {part}: controls act up to 3 steps late, and those on their way are "
-        "not in it: add {field: ctrl, history: 3}."
+        f"robot.yaml, line {line}, {part}: controls show in it up to 3 steps late, and those on their way "
+        "are not told: add {field: ctrl, history: 3}."
         for line, part in ((5, "observation"), (13, "student_observation"))
     ]
     assert len(judged(student, ARM, "action_delay: 2\n")) == 1
+
+
+@pytest.mark.parametrize(
+    ("student", "more", "history"),
+    [
+        ("[{field: qpos, delay: 2}]", "", 2),
+        ("[{field: qpos, delay: {low: 0, high: 2}}, {field: ctrl}]", "", 2),
+        ("[{field: qpos, delay: 1}]", "action_delay: 2\n", 3),
+        ("[{field: qpos, delay: 2}, {field: ctrl, history: 2}]", "", None),
+        ("[{field: qpos, delay: 2}, {field: qvel}]", "", None),  # what moves shows at once
+    ],
+)
+def test_late_readings_show_them_later_still(student: str, more: str, history: int | None) -> None:
+    lines = [line for line in judged(student, ARM, more) if ", student_observation:" in line]
+    assert [f"add {{field: ctrl, history: {history}}}." in line for line in lines] == [True] * (
+        history is not None
+    )

@@ -17,6 +17,7 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import StageRun
 from thousandfold.replay.goal_dataset import load_goal_dataset
 from thousandfold.stages.distill import distill
+from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.networks import TeacherCritic, load_actor
 
 
@@ -38,6 +39,16 @@ def test_rounds_keep_to_the_labels_and_leave_their_episodes(rounds_student: Arti
         assert len(data.success) == 8
     rounds_student.verify()
     assert any(name.startswith("rounds/round_02/") for name in rounds_student.manifest.files)
+
+
+@pytest.mark.parametrize(
+    ("asked", "own_senses", "rounds"), [(None, False, 0), (None, True, 4), (0, True, 0), (2, False, 2)]
+)
+def test_a_student_with_senses_of_its_own_has_rounds_where_nobody_says_how_many(
+    asked: int | None, own_senses: bool, rounds: int
+):
+    settings = DistillSettings(updates=10, dagger_rounds=asked, dagger_updates=5).with_rounds(own_senses)
+    assert settings.dagger_rounds == rounds and settings.total_updates == 10 + 5 * rounds
 
 
 def test_rounds_are_one_series_a_figure(
