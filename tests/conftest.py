@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,43 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# No test cuts the power: whether a file has reached the disk is not worth waiting for.
+os.fsync = lambda descriptor: None
+
 # A shell that starts a test run in the background has it ignore SIGINT, and nohup has it ignore SIGHUP: so
 # would every process that a test starts in order to send it one.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+WHITE_PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
+)
+"""A PNG."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Leave the drawing out of tests that are not marked `pictures`: it takes longer than most of them.
+
+    The file of a picture is a white pixel there.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    draw = FigureCanvasAgg.print_png
+
+    def print_png(canvas: FigureCanvasAgg, file: Any, **options: Any) -> None:
+        if isinstance(file, str):
+            Path(file).write_bytes(WHITE_PIXEL)
+        else:  # a memory, of which a page is made
+            draw(canvas, file, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not item.get_closest_marker("pictures"):
+            patch.setattr(FigureCanvasAgg, "print_png", print_png)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

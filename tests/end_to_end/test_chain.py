@@ -249,7 +249,11 @@ class TestStageByStage:
         teacher = made["train_teacher"]["artifact"]
         before = made
         for section in SECTIONS[1:]:
-            more = ("--set", "video=false") if section == "render" and REASON else ()
+            sets = {
+                "render": ("video=false",) if REASON else (),
+                "benchmark": ("compare=false", "cold_starts=0", "busy_processes=0"),
+            }
+            more = [f"--set={value}" for value in sets.get(section, ())]
             done = invoke(workspace, section.replace("_", "-"), "--preset", "smoke", "--json", *more)
             entry = json.loads(done.stdout)
             assert done.stderr.splitlines()[0].startswith("Preset smoke (as asked)")

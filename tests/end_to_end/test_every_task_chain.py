@@ -21,12 +21,8 @@ from thousandfold.envs.registry import task_names
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAGES = {page.stem: str(page) for page in sorted(EXAMPLES.rglob("*.yaml"))}
 TASKS = {name: name for name in task_names()} | PAGES
-KINDS = {
-    "arm_grasp": "switched and held actuators, a goal of two points and a gap",
-    "ant_u_maze_stitch": "episodes that end early, trained on other ones than evaluated",
-    "submarine": "a user's page",
-}
-"""One of each kind, in the fast tests."""
+PECULIAR = "arm_grasp"
+"""The one in the fast tests: switched and held actuators, a goal of two points and a gap."""
 
 SMOKE = ("--preset", "smoke", "--device", "cpu")
 TINY = tuple(
@@ -102,13 +98,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("every_task")
 
 
-def test_each_kind_is_a_task() -> None:
-    assert KINDS.keys() <= TASKS.keys() and len(PAGES) >= 2
+def test_there_are_pages_among_the_tasks() -> None:
+    assert len(PAGES) >= 2
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_one_of_each_kind_goes_all_the_way(name: str, workspace: Path) -> None:
-    assert run_chain(workspace, TASKS[name]).name == "policy.onnx"
+def test_a_peculiar_task_goes_all_the_way(workspace: Path) -> None:
+    assert run_chain(workspace, PECULIAR).name == "policy.onnx"
 
 
 @pytest.mark.slow

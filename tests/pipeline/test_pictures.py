@@ -21,6 +21,8 @@ from thousandfold.pipeline.pictures import (
     draw_learning_curve,
 )
 
+pytestmark = pytest.mark.pictures
+
 FACTS = ("point_u_maze", "teacher-20260131-120000", "depth 16, width 128", "seed 0")
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.stages.tiny_runs import make_context
-from tests.stages.train_teacher.teacher_runs import DRAW
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.train_teacher import train_teacher
@@ -22,18 +21,7 @@ def context(tmp_path: Path) -> StageContext:
 
 
 @pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """Leave out the pictures of a training, which take longer than everything else in a tiny one."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in DRAW:
-            monkeypatch.setattr(train_teacher, name, lambda *_, **__: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def unbroken(
-    no_pictures: None, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[TrainTeacherSettings], Artifact]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainTeacherSettings], Artifact]:
     """Return what gives the teacher of settings, trained once without interruption."""
     made: dict[str, Artifact] = {}
 

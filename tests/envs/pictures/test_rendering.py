@@ -22,6 +22,8 @@ from matplotlib.image import imread
 
 from thousandfold.envs.pictures.rendering import draw_arrows, draw_paths, has_plan
 
+pytestmark = pytest.mark.pictures
+
 STARTS = np.array([[1.0, 1.0], [1.1, 0.9]])
 GOALS = np.array([[3.0, 1.0], [3.0, 2.0]])
 PATHS = [np.linspace(start, (1.0, 3.0), 20) for start in STARTS]

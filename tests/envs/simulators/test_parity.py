@@ -23,7 +23,9 @@ NAMES = [Path(task).stem for task in TASKS]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.cuda)])
-@pytest.mark.parametrize("name", ["point_u_maze", "ant_u_maze", "arm_push_easy"])
+@pytest.mark.parametrize(
+    "name", ["point_u_maze", "ant_u_maze", pytest.param("arm_push_easy", marks=pytest.mark.slow)]
+)
 def test_simulators_agree(name: str, device: str) -> None:
     if device != "cpu" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def quick(**changes: Any) -> BenchmarkSettings:
     short = {"warmup_s": 0.01, "back_to_back_s": 0.1, "paced_s": 0.1, "rate_hz": 100, "rates_hz": (1000,)}
-    short |= {"cold_starts": 0, "busy_processes": 0}
+    short |= {"cold_starts": 0, "busy_processes": 0, "compare": False}
     return BenchmarkSettings(**{**short, **changes})
 
 
@@ -47,6 +47,7 @@ def test_states_lie_in_the_ranges_of_the_metadata(tmp_path: Path):
     assert drawn.min() >= -1 and drawn.max() <= 1 and drawn.std() > 0.4
 
 
+@pytest.mark.pictures
 def test_student_and_teacher_are_reported_beside_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -133,6 +133,7 @@ def test_the_tables_fit_into_a_terminal(report: dict, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.pictures
 def test_pictures_are_drawn(report: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     histograms = []
 

@@ -16,20 +16,13 @@ from thousandfold.ground.errors import UserError
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay.goal_dataset import load_goal_dataset
-from thousandfold.stages.dataset import import_dataset, results
+from thousandfold.stages.dataset import import_dataset
 from thousandfold.stages.dataset import labels as label_strength
 from thousandfold.stages.dataset.import_dataset import ImportDatasetSettings, run
 from thousandfold.stages.networks import load_actor
 
 SETTINGS = ImportDatasetSettings(alternative_goals=2, device="cpu", threads=1)
 COLUMNS = SETTINGS.model_copy(update={"goal_columns": (0, 1)})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "draw_coverage", lambda *_, **__: None)
-        yield
 
 
 def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -14,20 +14,13 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import dataset_writer
 from thousandfold.replay.goal_dataset import concatenate_datasets, load_goal_dataset
-from thousandfold.stages.dataset import generate_dataset, merge_datasets, results
+from thousandfold.stages.dataset import generate_dataset, merge_datasets
 from thousandfold.stages.dataset.files import describe_shards, find_damage, other_damage
 from thousandfold.stages.dataset.generate_dataset import GenerateDatasetSettings
 
 SETTINGS = GenerateDatasetSettings(
     episodes=4, num_worlds=4, noise_levels=(0.0, 0.3), alternative_goals=1, device="cpu", threads=1
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "draw_coverage", lambda *_, **__: None)
-        yield
 
 
 def make(context: StageContext, teacher: Artifact, **changes) -> Artifact:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,21 +15,12 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.checkpoint import load_tensors
 from thousandfold.pipeline.resume import CONTINUED
 from thousandfold.pipeline.runtime import StageContext
-from thousandfold.stages.distill import distill, retention
-from thousandfold.stages.distill import distill as results
+from thousandfold.stages.distill import distill
 from thousandfold.stages.distill.distill import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining
 from thousandfold.stages.report.chain import collect_chain
 
 ROUNDS = {"dagger_rounds": 1, "dagger_episodes": 4, "dagger_updates": 10}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "draw_rollouts", lambda *_, **__: None)
-        monkeypatch.setattr(retention, "draw_arrows", lambda *_, **__: None)
-        yield
 
 
 def settings_of(**values: Any) -> DistillSettings:

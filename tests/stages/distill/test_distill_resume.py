@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.replay import dataset_writer
 from thousandfold.stages.dataset.rollout import Act
-from thousandfold.stages.distill import dagger, distill, retention
+from thousandfold.stages.distill import dagger, distill
 from thousandfold.stages.distill import distill as results
 from thousandfold.stages.distill.dagger import KeptRollout
 from thousandfold.stages.distill.distill import DistillSettings
@@ -48,15 +48,6 @@ TARGET_IN_A_ROUND = {"target_retention": 0.98, "evaluate_every": 5, "dagger_roun
 
 class Killed(BaseException):
     """Stands for SIGKILL: the process ends without saving."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    """Leave out the pictures, which take longer than everything else here."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "draw_rollouts", lambda *_, **__: None)
-        monkeypatch.setattr(retention, "draw_arrows", lambda *_, **__: None)
-        yield
 
 
 def vary(**values: Any) -> DistillSettings:
@@ -179,15 +170,15 @@ def distil_interrupted(
     ("interruptions", "expected"),
     [
         ([("stop", 3)], [3]),
-        ([("kill", 25)], [20]),
+        pytest.param(*([("kill", 25)], [20]), marks=pytest.mark.slow),
         ([("stop", 40)], [40]),  # between the dataset and the first round
         ([("rollout", 30)], [40]),
         ([("writing", 0)], [40]),
         ([("kill", 40)], [40]),  # the round is whole, and not trained on yet
-        ([("kill", 57)], [50]),
-        ([("stop", 60), ("rollout", 30)], [60, 60]),
-        ([("stop", 80)], [80]),  # only the closing evaluation is left
-        ([("closing", 0)], [80]),
+        pytest.param(*([("kill", 57)], [50]), marks=pytest.mark.slow),
+        pytest.param(*([("stop", 60), ("rollout", 30)], [60, 60]), marks=pytest.mark.slow),
+        pytest.param(*([("stop", 80)], [80]), marks=pytest.mark.slow),
+        ([("closing", 0)], [80]),  # only the closing evaluation is left
         (
             [("stop", 7), ("kill", 33), ("kill", 0), ("rollout", 1), ("stop", 3), ("kill", 9)],
             [7, 40, 40, 60, 63, 70],

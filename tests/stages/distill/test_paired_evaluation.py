@@ -128,6 +128,7 @@ def colour_share(path: Path) -> float:
     return float(((pixels[..., 0] - pixels[..., 2] > 80) & (pixels[..., 1] < 180)).mean())
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("name", ["point_u_maze", "arm_reach", "half_cheetah"])
 def test_the_picture_shows_the_episodes_that_the_student_alone_lost(name: str, tmp_path: Path):
     task, count = compile_task(name), 6

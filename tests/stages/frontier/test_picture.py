@@ -14,6 +14,8 @@ from tests.stages.frontier.frontier_runs import row, table
 from thousandfold.stages.frontier.picture import draw_frontier
 from thousandfold.stages.frontier.table import pareto_front
 
+pytestmark = pytest.mark.pictures
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -12,6 +12,8 @@ import pytest
 from thousandfold.stages.study import results
 from thousandfold.stages.study.claims import Training
 
+pytestmark = pytest.mark.pictures
+
 
 def training(seed: int, successes: list[float]) -> Training:
     steps = [1000.0 * number for number in range(1, len(successes) + 1)]

@@ -26,7 +26,7 @@ from thousandfold.stages.study import study
 TINY = {
     "depth": 4, "width": 8, "num_worlds": 4, "unroll_steps": 30, "env_steps": 1320, "updates_per_unroll": 3,
     "batch_size": 16, "replay_rows_per_world": 70, "min_rows_per_world": 20, "evaluate_every": 3,
-    "evaluation_episodes": 4, "final_episodes": 4, "checkpoint_every": 2, "threads": 1,
+    "evaluation_episodes": 4, "final_episodes": 4, "checkpoint_every": 2, "threads": 1, "episode_steps": 50,
 }  # fmt: skip
 PAGE = {
     "question": "Does width pay?",
@@ -54,7 +54,7 @@ def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def in_this_process(no_pictures: None) -> Iterator[list[str]]:
+def in_this_process() -> Iterator[list[str]]:
     """Have trainings done here, one after another; yield their names as they are done."""
     done: list[str] = []
 

@@ -17,16 +17,10 @@ from thousandfold.pipeline.checkpoint import CheckpointFolder, load_tensors
 from thousandfold.pipeline.runtime import StageContext
 from thousandfold.pipeline.tracking import NullTracker
 from thousandfold.stages.networks import NETWORK_FILE
-from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 from thousandfold.stages.train_teacher.training import TeacherTraining
 
 Tensors = dict[str, torch.Tensor]
-
-DRAW = {
-    name: getattr(train_teacher, name)
-    for name in ("draw_learning_curve", "draw_gradient_map", "draw_rollouts")
-}
 
 
 def change(settings: TrainTeacherSettings = TINY_TEACHER, **values: Any) -> TrainTeacherSettings:

@@ -14,7 +14,6 @@ import torch
 
 from tests.stages.tiny_runs import TINY_TEACHER
 from tests.stages.train_teacher.teacher_runs import (
-    DRAW,
     Tensors,
     assert_same_tensors,
     change,
@@ -34,9 +33,6 @@ from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher import training as teacher_training
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 from thousandfold.stages.train_teacher.training import TeacherTraining
-
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 # -- what is commanded while it explores -------------------------------------------------------------
 
@@ -301,11 +297,10 @@ def test_without_a_target_the_budget_is_spent(context: StageContext, monkeypatch
     assert artifact.manifest.results["env_steps"] == 4 * 30 * 5
 
 
+@pytest.mark.pictures
 def test_a_teacher_can_be_read_back_and_reproduces_its_recorded_success(
-    context: StageContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    context: StageContext, capsys: pytest.CaptureFixture[str]
 ):
-    for name, draw in DRAW.items():
-        monkeypatch.setattr(train_teacher, name, draw)
     artifact = train_teacher.run(TINY_TEACHER, context)
     artifact.verify()
     assert artifact.manifest.device == {"device": "cpu"}

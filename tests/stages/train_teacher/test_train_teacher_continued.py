@@ -18,8 +18,6 @@ from thousandfold.stages.report.chain import collect_chain
 from thousandfold.stages.train_teacher import train_teacher, training
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 # A multiple of the unrolls between evaluations, so that the end of the first teacher is none of the second's.
 SHORT = change(env_steps=4 * 30 * 6)
 
@@ -30,7 +28,7 @@ def contents(artifact: Artifact) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def completed(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> Artifact:
+def completed(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return train_teacher.run(SHORT, make_context(tmp_path_factory.mktemp("completed")))
 
 

@@ -29,8 +29,6 @@ from thousandfold.stages.train_teacher import train_teacher, training
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.training import RolloutStatistics
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int, what: str) -> None:
     """Let the update number `at` go wrong: in its metrics, or in weights while all metrics look good."""

@@ -34,8 +34,6 @@ from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 VARIED = """action: {actuators: "*", kind: delta, max_rate: 3}
 action_delay: {low: 0, high: 2}
 student_observation: {field: qpos, noise: 0.01, history: 3}
@@ -91,27 +89,38 @@ def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
     assert_same_run(artifact, unbroken(TINY_TEACHER))
 
 
+def often(name: str, **values: Any) -> Any:
+    return pytest.param(values, id=name)
+
+
+def seldom(name: str, **values: Any) -> Any:
+    return pytest.param(values, id=name, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "values",
     [
-        {"replay_rows_per_world": 260, "min_rows_per_world": 100, "env_steps": 4 * 30 * 13},
-        {"checkpoint_every": 5, "evaluate_every": 2, "average_decay": 0.0, "max_gradient_norm": 0.5},
-        {"task": "point_big_maze", "num_worlds": 3, "unroll_steps": 47, "env_steps": 3 * 47 * 9},
-        {"keep": "last", "residual_scale": "inverse_sqrt_blocks", "final_norm": True, "seed": 5, "depth": 8},
-        {"critic": "temporal_difference", "critic_goals": "relative"},
-        {"task": "ant", "critic_goals": "relative", "early_ends": "lost", "actor_goals": "mixed"},
-        {"width": 16, "threads": 2},
-        {"width": 128, "threads": 2, "residual_scale": "learned_from_zero"},
-    ],
-    ids=[
-        "late start",
-        "rare checkpoints",
-        "other maze",
-        "keep last",
-        "temporal difference",
-        "relative goals",
-        "compiled kernels",
-        "wide",
+        often("late start", replay_rows_per_world=260, min_rows_per_world=100, env_steps=4 * 30 * 13),
+        seldom(
+            "rare checkpoints",
+            checkpoint_every=5,
+            evaluate_every=2,
+            average_decay=0.0,
+            max_gradient_norm=0.5,
+        ),
+        seldom("other maze", task="point_big_maze", num_worlds=3, unroll_steps=47, env_steps=3 * 47 * 9),
+        seldom(
+            "keep last",
+            keep="last",
+            residual_scale="inverse_sqrt_blocks",
+            final_norm=True,
+            seed=5,
+            depth=8,
+        ),
+        often("temporal difference", critic="temporal_difference", critic_goals="relative"),
+        often("relative goals", task="ant", episode_steps=100, critic_goals="relative", early_ends="lost"),
+        often("compiled kernels", width=16, threads=2),
+        seldom("wide", width=128, threads=2, residual_scale="learned_from_zero"),
     ],
 )
 def test_that_holds_for_other_settings_too(

@@ -27,12 +27,6 @@ from thousandfold.stages.train_teacher.training import TeacherTraining
 SETTINGS = TrainTeacherSettings(**(TINY_TEACHER.model_dump() | {"num_worlds": 8, "env_steps": 8 * 30 * 11}))
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in vars(train_teacher) if name.startswith("draw_")]:
-        monkeypatch.setattr(train_teacher, name, lambda *_, **__: None)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which two ranks have trained a teacher without interruption."""

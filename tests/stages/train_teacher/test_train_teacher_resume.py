@@ -26,8 +26,6 @@ from thousandfold.pipeline.runtime import StageContext
 from thousandfold.stages.train_teacher import train_teacher
 from thousandfold.stages.train_teacher.training import TeacherTraining
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:

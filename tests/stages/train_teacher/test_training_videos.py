@@ -27,7 +27,6 @@ from thousandfold.stages.networks import NETWORK_FILE
 from thousandfold.stages.train_teacher import train_teacher, training_videos
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
 SHORT = change(episode_steps=5)  # four evaluations, after 360, 720, 1080 and 1320 steps
 FILMED = change(SHORT, video_every=2)
 EXPECTED = {"videos/step-000000000720.mp4", "videos/step-000000001320.mp4"}
