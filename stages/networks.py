@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thousandfold.envs.checks.goal_reach import GoalReach
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.model_hash import model_sha256
 from thousandfold.ground.errors import BAD_CONTENT, DamagedFileError, SettingsError
@@ -43,9 +44,22 @@ CriticGoals = Literal["absolute", "relative", "auto"]
 def goals_are_relative(critic_goals: CriticGoals, task: CompiledTask) -> bool:
     """Tell whether a critic is given how goals differ from what a state achieves, and not goals.
 
-    Where walls stand, the way to a goal depends on both of its ends, and a critic of places learns it sooner.
+    A training settles what `auto` stands for (`settled_critic_goals`). A record of `auto` is an earlier
+    teacher's, for which it was relative except in mazes.
     """
     return critic_goals == "relative" or (critic_goals == "auto" and task.spec.maze is None)
+
+
+def settled_critic_goals(critic_goals: CriticGoals, task: CompiledTask) -> CriticGoals:
+    """Return what a new teacher's critic is given of goals.
+
+    `auto` is relative: a critic that sees goals tells them apart by the robot's place, and looks at actions
+    little. Except in mazes where actuators act on that place directly. There it learns the ways around walls
+    sooner so (docs/algorithm.md).
+    """
+    if critic_goals != "auto":
+        return critic_goals
+    return "absolute" if task.spec.maze is not None and GoalReach(task).is_driven else "relative"
 
 
 @dataclass(frozen=True)

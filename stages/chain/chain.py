@@ -32,7 +32,7 @@ from thousandfold.pipeline.session import CommonOptions
 from thousandfold.pipeline.settings import StageSettings, dump_settings, split_overrides
 from thousandfold.pipeline.tracking import NOTE_TAG
 from thousandfold.pipeline.tracking_store import UNTRACKED
-from thousandfold.stages.networks import goals_are_relative
+from thousandfold.stages.networks import settled_critic_goals
 from thousandfold.stages.random_baseline import no_better_than_random
 from thousandfold.stages.stage_settings import KIND_OF_SECTION, SECTIONS, settings_by_kind, settings_classes
 
@@ -90,7 +90,8 @@ def resolve_chain(common: CommonOptions, task: str | None = None) -> dict[str, S
                 "train_teacher.critic=contrastive."
             )
         own = compile_task(teacher["task"])
-        if goals_are_relative(teacher["critic_goals"], own) and own.achieved_in_observation() is None:
+        critic_goals = settled_critic_goals(teacher["critic_goals"], own)
+        if critic_goals == "relative" and own.achieved_in_observation() is None:
             raise SettingsError(
                 f"The observation of {own.name} does not contain the achieved goal, which a critic with "
                 f"relative goals needs to judge actions: set {instead}, or "

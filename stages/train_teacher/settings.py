@@ -101,7 +101,7 @@ class LearnerSettings(StageSettings):
     critic_goals: CriticGoals = pydantic.Field(
         default="absolute",
         description="what the critic sees of a goal: absolute, the goal; relative, the goal minus what "
-        "the state achieves; auto, relative except in mazes",
+        "the state achieves; auto, relative except in mazes where actuators act on the place directly",
     )
     early_ends: Literal["cut", "lost"] = pydantic.Field(
         default="cut",

@@ -37,7 +37,7 @@ from thousandfold.pipeline.runtime import (
 )
 from thousandfold.stages.episodes import HISTORY_FILE, Episodes, draw_rollouts, run_episodes, with_intervals
 from thousandfold.stages.network_model import register_network
-from thousandfold.stages.networks import NETWORK_FILE, save_network, torch_policy
+from thousandfold.stages.networks import NETWORK_FILE, save_network, settled_critic_goals, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_memory
 from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
@@ -90,7 +90,7 @@ def run(
             "teacher",
             "train-teacher",
             task=task.name,
-            settings=settings,
+            settings=training.settings,
             resumed=resumed,
             continued=continued,
             task_changes=task.spec.changes,
@@ -128,6 +128,8 @@ def _prepare(settings: TrainTeacherSettings, context: StageContext, *, is_new: b
     if is_new:
         require_comparable_goals(task)
         require_episodes(task, settings.training_distribution)
+        settled = settled_critic_goals(settings.critic_goals, task)
+        settings = settings.model_copy(update={"critic_goals": settled})
     # Placed before anything is asked of a device: each question opens the one that is current.
     device = ranks.place(resolve_device(settings.device, context.console))
     set_up_torch(settings.threads, ranks.local_size)

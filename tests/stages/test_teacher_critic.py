@@ -20,6 +20,7 @@ from thousandfold.stages.networks import (
     load_actor,
     load_critic,
     save_network,
+    settled_critic_goals,
 )
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 
@@ -95,8 +96,18 @@ def test_a_critic_of_relative_goals_needs_what_is_achieved_in_the_observation(
         load_critic(teacher)
 
 
-def test_goals_are_relative_by_themselves_but_in_mazes() -> None:
-    relative = [name for name in task_names() if goals_are_relative("auto", compile_task(name))]
-    walled = set(task_names()) - set(relative)
+def test_goals_are_relative_but_in_mazes_where_a_robot_is_pushed_to_its_place() -> None:
+    tasks = {name: compile_task(name) for name in task_names()}
+    settled = {name: settled_critic_goals("auto", task) for name, task in tasks.items()}
+    absolute = {name for name, goals in settled.items() if goals == "absolute"}
+    assert absolute == {"point_u_maze", "point_big_maze", "point_hardest_maze"}
+    assert set(settled.values()) == {"absolute", "relative"}
+    assert settled_critic_goals("relative", TASK) == "relative"
+    assert settled_critic_goals("absolute", tasks["ant"]) == "absolute"
+
+
+def test_a_record_of_auto_means_what_it_meant_in_mazes() -> None:
+    relative = {name for name in task_names() if goals_are_relative("auto", compile_task(name))}
+    walled = set(task_names()) - relative
     assert walled == {name for name in task_names() if "maze" in name} | {"ant_push"}
     assert goals_are_relative("relative", TASK) and not goals_are_relative("absolute", compile_task("ant"))

@@ -354,3 +354,9 @@ def test_unknown_names_are_refused_before_anything_is_made(
 def test_a_budget_too_small_for_one_update_is_refused(context: StageContext):
     with pytest.raises(UserError, match="min_rows_per_world"):
         train_teacher.run(change(env_steps=1, unroll_steps=2, min_rows_per_world=20), context)
+
+
+@pytest.mark.parametrize(("task", "settled"), [("point_u_maze", "absolute"), ("ant_u_maze", "relative")])
+def test_a_teacher_says_what_its_critic_was_given_of_goals(context: StageContext, task: str, settled: str):
+    settings = change(task=task, critic_goals="auto", episode_steps=30, env_steps=4 * 30 * 3)
+    assert train_teacher.run(settings, context).manifest.settings["critic_goals"] == settled
