@@ -39,7 +39,8 @@ def make_student(
     workspace: Path, teacher: Artifact, dataset: Artifact, settings: Mapping[str, Any]
 ) -> Artifact:
     """Return the student of the dataset with these settings, distilled now or before."""
-    wanted = DistillSettings(**settings)
+    own_senses = load_actor(teacher).task.spec.student_observation is not None
+    wanted = DistillSettings(**settings).with_rounds(own_senses)
     context = make_context(workspace)
     parents = {"teacher": teacher, "dataset": dataset}
     found = _completed(context.workspace, "student", parents, dump_settings(wanted))

@@ -35,6 +35,7 @@ TASKS = {
     "reacher": "reacher",
     "arm_reach": "arm_reach",
     "submarine": str(ROOT / "benchmarks/varied/submarine_varied.yaml"),
+    "six_axis": str(ROOT / "benchmarks/varied/six_axis_varied.yaml"),
 }
 TRAININGS = ("nominal", "randomized")
 TARGET = 0.95

@@ -5,10 +5,13 @@
 The pages lie in `benchmarks/senses`. The teacher observes the exact state and what was drawn for the episode;
 the student has late and noisy readings without velocities, and what it sent. A cell records a teacher's
 dataset and distils a student, all by the default preset, and keeps the student's retention. In the cells
-without history every term of `student_observation` is its newest reading alone. Both cells of a task and
-seed have the same teacher, for whom the pages do not differ; it trains until two evaluations in a row reach
-0.9. That students see what they sent, and have DAgger rounds by default, was found on seed 21 of the cable
-arm.
+`newest` every term of `student_observation` is its newest reading alone. The cells of a task and seed have
+the same teacher, for whom the pages do not differ; it trains until two evaluations in a row reach 0.9.
+
+That students see what they sent, and have DAgger rounds by default, was found on seed 21 of the cable arm:
+
+    python -m benchmarks.student_senses --tasks cable_arm --seeds 21 \\
+        --sees history newest readings reading --distill dagger_rounds=8
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ from thousandfold.pipeline.console import Console
 
 PAGES = ROOT / "benchmarks/senses"
 TASKS = tuple(sorted(page.stem.removesuffix("_senses") for page in PAGES.glob("*.yaml")))
-HISTORIES = ("history", "newest")
+SEES = ("history", "newest", "readings", "reading")
+"""All terms with their histories or the newest of each; the same without what the student sent."""
 TARGET = 0.9
 _TEACHER = ("success", "success_interval", "env_steps", "elapsed_s")
 _STUDENT = (
@@ -48,12 +52,16 @@ _STUDENT = (
 )  # fmt: skip
 
 
-def page_without_history(page: Path, folder: Path) -> Path:
-    """Write the page with the newest reading alone in `student_observation`; return its path."""
+def page_with(sees: str, page: Path, folder: Path) -> Path:
+    """Write the page with a `student_observation` that is one of `SEES`; return its path."""
     content = yaml.safe_load(page.read_text(encoding="utf-8"))
     content["model"] = str((page.parent / content["model"]).resolve())
-    for term in content["student_observation"]:
-        term.pop("history", None)
+    terms = content["student_observation"]
+    if sees in ("readings", "reading"):
+        terms = [term for term in terms if term.get("field") != "ctrl"]
+    if sees in ("newest", "reading"):
+        terms = [{key: value for key, value in term.items() if key != "history"} for term in terms]
+    content["student_observation"] = terms
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / page.name
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -74,17 +82,19 @@ def with_page(teacher: Artifact, page: Path, workspace: Path) -> None:
     copy.complete(manifest.results)
 
 
-def run_cell(task: str, seed: int, history: str, env_steps: int, workspace: Path) -> Cell:
+def run_cell(
+    task: str, seed: int, sees: str, distill: Sequence[str], env_steps: int, workspace: Path
+) -> Cell:
     """Train, record and distil in workspaces of the cell's own; what is finished there is not done again."""
-    page, own = PAGES / f"{task}_senses.yaml", workspace / f"{task}-{seed}-{history}"
+    page, own = PAGES / f"{task}_senses.yaml", workspace / "-".join([task, str(seed), sees, *distill])
     told = ("--set", f"env_steps={env_steps}", "--set", f"target_success={TARGET}")
     teacher = train_teacher(workspace / f"{task}-{seed}", "--task", str(page), "--seed", str(seed), *told)
     if completed(own, "teacher") is None:
-        with_page(teacher, page if history == "history" else page_without_history(page, own), own)
+        with_page(teacher, page_with(sees, page, own), own)
     if completed(own, "dataset") is None:
         run_pipeline(own, "generate-dataset", "--seed", str(seed))
     if (student := completed(own, "student")) is None:
-        run_pipeline(own, "distill", "--seed", str(seed))
+        run_pipeline(own, "distill", "--seed", str(seed), *(f"--set={value}" for value in distill))
         student = completed(own, "student")
         assert student is not None
     return {
@@ -101,7 +111,7 @@ def table(cells: Mapping[str, Cell]) -> str:
     """Return each cell's teacher, student and retention."""
     rows = [
         [
-            *name.split(", "),
+            *(*name.split(", "), "")[:4],
             f"{cell['teacher']['success']:.3f}",
             f"{cell['student']['success']:.3f}",
             with_interval(cell["student"]["retention"], cell["student"]["retention_interval"]),
@@ -110,7 +120,16 @@ def table(cells: Mapping[str, Cell]) -> str:
         for name, cell in sorted(cells.items())
     ]
     return markdown_table(
-        ["task", "seed", "student sees", "teacher", "student", "retention", "of time at goal"],
+        [
+            "task",
+            "seed",
+            "student sees",
+            "distilled with",
+            "teacher",
+            "student",
+            "retention",
+            "of time at goal",
+        ],
         rows,
         "What students keep",
     )
@@ -121,17 +140,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = StudyParser(__doc__, "student_senses")
     parser.several("--tasks", TASKS, choices=TASKS)
     parser.seeds(range(30, 33))
+    parser.several("--sees", SEES[:2], choices=SEES)
+    parser.several("--distill", metavar="KEY=VALUE", help="settings of distill")
     parser.number("--env-steps", 1_000_000, "of a teacher at most", least=1)
     parser.add_argument("--workspace", type=Path, default=ROOT / "runs/student-senses")
     options = parser.parse(arguments)
     cells = (
         (
-            f"{task}, seed {seed}, {history}",
-            partial(run_cell, task, seed, history, options.env_steps, options.workspace),
+            ", ".join(
+                [f"{task}, seed {seed}, {sees}", *([" ".join(options.distill)] if options.distill else [])]
+            ),
+            partial(run_cell, task, seed, sees, options.distill, options.env_steps, options.workspace),
         )
         for task in options.tasks
         for seed in options.seeds
-        for history in HISTORIES
+        for sees in options.sees
     )
     run_study(options, cells, table, book=CellBook(options.output, {"env_steps": options.env_steps}))
 

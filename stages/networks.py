@@ -53,9 +53,8 @@ def goals_are_relative(critic_goals: CriticGoals, task: CompiledTask) -> bool:
 def settled_critic_goals(critic_goals: CriticGoals, task: CompiledTask) -> CriticGoals:
     """Return what a new teacher's critic is given of goals.
 
-    `auto` is relative: a critic that sees goals tells them apart by the robot's place, and looks at actions
-    little. Except in mazes where actuators act on that place directly. There it learns the ways around walls
-    sooner so (docs/algorithm.md).
+    `auto` is absolute in mazes where nothing but actuated joints, or joints of a bounded range, decides on
+    success, and relative elsewhere (docs/algorithm.md).
     """
     if critic_goals != "auto":
         return critic_goals

@@ -16,7 +16,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# No test cuts the power: whether a file has reached the disk is not worth waiting for.
+# No test cuts the power: whether a file has reached the disk is not worth waiting for. Processes that a test
+# starts wait as always.
 os.fsync = lambda descriptor: None
 
 # A shell that starts a test run in the background has it ignore SIGINT, and nohup has it ignore SIGHUP: so
@@ -30,14 +31,14 @@ WHITE_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
 )
-"""A PNG."""
+"""A picture's file, as PNG."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Leave the drawing out of tests that are not marked `pictures`: it takes longer than most of them.
 
-    The file of a picture is a white pixel there.
+    The file of a picture is a white pixel there. Processes that a test starts draw as always.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -129,6 +129,6 @@ def _judge_late_controls(task: CompiledTask) -> Iterator[str]:
         held = [command.kind == "hold" for command in task.control.commands]
         if any(name not in seen and not is_held for name, is_held in zip(told, held, strict=True)):
             yield (
-                f"{task_place(task.spec.file, (part,))}: controls show in it up to {late} steps late, and "
-                f"those on their way are not told: add {{field: ctrl, history: {late}}}."
+                f"{task_place(task.spec.file, (part,))}: what was sent in the last {late} control "
+                f"steps may not show in it yet: add {{field: ctrl, history: {late}}}."
             )

@@ -162,7 +162,8 @@ def split_rows(
         order = order[np.cumsum(rows[order]) <= most_rows]
     held_out = max(1, round(validation_fraction * len(order)))
     if held_out >= len(order):
-        limit = "" if most_rows is None else f", max_labels leaves {max(most_rows, 0):,} of its rows"
+        left = 0 if most_rows is None else max(most_rows, 0)
+        limit = "" if most_rows is None else f", max_labels leaves {left:,} rows beside DAgger's rounds"
         raise UserError(
             f"The dataset has {len(numbers)} episode(s){limit}: too few to hold {held_out} out "
             "for validation."

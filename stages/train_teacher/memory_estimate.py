@@ -225,6 +225,10 @@ def student_bytes(settings: DistillSettings, teacher: TrainedActor, dataset: Art
     if settings.objective == "critic":
         layers += 2 * teacher.critic_shape.depth * teacher.critic_shape.width
     rows = sum(path.stat().st_size for path in dataset.path.rglob("*.hdf5") if path.is_file())
+    if episodes := dataset.manifest.results.get(
+        "episodes"
+    ):  # a round's episodes are as long as the dataset's
+        rows = rows * (episodes + settings.rounds * settings.dagger_episodes) // episodes
     activations = 3 * _FLOAT * settings.batch_size * layers
     return _PROCESS_BYTES + _FLOAT * _STUDENT_COPIES * parameters + activations + _DATASET_COPIES * rows
 

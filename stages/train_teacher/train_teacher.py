@@ -76,7 +76,8 @@ def run(
     """
     ranks = context.ranks
     if resumed is not None:
-        settings = settings.model_copy(update=_own_task(resumed))
+        recorded = resumed.manifest.settings.get("critic_goals", settings.critic_goals)
+        settings = settings.model_copy(update=_own_task(resumed) | {"critic_goals": recorded})
         if resumed.is_completed:
             _require_more(settings, resumed)
     resumed, continued = to_go_on_with(resumed, context.workspace)

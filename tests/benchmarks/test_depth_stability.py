@@ -43,6 +43,7 @@ def test_depth_mup_divides_the_rates_by_the_root_of_the_blocks():
     assert settings.residual_scale == "inverse_sqrt_blocks"
 
 
+@pytest.mark.pictures
 def test_cells_become_a_table_and_a_picture(tmp_path):
     cells = [
         depth_stability.run_cell(4, variant, seed=0, updates=2) for variant in ("published", "final_norm")

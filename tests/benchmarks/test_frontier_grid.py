@@ -31,6 +31,7 @@ def test_the_line_says_how_long_it_took_and_what_is_on_the_front() -> None:
     assert "at most 20: no" in describe({**RECORD, "frontier_seconds": 1201.0})
 
 
+@pytest.mark.pictures
 def test_a_record_is_drawn_again_without_running_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

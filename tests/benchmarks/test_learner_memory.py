@@ -21,6 +21,7 @@ def test_activations_are_what_an_update_needs_beside_its_parameters():
     assert deep["parameters"] > shallow["parameters"]
 
 
+@pytest.mark.pictures
 def test_what_was_measured_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learner_memory, "PICTURE", tmp_path / "memory.png")
     learner_memory.main(["--figure"])

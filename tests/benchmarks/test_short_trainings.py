@@ -49,6 +49,7 @@ def test_random_actions_fill_the_range() -> None:
     assert actions.min() < -0.99 and actions.max() > 0.99 and abs(actions.mean()) < 0.05
 
 
+@pytest.mark.pictures
 @pytest.mark.slow
 def test_a_cell_compares_over_the_same_episodes_and_is_not_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.student_senses import PAGES, TASKS, page_without_history, table
+from benchmarks.student_senses import PAGES, SEES, TASKS, page_with, table
 from thousandfold.envs.registry import compile_task
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_without_a_history_a_student_sees_the_newest_readings_alone(task: str, tmp_path: Path) -> None:
+def test_a_student_sees_less_and_less(task: str, tmp_path: Path) -> None:
     page = PAGES / f"{task}_senses.yaml"
-    with_history, newest = (
-        compile_task(str(path)) for path in (page, page_without_history(page, tmp_path / task))
-    )
-    assert newest.observation_dim == with_history.observation_dim
-    seen = [each.student_view.observation_dim for each in (with_history, newest)]
-    assert seen[0] > seen[1] > 0
+    tasks = {sees: compile_task(str(page_with(sees, page, tmp_path / task / sees))) for sees in SEES}
+    assert len({each.observation_dim for each in tasks.values()}) == 1, "the teacher sees what it saw"
+    seen = {sees: each.student_view.observation_dim for sees, each in tasks.items()}
+    assert seen["history"] == compile_task(str(page)).student_view.observation_dim
+    assert seen["history"] > seen["readings"] > seen["reading"] > 0
+    assert seen["history"] > seen["newest"] >= seen["reading"]
 
 
 def test_the_table_has_a_row_a_cell() -> None:

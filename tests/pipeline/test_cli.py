@@ -221,6 +221,7 @@ class TestAnnouncement:
 
 
 class TestEvaluatePicks:
+    @pytest.mark.pictures
     def test_the_newest_policy_without_asking(self, policy: Artifact) -> None:
         result = invoke(policy.path.parents[1], "evaluate", "--episodes", "4", "--json")
         values = json_of(result)

@@ -134,6 +134,7 @@ def test_noise_grows_old_with_its_reading(tmp_path: Path) -> None:
     assert np.abs(np.diff(rows[:, :, 0], n=2, axis=0)).max() > 0.01
 
 
+@pytest.mark.pictures
 def test_the_first_failure_is_the_one_nearest_the_model(tmp_path: Path) -> None:
     counts = {0.5: 10, 0.7: 80, 0.85: 95, 1.15: 91, 1.3: 89, 1.5: 20}
     levels = [Level(NOMINAL, 0.0, True, 100, 100)]

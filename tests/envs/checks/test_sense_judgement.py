@@ -82,8 +82,8 @@ def test_encoders_and_the_model_tell_where_an_arm_is() -> None:
 def test_controls_on_their_way_belong_into_what_is_seen() -> None:
     student = "[{field: qpos}, {field: ctrl, history: 2}]"
     assert judged(student, ARM, "action_delay: {low: 0, high: 3}\n") == [
-        f"robot.yaml, line {line}, {part}: controls show in it up to 3 steps late, and those on their way "
-        "are not told: add {field: ctrl, history: 3}."
+        f"robot.yaml, line {line}, {part}: what was sent in the last 3 control steps may not show in it "
+        "yet: add {field: ctrl, history: 3}."
         for line, part in ((5, "observation"), (13, "student_observation"))
     ]
     assert len(judged(student, ARM, "action_delay: 2\n")) == 1

@@ -47,7 +47,9 @@ def test_a_dataset_of_another_task_is_refused(context: StageContext, teacher: Ar
 
 def test_too_few_labels_are_refused(context: StageContext, teacher: Artifact, dataset: Artifact):
     settings = change(max_labels=3000, dagger_rounds=1, dagger_episodes=10)
-    assert "max_labels leaves 0 of its rows: too few" in refusal(context, teacher, dataset, settings)
+    assert "max_labels leaves 0 rows beside DAgger's rounds: too few" in refusal(
+        context, teacher, dataset, settings
+    )
 
 
 def test_damaged_shards_are_left_out_when_told_so(

@@ -238,7 +238,8 @@ def test_whole_episodes_are_left_out_where_labels_are_limited():
 
 
 @pytest.mark.parametrize(
-    ("most_rows", "line"), [(10, "max_labels leaves 10 of its rows: too few"), (-5, "leaves 0 of its rows")]
+    ("most_rows", "line"),
+    [(10, "max_labels leaves 10 rows beside"), (-5, "leaves 0 rows beside DAgger's rounds: too few")],
 )
 def test_too_few_rows_to_split_are_refused(most_rows: int, line: str):
     with pytest.raises(UserError, match=line):

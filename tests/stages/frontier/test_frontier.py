@@ -32,6 +32,8 @@ from thousandfold.stages.frontier.frontier import cell_settings, resolve_plan
 from thousandfold.stages.frontier.table import read_table
 from thousandfold.stages.networks import load_actor, torch_policy
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture(autouse=True)
 def without_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,9 @@ def test_a_batch_whose_pairs_do_not_fit_is_refused_with_one_that_does(monkeypatc
 
 def test_a_student_that_does_not_fit_is_refused_with_a_batch_that_does(monkeypatch, tmp_path: Path):
     teacher = SimpleNamespace(task=TASK, critic_shape=make(depth=64, width=256).critic_shape)
-    dataset = SimpleNamespace(path=tmp_path, name="dataset-1")
+    dataset = SimpleNamespace(
+        path=tmp_path, name="dataset-1", manifest=SimpleNamespace(results={"episodes": 100})
+    )
     (tmp_path / "rows.hdf5").write_bytes(bytes(1000))
     settings = DistillSettings(batch_size=2**20, objective="critic")
     monkeypatch.setattr(memory_estimate, "free_bytes", lambda device: 20 * GIB)
@@ -209,6 +211,13 @@ def test_a_student_that_does_not_fit_is_refused_with_a_batch_that_does(monkeypat
     require_student_memory(settings.model_copy(update={"batch_size": int(found[1])}), teacher, dataset, "cpu")
     imitating = DistillSettings(batch_size=2**20)
     assert student_bytes(settings, teacher, dataset) > 10 * student_bytes(imitating, teacher, dataset)
+    # Rounds of three times the dataset's episodes, whose files have 1000 bytes.
+    none, three = (
+        student_bytes(imitating.model_copy(update=values), teacher, dataset)
+        for values in ({"dagger_rounds": 0}, {"dagger_rounds": 3, "dagger_episodes": 100})
+    )
+    (tmp_path / "rows.hdf5").unlink()
+    assert three - none == 3 * (none - student_bytes(imitating, teacher, dataset)) > 0
 
 
 def test_processes_on_one_machine_share_its_memory(monkeypatch):

@@ -132,6 +132,20 @@ def test_that_holds_for_other_settings_too(
     assert_same_run(artifact, unbroken(settings))
 
 
+@pytest.mark.parametrize("interruption", [("kill", 0), ("stop", 2)])
+def test_a_chain_resumes_a_teacher_by_its_own_settings(tmp_path: Path, interruption: tuple[str, int]):
+    """They say `auto` of what the teacher has settled, with a checkpoint or without."""
+    settings = change(task="ant_u_maze", critic_goals="auto", episode_steps=30, env_steps=4 * 30 * 4)
+    context = make_context(tmp_path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_after(monkeypatch, context, *interruption, [])
+        with pytest.raises((StoppedByUser, Killed)):
+            train_teacher.run(settings, context)
+    (unfinished,) = Workspace(tmp_path).artifacts("teacher")
+    teacher = train_teacher.run(settings, make_context(tmp_path), unfinished)
+    assert teacher.name == unfinished.name and teacher.manifest.settings["critic_goals"] == "relative"
+
+
 def test_that_holds_where_worlds_vary_and_senses_are_noisy(unbroken: Callable[..., Artifact], tmp_path: Path):
     page = changed(PAGE, "    object: fingertip\n", '    object: fingertip\n  - {factors: "*"}\n')
     page = changed(page, "{field: qpos, unit: rad}", "{field: qpos, noise: 0.01, delay: {low: 0, high: 2}}")
