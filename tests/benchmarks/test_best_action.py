@@ -19,6 +19,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return train(TINY_TEACHER, make_context(tmp_path_factory.mktemp("workspace")))
 
 
+@pytest.mark.slow
 def test_a_cell_is_recorded_for_every_number_and_scale(
     teacher: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,6 +13,7 @@ from thousandfold.models.residual_mlp import NetworkShape
 from thousandfold.stages.policy_file.c_code import c_files
 
 
+@pytest.mark.slow
 def test_a_cell_times_all_sides_and_gives_a_row() -> None:
     require_compiler()
     shapes = {"1 x 8": NetworkShape(1, 8, kind="plain"), "4 x 16": NetworkShape(4, 16)}

@@ -11,6 +11,7 @@ from benchmarks import learner_memory
 MIB = 2**20
 
 
+@pytest.mark.slow
 def test_activations_are_what_an_update_needs_beside_its_parameters():
     shallow, deep = (learner_memory.run_cell(depth, "float32", width=64, batch=256) for depth in (4, 64))
     # 60 layers, each two matrices of 4 · 256 rows; what is held for a moment comes on top at both depths.

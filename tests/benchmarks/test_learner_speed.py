@@ -127,6 +127,7 @@ def test_a_torch_side_works(side: str):
         assert result["median_s"] > 0
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_cell_beside_the_others(tmp_path):
     output = tmp_path / "speed.json"
     output.write_text('{"D64 W256 B256": "kept", "D4 W8 B8": "of another processor"}')
@@ -142,6 +143,7 @@ def test_the_script_writes_a_cell_beside_the_others(tmp_path):
     assert cells[own]["matmul"]["float32"]["gflops"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_without_bfloat16_its_sides_say_why_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -15,6 +15,7 @@ from thousandfold.stages.episodes import run_episodes
 from thousandfold.stages.train_teacher.train_teacher import run as train
 
 
+@pytest.mark.slow
 def test_both_sides_run_the_same_episodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

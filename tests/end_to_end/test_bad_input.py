@@ -148,6 +148,7 @@ class TestMissingArtifacts:
             assert message == f"--resume keeps the settings of the run: leave {flags[0]} out."
 
 
+@pytest.mark.slow
 def test_nan_in_the_loss_stops_and_says_where(tmp_path: Path) -> None:
     arguments = ("train-teacher", *SMOKE, "--set", "env_steps=8000", "--set", "actor_learning_rate=1e30")
     done = pipeline(tmp_path, *arguments, code=2)

@@ -21,9 +21,6 @@ from thousandfold.envs.registry import task_names
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAGES = {page.stem: str(page) for page in sorted(EXAMPLES.rglob("*.yaml"))}
 TASKS = {name: name for name in task_names()} | PAGES
-PECULIAR = "arm_grasp"
-"""The one in the fast tests: switched and held actuators, a goal of two points and a gap."""
-
 SMOKE = ("--preset", "smoke", "--device", "cpu")
 TINY = tuple(
     f"--set={key}"
@@ -100,10 +97,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_are_pages_among_the_tasks() -> None:
     assert len(PAGES) >= 2
-
-
-def test_a_peculiar_task_goes_all_the_way(workspace: Path) -> None:
-    assert run_chain(workspace, PECULIAR).name == "policy.onnx"
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ print((resident_pages() - before) * os.sysconf("SC_PAGE_SIZE") // 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system has no /proc/self/statm")
 def test_freed_memory_is_kept_for_the_next_allocation():

@@ -171,10 +171,14 @@ def distil_interrupted(
     [
         ([("stop", 3)], [3]),
         pytest.param(*([("kill", 25)], [20]), marks=pytest.mark.slow),
-        ([("stop", 40)], [40]),  # between the dataset and the first round
-        ([("rollout", 30)], [40]),
+        pytest.param(
+            *([("stop", 40)], [40]), marks=pytest.mark.slow
+        ),  # between the dataset and the first round
+        pytest.param(*([("rollout", 30)], [40]), marks=pytest.mark.slow),
         ([("writing", 0)], [40]),
-        ([("kill", 40)], [40]),  # the round is whole, and not trained on yet
+        pytest.param(
+            *([("kill", 40)], [40]), marks=pytest.mark.slow
+        ),  # the round is whole, and not trained on yet
         pytest.param(*([("kill", 57)], [50]), marks=pytest.mark.slow),
         pytest.param(*([("stop", 60), ("rollout", 30)], [60, 60]), marks=pytest.mark.slow),
         pytest.param(*([("stop", 80)], [80]), marks=pytest.mark.slow),
@@ -281,7 +285,13 @@ def test_elapsed_time_counts_all_processes(
 # -- stops ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_saves_and_says_how_to_go_on(
     context: StageContext, teacher: Artifact, dataset: Artifact, number: int, unbroken: Unbroken
 ):

@@ -338,6 +338,7 @@ def test_when_every_student_fails_one_line_says_why(tmp_path: Path) -> None:
     assert artifact.manifest.status == "failed"
 
 
+@pytest.mark.slow
 def test_a_student_that_failed_is_tried_again_by_name(
     frontier: Artifact, workspace: Path, tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ class TestResult:
         assert [point.step for point in curve] == [360, 720, 1080, 1320]
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again_and_what_is_done_is_not(
     page: Path, tmp_path: Path, in_this_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

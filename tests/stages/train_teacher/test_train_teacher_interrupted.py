@@ -70,9 +70,11 @@ def run_interrupted(
     [
         ([("stop", 1)], [0, 1]),
         ([("stop", 3)], [0, 3]),
-        ([("stop", 11)], [0]),  # in the last unroll: only the closing evaluation is left
+        pytest.param(
+            *([("stop", 11)], [0]), marks=pytest.mark.slow
+        ),  # in the last unroll: only the closing evaluation is left
         ([("kill", 3)], [0, 2]),
-        ([("kill", 9)], [0, 8]),
+        pytest.param(*([("kill", 9)], [0, 8]), marks=pytest.mark.slow),
         ([("stop", 1), ("kill", 4), ("stop", 2), ("kill", 0), ("stop", 1)], [0, 1, 4, 6, 6, 7]),
     ],
     ids=lambda value: "-".join(f"{how}{n}" for how, n in value) if isinstance(value[0], tuple) else "",
@@ -100,7 +102,7 @@ def seldom(name: str, **values: Any) -> Any:
 @pytest.mark.parametrize(
     "values",
     [
-        often("late start", replay_rows_per_world=260, min_rows_per_world=100, env_steps=4 * 30 * 13),
+        seldom("late start", replay_rows_per_world=260, min_rows_per_world=100, env_steps=4 * 30 * 13),
         seldom(
             "rare checkpoints",
             checkpoint_every=5,
@@ -119,7 +121,7 @@ def seldom(name: str, **values: Any) -> Any:
         ),
         often("temporal difference", critic="temporal_difference", critic_goals="relative"),
         often("relative goals", task="ant", episode_steps=100, critic_goals="relative", early_ends="lost"),
-        often("compiled kernels", width=16, threads=2),
+        seldom("compiled kernels", width=16, threads=2),
         seldom("wide", width=128, threads=2, residual_scale="learned_from_zero"),
     ],
 )

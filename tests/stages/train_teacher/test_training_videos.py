@@ -61,6 +61,7 @@ def test_a_video_every_second_evaluation_changes_nothing_that_is_learned(
     assert_learned_alike(teacher, plain)
 
 
+@pytest.mark.slow
 @needs_opengl
 def test_a_training_that_goes_on_has_the_videos_of_one_that_never_stopped(
     tmp_path: Path,
