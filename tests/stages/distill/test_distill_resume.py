@@ -170,18 +170,15 @@ def distil_interrupted(
     ("interruptions", "expected"),
     [
         ([("stop", 3)], [3]),
-        pytest.param(*([("kill", 25)], [20]), marks=pytest.mark.slow),
-        pytest.param(
-            *([("stop", 40)], [40]), marks=pytest.mark.slow
-        ),  # between the dataset and the first round
-        pytest.param(*([("rollout", 30)], [40]), marks=pytest.mark.slow),
+        pytest.param([("kill", 25)], [20], marks=pytest.mark.slow),
+        pytest.param([("stop", 40)], [40], marks=pytest.mark.slow),  # between the dataset and the first round
+        pytest.param([("rollout", 30)], [40], marks=pytest.mark.slow),
         ([("writing", 0)], [40]),
-        pytest.param(
-            *([("kill", 40)], [40]), marks=pytest.mark.slow
-        ),  # the round is whole, and not trained on yet
-        pytest.param(*([("kill", 57)], [50]), marks=pytest.mark.slow),
-        pytest.param(*([("stop", 60), ("rollout", 30)], [60, 60]), marks=pytest.mark.slow),
-        pytest.param(*([("stop", 80)], [80]), marks=pytest.mark.slow),
+        # the round is whole, and not trained on yet
+        pytest.param([("kill", 40)], [40], marks=pytest.mark.slow),
+        pytest.param([("kill", 57)], [50], marks=pytest.mark.slow),
+        pytest.param([("stop", 60), ("rollout", 30)], [60, 60], marks=pytest.mark.slow),
+        pytest.param([("stop", 80)], [80], marks=pytest.mark.slow),
         ([("closing", 0)], [80]),  # only the closing evaluation is left
         (
             [("stop", 7), ("kill", 33), ("kill", 0), ("rollout", 1), ("stop", 3), ("kill", 9)],

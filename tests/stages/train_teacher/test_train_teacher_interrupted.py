@@ -71,10 +71,10 @@ def run_interrupted(
         ([("stop", 1)], [0, 1]),
         ([("stop", 3)], [0, 3]),
         pytest.param(
-            *([("stop", 11)], [0]), marks=pytest.mark.slow
+            [("stop", 11)], [0], marks=pytest.mark.slow
         ),  # in the last unroll: only the closing evaluation is left
         ([("kill", 3)], [0, 2]),
-        pytest.param(*([("kill", 9)], [0, 8]), marks=pytest.mark.slow),
+        pytest.param([("kill", 9)], [0, 8], marks=pytest.mark.slow),
         ([("stop", 1), ("kill", 4), ("stop", 2), ("kill", 0), ("stop", 1)], [0, 1, 4, 6, 6, 7]),
     ],
     ids=lambda value: "-".join(f"{how}{n}" for how, n in value) if isinstance(value[0], tuple) else "",
