@@ -37,7 +37,7 @@ def train_teacher(session: Session, common: CommonOptions, resume: str | None, *
 
     if resume is not None:
         found = stage.find_resumable(session.workspace, named(resume))
-        session.go_on(common, "train_teacher", flags, found, stage.run, stage.CHANGEABLE_ON_RESUME)
+        session.go_on(common, "train_teacher", flags, found, stage.run, stage.changeable(found[1]))
         return
     settings = common.resolve(stage.TrainTeacherSettings, "train_teacher", flags)
     if common.dry_run:

@@ -36,6 +36,22 @@ CHANGEABLE_ON_RESUME = frozenset(
     }
 )
 """How long, how often and in what memory: what a run may go on with in another value."""
+CHANGEABLE_WHEN_COMPLETED = CHANGEABLE_ON_RESUME | {
+    "training_distribution",
+    "evaluation_distribution",
+    "goal_exchange",
+    "actor_goals",
+    "early_end_weight",
+    "discount",
+    "batch_size",
+    "updates_per_unroll",
+    "target_entropy_per_action",
+    "actor_learning_rate",
+    "critic_learning_rate",
+    "alpha_learning_rate",
+    "max_gradient_norm",
+}
+"""Its goals and its learning, too: what a completed teacher may be trained on with, as another one."""
 DEEPEST_PUBLISHED_FORM = 64
 """layers up to which plain residual sums are the default"""
 DEEP_FORM: dict[str, Any] = {

@@ -40,10 +40,14 @@ from thousandfold.stages.network_model import register_network
 from thousandfold.stages.networks import NETWORK_FILE, save_network, settled_critic_goals, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
 from thousandfold.stages.train_teacher.memory_estimate import require_memory
-from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import (
+    CHANGEABLE_ON_RESUME,
+    CHANGEABLE_WHEN_COMPLETED,
+    TrainTeacherSettings,
+)
 from thousandfold.stages.train_teacher.training import TeacherTraining, train
 
-__all__ = ["CHANGEABLE_ON_RESUME", "TrainTeacherSettings", "find_resumable", "run"]
+__all__ = ["TrainTeacherSettings", "changeable", "find_resumable", "run"]
 PICTURES = ("learning_curve.png", "gradients.png", "rollouts.png")
 _FINAL_STREAM, _RANDOM_STREAM = 5, 6
 
@@ -110,6 +114,11 @@ def run(
         train(training, work, on_evaluation or (lambda _: None))
         ranks.disconnect()
         return _finish(training, work, context) if ranks.leads else work.artifact
+
+
+def changeable(teacher: Artifact) -> frozenset[str]:
+    """Return the settings that a teacher may go on with in another value."""
+    return CHANGEABLE_WHEN_COMPLETED if teacher.is_completed else CHANGEABLE_ON_RESUME
 
 
 def _require_more(settings: TrainTeacherSettings, completed: Artifact) -> None:

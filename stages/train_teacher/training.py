@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,11 @@ from thousandfold.stages.random_baseline import measure_random, no_better_than_r
 from thousandfold.stages.train_teacher.cuda_graphs import CapturedUpdate, PlainUpdate
 from thousandfold.stages.train_teacher.learner import ContrastiveLearner
 from thousandfold.stages.train_teacher.resplit import parts_with_worlds, resplit
-from thousandfold.stages.train_teacher.settings import CHANGEABLE_ON_RESUME, TrainTeacherSettings
+from thousandfold.stages.train_teacher.settings import (
+    CHANGEABLE_ON_RESUME,
+    CHANGEABLE_WHEN_COMPLETED,
+    TrainTeacherSettings,
+)
 from thousandfold.stages.train_teacher.training_videos import TrainingVideos
 from thousandfold.stages.train_teacher.value_learner import ValueLearner
 
@@ -380,13 +384,23 @@ class TeacherTraining:
         own = {"device": self.device.partition(":")[0], "task": self.task.name}
         return dump_settings(self.settings) | own
 
-    def load(self, folder: CheckpointFolder) -> None:
+    def _is_as_in(self, progress: Mapping[str, Any], name: str) -> bool:
+        """Tell whether a setting has the value that a checkpoint was saved with."""
+        own = getattr(self.settings, name)
+        return progress.get("settings", {}).get(name, own) == own
+
+    def load(self, folder: CheckpointFolder, changeable: Collection[str] = CHANGEABLE_ON_RESUME) -> None:
         """Restore what `save` wrote, on any number of ranks; bit for bit where it is the same number.
+
+        Args:
+            folder: the checkpoint.
+            changeable: settings that may have another value by now. Where the training's distribution has,
+                every environment begins an episode of the new one.
 
         Raises:
             DamagedFileError: it belongs to other settings, or a file is damaged.
         """
-        folder.require_settings(self._settings_to_compare(), CHANGEABLE_ON_RESUME)
+        folder.require_settings(self._settings_to_compare(), changeable)
         size, num_worlds, ranks = folder.num_parts, self.settings.num_worlds, self.ranks
         checkpoint = folder.load(parts_with_worlds(num_worlds, size, ranks))
         with folder.taken_over():
@@ -415,27 +429,39 @@ class TeacherTraining:
             self._unsaved_finalists = finalists  # in another folder, or in another form
             own = partial(strip_prefix, part.tensors)
             self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
-            self.simulator.load_state_dict({name: value.numpy() for name, value in own("simulator.").items()})
+            goes_on = self._is_as_in(checkpoint.progress, "training_distribution")
+            if goes_on:
+                state = {name: value.numpy() for name, value in own("simulator.").items()}
+                self.simulator.load_state_dict(state)
             self.generator.set_state(part.tensors["generator"])
             for segment in part.segments:
                 self.buffer.load_segment(segment)
             self.buffer.load_counters(own("buffer."))
-            if size != ranks.size:  # generators belong to ranks: derived anew from these and the unroll
+            if size != ranks.size or not goes_on:  # generators are derived anew from ranks and unroll
                 seed, now = self.settings.seed, (ranks.rank, ranks.size, self.progress.unrolls)
                 simulator_seed = seed_sequence(seed, _SIMULATOR_STREAM, *now)
                 self.simulator.rng = np.random.Generator(np.random.PCG64(simulator_seed))
                 self.simulator.seed_senses(simulator_seed)
                 self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))
                 self.buffer.mark_unsaved()
+            if not goes_on:
+                everywhere = torch.ones(num_worlds // ranks.size, dtype=torch.bool, device=self.buffer.device)
+                self.buffer.drop_episodes(everywhere)
+                self.simulator.reset()
 
     def train_on(self, folder: CheckpointFolder) -> None:
         """Restore where another training has ended, as the beginning of this one; raises as `load` does.
 
         All of the replay memory is written with this training's first checkpoint. A target that the other one
-        has met has to be met anew, and patience begins anew.
+        has met has to be met anew, and patience begins anew; so does the best where evaluations differ.
         """
-        self.load(folder)
+        self.load(folder, CHANGEABLE_WHEN_COMPLETED)
         self.buffer.mark_unsaved()
+        if not self._is_as_in(folder.progress, "evaluation_distribution"):
+            fresh = TrainingProgress()
+            self.progress.best_score, self.progress.scores = fresh.best_score, fresh.scores
+            self.progress.finalists, self._unsaved_finalists = fresh.finalists, {}
+            self.progress.evaluations_since_best = 0
         self.progress.target_hits = 0
         self.progress.compared_with_random = False
         if self.settings.patience is not None:

@@ -13,7 +13,7 @@ from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import Killed, assert_same_run, change, interrupt_after, invoke
 from thousandfold.ground.errors import SettingsError, StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
-from thousandfold.pipeline.resume import CONTINUED
+from thousandfold.pipeline.resume import CONTINUED, checkpoint_of
 from thousandfold.stages.report.chain import collect_chain
 from thousandfold.stages.train_teacher import train_teacher, training
 from thousandfold.stages.train_teacher.settings import TrainTeacherSettings
@@ -78,6 +78,7 @@ def test_the_command_asks_for_more_and_changes_nothing_else(completed: Artifact)
         ((), "is completed at 720 steps: train it further, as a new teacher, with --set env_steps=MORE"),
         (("--set", "env_steps=700"), "is completed at 720 steps"),
         (("--set", "env_steps=900", "--set", "width=16"), "was started with width 8, not 16"),
+        (("--set", "env_steps=900", "--set", "training_distribution=moon"), "moon"),
     ):
         result = invoke(workspace, "train-teacher", "--resume", completed.name, *options)
         assert result.exit_code == 2 and words in result.stderr
@@ -85,6 +86,30 @@ def test_the_command_asks_for_more_and_changes_nothing_else(completed: Artifact)
     result = invoke(workspace, "train-teacher", "--resume", completed.name, "--set", "env_steps=840")
     assert result.exit_code == 0, result.output
     assert f"Training on from {completed.name} at 720 steps, as teacher-" in result.stdout
+
+
+def test_it_may_start_and_aim_elsewhere_from_then_on(completed: Artifact):
+    """Near goals first, then all: episodes begin anew, and the best of other evaluations is forgotten."""
+    context = make_context(completed.path.parents[1])
+    settings, found = train_teacher.find_resumable(context.workspace, completed.name)
+    elsewhere = change(
+        settings,
+        training_distribution="training_from_start",
+        evaluation_distribution="training",
+        env_steps=TINY_TEACHER.env_steps,
+    )
+    made = train_teacher.run(elsewhere, context, found)
+    assert made.manifest.settings["training_distribution"] == "training_from_start"
+    assert made.manifest.task_changes == {"evaluation": "training"}
+    progress = checkpoint_of(made).progress
+    assert progress["env_steps"] == TINY_TEACHER.env_steps
+    first = checkpoint_of(completed).progress["unrolls"]
+    assert progress["finalists"] and all(int(name.split("-")[1]) > first for name in progress["finalists"])
+    rows = [
+        {(row["env_steps"], row["success"]) for row in checkpoint_of(each).progress["history"]}
+        for each in (completed, made)
+    ]
+    assert rows[0] < rows[1]
 
 
 def test_a_target_that_was_met_has_to_be_met_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
