@@ -75,10 +75,10 @@ class CompiledTask:
         self.frame_skip = self._frame_skip()
         self.control = ControlMap(self.model, task.control, owner, task.control_dt_s)
         self.action_dim = self.control.action_dim
-        if told := self.control.last_terms(task.observation):
+        if told := self.control.untold(task.observation):
             self.spec = task = replace(task, observation=(*task.observation, *told))
         seen = task.student_observation
-        if seen is not None and (told := self.control.last_terms(seen)):
+        if seen is not None and (told := self.control.untold(seen)):
             self.spec = task = replace(task, student_observation=(*seen, *told))
         resolver = TermResolver(self.model, owner)
         self._observed_factors = self._factors_of_training()
@@ -456,6 +456,12 @@ class CompiledTask:
         seen = [element["name"] for element in self.describe("observation")]
         name = label_of(clock(self.spec.changes["clock_s"]))
         return [seen.index(f"{name}[{number}]") for number in range(2)]
+
+    def swing_clocks(self) -> list[int]:
+        """Return which numbers of an observation are cos and sin of the clocks that targets swing with."""
+        seen = [element["name"] for element in self.describe("observation")]
+        names = [label_of(clock(period)) for period in self.control.periods]
+        return [seen.index(f"{name}[{number}]") for name in names for number in range(2)]
 
     def last_controls(self) -> list[int]:
         """Return for each actuator which number of an observation is what was sent last; 0: none counts."""

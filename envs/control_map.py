@@ -11,7 +11,7 @@ import numpy as np
 
 from thousandfold.envs.object_names import as_written, find_object, object_names
 from thousandfold.envs.position_servos import servo_joint, target_range
-from thousandfold.envs.task import Command, TaskError, Term
+from thousandfold.envs.task import LONGEST_CLOCK_S, Command, TaskError, Term, clock
 
 _ACTUATOR = mujoco.mjtObj.mjOBJ_ACTUATOR
 _KINDS = ("range", "switch", "hold", "offset", "delta")
@@ -21,8 +21,9 @@ _LISTED = "list the actuators in `action`, each with its `low` and `high`"
 class ControlMap:
     """How a task's actions become the controls of its model's actuators.
 
-    An actuator's target is `base` + `slope` · action + `carry` · what was sent last. What is sent goes from
-    there towards it by the share `gain`, by no more than `step`, and never leaves `low` and `high`.
+    An actuator's target is `base` + `slope` · action + `swing` · clocks + `carry` · what was sent last. What
+    is sent goes from there towards it by the share `gain`, by no more than `step`, and never leaves `low` and
+    `high`.
 
     Attributes:
         actuators: names of all actuators, in the model's order, as `object_names` gives them.
@@ -34,6 +35,8 @@ class ControlMap:
             at action −1 and +1, so that either may be the greater; equal for an actuator that is held.
         switched: (nu,) bool, whether the actuator knows only `low` and `high`, which at actions above 0.
         base, slope: (nu,) float32, of the target.
+        periods: of the clocks that targets swing with, in seconds.
+        swing: (2 · clocks, nu) float32, what cos and sin of each clock add to the target.
         carry: (nu,) float32, 1 where the target is an increment of what was sent last, else 0.
         gain: (nu,) float32, 1 − exp(−control_dt_s / smoothing_s): the exact step of a first-order filter.
         step: (nu,) float32, the largest change in a control step; infinite where none is given.
@@ -82,6 +85,9 @@ class ControlMap:
         self.low, self.high, self.base, self.slope, self.carry = np.zeros((5, model.nu), np.float32)
         self.gain, self.step = np.ones(model.nu, np.float32), np.full(model.nu, np.inf, np.float32)
         self.actions: list[str] = []
+        swings = [command.swing for command in self.commands]
+        self.periods = tuple(dict.fromkeys(swing.period_s for swing in swings if swing is not None))
+        self.swing = np.zeros((2 * len(self.periods), model.nu), np.float32)
         for place, (index, command) in enumerate(zip(ids, commands, strict=True)):
             try:
                 low, high = _bounds(model, index, command, owner)
@@ -94,9 +100,14 @@ class ControlMap:
                 self.gain[index] = -math.expm1(-control_dt_s / command.smoothing_s)
             with np.errstate(over="ignore"):  # it is refused below
                 self.base[index], self.slope[index] = base, slope
+                if (swing := command.swing) is not None:
+                    row, phase = 2 * self.periods.index(swing.period_s), 2 * np.pi * swing.phase
+                    self.swing[row : row + 2, index] = swing.amplitude * np.array(
+                        [np.sin(phase), np.cos(phase)]
+                    )
                 if command.max_rate is not None:
                     self.step[index] = command.max_rate * control_dt_s
-            numbers = [self.base[index], self.slope[index]]
+            numbers = [self.base[index], self.slope[index], *self.swing[:, index]]
             numbers += [self.step[index]] if command.max_rate is not None else []
             if not np.isfinite(numbers).all() or not self.gain[index] > 0 or not self.step[index] > 0:
                 raise TaskError(
@@ -107,6 +118,7 @@ class ControlMap:
             if command.kind != "hold":
                 self.columns[index] = len(self.actions)
                 self.actions.append(self.actuators[index])
+        self._turns = (2 * np.pi * control_dt_s / np.array(self.periods)).astype(np.float32)
         self.action_dim = len(self.actions)
         if self.action_dim == 0:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
@@ -147,8 +159,8 @@ class ControlMap:
         """The most that is sent, (nu,)."""
         return np.maximum(self.low, self.high)
 
-    def last_terms(self, observation: Sequence[Term]) -> list[Term]:
-        """Return the terms that an observation lacks to tell what was sent last, where that counts.
+    def untold(self, observation: Sequence[Term]) -> list[Term]:
+        """Return the terms that an observation lacks of what was sent last and of clocks, where they count.
 
         Without them what an action does would depend on something that a policy is not told.
         """
@@ -157,11 +169,25 @@ class ControlMap:
             if term.field == "ctrl" and term.transform == "identity":
                 every = self.actuators if term.object is None else [term.object]
                 told |= set(every if term.columns is None else [every[place] for place in term.columns])
-        return [
+        last = [
             Term("ctrl", name, unit=self._servos[index].unit if index in self._servos else "")
             for index, name in enumerate(self.actuators)
             if self.stateful[index] and name not in told
         ]
+        seen = {term.period_s for term in observation}
+        return last + [clock(period) for period in self.periods if period not in seen]
+
+    def clocks(self, step: Any, xp: Any = np) -> Any:
+        """Return cos and sin of each clock, (num_worlds, 2 · clocks); None where nothing swings.
+
+        Args:
+            step: (num_worlds,), control steps since each world's episode began.
+            xp: the module of the array, `numpy` or `torch`.
+        """
+        if not self.periods:
+            return None
+        turn = step[:, None] * self._on(xp, step.device)["turns"]
+        return xp.stack([xp.cos(turn), xp.sin(turn)], -1).reshape(len(turn), -1)
 
     def start(self, ctrl: Any, qpos: Any, xp: Any = np) -> Any:
         """Return what counts as sent last before an episode's first action, (num_worlds, nu).
@@ -200,13 +226,14 @@ class ControlMap:
             columns[place] = ctrl[:, index]
         return xp.stack(columns, -1)
 
-    def __call__(self, action: Any, last: Any = None, xp: Any = np) -> Any:
+    def __call__(self, action: Any, last: Any = None, xp: Any = np, clocks: Any = None) -> Any:
         """Map actions in [−1, 1] (clipped), (num_worlds, action_dim), to controls, (num_worlds, nu).
 
         Args:
             action: of every world.
             last: (num_worlds, nu), what was sent before; read where an actuator is `stateful` alone.
             xp: the module of both, `numpy` or `torch`.
+            clocks: (num_worlds, 2 · clocks), as `clocks` returns them; None: as an episode begins.
         """
         action = xp.asarray(action)
         placed = self._on(xp, action.device)
@@ -219,6 +246,8 @@ class ControlMap:
         target = placed["base"] + placed["slope"] * share
         if not self.is_moderated:
             return target
+        if placed["swing"] is not None:
+            target = target + (placed["first_clocks"] if clocks is None else clocks) @ placed["swing"]
         least, most = placed["least"], placed["most"]
         held = 0.0
         if self._remembers:
@@ -237,6 +266,9 @@ class ControlMap:
                 "slope": self.slope,
                 "columns": None if self.is_plain else self.columns,
                 "switched": self.switched if self.switched.any() else None,
+                "swing": self.swing if self.periods else None,
+                "turns": self._turns,
+                "first_clocks": np.tile(np.array([1.0, 0.0], np.float32), len(self.periods)),
             }
             if self.is_moderated:
                 names = ("least", "most", "carry", "gain", "step", "stateful")
@@ -261,9 +293,15 @@ def _target(
     for key, needed_by in (("max_rate", "delta"), ("scale", "offset")):
         if getattr(command, key) is None and command.kind == needed_by:
             raise TaskError(f"{owner}: actuator {name!r} needs a {key}, as every {needed_by} does.")
-    for key in ("scale", "about"):
+    for key in ("scale", "about", "swing"):
         if getattr(command, key) is not None and command.kind != "offset":
             raise TaskError(f"{owner}: actuator {name!r} is given {key}, which is for kind: offset alone.")
+    least, swing = 2 * control_dt_s, command.swing
+    if swing is not None and not least <= swing.period_s <= LONGEST_CLOCK_S:
+        raise TaskError(
+            f"{owner}: actuator {name!r} swings in at least two control steps, {least:g} s, and at most "
+            f"{LONGEST_CLOCK_S:g} s, not in {swing.period_s:g} s."
+        )
     if command.kind == "hold" and (command.max_rate is not None or command.smoothing_s):
         raise TaskError(f"{owner}: actuator {name!r} is held: leave out max_rate and smoothing_s.")
     if command.kind == "delta":

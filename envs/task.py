@@ -253,6 +253,21 @@ def with_nominal(distributions: Mapping[str, EpisodeDistribution]) -> dict[str, 
 
 
 @dataclass(frozen=True)
+class Swing:
+    """A periodic movement of a target: amplitude · sin(2π (t / period_s + phase)), t since the episode began.
+
+    Attributes:
+        amplitude: in the actuator's units.
+        period_s: seconds of a turn.
+        phase: in turns.
+    """
+
+    amplitude: float
+    period_s: float
+    phase: float = 0.0
+
+
+@dataclass(frozen=True)
 class Command:
     """How an actuator gets its control.
 
@@ -268,6 +283,7 @@ class Command:
         about: what an ``offset`` of 0 sends; None: where the model's initial position has the joint of a
             position servo.
         scale: of an ``offset``, above 0.
+        swing: what is added to the target of an ``offset``; None: nothing.
         max_rate: how fast what is sent may change, in the actuator's units a second; None: at once.
         smoothing_s: time constant of the first-order filter between target and what is sent; 0: none.
     """
@@ -278,6 +294,7 @@ class Command:
     high: float | None = None
     about: float | None = None
     scale: float | None = None
+    swing: Swing | None = None
     max_rate: float | None = None
     smoothing_s: float = 0.0
 
@@ -458,7 +475,9 @@ class GoalTask:
     @property
     def has_clock(self) -> bool:
         """Whether a teacher or a student observes a clock."""
-        return any(term.field == "time" for term in (*self.observation, *(self.student_observation or ())))
+        swings = any(command.swing is not None for command in self.control or ())
+        terms = (*self.observation, *(self.student_observation or ()))
+        return swings or any(term.field == "time" for term in terms)
 
     def changed(
         self,
@@ -472,7 +491,8 @@ class GoalTask:
         Args:
             episode_steps: control steps until an episode is truncated; None leaves them.
             evaluation: the episode distribution that takes the place of ``evaluation``; None leaves it.
-            clock_s: period of a clock that teachers and students observe after everything else; None: none.
+            clock_s: period of a clock that teachers and students observe after everything else, where they do
+                not observe it already; None: none.
 
         Raises:
             TaskError: there is no such distribution, or no such number of steps.
@@ -490,12 +510,17 @@ class GoalTask:
         if clock_s not in (None, self.changes.get("clock_s")):
             if "clock_s" in changes:
                 raise TaskError(f"Task {self.name!r} has a clock of {changes['clock_s']:g} s already.")
-            changes["clock_s"], told = clock_s, clock(clock_s)
+            changes["clock_s"] = clock_s
+
+            def seen_with(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+                told = any(term.period_s == clock_s for term in terms)
+                return terms if told else (*terms, clock(clock_s))
+
             seen = task.student_observation
             task = replace(
                 task,
-                observation=(*task.observation, told),
-                student_observation=None if seen is None else (*seen, told),
+                observation=seen_with(task.observation),
+                student_observation=None if seen is None else seen_with(seen),
             )
         return self if task is self else replace(task, changes=changes)
 

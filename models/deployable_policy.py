@@ -145,6 +145,8 @@ class ModeratedControl(NamedTuple):
     """the target at action 0"""
     slope: Tensor
     """how much further it is at action 1"""
+    swing: Tensor
+    """(2 · clocks, num_actuators), how much further it is for each number of the clocks"""
     carry: Tensor
     """1 where the target is an increment of what was sent last"""
     gain: Tensor
@@ -155,6 +157,8 @@ class ModeratedControl(NamedTuple):
     """bool, whether what was sent last counts"""
     last: Tensor
     """int64, which number of the observation was sent last"""
+    clocks: Tensor
+    """(2 · clocks,) int64, which numbers of the observation are the clocks'"""
 
 
 class DeployablePolicy(nn.Module):
@@ -215,7 +219,8 @@ class DeployablePolicy(nn.Module):
             return PolicyOutput(action, control)
         least, most = self.control_ends
         held = torch.where(law.stateful, observation[..., law.last].clamp(least, most), 0.0)
-        target = law.base + law.slope * share + law.carry * held
+        swung = observation[..., law.clocks] @ law.swing
+        target = law.base + law.slope * share + swung + law.carry * held
         moved = (law.gain * (target - held)).clamp(-law.step, law.step)
         return PolicyOutput(action, (held + moved).clamp(least, most))
 

@@ -40,6 +40,7 @@ MAX_FOLDED_MEAN = 16.0
 _STEM, _HEAD, _CONTROL = "stem", "head", "control"
 _STD_HEAD, _SWING = "std_head", "swing"
 _LINEAR_CONTROL, _TARGET, _LAST_CONTROL = "linear_control", "target", "last_control"
+_TARGET_SWING = "target_swing"
 _LARGEST_INPUT, _LARGEST_WEIGHT = 255, 64
 _LARGEST_BIAS = 2**30
 
@@ -104,7 +105,8 @@ def to_onnx(
 
 def body_dense_inputs(model: onnx.ModelProto) -> dict[str, str]:
     """Return, for the Dense layers between stem and head of a graph, which value each takes."""
-    outside = (_STEM, _HEAD, _STD_HEAD, _SWING, _CONTROL, _LINEAR_CONTROL, _TARGET, _LAST_CONTROL)
+    control = _CONTROL, _LINEAR_CONTROL, _TARGET, _TARGET_SWING, _LAST_CONTROL
+    outside = (_STEM, _HEAD, _STD_HEAD, _SWING, *control)
     dense = [node for node in model.graph.node if node.op_type == "Gemm" and node.name not in outside]
     return {node.name: node.input[0] for node in dense}
 
@@ -316,8 +318,13 @@ def _add_control(graph: _Graph, module: DeployablePolicy, action: str, inputs: s
         return
     value = _add_targets(graph, module, action, law.base.double(), law.slope.double(), _TARGET)
     least, most = module.control_ends
+    sizes = len(module.observation_low) + len(module.goal_low)
+    if len(law.clocks):
+        weight = torch.zeros(len(least), sizes)
+        weight[:, law.clocks] = law.swing.T
+        swung = graph.dense(inputs, weight, torch.zeros(len(least)), _TARGET_SWING, torch.float32)
+        value = graph.node("Add", value, swung)
     if law.stateful.any():
-        sizes = len(module.observation_low) + len(module.goal_low)
         chosen = nn.functional.one_hot(law.last, sizes) * law.stateful[:, None]
         held = graph.dense(inputs, chosen.float(), torch.zeros(len(least)), _LAST_CONTROL, torch.float32)
         low, high = (torch.where(law.stateful, end, 0.0) for end in (least, most))

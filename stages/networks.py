@@ -90,7 +90,7 @@ class TrainedActor:
     def deployable(self, limits: InputLimits) -> DeployablePolicy:
         """Return the policy with input limits, tanh and actuator range, as it is exported.
 
-        Limits of what was sent last are widened to what can be sent.
+        Limits of what was sent last are widened to what can be sent, those of clocks to what they tell.
         """
         control, limits = self.task.control, InputLimits(*(limit.clone() for limit in limits))
         low, high = torch.from_numpy(control.low), torch.from_numpy(control.high)
@@ -98,10 +98,12 @@ class TrainedActor:
         switched = torch.from_numpy(control.switched) if control.switched.any() else None
         moderated = None
         if control.is_moderated:
-            names = [name for name in ModeratedControl._fields if name != "last"]
+            names = [name for name in ModeratedControl._fields if name not in ("last", "clocks")]
             parts = {name: torch.from_numpy(getattr(control, name)) for name in names}
             last = torch.tensor(self.task.last_controls())
-            moderated = ModeratedControl(**parts, last=last)
+            clocks = torch.tensor(self.task.swing_clocks(), dtype=torch.int64)
+            limits.observation_low[clocks], limits.observation_high[clocks] = -1.0, 1.0
+            moderated = ModeratedControl(**parts, last=last, clocks=clocks)
             # A policy may be checked on a small part of what an actuator can be sent, and must know the rest.
             told = last[moderated.stateful]
             for limit, ends, widest in (

@@ -130,7 +130,8 @@ class CpuSimulator(Simulator):
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
-        control = self.task.control(np.asarray(action), self._sent)
+        clocks = self.task.control.clocks(self.episode_step)
+        control = self.task.control(np.asarray(action), self._sent, clocks=clocks)
         self._ctrl[:] = control if self._pending is None else self._pending.send(control)
         if self.varied is not None:
             self._push(self.varied)

@@ -327,7 +327,8 @@ class WarpSimulator(Simulator):
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-        control = self.task.control(action, self._sent, xp=torch)
+        clocks = self.task.control.clocks(self.episode_step, xp=torch)
+        control = self.task.control(action, self._sent, xp=torch, clocks=clocks)
         self._ctrl.copy_(control if self._pending is None else self._pending.send(control))
         if self.varied is not None and len(self.varied.pushed_dofs):
             kicks = self.varied.kicks(self._draws, self.episode_step, xp=torch)

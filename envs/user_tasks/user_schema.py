@@ -443,6 +443,14 @@ class EarlyEndEntry(_Section):
         return self
 
 
+class SwingEntry(_Section):
+    """A periodic movement of a target; see `envs.task.Swing`."""
+
+    amplitude: float
+    period_s: float = Field(gt=0)
+    phase: float = 0.0
+
+
 class CommandEntry(_Section):
     """How one actuator, or several by pattern, get their control; see `envs.task.Command`."""
 
@@ -454,6 +462,7 @@ class CommandEntry(_Section):
     hold: float | None = None
     about: float | None = None
     scale: float | None = Field(default=None, gt=0)
+    swing: SwingEntry | None = None
     max_rate: float | None = Field(default=None, gt=0)
     smoothing_s: float = Field(default=0.0, ge=0)
 

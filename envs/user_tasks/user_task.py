@@ -50,6 +50,7 @@ from thousandfold.envs.task import (
     ScenePicture,
     Sensor,
     SuccessRegion,
+    Swing,
     TaskError,
     Term,
     clock,
@@ -547,6 +548,7 @@ def _command(
         entry.high,
         about=about,
         scale=entry.scale,
+        swing=None if entry.swing is None else Swing(**entry.swing.model_dump()),
         max_rate=entry.max_rate,
         smoothing_s=entry.smoothing_s,
     )

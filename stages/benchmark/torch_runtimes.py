@@ -264,7 +264,7 @@ class NumpyPolicy:
         self._half_range = 0.5 * (head.control_high - head.control_low)
         ends = head.control_low, head.control_high
         self._ends = np.minimum(*ends), np.maximum(*ends)
-        self._last = np.zeros_like(head.control_low)
+        self._last, self._clocks = np.zeros_like(head.control_low), np.zeros(0, np.float32)
 
     def step(self, observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return action (action_dim,) and control (num_actuators,) for one state."""
@@ -274,7 +274,7 @@ class NumpyPolicy:
         np.maximum(state, self._low, out=state)
         np.minimum(state, self._high, out=state)
         if self._head.moderated is not None:
-            self._last = state[self._head.moderated["last"]]
+            self._last, self._clocks = (state[self._head.moderated[name]] for name in ("last", "clocks"))
         np.subtract(state, self._mean, out=state)
         np.multiply(state, self._factor, out=state)
         value = state
@@ -321,7 +321,7 @@ class NumpyPolicy:
             return action, head.control_low + (share + np.float32(1.0)) * self._half_range
         least, most = self._ends
         held = np.where(law["stateful"], self._last.clip(least, most), np.float32(0.0))
-        target = law["base"] + law["slope"] * share + law["carry"] * held
+        target = law["base"] + law["slope"] * share + self._clocks @ law["swing"] + law["carry"] * held
         moved = (law["gain"] * (target - held)).clip(-law["step"], law["step"])
         return action, (held + moved).clip(least, most)
 

@@ -73,12 +73,13 @@ def require_same_controls(metadata: PolicyMetadata, golden: GoldenSet, task: Com
             raise _other_law(name, task, f"actuator {here.name!r} has {', '.join(differing)}")
     rows = golden.arrays()
     last = np.zeros((len(rows.action), len(described)), np.float32)
+    clocks = rows.observation[:, task.swing_clocks()] if task.control.periods else None
     for place, element in enumerate(metadata.inputs.observation):
         for index, here in enumerate(described):
             if element.name == f"ctrl:{here.name}[0]":
                 seen = rows.observation[:, place]
                 last[:, index] = seen.clip(element.limit_low, element.limit_high)
-    error = np.abs(task.control(rows.action, last) - rows.control) / control_bounds(metadata)
+    error = np.abs(task.control(rows.action, last, clocks=clocks) - rows.control) / control_bounds(metadata)
     if not (error <= _LAW_TOLERANCE).all():
         index = int(error.max(0).argmax())
         raise _other_law(name, task, f"actuator {described[index].name!r} is sent something else")

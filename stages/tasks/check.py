@@ -21,6 +21,7 @@ from thousandfold.envs.checks.task_judgement import judge_task
 from thousandfold.envs.checks.variation_judgement import judge_variations
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.envs.registry import compile_task
+from thousandfold.envs.task import Swing
 from thousandfold.envs.term_columns import FACTORS_FIELD
 from thousandfold.envs.user_tasks.task_yaml import shown
 from thousandfold.ground.errors import UserError
@@ -103,6 +104,7 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
             {
                 "about": float(control.base[index]) if command.kind == "offset" else None,
                 "scale": command.scale,
+                **({"swing": _swing(command.swing)} if control.periods else {}),
                 "max_rate": command.max_rate,
                 "smoothing_s": command.smoothing_s or None,
             }
@@ -120,6 +122,13 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
         and (rows := varied.describe())
     }
     return {"observation": observation, **own, "goal": goal, "action": action, "varies": varies}
+
+
+def _swing(swing: Swing | None) -> str | None:
+    if swing is None:
+        return None
+    phase = f", phase {swing.phase:g}" if swing.phase else ""
+    return f"{swing.amplitude:g} every {swing.period_s:g} s{phase}"
 
 
 def _figures(rollout: RandomRollout) -> dict[str, Any]:

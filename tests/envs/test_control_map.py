@@ -79,6 +79,44 @@ def test_a_largest_rate_holds_for_any_kind() -> None:
     )
 
 
+@pytest.mark.parametrize("make", EVERY_SIMULATOR)
+def test_a_target_swings_with_the_time_since_its_episode_began(make: MakeSimulator) -> None:
+    entries = (
+        "[{actuator: lift, kind: offset, scale: 0.2, swing: {amplitude: 0.3, period_s: 0.4, phase: 0.25}}, "
+        "{actuator: bend, kind: offset, scale: 0.2, max_rate: 2, swing: {amplitude: -0.1, period_s: 0.7}}]"
+    )
+    task = compiled(entries, page=changed(PAGE, "achieved_goal", "  - {field: ctrl}\nachieved_goal"))
+    names = [each["name"] for each in task.describe("observation")]
+    assert names[5:] == [
+        "ctrl:lift[0]", "ctrl:bend[0]", "clock:0.4[0]", "clock:0.4[1]", "clock:0.7[0]", "clock:0.7[1]"
+    ]  # fmt: skip
+    assert task.swing_clocks() == [7, 8, 9, 10]
+    simulator, rng = make(task), np.random.default_rng(0)
+    begun, bend = np.zeros(4), numpy(simulator.observation)[:, 6].copy()
+    for step in range(30):
+        action = rng.uniform(-1, 1, (4, 2)).astype(np.float32)
+        simulator.step(action)
+        time_s = (step - begun) * DT
+        lift = 0.25 + 0.2 * action[:, 0] + 0.3 * np.sin(2 * np.pi * (time_s / 0.4 + 0.25))
+        target = 0.5 + 0.2 * action[:, 1] - 0.1 * np.sin(2 * np.pi * time_s / 0.7)
+        bend = np.clip(bend + np.clip(target - bend, -2 * DT, 2 * DT), -0.5, 1.0)
+        sent_now = numpy(simulator.observation)[:, 5:7]
+        np.testing.assert_allclose(sent_now, np.stack([lift.clip(-1, 1), bend], 1), atol=1e-5)
+        if step == 10:
+            simulator.reset(mask(simulator, 1, 2))
+            begun[[1, 2]], bend = step + 1, numpy(simulator.observation)[:, 6].copy()
+
+
+def test_a_clock_that_is_observed_already_is_not_observed_twice() -> None:
+    swing = "swing: {amplitude: 0.3, period_s: 0.4}"
+    page = changed(PAGE, "achieved_goal", "  - {clock: 0.4, history: 2}\nachieved_goal")
+    task = compiled(f'{{actuators: "*", kind: offset, scale: 0.2, {swing}}}', page=page)
+    for each in (task, task.changed(clock_s=0.4)):
+        names = [element["name"] for element in each.describe("observation")]
+        assert names.count("clock:0.4[0]") == 1 and names[each.swing_clocks()[1]] == "clock:0.4[1]"
+    assert task.changed(clock_s=0.4).clock_columns() == task.swing_clocks()
+
+
 def test_names_go_before_patterns_and_later_patterns_before_earlier_ones() -> None:
     model = changed(ARM, "</actuator>", '<motor name="wrist" joint="elbow" ctrlrange="-3 3"/></actuator>')
     entries = (
@@ -269,6 +307,23 @@ MOTOR = changed(ARM, '<position name="lift" joint="shoulder" kp="10"', '<motor n
             changed(ARM, 'kp="10" ctrlrange="-1 1"', 'kp="10" ctrlrange="-1 1" ctrllimited="false"'),
             "the model switches it off",
         ),
+        (
+            "{actuators: '*', swing: {amplitude: 0.1, period_s: 0.4}}",
+            ARM,
+            "given swing, which is for kind: off",
+        ),
+        (
+            "{actuators: '*', kind: offset, scale: 1, swing: {amplitude: 0.1, period_s: 0.09}}",
+            ARM,
+            "'lift' swings in at least two control steps, 0.1 s, and at most 3600 s, not in 0.09 s",
+        ),
+        (
+            "{actuators: '*', kind: offset, scale: 1, swing: {amplitude: 1e300, period_s: 1}}",
+            ARM,
+            "too large or too small for a number of 32 bits",
+        ),
+        ("{actuators: '*', kind: offset, scale: 1, swing: {amplitude: 1}}", ARM, "period_s"),
+        ("{actuators: '*', kind: offset, scale: 1, swing: {amplitude: .nan, period_s: 1}}", ARM, "amplitude"),
         ("[{max_rate: 1}]", ARM, "name one actuator, or several in actuators"),
         ("{actuators: '*', max_rate: -1}", ARM, "must be greater than 0"),
         ("[{actuators: '*', hold: 0, max_rate: 1}]", ARM, "an actuator that is held has no kind"),

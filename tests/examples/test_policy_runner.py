@@ -287,7 +287,7 @@ success: {radius: 0.2}
 reset: {keyframe: home, qpos_noise: 0.1}
 action:
   - {actuator: lift, kind: delta, max_rate: 0.5}
-  - {actuator: fan, smoothing_s: 0.2}
+  - {actuator: fan, kind: offset, scale: 0.5, smoothing_s: 0.2, swing: {amplitude: 0.4, period_s: 0.3}}
 episode_steps: 50
 """
 MODEL = """\
@@ -320,7 +320,8 @@ def test_a_runner_sees_what_the_policy_saw_in_training(runner_module: dict[str, 
         def __call__(self, observation: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             given.append(observation)
             acted.append(rng.uniform(-1, 1, 2).astype(np.float32))
-            return acted[-1], task.control(acted[-1][None], observation[None, -2:])[0]
+            clocks = observation[None, task.swing_clocks()]
+            return acted[-1], task.control(acted[-1][None], observation[None, -2:], clocks=clocks)[0]
 
     assert names[-2:] == ["ctrl:lift[0]", "ctrl:fan[0]"]
     simulator = CpuSimulator(task, 1, seed=np.random.SeedSequence(1), num_threads=1)

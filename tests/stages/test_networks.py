@@ -126,8 +126,11 @@ def test_the_policy_is_the_squashed_mean(tmp_path: Path):
         "[{actuator: bend, kind: switch, max_rate: 3}, {actuator: lift, kind: offset, scale: 1}]",
         "[{actuator: lift, kind: offset, about: 0.9, scale: 0.4}, {actuator: bend, low: 1, high: -0.5}]",
         "[{actuator: bend, kind: offset, scale: 1, smoothing_s: 0.2}, {actuator: lift, hold: 0.3}]",
+        "[{actuator: bend, kind: offset, scale: 0.2, swing: {amplitude: 0.2, period_s: 0.4}}, "
+        "{actuator: lift, kind: offset, scale: 0.1, max_rate: 3, "
+        "swing: {amplitude: -0.3, period_s: 0.7, phase: 0.2}}]",
     ],
-    ids=["delta", "switch and offset", "offset alone", "a filter and held"],
+    ids=["delta", "switch and offset", "offset alone", "a filter and held", "two swings"],
 )
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_an_exported_graph_sends_what_the_simulator_would(tmp_path: Path, action: str, runtime: str):

@@ -84,11 +84,13 @@ def test_what_is_sent_follows_its_target():
     law = ModeratedControl(
         base=torch.tensor([0.5, 0.0, 1.0]),
         slope=torch.tensor([0.5, 0.1, 2.0]),
+        swing=torch.tensor([[0.0, 0.0, 0.3], [0.0, 0.0, -0.4]]),
         carry=torch.tensor([0.0, 1.0, 0.0]),
         gain=torch.tensor([0.4, 1.0, 1.0]),
         step=torch.tensor([torch.inf, 0.1, 0.2]),
         stateful=torch.tensor([True, True, True]),
         last=torch.tensor([4, 0, 2]),
+        clocks=torch.tensor([1, 3]),
     )
     module = policy(SHAPES["residual"], moderated=law)
     in_numpy = numpy_policy(module)
