@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.envs.any_simulator import EVERY_SIMULATOR, MakeSimulator, mask, numpy
 from tests.envs.user_tasks.user_pages import ARM, PAGE, STATEFUL_ARM, changed, write
@@ -105,6 +107,22 @@ def test_a_target_swings_with_the_time_since_its_episode_began(make: MakeSimulat
         if step == 10:
             simulator.reset(mask(simulator, 1, 2))
             begun[[1, 2]], bend = step + 1, numpy(simulator.observation)[:, 6].copy()
+
+
+def test_the_quadruped_of_the_examples_steps_as_the_docs_say() -> None:
+    root = Path(__file__).parents[2]
+    (shown,) = re.findall(
+        r"```yaml\n(action:.*?)```", (root / "docs/user_tasks.md").read_text("utf-8"), re.DOTALL
+    )
+    page = root / "examples/quadruped/quadruped_point.yaml"
+    assert yaml.safe_load(page.read_text("utf-8"))["action"] == yaml.safe_load(shown)["action"]
+    control = compile_task(str(page)).control
+    quarter = np.array([[0.0, 1.0]], np.float32)
+    moved = control(np.zeros((1, 12)), control.base[None], clocks=quarter)[0] - control.base
+    legs = {
+        name: moved[control.actuators.index(name)] for name in ("FL_thigh", "FL_calf", "FR_thigh", "FR_calf")
+    }
+    assert list(legs.values()) == pytest.approx([0.1, -0.2, -0.1, 0.2], abs=1e-6)
 
 
 def test_a_clock_that_is_observed_already_is_not_observed_twice() -> None:

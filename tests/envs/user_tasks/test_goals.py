@@ -56,7 +56,7 @@ POSE = """achieved_goal:
 goal: [{box: {low: [0.2, 0, 0.1], high: [0.3, 0, 0.3]}}, {orientation: {within: 0.3}}]
 success: {radius: 0.02, angle: 0.1}
 """
-GOALS = DOCS.partition("### Orientations\n")[2].partition("\n### What varies\n")[0]
+GOALS = DOCS.partition("### Orientations\n")[2].partition("\n### Actions\n")[0]
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", GOALS, re.DOTALL)
 
 (TWO_OBJECTS,) = [each for each in EXAMPLES if "cube_b" in each]
