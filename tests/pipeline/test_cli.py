@@ -168,6 +168,7 @@ class TestDryRun:
         [
             "cpu",
             "cpu/ant",
+            "cpu/legs",
             "cpu/mazes",
             "cpu/poses",
             "quickstart",
