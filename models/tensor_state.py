@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -18,32 +17,10 @@ def host_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return copies of an optimiser's moments on the host as ``<number of the parameter>.<name>``."""
+def copy_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return copies of the networks' tensors on the host, by network and name."""
     return {
-        f"{index}.{name}": host_copy(value)
-        for index, moments in optimizer.state_dict()["state"].items()
-        for name, value in moments.items()
+        f"{name}.{key}": host_copy(value)
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
     }
-
-
-def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Restore what `moments_of` returned, in the tensors that are there: a captured update goes on."""
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = value
-    if optimizer.state:
-        _copy_moments(optimizer, moments)
-    else:
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-@torch.no_grad()
-def _copy_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Copy moments, by parameter and name, over those that an optimiser has; where there are none, zeros."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, parameter in enumerate(parameters):
-        for name, own in optimizer.state[parameter].items():
-            own.copy_(moments[index][name]) if index in moments else own.zero_()

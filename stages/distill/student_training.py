@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.flat_parameters import FlatAdam, FlatParameters
 from thousandfold.models.goal_actor import Gaussian
-from thousandfold.models.tensor_state import load_moments, moments_of, strip_prefix
+from thousandfold.models.tensor_state import copy_of, strip_prefix
 from thousandfold.pipeline.checkpoint import CheckpointFolder
 from thousandfold.pipeline.runtime import require_finite, seed_sequence, torch_seed
 from thousandfold.pipeline.settings import dump_settings
@@ -89,11 +89,10 @@ class StudentTraining:
         self._dataset_rows = [len(rows), len(validation)]
         self._critic, self._report = critic, report
         self.on_update: Callable[[StudentTraining], None] = lambda _: None
-        self._optimizer = torch.optim.AdamW(
-            student.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True
-        )
         self._averaged = copy.deepcopy(student).requires_grad_(False) if settings.average_decay else None
-        self._move_average = get_ema_multi_avg_fn(settings.average_decay)
+        self._average = None if self._averaged is None else FlatParameters(self._averaged.parameters())
+        self._learned = FlatParameters(student.parameters())
+        self._optimizer = FlatAdam(self._learned, settings.learning_rate)
         self._device = next(student.parameters()).device
         seed = torch_seed(settings.seed, _BATCH_STREAM)
         self._generator = torch.Generator(self._device).manual_seed(seed)
@@ -151,9 +150,8 @@ class StudentTraining:
         """
         progress, end = self.progress, self.progress.descent_begin + updates
         while progress.position < end:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate(progress.position)
-            metrics = self._update(self._optimizer)
+            self._optimizer.rate.fill_(self.learning_rate(progress.position))
+            metrics = self._update()
             progress.updates += 1
             progress.position += 1
             step = progress.position - progress.descent_begin
@@ -182,12 +180,13 @@ class StudentTraining:
 
     def save(self, folder: CheckpointFolder) -> None:
         """Write everything that the next update depends on, but for the rows."""
-        state = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        networks = {"student": self.student}
         if self._averaged is not None:
-            state |= {f"averaged.{name}": value for name, value in self._averaged.state_dict().items()}
+            networks["averaged"] = self._averaged
+        state = copy_of(networks)
         if self.kept is not None:
             state |= {f"kept.{name}": value for name, value in self.kept.weights.items()}
-        state |= {f"optimizer.{name}": value for name, value in moments_of(self._optimizer).items()}
+        state |= {f"optimizer.{name}": value for name, value in self._optimizer.state_dict().items()}
         state["generator"] = self._generator.get_state()
         progress = dataclasses.asdict(self.progress) | {
             "kept": None if self.kept is None else self.history.index(self.kept.entry),
@@ -232,23 +231,24 @@ class StudentTraining:
             self.student.load_state_dict(strip_prefix(state, "student."))
             if self._averaged is not None:
                 self._averaged.load_state_dict(strip_prefix(state, "averaged."))
-            load_moments(self._optimizer, strip_prefix(state, "optimizer."))
+            self._optimizer.load_state_dict(strip_prefix(state, "optimizer."))
             self._generator.set_state(state["generator"])
 
     def _settings_to_compare(self) -> dict[str, Any]:
         """Return the settings with the device that `auto` became: random numbers go on there alone."""
         return dump_settings(self.settings) | {"device": self._device.type}
 
-    def _update(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def _update(self) -> dict[str, Tensor]:
         settings = self.settings
         batch = self.rows.draw(settings.batch_size, settings.alternative_fraction, self._generator)
         loss, metrics = self._loss(batch, self.student(batch.observation, batch.goal))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if self._averaged is not None:
-            average, current = (list(net.parameters()) for net in (self._averaged, self.student))
-            self._move_average(average, current, None)  # pyright: ignore[reportArgumentType]
+        # The standard deviation has no part in every objective.
+        learned = self._learned.parameters
+        gradients = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
+        self._learned.set_gradients(gradients)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.values.lerp_(self._learned.values, 1.0 - settings.average_decay)
         return metrics | {"loss": loss.detach()}
 
     def _loss(self, batch: ImitationBatch, student: Gaussian) -> tuple[Tensor, dict[str, Tensor]]:

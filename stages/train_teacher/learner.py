@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.ground.between_graphs import launch_between_graphs
@@ -31,7 +31,7 @@ from thousandfold.models.flat_parameters import FlatAdam, FlatParameters
 from thousandfold.models.goal_actor import GoalActor, sample_action
 from thousandfold.models.residual_mlp import centre_kernels, parameter_count, spread_first_biases
 from thousandfold.models.running_normalizer import RunningNormalizer
-from thousandfold.models.tensor_state import host_copy, strip_prefix
+from thousandfold.models.tensor_state import copy_of, host_copy, strip_prefix
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.pipeline.runtime import torch_seed
 from thousandfold.replay.trajectory_buffer import TransitionBatch
@@ -363,12 +363,3 @@ class ContrastiveLearner:
 def saturated_share(mean: Tensor) -> Tensor:
     """Return the share of the Gaussians' means, of any shape, whose tanh is beyond ±0.99."""
     return (mean.detach().abs() > _SATURATED).mean(dtype=torch.float32)
-
-
-def copy_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return copies of the networks' tensors on the host, by network and name."""
-    return {
-        f"{name}.{key}": host_copy(value)
-        for name, network in networks.items()
-        for key, value in network.state_dict().items()
-    }

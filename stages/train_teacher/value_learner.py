@@ -16,11 +16,11 @@ from thousandfold.envs.compiled_task import CompiledTask
 from thousandfold.models.block_stack import Compute
 from thousandfold.models.contrastive_critic import actor_loss, alpha_loss
 from thousandfold.models.goal_actor import sample_action
-from thousandfold.models.tensor_state import strip_prefix
+from thousandfold.models.tensor_state import copy_of, strip_prefix
 from thousandfold.models.value_critic import ValueCritic, temporal_difference_loss
 from thousandfold.pipeline.distributed import Ranks
 from thousandfold.replay.trajectory_buffer import TransitionBatch
-from thousandfold.stages.train_teacher.learner import ContrastiveLearner, copy_of, saturated_share
+from thousandfold.stages.train_teacher.learner import ContrastiveLearner, saturated_share
 from thousandfold.stages.train_teacher.settings import LearnerSettings
 
 TARGET_STEP = 0.005

@@ -14,6 +14,7 @@ import torch
 from tests.stages.train_teacher.made_up_training import TASK, make_training
 from thousandfold.ground.errors import SettingsError
 from thousandfold.models.deployable_policy import NormalizedActor
+from thousandfold.models.flat_parameters import FlatAdam
 from thousandfold.pipeline.settings import resolve_settings
 from thousandfold.stages.distill.settings import DistillSettings
 from thousandfold.stages.distill.student_training import StudentTraining, smaller_retention
@@ -76,12 +77,8 @@ def test_a_later_descent_does_not_forget_the_best():
 def recorded_rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list that takes the learning rate of every update."""
     rates: list[float] = []
-    step = torch.optim.AdamW.step
-    monkeypatch.setattr(
-        torch.optim.AdamW,
-        "step",
-        lambda optimizer, *a, **k: (rates.append(optimizer.param_groups[0]["lr"]), step(optimizer, *a, **k)),
-    )
+    step = FlatAdam.step
+    monkeypatch.setattr(FlatAdam, "step", lambda adam: (rates.append(float(adam.rate)), step(adam)))
     return rates
 
 
