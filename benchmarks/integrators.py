@@ -46,8 +46,9 @@ def positions(
     batch = Batch(task.model, len(qpos), threads)
     batch.qpos[:], batch.qvel[:] = qpos, qvel
     passed = []
-    for action in actions:
-        batch.ctrl[:] = task.control(action, batch.ctrl)
+    for step, action in enumerate(actions):
+        clocks = task.control.clocks(np.full(len(qpos), step))
+        batch.ctrl[:] = task.control(action, batch.ctrl, clocks=clocks)
         batch.step(nstep=task.frame_skip)
         passed.append(batch.qpos.copy())
     return np.stack(passed)

@@ -47,32 +47,41 @@ def drawn_actions(action_dim: int, every: int | None, rng: np.random.Generator) 
 
 
 def largest(task: CompiledTask, policy: Policy, worlds: int, seed: int) -> Cell:
-    """Return the largest speeds of one episode in every world.
+    """Return the largest speeds of hinges and slides in an episode of every world, and of what is sent.
 
-    Every control step is taken once by the simulator and once more here, physics step by physics step.
+    Every control step is taken by the simulator, and once more here, physics step by physics step. A world
+    counts until its episode ends.
 
     Raises:
-        RuntimeError: both came to different states.
+        RuntimeError: both came to different states, as where episodes have pushes.
     """
     simulator = CpuSimulator(
         task, worlds, seed=np.random.SeedSequence(seed), distribution="evaluation", num_threads=1
     )
     models = [simulator.world_model(world) for world in range(worlds)]
     again, after = mujoco.MjData(task.model), mujoco.MjData(task.model)
-    joint = sent = 0.0
+    kinds = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
+    dofs = [
+        int(task.model.jnt_dofadr[place]) for place in np.flatnonzero(np.isin(task.model.jnt_type, kinds))
+    ]
+    joint, sent, running = 0.0, 0.0, np.ones(worlds, bool)
     for _ in range(task.spec.episode_steps):
         states = simulator.state_dict()["state"]
-        simulator.step(policy(simulator.observation, simulator.desired_goal))
-        for model, state, reached in zip(models, states, simulator.state_dict()["state"], strict=True):
+        result = simulator.step(policy(simulator.observation, simulator.desired_goal))
+        running &= ~result.unstable
+        after_all = simulator.state_dict()["state"]
+        for world in np.flatnonzero(running):
+            model, state, reached = models[world], states[world], after_all[world]
             mujoco.mj_setState(model, again, state, STATE)
             mujoco.mj_setState(model, after, reached, STATE)
             sent = max(sent, float(np.abs(after.ctrl - again.ctrl).max()) / task.spec.control_dt_s)
             again.ctrl[:] = after.ctrl
             for _ in range(task.frame_skip):
                 mujoco.mj_step(model, again)
-                joint = max(joint, float(np.abs(again.qvel).max()))
+                joint = max(joint, float(np.abs(again.qvel[dofs]).max()))
             if not np.allclose(again.qpos, after.qpos, atol=1e-6):
-                raise RuntimeError("the same controls led elsewhere")
+                raise RuntimeError(f"the same controls led elsewhere: has {task.name} pushes?")
+        running &= ~result.terminated
     return {"joint": joint, "sent": sent}
 
 
@@ -122,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = []
     for folder in options.teacher:
         teacher = Artifact.load(folder)
-        name = f"{teacher.manifest.task}, seed {teacher.manifest.settings['seed']}"
+        task, seed = teacher.manifest.task, teacher.manifest.settings["seed"]
+        name = f"{task}, seed {seed}, {str(teacher.manifest.hash)[:8]}"
         cells.append((name, partial(run_cell, teacher, options.episodes, options.seed)))
     run_study(options, cells, table)
 

@@ -46,7 +46,8 @@ class CompiledTask:
     """A `GoalTask` with its model compiled, its dimensions known and its terms resolved.
 
     Attributes:
-        spec: the task as written; its observation ends with what was sent last, where actions build on that.
+        spec: the task as written; its observation ends with what was sent last and with clocks, where actions
+            build on them.
         model: the compiled `mujoco.MjModel`.
         model_warnings: what MuJoCo warned of as it compiled it.
         frame_skip: physics steps per control step.
@@ -75,10 +76,10 @@ class CompiledTask:
         self.frame_skip = self._frame_skip()
         self.control = ControlMap(self.model, task.control, owner, task.control_dt_s)
         self.action_dim = self.control.action_dim
-        if told := self.control.untold(task.observation):
+        if told := self.control.missing_terms(task.observation):
             self.spec = task = replace(task, observation=(*task.observation, *told))
         seen = task.student_observation
-        if seen is not None and (told := self.control.untold(seen)):
+        if seen is not None and (told := self.control.missing_terms(seen)):
             self.spec = task = replace(task, student_observation=(*seen, *told))
         resolver = TermResolver(self.model, owner)
         self._observed_factors = self._factors_of_training()
@@ -172,7 +173,8 @@ class CompiledTask:
         task = self.spec.changed(**changes)
         if task is self.spec:
             return self
-        return self._under(task) if task.observation == self.spec.observation else CompiledTask(task)
+        seen, before = ((each.observation, each.student_observation) for each in (task, self.spec))
+        return self._under(task) if seen == before else CompiledTask(task)
 
     def with_factors(self, factors: Mapping[str, float] | Sequence[Variation]) -> CompiledTask:
         """Return the same model under a task whose every distribution varies by these factors and no others.

@@ -118,7 +118,7 @@ class ControlMap:
             if command.kind != "hold":
                 self.columns[index] = len(self.actions)
                 self.actions.append(self.actuators[index])
-        self._turns = (2 * np.pi * control_dt_s / np.array(self.periods)).astype(np.float32)
+        self._turns = 2 * np.pi * control_dt_s / np.array(self.periods)
         self.action_dim = len(self.actions)
         if self.action_dim == 0:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
@@ -159,7 +159,7 @@ class ControlMap:
         """The most that is sent, (nu,)."""
         return np.maximum(self.low, self.high)
 
-    def untold(self, observation: Sequence[Term]) -> list[Term]:
+    def missing_terms(self, observation: Sequence[Term]) -> list[Term]:
         """Return the terms that an observation lacks of what was sent last and of clocks, where they count.
 
         Without them what an action does would depend on something that a policy is not told.
@@ -186,8 +186,9 @@ class ControlMap:
         """
         if not self.periods:
             return None
-        turn = step[:, None] * self._on(xp, step.device)["turns"]
-        return xp.stack([xp.cos(turn), xp.sin(turn)], -1).reshape(len(turn), -1)
+        turn = step[:, None] * self._on(xp, step.device)["turns"]  # in 64 bits: episodes may be long
+        pairs = xp.stack([xp.cos(turn), xp.sin(turn)], -1).reshape(len(turn), -1)
+        return xp.asarray(pairs, dtype=xp.float32)
 
     def start(self, ctrl: Any, qpos: Any, xp: Any = np) -> Any:
         """Return what counts as sent last before an episode's first action, (num_worlds, nu).
@@ -233,7 +234,7 @@ class ControlMap:
             action: of every world.
             last: (num_worlds, nu), what was sent before; read where an actuator is `stateful` alone.
             xp: the module of both, `numpy` or `torch`.
-            clocks: (num_worlds, 2 · clocks), as `clocks` returns them; None: as an episode begins.
+            clocks: (num_worlds, 2 · clocks), as `clocks` returns them; read where a target swings alone.
         """
         action = xp.asarray(action)
         placed = self._on(xp, action.device)
@@ -247,7 +248,9 @@ class ControlMap:
         if not self.is_moderated:
             return target
         if placed["swing"] is not None:
-            target = target + (placed["first_clocks"] if clocks is None else clocks) @ placed["swing"]
+            if clocks is None:
+                raise ValueError("the clocks that targets swing with must be given")
+            target = target + clocks @ placed["swing"]
         least, most = placed["least"], placed["most"]
         held = 0.0
         if self._remembers:
@@ -268,7 +271,6 @@ class ControlMap:
                 "switched": self.switched if self.switched.any() else None,
                 "swing": self.swing if self.periods else None,
                 "turns": self._turns,
-                "first_clocks": np.tile(np.array([1.0, 0.0], np.float32), len(self.periods)),
             }
             if self.is_moderated:
                 names = ("least", "most", "carry", "gain", "step", "stateful")

@@ -90,7 +90,7 @@ class TrainedActor:
     def deployable(self, limits: InputLimits) -> DeployablePolicy:
         """Return the policy with input limits, tanh and actuator range, as it is exported.
 
-        Limits of what was sent last are widened to what can be sent, those of clocks to what they tell.
+        Limits of what was sent last are widened to what can be sent. Those of clocks are −1 and 1.
         """
         control, limits = self.task.control, InputLimits(*(limit.clone() for limit in limits))
         low, high = torch.from_numpy(control.low), torch.from_numpy(control.high)

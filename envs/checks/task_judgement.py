@@ -121,8 +121,8 @@ def _put(
     """Put a world into a start of a distribution, at action 0."""
     mujoco.mj_setState(task.model, data, task.start_state(distribution), STATE)
     data.qpos[:], data.qvel[:] = qpos, qvel
-    start = task.control.start(data.ctrl[None], qpos[None])
-    data.ctrl[:] = task.control(np.zeros((1, task.action_dim), np.float32), start)[0]
+    start, clocks = task.control.start(data.ctrl[None], qpos[None]), task.control.clocks(np.zeros(1))
+    data.ctrl[:] = task.control(np.zeros((1, task.action_dim), np.float32), start, clocks=clocks)[0]
     mujoco.mj_forward(task.model, data)
 
 
@@ -243,6 +243,17 @@ def _judge_controls(task: CompiledTask, seed: int) -> list[str]:
         if cut.found:
             place = task_place(task.spec.file, ("action",))
             found.append(f"{place}: MuJoCo cuts controls to their ctrlrange: {cut}.")
+    beyond = _Worst({})
+    reach = np.abs(control.swing).max(0, initial=0.0)
+    for index in np.flatnonzero(reach):
+        name, about = control.actuators[index], float(control.base[index])
+        room = min(about - float(control.least[index]), float(control.most[index]) - about)
+        if (swung := control.commands[index].swing) is not None and abs(swung.amplitude) > room:
+            text = f"actuator {name!r} swings by {abs(swung.amplitude):.3g} about {about:.3g}"
+            beyond.add(name, abs(swung.amplitude) - room, text)
+    if beyond.found:
+        place = task_place(task.spec.file, ("action",))
+        found.append(f"{place}: swings leave the range of their actuator and are cut off there: {beyond}.")
     idle = [repr(control.actions[action]) for action in _idle_actions(task, seed)]
     if idle:
         found.append(
@@ -268,8 +279,9 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
             moved = []
             for extreme in (-alone[action], alone[action]):
                 _put(task, data, "training", *start)
-                for _ in range(_ACTS_FOR):
-                    data.ctrl[:] = task.control(extreme[None], data.ctrl[None])[0]
+                for step in range(_ACTS_FOR):
+                    clocks = task.control.clocks(np.array([step]))
+                    data.ctrl[:] = task.control(extreme[None], data.ctrl[None], clocks=clocks)[0]
                     mujoco.mj_step(model, data, task.frame_skip)
                 moved.append(np.concatenate([data.qpos, data.qvel]))
             if np.abs(moved[0] - moved[1]).max(initial=0.0) > _NO_EFFECT:

@@ -241,6 +241,7 @@ class CpuSimulator(Simulator):
         self._qpos[:], self._qvel[:] = qpos, qvel
         self._ctrl[:] = self.task.control.start(self._ctrl, self._qpos)
         self._act[:] = self.task.control.start_activation(self._act, self._ctrl)
+        self.episode_step[:] = 0
         self._quarantined[:] = False
         self._refresh(np.arange(self.num_worlds))
 

@@ -367,6 +367,7 @@ class WarpSimulator(Simulator):
         self._act.copy_(self.task.control.start_activation(self._act, self._ctrl, xp=torch))
         if self._pending is not None:
             self._pending.begin(self._ctrl, self._reset_mask)
+        self.episode_step.zero_()
         self._quarantined.zero_()
         self._refresh()
 

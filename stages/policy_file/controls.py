@@ -72,13 +72,15 @@ def require_same_controls(metadata: PolicyMetadata, golden: GoldenSet, task: Com
         if differing:
             raise _other_law(name, task, f"actuator {here.name!r} has {', '.join(differing)}")
     rows = golden.arrays()
+    inputs = metadata.inputs.observation
+    limits = ([getattr(element, end) for element in inputs] for end in ("limit_low", "limit_high"))
+    seen = rows.observation.clip(*(np.array(each, np.float32) for each in limits))
+    clocks = seen[:, task.swing_clocks()] if task.control.periods else None
     last = np.zeros((len(rows.action), len(described)), np.float32)
-    clocks = rows.observation[:, task.swing_clocks()] if task.control.periods else None
-    for place, element in enumerate(metadata.inputs.observation):
+    for place, element in enumerate(inputs):
         for index, here in enumerate(described):
             if element.name == f"ctrl:{here.name}[0]":
-                seen = rows.observation[:, place]
-                last[:, index] = seen.clip(element.limit_low, element.limit_high)
+                last[:, index] = seen[:, place]
     error = np.abs(task.control(rows.action, last, clocks=clocks) - rows.control) / control_bounds(metadata)
     if not (error <= _LAW_TOLERANCE).all():
         index = int(error.max(0).argmax())

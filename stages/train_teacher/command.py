@@ -28,7 +28,7 @@ from thousandfold.pipeline.session import CommonOptions, Session, named, resume_
 @resume_option(
     "TEACHER",
     "Continue an unfinished teacher: the newest, or the one named. Name a completed one, with --set "
-    "env_steps=MORE, to train it further as a new teacher.",
+    "env_steps=MORE, to train it further as a new teacher, with other goals too.",
 )
 @stage_command(several_ranks=True)
 def train_teacher(session: Session, common: CommonOptions, resume: str | None, **flags: Any) -> None:

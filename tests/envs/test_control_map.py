@@ -125,10 +125,36 @@ def test_the_quadruped_of_the_examples_steps_as_the_docs_say() -> None:
     assert list(legs.values()) == pytest.approx([0.1, -0.2, -0.1, 0.2], abs=1e-6)
 
 
+@pytest.mark.parametrize("make", EVERY_SIMULATOR)
+def test_a_swing_begins_anew_where_worlds_are_put_into_a_state(make: MakeSimulator) -> None:
+    entries = '{actuators: "*", kind: offset, scale: 0.2, swing: {amplitude: 0.3, period_s: 0.4}}'
+    task = compiled(entries, page=changed(PAGE, "achieved_goal", "  - {field: ctrl}\nachieved_goal"))
+    simulator, idle = make(task), np.zeros((4, 2), np.float32)
+    for _ in range(3):
+        simulator.step(idle)
+    assert np.abs(numpy(simulator.observation)[:, 5:7] - task.control.base).min() > 0.1
+    simulator.set_state(np.tile([0.25, 0.5], (4, 1)), np.zeros((4, 2)))
+    np.testing.assert_allclose(numpy(simulator.observation)[:, 7:9], [[1.0, 0.0]] * 4, atol=1e-6)
+    simulator.step(idle)
+    np.testing.assert_allclose(numpy(simulator.observation)[:, 5:7], [task.control.base] * 4, atol=1e-6)
+
+
+def test_the_clocks_have_to_be_given() -> None:
+    control = compiled(
+        '{actuators: "*", kind: offset, scale: 1, swing: {amplitude: 0.1, period_s: 1}}'
+    ).control
+    with pytest.raises(ValueError, match="the clocks that targets swing with must be given"):
+        control(np.zeros((1, 2)))
+    late = control.clocks(np.array([1_000_000 * 20 + 5]))
+    np.testing.assert_allclose(late, control.clocks(np.array([5])), atol=1e-5)
+
+
 def test_a_clock_that_is_observed_already_is_not_observed_twice() -> None:
     swing = "swing: {amplitude: 0.3, period_s: 0.4}"
     page = changed(PAGE, "achieved_goal", "  - {clock: 0.4, history: 2}\nachieved_goal")
     task = compiled(f'{{actuators: "*", kind: offset, scale: 0.2, {swing}}}', page=page)
+    seen = compiled("range", page=page + "student_observation: [{field: qpos}]\n").changed(clock_s=0.4)
+    assert seen.observation_dim == 9 and seen.student_view.clock_columns() == [2, 3]
     for each in (task, task.changed(clock_s=0.4)):
         names = [element["name"] for element in each.describe("observation")]
         assert names.count("clock:0.4[0]") == 1 and names[each.swing_clocks()[1]] == "clock:0.4[1]"

@@ -115,6 +115,16 @@ class TestControls:
         weak = changed(ARM, 'joint="elbow" kp="10"', 'joint="elbow" kp="1000" forcerange="-1 1"')
         assert found(model=weak) == []
 
+    def test_swings_beyond_the_range(self) -> None:
+        swing = (
+            "action: {{actuators: '*', kind: offset, scale: 0.1, swing: {{amplitude: {}, period_s: 0.4}}}}\n"
+        )
+        assert found(PAGE + swing.format(-0.4)) == []
+        assert found(PAGE + swing.format(0.8)) == [
+            "robot.yaml, line 13, action: swings leave the range of their actuator and are cut off there: "
+            "actuator 'bend' swings by 0.8 about 0.5, actuator 'lift' swings by 0.8 about 0.25."
+        ]
+
     def test_controls_that_mujoco_cuts(self) -> None:
         page = PAGE + "action: [{actuator: lift, low: -9, high: 1}, {actuator: bend}]\n"
         assert found(page) == [

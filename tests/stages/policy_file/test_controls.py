@@ -50,6 +50,10 @@ episode_steps: 50
 """
 LIFT = "{actuator: lift, kind: delta, max_rate: 0.5}"
 TURN = "{actuator: turn, low: 0.8, high: -0.8}"
+SWING = (
+    "{actuator: turn, kind: offset, about: 0.1, scale: 0.3, "
+    "swing: {amplitude: 0.2, period_s: 0.7, phase: 0.1}}"
+)
 
 
 def crane(folder: Path, lift: str = LIFT, turn: str = TURN) -> CompiledTask:
@@ -84,19 +88,28 @@ def test_servos_tell_their_joints_and_gains_and_others_what_they_are_sent(tmp_pa
 
 
 def exported(task: CompiledTask, *, as_before: bool = False) -> tuple[PolicyMetadata, GoldenSet]:
-    """Return what a policy file of a task says; `as_before` as files did that told no more than the ends."""
+    """Return what a policy file of a task says; `as_before` as files did that told no more than the ends.
+
+    The last rows are beyond the limits, to which a graph clips them.
+    """
     rng = np.random.default_rng(0)
     observation = rng.uniform(-0.4, 0.4, (16, task.observation_dim)).astype(np.float32)
+    observation[12:] *= 9
     action = rng.uniform(-1, 1, (16, task.action_dim)).astype(np.float32)
-    last = np.zeros((16, task.model.nu), np.float32)
-    last[:, 0] = observation[:, -1]
-    rows = GoldenArrays(observation, observation[:, :1], action, task.control(action, last))
+    last, seen = np.zeros((16, task.model.nu), np.float32), observation.clip(-1, 1)
+    names = [element["name"] for element in task.describe("observation")]
+    last[:, 0] = seen[:, names.index("ctrl:lift[0]")]
+    clocks = (
+        seen[:, [names.index(f"clock:0.7[{number}]") for number in (0, 1)]] if task.control.periods else None
+    )
+    rows = GoldenArrays(observation, observation[:, :1], action, task.control(action, last, clocks=clocks))
     controls = [control.model_dump() for control in describe_controls(task)]
     if as_before:
         ends = ("name", "low", "high")
         controls = [{"unit": "actuator"} | {key: control[key] for key in ends} for control in controls]
     limits = {"low": -1.0, "high": 1.0, "limit_low": -1.0, "limit_high": 1.0}
     described = metadata(
+        format_version=4 if task.control.periods else 3,
         inputs={
             "observation": [element | limits for element in task.describe("observation")],
             "goal": [element | limits for element in task.describe("achieved_goal")],
@@ -106,13 +119,23 @@ def exported(task: CompiledTask, *, as_before: bool = False) -> tuple[PolicyMeta
     return PolicyMetadata.model_validate(described), GoldenSet.of(rows, 1e-5)
 
 
+@pytest.mark.parametrize("turn", [TURN, SWING], ids=["plain", "swinging"])
 @pytest.mark.parametrize("as_before", [False, True])
-def test_a_task_whose_actions_are_as_they_were_passes(as_before: bool, tmp_path: Path) -> None:
-    task = crane(tmp_path)
+def test_a_task_whose_actions_are_as_they_were_passes(as_before: bool, turn: str, tmp_path: Path) -> None:
+    task = crane(tmp_path, turn=turn)
     described, rows = exported(task, as_before=as_before)
     require_same_controls(described, rows, task, "p.onnx")  # raises where they differ
     assert [each.unit == "actuator" for each in described.outputs.control].count(True) >= as_before
     assert len(described.outputs.control) == task.model.nu
+
+
+def test_a_changed_swing_is_noticed(tmp_path: Path) -> None:
+    files = exported(crane(tmp_path / "was", turn=SWING))
+    for before, after in (("amplitude: 0.2", "amplitude: 0.25"), ("phase: 0.1", "phase: 0.2")):
+        with pytest.raises(UserError, match="'turn' is sent something else for"):
+            require_same_controls(
+                *files, crane(tmp_path / after, turn=SWING.replace(before, after)), "p.onnx"
+            )
 
 
 @pytest.mark.parametrize("as_before", [False, True])

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.stages.tiny_runs import TINY_TEACHER, make_context
 from tests.stages.train_teacher.teacher_runs import Killed, assert_same_run, change, interrupt_after, invoke
-from thousandfold.ground.errors import SettingsError, StoppedByUser
+from thousandfold.envs.registry import compile_task
+from thousandfold.envs.simulators.cpu_simulator import CpuSimulator
+from thousandfold.ground.errors import DamagedFileError, SettingsError, StoppedByUser
 from thousandfold.pipeline.artifacts import Artifact, Workspace
 from thousandfold.pipeline.resume import CONTINUED, checkpoint_of
 from thousandfold.stages.report.chain import collect_chain
@@ -89,7 +92,7 @@ def test_the_command_asks_for_more_and_changes_nothing_else(completed: Artifact)
 
 
 def test_it_may_start_and_aim_elsewhere_from_then_on(completed: Artifact):
-    """Near goals first, then all: episodes begin anew, and the best of other evaluations is forgotten."""
+    """Near goals first, then all: the best of other evaluations is forgotten."""
     context = make_context(completed.path.parents[1])
     settings, found = train_teacher.find_resumable(context.workspace, completed.name)
     elsewhere = change(
@@ -110,6 +113,42 @@ def test_it_may_start_and_aim_elsewhere_from_then_on(completed: Artifact):
         for each in (completed, made)
     ]
     assert rows[0] < rows[1]
+
+
+def test_episodes_begin_anew_where_they_start_and_aim_elsewhere(completed: Artifact):
+    settings, _ = train_teacher.find_resumable(Workspace(completed.path.parents[1]), completed.name)
+    checkpoint, rest = checkpoint_of(completed), {"env_steps": TINY_TEACHER.env_steps}
+    elsewhere = change(settings, training_distribution="training_from_start", **rest)
+    task = compile_task("point_u_maze")
+    went_on, begun = (
+        training.TeacherTraining(each, task, "cpu") for each in (change(settings, **rest), elsewhere)
+    )
+    for each in (went_on, begun):
+        each.train_on(checkpoint)
+    assert (went_on.simulator.episode_step > 0).all() and not begun.simulator.episode_step.any()
+    # Every episode of this distribution starts where those of the evaluation do.
+    starts = CpuSimulator(task, len(begun.simulator.achieved_goal), distribution="evaluation").achieved_goal
+    assert np.abs(begun.simulator.achieved_goal - starts.mean(0)).max() < 0.5
+    assert np.abs(went_on.simulator.achieved_goal - starts.mean(0)).max() > 0.5
+    assert begun.buffer.rows_per_world < went_on.buffer.rows_per_world, "rows of broken episodes are dropped"
+
+
+def test_it_may_learn_otherwise_from_then_on(completed: Artifact):
+    settings, _ = train_teacher.find_resumable(Workspace(completed.path.parents[1]), completed.name)
+    otherwise = {"batch_size": 16, "discount": 0.9, "actor_learning_rate": 0.01, "updates_per_unroll": 3}
+    begun = training.TeacherTraining(change(settings, **otherwise), compile_task("point_u_maze"), "cpu")
+    begun.train_on(checkpoint_of(completed))
+    before = begun.progress.updates
+    begun.collect()
+    batches = list(begun.relabel())
+    assert [len(batch.goal) for batch in batches] == [16] * 3
+    begun.update(batches[0])
+    assert begun.progress.updates == before + 1
+    with pytest.raises(DamagedFileError, match="other settings"):
+        wider = change(settings, width=16)
+        training.TeacherTraining(wider, compile_task("point_u_maze"), "cpu").train_on(
+            checkpoint_of(completed)
+        )
 
 
 def test_a_target_that_was_met_has_to_be_met_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
