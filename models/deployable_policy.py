@@ -219,7 +219,7 @@ class DeployablePolicy(nn.Module):
             return PolicyOutput(action, control)
         least, most = self.control_ends
         held = torch.where(law.stateful, observation[..., law.last].clamp(least, most), 0.0)
-        swung = observation[..., law.clocks] @ law.swing
+        swung = observation[..., law.clocks] @ law.swing.to(observation.dtype)
         target = law.base + law.slope * share + swung + law.carry * held
         moved = (law.gain * (target - held)).clamp(-law.step, law.step)
         return PolicyOutput(action, (held + moved).clamp(least, most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,9 @@ def test_an_exported_graph_sends_what_the_simulator_would(tmp_path: Path, action
         moved = np.maximum(moved, np.abs(control - rows["observation"][:, [6, 5]]).max(0))
     held = [command.kind == "hold" for command in task.control.commands]
     assert ((moved > 0.01) | held).all()
+    exact = copy.deepcopy(policy).double()(*(torch.from_numpy(each).double() for each in rows.values()))
+    rounded = policy(*map(torch.from_numpy, rows.values())).control.double()
+    torch.testing.assert_close(exact.control, rounded, atol=1e-4, rtol=0)
 
 
 def test_the_hash_tells_models_apart():
