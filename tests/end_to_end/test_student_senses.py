@@ -1,6 +1,6 @@
 """A student with sensors of its own goes through the whole chain, beside a teacher that sees everything.
 
-What only the simulator knows, the factors that are drawn for an episode, is part of that.
+What only the simulator knows, the factors that are drawn for an episode, is part of that. One target swings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ SENSED = """student_observation:
   - {field: qpos, noise: 0.01, delay: 1, history: 3}
   - {field: ctrl, object: lift, history: 2}
   - {clock: 0.35, history: 2}
-action: {actuators: "*", kind: delta, max_rate: 3}
+action:
+  - {actuator: lift, kind: delta, max_rate: 3}
+  - {actuator: bend, kind: offset, scale: 0.3, max_rate: 3, swing: {amplitude: 0.2, period_s: 0.35}}
 action_delay: {low: 0, high: 2}
 randomize: {mass: {low: 0.7, high: 1.3}, joint_zero: {low: -0.02, high: 0.02, joints: elbow}}
 """
@@ -69,7 +71,7 @@ def newest(workspace: Path, kind: str) -> Artifact:
 
 def test_rows_carry_what_both_see(workspace: Path) -> None:
     data = load_goal_dataset(newest(workspace, "dataset").path)
-    assert data.observation.shape[1] == 9 and data.seen_by_student.shape[1] == len(SEEN)
+    assert data.observation.shape[1] == 11 and data.seen_by_student.shape[1] == len(SEEN)
     first = np.flatnonzero(np.diff(data.episode, prepend=-1))
     seen, true = data.seen_by_student, data.observation
     np.testing.assert_array_equal(seen[first, 2:4], seen[first, 0:2])  # all before is the first reading
@@ -84,7 +86,7 @@ def test_rows_carry_what_both_see(workspace: Path) -> None:
 
 def test_a_student_is_of_its_own_senses(workspace: Path) -> None:
     student, teacher = (load_actor(newest(workspace, kind)) for kind in ("student", "teacher"))
-    assert (teacher.task.observation_dim, student.task.observation_dim) == (9, len(SEEN))
+    assert (teacher.task.observation_dim, student.task.observation_dim) == (11, len(SEEN))
     assert [each["name"] for each in student.task.describe("observation")] == SEEN
     results = newest(workspace, "student").manifest.results
     assert [entry["round"] for entry in results["rounds"]] == [1, 2, 3, 4], "nobody said how many"
@@ -95,7 +97,9 @@ def test_the_file_names_past_readings_and_older_runners_refuse_it(workspace: Pat
     policy = newest(workspace, "policy")
     student, teacher = (OnnxPolicy(policy.file(name)).metadata for name in (POLICY_FILE, TEACHER_FILE))
     assert [element.name for element in student.inputs.observation] == SEEN
-    assert (student.format_version, teacher.format_version) == (4, 3)
+    assert (student.format_version, teacher.format_version) == (4, 4), (
+        "the teacher sees the clock of the swing"
+    )
     assert student.inputs.observation[0].unit == "rad"
     assert [each.name for each in teacher.inputs.observation if each.name.startswith("factors:")] == FACTORS
 
