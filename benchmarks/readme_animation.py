@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("video", type=Path, help="an mp4 file")
     parser.add_argument("output", type=Path, help="a .webp file")
     parser.add_argument("--every", type=int, default=2, help="frames of the video to one of the animation")
+    parser.add_argument("--from-s", type=float, default=0.0, help="second of the video to begin at")
     parser.add_argument("--quality", type=int, default=60, help="of WebP, 0 to 100")
     options = parser.parse_args(arguments)
     if not options.video.is_file():
@@ -37,8 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frames = [
         Image.frombytes("RGB", facts["size"], frame)
         for number, frame in enumerate(reader)
-        if number % options.every == 0
+        if number >= options.from_s * facts["fps"] and number % options.every == 0
     ]
+    if not frames:
+        parser.error(f"--from-s {options.from_s:g} is beyond the end of {options.video}")
     with atomic_file(options.output) as temporary:
         frames[0].save(
             temporary,

@@ -27,6 +27,11 @@ def test_every_second_frame_for_twice_as_long(tmp_path: Path, capsys: pytest.Cap
         assert animation.info["duration"] == 100
         assert np.asarray(animation.convert("RGB")).mean() == pytest.approx(80, abs=8)
     assert "5 frames of 64 x 48" in capsys.readouterr().out
+    readme_animation.main([str(video), str(output), "--from-s", "0.3"])
+    assert "2 frames" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        readme_animation.main([str(video), str(output), "--from-s", "3"])
+    assert "--from-s 3 is beyond the end of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
