@@ -47,7 +47,7 @@ def positions(
     batch.qpos[:], batch.qvel[:] = qpos, qvel
     passed = []
     for step, action in enumerate(actions):
-        clocks = task.control.clocks(np.full(len(qpos), step))
+        clocks = task.control.clocks(np.full((len(qpos), 1), step * task.spec.control_dt_s))
         batch.ctrl[:] = task.control(action, batch.ctrl, clocks=clocks)
         batch.step(nstep=task.frame_skip)
         passed.append(batch.qpos.copy())

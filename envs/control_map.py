@@ -118,7 +118,7 @@ class ControlMap:
             if command.kind != "hold":
                 self.columns[index] = len(self.actions)
                 self.actions.append(self.actuators[index])
-        self._turns = 2 * np.pi * control_dt_s / np.array(self.periods)
+        self._turns = 2 * np.pi / np.array(self.periods)
         self.action_dim = len(self.actions)
         if self.action_dim == 0:
             raise TaskError(f"{owner}: every actuator is held, none takes an action.")
@@ -177,16 +177,16 @@ class ControlMap:
         seen = {term.period_s for term in observation}
         return last + [clock(period) for period in self.periods if period not in seen]
 
-    def clocks(self, step: Any, xp: Any = np) -> Any:
+    def clocks(self, time_s: Any, xp: Any = np) -> Any:
         """Return cos and sin of each clock, (num_worlds, 2 · clocks); None where nothing swings.
 
         Args:
-            step: (num_worlds,), control steps since each world's episode began.
+            time_s: (num_worlds, 1), seconds since each world's episode began; read where something swings.
             xp: the module of the array, `numpy` or `torch`.
         """
         if not self.periods:
             return None
-        turn = step[:, None] * self._on(xp, step.device)["turns"]  # in 64 bits: episodes may be long
+        turn = time_s * self._on(xp, time_s.device)["turns"]
         pairs = xp.stack([xp.cos(turn), xp.sin(turn)], -1).reshape(len(turn), -1)
         return xp.asarray(pairs, dtype=xp.float32)
 

@@ -121,7 +121,7 @@ def _put(
     """Put a world into a start of a distribution, at action 0."""
     mujoco.mj_setState(task.model, data, task.start_state(distribution), STATE)
     data.qpos[:], data.qvel[:] = qpos, qvel
-    start, clocks = task.control.start(data.ctrl[None], qpos[None]), task.control.clocks(np.zeros(1))
+    start, clocks = task.control.start(data.ctrl[None], qpos[None]), task.control.clocks(np.zeros((1, 1)))
     data.ctrl[:] = task.control(np.zeros((1, task.action_dim), np.float32), start, clocks=clocks)[0]
     mujoco.mj_forward(task.model, data)
 
@@ -280,7 +280,7 @@ def _idle_actions(task: CompiledTask, seed: int) -> Iterator[int]:
             for extreme in (-alone[action], alone[action]):
                 _put(task, data, "training", *start)
                 for step in range(_ACTS_FOR):
-                    clocks = task.control.clocks(np.array([step]))
+                    clocks = task.control.clocks(np.array([[step * task.spec.control_dt_s]]))
                     data.ctrl[:] = task.control(extreme[None], data.ctrl[None], clocks=clocks)[0]
                     mujoco.mj_step(model, data, task.frame_skip)
                 moved.append(np.concatenate([data.qpos, data.qvel]))

@@ -130,7 +130,7 @@ class CpuSimulator(Simulator):
 
     def step(self, action: np.ndarray) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
-        clocks = self.task.control.clocks(self.episode_step)
+        clocks = self.task.control.clocks(self._fields.get("time"))
         control = self.task.control(np.asarray(action), self._sent, clocks=clocks)
         self._ctrl[:] = control if self._pending is None else self._pending.send(control)
         if self.varied is not None:
@@ -241,7 +241,6 @@ class CpuSimulator(Simulator):
         self._qpos[:], self._qvel[:] = qpos, qvel
         self._ctrl[:] = self.task.control.start(self._ctrl, self._qpos)
         self._act[:] = self.task.control.start_activation(self._act, self._ctrl)
-        self.episode_step[:] = 0
         self._quarantined[:] = False
         self._refresh(np.arange(self.num_worlds))
 

@@ -327,7 +327,7 @@ class WarpSimulator(Simulator):
     def step(self, action: Array) -> StepResult:
         """Advance every world by one control step; see `Simulator.step`."""
         action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-        clocks = self.task.control.clocks(self.episode_step, xp=torch)
+        clocks = self.task.control.clocks(self._fields.get("time"), xp=torch)
         control = self.task.control(action, self._sent, xp=torch, clocks=clocks)
         self._ctrl.copy_(control if self._pending is None else self._pending.send(control))
         if self.varied is not None and len(self.varied.pushed_dofs):
@@ -367,7 +367,6 @@ class WarpSimulator(Simulator):
         self._act.copy_(self.task.control.start_activation(self._act, self._ctrl, xp=torch))
         if self._pending is not None:
             self._pending.begin(self._ctrl, self._reset_mask)
-        self.episode_step.zero_()
         self._quarantined.zero_()
         self._refresh()
 

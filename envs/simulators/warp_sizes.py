@@ -84,7 +84,8 @@ def _play(task: CompiledTask) -> tuple[int, int, list[dict[str, np.ndarray]]]:
     with quiet_mujoco():
         for step in range(1, _STEPS + 1):
             action = np.where(held, extreme, rng.uniform(-1, 1, extreme.shape))
-            ctrl[:] = task.control(action, ctrl, clocks=task.control.clocks(np.full(_WORLDS, step - 1)))
+            time_s = np.full((_WORLDS, 1), (step - 1) * task.spec.control_dt_s)
+            ctrl[:] = task.control(action, ctrl, clocks=task.control.clocks(time_s))
             batch.step(nstep=task.frame_skip)
             contacts, constraints = max(contacts, int(ncon.max())), max(constraints, int(nefc.max()))
             if step % _STEPS_BETWEEN_SNAPSHOTS == 0:

@@ -112,9 +112,10 @@ def test_a_datasets_environment_is_recovered(earlier: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", GO_ON)
 def test_what_was_stopped_ends_as_that_version_ends_it(earlier: Path, kind: str) -> None:
-    """A student bit for bit on the same processor; another one sums in another order, and comes close.
+    """A student but for the last bit on the same processor; another one sums in another order.
 
-    So does a teacher: InfoNCE's gradient has been summed otherwise since.
+    Both come close, and so does a teacher: InfoNCE's gradient has been summed otherwise since. A student's
+    parameters lie in one tensor since, whose ends the optimiser's kernel rounds otherwise.
     """
     command, *settings = GO_ON[kind]
     artifact = Artifact.load(Path(result_of(earlier, command, "--resume", *settings)["path"]))
@@ -122,17 +123,18 @@ def test_what_was_stopped_ends_as_that_version_ends_it(earlier: Path, kind: str)
     ours, header = load_tensors(artifact.file("network.safetensors"))
     theirs, its_header = load_tensors(expected / "network.safetensors")
     assert (ours.keys(), header["shape"]) == (theirs.keys(), its_header["shape"] | {"activation": "swish"})
-    exact = (
+    same = (
         kind == "student"
         and describe_host()["cpu"] == (expected.parent / "processor.txt").read_text().strip()
     )
-    tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}
+    tolerance = {"rtol": 1e-6, "atol": 1e-7} if same else {"rtol": 1e-3, "atol": 1e-4}
     for name, tensor in ours.items():
         np.testing.assert_allclose(tensor.numpy(), theirs[name].numpy(), **tolerance, err_msg=name)
-    if exact:
+    if same:
         histories = [
             json.loads((at / "history.json").read_text())["history"] for at in (artifact.path, expected)
         ]
         for now, then in zip(*histories, strict=True):
             told = then.keys() - {"elapsed_s"}  # entries tell more by now
-            assert {name: now[name] for name in told} == {name: then[name] for name in told}
+            found = {name: now[name] for name in told}
+            assert found == pytest.approx({name: then[name] for name in told}, rel=1e-6)

@@ -145,8 +145,8 @@ def test_the_clocks_have_to_be_given() -> None:
     ).control
     with pytest.raises(ValueError, match="the clocks that targets swing with must be given"):
         control(np.zeros((1, 2)))
-    late = control.clocks(np.array([1_000_000 * 20 + 5]))
-    np.testing.assert_allclose(late, control.clocks(np.array([5])), atol=1e-5)
+    late = control.clocks(np.array([[50_000.3]]))
+    np.testing.assert_allclose(late, control.clocks(np.array([[0.3]])), atol=1e-5)
 
 
 def test_a_clock_that_is_observed_already_is_not_observed_twice() -> None:
