@@ -244,13 +244,13 @@ def _judge_controls(task: CompiledTask, seed: int) -> list[str]:
             place = task_place(task.spec.file, ("action",))
             found.append(f"{place}: MuJoCo cuts controls to their ctrlrange: {cut}.")
     beyond = _Worst({})
-    reach = np.abs(control.swing).max(0, initial=0.0)
-    for index in np.flatnonzero(reach):
-        name, about = control.actuators[index], float(control.base[index])
-        room = min(about - float(control.least[index]), float(control.most[index]) - about)
-        if (swung := control.commands[index].swing) is not None and abs(swung.amplitude) > room:
-            text = f"actuator {name!r} swings by {abs(swung.amplitude):.3g} about {about:.3g}"
-            beyond.add(name, abs(swung.amplitude) - room, text)
+    for index, (name, command) in enumerate(zip(control.actuators, control.commands, strict=True)):
+        if command.swing is None:
+            continue
+        about, reach = float(control.base[index]), abs(command.swing.amplitude)
+        over = reach - min(about - float(control.least[index]), float(control.most[index]) - about)
+        if over > 0:
+            beyond.add(name, over, f"actuator {name!r} swings by {reach:.3g} about {about:.3g}")
     if beyond.found:
         place = task_place(task.spec.file, ("action",))
         found.append(f"{place}: swings leave the range of their actuator and are cut off there: {beyond}.")

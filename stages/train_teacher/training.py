@@ -384,7 +384,7 @@ class TeacherTraining:
         own = {"device": self.device.partition(":")[0], "task": self.task.name}
         return dump_settings(self.settings) | own
 
-    def _is_as_in(self, progress: Mapping[str, Any], name: str) -> bool:
+    def _is_as_saved(self, progress: Mapping[str, Any], name: str) -> bool:
         """Tell whether a setting has the value that a checkpoint was saved with."""
         own = getattr(self.settings, name)
         return progress.get("settings", {}).get(name, own) == own
@@ -429,7 +429,7 @@ class TeacherTraining:
             self._unsaved_finalists = finalists  # in another folder, or in another form
             own = partial(strip_prefix, part.tensors)
             self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
-            goes_on = self._is_as_in(checkpoint.progress, "training_distribution")
+            goes_on = self._is_as_saved(checkpoint.progress, "training_distribution")
             if goes_on:
                 state = {name: value.numpy() for name, value in own("simulator.").items()}
                 self.simulator.load_state_dict(state)
@@ -457,7 +457,7 @@ class TeacherTraining:
         """
         self.load(folder, CHANGEABLE_WHEN_COMPLETED)
         self.buffer.mark_unsaved()
-        if not self._is_as_in(folder.progress, "evaluation_distribution"):
+        if not self._is_as_saved(folder.progress, "evaluation_distribution"):
             fresh = TrainingProgress()
             self.progress.best_score, self.progress.scores = fresh.best_score, fresh.scores
             self.progress.finalists, self._unsaved_finalists = fresh.finalists, {}
