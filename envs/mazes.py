@@ -141,12 +141,14 @@ class GoalsByPathLength:
         scale: metres from cell to cell.
         shortest: fewest steps between neighbouring free cells on the way to a goal.
         longest: most of them; infinite by default.
+        height: z of the goals in metres; None for goals of x and y alone.
     """
 
     layout: str
     scale: float
     shortest: int = 1
     longest: float = math.inf
+    height: float | None = None
 
     @cached_property
     def _free(self) -> list[tuple[int, int]]:
@@ -174,7 +176,7 @@ class GoalsByPathLength:
         return tuple((self.scale * i, self.scale * j) for i, j in (self._free[index] for index in chosen))
 
     def sample_for(self, rng: np.random.Generator, starts: np.ndarray) -> np.ndarray:
-        """Return the centre of a goal cell for each start, (count, 2) in metres.
+        """Return the centre of a goal cell for each start, (count, 2 or 3) in metres.
 
         Args:
             rng: the generator to draw from.
@@ -190,16 +192,18 @@ class GoalsByPathLength:
             x, y = starts[~suits.any(1)][0, :2]
             raise TaskError(f"No goal is {self.shortest} to {self.longest} cells from ({x:g}, {y:g}).")
         # The largest of uniform numbers falls on every goal that suits with the same probability.
-        return self.scale * free[np.where(suits, rng.random(suits.shape), -1.0).argmax(1)]
+        goals = self.scale * free[np.where(suits, rng.random(suits.shape), -1.0).argmax(1)]
+        return goals if self.height is None else np.insert(goals, 2, self.height, axis=1)
 
 
 def maze_episodes(
     name: str, scale: float, reset: Reset, *, goal_height: float | None = None
 ) -> dict[str, EpisodeDistribution]:
-    """Return a maze's episodes: ``training``, ``training_anywhere`` and ``evaluation``.
+    """Return a maze's episodes: ``training``, ``training_anywhere``, ``near`` and ``evaluation``.
 
     Training and evaluation start at R and draw a G cell of the layout or of its evaluation layout;
-    ``training_anywhere`` draws start and goal from all free cells, a little off their centres.
+    ``training_anywhere`` draws start and goal from all free cells, a little off their centres; ``near``
+    starts so too, and its goal is the centre of a cell beside the start's.
 
     Args:
         name: of the layout.
@@ -208,6 +212,7 @@ def maze_episodes(
         goal_height: z of the goals in metres; None for goals of x and y alone.
     """
     training, evaluation = LAYOUTS[name], evaluation_layout(name)
+    off_centre = _ANYWHERE_JITTER_CELLS * scale
 
     def episodes(layout: str, starts: str, goals: str, jitter: float) -> EpisodeDistribution:
         place: PositionDistribution = CellPositions(cells(layout, goals, scale), jitter)
@@ -216,9 +221,13 @@ def maze_episodes(
         start = CellPositions(cells(layout, starts, scale), jitter)
         return EpisodeDistribution(replace(reset, position=start), place)
 
+    beside = GoalsByPathLength(training, scale, longest=1, height=goal_height)
     return {
         "training": episodes(training, "R", "G", 0.0),
-        "training_anywhere": episodes(training, FREE, FREE, _ANYWHERE_JITTER_CELLS * scale),
+        "training_anywhere": episodes(training, FREE, FREE, off_centre),
+        "near": EpisodeDistribution(
+            replace(reset, position=CellPositions(beside.start_cells, off_centre)), beside
+        ),
         "evaluation": episodes(evaluation, "R", "G", 0.0),
     }
 

@@ -242,6 +242,10 @@ class EpisodeDistribution:
         return positions, self.goals.sample(rng, count)
 
 
+EPISODES = ("training", "evaluation", "near")
+"""the distributions that a page of a task has sections for; ``near``, goals to begin with, may be missing"""
+
+
 def with_nominal(distributions: Mapping[str, EpisodeDistribution]) -> dict[str, EpisodeDistribution]:
     """Return the distributions with two more, of evaluation's starts and goals.
 
@@ -478,6 +482,11 @@ class GoalTask:
         swings = any(command.swing is not None for command in self.control or ())
         terms = (*self.observation, *(self.student_observation or ()))
         return swings or any(term.field == "time" for term in terms)
+
+    @property
+    def judged(self) -> list[str]:
+        """Those of `EPISODES` that the task has, which `tasks check` looks at."""
+        return [name for name in EPISODES if name in self.distributions]
 
     def changed(
         self,

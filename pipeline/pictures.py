@@ -18,6 +18,7 @@ from thousandfold.ground.picture_style import (
     DENSITY_MAP,
     INK,
     PALETTE,
+    SOFT,
     count_axis,
     house_figure,
     signed,
@@ -81,6 +82,7 @@ def draw_learning_curve(
     x: str = "step",
     x_label: str = "environment steps",
     metrics: Sequence[str] | None = None,
+    changes: Mapping[float, str] | None = None,
 ) -> None:
     """Draw what a learner reported over its training, one panel a metric.
 
@@ -93,6 +95,8 @@ def draw_learning_curve(
         x: The key of the horizontal axis.
         x_label: What that axis counts, with its unit.
         metrics: The metrics to draw, in this order; None draws every number in the history.
+        changes: What is measured from a place of the horizontal axis on, by that place, marked by a dashed
+            line.
 
     Raises:
         ValueError: The history holds no finite value of these metrics.
@@ -115,6 +119,12 @@ def draw_learning_curve(
             if low and high and low[0] == high[0]:
                 band = axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
                 axes.legend([band], ["95 % interval over episodes"], loc="best", fontsize=9)
+        for place, label in (changes or {}).items():
+            for axes in panels:
+                axes.axvline(place, color=SOFT, linewidth=1, linestyle="--")
+            panels[0].annotate(
+                label, (place, 1), (3, 3), ("data", "axes fraction"), "offset points", color=SOFT, fontsize=9
+            )
         panels[-1].set_xlabel(x_label)
         count_axis(panels[-1])
         figure.align_ylabels()

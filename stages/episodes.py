@@ -43,7 +43,10 @@ class SamplingSettings(StageSettings):
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Maps observations (n, observation_dim) and goals (n, goal_dim) to actions (n, action_dim) in [−1, 1]."""
 HISTORY_FILE = "history.json"
-"""Every evaluation of a training, of a teacher or a student, as ``{"history": [...]}``."""
+"""Every evaluation of a training, of a teacher or a student, as ``{"history": [...]}``.
+
+A teacher's has ``evaluated`` too: from which environment step on evaluations draw from which distribution.
+"""
 
 Z_95 = 1.959963984540054
 LEAST_CHANCE = 0.01
@@ -296,6 +299,11 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     half = z / (1 + square / trials) * math.sqrt(rate * (1 - rate) / trials + square / (4 * trials**2))
     low = max(0.0, centre - half) if successes else 0.0  # which rounding may miss
     return low, min(1.0, centre + half) if successes < trials else 1.0
+
+
+def evaluation_changes(evaluated: Sequence[Mapping[str, Any]]) -> dict[float, str]:
+    """Return what marks a curve where evaluations draw from another distribution: its name, by the step."""
+    return {float(entry["env_steps"]): f"{entry['distribution']} from here on" for entry in evaluated[1:]}
 
 
 def with_intervals(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -22,7 +22,11 @@ _RECORD = ("random_success", "random_success_interval", "random_episodes")
 
 
 def measure_random(
-    task: CompiledTask, episodes: int, seed: np.random.SeedSequence, actions: np.random.SeedSequence
+    task: CompiledTask,
+    episodes: int,
+    seed: np.random.SeedSequence,
+    actions: np.random.SeedSequence,
+    distribution: str = "evaluation",
 ) -> dict[str, Any]:
     """Return what the results record of uniformly random actions, drawn anew at each step.
 
@@ -31,13 +35,14 @@ def measure_random(
         episodes: how many to run.
         seed: of starts and goals; that of a policy's evaluation gives the same ones.
         actions: seed of the actions.
+        distribution: episode distribution to draw from.
     """
     rng = np.random.default_rng(actions)
 
     def act(observation: np.ndarray, _: np.ndarray) -> np.ndarray:
         return rng.uniform(-1, 1, (len(observation), task.action_dim)).astype(np.float32)
 
-    found = run_episodes(task, act, episodes=episodes, seed=seed).summary()
+    found = run_episodes(task, act, episodes=episodes, seed=seed, distribution=distribution).summary()
     return dict(zip(_RECORD, (found["success"], found["success_interval"], found["episodes"]), strict=True))
 
 

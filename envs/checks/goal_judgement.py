@@ -56,7 +56,7 @@ def judge_goals(
     Args:
         task: the compiled task.
         seed: of goals and configurations.
-        goals: of training and of evaluation each.
+        goals: of training, of evaluation and of near each.
         configurations: how many random ones to look at before the search.
     """
     reach = GoalReach(task, seed, configurations)
@@ -65,7 +65,7 @@ def judge_goals(
         return GoalJudgement(None, warnings, _MORE_THAN_POSITIONS)
     shares: dict[str, float] = {}
     with quiet_mujoco():
-        for name in ("training", "evaluation"):
+        for name in task.spec.judged:
             report = reach.judge(name, goals)
             shares[name] = report.share
             warnings += _warnings(task, name, report)

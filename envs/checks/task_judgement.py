@@ -45,7 +45,7 @@ def judge_task(task: CompiledTask, seed: int) -> list[str]:
     place = task_place(task.spec.file, ("model",))
     found = [f"{place}: MuJoCo says: {warning}." for warning in task.model_warnings]
     with quiet_mujoco():
-        for name in ("training", "evaluation"):
+        for name in task.spec.judged:
             if name == "training" or task.spec.distribution(name) != task.spec.distribution("training"):
                 found += _judge_starts(task, name, seed)
                 found += _judge_goals_apart(task, name, seed)

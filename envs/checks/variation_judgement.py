@@ -22,13 +22,13 @@ _REASONS = {
 
 
 def judge_variations(task: CompiledTask, seed: int) -> list[str]:
-    """Return a line for each factor and push of training and evaluation that changes no world.
+    """Return a line for each factor and push of the task's episodes that changes no world.
 
     Worlds are compared with nominal ones after 50 control steps under the same random actions; those that are
     pushed after as many as the first push may take.
     """
     found, judged = [], set[tuple[Variation, ...]]()
-    for name in ("training", "evaluation"):
+    for name in task.spec.judged:
         varies = task.spec.distribution(name).varies
         if not varies or varies in judged:
             continue

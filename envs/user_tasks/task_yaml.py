@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from thousandfold.envs.task import TaskError
+from thousandfold.envs.task import EPISODES, TaskError
 from thousandfold.ground.limited_yaml import MOST_BYTES, LimitedYamlError, load_yaml_nodes
 from thousandfold.ground.plain_files import read_plain
 
@@ -142,12 +142,12 @@ def task_place(file: str | None, location: Location) -> str:
 
     Args:
         file: the task's page of YAML; None for a built-in one.
-        location: the entry. Of ``training`` or ``evaluation`` the part of the whole task is meant where they
-            have none of their own.
+        location: the entry. Of a section of episodes, such as ``training``, the part of the whole task is
+            meant where it has none of its own.
     """
     if file is None:
         return _label(location)
     page, (first, *rest) = read_page(file), location
-    own = page.content.get(first) if first in ("training", "evaluation") else None
-    borrowed = first in ("training", "evaluation") and not (isinstance(own, dict) and rest and rest[0] in own)
+    own = page.content.get(first) if first in EPISODES else None
+    borrowed = first in EPISODES and not (isinstance(own, dict) and rest and rest[0] in own)
     return page.place(rest if borrowed and rest else location)

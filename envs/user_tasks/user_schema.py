@@ -12,7 +12,7 @@ from pydantic import Field
 
 from thousandfold.envs.mazes import LAYOUTS
 from thousandfold.envs.object_names import nearest_hint
-from thousandfold.envs.task import MOST_EPISODE_STEPS, MOST_HISTORY, TaskError
+from thousandfold.envs.task import EPISODES, MOST_EPISODE_STEPS, MOST_HISTORY, TaskError
 from thousandfold.envs.user_tasks.task_yaml import Location, Page
 from thousandfold.ground.errors import nearest_name
 
@@ -402,7 +402,7 @@ class RandomizeEntry(_Section):
 
 
 class EpisodesEntry(_Section):
-    """Starts, goals and what varies in training or evaluation, where they are not those of the whole task."""
+    """Starts, goals and what varies in some episodes, where they are not those of the whole task."""
 
     goal: Distribution | None = None
     reset: ResetEntry | None = None
@@ -521,6 +521,7 @@ class TaskEntry(_Section):
     reset: ResetEntry = ResetEntry()
     training: EpisodesEntry = EpisodesEntry()
     evaluation: EpisodesEntry = EpisodesEntry()
+    near: EpisodesEntry | None = None
     randomize: RandomizeEntry = RandomizeEntry()
     success: Listed[SuccessEntry]
     hold_steps: Whole = Field(default=1, ge=1)
@@ -546,9 +547,15 @@ class TaskEntry(_Section):
             )
         return self
 
+    @property
+    def episodes(self) -> dict[str, EpisodesEntry]:
+        """The page's sections of episodes, by the name of their distribution."""
+        found = {name: getattr(self, name) for name in EPISODES}
+        return {name: own for name, own in found.items() if own is not None}
+
     @pydantic.model_validator(mode="after")
     def _has_goals(self) -> TaskEntry:
-        missing = [name for name in ("training", "evaluation") if getattr(self, name).goal is None]
+        missing = [name for name, own in self.episodes.items() if own.goal is None]
         if self.goal is None and missing:
             raise ValueError(f"goal must be given, or a goal of its own for {' and '.join(missing)}")
         return self

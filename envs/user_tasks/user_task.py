@@ -252,8 +252,7 @@ def _require_whole_keyframes(page: Page, entry: schema.TaskEntry, compiled: Comp
     """Raise TaskError for a keyframe that episodes start at and that is too short: MuJoCo fills it up."""
     names = object_names(compiled.model, mujoco.mjtObj.mjOBJ_KEY)
     keys = dict(zip(names, compiled.spec.build_spec().keys, strict=True))
-    for name in ("training", "evaluation"):
-        own: schema.EpisodesEntry = getattr(entry, name)
+    for name, own in entry.episodes.items():
         keyframe = (own.reset or entry.reset).keyframe
         if keyframe not in keys:
             continue
@@ -379,13 +378,13 @@ def _pose_regions(entry: schema.SuccessEntry, goal: list[TermColumns]) -> list[S
 
 
 def _distributions(page: Page, entry: schema.TaskEntry) -> dict[str, EpisodeDistribution]:
-    """Return training and evaluation; where one of them varies, `with_nominal` as well."""
-    episodes = {name: _episodes(page, entry, name) for name in ("training", "evaluation")}
+    """Return those of the page's sections; where one of them varies, `with_nominal` as well."""
+    episodes = {name: _episodes(page, entry, name) for name in entry.episodes}
     return with_nominal(episodes) if any(each.varies for each in episodes.values()) else episodes
 
 
 def _episodes(page: Page, entry: schema.TaskEntry, name: str) -> EpisodeDistribution:
-    own: schema.EpisodesEntry = getattr(entry, name)
+    own = entry.episodes[name]
     reset = own.reset or entry.reset
     goal = own.goal or entry.goal or []
     positions = None
@@ -476,13 +475,13 @@ def _control(
         return _located(page, ("action",), lambda: position_targets(model))
     commands: list[schema.CommandEntry] = entry.action  # pyright: ignore[reportAssignmentType]
     model = _compile(page, build_spec) if any(_needs_model(each) for each in commands) else None
-    keyframes = {(own.reset or entry.reset).keyframe for own in (entry.training, entry.evaluation)}
+    keyframes = {(own.reset or entry.reset).keyframe for own in entry.episodes.values()}
     found = []
     for place, actuator in _commanded(page, commands, model):
         if commands[place].kind == "offset" and commands[place].about is None and len(keyframes) > 1:
             raise page.error(
                 ("action", place),
-                "training and evaluation start in different keyframes: say what it moves `about`",
+                f"{' and '.join(entry.episodes)} start in different keyframes: say what it moves `about`",
             )
         found.append(_command(commands[place], actuator, model, next(iter(keyframes))))
     return tuple(found)
@@ -612,8 +611,7 @@ def _checks(
         episode_steps=task.episode_steps,
     )  # fmt: skip
     observed = factors = None
-    for name in ("training", "evaluation"):
-        own: schema.EpisodesEntry = getattr(entry, name)
+    for name, own in entry.episodes.items():
         place, varies = (*_section(name, own.randomize), "randomize"), task.distributions[name].varies
         yield place, partial(varied, varies=varies, observed=observed)
         if observed is None and any(each.field == FACTORS_FIELD for each in (*task.observation, *student)):
@@ -635,8 +633,7 @@ def _checks(
     for index, region in enumerate(task.success):
         place = ("success", index) if len(task.success) == len(entry.success) else ("success",)
         yield place, partial(require_region_fits, region, goal, _OWNER)
-    for name in ("training", "evaluation"):
-        own: schema.EpisodesEntry = getattr(entry, name)
+    for name, own in entry.episodes.items():
         episodes = task.distributions[name]
         starts = partial(StartStates, model, episodes.starts, _OWNER, task.has_clock)
         yield (*_section(name, own.reset), "reset"), starts

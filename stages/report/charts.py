@@ -134,8 +134,8 @@ class Range:
 
 
 @_page_style()
-def curve_chart(curve: Curve, x_label: str) -> str:
-    """Return a curve with its interval as a band and its last value at its end."""
+def curve_chart(curve: Curve, x_label: str, marked: Sequence[float] = ()) -> str:
+    """Return a curve with its interval as a band, its last value at its end, and dashed lines at `marked`."""
     axes = _axes(340, 206, left=56, right=76, top=30, bottom=44)
     stride = -(-len(curve.xs) // _MOST_POINTS)
     xs, values, low, high = (
@@ -145,6 +145,8 @@ def curve_chart(curve: Curve, x_label: str) -> str:
         axes.fill_between(xs, low, high, color=_ACCENT, alpha=0.12, linewidth=0)
     last = f"{values[-1]:.3f}" if curve.is_fraction else tick_label(values[-1], 3)
     draw_curve(axes, xs, values, _ACCENT, last)
+    for place in marked:
+        axes.axvline(place, color=_SOFT, linewidth=1, linestyle="--")
     axes.set_xlim(min(0.0, xs[0]), xs[-1] if xs[-1] > xs[0] else xs[0] + 1)
     if curve.is_fraction:
         axes.set_ylim(0, 1)

@@ -23,7 +23,7 @@ from thousandfold.pipeline.artifact_task import load_task
 from thousandfold.pipeline.artifacts import Artifact
 from thousandfold.pipeline.console import figure
 from thousandfold.pipeline.pictures import CURVE_LABELS, network_size
-from thousandfold.stages.episodes import HISTORY_FILE, with_intervals
+from thousandfold.stages.episodes import HISTORY_FILE, evaluation_changes, with_intervals
 from thousandfold.stages.report.chain import Chain
 from thousandfold.stages.report.charts import (
     Curve,
@@ -143,7 +143,8 @@ def _curves(
     files: ReportFiles, artifact: Artifact, x: str, x_label: str, names: Sequence[str]
 ) -> list[Block]:
     history = files.read_json(artifact, HISTORY_FILE)
-    entries = (history.get("history") if isinstance(history, dict) else None) or []
+    history = history if isinstance(history, dict) else {}
+    entries, changes = history.get("history") or [], evaluation_changes(history.get("evaluated") or [])
     charts = []
     for name in names:
         found = [entry for entry in entries if _is_finite(entry.get(x)) and _is_finite(entry.get(name))]
@@ -155,9 +156,12 @@ def _curves(
         low, high = ([entry[side] for entry in found] if banded else [] for side in sides)
         xs, values = [float(entry[x]) for entry in found], [float(entry[name]) for entry in found]
         curve = Curve(CURVE_LABELS[name], xs, values, low, high, name in _FRACTIONS)
-        charts.append(Figure("chart", curve_chart(curve, x_label), "", ""))
+        charts.append(Figure("chart", curve_chart(curve, x_label, list(changes)), "", ""))
     if charts:
         caption = f"The {artifact.kind} over its training, {len(entries)} evaluations."
+        if changes:
+            caption += " Dashed: evaluations draw from another distribution, "
+            caption += ", then ".join(changes.values()) + "."
         return [Figures(charts, "small", caption)]
     alt = f"Learning curves of the {artifact.kind}"
     found = files.figure(artifact, "learning_curve.png", alt=alt, caption=f"{alt}.")

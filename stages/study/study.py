@@ -245,11 +245,16 @@ class _Study:
 
 
 def read_history(teacher: Artifact) -> list[dict[str, float]]:
-    """Return a completed teacher's evaluations. Raises DamagedFileError where they were changed since."""
+    """Return a completed teacher's evaluations, after its curriculum where it had one.
+
+    Raises DamagedFileError where they were changed since.
+    """
     teacher.verify()
     path = teacher.file(HISTORY_FILE)
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["history"])
+        told = json.loads(path.read_text(encoding="utf-8"))
+        begun = max((entry["env_steps"] for entry in told.get("evaluated", [])), default=0)
+        return [entry for entry in told["history"] if entry["env_steps"] > begun]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(
             f"{path} is damaged: remove {teacher.path} and go on with the study."

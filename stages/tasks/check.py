@@ -116,7 +116,7 @@ def _layout(task: CompiledTask, rollout: RandomRollout) -> dict[str, Any]:
     own = {"student_observation": student} if task.student_view is not task else {}
     varies = {
         name: rows
-        for name in ("training", "evaluation", "randomized")
+        for name in (*task.spec.judged, "randomized")
         if name in task.spec.distributions
         and (varied := task.varied_model(name)) is not None
         and (rows := varied.describe())

@@ -314,6 +314,19 @@ class TrainTeacherSettings(LearnerSettings):
     training_distribution: str = pydantic.Field(
         default="training", description="distribution of starts and goals in training"
     )
+    curriculum: tuple[str, ...] = pydantic.Field(
+        default=(),
+        max_length=100,
+        description="distributions to train and evaluate on before those of training and evaluation, one "
+        "after the other, such as near for goals nearby",
+    )
+    curriculum_success: float = pydantic.Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="success in an evaluation that leads on from a distribution of the curriculum; so does "
+        "patience",
+    )
     goal_exchange: float = pydantic.Field(
         default=0.0,
         ge=0,
@@ -416,9 +429,17 @@ class TrainTeacherSettings(LearnerSettings):
             compile_task(found.file)  # what is wrong with a user's model is told before anything is made
         return found.reference
 
+    @pydantic.field_validator("curriculum", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """Take `near,far` for two distributions."""
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
     @pydantic.model_validator(mode="after")
     def _distribution_exists(self) -> TrainTeacherSettings:
-        for distribution in (self.training_distribution, self.evaluation_distribution):
+        for distribution in (self.training_distribution, self.evaluation_distribution, *self.curriculum):
             get_task(self.task).distribution(distribution)
         return self
 

@@ -35,7 +35,14 @@ from thousandfold.pipeline.runtime import (
     seed_sequence,
     set_up_torch,
 )
-from thousandfold.stages.episodes import HISTORY_FILE, Episodes, draw_rollouts, run_episodes, with_intervals
+from thousandfold.stages.episodes import (
+    HISTORY_FILE,
+    Episodes,
+    draw_rollouts,
+    evaluation_changes,
+    run_episodes,
+    with_intervals,
+)
 from thousandfold.stages.network_model import register_network
 from thousandfold.stages.networks import NETWORK_FILE, save_network, settled_critic_goals, torch_policy
 from thousandfold.stages.random_baseline import measure_random, warn_of_chance
@@ -137,7 +144,8 @@ def _prepare(settings: TrainTeacherSettings, context: StageContext, *, is_new: b
     task = compile_task(settings.task, settings.task_changes)
     if is_new:
         require_comparable_goals(task)
-        require_episodes(task, settings.training_distribution)
+        for distribution in (*settings.curriculum, settings.training_distribution):
+            require_episodes(task, distribution)
         settled = settled_critic_goals(settings.critic_goals, task)
         settings = settings.model_copy(update={"critic_goals": settled})
     # Placed before anything is asked of a device: each question opens the one that is current.
@@ -217,7 +225,11 @@ def _finish(training: TeacherTraining, work: ResumableWork, context: StageContex
         extra={"energy": settings.energy, "evaluation": summary, "dither": settings.dither}
         | task_record(artifact),
     )
-    history = {"history": progress.history, "gradient_by_block": progress.gradients}
+    history = {
+        "history": progress.history,
+        "evaluated": progress.evaluated,
+        "gradient_by_block": progress.gradients,
+    }
     write_json_atomic(artifact.file(HISTORY_FILE), history)
     _draw(training, artifact, episodes)
     artifact.complete(results, exclude=(CHECKPOINT_FOLDER,))
@@ -230,6 +242,12 @@ def _finish(training: TeacherTraining, work: ResumableWork, context: StageContex
         f"Teacher {artifact.name}: success {results['success']:.3f} [{low:.3f}, {high:.3f}] over "
         f"{results['episodes']} fresh episodes, after {progress.elapsed_s:.0f} s."
     )
+    if training.lesson:
+        context.console.warn(
+            f"The budget of {settings.env_steps:,} steps ended in the curriculum, at {training.lesson}: "
+            f"train the teacher on, with --resume {artifact.name} --set env_steps=MORE, or lower "
+            "curriculum_success."
+        )
     warn_of_chance(context.console, artifact)
     return artifact
 
@@ -245,6 +263,7 @@ def _draw(training: TeacherTraining, artifact: Artifact, episodes: Episodes) -> 
         facts,
         x="env_steps",
         metrics=("success", "time_at_goal", *learned, "entropy"),
+        changes=evaluation_changes(progress.evaluated),
     )
     draw_rollouts(artifact.file("rollouts.png"), task, episodes, "teacher", facts)
     if progress.gradients:

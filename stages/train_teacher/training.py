@@ -43,6 +43,7 @@ from thousandfold.stages.train_teacher.training_videos import TrainingVideos
 from thousandfold.stages.train_teacher.value_learner import ValueLearner
 
 _SIMULATOR_STREAM, _LEARNER_STREAM, _EVALUATION_STREAM, _CHOICE_STREAM, _CHANCE_STREAM = 2, 3, 4, 7, 8
+_LESSON_STREAM = 10
 
 
 def train(
@@ -75,7 +76,14 @@ def train(
             if progress.unrolls % settings.evaluate_every == 0 or training.finished:
                 metrics = training.take_metrics()
                 training.note_gradients()
+                lesson = training.lesson
                 summary = training.evaluate()
+                if lesson != training.lesson:
+                    goes_on = training.lesson or "the task itself"
+                    console.say(
+                        f"Curriculum: success {summary['success']:.2f} on {lesson} after "
+                        f"{progress.env_steps:,} steps; {goes_on} comes next."
+                    )
                 progress.elapsed_s = time.perf_counter() - started
                 entry = {
                     **metrics,
@@ -100,6 +108,7 @@ def train(
                 saves.wait()  # before the state is copied again
                 training.save(saves)
             success = f"{progress.history[-1]['success']:.2f}" if progress.history else "not evaluated yet"
+            success += f" on {training.lesson}" if training.lesson and progress.history else ""
             bar.update(min(progress.env_steps, settings.env_steps), success=success)
             if stopping:
                 saves.wait()
@@ -121,19 +130,9 @@ class TeacherTraining:
         self, settings: TrainTeacherSettings, task: CompiledTask, device: str, ranks: Ranks | None = None
     ) -> None:
         self.settings, self.task, self.device, self.ranks = settings, task, device, ranks or Ranks()
-        num_worlds, batch_size = settings.shares(self.ranks)
-        self.simulator = make_simulator(
-            task,
-            num_worlds,
-            device=device,
-            seed=seed_sequence(settings.seed, _SIMULATOR_STREAM, *self.ranks.stream),
-            distribution=settings.training_distribution,
-            num_threads=cpu_share(self.ranks.local_size),
-            deterministic=settings.deterministic,
-        )
         learns = {"contrastive": ContrastiveLearner, "temporal_difference": ValueLearner}[settings.critic]
         self.learner: ContrastiveLearner = learns(task, settings, device, self.ranks)
-        self.buffer = self._make_buffer(num_worlds, device)
+        self.buffer = self._make_buffer(settings.shares(self.ranks)[0], device)
         self.generator = torch.Generator(device).manual_seed(
             torch_seed(settings.seed, _LEARNER_STREAM, *self.ranks.stream)
         )
@@ -142,6 +141,23 @@ class TeacherTraining:
         self._unsaved_finalists: dict[str, dict[str, Tensor]] = {}
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
+        self._begin_lesson()
+        self.note_evaluations()
+
+    def _begin_lesson(self) -> None:
+        """Make the environments of the lesson, and what steps them and learns."""
+        settings, device, stream = self.settings, self.device, self.ranks.stream
+        num_worlds, batch_size = settings.shares(self.ranks)
+        own = (_LESSON_STREAM, self.progress.lesson) if self.progress.lesson else (_SIMULATOR_STREAM,)
+        self.simulator = make_simulator(
+            self.task,
+            num_worlds,
+            device=device,
+            seed=seed_sequence(settings.seed, *own, *stream),
+            distribution=self.lesson or settings.training_distribution,
+            num_threads=cpu_share(self.ranks.local_size),
+            deterministic=settings.deterministic,
+        )
         parts = self.learner, self.buffer, batch_size, settings.updates_per_unroll, self.generator
         if self.captures:
             recorder = CudaRecorder(device, [self.generator, *self.simulator.device_generators])
@@ -167,17 +183,35 @@ class TeacherTraining:
         return self.settings.cuda_graph and self.device.startswith("cuda")
 
     @property
+    def lesson(self) -> str | None:
+        """The distribution of the curriculum that starts and goals are drawn from; None after the last."""
+        rest = self.settings.curriculum[self.progress.lesson :]
+        return rest[0] if rest else None
+
+    @property
     def position(self) -> str:
         """How far the training has come, as messages say it."""
         return f"{self.progress.env_steps:,} steps"
 
     @property
     def finished(self) -> bool:
-        """Whether the step budget is spent, the target was met often enough, or nothing gets better."""
+        """Whether the step budget is spent, the target was met often enough, or nothing gets better.
+
+        The last two end a training after its curriculum alone.
+        """
         met = self.progress.target_hits >= self.settings.target_evaluations
+        spent = self.progress.env_steps >= self.settings.env_steps
+        return spent or (self.lesson is None and (met or self._is_stuck))
+
+    @property
+    def _is_stuck(self) -> bool:
         patience = self.settings.patience
-        stuck = patience is not None and self.progress.evaluations_since_best >= patience
-        return self.progress.env_steps >= self.settings.env_steps or met or stuck
+        return patience is not None and self.progress.evaluations_since_best >= patience
+
+    def note_evaluations(self) -> None:
+        """Add to the progress where evaluations draw starts and goals from, from now on."""
+        drawn_from = self.lesson or self.settings.evaluation_distribution
+        self.progress.evaluated.append({"env_steps": self.progress.env_steps, "distribution": drawn_from})
 
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
@@ -279,11 +313,13 @@ class TeacherTraining:
         The candidates get the same episodes, run by rank 0. Returns the summary of the one that did best.
         """
         candidates, settings = self.learner.candidates, self.settings
+        episodes, distribution = settings.evaluation_episodes, self.lesson or "evaluation"
 
         def run(candidate: NormalizedActor) -> dict[str, Any]:
             seed = seed_sequence(settings.seed, _EVALUATION_STREAM, self.progress.unrolls)
             policy = torch_policy(candidate, self.device, self.settings.cuda_graph)
-            return run_episodes(self.task, policy, episodes=settings.evaluation_episodes, seed=seed).summary()
+            found = run_episodes(self.task, policy, episodes=episodes, seed=seed, distribution=distribution)
+            return found.summary()
 
         summaries = self.ranks.from_leader(lambda: list(map(run, candidates)))
         scores = [
@@ -310,7 +346,19 @@ class TeacherTraining:
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
+        learned = scores[chosen][0] >= settings.curriculum_success or self._is_stuck
+        if self.lesson and learned and progress.env_steps < settings.env_steps:
+            progress.lesson += 1
+            progress.forget_evaluations()
+            self._unsaved_finalists = {}
+            self.note_evaluations()
+            self.buffer.drop_episodes(self._everywhere)
+            self._begin_lesson()
         return summaries[chosen]
+
+    @property
+    def _everywhere(self) -> Tensor:
+        return torch.ones(self.simulator.num_worlds, dtype=torch.bool, device=self.buffer.device)
 
     def choose(self, folder: CheckpointFolder) -> dict[str, Tensor]:
         """Return the weights that become the teacher: the best of the finalists over the same fresh episodes.
@@ -340,6 +388,8 @@ class TeacherTraining:
         settings, progress = self.settings, self.progress
         if progress.compared_with_random or self.finished or 3 * progress.env_steps < settings.env_steps:
             return
+        if not progress.scores:  # the curriculum has just led on to other goals
+            return
         progress.compared_with_random = True
         if not self.ranks.leads:
             return
@@ -347,7 +397,7 @@ class TeacherTraining:
         seeds = (seed_sequence(settings.seed, _CHANCE_STREAM, part) for part in range(2))
         found = no_better_than_random(
             {"success": progress.best_score[0], "episodes": episodes}
-            | measure_random(self.task, episodes, *seeds)
+            | measure_random(self.task, episodes, *seeds, distribution=self.lesson or "evaluation")
         )
         if found:
             console.warn(
@@ -429,7 +479,10 @@ class TeacherTraining:
             self._unsaved_finalists = finalists  # in another folder, or in another form
             own = partial(strip_prefix, part.tensors)
             self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
-            goes_on = self._is_as_saved(checkpoint.progress, "training_distribution")
+            if self.progress.lesson:
+                self._begin_lesson()
+            same = self._is_as_saved(checkpoint.progress, "training_distribution")
+            goes_on = same or self.lesson is not None
             if goes_on:
                 state = {name: value.numpy() for name, value in own("simulator.").items()}
                 self.simulator.load_state_dict(state)
@@ -445,8 +498,7 @@ class TeacherTraining:
                 self.generator.manual_seed(torch_seed(seed, _LEARNER_STREAM, *now))
                 self.buffer.mark_unsaved()
             if not goes_on:
-                everywhere = torch.ones(num_worlds // ranks.size, dtype=torch.bool, device=self.buffer.device)
-                self.buffer.drop_episodes(everywhere)
+                self.buffer.drop_episodes(self._everywhere)
                 self.simulator.reset()
 
     def train_on(self, folder: CheckpointFolder) -> None:
@@ -457,11 +509,10 @@ class TeacherTraining:
         """
         self.load(folder, CHANGEABLE_WHEN_COMPLETED)
         self.buffer.mark_unsaved()
-        if not self._is_as_saved(folder.progress, "evaluation_distribution"):
-            fresh = TrainingProgress()
-            self.progress.best_score, self.progress.scores = fresh.best_score, fresh.scores
-            self.progress.finalists, self._unsaved_finalists = fresh.finalists, {}
-            self.progress.evaluations_since_best = 0
+        if self.lesson is None and not self._is_as_saved(folder.progress, "evaluation_distribution"):
+            self.progress.forget_evaluations()
+            self._unsaved_finalists = {}
+            self.note_evaluations()
         self.progress.target_hits = 0
         self.progress.compared_with_random = False
         if self.settings.patience is not None:
@@ -566,6 +617,8 @@ class TrainingProgress:
         evaluations_since_best: how many evaluations came after the best one.
         scores: the same of the finalists' evaluations, best first.
         finalists: their names in the checkpoint, in that order.
+        lesson: how many distributions of the curriculum have been learned.
+        evaluated: from which ``env_steps`` on evaluations draw from which ``distribution``.
         compared_with_random: whether the training has been compared with random actions.
         elapsed_s: seconds spent, over all restarts.
         history: one entry an evaluation.
@@ -582,7 +635,14 @@ class TrainingProgress:
     evaluations_since_best: int = 0
     scores: list[list[float]] = field(default_factory=list)
     finalists: list[str] = field(default_factory=list)
+    lesson: int = 0
+    evaluated: list[dict[str, Any]] = field(default_factory=list)
     compared_with_random: bool = False
     elapsed_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     gradients: list[dict[str, Any]] = field(default_factory=list)
+
+    def forget_evaluations(self) -> None:
+        """Seek the best anew: evaluations are others from now on."""
+        self.target_hits = self.evaluations_since_best = 0
+        self.best_score, self.scores, self.finalists = [-1.0], [], []

@@ -145,8 +145,13 @@ def test_episodes_of_a_maze() -> None:
         centers = np.rint(drawn[:, :2] / 2.0)
         assert {tuple(center) for center in centers} == set(cells(LAYOUTS["u"], FREE, 1.0))
         assert 0.3 < np.abs(drawn[:, :2] - 2.0 * centers).max() <= 0.4
-    flat = maze_episodes("u", 1.0, Reset(joints=("x", "y")))["training"]
-    assert flat.sample(rng, 3)[1].shape == (3, 2)
+    starts, goals = episodes["near"].sample(rng, 500)
+    assert {tuple(cell) for cell in np.rint(starts / 2.0)} == set(cells(LAYOUTS["u"], FREE, 1.0))
+    assert (np.abs(np.rint(starts / 2.0) - goals[:, :2] / 2.0).sum(1) == 1).all() and (
+        goals[:, 2] == 1.25
+    ).all()
+    flat = maze_episodes("u", 1.0, Reset(joints=("x", "y")))
+    assert all(flat[name].sample(rng, 3)[1].shape == (3, 2) for name in ("training", "near"))
 
 
 def test_scene_looks_a_little_below_the_middle_of_the_maze() -> None:

@@ -51,7 +51,8 @@ def interrupt_after(
 def as_options(settings: TrainTeacherSettings, **values: Any) -> list[str]:
     """Return the settings as options of the command line."""
     merged = settings.model_dump(exclude_none=True) | values
-    return ["--preset", "smoke", *(f"--set={name}={value}" for name, value in merged.items())]
+    given = (f"--set={name}={value}" for name, value in merged.items() if value != ())
+    return ["--preset", "smoke", *given]
 
 
 def invoke(workspace: Path, *arguments: str) -> Result:
