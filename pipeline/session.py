@@ -126,7 +126,10 @@ def default_preset(device: str | None, task: str | None = None) -> tuple[str, st
     if task is not None:
         from thousandfold.envs.registry import get_task  # MuJoCo is not imported for a look at help
 
-        if get_task(task).maze is not None:
+        found = get_task(task)
+        if where == "on the CPU" and found.file is None and found.early_end and "near" in found.distributions:
+            return "cpu/ant", f"the default {where} for legs that may fall"
+        if found.maze is not None:
             return of_mazes, f"the default {where} for a task with walls"
     return "cpu", f"the default {where}"
 

@@ -83,13 +83,18 @@ def _ant_maze_stitch(name: str) -> GoalTask:
         start = CellPositions(goals.start_cells)
         return EpisodeDistribution(replace(ant_model.anywhere(), position=start), goals)
 
-    near = GoalsByPathLength(layout, CELL_SIZE_M, longest=LONGEST_TRAINED_PATH)
-    far = GoalsByPathLength(layout, CELL_SIZE_M, shortest=LONGEST_TRAINED_PATH + 1)
+    whole = _ant_maze(name)
+    short = GoalsByPathLength(layout, CELL_SIZE_M, longest=LONGEST_TRAINED_PATH)
+    long = GoalsByPathLength(layout, CELL_SIZE_M, shortest=LONGEST_TRAINED_PATH + 1)
     return replace(
-        _ant_maze(name),
+        whole,
         name=f"ant_{name}_maze_stitch",
         description=f"ant {_MAZES[name]}, trained up to {LONGEST_TRAINED_PATH} cells away, evaluated farther",
-        distributions={"training": episodes(near), "evaluation": episodes(far)},
+        distributions={
+            "training": episodes(short),
+            "near": whole.distribution("near"),
+            "evaluation": episodes(long),
+        },
     )
 
 

@@ -191,6 +191,9 @@ def test_the_default_preset_is_another_in_mazes_where_there_is_cuda(
     ("task", "preset", "why"),
     [
         ("point_u_maze", "cpu/mazes", "the default on the CPU for a task with walls"),
+        ("ant_u_maze", "cpu/ant", "the default on the CPU for legs that may fall"),
+        ("ant", "cpu/ant", "the default on the CPU for legs that may fall"),
+        ("humanoid", "cpu", "the default on the CPU"),
         ("reacher", "cpu", "the default on the CPU"),
         ("examples/submarine/submarine.yaml", "cpu", "the default on the CPU"),
     ],
