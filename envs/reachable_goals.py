@@ -245,6 +245,6 @@ def require_drawable(
         [(end, resolver.resolve((end.term,))) for end in task.early_end],
         owner,
         # Whatever is evaluated draws from one pool: a seed has the same goals there, whatever varies.
-        "training" if name == "training" else "evaluation",
+        name if name in ("training", "near") else "evaluation",
     )
     return replace(episodes, goals=states)

@@ -119,11 +119,17 @@ def draw_learning_curve(
             if low and high and low[0] == high[0]:
                 band = axes.fill_between(low[0], low[1], high[1], color=colour, alpha=0.18, linewidth=0)
                 axes.legend([band], ["95 % interval over episodes"], loc="best", fontsize=9)
-        for place, label in (changes or {}).items():
+        for row, (place, label) in enumerate((changes or {}).items()):
             for axes in panels:
                 axes.axvline(place, color=SOFT, linewidth=1, linestyle="--")
             panels[0].annotate(
-                label, (place, 1), (3, 3), ("data", "axes fraction"), "offset points", color=SOFT, fontsize=9
+                label,
+                (place, 1),
+                (3, 3 + 11 * row),
+                ("data", "axes fraction"),
+                "offset points",
+                color=SOFT,
+                fontsize=9,
             )
         panels[-1].set_xlabel(x_label)
         count_axis(panels[-1])

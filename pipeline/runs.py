@@ -204,12 +204,19 @@ def _draw_curves(console: Console, pair: Sequence[Artifact], path: Path) -> Path
 
 
 def _history(artifact: Artifact) -> list[dict[str, Any]]:
-    """Return what an artifact recorded at every evaluation; nothing where it keeps no such file."""
+    """Return what an artifact recorded at every evaluation; nothing where it keeps no such file.
+
+    Of a teacher whose evaluations came to draw from another distribution, those since then, if there are any.
+    """
     path = artifact.file(_HISTORY)
     if not path.is_file():
         return []
     try:
-        return [dict(entry) for entry in strict_json(path.read_text(encoding="utf-8"))["history"]]
+        told = strict_json(path.read_text(encoding="utf-8"))
+        found = [dict(entry) for entry in told["history"]]
+        changes = told.get("evaluated", [])[1:]
+        begun = max((change["env_steps"] for change in changes), default=-1)
+        return [entry for entry in found if entry.get("env_steps", 0) > begun] or found
     except BAD_CONTENT:
         raise DamagedFileError(f"{path} is damaged: restore it.") from None
 

@@ -25,7 +25,9 @@ from thousandfold.pipeline.settings import (
     dump_settings,
     is_preset_file,
     load_preset,
+    merge_settings,
     preset_info,
+    preset_names,
     resolve_settings,
     settings_to_yaml,
 )
@@ -56,13 +58,16 @@ class CommonOptions:
         """
         given = {"seed": self.seed, "device": self.device, **(flags or {})}
         values = load_preset(self.config).get(section) if self.config else None
-        resolve = partial(
-            resolve_settings, cls, section, values=values, overrides=self.overrides, flags=given
-        )
+        said: dict[str, Any] = {"values": values, "overrides": self.overrides, "flags": given}
         preset = self.preset or default_preset(self.device)[0]
-        settings = resolve(preset=preset)
-        own = self.preset or default_preset(self.device, dump_settings(settings).get("task"))[0]
-        return settings if own == preset else resolve(preset=own)
+        if self.preset is None and "task" in cls.model_fields:
+            task = merge_settings(section, preset=preset, **said).get(
+                "task", cls.model_fields["task"].default
+            )
+            if isinstance(task, str):
+                with contextlib.suppress(UserError):  # what is wrong with the task is told with the rest
+                    preset = default_preset(self.device, task)[0]
+        return resolve_settings(cls, section, preset=preset, **said)
 
     def resolve_resumed(
         self,
@@ -127,8 +132,9 @@ def default_preset(device: str | None, task: str | None = None) -> tuple[str, st
         from thousandfold.envs.registry import get_task  # MuJoCo is not imported for a look at help
 
         found = get_task(task)
-        if where == "on the CPU" and found.file is None and found.early_end and "near" in found.distributions:
-            return "cpu/ant", f"the default {where} for legs that may fall"
+        for name in preset_names():
+            if where == "on the CPU" and name.startswith("cpu/") and task in preset_info(name).default_for:
+                return name, f"the default {where} for {task}"
         if found.maze is not None:
             return of_mazes, f"the default {where} for a task with walls"
     return "cpu", f"the default {where}"

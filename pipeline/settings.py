@@ -131,6 +131,7 @@ class PresetInfo:
     Attributes:
         published: what was published of the preset's experiment; None where it repeats none.
         measured: how long its trainings took here; None where that was not measured.
+        default_for: the tasks whose default it is on a CPU.
     """
 
     name: str
@@ -138,6 +139,7 @@ class PresetInfo:
     path: Path
     published: PublishedOutcome | None = None
     measured: MeasuredMinutes | None = None
+    default_for: tuple[str, ...] = ()
 
 
 def list_presets() -> list[PresetInfo]:
@@ -160,7 +162,8 @@ def preset_info(name: str) -> PresetInfo:
     path = _preset_path(name)
     content = _read_preset(path)
     description = " ".join(str(content.get("description", "")).split())
-    return PresetInfo(name, description, path, content.get("published"), content.get("measured"))
+    tasks = tuple(content.get("default_for", ()))
+    return PresetInfo(name, description, path, content.get("published"), content.get("measured"), tasks)
 
 
 def load_preset(name: str) -> dict[str, dict[str, Any]]:
@@ -221,15 +224,28 @@ def resolve_settings(
         SettingsError: One line with every unknown key (and the nearest valid one) and every value out of
             bounds (and what is allowed).
     """
-    merged = dict(load_preset(preset).get(section, {})) if preset else {}
-    merged.update(values or {})
-    merged.update({key: value for key, value in (flags or {}).items() if value is not None})
-    merged.update(parse_override(override) for override in overrides)
+    merged = merge_settings(section, preset=preset, values=values, overrides=overrides, flags=flags)
     try:
         return cls.model_validate(merged)
     except pydantic.ValidationError as error:
         problems = "; ".join(_explain(cls, detail) for detail in error.errors(include_url=False))
         raise SettingsError(f"{section}: {problems}") from None
+
+
+def merge_settings(
+    section: str,
+    *,
+    preset: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what is said of a stage's settings, as `resolve_settings` takes it, before it is checked."""
+    merged = dict(load_preset(preset).get(section, {})) if preset else {}
+    merged.update(values or {})
+    merged.update({key: value for key, value in (flags or {}).items() if value is not None})
+    merged.update(parse_override(override) for override in overrides)
+    return merged
 
 
 def split_overrides(overrides: Iterable[str], sections: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -302,6 +318,10 @@ def _read_preset(path: Path) -> dict[str, Any]:
         if key in ("description", "extends"):
             if not isinstance(section, str):
                 raise SettingsError(f"Preset {path}: {key} must be text, not {section!r}.")
+            continue
+        if key == "default_for":
+            if not isinstance(section, list) or not all(isinstance(task, str) for task in section):
+                raise SettingsError(f"Preset {path}: default_for must be a list of tasks, not {section!r}.")
             continue
         if key in _OUTCOMES:
             try:

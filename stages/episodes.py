@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -302,8 +303,11 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
 
 
 def evaluation_changes(evaluated: Sequence[Mapping[str, Any]]) -> dict[float, str]:
-    """Return what marks a curve where evaluations draw from another distribution: its name, by the step."""
-    return {float(entry["env_steps"]): f"{entry['distribution']} from here on" for entry in evaluated[1:]}
+    """Return what marks a curve where evaluations draw from another distribution: both names, by the step."""
+    return {
+        float(after["env_steps"]): f"goals of {before['distribution']} → {after['distribution']}"
+        for before, after in pairwise(evaluated)
+    }
 
 
 def with_intervals(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -167,16 +167,20 @@ def ended_at_once(rollout: RandomRollout, task: CompiledTask) -> str:
 
 
 def training_warnings(task: CompiledTask, worlds: int, seed: int) -> list[str]:
-    """Return what looks wrong in training's first step, where its starts or goals are not evaluation's."""
-    distributions = task.spec.distributions
-    if distributions["training"] == distributions["evaluation"]:
-        return []
-    rollout = roll_out(task, worlds, seed, distribution="training", steps=1)
-    found = [f"of training, {at_once}"] if (at_once := ended_at_once(rollout, task)) else []
-    if (share := rollout.reached_at_start.mean()) > _OFTEN:
-        found.append(
-            f"{share:.0%} of the episodes of training start within the success region of their goal."
-        )
+    """Return what looks wrong in the first step of training, and of near goals.
+
+    Episodes that are evaluation's are left out.
+    """
+    distributions, found = task.spec.distributions, []
+    for name in task.spec.judged:
+        if distributions[name] == distributions["evaluation"]:
+            continue
+        rollout = roll_out(task, worlds, seed, distribution=name, steps=1)
+        found += [f"of {name}, {at_once}"] if (at_once := ended_at_once(rollout, task)) else []
+        if (share := rollout.reached_at_start.mean()) > _OFTEN:
+            found.append(
+                f"{share:.0%} of the episodes of {name} start within the success region of their goal."
+            )
     return found
 
 

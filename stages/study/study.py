@@ -245,7 +245,7 @@ class _Study:
 
 
 def read_history(teacher: Artifact) -> list[dict[str, float]]:
-    """Return a completed teacher's evaluations, after its curriculum where it had one.
+    """Return a completed teacher's evaluations after its curriculum; of one that ended in it the final one.
 
     Raises DamagedFileError where they were changed since.
     """
@@ -253,8 +253,10 @@ def read_history(teacher: Artifact) -> list[dict[str, float]]:
     path = teacher.file(HISTORY_FILE)
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        begun = max((entry["env_steps"] for entry in told.get("evaluated", [])), default=0)
-        return [entry for entry in told["history"] if entry["env_steps"] > begun]
+        last = (told.get("evaluated") or [{"env_steps": 0, "curriculum": False}])[-1]
+        if last["curriculum"]:
+            return [{name: teacher.manifest.results[name] for name in _CURVE}]
+        return [entry for entry in told["history"] if entry["env_steps"] > last["env_steps"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(
             f"{path} is damaged: remove {teacher.path} and go on with the study."

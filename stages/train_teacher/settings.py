@@ -23,6 +23,9 @@ CHANGEABLE_ON_RESUME = frozenset(
         "evaluate_every",
         "evaluation_episodes",
         "final_episodes",
+        "curriculum",
+        "curriculum_success",
+        "curriculum_patience",
         "target_success",
         "target_evaluations",
         "patience",
@@ -324,8 +327,13 @@ class TrainTeacherSettings(LearnerSettings):
         default=0.8,
         gt=0,
         le=1,
-        description="success in an evaluation that leads on from a distribution of the curriculum; so does "
-        "patience",
+        description="success in an evaluation that leads on from a distribution of the curriculum",
+    )
+    curriculum_patience: int | None = pydantic.Field(
+        default=8,
+        ge=1,
+        le=10**6,
+        description="evaluations in a row without improvement that lead on too; null: never",
     )
     goal_exchange: float = pydantic.Field(
         default=0.0,
@@ -439,8 +447,15 @@ class TrainTeacherSettings(LearnerSettings):
 
     @pydantic.model_validator(mode="after")
     def _distribution_exists(self) -> TrainTeacherSettings:
-        for distribution in (self.training_distribution, self.evaluation_distribution, *self.curriculum):
-            get_task(self.task).distribution(distribution)
+        task = get_task(self.task)
+        for distribution in (self.training_distribution, self.evaluation_distribution):
+            task.distribution(distribution)
+        for distribution in self.curriculum:
+            if distribution not in task.distributions:
+                raise ValueError(
+                    f"the curriculum's {distribution!r} is no distribution of {task.name}, which has "
+                    f"{', '.join(task.distributions)}: name one of these, or set curriculum=[]"
+                )
         return self
 
     @property

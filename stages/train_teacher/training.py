@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,13 +77,15 @@ def train(
             if progress.unrolls % settings.evaluate_every == 0 or training.finished:
                 metrics = training.take_metrics()
                 training.note_gradients()
-                lesson = training.lesson
+                lesson, lessons = training.lesson, progress.lesson
                 summary = training.evaluate()
-                if lesson != training.lesson:
-                    goes_on = training.lesson or "the task itself"
+                if progress.lesson > lessons:
+                    learned = summary["success"] >= settings.curriculum_success
+                    why = "" if learned else f", no better in {settings.curriculum_patience} evaluations"
                     console.say(
                         f"Curriculum: success {summary['success']:.2f} on {lesson} after "
-                        f"{progress.env_steps:,} steps; {goes_on} comes next."
+                        f"{progress.env_steps:,} steps{why}; "
+                        f"{training.lesson or 'the task itself'} comes next."
                     )
                 progress.elapsed_s = time.perf_counter() - started
                 entry = {
@@ -113,6 +116,8 @@ def train(
             if stopping:
                 saves.wait()
                 raise work.stopped()
+        if not progress.finalists:  # the budget was lowered to where nothing is evaluated yet
+            training.evaluate()
 
 
 class TeacherTraining:
@@ -149,6 +154,9 @@ class TeacherTraining:
         settings, device, stream = self.settings, self.device, self.ranks.stream
         num_worlds, batch_size = settings.shares(self.ranks)
         own = (_LESSON_STREAM, self.progress.lesson) if self.progress.lesson else (_SIMULATOR_STREAM,)
+        if hasattr(self, "rollout"):  # what they hold becomes free before others are made
+            del self.rollout, self.updates, self.simulator
+            gc.collect()
         self.simulator = make_simulator(
             self.task,
             num_worlds,
@@ -189,6 +197,10 @@ class TeacherTraining:
         return rest[0] if rest else None
 
     @property
+    def _evaluated_on(self) -> str:
+        return self.lesson or self.settings.evaluation_distribution
+
+    @property
     def position(self) -> str:
         """How far the training has come, as messages say it."""
         return f"{self.progress.env_steps:,} steps"
@@ -200,18 +212,21 @@ class TeacherTraining:
         The last two end a training after its curriculum alone.
         """
         met = self.progress.target_hits >= self.settings.target_evaluations
-        spent = self.progress.env_steps >= self.settings.env_steps
-        return spent or (self.lesson is None and (met or self._is_stuck))
+        done = self.lesson is None and (met or self._out_of(self.settings.patience))
+        return self.progress.env_steps >= self.settings.env_steps or done
 
-    @property
-    def _is_stuck(self) -> bool:
-        patience = self.settings.patience
+    def _out_of(self, patience: int | None) -> bool:
         return patience is not None and self.progress.evaluations_since_best >= patience
 
     def note_evaluations(self) -> None:
         """Add to the progress where evaluations draw starts and goals from, from now on."""
-        drawn_from = self.lesson or self.settings.evaluation_distribution
-        self.progress.evaluated.append({"env_steps": self.progress.env_steps, "distribution": drawn_from})
+        self.progress.evaluated.append(
+            {
+                "env_steps": self.progress.env_steps,
+                "distribution": self._evaluated_on,
+                "curriculum": self.lesson is not None,
+            }
+        )
 
     def collect(self) -> RolloutStatistics:
         """Let every world act for one unroll; return what happened on all ranks."""
@@ -346,15 +361,20 @@ class TeacherTraining:
         target = settings.target_success
         met = target is not None and scores[chosen][0] >= target
         self.progress.target_hits = self.progress.target_hits + 1 if met else 0
-        learned = scores[chosen][0] >= settings.curriculum_success or self._is_stuck
-        if self.lesson and learned and progress.env_steps < settings.env_steps:
+        learned = scores[chosen][0] >= settings.curriculum_success
+        leads_on = self.lesson and (learned or self._out_of(settings.curriculum_patience))
+        if leads_on and progress.env_steps < settings.env_steps:
             progress.lesson += 1
-            progress.forget_evaluations()
-            self._unsaved_finalists = {}
-            self.note_evaluations()
+            self._forget_evaluations()
             self.buffer.drop_episodes(self._everywhere)
             self._begin_lesson()
         return summaries[chosen]
+
+    def _forget_evaluations(self) -> None:
+        """Seek the best anew: evaluations are others from now on."""
+        self.progress.forget_evaluations()
+        self._unsaved_finalists = {}
+        self.note_evaluations()
 
     @property
     def _everywhere(self) -> Tensor:
@@ -384,11 +404,14 @@ class TeacherTraining:
         return weights(finalists[max(range(len(scores)), key=scores.__getitem__)])
 
     def warn_of_chance(self, console: Console) -> None:
-        """Say once, after a third of the budget, where no evaluation was better than random actions."""
+        """Say once where no evaluation was better than random actions.
+
+        That is after a third of the budget, or of what was left of it when evaluations became others.
+        """
         settings, progress = self.settings, self.progress
-        if progress.compared_with_random or self.finished or 3 * progress.env_steps < settings.env_steps:
-            return
-        if not progress.scores:  # the curriculum has just led on to other goals
+        begun = progress.evaluated[-1]["env_steps"]
+        is_early = 3 * (progress.env_steps - begun) < settings.env_steps - begun
+        if progress.compared_with_random or self.finished or is_early:
             return
         progress.compared_with_random = True
         if not self.ranks.leads:
@@ -434,18 +457,14 @@ class TeacherTraining:
         own = {"device": self.device.partition(":")[0], "task": self.task.name}
         return dump_settings(self.settings) | own
 
-    def _is_as_saved(self, progress: Mapping[str, Any], name: str) -> bool:
-        """Tell whether a setting has the value that a checkpoint was saved with."""
-        own = getattr(self.settings, name)
-        return progress.get("settings", {}).get(name, own) == own
-
     def load(self, folder: CheckpointFolder, changeable: Collection[str] = CHANGEABLE_ON_RESUME) -> None:
         """Restore what `save` wrote, on any number of ranks; bit for bit where it is the same number.
 
         Args:
             folder: the checkpoint.
             changeable: settings that may have another value by now. Where the training's distribution has,
-                every environment begins an episode of the new one.
+                every environment begins an episode of the new one; where that of evaluation has, the best is
+                sought anew.
 
         Raises:
             DamagedFileError: it belongs to other settings, or a file is damaged.
@@ -479,10 +498,22 @@ class TeacherTraining:
             self._unsaved_finalists = finalists  # in another folder, or in another form
             own = partial(strip_prefix, part.tensors)
             self._metric_sums = {name: value.to(self.device) for name, value in own("metric.").items()}
+            saved = {
+                **dump_settings(self.settings),
+                "curriculum": [],
+                **checkpoint.progress.get("settings", {}),
+            }
+            if not self.progress.evaluated:  # of an earlier version
+                first = {
+                    "env_steps": 0,
+                    "distribution": saved["evaluation_distribution"],
+                    "curriculum": False,
+                }
+                self.progress.evaluated.append(first)
             if self.progress.lesson:
                 self._begin_lesson()
-            same = self._is_as_saved(checkpoint.progress, "training_distribution")
-            goes_on = same or self.lesson is not None
+            drawn_from = [*saved["curriculum"][self.progress.lesson :], saved["training_distribution"]]
+            goes_on = self.simulator.distribution == drawn_from[0]
             if goes_on:
                 state = {name: value.numpy() for name, value in own("simulator.").items()}
                 self.simulator.load_state_dict(state)
@@ -500,19 +531,17 @@ class TeacherTraining:
             if not goes_on:
                 self.buffer.drop_episodes(self._everywhere)
                 self.simulator.reset()
+            if self.progress.evaluated[-1]["distribution"] != self._evaluated_on:
+                self._forget_evaluations()
 
     def train_on(self, folder: CheckpointFolder) -> None:
         """Restore where another training has ended, as the beginning of this one; raises as `load` does.
 
         All of the replay memory is written with this training's first checkpoint. A target that the other one
-        has met has to be met anew, and patience begins anew; so does the best where evaluations differ.
+        has met has to be met anew, and patience begins anew.
         """
         self.load(folder, CHANGEABLE_WHEN_COMPLETED)
         self.buffer.mark_unsaved()
-        if self.lesson is None and not self._is_as_saved(folder.progress, "evaluation_distribution"):
-            self.progress.forget_evaluations()
-            self._unsaved_finalists = {}
-            self.note_evaluations()
         self.progress.target_hits = 0
         self.progress.compared_with_random = False
         if self.settings.patience is not None:
@@ -643,6 +672,7 @@ class TrainingProgress:
     gradients: list[dict[str, Any]] = field(default_factory=list)
 
     def forget_evaluations(self) -> None:
-        """Seek the best anew: evaluations are others from now on."""
+        """Forget what the evaluations so far have found, but for the history."""
         self.target_hits = self.evaluations_since_best = 0
         self.best_score, self.scores, self.finalists = [-1.0], [], []
+        self.compared_with_random = False

@@ -191,8 +191,9 @@ def test_the_default_preset_is_another_in_mazes_where_there_is_cuda(
     ("task", "preset", "why"),
     [
         ("point_u_maze", "cpu/mazes", "the default on the CPU for a task with walls"),
-        ("ant_u_maze", "cpu/ant", "the default on the CPU for legs that may fall"),
-        ("ant", "cpu/ant", "the default on the CPU for legs that may fall"),
+        ("ant_u_maze", "cpu/ant", "the default on the CPU for ant_u_maze"),
+        ("ant", "cpu/ant", "the default on the CPU for ant"),
+        ("humanoid_u_maze", "cpu/mazes", "the default on the CPU for a task with walls"),
         ("humanoid", "cpu", "the default on the CPU"),
         ("reacher", "cpu", "the default on the CPU"),
         ("examples/submarine/submarine.yaml", "cpu", "the default on the CPU"),
@@ -211,6 +212,13 @@ def test_a_task_with_walls_has_a_default_preset_of_its_own(given: str, task: str
     )
     named = CommonOptions("cpu", overrides, None, "cpu", False)
     assert named.resolve(TrainTeacherSettings, "train_teacher", flags).num_worlds == 64
+
+
+def test_settings_are_checked_with_the_default_preset_of_their_task():
+    """The ant's has the clock that a dither wants."""
+    common = CommonOptions(None, ("dither=0.3",), None, "cpu", False)
+    found = common.resolve(TrainTeacherSettings, "train_teacher", {"task": "ant"})
+    assert (found.dither, found.clock_s) == (0.3, 0.25)
 
 
 def test_a_home_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
