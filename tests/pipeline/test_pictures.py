@@ -73,6 +73,17 @@ def test_a_learning_curve_has_a_panel_a_metric(tmp_path, drawn):
     assert success.texts[0].get_text() == "0.900"
 
 
+def test_a_dashed_line_marks_from_where_other_goals_are_measured(tmp_path, drawn):
+    changes = {200_000.0: "goals of near → far", 300_000.0: "goals of far → evaluation"}
+    draw_learning_curve(tmp_path / "c.png", HISTORY, "Teacher", changes=changes)
+    for axes in drawn[0].axes:
+        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert [list(line.get_xdata()) for line in dashed] == [[place, place] for place in changes]
+    labels = [text for text in drawn[0].axes[0].texts if text.get_text() in changes.values()]
+    first, second = (text.get_window_extent() for text in labels)
+    assert not first.overlaps(second)
+
+
 def test_metrics_and_axis_can_be_chosen(tmp_path, drawn):
     history = [{"update": i, "loss": 1 / (i + 1), "kl": 1.0, "seconds": i} for i in range(50)]
     draw_learning_curve(

@@ -73,6 +73,11 @@ class TestWarnings:
         assert line.startswith("of training, 8 of 8 episodes end at their first step: robot.yaml, line 13, ")
         assert training_warnings(compile_task(str(write(Path.cwd(), PAGE))), 8, 0) == []
 
+    def test_near_goals_that_are_too_near(self) -> None:
+        page = PAGE + "near: {goal: {box: {low: [0.3, 0, -0.25], high: [0.4, 0, -0.15]}}}\n"
+        (line,) = training_warnings(compile_task(str(write(Path.cwd(), page))), 32, 0)
+        assert line.endswith("% of the episodes of near start within the success region of their goal.")
+
     def test_episodes_that_start_at_their_goal(self) -> None:
         page = changed(PAGE, "radius: 0.05", "radius: 5")
         assert "100% of the episodes start within the success region" in self.warnings(page)
