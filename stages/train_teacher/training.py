@@ -147,7 +147,7 @@ class TeacherTraining:
         self._metric_sums: dict[str, torch.Tensor] = {}
         self._metric_count = 0
         self._begin_lesson()
-        self.note_evaluations()
+        self._note_evaluations()
 
     def _begin_lesson(self) -> None:
         """Make the environments of the lesson, and what steps them and learns."""
@@ -218,7 +218,7 @@ class TeacherTraining:
     def _out_of(self, patience: int | None) -> bool:
         return patience is not None and self.progress.evaluations_since_best >= patience
 
-    def note_evaluations(self) -> None:
+    def _note_evaluations(self) -> None:
         """Add to the progress where evaluations draw starts and goals from, from now on."""
         self.progress.evaluated.append(
             {
@@ -374,7 +374,7 @@ class TeacherTraining:
         """Seek the best anew: evaluations are others from now on."""
         self.progress.forget_evaluations()
         self._unsaved_finalists = {}
-        self.note_evaluations()
+        self._note_evaluations()
 
     @property
     def _everywhere(self) -> Tensor:
