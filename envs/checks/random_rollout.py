@@ -167,9 +167,9 @@ def ended_at_once(rollout: RandomRollout, task: CompiledTask) -> str:
 
 
 def training_warnings(task: CompiledTask, worlds: int, seed: int) -> list[str]:
-    """Return what looks wrong in the first step of training, and of near goals.
+    """Return what looks wrong in the first step of the episodes of training and of near goals.
 
-    Episodes that are evaluation's are left out.
+    Those that are evaluation's are left out: `rollout_warnings` tells of them.
     """
     distributions, found = task.spec.distributions, []
     for name in task.spec.judged:

@@ -111,14 +111,14 @@ def test_without_patience_a_lesson_lasts(tmp_path: Path):
 
 
 def test_a_target_is_met_after_it_alone(tmp_path: Path):
-    """Half of the near goals are the target, and all of them were not enough to lead on."""
-    task = {
+    """A fifth of the near goals would meet the target; it takes all of them to lead on."""
+    targets = {
         "curriculum_success": 1.0,
         "target_success": 0.2,
         "target_evaluations": 1,
         "evaluation_episodes": 8,
     }
-    settings = near_first(tmp_path, NEAR, **task)
+    settings = near_first(tmp_path, NEAR, **targets)
     made = train_teacher.run(settings, make_context(tmp_path))
     rows = checkpoint_of(made).progress["history"]
     assert any(0.2 <= row["success"] < 1 for row in rows)
